@@ -1,0 +1,333 @@
+"""The agent: one connection between Kapacitor and one handler.
+
+It reads, dispatches and writes, and returns an account of how the connection
+went; it logs nothing itself and knows no path, process or signal.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
+
+from kapudf_cli.errors import (
+    ConnectionClosedError,
+    HandlerError,
+    InvalidWriteError,
+    KapudfError,
+    ProtocolError,
+)
+from kapudf_cli.outbox import Outbox
+from kapudf_cli.wire.codec import REQUESTS
+from kapudf_cli.wire.conversation import Incoming, IncomingOrder
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
+from kapudf_cli.wire.udf_pb2 import (
+    BeginBatch,
+    EndBatch,
+    InfoRequest,
+    InfoResponse,
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kapudf_cli.handler import Handler, Writer
+    from kapudf_cli.streams import Stream
+    from kapudf_cli.wire.codec import RequestMessage
+
+HandlerFactory: TypeAlias = "Callable[[Writer], Handler]"
+
+A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: After Init, data may flow once Kapacitor has no Restore left to send. It sends
+#: Restore right after it has read the answer to Init, and keepalives half a time-out
+#: apart: of two keepalives, the second cannot have overtaken a Restore.
+_KEEPALIVES_UNTIL_SETTLED = 2
+
+#: Kapacitor closes as soon as it has read an ErrorResponse. Closing before it has
+#: would give its next write a broken pipe, and the task would fail with that
+#: instead of the error's text.
+_DRAIN_S = 1.0
+
+
+class Reason(enum.StrEnum):
+    """Why a connection ended."""
+
+    CLOSED = "closed"
+    HANDLER_ERROR = "handler_error"
+    PROTOCOL_ERROR = "protocol_error"
+    STOPPED = "stopped"
+
+
+@dataclass
+class Account:
+    """What one connection did, up to now or in the end.
+
+    Counts are of messages, bytes of framed data. `unprocessed_bytes` arrived and
+    reached no handler; `error` is the cause where `reason` names a fault.
+    """
+
+    task_id: str = ""
+    node_id: str = ""
+    points_in: int = 0
+    points_out: int = 0
+    batches_in: int = 0
+    batches_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    unprocessed_bytes: int = 0
+    batch_unfinished: bool = False
+    duration_s: float = 0.0
+    reason: Reason = Reason.CLOSED
+    error: KapudfError | None = None
+    #: What `stop` raised, where the connection had ended for another reason.
+    stop_error: HandlerError | None = None
+
+
+class Agent:
+    """Serves one connection: `run` it in a thread, `stop` it from any other."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        handler: HandlerFactory,
+        *,
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        on_init: Callable[[Account], None] | None = None,
+    ) -> None:
+        """Serve `stream`, which becomes the agent's, with a handler of its own.
+
+        Args:
+            stream: where the bytes come from and go to.
+            handler: makes the handler; its class, as a rule.
+            max_frame_bytes: the longest frame taken or sent, in bytes.
+            on_init: called once Init has named the task and node.
+        """
+        self._stream = stream
+        self._factory = handler
+        self._handler: Handler | None = None
+        self._handler_name: str = getattr(handler, "__name__", "handler")
+        self._on_init = on_init
+        self._frames = FrameReader(max_frame_bytes)
+        self._order = IncomingOrder()
+        self._outbox = Outbox(stream, max_frame_bytes=max_frame_bytes, on_failure=stream.interrupt)
+        self._keepalives_since_init = 0
+        self._stopping = False
+        self._account = Account()
+
+    def run(self) -> Account:
+        """Serve until the connection ends; close it and return the account.
+
+        Raises nothing: every failure is in the account.
+        """
+        started = time.monotonic()
+        self._outbox.adopt()
+        try:
+            self._serve()
+        except ConnectionClosedError:
+            self._end(Reason.CLOSED)
+        except ProtocolError as error:
+            self._end(Reason.PROTOCOL_ERROR, error)
+        except HandlerError as error:
+            self._end(Reason.HANDLER_ERROR, error)
+        else:
+            self._end(Reason.CLOSED)
+        self._account.duration_s = time.monotonic() - started
+        return self._account
+
+    def stop(self) -> None:
+        """Process what has arrived, then end. From any thread; returns at once."""
+        self._stopping = True
+        self._stream.interrupt()
+
+    def abort(self) -> None:
+        """Break the connection, so that a peer that does not read holds nobody up."""
+        self._stream.abort()
+
+    # --- the way in ---
+
+    def _serve(self) -> None:
+        handler = self._handler = self._make_handler()
+        account = self._account
+        frames = self._frames
+        decode = REQUESTS.decode
+        receive = self._order.receive
+        point = handler.point
+        try:
+            while data := self._read():
+                account.bytes_in += len(data)
+                for frame in frames.feed(data):
+                    message = decode(frame)
+                    receive(type(message))
+                    if type(message) is not Point:
+                        self._dispatch(handler, message)
+                        # A handler may choose how it takes points, in init say.
+                        point = handler.point
+                        continue
+                    if account.points_in == 0:
+                        self._outbox.open_for_data()
+                    account.points_in += 1
+                    try:
+                        point(message)
+                    except BaseException as error:
+                        raise self._blame("point", error) from error
+                self._outbox.flush()
+            if self._outbox.failure is not None:
+                raise self._blame("write", self._outbox.failure)
+            if not self._stopping:
+                frames.finish()
+        except ProtocolError as error:
+            if error.offset is None:
+                error.offset = frames.offset
+            raise
+        self._stop_handler()
+        self._outbox.flush()
+
+    def _read(self) -> bytes:
+        try:
+            return self._stream.read()
+        except OSError as error:
+            # A reset is how a connection ends when a task is disabled while data
+            # is on its way to Kapacitor. It is nobody's fault.
+            raise ConnectionClosedError(str(error)) from error
+
+    def _dispatch(self, handler: Handler, message: RequestMessage) -> None:
+        match message:
+            case BeginBatch():
+                self._outbox.open_for_data()
+                self._call(handler.begin_batch, message)
+            case EndBatch():
+                self._account.batches_in += 1
+                self._call(handler.end_batch, message)
+            case KeepaliveRequest():
+                self._outbox.answer(KeepaliveResponse(time=message.time))
+                self._note_keepalive()
+            case SnapshotRequest():
+                # Kapacitor asks for a snapshot of a task that runs, so no Restore follows.
+                self._outbox.open_for_data()
+                self._answer(SnapshotResponse, handler.snapshot)
+            case RestoreRequest():
+                self._answer(RestoreResponse, handler.restore, message)
+                self._outbox.open_for_data()
+            case InitRequest():
+                self._init(handler, message)
+            case InfoRequest():
+                self._answer(InfoResponse, handler.info)
+            case _:  # pragma: no cover - IncomingOrder lets nothing else through
+                raise AssertionError(message)
+
+    def _init(self, handler: Handler, request: InitRequest) -> None:
+        self._account.task_id = request.taskID
+        self._account.node_id = request.nodeID
+        if self._on_init is not None:
+            self._on_init(self._account)
+        # Kapacitor asked for Info long ago on another connection; this one learns by
+        # itself what the handler declares.
+        self._outbox.declare(self._call(handler.info).provides)
+        if self._answer(InitResponse, handler.init, request).success:
+            self._keepalives_since_init = 0
+        else:
+            self._order.init_refused()
+
+    def _note_keepalive(self) -> None:
+        self._keepalives_since_init += 1
+        if (
+            self._keepalives_since_init == _KEEPALIVES_UNTIL_SETTLED
+            and self._order.state is not Incoming.BEFORE_INIT
+        ):
+            self._outbox.open_for_data()
+
+    def _answer(
+        self, expected: type[A], call: Callable[P, A], *args: P.args, **kwargs: P.kwargs
+    ) -> A:
+        """Call a method of the handler and send what it returns."""
+        response = self._call(call, *args, **kwargs)
+        try:
+            if type(response) is not expected:
+                problem = f"returned {type(response).__name__} where {expected.__name__} belongs"
+                raise TypeError(problem)
+            self._outbox.answer(response)
+        except (TypeError, InvalidWriteError) as error:
+            raise self._blame(call.__name__, error) from error
+        return response
+
+    # --- the handler ---
+
+    def _make_handler(self) -> Handler:
+        try:
+            return self._factory(self._outbox)
+        except BaseException as error:
+            raise self._blame("__init__", error) from error
+
+    def _call(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except BaseException as error:
+            # SystemExit too: a plugin's sys.exit() must not end a connection without a word.
+            raise self._blame(call.__name__, error) from error
+
+    def _blame(self, method: str, error: BaseException) -> HandlerError | ConnectionClosedError:
+        """Return whose fault it is that a method raised: the handler's, or a lost connection's."""
+        if self._outbox.broken is not None and _is_caused_by(error, ConnectionClosedError):
+            return ConnectionClosedError(str(error))
+        return HandlerError(self._handler_name, method, error)
+
+    def _stop_handler(self) -> None:
+        """Call the handler's last method, if there is a handler and it was not called yet."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            self._call(handler.stop)
+
+    # --- the end ---
+
+    def _end(self, reason: Reason, error: KapudfError | None = None) -> None:
+        """Tell Kapacitor, let the handler go, close, and complete the account."""
+        account = self._account
+        account.reason = Reason.STOPPED if self._stopping and reason is Reason.CLOSED else reason
+        account.error = error
+        unread = self._tell(error) if error is not None else 0
+        self._outbox.close()
+        try:
+            self._stop_handler()
+        except ConnectionClosedError:
+            pass
+        except HandlerError as stop_error:
+            if not _is_caused_by(stop_error, ConnectionClosedError):
+                account.stop_error = stop_error
+        unread += self._stream.close()
+        account.unprocessed_bytes = account.bytes_in - self._frames.offset + unread
+        account.points_out = self._outbox.points
+        account.batches_out = self._outbox.batches
+        account.bytes_out = self._outbox.bytes
+        account.batch_unfinished = self._outbox.in_batch
+
+    def _tell(self, error: KapudfError) -> int:
+        """Send an error to Kapacitor; return how many bytes of its input were thrown away."""
+        try:
+            self._outbox.fail(str(error))
+            self._outbox.flush()
+        except ConnectionClosedError:
+            return 0  # Kapacitor is gone and cannot be told; the account tells.
+        return self._stream.drain(_DRAIN_S)
+
+
+def _is_caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    """Return whether an exception, or one that it was raised from, is of a kind."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, kind):
+            return True
+        link = link.__cause__ or link.__context__
+    return False

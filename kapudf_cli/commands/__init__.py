@@ -1,0 +1,68 @@
+"""The command line: one file a command, and the only place that knows exit codes.
+
+A command is imported when it is called, and a command imports what it works
+with when it runs, so that `kapudf --help` is there at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+from kapudf_cli.errors import ConfigError, KapudfError, UnknownHandlerError
+
+#: What the user asked for cannot be done as it was asked; trying again is no use.
+EXIT_USAGE: Final = 2
+#: It was asked well, and failed.
+EXIT_FAILURE: Final = 1
+
+#: Each command, and the module and name of its function.
+_COMMANDS: Final = {
+    "serve": "kapudf_cli.commands.serve:serve",
+    "list-handlers": "kapudf_cli.commands.list_handlers:list_handlers",
+    "probe": "kapudf_cli.commands.probe:probe",
+    "check-config": "kapudf_cli.commands.check_config:check_config",
+}
+
+
+class Commands(click.Group):
+    """Finds commands by name, and turns the project's errors into a line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order in which people meet them."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        del ctx
+        target = _COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, name = target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; an error of the project's own is a line, not a traceback."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            for fault in error.faults:
+                click.echo(f"Error: {error.source}: {fault}", err=True)
+            ctx.exit(EXIT_USAGE)
+        except KapudfError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(EXIT_USAGE if isinstance(error, UnknownHandlerError) else EXIT_FAILURE)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kapudf", message="%(prog)s %(version)s")
+def main() -> None:
+    """Run user-defined functions (UDFs) for Kapacitor.
+
+    Write a handler class, register it as an entry point of the group
+    kapudf.handlers, and serve it on a Unix socket.
+    """

@@ -1,0 +1,45 @@
+"""`kapudf check-config`: whether a configuration file is fit to be served."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command("check-config")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--kapacitor",
+    "as_kapacitor",
+    is_flag=True,
+    help="Print the section to paste into kapacitor.conf.",
+)
+def check_config(file: Path, *, as_kapacitor: bool) -> None:
+    """Check a configuration file, and that its handlers can be loaded.
+
+    Says OK, or names every setting that is wrong and exits with 2.
+    """
+    from kapudf_cli import config, plugins
+    from kapudf_cli.errors import ConfigError, PluginError
+
+    settings = config.check(config.read(file), source=str(file))
+    faults = []
+    for name, function in settings.functions.items():
+        try:
+            plugins.find(function.handler).load()
+        except PluginError as error:
+            faults.append(f"functions.{name}.handler: {error}")
+    if faults:
+        raise ConfigError(str(file), faults)
+    click.echo(f"{file}: OK, {len(settings.functions)} function(s)", err=as_kapacitor)
+    if as_kapacitor:
+        click.echo("[udf]")
+        click.echo("[udf.functions]")
+        for name, function in settings.functions.items():
+            click.echo(f"    [udf.functions.{name}]")
+            # A JSON string is a TOML string.
+            click.echo(f"        socket = {json.dumps(os.path.abspath(function.socket))}")
+            click.echo('        timeout = "10s"')

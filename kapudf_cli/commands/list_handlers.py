@@ -1,0 +1,78 @@
+"""`kapudf list-handlers`: what is installed, broken plugins included."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from kapudf_cli.plugins import Plugin
+
+
+@click.command("list-handlers")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, for machines.")
+def list_handlers(*, as_json: bool) -> None:
+    """List the handlers that are installed.
+
+    They come from the entry points of the group kapudf.handlers. One that
+    cannot be loaded is listed with the reason.
+    """
+    from kapudf_cli import plugins
+    from kapudf_cli.commands.tables import aligned
+
+    installed = plugins.discover()
+    names = [plugin.name for plugin in installed]
+    rows = [_describe(plugin, ambiguous=names.count(plugin.name) > 1) for plugin in installed]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if not rows:
+        click.echo("no handlers are installed", err=True)
+        return
+    cells = [("NAME", "WANTS", "PROVIDES", "OPTIONS", "FROM", "WHAT IT DOES")]
+    cells += [
+        (
+            row["name"],
+            row["wants"] or "-",
+            row["provides"] or "-",
+            " ".join(row["options"] or ()) or "-",
+            f"{row['distribution']} {row['version']} ({row['target']})",
+            f"broken: {row['error']}" if row["error"] else row["summary"],
+        )
+        for row in rows
+    ]
+    for line in aligned(cells):
+        click.echo(line)
+
+
+def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
+    from kapudf_cli import in_process, tickscript
+    from kapudf_cli.errors import KapudfError
+
+    row: dict[str, Any] = {
+        "name": plugin.name,
+        "wants": None,
+        "provides": None,
+        "options": None,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "target": plugin.target,
+        "summary": "",
+        "error": None,
+    }
+    try:
+        handler = plugin.load()
+        row["summary"] = (inspect.getdoc(handler) or "").partition("\n")[0]
+        info = in_process.describe(handler)
+    except (KapudfError, OSError) as error:
+        row["error"] = str(error)
+        return row
+    row["wants"] = tickscript.edge_name(info.wants)
+    row["provides"] = tickscript.edge_name(info.provides)
+    row["options"] = tickscript.signatures(info)
+    if ambiguous:
+        row["error"] = f"another distribution offers '{plugin.name}' too; uninstall one"
+    return row

@@ -1,0 +1,56 @@
+"""`kapudf probe`: ask a running UDF what it is, as Kapacitor does at its start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--socket",
+    "path",
+    metavar="PATH",
+    required=True,
+    envvar="KAPUDF_SOCKET",
+    show_envvar=True,
+    help="Unix socket of the UDF.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="How long to wait for the answer, connecting included.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for machines.")
+def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
+    """Ask the UDF at a socket what it is, as Kapacitor does at its start.
+
+    Works with a UDF in any language. Exits with 0 if it answered well and with
+    1 if not, so that it can serve as a health check.
+    """
+    from kapudf_cli import kapacitor, tickscript
+
+    answer = kapacitor.probe(path, timeout_s=timeout_s)
+    info = answer.info
+    call = tickscript.snippet(Path(path).stem, info)
+    facts = {
+        "wants": tickscript.edge_name(info.wants),
+        "provides": tickscript.edge_name(info.provides),
+        "options": tickscript.signatures(info),
+        "tickscript": call,
+        "round_trip_s": round(answer.round_trip_s, 6),
+    }
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    click.echo(f"wants       {facts['wants']}")
+    click.echo(f"provides    {facts['provides']}")
+    click.echo(f"options     {' '.join(tickscript.signatures(info)) or 'none'}")
+    click.echo(f"TICKscript  {call}")
+    click.echo(f"round trip  {answer.round_trip_s * 1000:.2f} ms")

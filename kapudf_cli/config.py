@@ -1,0 +1,262 @@
+"""Settings: what there is, what is allowed, and the file they are read from.
+
+Each setting is declared once, as a field with its type, its default and a
+sentence that says what is allowed. From that come the checks of the file, of
+the environment and of the flags, and the words of every complaint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import typing
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from kapudf_cli import logs  # noqa: TC001 - msgspec reads the annotations at run time
+from kapudf_cli.errors import ConfigError
+from kapudf_cli.tickscript import IDENTIFIER, identifier
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+#: A frame must at least hold an InitRequest with some options.
+_MIN_FRAME_LIMIT_BYTES = 1024
+
+
+class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One function: a handler and the socket that it is served on."""
+
+    handler: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="the name of an installed handler, package.module:Class or file.py:Class",
+        ),
+    ]
+    socket: Annotated[str, Meta(min_length=1, description="the path of a Unix socket")]
+    socket_mode: Annotated[
+        str, Meta(pattern="^0[0-7]{3}$", description="four octal digits such as 0660")
+    ] = "0660"
+    socket_group: Annotated[
+        str | None, Meta(description="the name of a group, or null for the process's own")
+    ] = None
+    remove_stale: Annotated[bool, Meta(description="true or false")] = False
+    max_frame_bytes: Annotated[
+        int,
+        Meta(
+            ge=_MIN_FRAME_LIMIT_BYTES,
+            le=MAX_VARINT,
+            description=f"a number of bytes from {_MIN_FRAME_LIMIT_BYTES} to {MAX_VARINT}",
+        ),
+    ] = DEFAULT_MAX_FRAME_BYTES
+
+    @property
+    def mode(self) -> int:
+        """The socket's permission bits."""
+        return int(self.socket_mode, 8)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one `kapudf serve` does."""
+
+    functions: Annotated[
+        dict[str, FunctionSettings],
+        Meta(min_length=1, description="one entry or more, each a function's name and settings"),
+    ]
+    log_format: Annotated[logs.LogFormat, Meta(description="auto, console or json")] = "auto"
+    log_level: Annotated[logs.LogLevel, Meta(description="debug, info, warning or error")] = "info"
+    grace_period_s: Annotated[
+        float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")
+    ] = 10.0
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a YAML file says, as plain mappings, unchecked.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no YAML mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            str(path), [f"is not UTF-8: {error.reason} at byte {error.start}"]
+        ) from error
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), [_yaml_problem(error)]) from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), ["is no mapping of settings to values"])
+    return content
+
+
+def check(raw: dict[str, Any], *, source: str) -> Settings:
+    """Return checked settings.
+
+    Args:
+        raw: as `read` returns it.
+        source: the file's name, for complaints.
+
+    Raises:
+        ConfigError: with every fault found, each with its path in the file.
+    """
+    faults: list[str] = []
+    functions: dict[Any, Any] = {}
+    entries = raw.get("functions")
+    if isinstance(entries, dict):
+        for name, entry in entries.items():
+            place = f"functions.{name}"
+            if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
+                faults.append(
+                    f"{place}: a TICKscript cannot call this name; "
+                    "use letters, digits and underscores, and no digit first"
+                )
+            elif not isinstance(entry, dict):
+                faults.append(
+                    f"{place}: expected settings such as handler and socket, got {entry!r}"
+                )
+            else:
+                functions[name] = _convert(FunctionSettings, entry, place, faults)
+        _check_sockets({k: v for k, v in functions.items() if v is not None}, faults)
+        raw = {**raw, "functions": functions}
+    settings = _convert(Settings, raw, "", faults)
+    if faults or settings is None:
+        raise ConfigError(source, faults)
+    return settings
+
+
+def overlay(
+    raw: dict[str, Any], *, top: dict[str, Any], function: dict[str, Any], source: str
+) -> dict[str, Any]:
+    """Return `raw` with settings from flags and the environment put over it.
+
+    `top` goes over the settings at the top, `function` over those of every
+    function. Only where there is one function, or none yet, may `function` say
+    which handler and socket are meant.
+
+    Raises:
+        ConfigError: it says so where there are several.
+    """
+    functions = raw.get("functions", {})
+    if isinstance(functions, dict):
+        naming = [name for name in ("handler", "socket") if name in function]
+        if naming and len(functions) > 1:
+            options = " and ".join(f"--{name}" for name in naming)
+            raise ConfigError(
+                source,
+                [f"functions: there are {len(functions)}, and {options} can be for one only"],
+            )
+        if naming and not functions:
+            functions = {identifier(Path(function.get("socket", "function")).stem): {}}
+        functions = {
+            name: {**entry, **function} if isinstance(entry, dict) else entry
+            for name, entry in functions.items()
+        }
+    return {**raw, **top, "functions": functions}
+
+
+def check_value(settings: type[msgspec.Struct], name: str, value: object) -> str | None:
+    """Return what is wrong with one setting's value, None if nothing."""
+    field = next(field for field in msgspec.structs.fields(settings) if field.name == name)
+    try:
+        msgspec.convert(value, type=field.type, strict=True)
+    except msgspec.ValidationError:
+        return f"expected {_description(field.type)}, got {value!r}"
+    return None
+
+
+def _convert(settings: type[S], raw: dict[str, Any], place: str, faults: list[str]) -> S | None:
+    """Return `raw` as a struct, or None with the reasons added to `faults`."""
+    found = len(faults)
+    prefix = f"{place}." if place else ""
+    fields = {field.name: field for field in msgspec.structs.fields(settings)}
+    for name in raw:
+        if name not in fields:
+            nearest = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            faults.append(f"{prefix}{name}: unknown setting{hint}")
+    for name, field in fields.items():
+        if name not in raw:
+            if field.required:
+                faults.append(f"{prefix}{name}: missing; expected {_description(field.type)}")
+        elif not isinstance(raw[name], dict) or not raw[name]:
+            # A mapping's entries have been checked one by one before.
+            problem = check_value(settings, name, raw[name])
+            if problem:
+                faults.append(f"{prefix}{name}: {problem}")
+    if len(faults) > found:
+        return None
+    return settings(**{**raw, **_floats(fields, raw)})
+
+
+def _floats(fields: dict[str, msgspec.structs.FieldInfo], raw: dict[str, Any]) -> dict[str, float]:
+    """Return the settings written as whole numbers that are floats."""
+    return {
+        name: float(raw[name])
+        for name, field in fields.items()
+        if name in raw and typing.get_args(field.type)[:1] == (float,)
+    }
+
+
+def _check_sockets(functions: dict[str, FunctionSettings], faults: list[str]) -> None:
+    users: dict[str, str] = {}
+    for name, function in functions.items():
+        path = os.path.realpath(function.socket)
+        first = users.setdefault(path, name)
+        if first != name:
+            taken = f"{function.socket} is the socket of functions.{first} already"
+            faults.append(f"functions.{name}.socket: {taken}")
+
+
+def _description(annotation: object) -> str:
+    for part in typing.get_args(annotation):
+        if isinstance(part, Meta) and part.description:
+            return part.description
+    raise AssertionError(annotation)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without two of PyYAML's surprises.
+
+    A key that occurs twice is an error, not silently the last one. A number
+    with a leading zero stays text, so that `socket_mode: 0660` means what it
+    looks like; YAML 1.1 would make it 432.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
+        """Build a mapping, refusing a repeated key."""
+        keys: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in keys:
+                problem = f"the key {key_node.value!r} occurs twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if isinstance(key_node, yaml.ScalarNode):
+                keys.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int | str:
+    text = str(node.value)
+    if text.startswith("0") and text.isdigit() and len(text) > 1:
+        return text
+    return int(yaml.SafeLoader.construct_yaml_int(loader, node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())

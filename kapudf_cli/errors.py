@@ -1,0 +1,225 @@
+"""Every error that kapudf raises on purpose, in one hierarchy.
+
+An error's class says whose fault it is, its attributes hold the facts, and its
+message says in one line what happened, where, and what to do next. The module
+imports nothing of the project, so that every other module may import it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class KapudfError(Exception):
+    """The root: catch it to catch whatever kapudf raises on purpose."""
+
+
+# --- The peer's fault: bytes that are not the protocol --------------------------
+
+
+class ProtocolError(KapudfError):
+    """The peer sent what the protocol does not allow.
+
+    Attributes:
+        problem: what is wrong, without the place.
+        offset: where in the incoming stream the faulty frame starts, in bytes
+            from the connection's first, or None while that is not known.
+    """
+
+    def __init__(self, problem: str, *, offset: int | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.offset = offset
+
+    def __str__(self) -> str:
+        """Return the problem, and the place where it is known."""
+        if self.offset is None:
+            return self.problem
+        return f"{self.problem} (in the frame at byte {self.offset})"
+
+
+class VarintTooLongError(ProtocolError):
+    """A frame's length does not fit into 32 bits."""
+
+
+class FrameTooLongError(ProtocolError):
+    """A frame is announced as longer than the limit; none of it was kept."""
+
+    def __init__(self, length: int, limit: int, *, offset: int | None = None) -> None:
+        super().__init__(
+            f"a frame of {length} bytes is announced, the limit max_frame_bytes is {limit}",
+            offset=offset,
+        )
+        self.length = length
+        self.limit = limit
+
+
+class TruncatedFrameError(ProtocolError):
+    """The input ended inside a frame."""
+
+    def __init__(self, received: int, expected: int | None, *, offset: int | None = None) -> None:
+        whole = "its length is not complete" if expected is None else f"it has {expected}"
+        super().__init__(
+            f"the input ended inside a frame: {received} bytes of it came, {whole}",
+            offset=offset,
+        )
+        self.received = received
+        self.expected = expected
+
+
+class UndecodableMessageError(ProtocolError):
+    """A frame's bytes are not the protobuf message they should be."""
+
+
+class EmptyMessageError(ProtocolError):
+    """A Request or Response in which no message is set."""
+
+
+class UnexpectedMessageError(ProtocolError):
+    """A message that may not come at this point of the conversation."""
+
+
+# --- The handler's fault --------------------------------------------------------
+
+
+class HandlerError(KapudfError):
+    """A method of a handler raised; the exception is the `__cause__`.
+
+    Attributes:
+        handler: name of the handler's class.
+        method: name of the method that was called.
+        cause: what it raised.
+    """
+
+    def __init__(self, handler: str, method: str, cause: BaseException) -> None:
+        super().__init__(f"{handler}.{method} raised {describe(cause)}")
+        self.handler = handler
+        self.method = method
+        self.cause = cause
+        self.__cause__ = cause
+
+
+class InvalidWriteError(KapudfError):
+    """A handler wrote what would break Kapacitor's side; nothing of it was sent."""
+
+
+class ConnectionClosedError(KapudfError):
+    """A handler wrote to a connection that has ended."""
+
+
+# --- The plugin's fault ---------------------------------------------------------
+
+
+class PluginError(KapudfError):
+    """A handler could not be had from what the user named."""
+
+
+class UnknownHandlerError(PluginError):
+    """No installed distribution offers a handler of that name."""
+
+    def __init__(self, name: str, known: Sequence[str], nearest: str | None) -> None:
+        hint = f"; did you mean '{nearest}'?" if nearest else ""
+        installed = ", ".join(known) if known else "none"
+        super().__init__(f"no handler is named '{name}'{hint} (installed: {installed})")
+        self.name = name
+        self.known = tuple(known)
+        self.nearest = nearest
+
+
+class AmbiguousHandlerError(PluginError):
+    """Two or more distributions offer a handler of the same name."""
+
+    def __init__(self, name: str, sources: Sequence[str]) -> None:
+        super().__init__(
+            f"handler '{name}' is offered more than once, by {' and by '.join(sources)}; "
+            "uninstall one, or name the class itself as package.module:Class"
+        )
+        self.name = name
+        self.sources = tuple(sources)
+
+
+class HandlerImportError(PluginError):
+    """The code of a handler could not be imported; the cause is the `__cause__`."""
+
+    def __init__(self, name: str, source: str, cause: BaseException) -> None:
+        super().__init__(
+            f"handler '{name}' of {source} cannot be imported: {describe(cause)} "
+            "(the traceback is shown with --log-level debug)"
+        )
+        self.name = name
+        self.source = source
+        self.cause = cause
+        self.__cause__ = cause
+
+
+class NotAHandlerError(PluginError):
+    """What was named exists, but is no usable handler class."""
+
+
+# --- The socket, the configuration, the other side ------------------------------
+
+
+class SocketPathError(KapudfError):
+    """A Unix socket cannot be had at a path, for the reason that the message gives.
+
+    Attributes:
+        path: the path as the user gave it.
+        problem: the reason, without the path.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class SocketInUseError(SocketPathError):
+    """A live process serves the path; it was left alone.
+
+    Attributes:
+        pid: that process, or None where the system does not say.
+    """
+
+    def __init__(self, path: str, pid: int | None) -> None:
+        who = "another process" if pid is None else f"process {pid}"
+        super().__init__(path, f"{who} serves this socket already; stop it or choose another path")
+        self.pid = pid
+
+
+class StaleSocketError(SocketPathError):
+    """A socket is left over at the path and nobody serves it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path,
+            "a socket is left over here that nobody serves; "
+            "start with --remove-stale to have it removed",
+        )
+
+
+class ConfigError(KapudfError):
+    """A configuration is not usable.
+
+    Attributes:
+        source: the file, or a word for where the settings came from.
+        faults: one line each: the path of the setting, and what is wrong.
+    """
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        super().__init__("; ".join(f"{source}: {fault}" for fault in faults))
+        self.source = source
+        self.faults = tuple(faults)
+
+
+class ProbeError(KapudfError):
+    """A UDF did not answer as Kapacitor needs it to."""
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and text in one line, as for a log or Kapacitor."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name

@@ -1,0 +1,44 @@
+"""A handler served inside this process, by the very agent that serves it for real."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from kapudf_cli.agent import Agent
+from kapudf_cli.kapacitor import KapacitorSide, ask_info
+from kapudf_cli.streams import SocketStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.agent import HandlerFactory
+    from kapudf_cli.wire.udf_pb2 import InfoResponse
+
+#: A handler that takes longer to say what it is would fail Kapacitor's start as well.
+_DESCRIBE_TIMEOUT_S = 10.0
+
+
+@contextlib.contextmanager
+def served(handler: HandlerFactory, *, timeout_s: float) -> Iterator[KapacitorSide]:
+    """Serve `handler` on a socket pair, and give Kapacitor's end of it."""
+    ours, theirs = socket.socketpair()
+    agent = Agent(SocketStream(theirs), handler)
+    thread = threading.Thread(target=agent.run, name="in-process", daemon=True)
+    thread.start()
+    with KapacitorSide(ours, timeout_s=timeout_s) as side:
+        yield side
+    thread.join(timeout_s)
+
+
+def describe(handler: HandlerFactory) -> InfoResponse:
+    """Return what a handler says of itself.
+
+    Raises:
+        ProbeError: it failed to.
+        OSError: it did not in time.
+    """
+    with served(handler, timeout_s=_DESCRIBE_TIMEOUT_S) as side:
+        return ask_info(side)

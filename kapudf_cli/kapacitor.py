@@ -1,0 +1,202 @@
+"""Kapacitor's side of the conversation, against a UDF in any language."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from kapudf_cli.errors import ProbeError, ProtocolError
+from kapudf_cli.wire.codec import REQUESTS, RESPONSES
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
+from kapudf_cli.wire.udf_pb2 import ErrorResponse, InfoRequest, InfoResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+
+_READ_BYTES = 64 * 1024
+#: How long to wait before another try where a UDF's queue of connections is full.
+_RETRY_S = 0.02
+
+
+class KapacitorSide:
+    """One connection to a UDF, held as Kapacitor holds it.
+
+    Every wait is bounded: `timeout_s` counts from the making of the object, or
+    from the last `extend`.
+    """
+
+    def __init__(self, connection: socket.socket, *, timeout_s: float) -> None:
+        """Take over a connected stream socket."""
+        self._socket = connection
+        self._frames = FrameReader(DEFAULT_MAX_FRAME_BYTES)
+        self._responses = self._receive_all()
+        self.extend(timeout_s)
+
+    @classmethod
+    def connect(cls, path: str, *, timeout_s: float) -> Self:
+        """Connect to the UDF's socket.
+
+        Raises:
+            OSError: there is none, or nobody serves it, or it may not be used.
+            TimeoutError: its queue of connections stayed full.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.settimeout(timeout_s)
+                connection.connect(path)
+            except BlockingIOError:
+                # A Unix socket says EAGAIN at once where another would wait.
+                connection.close()
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(
+                        errno.ETIMEDOUT, "its queue of connections is full"
+                    ) from None
+                time.sleep(_RETRY_S)
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return cls(connection, timeout_s=max(deadline - time.monotonic(), 0.0))
+
+    def __enter__(self) -> Self:
+        """Return the connection itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self._socket.close()
+
+    def extend(self, timeout_s: float) -> None:
+        """Give whatever follows `timeout_s` seconds from now."""
+        self._deadline = time.monotonic() + timeout_s
+
+    def send(self, message: RequestMessage) -> None:
+        """Send one request."""
+        self.send_bytes(REQUESTS.encode(message))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send bytes as they are, be they frames or not."""
+        self._limit_wait()
+        self._socket.sendall(data)
+
+    def half_close(self) -> None:
+        """Say that no more will be sent, as Kapacitor does when a task ends."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def receive(self) -> ResponseMessage | None:
+        """Wait for the next response; None once the UDF has closed.
+
+        Raises:
+            ProtocolError: what came is no response, or ended inside one.
+            TimeoutError: nothing came in time.
+            OSError: the connection broke.
+        """
+        return next(self._responses, None)
+
+    def responses(self) -> Iterator[ResponseMessage]:
+        """Yield every response until the UDF closes; raises as `receive` does."""
+        return self._responses
+
+    def _receive_all(self) -> Iterator[ResponseMessage]:
+        while True:
+            self._limit_wait()
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                self._frames.finish()
+                return
+            for frame in self._frames.feed(data):
+                yield RESPONSES.decode(frame)
+
+    def _limit_wait(self) -> None:
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(errno.ETIMEDOUT, "timed out")
+        self._socket.settimeout(left_s)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a UDF said of itself, and how long it took from connect to answer."""
+
+    info: InfoResponse
+    round_trip_s: float
+
+
+def probe(path: str, *, timeout_s: float) -> Answer:
+    """Ask the UDF at a socket what it is, as Kapacitor does at its start.
+
+    Raises:
+        ProbeError: it did not answer, or not as Kapacitor needs it to.
+    """
+    started = time.monotonic()
+    try:
+        with KapacitorSide.connect(path, timeout_s=timeout_s) as side:
+            info = ask_info(side)
+    except ProbeError as error:
+        problem = f"{path}: {error}"
+        raise ProbeError(problem) from error
+    except TimeoutError as error:
+        problem = (
+            f"{path}: no answer within {timeout_s:g} s; is the UDF stuck, or its process stopped?"
+        )
+        raise ProbeError(problem) from error
+    except OSError as error:
+        raise ProbeError(f"{path}: {_why_not_connected(error)}") from error
+    return Answer(info, time.monotonic() - started)
+
+
+def ask_info(side: KapacitorSide) -> InfoResponse:
+    """Send Info, half-close, and return the answer.
+
+    Raises:
+        ProbeError: the answer is missing, garbled, an error, or another message.
+        OSError: the connection broke, or timed out.
+    """
+    try:
+        side.send(InfoRequest())
+        side.half_close()
+        response = side.receive()
+    except ProtocolError as error:
+        problem = f"the answer is no UDF's: {error}"
+        raise ProbeError(problem) from error
+    except (BrokenPipeError, ConnectionResetError) as error:
+        problem = "the UDF closed the connection without an answer; its log may say why"
+        raise ProbeError(problem) from error
+    match response:
+        case InfoResponse():
+            return response
+        case None:
+            problem = "the UDF closed the connection without an answer; its log may say why"
+        case ErrorResponse():
+            problem = f"the UDF answered with an error: {' '.join(response.error.split())}"
+        case _:
+            problem = f"the UDF answered Info with a {type(response).__name__}"
+    raise ProbeError(problem)
+
+
+def _why_not_connected(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOENT:
+            return "there is no such socket; is the UDF running?"
+        case errno.ECONNREFUSED:
+            return "connection refused; no process serves this path"
+        case errno.EACCES | errno.EPERM:
+            return "permission denied; the socket's mode or group keeps this user out"
+        case errno.ENOTSOCK | errno.EPROTOTYPE:
+            return "this is no stream socket"
+        case errno.ENOTDIR:
+            return "a part of this path is no folder"
+    return f"cannot connect: {error.strerror or error}"

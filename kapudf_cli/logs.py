@@ -1,0 +1,79 @@
+"""Logging: structlog for kapudf's own events and for what handlers log with the standard library.
+
+Always to stderr. For people on a terminal, as JSON objects, one a line, elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import Processor
+
+LogFormat: TypeAlias = Literal["auto", "console", "json"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+_STAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+def configure(log_format: LogFormat, level: LogLevel) -> None:
+    """Set logging up for the whole process; `auto` asks whether stderr is a terminal."""
+    for_people = sys.stderr.isatty() if log_format == "auto" else log_format == "console"
+    # What an event of ours and a record of the standard library have in common.
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        _STAMP,
+    ]
+    render: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if for_people:
+        render.append(
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,
+                pad_event_to=24,
+            )
+        )
+    else:
+        render += [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=repr, ensure_ascii=False),
+        ]
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=render)
+    )
+    # A full disk or a closed pipe behind stderr must not end a connection.
+    logging.raiseExceptions = False
+    logging.basicConfig(handlers=[output], level=level.upper(), force=True)
+    logging.captureWarnings(capture=True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    threading.excepthook = _log_thread_failure
+
+
+def get_logger() -> structlog.stdlib.BoundLogger:
+    """Return the logger of kapudf's own events."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("kapudf")
+    return logger
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    """Log what ended a thread that a handler had started."""
+    name = failure.thread.name if failure.thread else None
+    trace = (failure.exc_type, failure.exc_value, failure.exc_traceback)
+    get_logger().error("thread failed", thread=name, exc_info=trace)

@@ -1,0 +1,1 @@
+"""Sockets, signals and threads: what turns agents into a service."""

@@ -1,0 +1,71 @@
+"""Signals as something to wait for, beside sockets, in one loop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+
+class SignalQueue:
+    """Queues signals, and wakes whoever waits for `fileno` to become readable.
+
+    A handler that did more than queue could run between any two instructions of
+    the main thread. Only the main thread may enter and leave it.
+    """
+
+    def __init__(self, signals: Iterable[signal.Signals]) -> None:
+        """Queue these signals from `__enter__` to `__exit__`."""
+        self._signals = tuple(signals)
+        self._previous: dict[signal.Signals, object] = {}
+        self._receiver, self._sender = socket.socketpair()
+        self._receiver.settimeout(0)
+        self._sender.settimeout(0)
+
+    def __enter__(self) -> Self:
+        """Take the signals over."""
+        # The interpreter writes the number of each signal that has a handler.
+        self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        for number in self._signals:
+            self._previous[number] = signal.signal(number, _do_nothing)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give them back."""
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)  # type: ignore[arg-type]  # what signal() returned
+        signal.set_wakeup_fd(self._wakeup)
+        self._receiver.close()
+        self._sender.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `take` has something to say."""
+        return self._receiver.fileno()
+
+    def wake(self) -> None:
+        """Make `fileno` readable, from any thread, with no signal."""
+        # Full is awake already; closed is past caring.
+        with contextlib.suppress(OSError):
+            self._sender.send(b"\0")
+
+    def take(self) -> list[signal.Signals]:
+        """Return the queued signals of those asked for, in their order."""
+        received = bytearray()
+        with contextlib.suppress(BlockingIOError):
+            while data := self._receiver.recv(4096):
+                received += data
+        return [signal.Signals(number) for number in received if number in self._signals]
+
+
+def _do_nothing(number: int, frame: object) -> None:
+    """Be a handler, so that the interpreter reports the signal."""

@@ -1,0 +1,274 @@
+"""A listening Unix socket in the file system: who may have the path, and who may connect."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import grp
+import os
+import socket
+import stat
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from kapudf_cli.errors import SocketInUseError, SocketPathError, StaleSocketError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: sun_path has 108 bytes, the last one a NUL (unix(7)).
+MAX_PATH_BYTES = 107
+#: Kapacitor connects once a task and probes once; the kernel caps this at somaxconn.
+_BACKLOG = 1024
+_HAS_O_PATH = hasattr(os, "O_PATH")
+
+
+@dataclass(frozen=True)
+class PeerCredentials:
+    """The process at the other end of a Unix socket, as the kernel vouches for it."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(connection: socket.socket) -> PeerCredentials | None:
+    """Return who is at the other end, None on a system that does not say."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    layout = "3i"
+    answer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(layout))
+    return PeerCredentials(*struct.unpack(layout, answer))
+
+
+class SocketFile:
+    """A path that this process listens at, and no other.
+
+    For as long as it is open it holds a lock on `PATH.lock`. Of two servers
+    that start at one instant, both told to remove a stale socket, the one
+    without the lock never looks at the path.
+    """
+
+    def __init__(self, path: str, listener: socket.socket, lock: _PathLock) -> None:
+        """Keep what `bind` made; use `bind`."""
+        self.path = path
+        self.listener = listener
+        self._lock = lock
+        self._identity = _identity(path)
+        # Held open, so that the file's number cannot go to another file even if
+        # somebody removes this one. (O_PATH is Linux's.)
+        self._file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC) if _HAS_O_PATH else -1
+
+    @classmethod
+    def bind(
+        cls, path: str, *, mode: int = 0o660, group: str | None = None, remove_stale: bool = False
+    ) -> Self:
+        """Listen at `path`, with no moment in which more people may connect than asked.
+
+        Not to be called while other threads run: it sets the process's umask.
+
+        Args:
+            path: where; the folder must exist.
+            mode: the socket's permission bits; who may write to it may connect.
+            group: the socket's group, None for the process's own.
+            remove_stale: whether to remove a socket that nobody serves.
+
+        Raises:
+            SocketInUseError: a live process serves the path, or is about to.
+            StaleSocketError: a socket is left over there, and may not be removed.
+            SocketPathError: the path cannot be had for another reason.
+        """
+        _check_path(path)
+        gid = _group_id(path, group)
+        path = os.path.abspath(path)
+        with contextlib.ExitStack() as undo:
+            lock = _PathLock(path)
+            undo.callback(lock.release)
+            _make_way(path, remove_stale=remove_stale)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(listener.close)
+            with _explained(path):
+                # Created without a single permission, so that nobody connects
+                # before group and mode are what they should be. It listens
+                # before that, so that nobody who may connect finds it deaf.
+                umask = os.umask(0o777)
+                try:
+                    listener.bind(path)
+                finally:
+                    os.umask(umask)
+                undo.callback(os.unlink, path)
+                listener.listen(_BACKLOG)
+                if gid is not None:
+                    os.chown(path, -1, gid)
+                os.chmod(path, mode)
+            listener.settimeout(0)
+            socket_file = cls(path, listener, lock)
+            undo.pop_all()
+        return socket_file
+
+    def accept(self) -> socket.socket | None:
+        """Return the next connection, None if none waits.
+
+        Raises:
+            OSError: there is no descriptor or memory left for it.
+        """
+        try:
+            connection, _ = self.listener.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return None
+        return connection
+
+    def close(self) -> None:
+        """Accept no more; the path stays taken."""
+        self.listener.close()
+
+    def release(self) -> None:
+        """Give the path up: close, and remove the socket if it is still this one."""
+        self.close()
+        with contextlib.suppress(OSError):
+            if _identity(self.path) == self._identity:
+                os.unlink(self.path)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._lock.release()
+
+
+class _PathLock:
+    """An exclusive lock on `PATH.lock`, which goes with the process whatever ends it."""
+
+    def __init__(self, path: str) -> None:
+        """Take the lock, or raise SocketInUseError."""
+        self._path = f"{path}.lock"
+        while True:
+            with _explained(path):
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._descriptor = os.open(self._path, flags, 0o600)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(self._descriptor, 32)
+                os.close(self._descriptor)
+                pid = int(holder) if holder.strip().isdigit() else None
+                raise SocketInUseError(path, pid) from None
+            # Whoever held it last may have removed the file between our open
+            # and our lock; then the lock is on nothing that others see.
+            with contextlib.suppress(FileNotFoundError):
+                here = os.fstat(self._descriptor)
+                there = os.lstat(self._path)
+                if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                    break
+            os.close(self._descriptor)
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        """Remove the lock's file and let go of it."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+        os.close(self._descriptor)
+
+
+def _check_path(path: str) -> None:
+    length = len(os.fsencode(os.path.abspath(path)))
+    if length > MAX_PATH_BYTES:
+        problem = (
+            f"the path has {length} bytes, a Unix socket allows {MAX_PATH_BYTES}; "
+            "choose a shorter one"
+        )
+        raise SocketPathError(path, problem)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        problem = f"the folder {folder} does not exist; create it or choose another path"
+        raise SocketPathError(path, problem)
+
+
+def _group_id(path: str, group: str | None) -> int | None:
+    if group is None:
+        return None
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        problem = f"there is no group '{group}'; create it or choose another --socket-group"
+        raise SocketPathError(path, problem) from None
+
+
+def _make_way(path: str, *, remove_stale: bool) -> None:
+    """See to it that nothing is at `path`, or raise; the lock is held."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SocketPathError(path, _explain(error)) from error
+    if not stat.S_ISSOCK(found.st_mode):
+        problem = (
+            f"{_kind(found.st_mode)} is here, no socket; it was left alone, choose another path"
+        )
+        raise SocketPathError(path, problem)
+    if not _is_served(path):
+        if not remove_stale:
+            raise StaleSocketError(path)
+        with _explained(path):
+            os.unlink(path)
+
+
+def _is_served(path: str) -> bool:
+    """Return False if nobody listens at a socket; raise if somebody does, or might."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.settimeout(0)
+        try:
+            trial.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            # Its queue of connections is full: alive, and busy.
+            raise SocketInUseError(path, None) from None
+        except OSError as error:
+            problem = (
+                f"a socket is here, and whether it is served cannot be told: {_explain(error)}"
+            )
+            raise SocketPathError(path, problem) from error
+        peer = peer_credentials(trial)
+        raise SocketInUseError(path, peer.pid if peer else None)
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn the system's refusals into errors that name the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise SocketPathError(path, _explain(error)) from error
+
+
+def _explain(error: OSError) -> str:
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return "permission denied; this user may not do that here (folder, group or file)"
+        case errno.EADDRINUSE:
+            return "something appeared at this path just now; try again"
+        case errno.EROFS:
+            return "the file system is read-only; choose another path"
+        case errno.ELOOP:
+            return "the lock beside it is a symbolic link; remove that or choose another path"
+    return error.strerror or str(error)
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFREG: "a file",
+        stat.S_IFIFO: "a named pipe",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,133 @@
+"""Frames: an unsigned LEB128 varint that holds a length, and that many bytes.
+
+`FrameReader` is fed whatever pieces the input comes in and yields whole frames.
+It holds at most one unfinished frame, and never more of it than has arrived:
+a length is a claim, and no memory is taken on the sender's word.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kapudf_cli.errors import FrameTooLongError, TruncatedFrameError, VarintTooLongError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: No frame of a real task comes near: a point is some hundred bytes, and the one
+#: message that grows is a snapshot. 64 MiB is the default of max_frame_bytes.
+DEFAULT_MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+#: Kapacitor reads and writes the length as a 32-bit unsigned integer.
+MAX_VARINT = 0xFFFF_FFFF
+#: 32 bits in groups of seven take five bytes.
+_LAST_VARINT_SHIFT = 28
+
+
+def encode_varint(value: int) -> bytes:
+    """Return `value` (0 to 2**32 - 1) as an unsigned LEB128 varint of 1 to 5 bytes."""
+    if not 0 <= value <= MAX_VARINT:
+        message = f"{value} does not fit into an unsigned 32-bit varint"
+        raise ValueError(message)
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames, in whatever pieces it arrives.
+
+    Attributes:
+        offset: where the frame in hand starts, its length included, in bytes
+            from the first byte ever fed. Every frame before it has been taken;
+            at rest, it is where the next or the unfinished frame starts.
+    """
+
+    __slots__ = ("_fed", "_limit", "_needed", "_pending", "offset")
+
+    def __init__(self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        self._limit = max_frame_bytes
+        self._fed = 0
+        self._pending = bytearray()
+        # How long `_pending` must be before another look at it can tell more.
+        # Without it, a large frame that comes in small pieces would be copied
+        # once per piece.
+        self._needed = 0
+        self.offset = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:  # noqa: C901 - a call per byte would cost more than the frame
+        """Take in `data` and yield each frame that is now whole, without its length.
+
+        The iterator must be run to its end before `feed` is called again.
+
+        Raises:
+            VarintTooLongError: a length takes more than 32 bits.
+            FrameTooLongError: a length is over the limit. Frames before the
+                faulty one have been yielded by then.
+        """
+        self._fed += len(data)
+        if self._pending:
+            self._pending += data
+            if len(self._pending) < self._needed:
+                return
+            data = bytes(self._pending)
+            self._pending.clear()
+        base = self._fed - len(data)
+        end = len(data)
+        start = 0
+        while start < end:
+            self.offset = base + start
+            length = data[start]
+            body = start + 1
+            if length > 0x7F:
+                length &= 0x7F
+                shift = 7
+                while body < end:
+                    byte = data[body]
+                    body += 1
+                    length |= (byte & 0x7F) << shift
+                    if byte <= 0x7F:
+                        break
+                    if shift == _LAST_VARINT_SHIFT:
+                        raise self._varint_too_long()
+                    shift += 7
+                else:
+                    self._keep(data[start:], needed=body - start + 1)
+                    return
+                if length > MAX_VARINT:
+                    raise self._varint_too_long()
+            if length > self._limit:
+                raise FrameTooLongError(length, self._limit, offset=self.offset)
+            following = body + length
+            if following > end:
+                self._keep(data[start:], needed=following - start)
+                return
+            yield data[body:following]
+            start = following
+        self.offset = base + start
+
+    def finish(self) -> None:
+        """Say that the input has ended.
+
+        Raises:
+            TruncatedFrameError: it ended inside a frame.
+        """
+        if self._pending:
+            received = len(self._pending)
+            length_is_whole = any(byte <= 0x7F for byte in self._pending[:5])
+            raise TruncatedFrameError(
+                received,
+                self._needed if length_is_whole else None,
+                offset=self.offset,
+            )
+
+    def _keep(self, unfinished: bytes, *, needed: int) -> None:
+        self._pending += unfinished
+        self._needed = needed
+
+    def _varint_too_long(self) -> VarintTooLongError:
+        problem = "a frame's length takes more than 32 bits"
+        return VarintTooLongError(problem, offset=self.offset)
