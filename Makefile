@@ -1,0 +1,62 @@
+# Needs nothing but Python 3.11 or newer and make; everything else goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+PROTO := kapudf_cli/wire/udf
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format proto clean
+
+help:
+	@echo 'make demo    play real Kapacitor traffic through the mirror handler'
+	@echo 'make serve   serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
+	@echo 'make test    run the tests'
+	@echo 'make check   lint, types, and whether the generated code is fresh'
+	@echo 'make format  format the code'
+	@echo 'make proto   generate the protobuf code anew'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'kapudf needs Python 3.11 or newer; name one: make PYTHON=python3.12'; exit 1; }
+	@echo 'Installing into .venv (once, about a minute) ...'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python demo/mirror.py
+
+serve: $(INSTALLED)
+	$(BIN)/kapudf serve --socket /tmp/mirror.sock --handler mirror --remove-stale
+
+test: $(INSTALLED)
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy kapudf_cli handlers demo tests
+	@$(MAKE) --no-print-directory proto-drift
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(INSTALLED)
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. $(PROTO).proto
+
+# Generates into a folder of its own and compares with what is committed.
+.PHONY: proto-drift
+proto-drift: $(INSTALLED)
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out="$$fresh" --pyi_out="$$fresh" $(PROTO).proto && \
+	diff -u $(PROTO)_pb2.py "$$fresh/$(PROTO)_pb2.py" && \
+	diff -u $(PROTO)_pb2.pyi "$$fresh/$(PROTO)_pb2.pyi" || \
+		{ echo 'the generated code is not that of proto/: run make proto'; exit 1; }
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build dist

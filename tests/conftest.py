@@ -1,0 +1,49 @@
+"""Fixtures that any test may want."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.serve_process import ServeProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PLUGINS = Path(__file__).parent / "plugins"
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Give a folder with a path short enough for Unix sockets, unlike pytest's own."""
+    folder = tempfile.mkdtemp(prefix="kapudf-")
+    yield Path(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def socket_path(short_folder: Path) -> str:
+    """Give a path for a socket, where nothing is yet."""
+    return str(short_folder / "udf.sock")
+
+
+@pytest.fixture
+def serve(socket_path: str) -> Iterator[Callable[..., ServeProcess]]:
+    """Start `kapudf serve` at `socket_path` with a handler and more arguments, ready to use."""
+    with contextlib.ExitStack() as processes:
+
+        def start(handler: str, *arguments: str) -> ServeProcess:
+            process = ServeProcess("--socket", socket_path, "--handler", handler, *arguments)
+            return processes.enter_context(process).ready()
+
+        yield start
+
+
+def plugin(name: str) -> str:
+    """Return how `--handler` names a class in `tests/plugins`, given as file.py:Class."""
+    return str(PLUGINS / name)

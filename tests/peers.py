@@ -1,0 +1,67 @@
+"""The ends of a connection that a test holds itself, and an agent to put at the other."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from kapudf_cli.agent import Agent
+from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.streams import SocketStream
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kapudf_cli.agent import Account, HandlerFactory
+
+T = TypeVar("T")
+
+
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """Start `call` in a thread that holds up nobody; what it gives or raises is in the future."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+@dataclass(frozen=True)
+class ServedAgent:
+    """An agent at work, Kapacitor's end of its connection, and the socket under that end."""
+
+    agent: Agent
+    side: KapacitorSide
+    connection: socket.socket
+    ended: Future[Account]
+
+    def account(self) -> Account:
+        """Wait until the agent has ended; whatever `run` raised is raised here."""
+        return self.ended.result(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def agent_with(
+    handler: HandlerFactory,
+    *,
+    max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+    on_init: Callable[[Account], None] | None = None,
+) -> Iterator[ServedAgent]:
+    """Let an agent serve `handler` in a thread; its connection is closed on exit."""
+    ours, theirs = socket.socketpair()
+    agent = Agent(
+        SocketStream(theirs), handler, max_frame_bytes=max_frame_bytes, on_init=on_init
+    )
+    with KapacitorSide(ours, timeout_s=PATIENCE_S) as side:
+        yield ServedAgent(agent, side, ours, in_thread(agent.run))

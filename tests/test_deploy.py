@@ -1,0 +1,35 @@
+"""What is shipped for running kapudf in production is valid."""
+
+from __future__ import annotations
+
+import configparser
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kapudf_cli.commands.serve import serve
+
+UNIT = Path(__file__).parent.parent / "deploy" / "systemd" / "kapudf.service"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
+def test_systemd_accepts_the_unit() -> None:
+    """`systemd-analyze verify` has nothing to say about it."""
+    command = ["systemd-analyze", "verify", "--man=no", str(UNIT)]
+    verdict = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (verdict.returncode, verdict.stderr) == (0, "")
+
+
+def test_the_unit_calls_serve_with_options_that_there_are() -> None:
+    """The command line of the unit parses."""
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # keep the case of keys
+    unit.read(UNIT)
+    words = shlex.split(unit["Service"]["ExecStart"])
+    assert words[:3] == ["/usr/bin/env", "kapudf", "serve"]
+    context = serve.make_context("serve", words[3:])
+    assert context.params["config_file"] == Path("/etc/kapudf/config.yaml")
+    assert context.params["remove_stale"] is True
