@@ -56,10 +56,10 @@ R = TypeVar("R")
 #: apart: of two keepalives, the second cannot have overtaken a Restore.
 _KEEPALIVES_UNTIL_SETTLED = 2
 
-#: Kapacitor closes as soon as it has read an ErrorResponse. Closing before it has
-#: would give its next write a broken pipe, and the task would fail with that
-#: instead of the error's text.
-_DRAIN_S = 1.0
+#: How long Kapacitor may take to read what was sent last. Closing before it has would
+#: give its next write a broken pipe, for which it drops what it has not read: answers,
+#: or the error that the task should fail with.
+_SETTLE_TIMEOUT_S = 1.0
 
 
 class Reason(enum.StrEnum):
@@ -89,6 +89,8 @@ class Account:
     bytes_out: int = 0
     unprocessed_bytes: int = 0
     batch_unfinished: bool = False
+    #: Why the handler refused Init or Restore, None if it did not.
+    refusal: str | None = None
     duration_s: float = 0.0
     reason: Reason = Reason.CLOSED
     error: KapudfError | None = None
@@ -142,6 +144,9 @@ class Agent:
             self._end(Reason.PROTOCOL_ERROR, error)
         except HandlerError as error:
             self._end(Reason.HANDLER_ERROR, error)
+        except _RefusedError as error:
+            self._account.refusal = str(error)
+            self._end(Reason.CLOSED)
         else:
             self._end(Reason.CLOSED)
         self._account.duration_s = time.monotonic() - started
@@ -219,7 +224,8 @@ class Agent:
                 self._outbox.open_for_data()
                 self._answer(SnapshotResponse, handler.snapshot)
             case RestoreRequest():
-                self._answer(RestoreResponse, handler.restore, message)
+                restored = self._answer(RestoreResponse, handler.restore, message)
+                _check_success("restore", restored)
                 self._outbox.open_for_data()
             case InitRequest():
                 self._init(handler, message)
@@ -236,10 +242,8 @@ class Agent:
         # Kapacitor asked for Info long ago on another connection; this one learns by
         # itself what the handler declares.
         self._outbox.declare(self._call(handler.info).provides)
-        if self._answer(InitResponse, handler.init, request).success:
-            self._keepalives_since_init = 0
-        else:
-            self._order.init_refused()
+        _check_success("init", self._answer(InitResponse, handler.init, request))
+        self._keepalives_since_init = 0
 
     def _note_keepalive(self) -> None:
         self._keepalives_since_init += 1
@@ -297,7 +301,7 @@ class Agent:
         account = self._account
         account.reason = Reason.STOPPED if self._stopping and reason is Reason.CLOSED else reason
         account.error = error
-        unread = self._tell(error) if error is not None else 0
+        self._tell(error)
         self._outbox.close()
         try:
             self._stop_handler()
@@ -306,6 +310,11 @@ class Agent:
         except HandlerError as stop_error:
             if not _is_caused_by(stop_error, ConnectionClosedError):
                 account.stop_error = stop_error
+        unread = 0
+        if self._order.state is not Incoming.BEFORE_INIT or error is not None:
+            # A connection that only asked for Info is closed at once: kapacitord
+            # waits for that with its start.
+            unread = self._stream.settle(_SETTLE_TIMEOUT_S)
         unread += self._stream.close()
         account.unprocessed_bytes = account.bytes_in - self._frames.offset + unread
         account.points_out = self._outbox.points
@@ -313,14 +322,28 @@ class Agent:
         account.bytes_out = self._outbox.bytes
         account.batch_unfinished = self._outbox.in_batch
 
-    def _tell(self, error: KapudfError) -> int:
-        """Send an error to Kapacitor; return how many bytes of its input were thrown away."""
+    def _tell(self, error: KapudfError | None) -> None:
+        """Send what is pending and then the error, if Kapacitor is still there to be told."""
         try:
-            self._outbox.fail(str(error))
+            if error is not None:
+                self._outbox.fail(str(error))
             self._outbox.flush()
         except ConnectionClosedError:
-            return 0  # Kapacitor is gone and cannot be told; the account tells.
-        return self._stream.drain(_DRAIN_S)
+            pass  # The account tells.
+
+
+class _RefusedError(Exception):
+    """The handler answered Init or Restore with success=False.
+
+    Kapacitor fails the task, but leaves the connection open and goes on sending
+    keepalives; it is for the UDF to close it.
+    """
+
+
+def _check_success(method: str, response: InitResponse | RestoreResponse) -> None:
+    if not response.success:
+        problem = f"{method} was refused: {response.error or 'no reason given'}"
+        raise _RefusedError(problem)
 
 
 def _is_caused_by(error: BaseException, kind: type[BaseException]) -> bool:

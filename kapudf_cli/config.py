@@ -40,7 +40,7 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
     ]
     socket: Annotated[str, Meta(min_length=1, description="the path of a Unix socket")]
     socket_mode: Annotated[
-        str, Meta(pattern="^0[0-7]{3}$", description="four octal digits such as 0660")
+        str, Meta(pattern=r"^0[0-7]{3}\Z", description="four octal digits such as 0660")
     ] = "0660"
     socket_group: Annotated[
         str | None, Meta(description="the name of a group, or null for the process's own")
@@ -93,6 +93,8 @@ def read(path: Path) -> dict[str, Any]:
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(str(path), [_yaml_problem(error)]) from error
+    except RecursionError as error:
+        raise ConfigError(str(path), ["is nested too deeply"]) from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -111,24 +113,9 @@ def check(raw: dict[str, Any], *, source: str) -> Settings:
         ConfigError: with every fault found, each with its path in the file.
     """
     faults: list[str] = []
-    functions: dict[Any, Any] = {}
     entries = raw.get("functions")
-    if isinstance(entries, dict):
-        for name, entry in entries.items():
-            place = f"functions.{name}"
-            if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
-                faults.append(
-                    f"{place}: a TICKscript cannot call this name; "
-                    "use letters, digits and underscores, and no digit first"
-                )
-            elif not isinstance(entry, dict):
-                faults.append(
-                    f"{place}: expected settings such as handler and socket, got {entry!r}"
-                )
-            else:
-                functions[name] = _convert(FunctionSettings, entry, place, faults)
-        _check_sockets({k: v for k, v in functions.items() if v is not None}, faults)
-        raw = {**raw, "functions": functions}
+    if isinstance(entries, dict) and entries:
+        raw = {**raw, "functions": _check_functions(entries, faults)}
     settings = _convert(Settings, raw, "", faults)
     if faults or settings is None:
         raise ConfigError(source, faults)
@@ -151,11 +138,9 @@ def overlay(
     if isinstance(functions, dict):
         naming = [name for name in ("handler", "socket") if name in function]
         if naming and len(functions) > 1:
-            options = " and ".join(f"--{name}" for name in naming)
-            raise ConfigError(
-                source,
-                [f"functions: there are {len(functions)}, and {options} can be for one only"],
-            )
+            options = " and ".join(f"--{name} (or KAPUDF_{name.upper()})" for name in naming)
+            fault = f"functions: there are {len(functions)}, and {options} can be for one only"
+            raise ConfigError(source, [fault])
         if naming and not functions:
             functions = {identifier(Path(function.get("socket", "function")).stem): {}}
         functions = {
@@ -175,6 +160,26 @@ def check_value(settings: type[msgspec.Struct], name: str, value: object) -> str
     return None
 
 
+def _check_functions(entries: dict[Any, Any], faults: list[str]) -> dict[str, FunctionSettings]:
+    """Return the functions that are right, the reasons for the others added to `faults`."""
+    functions: dict[str, FunctionSettings] = {}
+    for name, entry in entries.items():
+        place = f"functions.{name}" if str(name).isprintable() else f"functions.{name!r}"
+        if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
+            faults.append(
+                f"{place}: a TICKscript cannot call this name; "
+                "use letters, digits and underscores, and no digit first"
+            )
+        if not isinstance(entry, dict):
+            faults.append(f"{place}: expected settings such as handler and socket, got {entry!r}")
+            continue
+        function = _convert(FunctionSettings, entry, place, faults)
+        if function is not None:
+            functions[name] = function
+    _check_sockets(functions, faults)
+    return functions
+
+
 def _convert(settings: type[S], raw: dict[str, Any], place: str, faults: list[str]) -> S | None:
     """Return `raw` as a struct, or None with the reasons added to `faults`."""
     found = len(faults)
@@ -189,11 +194,10 @@ def _convert(settings: type[S], raw: dict[str, Any], place: str, faults: list[st
         if name not in raw:
             if field.required:
                 faults.append(f"{prefix}{name}: missing; expected {_description(field.type)}")
-        elif not isinstance(raw[name], dict) or not raw[name]:
-            # A mapping's entries have been checked one by one before.
-            problem = check_value(settings, name, raw[name])
-            if problem:
-                faults.append(f"{prefix}{name}: {problem}")
+        elif name == "functions" and isinstance(raw[name], dict) and (raw[name] or faults):
+            continue  # its entries have been checked one by one
+        elif problem := check_value(settings, name, raw[name]):
+            faults.append(f"{prefix}{name}: {problem}")
     if len(faults) > found:
         return None
     return settings(**{**raw, **_floats(fields, raw)})
@@ -211,11 +215,16 @@ def _floats(fields: dict[str, msgspec.structs.FieldInfo], raw: dict[str, Any]) -
 def _check_sockets(functions: dict[str, FunctionSettings], faults: list[str]) -> None:
     users: dict[str, str] = {}
     for name, function in functions.items():
-        path = os.path.realpath(function.socket)
+        place = f"functions.{name}.socket"
+        try:
+            path = os.path.realpath(function.socket)
+            os.fsencode(path)
+        except ValueError as error:
+            faults.append(f"{place}: no file can have the path {function.socket!r}: {error}")
+            continue
         first = users.setdefault(path, name)
         if first != name:
-            taken = f"{function.socket} is the socket of functions.{first} already"
-            faults.append(f"functions.{name}.socket: {taken}")
+            faults.append(f"{place}: {function.socket} is the socket of functions.{first} already")
 
 
 def _description(annotation: object) -> str:
@@ -237,17 +246,28 @@ class _Loader(yaml.SafeLoader):
         """Build a mapping, refusing a repeated key."""
         keys: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.value in keys:
-                problem = f"the key {key_node.value!r} occurs twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in keys:
+                    problem = f"the key {key_node.value!r} occurs twice"
+                    raise yaml.constructor.ConstructorError(
+                        None, None, problem, key_node.start_mark
+                    )
                 keys.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's signature
+        """Build a value; one that looks like a date, say, and is none has a place too."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:
+            problem = f"{error}; quote it if it is text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int | str:
     text = str(node.value)
-    if text.startswith("0") and text.isdigit() and len(text) > 1:
+    digits = text.replace("_", "")
+    if digits.startswith("0") and digits.isdigit() and len(digits) > 1:
         return text
     return int(yaml.SafeLoader.construct_yaml_int(loader, node))
 

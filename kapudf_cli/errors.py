@@ -145,10 +145,7 @@ class HandlerImportError(PluginError):
     """The code of a handler could not be imported; the cause is the `__cause__`."""
 
     def __init__(self, name: str, source: str, cause: BaseException) -> None:
-        super().__init__(
-            f"handler '{name}' of {source} cannot be imported: {describe(cause)} "
-            "(the traceback is shown with --log-level debug)"
-        )
+        super().__init__(f"handler '{name}' of {source} cannot be imported: {describe(cause)}")
         self.name = name
         self.source = source
         self.cause = cause

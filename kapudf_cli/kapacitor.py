@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import stat
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -154,7 +156,7 @@ def probe(path: str, *, timeout_s: float) -> Answer:
         )
         raise ProbeError(problem) from error
     except OSError as error:
-        raise ProbeError(f"{path}: {_why_not_connected(error)}") from error
+        raise ProbeError(f"{path}: {_why_not_connected(path, error)}") from error
     return Answer(info, time.monotonic() - started)
 
 
@@ -187,16 +189,17 @@ def ask_info(side: KapacitorSide) -> InfoResponse:
     raise ProbeError(problem)
 
 
-def _why_not_connected(error: OSError) -> str:
-    match error.errno:
-        case errno.ENOENT:
-            return "there is no such socket; is the UDF running?"
-        case errno.ECONNREFUSED:
-            return "connection refused; no process serves this path"
-        case errno.EACCES | errno.EPERM:
-            return "permission denied; the socket's mode or group keeps this user out"
-        case errno.ENOTSOCK | errno.EPROTOTYPE:
-            return "this is no stream socket"
-        case errno.ENOTDIR:
-            return "a part of this path is no folder"
-    return f"cannot connect: {error.strerror or error}"
+#: What the system's refusals mean to whoever named a path.
+_REFUSALS = {
+    errno.ENOENT: "there is no such socket; is the UDF running?",
+    errno.ECONNREFUSED: "connection refused; no process serves this path",
+    errno.EACCES: "permission denied; the socket's mode or group keeps this user out",
+    errno.EPROTOTYPE: "this is no stream socket",
+    errno.ENOTDIR: "a part of this path is no folder",
+}
+
+
+def _why_not_connected(path: str, error: OSError) -> str:
+    if error.errno == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
+        return "this is no socket"
+    return _REFUSALS.get(error.errno or 0, f"cannot connect: {error.strerror or error}")

@@ -8,6 +8,7 @@ asked for.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -68,6 +69,12 @@ class Plugin:
             HandlerImportError: importing its module failed.
             NotAHandlerError: there is no such class, or it is no usable Handler.
         """
+        if not _is_dotted_name(self.attribute):
+            problem = (
+                f"handler '{self.name}': {self.source} names no class; "
+                "write package.module:Class or file.py:Class"
+            )
+            raise NotAHandlerError(problem)
         try:
             if self.module.endswith(".py"):
                 found: object = _import_file(Path(self.module))
@@ -114,8 +121,8 @@ def discover() -> list[Plugin]:
     plugins = {
         Plugin(
             name=entry.name,
-            module=entry.module,
-            attribute=entry.attr,
+            module=entry.value.partition(":")[0].strip(),
+            attribute=entry.value.partition(":")[2].strip(),
             distribution=entry.dist.name if entry.dist else None,
             version=entry.dist.version if entry.dist else None,
         )
@@ -151,13 +158,17 @@ def find(spec: str) -> Plugin:
 
 
 def _find_target(spec: str, module: str, attribute: str) -> Plugin:
-    if not all(part.isidentifier() for part in attribute.split(".")):
+    if not _is_dotted_name(attribute):
         problem = f"handler '{spec}' names no class; write package.module:Class or file.py:Class"
         raise NotAHandlerError(problem)
     if module.endswith(".py") and not Path(module).is_file():
         problem = f"handler '{spec}': there is no file {module}"
         raise NotAHandlerError(problem)
     return Plugin(name=spec, module=module, attribute=attribute)
+
+
+def _is_dotted_name(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -169,12 +180,10 @@ def _import_file(path: Path) -> ModuleType:
     # Pickle and dataclasses look a class's module up by its name, so it must have
     # one in sys.modules; a file called json.py must not take json's.
     name = path.stem
-    imported = sys.modules.get(name)
-    if imported is not None and getattr(imported, "__file__", None) != str(path):
-        name = f"kapudf_file_{path.stem}"
-        imported = sys.modules.get(name)
-    if imported is not None and getattr(imported, "__file__", None) == str(path):
-        return imported
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path):
+        name = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         problem = f"{path} is no Python file"

@@ -1,12 +1,14 @@
 """Where an agent's bytes come from and go to.
 
-A stream is blocking and belongs to one reading thread. Two calls may come from
-any other thread: `interrupt`, which lets the reader finish what has arrived and
-then see the end of input, and `abort`, which ends a blocked read or write now.
+A stream is blocking and has one reading thread. Any thread may write, one at a
+time. Two more calls may come from any thread at any time: `interrupt`, which
+lets the reader finish what has arrived and then see the end of input, and
+`abort`, which ends a blocked read or write now.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import os
@@ -21,6 +23,22 @@ from typing import Protocol
 #: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default), so a
 #: larger buffer would never fill, and one above 128 KiB makes malloc use mmap each time.
 _READ_BYTES = 64 * 1024
+
+#: A write that has waited for so long lets a piece of input be read ahead, and another
+#: one each time it has waited twice as long again. The peer may be a kapacitord that
+#: disables a task: it reads no more, and hangs with all of its HTTP API until its own
+#: last write is read.
+_STALLED_S = 0.5
+_STALLED_MAX_S = 5.0
+#: The most that is read ahead, for a peer that is only slow.
+_AHEAD_BYTES = 16 * 1024 * 1024
+
+#: How long a peer may take to pass on what it has read before its connection is
+#: closed. A kapacitord that still forwards a point when it sees the connection of a
+#: disabled task end can crash ("send on closed channel").
+_SETTLE_S = 0.1
+#: How often is looked whether the peer has read everything; nothing wakes for that.
+_LOOK_S = 0.01
 
 
 class Stream(Protocol):
@@ -46,10 +64,11 @@ class Stream(Protocol):
     def abort(self) -> None:
         """Break the connection, so that no call blocks any longer. From any thread."""
 
-    def drain(self, timeout_s: float) -> int:
-        """End the output and throw input away until the peer ends it, or `timeout_s` is over.
+    def settle(self, timeout_s: float) -> int:
+        """Wait until the peer has read all that was written, and had a moment to pass it on.
 
-        Returns how many bytes were thrown away.
+        Input that comes meanwhile is thrown away; returns how many bytes of it.
+        Ends after `timeout_s` at the latest, or when the peer has closed.
         """
 
     def close(self) -> int:
@@ -70,30 +89,48 @@ class SocketStream:
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
+        # Held by whoever takes input from the socket: the reader, or a writer that
+        # waits for room while the reader is busy.
+        self._reading = threading.Lock()
+        self._ahead: collections.deque[bytes] = collections.deque()
+        self._ahead_bytes = 0
+        self._ended = False
+        # Bytes still to be read after an interrupt, None before one.
+        self._remaining: int | None = None
         # Guards the descriptors above against use after close: their numbers may
         # belong to somebody else by then.
         self._open = True
         self._lifetime = threading.Lock()
-        # Bytes still to be read after an interrupt, None before one.
-        self._remaining: int | None = None
 
     def read(self) -> bytes:
         """Wait for input and return it; see `Stream.read`."""
-        if self._remaining is None:
-            ready = self._poll.poll()
-            if any(descriptor == self._wake for descriptor, _ in ready):
-                self._remaining = self._arrived()
-            else:
-                return self._socket.recv(_READ_BYTES)
-        if self._remaining == 0:
-            return b""
-        data = self._socket.recv(min(self._remaining, _READ_BYTES))
-        self._remaining -= len(data)
-        return data
+        with self._reading:
+            if self._ahead:
+                data = self._ahead.popleft()
+                self._ahead_bytes -= len(data)
+                return data
+            if self._ended:
+                return b""
+            if self._remaining is None:
+                ready = self._poll.poll()
+                if all(descriptor != self._wake for descriptor, _ in ready):
+                    return self._socket.recv(_READ_BYTES)
+                self._remaining = self._count(termios.FIONREAD)
+            if self._remaining == 0:
+                return b""
+            data = self._socket.recv(min(self._remaining, _READ_BYTES))
+            self._remaining -= len(data)
+            return data
 
     def write(self, data: bytes) -> None:
         """Write all of `data`; see `Stream.write`."""
-        self._socket.sendall(data)
+        rest = memoryview(data)
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
+            if not rest:
+                return
+            self._wait_for_room()
 
     def interrupt(self) -> None:
         """Let the reader finish with what has arrived; see `Stream.interrupt`."""
@@ -106,18 +143,29 @@ class SocketStream:
         with self._lifetime, contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def drain(self, timeout_s: float) -> int:
-        """Throw away what still comes; see `Stream.drain`."""
+    def settle(self, timeout_s: float) -> int:
+        """Wait until the peer has what was written; see `Stream.settle`."""
         thrown_away = 0
-        deadline = time.monotonic() + timeout_s
+        started = time.monotonic()
+        read_at: float | None = None
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-            while (left_s := deadline - time.monotonic()) > 0:
-                self._socket.settimeout(left_s)
-                data = self._socket.recv(_READ_BYTES)
-                if not data:
+            while (now := time.monotonic()) - started < timeout_s:
+                if self._count(termios.TIOCOUTQ) > 0:
+                    read_at = None
+                elif read_at is None:
+                    read_at = now
+                elif now - read_at >= _SETTLE_S:
                     break
-                thrown_away += len(data)
+                for _, event in poll.poll(_LOOK_S * 1000):
+                    if event & (select.POLLHUP | select.POLLERR):
+                        return thrown_away
+                    data = self._socket.recv(_READ_BYTES)
+                    thrown_away += len(data)
+                    if not data:
+                        # The end of its input says nothing of whether it reads.
+                        poll.modify(self._socket, 0)
         return thrown_away
 
     def close(self) -> int:
@@ -126,16 +174,45 @@ class SocketStream:
             if not self._open:
                 return 0
             self._open = False
-            unread = self._arrived()
+            unread = self._count(termios.FIONREAD) + self._ahead_bytes
             self._socket.close()
             os.close(self._wake)
             os.close(self._waker)
         return unread
 
-    def _arrived(self) -> int:
-        """Return how many bytes the kernel holds for us (SIOCINQ, see unix(7))."""
+    def _wait_for_room(self) -> None:
+        """Wait until something can be written; where that takes long, read ahead."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        patience_s = _STALLED_S
+        while not poll.poll(patience_s * 1000):
+            patience_s = min(patience_s * 2, _STALLED_MAX_S)
+            # Where the reader reads by itself, nothing needs to be done for it.
+            if self._reading.acquire(blocking=False):
+                try:
+                    self._read_ahead()
+                finally:
+                    self._reading.release()
+
+    def _read_ahead(self) -> None:
+        if self._ended or self._remaining is not None or self._ahead_bytes >= _AHEAD_BYTES:
+            return
         try:
-            answer = fcntl.ioctl(self._socket, termios.FIONREAD, b"\0" * 4)
+            data = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""  # The write will find out by itself that the connection broke.
+        if data:
+            self._ahead.append(data)
+            self._ahead_bytes += len(data)
+        else:
+            self._ended = True
+
+    def _count(self, which: int) -> int:
+        """Return how many bytes wait in one direction: FIONREAD or TIOCOUTQ, see unix(7)."""
+        try:
+            answer = fcntl.ioctl(self._socket, which, b"\0" * 4)
         except OSError:
             return 0
         return int(struct.unpack("i", answer)[0])

@@ -1,7 +1,7 @@
 """The command line: one file a command, and the only place that knows exit codes.
 
 A command is imported when it is called, and a command imports what it works
-with when it runs, so that `kapudf --help` is there at once.
+with when it runs: what one of them needs, `kapudf --help` does not wait for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from kapudf_cli.errors import ConfigError, KapudfError, UnknownHandlerError
+from kapudf_cli.errors import AmbiguousHandlerError, ConfigError, KapudfError, UnknownHandlerError
 
 #: What the user asked for cannot be done as it was asked; trying again is no use.
 EXIT_USAGE: Final = 2
@@ -54,8 +54,10 @@ class Commands(click.Group):
                 click.echo(f"Error: {error.source}: {fault}", err=True)
             ctx.exit(EXIT_USAGE)
         except KapudfError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(EXIT_USAGE if isinstance(error, UnknownHandlerError) else EXIT_FAILURE)
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            click.echo(f"Error: {error}{notes}", err=True)
+            wrong_call = isinstance(error, UnknownHandlerError | AmbiguousHandlerError)
+            ctx.exit(EXIT_USAGE if wrong_call else EXIT_FAILURE)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

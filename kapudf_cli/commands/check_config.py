@@ -36,10 +36,10 @@ def check_config(file: Path, *, as_kapacitor: bool) -> None:
         raise ConfigError(str(file), faults)
     click.echo(f"{file}: OK, {len(settings.functions)} function(s)", err=as_kapacitor)
     if as_kapacitor:
-        click.echo("[udf]")
-        click.echo("[udf.functions]")
         for name, function in settings.functions.items():
-            click.echo(f"    [udf.functions.{name}]")
-            # A JSON string is a TOML string.
-            click.echo(f"        socket = {json.dumps(os.path.abspath(function.socket))}")
-            click.echo('        timeout = "10s"')
+            # A JSON string is a TOML string, but for one control character.
+            path = json.dumps(os.path.abspath(function.socket), ensure_ascii=False)
+            path = path.replace("\x7f", "\\u007f")
+            click.echo(f"[udf.functions.{name}]")
+            click.echo(f"    socket = {path}")
+            click.echo('    timeout = "10s"')

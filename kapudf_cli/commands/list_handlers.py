@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +27,9 @@ def list_handlers(*, as_json: bool) -> None:
 
     installed = plugins.discover()
     names = [plugin.name for plugin in installed]
-    rows = [_describe(plugin, ambiguous=names.count(plugin.name) > 1) for plugin in installed]
+    # A plugin that prints must not get between the rows.
+    with contextlib.redirect_stdout(sys.stderr):
+        rows = [_describe(plugin, ambiguous=names.count(plugin.name) > 1) for plugin in installed]
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
@@ -65,7 +69,7 @@ def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
     }
     try:
         handler = plugin.load()
-        row["summary"] = (inspect.getdoc(handler) or "").partition("\n")[0]
+        row["summary"] = inspect.cleandoc(handler.__doc__ or "").partition("\n")[0]
         info = in_process.describe(handler)
     except (KapudfError, OSError) as error:
         row["error"] = str(error)

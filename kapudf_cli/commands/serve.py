@@ -153,6 +153,7 @@ def serve(config_file: Path | None, **flags: object) -> None:
                 handler = plugins.find(function.handler).load()
             except HandlerImportError as error:
                 log.debug("handler cannot be imported", function=name, exc_info=error.cause)
+                error.add_note("the traceback is shown with --log-level debug")
                 raise
             socket = SocketFile.bind(
                 function.socket,

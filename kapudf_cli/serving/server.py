@@ -261,6 +261,8 @@ def _log_finish(log: BoundLogger, account: Account) -> None:
         facts["unprocessed_bytes"] = account.unprocessed_bytes
     if account.batch_unfinished:
         facts["batch_unfinished"] = True
+    if account.refusal is not None:
+        facts["refusal"] = account.refusal
     if account.stop_error is not None:
         log.error("stop failed", error=str(account.stop_error), exc_info=account.stop_error.cause)
     match account.reason:
@@ -269,6 +271,8 @@ def _log_finish(log: BoundLogger, account: Account) -> None:
             log.error("connection finished", **facts, error=str(account.error), exc_info=cause)
         case Reason.PROTOCOL_ERROR:
             log.warning("connection finished", **facts, error=str(account.error))
+        case _ if account.refusal is not None:
+            log.warning("connection finished", **facts)
         case _:
             log.info("connection finished", **facts)
 

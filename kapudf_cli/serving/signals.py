@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import signal
 import socket
@@ -22,6 +23,7 @@ class SignalQueue:
     def __init__(self, signals: Iterable[signal.Signals]) -> None:
         """Queue these signals from `__enter__` to `__exit__`."""
         self._signals = tuple(signals)
+        self._queue: collections.deque[signal.Signals] = collections.deque()
         self._previous: dict[signal.Signals, object] = {}
         self._receiver, self._sender = socket.socketpair()
         self._receiver.settimeout(0)
@@ -29,10 +31,11 @@ class SignalQueue:
 
     def __enter__(self) -> Self:
         """Take the signals over."""
-        # The interpreter writes the number of each signal that has a handler.
+        # The interpreter writes a byte for each signal that has a handler. What is
+        # in that byte does not matter: where many wake at once, some find no room.
         self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in self._signals:
-            self._previous[number] = signal.signal(number, _do_nothing)
+            self._previous[number] = signal.signal(number, self._enqueue)
         return self
 
     def __exit__(
@@ -60,12 +63,14 @@ class SignalQueue:
 
     def take(self) -> list[signal.Signals]:
         """Return the queued signals of those asked for, in their order."""
-        received = bytearray()
         with contextlib.suppress(BlockingIOError):
-            while data := self._receiver.recv(4096):
-                received += data
-        return [signal.Signals(number) for number in received if number in self._signals]
+            while self._receiver.recv(4096):
+                pass
+        taken = []
+        while self._queue:
+            taken.append(self._queue.popleft())
+        return taken
 
-
-def _do_nothing(number: int, frame: object) -> None:
-    """Be a handler, so that the interpreter reports the signal."""
+    def _enqueue(self, number: int, frame: object) -> None:
+        del frame
+        self._queue.append(signal.Signals(number))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAX_PATH_BYTES = 107
 #: Kapacitor connects once a task and probes once; the kernel caps this at somaxconn.
 _BACKLOG = 1024
+#: Room for the number of a process.
+_LOCK_BYTES = 32
 _HAS_O_PATH = hasattr(os, "O_PATH")
 
 
@@ -51,15 +53,14 @@ class SocketFile:
     without the lock never looks at the path.
     """
 
-    def __init__(self, path: str, listener: socket.socket, lock: _PathLock) -> None:
+    def __init__(
+        self, path: str, listener: socket.socket, lock: _PathLock, held: _HeldFile
+    ) -> None:
         """Keep what `bind` made; use `bind`."""
         self.path = path
         self.listener = listener
         self._lock = lock
-        self._identity = _identity(path)
-        # Held open, so that the file's number cannot go to another file even if
-        # somebody removes this one. (O_PATH is Linux's.)
-        self._file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC) if _HAS_O_PATH else -1
+        self._held = held
 
     @classmethod
     def bind(
@@ -99,12 +100,14 @@ class SocketFile:
                 finally:
                     os.umask(umask)
                 undo.callback(os.unlink, path)
+                held = _HeldFile(path)
+                undo.callback(held.close)
                 listener.listen(_BACKLOG)
                 if gid is not None:
-                    os.chown(path, -1, gid)
-                os.chmod(path, mode)
+                    os.chown(held.name, -1, gid)
+                os.chmod(held.name, mode)
             listener.settimeout(0)
-            socket_file = cls(path, listener, lock)
+            socket_file = cls(path, listener, lock, held)
             undo.pop_all()
         return socket_file
 
@@ -128,12 +131,38 @@ class SocketFile:
         """Give the path up: close, and remove the socket if it is still this one."""
         self.close()
         with contextlib.suppress(OSError):
-            if _identity(self.path) == self._identity:
+            if self._held.is_at(self.path):
                 os.unlink(self.path)
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._held.close()
         self._lock.release()
+
+
+class _HeldFile:
+    """A file held fast, whatever becomes of its path.
+
+    While it is held its number goes to no other file, even if somebody removes
+    it, and `name` leads to it and nowhere else, even if somebody puts a link in
+    its place. (Both need Linux's O_PATH; elsewhere the path has to do.)
+    """
+
+    def __init__(self, path: str) -> None:
+        """Hold the file at `path`."""
+        self._descriptor = -1
+        self.name = path
+        if _HAS_O_PATH:
+            self._descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self.name = f"/proc/self/fd/{self._descriptor}"
+        self._identity = _identity(os.lstat(path) if not _HAS_O_PATH else os.stat(self.name))
+
+    def is_at(self, path: str) -> bool:
+        """Return whether `path` still is this file."""
+        return _identity(os.lstat(path)) == self._identity
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class _PathLock:
@@ -142,27 +171,34 @@ class _PathLock:
     def __init__(self, path: str) -> None:
         """Take the lock, or raise SocketInUseError."""
         self._path = f"{path}.lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
-            with _explained(path):
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            with _explained(self._path):
                 self._descriptor = os.open(self._path, flags, 0o600)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                holder = os.read(self._descriptor, _LOCK_BYTES)
+                if not holder.strip().isdigit() and holder:
+                    problem = "this is no lock of kapudf's, and was left alone; choose another path"
+                    raise SocketPathError(self._path, problem)
+                # Whoever held it last may have removed the file between our open
+                # and our lock; then the lock is on nothing that others see.
+                with contextlib.suppress(FileNotFoundError):
+                    if _identity(os.fstat(self._descriptor)) == _identity(os.lstat(self._path)):
+                        break
             except BlockingIOError:
-                holder = os.read(self._descriptor, 32)
+                holder = os.read(self._descriptor, _LOCK_BYTES)
                 os.close(self._descriptor)
                 pid = int(holder) if holder.strip().isdigit() else None
                 raise SocketInUseError(path, pid) from None
-            # Whoever held it last may have removed the file between our open
-            # and our lock; then the lock is on nothing that others see.
-            with contextlib.suppress(FileNotFoundError):
-                here = os.fstat(self._descriptor)
-                there = os.lstat(self._path)
-                if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
-                    break
+            except BaseException:
+                os.close(self._descriptor)
+                raise
             os.close(self._descriptor)
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        # The process's number is for people; on a full disk it is missing.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Remove the lock's file and let go of it."""
@@ -180,8 +216,15 @@ def _check_path(path: str) -> None:
         )
         raise SocketPathError(path, problem)
     folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
+    try:
+        mode = os.stat(folder).st_mode
+    except (FileNotFoundError, NotADirectoryError):
         problem = f"the folder {folder} does not exist; create it or choose another path"
+        raise SocketPathError(path, problem) from None
+    except OSError as error:
+        raise SocketPathError(path, _explain(error)) from error
+    if not stat.S_ISDIR(mode):
+        problem = f"{folder} is no folder; choose another path"
         raise SocketPathError(path, problem)
 
 
@@ -255,7 +298,9 @@ def _explain(error: OSError) -> str:
         case errno.EROFS:
             return "the file system is read-only; choose another path"
         case errno.ELOOP:
-            return "the lock beside it is a symbolic link; remove that or choose another path"
+            return "this is a symbolic link, no lock of kapudf's; choose another path"
+        case errno.EISDIR:
+            return "this is a folder, no lock of kapudf's; choose another path"
     return error.strerror or str(error)
 
 
@@ -269,6 +314,5 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def _identity(path: str) -> tuple[int, int]:
-    status = os.lstat(path)
+def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino

@@ -90,10 +90,6 @@ class IncomingOrder:
             raise UnexpectedMessageError(problem)
         self.state = following
 
-    def init_refused(self) -> None:
-        """Note that Init was answered with an error: it might be tried again."""
-        self.state = Incoming.BEFORE_INIT
-
 
 class OutgoingOrder:
     """Follows what a handler writes, and refuses what would break Kapacitor.

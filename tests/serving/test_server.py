@@ -220,6 +220,7 @@ def test_two_hundred_connections_are_served_side_by_side(serve: Serve, socket_pa
             assert side.receive() == Point(time=number)
         for side in tasks:
             side.half_close()
+        for side in tasks:
             assert side.receive() is None
     finished = process.await_events("connection finished", 200, reason="closed", points_in=1)
     assert {event["task_id"] for event in finished} == {f"task-{n}" for n in range(200)}

@@ -1,0 +1,227 @@
+"""`kapudf list-handlers`, with real distributions, good and broken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import kapudf_cli
+from tests.plugins.distributions import PLAIN, environment, install
+from tests.serve_process import KAPUDF, PATIENCE_S
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPTIONS = '''
+from kapudf_cli import BATCH, BOOL, DURATION, INT, Handler, OptionInfo
+
+
+class Busy(Handler):
+    """Counts everything."""
+
+    wants = BATCH
+
+    def info(self):
+        info = super().info()
+        info.options["window"].CopyFrom(OptionInfo(valueTypes=[DURATION, INT]))
+        info.options["all"].CopyFrom(OptionInfo(valueTypes=[BOOL]))
+        return info
+
+    def point(self, point):
+        pass
+'''
+
+#: What info() does wrong, and what is said of it.
+BAD_INFO = {
+    "raises": ("raise LookupError('no\\n  model')", "BadInfo.info raised LookupError: no model"),
+    "exits": ("raise SystemExit('no licence')", "BadInfo.info raised SystemExit: no licence"),
+    "nothing": ("return None", "info"),
+    "other": ("return 'an answer'", "info"),
+}
+
+
+def bad_info(body: str) -> str:
+    """Return a module whose handler cannot say what it is."""
+    text = PLAIN.replace("Plain", "BadInfo")
+    return f"{text}\n    def info(self):\n        {body}\n"
+
+
+def list_handlers(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where the distributions in `folder` are installed."""
+    return subprocess.run(
+        [*KAPUDF, "list-handlers", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=environment(folder),
+        cwd=folder,
+        check=False,
+    )
+
+
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what the command says for machines, by name."""
+    result = list_handlers(folder, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    return {row["name"]: row for row in json.loads(result.stdout)}
+
+
+def test_the_mirror_is_a_row(tmp_path: Path) -> None:
+    """Everything is known of kapudf's own handler."""
+    assert rows(tmp_path)["mirror"] == {
+        "name": "mirror",
+        "wants": "stream",
+        "provides": "stream",
+        "options": ["field(STRING, DOUBLE)"],
+        "distribution": "kapudf",
+        "version": kapudf_cli.__version__,
+        "target": "kapudf_handlers.mirror:Mirror",
+        "summary": "Sends every point back; field(name, value) sets a field on each.",
+        "error": None,
+    }
+
+
+def test_a_stranger_s_handler_is_a_row(tmp_path: Path) -> None:
+    """Edges, options by name, origin, and the docstring's first line are its own."""
+    install(tmp_path, "acme-udfs", {"busy": "acme_busy:Busy"}, {"acme_busy": OPTIONS}, version="2")
+    assert rows(tmp_path)["busy"] == {
+        "name": "busy",
+        "wants": "batch",
+        "provides": "stream",
+        "options": ["all(BOOL)", "window(DURATION, INT)"],
+        "distribution": "acme-udfs",
+        "version": "2",
+        "target": "acme_busy:Busy",
+        "summary": "Counts everything.",
+        "error": None,
+    }
+
+
+def test_the_table_has_a_heading_and_a_line_for_each(tmp_path: Path) -> None:
+    """Columns line up, and a handler without options has a dash."""
+    install(
+        tmp_path,
+        "acme",
+        {"busy": "acme_busy:Busy", "plain": "acme_plain:Plain"},
+        {"acme_busy": OPTIONS, "acme_plain": PLAIN},
+    )
+    result = list_handlers(tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    heading, busy, mirror, plain = result.stdout.splitlines()
+    assert heading.split() == ["NAME", "WANTS", "PROVIDES", "OPTIONS", "FROM", "WHAT", "IT", "DOES"]
+    assert busy.split()[:3] == ["busy", "batch", "stream"]
+    assert mirror.startswith("mirror ")
+    assert plain.split()[:4] == ["plain", "stream", "stream", "-"]
+    assert busy[heading.index("OPTIONS") :].startswith("all(BOOL) window(DURATION, INT)")
+    assert busy[heading.index("FROM") :].startswith("acme 1.0 (acme_busy:Busy)")
+    assert busy[heading.index("WHAT") :] == "Counts everything."
+    assert plain[heading.index("WHAT") :] == "Drops every point."
+
+
+def test_a_handler_without_a_docstring_has_no_summary(tmp_path: Path) -> None:
+    """It does not borrow the one of Handler, which tells authors to subclass it."""
+    text = (
+        "from kapudf_cli import Handler\nclass Mute(Handler):\n    def point(self, point): pass\n"
+    )
+    install(tmp_path, "acme", {"mute": "acme_mute:Mute"}, {"acme_mute": text})
+    assert rows(tmp_path)["mute"]["summary"] == ""
+
+
+def test_a_broken_plugin_is_a_row_and_hides_no_other(tmp_path: Path) -> None:
+    """Its cause is in the table, with the distribution, in one line."""
+    install(
+        tmp_path,
+        "acme",
+        {"bad": "acme_bad:Bad", "plain": "acme_plain:Plain"},
+        {"acme_bad": "raise RuntimeError('first\\n  second')", "acme_plain": PLAIN},
+    )
+    result = list_handlers(tmp_path)
+    assert result.returncode == 0
+    _, bad, mirror, plain = result.stdout.splitlines()
+    assert bad.split()[:4] == ["bad", "-", "-", "-"]
+    assert "acme 1.0 (acme_bad:Bad)" in bad
+    assert "broken: " in bad
+    assert "RuntimeError: first second" in bad
+    assert mirror.startswith("mirror ")
+    assert plain.startswith("plain ")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "cause"),
+    [
+        ("acme_m:Bad", "def f(:\n", "SyntaxError"),
+        ("acme_m:Bad", "import no_such_module_anywhere", "no_such_module_anywhere"),
+        ("acme_m:Bad", "import sys; sys.exit(3)", "SystemExit: 3"),
+        ("acme_m:Bad", PLAIN, "acme_m has no 'Bad'; handlers there: Plain"),
+        ("acme_m:Bad", "Bad = 1", "is no subclass of kapudf_cli.Handler"),
+        ("acme_gone:Bad", "", "No module named 'acme_gone'"),
+        ("acme_m", PLAIN, ""),
+    ],
+    ids=["syntax", "import", "exit", "attribute", "not a class", "module", "no attribute"],
+)
+def test_every_way_to_be_broken_is_a_row(
+    tmp_path: Path, target: str, text: str, cause: str
+) -> None:
+    """Whatever is wrong with one plugin, the others are listed."""
+    install(tmp_path, "acme", {"bad": target}, {"acme_m": text})
+    found = rows(tmp_path)
+    assert found["mirror"]["error"] is None
+    assert found["bad"]["error"]
+    assert cause in found["bad"]["error"]
+    assert found["bad"]["wants"] is None
+
+
+def test_an_entry_point_that_is_none_hides_no_other(tmp_path: Path) -> None:
+    """Nonsense in one distribution leaves the others listed."""
+    install(tmp_path, "acme", {"bad": "this is no entry point!"}, {})
+    assert rows(tmp_path)["mirror"]["error"] is None
+
+
+@pytest.mark.parametrize("kind", BAD_INFO)
+def test_a_plugin_that_cannot_say_what_it_is_is_a_row(tmp_path: Path, kind: str) -> None:
+    """It loads, so its summary is known, and the cause is in its row alone."""
+    body, cause = BAD_INFO[kind]
+    install(tmp_path, "acme", {"bad": "acme_bad:BadInfo"}, {"acme_bad": bad_info(body)})
+    found = rows(tmp_path)
+    assert cause in found["bad"]["error"]
+    assert "\n" not in found["bad"]["error"]
+    assert found["bad"]["summary"] == "Drops every point."
+    assert found["mirror"]["error"] is None
+
+
+def test_a_plugin_that_cannot_be_made_is_a_row(tmp_path: Path) -> None:
+    """Kapacitor makes a handler to ask for its options, and so does the list."""
+    text = f"{PLAIN}\n    def __init__(self, agent):\n        raise OSError('no disk')\n"
+    install(tmp_path, "acme", {"bad": "acme_bad:Plain"}, {"acme_bad": text})
+    assert "OSError: no disk" in rows(tmp_path)["bad"]["error"]
+
+
+def test_a_name_offered_twice_is_two_rows_that_say_so(tmp_path: Path) -> None:
+    """Both are listed with their origin, and both with the trouble."""
+    install(tmp_path, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
+    install(tmp_path, "rival", {"plain": "rival_plain:Plain"}, {"rival_plain": PLAIN})
+    result = list_handlers(tmp_path, "--json")
+    both = [row for row in json.loads(result.stdout) if row["name"] == "plain"]
+    assert [row["distribution"] for row in both] == ["acme", "rival"]
+    assert all("another distribution offers 'plain' too" in row["error"] for row in both)
+
+
+def test_a_plugin_that_prints_does_not_spoil_the_json(tmp_path: Path) -> None:
+    """A machine reads stdout, whatever a plugin says while it is imported."""
+    text = f"print('Welcome to Acme!')\n{PLAIN}"
+    install(tmp_path, "acme", {"loud": "acme_loud:Plain"}, {"acme_loud": text})
+    result = list_handlers(tmp_path, "--json")
+    assert [row["name"] for row in json.loads(result.stdout)] == ["loud", "mirror"]
+
+
+def test_other_alphabets_are_kept(tmp_path: Path) -> None:
+    """A docstring is printed as it was written."""
+    text = PLAIN.replace("Drops every point.", "Zählt 漢字.")
+    install(tmp_path, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": text})
+    assert rows(tmp_path)["plain"]["summary"] == "Zählt 漢字."
+    assert "Zählt 漢字." in list_handlers(tmp_path).stdout

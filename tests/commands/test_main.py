@@ -1,0 +1,89 @@
+"""The command line as a whole: what there is, and how failures look."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import kapudf_cli
+from kapudf_cli.commands import main
+from tests.serve_process import KAPUDF, PATIENCE_S
+
+COMMANDS = ["serve", "list-handlers", "probe", "check-config"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run kapudf to its end."""
+    return subprocess.run(
+        [*KAPUDF, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_command(flag: str) -> None:
+    """Whoever is new sees what there is, in the order in which it is needed."""
+    result = CliRunner().invoke(main, [flag])
+    assert result.exit_code == 0
+    places = [result.stdout.find(f"\n  {command} ") for command in COMMANDS]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command: str) -> None:
+    """It begins with how the command is called, and goes to stdout."""
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main {command} [OPTIONS]")
+    assert result.stderr == ""
+
+
+def test_the_version_is_the_distribution_s() -> None:
+    """`kapudf --version` says what is installed."""
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"kapudf {kapudf_cli.__version__}\n")
+
+
+def test_an_unknown_command_is_refused() -> None:
+    """The command is named, and the exit status says that the call was wrong."""
+    result = CliRunner().invoke(main, ["sreve"])
+    assert result.exit_code == 2
+    assert "No such command 'sreve'" in result.stderr
+
+
+def test_an_unknown_option_is_refused() -> None:
+    """The option is named, with the one that was meant."""
+    result = CliRunner().invoke(main, ["serve", "--sokcet", "/x"])
+    assert result.exit_code == 2
+    assert "--sokcet" in result.stderr
+    assert "--socket" in result.stderr
+
+
+def test_the_program_is_called_kapudf() -> None:
+    """Help shows the name that people type, not Python's for the module."""
+    assert run("--help").stdout.startswith("Usage: kapudf [OPTIONS]")
+
+
+@pytest.mark.parametrize("module", ["msgspec", "structlog", "yaml", "kapudf_cli.serving.server"])
+def test_help_does_not_wait_for_what_it_does_not_need(module: str) -> None:
+    """Showing help imports neither libraries that only one command needs, nor the server."""
+    code = f"""
+import sys
+from click.testing import CliRunner
+from kapudf_cli.commands import main
+assert CliRunner().invoke(main, ["--help"]).exit_code == 0
+assert CliRunner().invoke(main, ["serve", "--help"]).exit_code == 0
+print({module!r} in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
+    assert result.stdout == "False\n"

@@ -1,0 +1,671 @@
+"""`kapudf serve`: what its flags, its environment and its file make of it, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import json
+import os
+import socket
+import stat
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kapudf_cli.kapacitor import KapacitorSide, probe
+from tests.conftest import plugin
+from tests.plugins.distributions import PLAIN, environment, install
+from tests.serve_process import KAPUDF, PATIENCE_S, ServeProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+#: A frame's length that is beyond any limit, and nothing more.
+HUGE_FRAME = b"\xff\xff\xff\xff\x0f"
+
+
+def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `kapudf serve` to its end, which must come by itself."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KAPUDF_")}
+    return subprocess.run(
+        [*KAPUDF, "serve", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env={**kept, **(env or {})},
+        check=False,
+    )
+
+
+def refusal(*arguments: str, status: int = 2, env: Mapping[str, str] | None = None) -> str:
+    """Return what `kapudf serve` says when it refuses; nothing goes to stdout."""
+    result = run(*arguments, env=env)
+    assert (result.returncode, result.stdout) == (status, ""), result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def groups() -> list[str]:
+    """Return the names of three groups that this process may give a file to."""
+    allowed = None if os.geteuid() == 0 else {os.getegid(), *os.getgroups()}
+    found = [
+        entry.gr_name for entry in grp.getgrall() if allowed is None or entry.gr_gid in allowed
+    ]
+    if len(found) < 3:
+        pytest.skip("this user has too few groups")
+    return found[-3:]
+
+
+def leave_stale(path: str) -> None:
+    """Leave a socket at a path that nobody serves."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+
+
+def write_config(folder: Path, functions: object, **top: object) -> str:
+    """Write a configuration file and return its path."""
+    file = folder / "kapudf.yaml"
+    # JSON is YAML.
+    file.write_text(json.dumps({"functions": functions, **top}), encoding="utf-8")
+    return str(file)
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, env: Mapping[str, str] | None = None) -> Iterator[ServeProcess]:
+    """Run `kapudf serve` with exactly this until it is ready."""
+    with ServeProcess(*arguments, env=env) as process:
+        yield process.ready()
+
+
+def observed(process: ServeProcess, path: str) -> dict[str, Any]:
+    """Stop a server, and return its settings as they show from outside."""
+    found = os.stat(path)
+    listening = process.event("listening")
+    with KapacitorSide.connect(path, timeout_s=PATIENCE_S) as side:
+        side.send_bytes(HUGE_FRAME)
+        error = process.event("connection finished", reason="protocol_error")["error"]
+    assert process.stop() == 0
+    return {
+        "handler": listening["handler"],
+        "socket": listening["socket"],
+        "socket_mode": f"{stat.S_IMODE(found.st_mode):04o}",
+        "socket_group": grp.getgrgid(found.st_gid).gr_name,
+        "max_frame_bytes": int(error.split("max_frame_bytes is ")[1].split()[0]),
+        "grace_period_s": process.event("stopping")["grace_period_s"],
+    }
+
+
+# --- flags beat the environment, which beats the file, which beats the defaults ---
+
+
+class Sources:
+    """Each setting's value in the file, in the environment and on the command line."""
+
+    def __init__(self, folder: Path) -> None:
+        """Have different values everywhere, sockets in `folder`."""
+        self.folder = folder
+        by_file, by_environment, by_flag = groups()
+        captured = plugin("captured.py")
+        self.in_file: dict[str, Any] = {
+            "handler": f"{captured}:StreamMirror",
+            "socket": str(folder / "file.sock"),
+            "socket_mode": "0600",
+            "socket_group": by_file,
+            "max_frame_bytes": 2001,
+            "grace_period_s": 1.5,
+        }
+        self.in_environment: dict[str, Any] = {
+            "handler": f"{captured}:BatchMirror",
+            "socket": str(folder / "environment.sock"),
+            "socket_mode": "0640",
+            "socket_group": by_environment,
+            "max_frame_bytes": 2002,
+            "grace_period_s": 2.5,
+        }
+        self.in_flags: dict[str, Any] = {
+            "handler": "mirror",
+            "socket": str(folder / "flag.sock"),
+            "socket_mode": "0666",
+            "socket_group": by_flag,
+            "max_frame_bytes": 2003,
+            "grace_period_s": 3.5,
+        }
+
+    def config(self, *names: str) -> list[str]:
+        """Return the flag for a file that has these settings."""
+        function = {name: self.in_file[name] for name in names if name != "grace_period_s"}
+        top = {name: self.in_file[name] for name in names if name == "grace_period_s"}
+        return ["--config", write_config(self.folder, {"f": function}, **top)]
+
+    def environment(self, *names: str) -> dict[str, str]:
+        """Return the variables for these settings."""
+        return {
+            f"KAPUDF_{name.removesuffix('_s').upper()}": str(self.in_environment[name])
+            for name in names
+        }
+
+    def flags(self, *names: str) -> list[str]:
+        """Return the flags for these settings."""
+        return [
+            word
+            for name in names
+            for word in (
+                f"--{name.removesuffix('_s').replace('_', '-')}",
+                str(self.in_flags[name]),
+            )
+        ]
+
+
+def shown(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as `observed` shows them: a handler by the name of its class."""
+    handler = settings["handler"].rpartition(":")[2].replace("mirror", "Mirror")
+    return {**settings, "handler": handler}
+
+
+@pytest.fixture
+def sources(short_folder: Path) -> Sources:
+    """Give three sources of settings."""
+    return Sources(short_folder)
+
+
+def test_two_flags_are_enough(socket_path: str) -> None:
+    """Without anything else the defaults count."""
+    with serving("--socket", socket_path, "--handler", "mirror") as process:
+        assert observed(process, socket_path) == {
+            "handler": "Mirror",
+            "socket": socket_path,
+            "socket_mode": "0660",
+            "socket_group": grp.getgrgid(os.getegid()).gr_name,
+            "max_frame_bytes": 64 * 1024 * 1024,
+            "grace_period_s": 10.0,
+        }
+
+
+def test_the_file_beats_the_defaults(sources: Sources) -> None:
+    """With a file alone, everything is as it says."""
+    with serving(*sources.config(*sources.in_file)) as process:
+        assert observed(process, sources.in_file["socket"]) == shown(sources.in_file)
+
+
+def test_the_environment_beats_the_file(sources: Sources) -> None:
+    """A KAPUDF_ variable counts where the file says otherwise."""
+    arguments = sources.config(*sources.in_file)
+    with serving(*arguments, env=sources.environment(*sources.in_environment)) as process:
+        found = observed(process, sources.in_environment["socket"])
+    assert found == shown(sources.in_environment)
+
+
+def test_flags_beat_the_environment_and_the_file(sources: Sources) -> None:
+    """A flag counts whatever else says otherwise."""
+    arguments = [*sources.config(*sources.in_file), *sources.flags(*sources.in_flags)]
+    with serving(*arguments, env=sources.environment(*sources.in_environment)) as process:
+        assert observed(process, sources.in_flags["socket"]) == shown(sources.in_flags)
+
+
+def test_the_environment_alone_is_enough(sources: Sources) -> None:
+    """A container can be told everything without a flag or a file."""
+    with serving(env=sources.environment(*sources.in_environment)) as process:
+        found = observed(process, sources.in_environment["socket"])
+    assert found == shown(sources.in_environment)
+
+
+def test_each_setting_comes_from_the_strongest_source_that_has_it(sources: Sources) -> None:
+    """Sources are merged setting by setting, not one replacing another."""
+    arguments = [
+        *sources.config("handler", "socket", "socket_mode", "grace_period_s"),
+        *sources.flags("socket_mode"),
+    ]
+    with serving(*arguments, env=sources.environment("max_frame_bytes")) as process:
+        found = observed(process, sources.in_file["socket"])
+    assert found == {
+        **shown(sources.in_file),
+        "socket_mode": sources.in_flags["socket_mode"],
+        "socket_group": grp.getgrgid(os.getegid()).gr_name,
+        "max_frame_bytes": sources.in_environment["max_frame_bytes"],
+    }
+
+
+def test_the_file_may_be_named_by_the_environment(sources: Sources) -> None:
+    """KAPUDF_CONFIG is as good as --config."""
+    _, file = sources.config(*sources.in_file)
+    with serving(env={"KAPUDF_CONFIG": file}) as process:
+        assert process.event("listening")["socket"] == sources.in_file["socket"]
+
+
+@pytest.mark.parametrize(
+    ("said", "removed"),
+    [
+        ((None, None, None), False),
+        ((False, None, None), False),
+        ((True, None, None), True),
+        ((False, "true", None), True),
+        ((True, "false", None), False),
+        ((True, "0", None), False),
+        ((None, "1", None), True),
+        ((False, None, "--remove-stale"), True),
+        ((True, None, "--keep-stale"), False),
+        ((False, "false", "--remove-stale"), True),
+        ((True, "true", "--keep-stale"), False),
+    ],
+)
+def test_whether_stale_sockets_are_removed_has_the_same_order(
+    socket_path: str,
+    short_folder: Path,
+    said: tuple[bool | None, str | None, str | None],
+    *,
+    removed: bool,
+) -> None:
+    """A setting of yes or no can be turned on and off by each stronger source."""
+    in_file, variable, flag = said
+    leave_stale(socket_path)
+    function: dict[str, object] = {"handler": "mirror", "socket": socket_path}
+    if in_file is not None:
+        function["remove_stale"] = in_file
+    arguments = ["--config", write_config(short_folder, {"f": function})]
+    if flag is not None:
+        arguments.append(flag)
+    env = {} if variable is None else {"KAPUDF_REMOVE_STALE": variable}
+    if removed:
+        with serving(*arguments, env=env) as process:
+            assert process.stop() == 0
+    else:
+        assert "--remove-stale" in refusal(*arguments, status=1, env=env)
+
+
+def import_failure(
+    folder: Path, in_file: str | None, variable: str | None, flag: str | None, setting: str
+) -> str:
+    """Return what a server logs that cannot import its handler; at level debug, that is a lot."""
+    broken = folder / "broken.py"
+    broken.write_text("raise RuntimeError('broken')\n")
+    function = {"handler": f"{broken}:Broken", "socket": str(folder / "udf.sock")}
+    top = {"log_level": "debug", "log_format": "json"}
+    if in_file is None:
+        del top[setting]
+    else:
+        top[setting] = in_file
+    arguments = ["--config", write_config(folder, {"f": function}, **top)]
+    if flag is not None:
+        arguments += [f"--{setting.replace('_', '-')}", flag]
+    env = {} if variable is None else {f"KAPUDF_{setting.upper()}": variable}
+    return run(*arguments, env=env).stderr
+
+
+@pytest.mark.parametrize(
+    ("in_file", "variable", "flag", "traceback"),
+    [
+        (None, None, None, False),
+        ("debug", None, None, True),
+        ("debug", "error", None, False),
+        ("error", "debug", None, True),
+        ("debug", "debug", "info", False),
+        ("info", "info", "debug", True),
+    ],
+)
+def test_the_log_level_has_the_same_order(
+    short_folder: Path,
+    in_file: str | None,
+    variable: str | None,
+    flag: str | None,
+    *,
+    traceback: bool,
+) -> None:
+    """The traceback of a failed import shows whether debug counts."""
+    logged = import_failure(short_folder, in_file, variable, flag, "log_level")
+    assert ("Traceback" in logged) is traceback
+
+
+@pytest.mark.parametrize(
+    ("in_file", "variable", "flag", "is_json"),
+    [
+        (None, None, None, True),
+        ("console", None, None, False),
+        ("console", "json", None, True),
+        ("json", "console", None, False),
+        ("console", "console", "json", True),
+        ("json", "json", "console", False),
+        ("console", "console", "auto", True),
+    ],
+)
+def test_the_log_format_has_the_same_order(
+    short_folder: Path,
+    in_file: str | None,
+    variable: str | None,
+    flag: str | None,
+    *,
+    is_json: bool,
+) -> None:
+    """The traceback of a failed import is in an object, or on lines of its own."""
+    logged = import_failure(short_folder, in_file, variable, flag, "log_format")
+    assert ("\nTraceback (most recent call last):\n" in logged) is not is_json
+    assert logged.startswith("{") is is_json
+
+
+# --- several functions ---
+
+
+def test_one_process_serves_every_function_of_the_file(short_folder: Path) -> None:
+    """Each has its socket, handler and settings, and is listed in the log."""
+    captured = plugin("captured.py")
+    first, second = str(short_folder / "1.sock"), str(short_folder / "2.sock")
+    file = write_config(
+        short_folder,
+        {
+            "first": {"handler": "mirror", "socket": first, "socket_mode": "0600"},
+            "second": {"handler": f"{captured}:BatchMirror", "socket": second},
+        },
+    )
+    with serving("--config", file) as process:
+        process.event("listening", function="first", socket=first, handler="Mirror")
+        process.event("listening", function="second", socket=second, handler="BatchMirror")
+        assert list(probe(first, timeout_s=PATIENCE_S).info.options) == ["field"]
+        assert "every" in probe(second, timeout_s=PATIENCE_S).info.options
+        assert stat.S_IMODE(os.stat(first).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(second).st_mode) == 0o660
+        process.event("connection finished", function="first")
+        process.event("connection finished", function="second")
+        assert process.stop() == 0
+    assert sorted(os.listdir(short_folder)) == ["kapudf.yaml"]
+
+
+def test_a_flag_counts_for_every_function(short_folder: Path) -> None:
+    """A mode on the command line is that of all sockets."""
+    paths = [str(short_folder / f"{number}.sock") for number in range(3)]
+    functions = {
+        f"f{number}": {"handler": "mirror", "socket": path, "socket_mode": "0600"}
+        for number, path in enumerate(paths)
+    }
+    file = write_config(short_folder, functions)
+    with serving("--config", file, "--socket-mode", "0666") as process:
+        process.await_events("listening", 3)
+        assert {stat.S_IMODE(os.stat(path).st_mode) for path in paths} == {0o666}
+
+
+@pytest.mark.parametrize("flag", ["--socket", "--handler"])
+def test_a_flag_for_one_function_is_refused_where_there_are_several(
+    short_folder: Path, flag: str
+) -> None:
+    """Which one is meant is not for kapudf to guess."""
+    functions = {
+        name: {"handler": "mirror", "socket": str(short_folder / name)} for name in ("a", "b")
+    }
+    file = write_config(short_folder, functions)
+    said = refusal("--config", file, flag, "x")
+    named = f"{flag} (or KAPUDF_{flag[2:].upper()})"
+    assert said == f"Error: {file}: functions: there are 2, and {named} can be for one only\n"
+
+
+@pytest.mark.parametrize("handler", ["miror", "kapudf_handlers.mirror:Miror"])
+def test_where_one_function_cannot_be_served_none_is(short_folder: Path, handler: str) -> None:
+    """What was bound before the fault was found is given up again."""
+    file = write_config(
+        short_folder,
+        {
+            "good": {"handler": "mirror", "socket": str(short_folder / "good.sock")},
+            "bad": {"handler": handler, "socket": str(short_folder / "bad.sock")},
+        },
+    )
+    result = run("--config", file)
+    assert result.returncode in (1, 2)
+    assert result.stderr.startswith("Error: ")
+    assert os.listdir(short_folder) == ["kapudf.yaml"]
+
+
+def test_a_function_is_called_after_its_socket(short_folder: Path) -> None:
+    """Without a file, the log has the name that the socket's suggests."""
+    path = str(short_folder / "my-mirror.sock")
+    with serving("--socket", path, "--handler", "mirror") as process:
+        assert process.event("listening")["function"] == "my_mirror"
+
+
+# --- wrong values ---
+
+
+@pytest.mark.parametrize("arguments", [[], ["--socket", "/x.sock"], ["--handler", "mirror"]])
+def test_without_a_function_there_is_nothing_to_serve(arguments: list[str]) -> None:
+    """The message names the two ways to say what is to be served."""
+    said = refusal(*arguments)
+    assert "name --socket and --handler, or a --config file" in said
+
+
+WRONG = [
+    ("socket-mode", "660", "four octal digits such as 0660"),
+    ("socket-mode", "0o660", "four octal digits such as 0660"),
+    ("socket-mode", "rw-rw----", "four octal digits such as 0660"),
+    ("max-frame-bytes", "1023", "a number of bytes from 1024 to 4294967295"),
+    ("max-frame-bytes", "4294967296", "a number of bytes from 1024 to 4294967295"),
+    ("max-frame-bytes", "64M", "integer"),
+    ("grace-period", "-1", "a number of seconds from 0 to 3600"),
+    ("grace-period", "3601", "a number of seconds from 0 to 3600"),
+    ("grace-period", "nan", "a number of seconds from 0 to 3600"),
+    ("grace-period", "inf", "a number of seconds from 0 to 3600"),
+    ("grace-period", "soon", "float"),
+    ("log-format", "xml", "'auto', 'console', 'json'"),
+    ("log-level", "loud", "'debug', 'info', 'warning', 'error'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG)
+def test_a_wrong_flag_is_named_with_what_it_takes(
+    socket_path: str, name: str, value: str, expected: str
+) -> None:
+    """The message has the flag, the value and what would be right."""
+    said = refusal("--socket", socket_path, "--handler", "mirror", f"--{name}={value}")
+    assert f"Invalid value for '--{name}'" in said
+    assert value in said
+    assert expected in said
+    assert not os.path.lexists(socket_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"), [*WRONG, ("remove-stale", "maybe", "boolean")]
+)
+def test_a_wrong_variable_is_named_with_what_it_takes(
+    socket_path: str, name: str, value: str, expected: str
+) -> None:
+    """The message says that the environment is at fault, not a flag that nobody gave."""
+    variable = f"KAPUDF_{name.upper().replace('-', '_')}"
+    said = refusal("--socket", socket_path, "--handler", "mirror", env={variable: value})
+    assert variable in said
+    assert value in said
+    assert expected in said
+
+
+@pytest.mark.parametrize("name", ["socket", "handler"])
+def test_an_empty_flag_is_refused(socket_path: str, name: str) -> None:
+    """An empty text, as of a shell variable not set, is no path and no handler."""
+    good = {"socket": socket_path, "handler": "mirror"}
+    arguments = [f"--{key}={'' if key == name else value}" for key, value in good.items()]
+    assert f"Invalid value for '--{name}'" in refusal(*arguments)
+
+
+def test_a_fault_of_the_file_is_a_line_with_its_place(short_folder: Path) -> None:
+    """Each fault has the file, the path in it and, for a typo, the likely word."""
+    file = write_config(
+        short_folder,
+        {"mirror": {"handler": "mirror", "socket": "/x.sock", "sockt_group": "x"}},
+        log_level="loud",
+    )
+    assert refusal("--config", file).splitlines() == [
+        f"Error: {file}: functions.mirror.sockt_group: unknown setting; did you mean socket_group?",
+        f"Error: {file}: log_level: expected debug, info, warning or error, got 'loud'",
+    ]
+
+
+def test_a_missing_file_is_a_line(short_folder: Path) -> None:
+    """The line has the file and the reason."""
+    file = short_folder / "no.yaml"
+    assert refusal("--config", str(file)) == (
+        f"Error: {file}: cannot be read: No such file or directory\n"
+    )
+
+
+def test_an_unknown_group_is_a_line(socket_path: str) -> None:
+    """It was asked well, and failed: the group may be there tomorrow."""
+    arguments = ["--socket", socket_path, "--handler", "mirror", "--socket-group", "no-such-group"]
+    said = refusal(*arguments, status=1)
+    assert said == (
+        f"Error: {socket_path}: there is no group 'no-such-group'; "
+        "create it or choose another --socket-group\n"
+    )
+
+
+def test_a_path_that_is_served_is_a_line_with_the_process(socket_path: str) -> None:
+    """The second server names the first, which serves on."""
+    arguments = ["--socket", socket_path, "--handler", "mirror"]
+    with serving(*arguments) as first:
+        said = refusal(*arguments, "--remove-stale", status=1)
+        assert said == (
+            f"Error: {socket_path}: process {first.pid} serves this socket already; "
+            "stop it or choose another path\n"
+        )
+        assert probe(socket_path, timeout_s=PATIENCE_S).info.options
+
+
+# --- handlers that cannot be had ---
+
+
+def serve_with(folder: Path, handler: str, *arguments: str, status: int) -> str:
+    """Return why a handler is refused where what is in `folder` is installed."""
+    said = refusal(
+        *["--socket", str(folder / "udf.sock"), "--handler", handler, *arguments],
+        status=status,
+        env=environment(folder),
+    )
+    assert not (folder / "udf.sock").exists()
+    return said
+
+
+def test_an_unknown_handler_brings_the_known_ones_and_the_nearest(short_folder: Path) -> None:
+    """One line, and the exit status of a wrong call."""
+    install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
+    assert serve_with(short_folder, "miror", status=2) == (
+        "Error: no handler is named 'miror'; did you mean 'mirror'? (installed: mirror, plain)\n"
+    )
+
+
+def test_an_import_failure_is_one_line(short_folder: Path) -> None:
+    """It has the plugin, its distribution and the cause, and says how to see more."""
+    install(
+        short_folder,
+        "acme-udfs",
+        {"bad": "acme_bad:Bad"},
+        {"acme_bad": "import no_such_module_anywhere\n"},
+        version="2.3",
+    )
+    assert serve_with(short_folder, "bad", status=1) == (
+        "Error: handler 'bad' of acme-udfs 2.3 (acme_bad:Bad) cannot be imported: "
+        "ModuleNotFoundError: No module named 'no_such_module_anywhere' "
+        "(the traceback is shown with --log-level debug)\n"
+    )
+
+
+def test_an_import_failure_has_its_traceback_at_debug(short_folder: Path) -> None:
+    """The way to see more that the line names leads to the very line at fault."""
+    install(
+        short_folder,
+        "acme",
+        {"bad": "acme_bad:Bad"},
+        {"acme_bad": "import acme_inner\n", "acme_inner": "1 / 0\n"},
+    )
+    result = run(
+        *["--socket", str(short_folder / "udf.sock"), "--handler", "bad"],
+        *["--log-level", "debug", "--log-format", "json"],
+        env=environment(short_folder),
+    )
+    assert result.returncode == 1
+    event, line = result.stderr.splitlines()
+    logged = json.loads(event)
+    assert (logged["level"], logged["function"]) == ("debug", "udf")
+    assert 'acme_inner.py", line 1' in logged["exception"]
+    assert logged["exception"].endswith("ZeroDivisionError: division by zero")
+    assert line.startswith("Error: handler 'bad' of acme 1.0 ")
+
+
+def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path) -> None:
+    """The line names both, and what to do."""
+    install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
+    install(short_folder, "rival", {"plain": "rival_plain:Plain"}, {"rival_plain": PLAIN})
+    assert serve_with(short_folder, "plain", status=2) == (
+        "Error: handler 'plain' is offered more than once, by acme 1.0 (acme_plain:Plain) "
+        "and by rival 1.0 (rival_plain:Plain); "
+        "uninstall one, or name the class itself as package.module:Class\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("handler", "problem"),
+    [
+        ("gone.py:Gone", "there is no file gone.py"),
+        ("acme_plain:Gone", "acme_plain has no 'Gone'; handlers there: Plain"),
+        ("json:JSONDecoder", "json:JSONDecoder is no subclass of kapudf_cli.Handler"),
+        ("kapudf_cli:Handler", "kapudf_cli:Handler does not define point()"),
+        ("acme_plain.py", "names no class; write package.module:Class or file.py:Class"),
+    ],
+)
+def test_what_is_no_handler_is_refused(short_folder: Path, handler: str, problem: str) -> None:
+    """The line says what is wrong with what was named."""
+    (short_folder / "acme_plain.py").write_text(PLAIN)
+    said = serve_with(short_folder, handler, status=1)
+    assert said.startswith("Error: handler '")
+    assert problem in said
+    assert said.count("\n") == 1
+
+
+# --- handlers that are no entry points ---
+
+
+def test_an_installed_handler_of_a_stranger_is_served(short_folder: Path, socket_path: str) -> None:
+    """An entry point is all it takes."""
+    install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
+    arguments = ["--socket", socket_path, "--handler", "plain"]
+    with serving(*arguments, env=environment(short_folder)) as process:
+        assert process.event("listening")["handler"] == "Plain"
+
+
+def test_a_class_of_a_module_in_the_current_folder_is_served(
+    short_folder: Path, socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`module:Class` works where one is at work, however kapudf was started."""
+    (short_folder / "at_hand.py").write_text(PLAIN)
+    monkeypatch.chdir(short_folder)
+    # The console script does not put the current folder on the path, unlike `python -m`.
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    with serving("--socket", socket_path, "--handler", "at_hand:Plain") as process:
+        assert process.event("listening")["handler"] == "Plain"
+        assert process.stop() == 0
+
+
+def test_a_class_of_a_file_is_served(
+    short_folder: Path, socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`file.py:Class` works with a relative path and with a module beside the file."""
+    (short_folder / "inner").mkdir()
+    (short_folder / "inner" / "helper_beside.py").write_text("OK = True\n")
+    (short_folder / "inner" / "udf.py").write_text(f"from helper_beside import OK\n{PLAIN}")
+    monkeypatch.chdir(short_folder)
+    with serving("--socket", socket_path, "--handler", "inner/udf.py:Plain") as process:
+        assert process.event("listening")["handler"] == "Plain"
+        assert process.stop() == 0
+
+
+def test_a_relative_socket_is_where_the_server_was_started(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has the absolute path, which is what Kapacitor must be told."""
+    monkeypatch.chdir(short_folder)
+    with serving("--socket", "udf.sock", "--handler", "mirror") as process:
+        assert process.event("listening")["socket"] == os.path.abspath("udf.sock")
+        assert process.stop() == 0
+
+
+def test_help_shows_every_default() -> None:
+    """What a flag does if it is not given stands beside it, and where else it can be set."""
+    text = " ".join(run("--help").stdout.split())
+    for default in ("0660", "keep", "67108864", "10", "auto", "info", "that of the process"):
+        assert f"[default: {default}]" in text
+    for name in ("SOCKET", "HANDLER", "CONFIG", "SOCKET_MODE", "REMOVE_STALE", "GRACE_PERIOD"):
+        assert f"[env var: KAPUDF_{name}]" in text

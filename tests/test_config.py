@@ -1,0 +1,653 @@
+"""Settings: what a file may say, and what is said about one that is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from kapudf_cli import config
+from kapudf_cli.config import FunctionSettings, Settings
+from kapudf_cli.errors import ConfigError
+from tests.plugins.unprivileged import run_unprivileged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXAMPLE = Path(__file__).parents[1] / "config.example.yaml"
+
+MINIMAL = "functions:\n  mirror:\n    handler: mirror\n    socket: /run/mirror.sock\n"
+
+#: For each setting of a function, values that it cannot have.
+WRONG_IN_FUNCTION: dict[str, list[object]] = {
+    "handler": [1, True, None, "", [], ["mirror"], {}, {"name": "mirror"}],
+    "socket": [1, True, None, "", [], ["/x"], {}, {"path": "/x"}],
+    "socket_mode": [
+        660,
+        432,
+        6.6,
+        True,
+        None,
+        "",
+        "660",
+        "0o660",
+        "0888",
+        "01660",
+        "rw-rw----",
+        "0660\n",
+        [],
+        {},
+        {"mode": "0660"},
+    ],
+    "socket_group": [1, True, [], ["kapacitor"], {}, {"name": "kapacitor"}],
+    "remove_stale": [0, 1, "true", "yes", None, [], {}, {"a": True}],
+    "max_frame_bytes": [
+        1023, -1, 0, 2**32, 1e6, "1024", True, None, [], [2048], {}, {"max": 2048},
+    ],
+}  # fmt: skip
+
+#: The same for each setting at the top.
+WRONG_AT_TOP: dict[str, list[object]] = {
+    "functions": [1, "mirror", True, None, [], ["mirror"], {}],
+    "log_format": ["xml", "JSON", 1, True, None, "", [], ["json"], {}, {"format": "json"}],
+    "log_level": ["verbose", "INFO", 1, True, None, "", [], ["info"], {}, {"level": "info"}],
+    "grace_period_s": [
+        -1, -0.5, 3600.5, "10", True, None, float("nan"), float("inf"), [], [10], {}, {"s": 10},
+    ],
+}  # fmt: skip
+
+
+def cases(wrong: dict[str, list[object]]) -> list[Any]:
+    """Return a test case for each setting and value."""
+    return [
+        pytest.param(name, value, id=f"{name}={value!r}")
+        for name, values in wrong.items()
+        for value in values
+    ]
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Callable[[str | bytes], Settings]:
+    """Give a function that writes a file and returns its settings."""
+
+    def write_and_check(content: str | bytes) -> Settings:
+        file = tmp_path / "kapudf.yaml"
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        return config.check(config.read(file), source="kapudf.yaml")
+
+    return write_and_check
+
+
+@pytest.fixture
+def faults(check: Callable[[str | bytes], Settings]) -> Callable[[str | bytes], list[str]]:
+    """Give a function that writes a file and returns what is wrong with it."""
+
+    def faults_of(content: str | bytes) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            check(content)
+        return list(caught.value.faults)
+
+    return faults_of
+
+
+def faults_of_raw(raw: dict[str, Any]) -> list[str]:
+    """Return what is wrong with settings."""
+    with pytest.raises(ConfigError) as caught:
+        config.check(raw, source="kapudf.yaml")
+    return list(caught.value.faults)
+
+
+def with_function(**settings: object) -> dict[str, Any]:
+    """Return settings with one function, good but for what is given."""
+    return {"functions": {"mirror": {"handler": "mirror", "socket": "/x.sock", **settings}}}
+
+
+# --- what is right ---
+
+
+def test_two_settings_are_enough(check: Callable[[str], Settings]) -> None:
+    """Everything but a function's handler and socket has a default."""
+    assert check(MINIMAL) == Settings(
+        functions={
+            "mirror": FunctionSettings(
+                handler="mirror",
+                socket="/run/mirror.sock",
+                socket_mode="0660",
+                socket_group=None,
+                remove_stale=False,
+                max_frame_bytes=64 * 1024 * 1024,
+            )
+        },
+        log_format="auto",
+        log_level="info",
+        grace_period_s=10.0,
+    )
+
+
+def test_every_setting_can_be_set(check: Callable[[str], Settings]) -> None:
+    """What the file says is what the settings are, and functions stay apart."""
+    text = """
+        functions:
+          first: {handler: mirror, socket: /run/1.sock}
+          second:
+            handler: package.module:Class
+            socket: /run/2.sock
+            socket_mode: "0600"
+            socket_group: kapacitor
+            remove_stale: true
+            max_frame_bytes: 1024
+        log_format: json
+        log_level: debug
+        grace_period_s: 2.5
+    """
+    assert check(text) == Settings(
+        functions={
+            "first": FunctionSettings(handler="mirror", socket="/run/1.sock"),
+            "second": FunctionSettings(
+                handler="package.module:Class",
+                socket="/run/2.sock",
+                socket_mode="0600",
+                socket_group="kapacitor",
+                remove_stale=True,
+                max_frame_bytes=1024,
+            ),
+        },
+        log_format="json",
+        log_level="debug",
+        grace_period_s=2.5,
+    )
+
+
+@pytest.mark.parametrize("written", ["0640", '"0640"', "'0640'"])
+def test_a_mode_means_what_it_looks_like(check: Callable[[str], Settings], written: str) -> None:
+    """A leading zero is octal with and without quotes, and never a decimal number."""
+    settings = check(f"{MINIMAL}    socket_mode: {written}\n")
+    assert settings.functions["mirror"].socket_mode == "0640"
+    assert settings.functions["mirror"].mode == 0o640
+
+
+@pytest.mark.parametrize(("written", "number"), [("0", 0), ("2048", 2048), ("0x800", 2048)])
+def test_other_numbers_are_numbers(tmp_path: Path, written: str, number: int) -> None:
+    """Only a leading zero is special."""
+    file = tmp_path / "kapudf.yaml"
+    file.write_text(f"number: {written}\n")
+    assert config.read(file) == {"number": number}
+
+
+def test_a_whole_number_of_seconds_is_a_time(check: Callable[[str], Settings]) -> None:
+    """`grace_period_s: 10` is as good as 10.0, and is a float afterwards."""
+    grace_period_s = check(f"{MINIMAL}grace_period_s: 3\n").grace_period_s
+    assert grace_period_s == 3.0
+    assert isinstance(grace_period_s, float)
+
+
+def test_the_limits_themselves_are_allowed(check: Callable[[str], Settings]) -> None:
+    """The smallest and the largest value of each number are settings."""
+    low = check(f"{MINIMAL}    max_frame_bytes: 1024\ngrace_period_s: 0\n")
+    high = check(f"{MINIMAL}    max_frame_bytes: 4294967295\ngrace_period_s: 3600\n")
+    assert (low.functions["mirror"].max_frame_bytes, low.grace_period_s) == (1024, 0)
+    assert (high.functions["mirror"].max_frame_bytes, high.grace_period_s) == (2**32 - 1, 3600)
+
+
+def test_functions_can_share_settings(check: Callable[[str], Settings]) -> None:
+    """A YAML merge brings settings in, and what stands beside it overrides them."""
+    text = """
+        functions:
+          first: &shared {handler: mirror, socket: /run/1.sock, socket_mode: 0600}
+          second: {<<: *shared, socket: /run/2.sock}
+    """
+    assert check(text).functions["second"] == FunctionSettings(
+        handler="mirror", socket="/run/2.sock", socket_mode="0600"
+    )
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(check: Callable[[str], Settings]) -> None:
+    """A file written by an editor that marks UTF-8 is read all the same."""
+    assert check(f"\ufeff{MINIMAL}") == check(MINIMAL)
+
+
+# --- what is wrong: keys ---
+
+
+def test_an_unknown_setting_at_the_top_is_named_with_the_likely_one(
+    faults: Callable[[str], list[str]],
+) -> None:
+    """A typo brings the word that was meant."""
+    assert faults(f"{MINIMAL}log_levle: debug\n") == [
+        "log_levle: unknown setting; did you mean log_level?"
+    ]
+
+
+def test_an_unknown_setting_of_a_function_is_named_with_its_path(
+    faults: Callable[[str], list[str]],
+) -> None:
+    """The path says in which function, and the likely word is one of a function's."""
+    assert faults(f"{MINIMAL}    sockt_mode: '0600'\n") == [
+        "functions.mirror.sockt_mode: unknown setting; did you mean socket_mode?"
+    ]
+
+
+def test_a_setting_like_no_other_brings_no_guess(faults: Callable[[str], list[str]]) -> None:
+    """Where nothing is near, nothing is suggested."""
+    assert faults(f"{MINIMAL}zzz: 1\n") == ["zzz: unknown setting"]
+
+
+@pytest.mark.parametrize("key", ["1", "true", "null", "1.5", "2020-01-01"])
+def test_a_key_that_is_no_text_is_an_unknown_setting(
+    faults: Callable[[str], list[str]], key: str
+) -> None:
+    """Numbers and the like are keys in YAML, and none of them is a setting."""
+    (at_top,) = faults(f"{MINIMAL}{key}: 1\n")
+    (in_function,) = faults(f"{MINIMAL}    {key}: 1\n")
+    assert at_top.endswith(": unknown setting")
+    assert in_function.startswith("functions.mirror.")
+    assert in_function.endswith(": unknown setting")
+
+
+@pytest.mark.parametrize("name", ["handler", "socket"])
+def test_a_missing_setting_is_named(name: str) -> None:
+    """The fault says what is missing, and what it should be."""
+    raw = with_function()
+    del raw["functions"]["mirror"][name]
+    (fault,) = faults_of_raw(raw)
+    assert fault.startswith(f"functions.mirror.{name}: missing; expected the ")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing yet\n", "---\n", "{}\n", "null\n"])
+def test_an_empty_file_has_no_functions(faults: Callable[[str], list[str]], text: str) -> None:
+    """Nothing at all is a mapping without the one thing that is required."""
+    (fault,) = faults(text)
+    assert fault.startswith("functions: missing; expected one entry or more")
+
+
+@pytest.mark.parametrize("name", ["my-mirror", "1st", "mirror.one", "", "ö", "a b", "mirror\n"])
+def test_a_name_that_no_tickscript_can_call_is_refused(name: str) -> None:
+    """The fault names it and says what a name is made of, in one line, and nothing else."""
+    raw = {"functions": {name: {"handler": "mirror", "socket": "/x.sock"}}}
+    (fault,) = faults_of_raw(raw)
+    assert "a TICKscript cannot call this name; use letters, digits and underscores" in fault
+    assert "\n" not in fault
+
+
+@pytest.mark.parametrize("name", ["1", "true", "on", "null"])
+def test_a_name_that_yaml_takes_for_something_else_is_refused(
+    faults: Callable[[str], list[str]], name: str
+) -> None:
+    """`on:` is true in YAML, which is no name."""
+    found = faults(f"functions: {{{name}: {{handler: mirror, socket: /x.sock}}}}\n")
+    assert "a TICKscript cannot call this name" in found[0]
+
+
+def test_a_bad_function_is_not_called_an_absent_one() -> None:
+    """Where a function is there but wrong, nobody is told that there is none."""
+    found = faults_of_raw({"functions": {"my-mirror": {"handler": "m", "socket": "/x"}}})
+    assert not [fault for fault in found if fault.startswith("functions: ")]
+
+
+@pytest.mark.parametrize("entry", [None, "mirror", 1, ["mirror"]])
+def test_a_function_without_settings_is_refused(entry: object) -> None:
+    """The fault says what a function is made of, and is the only one."""
+    (fault,) = faults_of_raw({"functions": {"mirror": entry}})
+    assert fault == (
+        f"functions.mirror: expected settings such as handler and socket, got {entry!r}"
+    )
+
+
+# --- what is wrong: values ---
+
+
+@pytest.mark.parametrize(("name", "value"), cases(WRONG_IN_FUNCTION))
+def test_a_wrong_value_in_a_function_is_named_with_its_path(name: str, value: object) -> None:
+    """The one fault says which setting, what it should be, and what it is."""
+    (fault,) = faults_of_raw(with_function(**{name: value}))
+    assert fault.startswith(f"functions.mirror.{name}: expected ")
+    assert fault.endswith(f", got {value!r}")
+
+
+@pytest.mark.parametrize(("name", "value"), cases(WRONG_AT_TOP))
+def test_a_wrong_value_at_the_top_is_named(name: str, value: object) -> None:
+    """The one fault says which setting, what it should be, and what it is."""
+    (fault,) = faults_of_raw({**with_function(), name: value})
+    assert fault.startswith(f"{name}: expected ")
+    assert fault.endswith(f", got {value!r}")
+
+
+def test_the_tables_of_wrong_values_leave_no_setting_out() -> None:
+    """A new setting needs a row above."""
+    assert set(WRONG_IN_FUNCTION) == set(FunctionSettings.__struct_fields__)
+    assert set(WRONG_AT_TOP) == set(Settings.__struct_fields__)
+
+
+@pytest.mark.parametrize("character", [r"\0", r"\ud800"], ids=["NUL", "surrogate"])
+def test_a_path_that_no_file_can_have_is_a_fault(
+    faults: Callable[[str], list[str]], character: str
+) -> None:
+    """What no path can hold is found by the check, and not by a crash later."""
+    (fault,) = faults(f'functions: {{mirror: {{handler: mirror, socket: "/x{character}y"}}}}\n')
+    assert fault.startswith("functions.mirror.socket: ")
+
+
+# --- what is wrong: two functions on one socket ---
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "udf.sock",
+        "./udf.sock",
+        "sub/../udf.sock",
+        "{cwd}/udf.sock",
+        "//{cwd}//udf.sock",
+        "l/udf.sock",
+    ],
+)
+def test_two_functions_cannot_have_one_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    """However it is spelled, the second is told which function was first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "l").symlink_to(tmp_path)
+    second = spelling.format(cwd=tmp_path)
+    raw = {
+        "functions": {
+            "first": {"handler": "mirror", "socket": "udf.sock"},
+            "second": {"handler": "mirror", "socket": second},
+        }
+    }
+    assert faults_of_raw(raw) == [
+        f"functions.second.socket: {second} is the socket of functions.first already"
+    ]
+
+
+def test_sockets_of_one_name_in_two_folders_are_two(check: Callable[[str], Settings]) -> None:
+    """Only the same path is a duplicate."""
+    settings = check(
+        "functions:\n"
+        "  a: {handler: mirror, socket: /run/a/udf.sock}\n"
+        "  b: {handler: mirror, socket: /run/b/udf.sock}\n"
+    )
+    assert len(settings.functions) == 2
+
+
+# --- what is wrong: several things at once ---
+
+
+def test_all_faults_are_reported_together(faults: Callable[[str], list[str]]) -> None:
+    """Whoever repairs a file needs one round, not five."""
+    found = faults(
+        """
+        functions:
+          first: {handler: mirror, sokcet: /run/1.sock}
+          second: {handler: 7, socket: /run/2.sock, socket_mode: 660}
+          third: {handler: mirror, socket: /run/3.sock}
+          fourth: {handler: mirror, socket: /run/3.sock}
+          fifth: mirror
+          no-name: {handler: mirror, socket: /run/6.sock}
+        log_level: loud
+        grace_period: 10
+        """
+    )
+    assert {fault.partition(":")[0] for fault in found} == {
+        "functions.first.sokcet",
+        "functions.first.socket",
+        "functions.second.handler",
+        "functions.second.socket_mode",
+        "functions.fourth.socket",
+        "functions.fifth",
+        "functions.no-name",
+        "grace_period",
+        "log_level",
+    }
+    assert len(found) == 9
+
+
+def test_the_settings_of_a_badly_named_function_are_checked_too(
+    faults: Callable[[str], list[str]],
+) -> None:
+    """A wrong name hides no wrong setting below it."""
+    found = faults("functions: {my-mirror: {handler: mirror, sokcet: /x}}\n")
+    assert any("sokcet" in fault for fault in found)
+
+
+def test_an_error_names_the_file_at_each_fault() -> None:
+    """As text, an error has the file's name before each of its faults."""
+    error = ConfigError("kapudf.yaml", ["a: wrong", "b: wrong"])
+    assert str(error) == "kapudf.yaml: a: wrong; kapudf.yaml: b: wrong"
+
+
+# --- what is wrong: the file ---
+
+
+def test_a_key_that_occurs_twice_is_named_with_its_line(faults: Callable[[str], list[str]]) -> None:
+    """The second of two is not silently the one that counts."""
+    assert faults("log_level: info\nlog_level: debug\n") == [
+        "line 2, column 1: the key 'log_level' occurs twice"
+    ]
+
+
+def test_a_function_that_occurs_twice_is_named_with_its_line(
+    faults: Callable[[str], list[str]],
+) -> None:
+    """Two functions of one name would be one."""
+    assert faults(MINIMAL + MINIMAL.removeprefix("functions:\n")) == [
+        "line 5, column 3: the key 'mirror' occurs twice"
+    ]
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "mirror\n", "12\n", "true\n"])
+def test_a_file_that_is_no_mapping_is_refused(
+    faults: Callable[[str], list[str]], text: str
+) -> None:
+    """A list or a lone value is not a configuration."""
+    assert faults(text) == ["is no mapping of settings to values"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("functions: [\n", 2),
+        ("a: 1\n  b: 2\n", 2),
+        ("\tfunctions: 1\n", 1),
+        ("a: 1\n---\nb: 2\n", 2),
+        ("a: *nowhere\n", 1),
+        ("a: !!python/object/apply:os.getcwd []\n", 1),
+        ("a: 1\nfunctions: {{ template }}\n", 2),
+        ("a: 1\n? [b, c]\n: 2\n", 2),
+    ],
+    ids=["unclosed", "indent", "tab", "documents", "alias", "object", "template", "list as key"],
+)
+def test_what_is_no_yaml_is_named_with_its_line(
+    faults: Callable[[str], list[str]], text: str, line: int
+) -> None:
+    """The parser's complaint comes in one line that says where."""
+    (fault,) = faults(text)
+    assert fault.startswith(f"line {line}, column ")
+    assert "\n" not in fault
+
+
+@pytest.mark.parametrize("value", ["2024-99-99", "0x_", "0b_"])
+def test_a_value_that_yaml_cannot_make_is_a_fault(
+    faults: Callable[[str], list[str]], value: str
+) -> None:
+    """What looks like a date or a number and is none is a fault, not a crash."""
+    found = faults(f"{MINIMAL}log_level: {value}\n")
+    assert len(found) == 1
+
+
+def test_a_file_nested_too_deeply_is_a_fault(faults: Callable[[str], list[str]]) -> None:
+    """A file made to exhaust the parser ends in a fault."""
+    assert len(faults("[" * 5000)) == 1
+
+
+def test_a_control_character_is_a_fault_with_its_place(faults: Callable[[str], list[str]]) -> None:
+    """What YAML does not allow at all is told with the position."""
+    (fault,) = faults("log_level: \x01\n")
+    assert "position 11" in fault
+
+
+def test_a_file_that_is_not_utf8_is_refused(faults: Callable[[bytes], list[str]]) -> None:
+    """The fault says at which byte it ends to be UTF-8."""
+    assert faults(b"log_level: \xff\n") == ["is not UTF-8: invalid start byte at byte 11"]
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    """The error names the file and the reason."""
+    file = tmp_path / "no.yaml"
+    with pytest.raises(ConfigError) as caught:
+        config.read(file)
+    assert str(caught.value) == f"{file}: cannot be read: No such file or directory"
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    """The error names the folder and the reason."""
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        config.read(tmp_path)
+
+
+def test_a_file_without_permission_is_refused(short_folder: Path) -> None:
+    """The error names the file and the reason."""
+    file = short_folder / "kapudf.yaml"
+    file.write_text(MINIMAL)
+    file.chmod(0)
+    short_folder.chmod(0o755)
+    result = run_unprivileged(
+        "import sys, pathlib, encodings.utf_8\nfrom kapudf_cli import config, errors\n",
+        """
+try:
+    config.read(pathlib.Path(sys.argv[1]))
+except errors.ConfigError as error:
+    print(error)
+""",
+        str(file),
+    )
+    assert result.stdout == f"{file}: cannot be read: Permission denied\n"
+
+
+# --- flags and environment over the file ---
+
+
+def overlay(raw: dict[str, Any], **function: object) -> dict[str, Any]:
+    """Return `raw` with settings of its functions from flags."""
+    return config.overlay(raw, top={}, function=function, source="kapudf.yaml")
+
+
+def test_flags_go_over_every_function() -> None:
+    """A setting on the command line is that of all functions, and the file's others stay."""
+    raw = {
+        "functions": {
+            "a": {"handler": "mirror", "socket": "/a", "socket_mode": "0600"},
+            "b": {"handler": "mirror", "socket": "/b"},
+        },
+        "log_level": "debug",
+        "log_format": "console",
+    }
+    assert config.overlay(
+        raw, top={"log_format": "json"}, function={"socket_mode": "0666"}, source="kapudf.yaml"
+    ) == {
+        "functions": {
+            "a": {"handler": "mirror", "socket": "/a", "socket_mode": "0666"},
+            "b": {"handler": "mirror", "socket": "/b", "socket_mode": "0666"},
+        },
+        "log_level": "debug",
+        "log_format": "json",
+    }
+
+
+def test_the_file_s_settings_are_not_changed_in_place() -> None:
+    """What was read stays as it was read."""
+    raw = with_function()
+    overlay(raw, socket_mode="0600")
+    assert raw == with_function()
+
+
+def test_a_function_of_the_command_line_is_called_after_its_socket() -> None:
+    """Without a file, the name is the nearest that a TICKscript can call."""
+    raw = overlay({}, handler="mirror", socket="/run/my-mirror.sock")
+    assert raw == {
+        "functions": {"my_mirror": {"handler": "mirror", "socket": "/run/my-mirror.sock"}}
+    }
+    assert list(config.check(raw, source="command line").functions) == ["my_mirror"]
+
+
+def test_flags_may_say_the_handler_and_socket_of_the_only_function() -> None:
+    """With one function in the file, it is clear which is meant."""
+    raw = overlay(with_function(), handler="other", socket="/other.sock")
+    assert raw == {"functions": {"mirror": {"handler": "other", "socket": "/other.sock"}}}
+
+
+@pytest.mark.parametrize("names", [["handler"], ["socket"], ["handler", "socket"]])
+def test_flags_may_not_say_the_handler_or_socket_of_several(names: list[str]) -> None:
+    """The error counts the functions and names the flags."""
+    raw = {"functions": {"a": {"handler": "m", "socket": "/a"}, "b": {"handler": "m"}}}
+    flags = " and ".join(f"--{name} (or KAPUDF_{name.upper()})" for name in names)
+    with pytest.raises(ConfigError) as caught:
+        overlay(raw, **dict.fromkeys(names, "x"))
+    (fault,) = caught.value.faults
+    assert fault == f"functions: there are 2, and {flags} can be for one only"
+
+
+@pytest.mark.parametrize("functions", [None, "mirror", ["mirror"], {"mirror": "mirror"}])
+def test_flags_over_a_wrong_file_leave_its_faults_to_the_check(functions: object) -> None:
+    """What is wrong in the file is still wrong with flags over it."""
+    raw = overlay({"functions": functions}, socket_mode="0600")
+    assert faults_of_raw(raw)
+
+
+# --- the example ---
+
+
+def test_the_example_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example passes the check, and shows more than one function."""
+    monkeypatch.chdir("/")
+    settings = config.check(config.read(EXAMPLE), source=EXAMPLE.name)
+    assert len(settings.functions) == 2
+
+
+def test_the_example_shows_every_setting_with_its_default() -> None:
+    """A setting that is forgotten there, or whose default has changed, fails here."""
+    raw = config.read(EXAMPLE)
+    functions = raw.pop("functions")
+    assert raw == defaults(Settings)
+    shown = next(iter(functions.values()))
+    assert set(shown) == set(FunctionSettings.__struct_fields__)
+    optional = defaults(FunctionSettings)
+    assert {name: shown[name] for name in optional} == optional
+
+
+def defaults(settings: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the declared defaults, of those settings that have one."""
+    return {
+        field.name: field.default
+        for field in msgspec.structs.fields(settings)
+        if not field.required
+    }
+
+
+def test_the_example_explains_every_setting() -> None:
+    """Above the first occurrence of each setting stands a comment."""
+    lines = [line.strip() for line in EXAMPLE.read_text(encoding="utf-8").splitlines()]
+    for name in (*Settings.__struct_fields__, *FunctionSettings.__struct_fields__):
+        place = next(at for at, line in enumerate(lines) if line.startswith(f"{name}:"))
+        assert lines[place - 1].startswith("# "), name
+
+
+def test_every_setting_says_what_it_takes() -> None:
+    """Each declaration brings the words for a complaint about it."""
+    for settings in (Settings, FunctionSettings):
+        for name in settings.__struct_fields__:
+            problem = config.check_value(settings, name, object())
+            assert problem is not None
+            assert problem.startswith("expected "), (name, problem)
+
+
+def test_the_working_folder_is_not_touched_by_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checking a configuration makes no socket and no lock."""
+    monkeypatch.chdir(tmp_path)
+    config.check(with_function(socket="udf.sock"), source="kapudf.yaml")
+    assert os.listdir(tmp_path) == []

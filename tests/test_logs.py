@@ -1,0 +1,224 @@
+"""What a log looks like, on a terminal and elsewhere, from real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.serve_process import PATIENCE_S
+
+SETUP = """
+import logging, sys, threading, warnings
+import structlog
+from kapudf_cli import logs
+logs.configure(sys.argv[1], sys.argv[2])
+log = logs.get_logger()
+"""
+
+
+def run(
+    code: str, log_format: str = "json", level: str = "info"
+) -> subprocess.CompletedProcess[str]:
+    """Run code with logging set up, stderr being a pipe."""
+    return subprocess.run(
+        [sys.executable, "-c", SETUP + code, log_format, level],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def events(code: str, level: str = "info") -> list[dict[str, Any]]:
+    """Return what code logs, each line of it an event; nothing may go to stdout."""
+    result = run(code, "json", level)
+    assert (result.returncode, result.stdout) == (0, "")
+    return [json.loads(line) for line in result.stderr.splitlines()]
+
+
+def on_terminal(code: str, log_format: str) -> str:
+    """Return what code logs where stderr is a terminal."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", SETUP + code, log_format, "info"],
+        stdin=subprocess.DEVNULL,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        written = b""
+        # Once nobody has the other end any more, reading fails with EIO.
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 4096):
+                written += data
+        assert process.wait(PATIENCE_S) == 0
+    os.close(ours)
+    return written.decode()
+
+
+def test_an_event_is_a_json_object_in_a_line() -> None:
+    """It has its name, level, time with zone, and its facts with their types."""
+    (event,) = events("log.info('it happened', count=3, ratio=0.5, who=None)")
+    stamp = datetime.fromisoformat(event.pop("timestamp"))
+    assert stamp.utcoffset() is not None
+    assert event == {
+        "event": "it happened",
+        "level": "info",
+        "count": 3,
+        "ratio": 0.5,
+        "who": None,
+    }
+
+
+def test_whatever_is_logged_is_one_line() -> None:
+    """Line breaks, other alphabets and values without a JSON form break nothing."""
+    (event,) = events("log.info('a\\nb', text='ü\\n漢', thing={1, 2}, data=b'x', odd='\\udcff')")
+    assert event["event"] == "a\nb"
+    assert event["text"] == "ü\n漢"
+    assert event["thing"] == "{1, 2}"
+    assert event["data"] == "b'x'"
+
+
+def test_other_alphabets_are_written_as_they_are() -> None:
+    """Whoever reads the log with grep finds the text."""
+    assert "Grüße 漢" in run("log.info('x', text='Grüße 漢')").stderr
+
+
+def test_an_exception_is_a_fact_of_its_event() -> None:
+    """The traceback is inside the object, whole."""
+    code = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed')"
+    (event,) = events(code)
+    assert event["level"] == "error"
+    assert event["exception"].startswith("Traceback (most recent call last):")
+    assert event["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_what_a_handler_logs_by_the_standard_library_is_an_event() -> None:
+    """Arguments are filled in, extras are facts, and exceptions are whole."""
+    code = """
+stranger = logging.getLogger('acme.udf')
+stranger.warning('%d of %s', 2, 'three', extra={'task': 'cpu'})
+try:
+    1 / 0
+except ZeroDivisionError:
+    stranger.exception('failed')
+"""
+    warning, failure = events(code)
+    assert (warning["event"], warning["level"], warning["task"]) == ("2 of three", "warning", "cpu")
+    assert "timestamp" in warning
+    assert failure["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_a_warning_is_an_event() -> None:
+    """A deprecated call in a handler does not break into the log as loose lines."""
+    (event,) = events("warnings.warn('old', stacklevel=1)")
+    assert event["level"] == "warning"
+    assert "UserWarning: old" in event["event"]
+
+
+def test_a_thread_that_fails_is_an_event_with_its_name() -> None:
+    """The exception of a thread that a handler started is logged, not printed."""
+    code = """
+thread = threading.Thread(target=lambda: 1 / 0, name='mine')
+thread.start()
+thread.join()
+"""
+    (event,) = events(code)
+    assert (event["event"], event["level"], event["thread"]) == ("thread failed", "error", "mine")
+    assert event["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_what_is_bound_is_in_each_event() -> None:
+    """A logger bound to a connection, and variables bound to a context, add their facts."""
+    code = """
+structlog.contextvars.bind_contextvars(function='mirror')
+bound = log.bind(connection=7)
+bound.info('a')
+bound.info('b')
+"""
+    for event in events(code):
+        assert (event["connection"], event["function"]) == (7, "mirror")
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+@pytest.mark.parametrize("logger", ["log", "logging.getLogger('acme')"])
+def test_what_is_below_the_level_is_not_shown(logger: str, level: str, shown: list[str]) -> None:
+    """The level counts for kapudf's events and for those of others."""
+    levels = ("debug", "info", "warning", "error")
+    code = "\n".join(f"{logger}.{name}('x')" for name in levels)
+    assert [event["level"] for event in events(code, level)] == shown
+
+
+def test_the_console_has_lines_for_people() -> None:
+    """Level, name and facts stand in a line that is no JSON, and has no colours in a pipe."""
+    result = run("log.info('it happened', count=3)", "console")
+    assert re.search(r"\[info +\] it happened +count=3$", result.stderr.strip())
+    assert "\x1b" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_the_console_has_tracebacks() -> None:
+    """An exception is shown as Python shows it."""
+    code = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed')"
+    lines = run(code, "console").stderr.splitlines()
+    assert "Traceback (most recent call last):" in lines
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_auto_is_json_where_no_terminal_is() -> None:
+    """A pipe, a file and a journal get objects."""
+    result = run("log.info('it happened')", "auto")
+    assert json.loads(result.stderr)["event"] == "it happened"
+
+
+def test_auto_is_for_people_on_a_terminal() -> None:
+    """A terminal gets lines in colours."""
+    written = on_terminal("log.info('it happened', count=3)", "auto")
+    assert "it happened" in written
+    assert "\x1b[" in written
+    assert not written.startswith("{")
+
+
+def test_json_is_json_on_a_terminal_too() -> None:
+    """What was asked for by name is what comes."""
+    written = on_terminal("log.info('it happened')", "json")
+    assert json.loads(written)["event"] == "it happened"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_log_that_cannot_be_written_ends_nothing(log_format: str) -> None:
+    """A full disk behind stderr costs the events, and nothing else."""
+    code = "log.info('it happened')\nlogging.getLogger('acme').error('x')\nprint('still here')"
+    with open("/dev/full", "w", encoding="ascii") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", SETUP + code, log_format, "info"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert result.stdout == "still here\n"
+
+
+def test_setting_up_twice_shows_each_event_once() -> None:
+    """The last word counts, and earlier ones leave nothing."""
+    code = "logs.configure('json', 'warning')\nlog.info('hidden')\nlog.warning('shown')"
+    assert [event["event"] for event in events(code)] == ["shown"]
