@@ -63,33 +63,18 @@ def wait_until_served(path: str, server: subprocess.Popen[bytes]) -> None:
 def play(path: str, capture: bytes) -> tuple[list[Point], list[Point]]:
     """Play a capture as Kapacitor would; return the points sent and the points that came back."""
     requests = [REQUESTS.decode(frame) for frame in FrameReader().feed(capture)]
-    with KapacitorSide.connect(path, timeout_s=PATIENCE_S) as side:
-
-        def send() -> None:
-            side.send(
-                InitRequest(
-                    taskID="demo",
-                    nodeID="mirror2",
-                    options=[
-                        Option(
-                            name="field",
-                            values=[
-                                OptionValue(type=STRING, stringValue="mycustom_field"),
-                                OptionValue(type=DOUBLE, doubleValue=42.0),
-                            ],
-                        )
-                    ],
-                )
-            )
-            for request in requests:
-                if not isinstance(request, InitRequest):
-                    side.send(request)
-            side.half_close()
-
-        sender = threading.Thread(target=send)
-        sender.start()
+    values = [
+        OptionValue(type=STRING, stringValue="mycustom_field"),
+        OptionValue(type=DOUBLE, doubleValue=42.0),
+    ]
+    init = InitRequest(
+        taskID="demo", nodeID="mirror2", options=[Option(name="field", values=values)]
+    )
+    with (
+        KapacitorSide.connect(path, timeout_s=PATIENCE_S) as side,
+        side.sending([init, *(each for each in requests if not isinstance(each, InitRequest))]),
+    ):
         responses = list(side.responses())
-        sender.join()
     return (
         [request for request in requests if isinstance(request, Point)],
         [response for response in responses if isinstance(response, Point)],

@@ -23,6 +23,7 @@ from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.conversation import Incoming, IncomingOrder
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
 from kapudf_cli.wire.udf_pb2 import (
+    STREAM,
     BeginBatch,
     EndBatch,
     InfoRequest,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.handler import Handler, Writer
     from kapudf_cli.streams import Stream
-    from kapudf_cli.wire.codec import RequestMessage
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
 
 HandlerFactory: TypeAlias = "Callable[[Writer], Handler]"
 
@@ -75,8 +76,9 @@ class Reason(enum.StrEnum):
 class Account:
     """What one connection did, up to now or in the end.
 
-    Counts are of messages, bytes of framed data. `unprocessed_bytes` arrived and
-    reached no handler; `error` is the cause where `reason` names a fault.
+    Counts are of messages, bytes of framed data. `unprocessed_bytes` arrived and were
+    not dealt with, the frame at fault included; `error` is the cause where `reason`
+    names a fault.
     """
 
     task_id: str = ""
@@ -124,7 +126,12 @@ class Agent:
         self._on_init = on_init
         self._frames = FrameReader(max_frame_bytes)
         self._order = IncomingOrder()
-        self._outbox = Outbox(stream, max_frame_bytes=max_frame_bytes, on_failure=stream.interrupt)
+        self._outbox = Outbox(
+            stream,
+            max_frame_bytes=max_frame_bytes,
+            on_failure=stream.interrupt,
+            provides=getattr(handler, "provides", STREAM),
+        )
         self._keepalives_since_init = 0
         self._stopping = False
         self._account = Account()
@@ -182,23 +189,32 @@ class Agent:
                         point = handler.point
                         continue
                     if account.points_in == 0:
-                        self._outbox.open_for_data()
+                        self._outbox.send_data()
                     account.points_in += 1
                     try:
                         point(message)
                     except BaseException as error:
                         raise self._blame("point", error) from error
                 self._outbox.flush()
-            if self._outbox.failure is not None:
-                raise self._blame("write", self._outbox.failure)
+            self._raise_failure()
             if not self._stopping:
                 frames.finish()
         except ProtocolError as error:
             if error.offset is None:
                 error.offset = frames.offset
             raise
+        if self._order.state is Incoming.BEFORE_INIT:
+            self._outbox.drop_data()
+        else:
+            self._outbox.send_data()
         self._stop_handler()
         self._outbox.flush()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        """Raise what a thread of the handler's own did wrong, if it did."""
+        if self._outbox.failure is not None:
+            raise self._blame("write", self._outbox.failure)
 
     def _read(self) -> bytes:
         try:
@@ -211,26 +227,27 @@ class Agent:
     def _dispatch(self, handler: Handler, message: RequestMessage) -> None:
         match message:
             case BeginBatch():
-                self._outbox.open_for_data()
-                self._call(handler.begin_batch, message)
+                self._outbox.send_data()
+                self._call("begin_batch", handler.begin_batch, message)
             case EndBatch():
                 self._account.batches_in += 1
-                self._call(handler.end_batch, message)
+                self._call("end_batch", handler.end_batch, message)
             case KeepaliveRequest():
                 self._outbox.answer(KeepaliveResponse(time=message.time))
                 self._note_keepalive()
             case SnapshotRequest():
                 # Kapacitor asks for a snapshot of a task that runs, so no Restore follows.
-                self._outbox.open_for_data()
-                self._answer(SnapshotResponse, handler.snapshot)
+                self._outbox.send_data()
+                self._answer("snapshot", self._ask(SnapshotResponse, "snapshot", handler.snapshot))
             case RestoreRequest():
-                restored = self._answer(RestoreResponse, handler.restore, message)
+                restored = self._ask(RestoreResponse, "restore", handler.restore, message)
+                self._answer("restore", restored)
                 _check_success("restore", restored)
-                self._outbox.open_for_data()
+                self._outbox.send_data()
             case InitRequest():
                 self._init(handler, message)
             case InfoRequest():
-                self._answer(InfoResponse, handler.info)
+                self._answer("info", self._ask(InfoResponse, "info", handler.info))
             case _:  # pragma: no cover - IncomingOrder lets nothing else through
                 raise AssertionError(message)
 
@@ -241,8 +258,14 @@ class Agent:
             self._on_init(self._account)
         # Kapacitor asked for Info long ago on another connection; this one learns by
         # itself what the handler declares.
-        self._outbox.declare(self._call(handler.info).provides)
-        _check_success("init", self._answer(InitResponse, handler.init, request))
+        info = self._ask(InfoResponse, "info", handler.info)
+        try:
+            self._outbox.declare(info.provides)
+        except InvalidWriteError as error:
+            raise self._blame("__init__", error) from error
+        response = self._ask(InitResponse, "init", handler.init, request)
+        self._answer("init", response)
+        _check_success("init", response)
         self._keepalives_since_init = 0
 
     def _note_keepalive(self) -> None:
@@ -251,36 +274,40 @@ class Agent:
             self._keepalives_since_init == _KEEPALIVES_UNTIL_SETTLED
             and self._order.state is not Incoming.BEFORE_INIT
         ):
-            self._outbox.open_for_data()
+            self._outbox.send_data()
 
-    def _answer(
-        self, expected: type[A], call: Callable[P, A], *args: P.args, **kwargs: P.kwargs
-    ) -> A:
-        """Call a method of the handler and send what it returns."""
-        response = self._call(call, *args, **kwargs)
+    def _answer(self, method: str, response: ResponseMessage) -> None:
         try:
-            if type(response) is not expected:
-                problem = f"returned {type(response).__name__} where {expected.__name__} belongs"
-                raise TypeError(problem)
             self._outbox.answer(response)
-        except (TypeError, InvalidWriteError) as error:
-            raise self._blame(call.__name__, error) from error
-        return response
+        except InvalidWriteError as error:
+            raise self._blame(method, error) from error
 
     # --- the handler ---
 
     def _make_handler(self) -> Handler:
-        try:
-            return self._factory(self._outbox)
-        except BaseException as error:
-            raise self._blame("__init__", error) from error
+        return self._call("__init__", self._factory, self._outbox)
 
-    def _call(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def _ask(
+        self,
+        expected: type[A],
+        method: str,
+        call: Callable[P, A],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> A:
+        """Call a method of the handler that must return a message."""
+        response = self._call(method, call, *args, **kwargs)
+        if type(response) is not expected:
+            problem = f"returned {type(response).__name__} where {expected.__name__} belongs"
+            raise self._blame(method, TypeError(problem))
+        return response
+
+    def _call(self, method: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return call(*args, **kwargs)
         except BaseException as error:
             # SystemExit too: a plugin's sys.exit() must not end a connection without a word.
-            raise self._blame(call.__name__, error) from error
+            raise self._blame(method, error) from error
 
     def _blame(self, method: str, error: BaseException) -> HandlerError | ConnectionClosedError:
         """Return whose fault it is that a method raised: the handler's, or a lost connection's."""
@@ -292,7 +319,7 @@ class Agent:
         """Call the handler's last method, if there is a handler and it was not called yet."""
         handler, self._handler = self._handler, None
         if handler is not None:
-            self._call(handler.stop)
+            self._call("stop", handler.stop)
 
     # --- the end ---
 

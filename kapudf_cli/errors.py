@@ -106,6 +106,27 @@ class InvalidWriteError(KapudfError):
     """A handler wrote what would break Kapacitor's side; nothing of it was sent."""
 
 
+class OptionsError(KapudfError):
+    """A TICKscript calls a handler's options wrongly; the message is for its author."""
+
+
+class FieldValueError(KapudfError, ValueError):
+    """A value that no field of a point can have."""
+
+    def __init__(self, field: str, value: object, advice: str) -> None:
+        super().__init__(f"field '{field}': {type(value).__name__} {value!r:.80}: {advice}")
+        self.field = field
+        self.value = value
+
+
+class StateError(KapudfError):
+    """A snapshot is not of this handler's state."""
+
+
+class BatchTooLongError(KapudfError):
+    """A batch has more points than its handler keeps."""
+
+
 class ConnectionClosedError(KapudfError):
     """A handler wrote to a connection that has ended."""
 
@@ -217,6 +238,11 @@ class ProbeError(KapudfError):
 
 def describe(error: BaseException) -> str:
     """Return an exception's type and text in one line, as for a log or Kapacitor."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - an exception that cannot be shown must not hide that it came
+        text = "(an exception whose text cannot be had)"
+    # Half a surrogate pair would fail to be sent, and the connection with it.
+    text = text.encode("utf-8", "backslashreplace").decode()
     name = type(error).__name__
     return f"{name}: {text}" if text else name

@@ -28,9 +28,11 @@ def served(handler: HandlerFactory, *, timeout_s: float) -> Iterator[KapacitorSi
     agent = Agent(SocketStream(theirs), handler)
     thread = threading.Thread(target=agent.run, name="in-process", daemon=True)
     thread.start()
-    with KapacitorSide(ours, timeout_s=timeout_s) as side:
-        yield side
-    thread.join(timeout_s)
+    try:
+        with KapacitorSide(ours, timeout_s=timeout_s) as side:
+            yield side
+    finally:
+        thread.join(timeout_s)
 
 
 def describe(handler: HandlerFactory) -> InfoResponse:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -16,7 +18,7 @@ from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
 from kapudf_cli.wire.udf_pb2 import ErrorResponse, InfoRequest, InfoResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
@@ -37,7 +39,7 @@ class KapacitorSide:
         """Take over a connected stream socket."""
         self._socket = connection
         self._frames = FrameReader(DEFAULT_MAX_FRAME_BYTES)
-        self._responses = self._receive_all()
+        self._arrived: Iterator[bytes] = iter(())
         self.extend(timeout_s)
 
     @classmethod
@@ -94,6 +96,26 @@ class KapacitorSide:
         self._limit_wait()
         self._socket.sendall(data)
 
+    @contextlib.contextmanager
+    def sending(self, requests: Iterable[RequestMessage]) -> Iterator[None]:
+        """Send requests from a thread and half-close, while the caller receives.
+
+        Whoever sends much and only then reads may wait for a UDF that waits for
+        its answers to be read.
+        """
+
+        def send() -> None:
+            # What goes wrong here, the receiver learns too.
+            with contextlib.suppress(OSError):
+                for request in requests:
+                    self.send(request)
+                self.half_close()
+
+        sender = threading.Thread(target=send, name="sending", daemon=True)
+        sender.start()
+        yield
+        sender.join(max(self._deadline - time.monotonic(), 0.0))
+
     def half_close(self) -> None:
         """Say that no more will be sent, as Kapacitor does when a task ends."""
         self._socket.shutdown(socket.SHUT_WR)
@@ -106,21 +128,19 @@ class KapacitorSide:
             TimeoutError: nothing came in time.
             OSError: the connection broke.
         """
-        return next(self._responses, None)
-
-    def responses(self) -> Iterator[ResponseMessage]:
-        """Yield every response until the UDF closes; raises as `receive` does."""
-        return self._responses
-
-    def _receive_all(self) -> Iterator[ResponseMessage]:
-        while True:
+        while (frame := next(self._arrived, None)) is None:
             self._limit_wait()
             data = self._socket.recv(_READ_BYTES)
             if not data:
                 self._frames.finish()
-                return
-            for frame in self._frames.feed(data):
-                yield RESPONSES.decode(frame)
+                return None
+            self._arrived = self._frames.feed(data)
+        return RESPONSES.decode(frame)
+
+    def responses(self) -> Iterator[ResponseMessage]:
+        """Yield every response until the UDF closes; raises as `receive` does."""
+        while (response := self.receive()) is not None:
+            yield response
 
     def _limit_wait(self) -> None:
         left_s = self._deadline - time.monotonic()
@@ -200,6 +220,7 @@ _REFUSALS = {
 
 
 def _why_not_connected(path: str, error: OSError) -> str:
-    if error.errno == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
-        return "this is no socket"
+    with contextlib.suppress(OSError):
+        if error.errno == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
+            return "this is no socket"
     return _REFUSALS.get(error.errno or 0, f"cannot connect: {error.strerror or error}")

@@ -6,13 +6,15 @@ thread; the agent answers through it and flushes it when the input runs dry.
 
 from __future__ import annotations
 
+import enum
 import threading
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.conversation import OutgoingOrder
-from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, ErrorResponse, Point
+from kapudf_cli.wire.framing import encode_varint
+from kapudf_cli.wire.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,13 +28,24 @@ if TYPE_CHECKING:
 _FLUSH_BYTES = 64 * 1024
 #: The most that is kept while Kapacitor cannot take data yet.
 _HELD_BYTES = 1024 * 1024
+#: Enough for any sentence; an exception's text can be as long as its data.
+_ERROR_BYTES = 4096
+
+
+class Data(enum.Enum):
+    """What becomes of the data that a handler writes."""
+
+    HELD = "kept until Kapacitor can take it"
+    SENT = "sent"
+    DROPPED = "dropped: the connection ends without Kapacitor having asked for any"
+    REFUSED = "refused: the connection has ended"
 
 
 class Outbox:
     """The way back of one connection; what a handler knows as its agent.
 
-    Data is held back until `open_for_data`, since Kapacitor reads none before
-    Init and Restore are answered. Answers are never held back.
+    Data is held back until `send_data`, since Kapacitor reads none before Init
+    and Restore are answered. Answers are never held back.
 
     It belongs to the thread that adopts it. A write from that thread waits for the
     next flush; a write from any other thread is flushed at once, for nobody
@@ -42,27 +55,41 @@ class Outbox:
         points: points sent.
         batches: batches ended.
         bytes: bytes handed to the stream.
-        failure: what another thread tried to write and may not, None if nothing.
+        failure: what another thread tried to write first and may not, None if nothing.
         broken: why the stream can no longer be written to, None while it can.
     """
 
     def __init__(
-        self, stream: Stream, *, max_frame_bytes: int, on_failure: Callable[[], None]
+        self,
+        stream: Stream,
+        *,
+        max_frame_bytes: int,
+        on_failure: Callable[[], None],
+        provides: EdgeType = STREAM,
     ) -> None:
-        """Write to `stream`; call `on_failure` when another thread's write is refused."""
+        """Write to `stream`.
+
+        Args:
+            stream: where the bytes go.
+            max_frame_bytes: the longest frame sent, its length not counted.
+            on_failure: called when another thread's write is refused.
+            provides: the edge that the handler is thought to provide.
+        """
         self._stream = stream
         self._max_frame_bytes = max_frame_bytes
+        self._max_written_bytes = max_frame_bytes + len(encode_varint(max_frame_bytes))
         self._on_failure = on_failure
         self._owner = threading.get_ident()
         self._order = OutgoingOrder()
+        self._order.provides = provides
         # Guards everything below, and the order of bytes on the stream.
         self._lock = threading.Lock()
-        self._can_take_data = threading.Condition(self._lock)
-        self._held: list[bytes] | None = []
+        self._changed = threading.Condition(self._lock)
+        self._data = Data.HELD
+        self._held: list[bytes] = []
         self._held_bytes = 0
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._closed = False
         self.points = 0
         self.batches = 0
         self.bytes = 0
@@ -95,18 +122,36 @@ class Outbox:
         return self._order.in_batch
 
     def declare(self, provides: EdgeType) -> None:
-        """Note which edge the handler provides; its writes are checked against it."""
+        """Note which edge the handler provides; its writes are checked against it.
+
+        Raises:
+            InvalidWriteError: it has written for the other edge already.
+        """
         with self._lock:
+            if provides != self._order.provides and self._held:
+                problem = "data before Init, for another edge than the one that info() declares"
+                raise InvalidWriteError(problem)
             self._order.provides = provides
 
-    def open_for_data(self) -> None:
+    def send_data(self) -> None:
         """Let out the data held back so far, and whatever follows."""
         with self._lock:
-            if self._held is not None:
-                held, self._held = self._held, None
-                self._pending += held
+            if self._data is Data.HELD:
+                self._pending += self._held
                 self._pending_bytes += self._held_bytes
-                self._can_take_data.notify_all()
+                self._release(Data.SENT)
+
+    def drop_data(self) -> None:
+        """Drop what is held back, and whatever follows: nobody has asked for data."""
+        with self._lock:
+            if self._data is Data.HELD:
+                self.points = self.batches = 0
+                self._release(Data.DROPPED)
+
+    def close(self) -> None:
+        """Refuse whatever is written from now on."""
+        with self._lock:
+            self._release(Data.REFUSED)
 
     def answer(self, message: ResponseMessage) -> None:
         """Send an answer to a request, after all that was written before it.
@@ -120,23 +165,19 @@ class Outbox:
             self._pending_bytes += len(frame)
 
     def fail(self, error: str) -> None:
-        """Send an ErrorResponse, the last message of the connection."""
-        self.answer(ErrorResponse(error=error))
+        """Send an ErrorResponse, the last message of the connection, cut to a bounded length."""
+        room = min(_ERROR_BYTES, self._max_frame_bytes // 2)
+        text = error.encode("utf-8", "backslashreplace")[:room].decode("utf-8", "ignore")
+        self.answer(ErrorResponse(error=text))
 
     def flush(self) -> None:
-        """Hand everything that may leave to the stream, waiting while the peer does not read.
+        """Hand what may leave to the stream, waiting while the peer does not read.
 
         Raises:
             ConnectionClosedError: the connection broke.
         """
         with self._lock:
             self._flush()
-
-    def close(self) -> None:
-        """Refuse whatever is written from now on."""
-        with self._lock:
-            self._closed = True
-            self._can_take_data.notify_all()
 
     # --- inside; the lock is held where a name says nothing else ---
 
@@ -145,14 +186,21 @@ class Outbox:
         own_thread = threading.get_ident() == self._owner
         try:
             if type(message) is not expected:
-                problem = f"a {type(message).__name__} where a {expected.__name__} belongs"
+                kind = type(message)
+                # InfluxData's own classes have the same names.
+                stranger = kind.__name__ == expected.__name__
+                name = f"{kind.__module__}.{kind.__name__}" if stranger else kind.__name__
+                problem = f"a {name} where a {expected.__name__} belongs"
                 raise InvalidWriteError(problem)
             with self._lock:
-                if self._held is not None and not own_thread:
-                    self._can_take_data.wait_for(self._has_room)
-                if self._closed or self.broken:
-                    problem = "the connection has ended; nothing can be written after stop"
+                if self._data is Data.HELD and not own_thread:
+                    self._changed.wait_for(self._has_room)
+                if self.broken is not None:
+                    problem = "Kapacitor has closed the connection"
                     raise ConnectionClosedError(problem) from self.broken
+                if self._data is Data.REFUSED:
+                    problem = "the connection has ended; nothing can be written any more"
+                    raise ConnectionClosedError(problem)
                 # Encoded under the lock: a batch is only whole if its messages
                 # leave in the order in which they were checked.
                 self._admit(message)
@@ -162,38 +210,40 @@ class Outbox:
             if not own_thread:
                 # An exception in a thread of the handler's own reaches nobody
                 # else; the agent ends the connection for it.
-                self.failure = error
+                self.failure = self.failure or error
                 self._on_failure()
             raise
 
     def _admit(self, message: DataMessage) -> None:
-        if isinstance(message, Point):
-            self._order.point()
-            frame = self._encode(message)
-            self.points += 1
-        elif isinstance(message, BeginBatch):
-            frame = self._encode(message)
-            self._order.begin_batch(message)
-        else:
-            frame = self._encode(message)
-            self._order.end_batch()
-            self.batches += 1
-        if self._held is None:
-            self._pending.append(frame)
-            self._pending_bytes += len(frame)
-            return
         if not self._has_room():
             problem = (
                 f"more than {_HELD_BYTES} bytes of data before Kapacitor can take any; "
                 "write them once the first point or batch has come"
             )
             raise InvalidWriteError(problem)
-        self._held.append(frame)
-        self._held_bytes += len(frame)
+        frame = self._encode(message)
+        if isinstance(message, Point):
+            self._order.point()
+        elif isinstance(message, BeginBatch):
+            self._order.begin_batch(message)
+        else:
+            self._order.end_batch()
+        if self._data is Data.DROPPED:
+            return
+        if isinstance(message, Point):
+            self.points += 1
+        elif isinstance(message, EndBatch):
+            self.batches += 1
+        if self._data is Data.HELD:
+            self._held.append(frame)
+            self._held_bytes += len(frame)
+        else:
+            self._pending.append(frame)
+            self._pending_bytes += len(frame)
 
     def _encode(self, message: ResponseMessage) -> bytes:
         frame = RESPONSES.encode(message)
-        if len(frame) > self._max_frame_bytes:
+        if len(frame) > self._max_written_bytes:
             problem = (
                 f"a {type(message).__name__} of {len(frame)} bytes; "
                 f"the limit max_frame_bytes is {self._max_frame_bytes}"
@@ -202,7 +252,13 @@ class Outbox:
         return frame
 
     def _has_room(self) -> bool:
-        return self._held is None or self._closed or self._held_bytes < _HELD_BYTES
+        return self._data is not Data.HELD or self._held_bytes < _HELD_BYTES
+
+    def _release(self, data: Data) -> None:
+        self._held = []
+        self._held_bytes = 0
+        self._data = data
+        self._changed.notify_all()
 
     def _flush(self) -> None:
         if not self._pending:

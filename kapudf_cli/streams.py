@@ -95,6 +95,8 @@ class SocketStream:
         self._ahead: collections.deque[bytes] = collections.deque()
         self._ahead_bytes = 0
         self._ended = False
+        self._broken: OSError | None = None
+        self._interrupted = False
         # Bytes still to be read after an interrupt, None before one.
         self._remaining: int | None = None
         # Guards the descriptors above against use after close: their numbers may
@@ -109,6 +111,8 @@ class SocketStream:
                 data = self._ahead.popleft()
                 self._ahead_bytes -= len(data)
                 return data
+            if self._broken is not None:
+                raise self._broken
             if self._ended:
                 return b""
             if self._remaining is None:
@@ -135,7 +139,8 @@ class SocketStream:
     def interrupt(self) -> None:
         """Let the reader finish with what has arrived; see `Stream.interrupt`."""
         with self._lifetime:
-            if self._open:
+            if self._open and not self._interrupted:
+                self._interrupted = True
                 os.write(self._waker, b"\0")
 
     def abort(self) -> None:
@@ -195,14 +200,16 @@ class SocketStream:
                     self._reading.release()
 
     def _read_ahead(self) -> None:
-        if self._ended or self._remaining is not None or self._ahead_bytes >= _AHEAD_BYTES:
+        over = self._ended or self._broken is not None or self._remaining is not None
+        if over or self._ahead_bytes >= _AHEAD_BYTES:
             return
         try:
             data = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
-        except OSError:
-            data = b""  # The write will find out by itself that the connection broke.
+        except OSError as error:
+            self._broken = error  # for the reader; the write finds out by itself
+            return
         if data:
             self._ahead.append(data)
             self._ahead_bytes += len(data)

@@ -60,8 +60,12 @@ def agent_with(
 ) -> Iterator[ServedAgent]:
     """Let an agent serve `handler` in a thread; its connection is closed on exit."""
     ours, theirs = socket.socketpair()
-    agent = Agent(
-        SocketStream(theirs), handler, max_frame_bytes=max_frame_bytes, on_init=on_init
-    )
+    agent = Agent(SocketStream(theirs), handler, max_frame_bytes=max_frame_bytes, on_init=on_init)
     with KapacitorSide(ours, timeout_s=PATIENCE_S) as side:
-        yield ServedAgent(agent, side, ours, in_thread(agent.run))
+        ended = in_thread(agent.run)
+        try:
+            yield ServedAgent(agent, side, ours, ended)
+        finally:
+            if ended.done() and ended.exception():
+                # It should never raise. If it does, its socket must not fail the next test.
+                theirs.close()

@@ -1,0 +1,382 @@
+"""Kapacitor's side of the conversation, against small peers on real Unix sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.errors import (
+    FrameTooLongError,
+    ProbeError,
+    TruncatedFrameError,
+    UndecodableMessageError,
+)
+from kapudf_cli.kapacitor import KapacitorSide, probe
+from kapudf_cli.wire.codec import REQUESTS, RESPONSES
+from kapudf_cli.wire.udf_pb2 import (
+    BATCH,
+    BOOL,
+    STREAM,
+    STRING,
+    BeginBatch,
+    ErrorResponse,
+    InfoRequest,
+    InfoResponse,
+    InitRequest,
+    KeepaliveResponse,
+    OptionInfo,
+    Point,
+)
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from kapudf_cli.wire.codec import ResponseMessage
+
+INFO = InfoResponse(
+    wants=STREAM, provides=BATCH, options={"o": OptionInfo(valueTypes=[BOOL, STRING])}
+)
+
+
+@contextlib.contextmanager
+def udf(path: str, serve: Callable[[socket.socket], None]) -> Iterator[Future[None]]:
+    """Listen at `path`, and let a thread serve the first connection; its end is awaited."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(PATIENCE_S)
+
+        def run() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(PATIENCE_S)
+                serve(connection)
+
+        served = in_thread(run)
+        yield served
+        served.result(PATIENCE_S)
+
+
+def read_to_the_end(connection: socket.socket) -> bytes:
+    data = b""
+    while piece := connection.recv(4096):
+        data += piece
+    return data
+
+
+def answering(data: bytes) -> Callable[[socket.socket], None]:
+    """Return a UDF that reads everything, sends `data`, and closes."""
+
+    def serve(connection: socket.socket) -> None:
+        read_to_the_end(connection)
+        connection.sendall(data)
+
+    return serve
+
+
+# --- probe ---
+
+
+def test_a_udf_that_answers_is_described(socket_path: str) -> None:
+    """The answer is what it declared."""
+    with udf(socket_path, answering(RESPONSES.encode(INFO))):
+        answer = probe(socket_path, timeout_s=PATIENCE_S)
+    assert answer.info == INFO
+    assert answer.round_trip_s > 0
+
+
+def test_a_probe_sends_info_and_half_closes_as_kapacitor_does(socket_path: str) -> None:
+    """Nothing but the one frame is sent, and its end is seen before the answer."""
+    received: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        received.append(read_to_the_end(connection))
+        connection.sendall(RESPONSES.encode(INFO))
+
+    with udf(socket_path, serve):
+        probe(socket_path, timeout_s=PATIENCE_S)
+    assert received == [b"\x02\x0a\x00"]
+
+
+def test_an_answer_in_pieces_is_an_answer(socket_path: str) -> None:
+    """A UDF may write as it likes."""
+
+    def serve(connection: socket.socket) -> None:
+        for byte in RESPONSES.encode(INFO):
+            connection.sendall(bytes([byte]))
+        read_to_the_end(connection)
+
+    with udf(socket_path, serve):
+        assert probe(socket_path, timeout_s=PATIENCE_S).info == INFO
+
+
+CLOSED = "the UDF closed the connection without an answer; its log may say why"
+
+BAD_ANSWERS = {
+    "nothing": (b"", CLOSED),
+    "an error": (
+        RESPONSES.encode(ErrorResponse(error="it\n  broke")),
+        "the UDF answered with an error: it broke",
+    ),
+    "another message": (
+        RESPONSES.encode(KeepaliveResponse()),
+        "the UDF answered Info with a KeepaliveResponse",
+    ),
+    "half an answer": (
+        RESPONSES.encode(INFO)[:-1],
+        "the answer is no UDF's: the input ended inside a frame",
+    ),
+    "no message": (b"\x00", "the answer is no UDF's: a Response in which no message is set"),
+    "another protocol": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "the answer is no UDF's: "),
+    "a length without end": (b"\xff" * 10, "the answer is no UDF's: a frame's length takes more"),
+    "a length of gigabytes": (
+        b"\xff\xff\xff\xff\x0f",
+        "the answer is no UDF's: a frame of 4294967295 bytes is announced",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "problem"), BAD_ANSWERS.values(), ids=BAD_ANSWERS.keys())
+def test_a_udf_that_does_not_answer_as_it_should_fails_the_probe(
+    data: bytes, problem: str, socket_path: str
+) -> None:
+    """The error starts with the path and says what came instead, in one line."""
+    with udf(socket_path, answering(data)), pytest.raises(ProbeError) as caught:
+        probe(socket_path, timeout_s=PATIENCE_S)
+    assert str(caught.value).startswith(f"{socket_path}: {problem}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_udf_that_hangs_up_without_reading_fails_the_probe(socket_path: str) -> None:
+    """A reset, or a broken pipe, is a connection closed without an answer."""
+    asked = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        assert connection.recv(1, socket.MSG_PEEK)
+        asked.set()
+
+    with udf(socket_path, serve), pytest.raises(ProbeError, match=CLOSED):
+        probe(socket_path, timeout_s=PATIENCE_S)
+    assert asked.is_set()
+
+
+def test_a_udf_that_does_not_answer_in_time_fails_the_probe(socket_path: str) -> None:
+    """It took the connection, so the error asks whether it is stuck."""
+    given_up = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        read_to_the_end(connection)
+        assert given_up.wait(PATIENCE_S)
+
+    with udf(socket_path, serve):
+        with pytest.raises(ProbeError, match=r"no answer within 0\.1 s; is the UDF stuck"):
+            probe(socket_path, timeout_s=0.1)
+        given_up.set()
+
+
+def test_a_udf_that_does_not_accept_fails_the_probe(socket_path: str) -> None:
+    """A full queue of connections is waited for, and not for ever."""
+    with contextlib.ExitStack() as stack:
+        fill_queue(stack, socket_path)
+        with pytest.raises(ProbeError, match=r"no answer within 0\.1 s"):
+            probe(socket_path, timeout_s=0.1)
+
+
+def fill_queue(stack: contextlib.ExitStack, path: str) -> socket.socket:
+    """Listen at `path`, and connect until no more connections fit; return the listener."""
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    listener.bind(path)
+    listener.listen(0)
+    listener.settimeout(PATIENCE_S)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            client.settimeout(0.0)
+            client.connect(path)
+    return listener
+
+
+def test_there_being_no_socket_fails_the_probe(socket_path: str) -> None:
+    """The error asks whether the UDF runs."""
+    with pytest.raises(ProbeError, match=f"^{socket_path}: there is no such socket"):
+        probe(socket_path, timeout_s=PATIENCE_S)
+
+
+def test_a_socket_that_nobody_serves_fails_the_probe(socket_path: str) -> None:
+    """A socket that was left over is told from none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left_over:
+        left_over.bind(socket_path)
+    with pytest.raises(ProbeError, match=f"^{socket_path}: connection refused; no process serves"):
+        probe(socket_path, timeout_s=PATIENCE_S)
+
+
+def test_what_is_no_socket_fails_the_probe(short_folder: Path) -> None:
+    """A file and a folder refuse connections as a socket without a server does."""
+    file = short_folder / "file"
+    file.touch()
+    for path in (file, short_folder):
+        with pytest.raises(ProbeError, match=f"^{path}: this is no socket$"):
+            probe(str(path), timeout_s=PATIENCE_S)
+
+
+def test_a_socket_of_another_type_fails_the_probe(socket_path: str) -> None:
+    """A datagram socket cannot carry a stream."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(socket_path)
+        with pytest.raises(ProbeError, match=f"^{socket_path}: this is no stream socket$"):
+            probe(socket_path, timeout_s=PATIENCE_S)
+
+
+def test_a_path_through_a_file_fails_the_probe(short_folder: Path) -> None:
+    """What is wrong is the path, not the UDF."""
+    (short_folder / "file").touch()
+    path = str(short_folder / "file" / "udf.sock")
+    with pytest.raises(ProbeError, match=f"^{path}: a part of this path is no folder$"):
+        probe(path, timeout_s=PATIENCE_S)
+
+
+def test_a_path_that_no_socket_can_have_fails_the_probe(short_folder: Path) -> None:
+    """What else the system says is handed on."""
+    path = str(short_folder / ("x" * 200))
+    with pytest.raises(ProbeError, match=f"^{path}: cannot connect: AF_UNIX path too long$"):
+        probe(path, timeout_s=PATIENCE_S)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may connect to any socket")
+def test_a_socket_that_may_not_be_used_fails_the_probe(socket_path: str) -> None:
+    """The error speaks of mode and group, for those must be put right."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(socket_path)
+        listener.listen()
+        os.chmod(socket_path, 0)
+        with pytest.raises(ProbeError, match=f"^{socket_path}: permission denied"):
+            probe(socket_path, timeout_s=PATIENCE_S)
+
+
+# --- one connection ---
+
+
+def test_a_connection_waits_for_room_in_the_queue(socket_path: str) -> None:
+    """Once a connection is accepted, there is room for the next one."""
+    with contextlib.ExitStack() as stack:
+        listener = fill_queue(stack, socket_path)
+        connecting = in_thread(lambda: KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S))
+        connection, _ = listener.accept()
+        stack.enter_context(connection)
+        stack.enter_context(connecting.result(PATIENCE_S))
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[KapacitorSide, socket.socket]]:
+    """Give Kapacitor's side of a connection, and the socket at its other end."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE_S)
+    with theirs, KapacitorSide(ours, timeout_s=PATIENCE_S) as side:
+        yield side, theirs
+
+
+def test_requests_are_sent_as_frames(ends: tuple[KapacitorSide, socket.socket]) -> None:
+    """Messages and bytes go out in order, and then the end."""
+    side, peer = ends
+    side.send(InitRequest(taskID="t"))
+    side.send_bytes(b"anything")
+    side.send(Point(time=1))
+    side.half_close()
+    expected = REQUESTS.encode(InitRequest(taskID="t")) + b"anything"
+    assert read_to_the_end(peer) == expected + REQUESTS.encode(Point(time=1))
+
+
+def test_responses_are_received_one_by_one_up_to_the_end(
+    ends: tuple[KapacitorSide, socket.socket],
+) -> None:
+    """Several in a piece, or one over several pieces; after the end there is none."""
+    side, peer = ends
+    sent: list[ResponseMessage] = [INFO, BeginBatch(size=1), Point(name="x" * 200)]
+    data = b"".join(map(RESPONSES.encode, sent))
+    peer.sendall(data[:-100])
+    assert side.receive() == INFO
+    assert side.receive() == BeginBatch(size=1)
+    peer.sendall(data[-100:])
+    peer.close()
+    assert list(side.responses()) == [Point(name="x" * 200)]
+    assert side.receive() is None
+    assert side.receive() is None
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\x05\x0a", TruncatedFrameError),
+        (b"\x01\xff", UndecodableMessageError),
+        (b"\x81\x80\x80\x20", FrameTooLongError),
+    ],
+)
+def test_what_is_no_response_is_refused(
+    ends: tuple[KapacitorSide, socket.socket], data: bytes, kind: type[Exception]
+) -> None:
+    """Good responses before it are received."""
+    side, peer = ends
+    peer.sendall(RESPONSES.encode(INFO) + data)
+    peer.close()
+    assert side.receive() == INFO
+    with pytest.raises(kind):
+        side.receive()
+
+
+def test_a_broken_connection_is_an_error_to_the_receiver(
+    ends: tuple[KapacitorSide, socket.socket],
+) -> None:
+    """A reset is no end of input."""
+    side, peer = ends
+    side.send(InfoRequest())
+    peer.close()
+    with pytest.raises(ConnectionResetError):
+        side.receive()
+
+
+def test_every_wait_is_bounded(ends: tuple[KapacitorSide, socket.socket]) -> None:
+    """Neither a peer that sends nothing nor one that reads nothing holds it up."""
+    side, _ = ends
+    side.extend(0.05)
+    with pytest.raises(TimeoutError):
+        side.receive()
+    side.extend(0.05)
+    with pytest.raises(TimeoutError):
+        side.send_bytes(b"x" * (16 << 20))
+
+
+def test_no_wait_begins_once_the_time_is_over(
+    ends: tuple[KapacitorSide, socket.socket],
+) -> None:
+    """The time counts for all that is done in it, not for each call anew."""
+    side, peer = ends
+    peer.sendall(RESPONSES.encode(INFO))
+    side.extend(0.0)
+    with pytest.raises(TimeoutError):
+        side.send(InfoRequest())
+    with pytest.raises(TimeoutError):
+        side.receive()
+
+
+def test_a_connection_that_timed_out_goes_on_after_more_time_was_given(
+    ends: tuple[KapacitorSide, socket.socket],
+) -> None:
+    """None means that the UDF has closed, and it has not."""
+    side, peer = ends
+    data = RESPONSES.encode(INFO)
+    peer.sendall(data[:2])
+    side.extend(0.05)
+    with pytest.raises(TimeoutError):
+        side.receive()
+    peer.sendall(data[2:])
+    side.extend(PATIENCE_S)
+    assert side.receive() == INFO
