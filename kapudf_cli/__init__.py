@@ -3,8 +3,32 @@
 What a handler's author needs is here; everything else is the runner's own.
 """
 
-from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError, KapudfError
+from msgspec import Meta
+
+from kapudf_cli.batches import Batch, BatchHandler, write_batch
+from kapudf_cli.errors import (
+    ConnectionClosedError,
+    FieldValueError,
+    InvalidWriteError,
+    KapudfError,
+    OptionsError,
+)
 from kapudf_cli.handler import Handler, Writer
+from kapudf_cli.options import Flag, Options
+from kapudf_cli.points import (
+    FieldValue,
+    drop_field,
+    get_datetime,
+    get_field,
+    get_fields,
+    get_number,
+    get_tag,
+    like,
+    set_datetime,
+    set_field,
+    time_ns,
+)
+from kapudf_cli.state import PerGroup, State
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     BOOL,
@@ -39,23 +63,44 @@ __all__ = [
     "INT",
     "STREAM",
     "STRING",
+    "Batch",
+    "BatchHandler",
     "BeginBatch",
     "ConnectionClosedError",
     "EdgeType",
     "EndBatch",
+    "FieldValue",
+    "FieldValueError",
+    "Flag",
     "Handler",
     "InfoResponse",
     "InitRequest",
     "InitResponse",
     "InvalidWriteError",
     "KapudfError",
+    "Meta",
     "Option",
     "OptionInfo",
     "OptionValue",
+    "Options",
+    "OptionsError",
+    "PerGroup",
     "Point",
     "RestoreRequest",
     "RestoreResponse",
     "SnapshotResponse",
+    "State",
     "ValueType",
     "Writer",
+    "drop_field",
+    "get_datetime",
+    "get_field",
+    "get_fields",
+    "get_number",
+    "get_tag",
+    "like",
+    "set_datetime",
+    "set_field",
+    "time_ns",
+    "write_batch",
 ]

@@ -1,12 +1,20 @@
 """The handler: the user's code, called with each message that Kapacitor sends.
 
-    from kapudf_cli import Handler, Point
+    from kapudf_cli import Handler, Options, Point, get_number, set_field
 
-    class Double(Handler):
-        '''Doubles the field `value`.'''
+    class ScaleOptions(Options, kw_only=True):
+        field: str
+        factor: float = 2.0
+
+    class Scale(Handler):
+        '''Multiplies a field by a factor.'''
+
+        options: ScaleOptions
 
         def point(self, point: Point) -> None:
-            point.fieldsDouble["value"] *= 2
+            value = get_number(point, self.options.field)
+            if value is not None:
+                set_field(point, self.options.field, value * self.options.factor)
             self.agent.write_point(point)
 
 Each connection, which is each node of each task, has a handler of its own. Its
@@ -17,8 +25,12 @@ a method raises is logged, told to Kapacitor, and ends that connection only.
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, ClassVar, Protocol
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
+from kapudf_cli import options, state
+from kapudf_cli.declared import declared
+from kapudf_cli.errors import OptionsError, StateError, describe
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     STREAM,
@@ -29,6 +41,8 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from kapudf_cli.wire.udf_pb2 import (
         BeginBatch,
         EdgeType,
@@ -37,6 +51,12 @@ if TYPE_CHECKING:
         Point,
         RestoreRequest,
     )
+
+_log = logging.getLogger(__name__)
+
+#: What becomes of a snapshot that is not of this handler's state: the handler starts
+#: afresh and the reason is logged, or Restore is refused, which fails the task.
+ForeignState: TypeAlias = Literal["discard", "refuse"]
 
 
 class Writer(Protocol):
@@ -65,44 +85,106 @@ class Writer(Protocol):
 class Handler(abc.ABC):
     """A user-defined function. Subclass it; `point` is all that must be written.
 
+    A class that annotates `options` with a subclass of `Options` has these
+    declared to Kapacitor, checked, and at hand from `setup` on. A class that
+    annotates `state` with a subclass of `State`, or with `PerGroup` of one, has
+    it from the start, in every snapshot, and back after a restart of the task.
+
     Attributes:
         wants: the edge it reads, STREAM or BATCH.
         provides: the edge it writes, STREAM or BATCH.
+        options: what the TICKscript called.
+        state: what it remembers.
+        state_version: raise it when a snapshot of older code would be misread.
+        state_limit: the most groups that a `PerGroup` keeps, None for any number.
+        state_expiry: how long a `PerGroup` keeps an unused group, None for ever.
+        foreign_state: what becomes of a snapshot that is not of this state.
         agent: where points and batches are written to.
     """
 
     wants: ClassVar[EdgeType] = STREAM
     provides: ClassVar[EdgeType] = STREAM
+    state_version: ClassVar[int] = 1
+    state_limit: ClassVar[int | None] = None
+    state_expiry: ClassVar[dt.timedelta | None] = None
+    foreign_state: ClassVar[ForeignState] = "discard"
+
+    options: Any
+    state: Any
 
     def __init__(self, agent: Writer) -> None:
-        """Keep the agent. What costs time or memory belongs into `init`.
+        """Keep the agent. What costs time or memory belongs into `setup`.
 
         Kapacitor opens a connection at its start just to ask for `info`, and a
         handler is made for that one too.
         """
         self.agent = agent
+        fresh = self._fresh_state()
+        if fresh is not None:
+            self.state = fresh
+
+    def setup(self) -> None:  # noqa: B027 - most handlers have nothing to prepare
+        """Prepare for data: the options are known, none has come yet.
+
+        Raise OptionsError to fail the task with a sentence for the author of its
+        TICKscript.
+        """
 
     def info(self) -> InfoResponse:
         """Return the edges, and the options that a TICKscript may call.
 
-        Override it to declare options. It must return the same at any time: it
-        is also asked before `init`.
+        It must return the same at any time: it is also asked before `init`.
         """
-        return InfoResponse(wants=self.wants, provides=self.provides)
+        declaration = self._options_type()
+        return InfoResponse(
+            wants=self.wants,
+            provides=self.provides,
+            options=None if declaration is None else options.declare(declaration),
+        )
 
     def init(self, request: InitRequest, /) -> InitResponse:
         """Take the options of the TICKscript. `success=False` fails the task."""
-        del request
+        try:
+            declaration = self._options_type()
+            if declaration is not None:
+                self.options = options.parse(declaration, request.options)
+            self.setup()
+        except OptionsError as error:
+            return InitResponse(error=str(error))
         return InitResponse(success=True)
 
     def snapshot(self) -> SnapshotResponse:
-        """Return the state, as bytes that `restore` understands. Empty by default."""
-        return SnapshotResponse()
+        """Return the state, as bytes that `restore` understands; empty if none is declared."""
+        if declared(type(self), "state", above=Handler) is None:
+            return SnapshotResponse()
+        content = state.dump(self.state, handler=type(self).__name__, version=self.state_version)
+        return SnapshotResponse(snapshot=content)
 
     def restore(self, request: RestoreRequest, /) -> RestoreResponse:
         """Take back the state of an earlier `snapshot`. `success=False` fails the task."""
-        del request
+        fresh = self._fresh_state()
+        if fresh is None or not request.snapshot:
+            return RestoreResponse(success=True)
+        name = type(self).__name__
+        try:
+            self.state = state.load(
+                fresh, request.snapshot, handler=name, version=self.state_version
+            )
+        except StateError as error:
+            return self._restore_foreign(request.snapshot, str(error))
         return RestoreResponse(success=True)
+
+    def migrate(self, handler: str, version: int, content: Any) -> Any:
+        """Return the content of another version's snapshot as this version has it.
+
+        Args:
+            handler: the class that took the snapshot.
+            version: its `state_version`.
+            content: the state as JSON has it, in dicts, lists and plain values.
+
+        None, as here, says that it cannot be used.
+        """
+        del handler, version, content
 
     def begin_batch(self, begin: BeginBatch, /) -> None:
         """Take the begin of a batch; passed on by default, from batch to batch."""
@@ -124,3 +206,41 @@ class Handler(abc.ABC):
         Called once, as the last method, however the connection ends. After an
         error or a lost connection, what is written here reaches nobody.
         """
+
+    @classmethod
+    def _options_type(cls) -> type[options.Options] | None:
+        annotation = declared(cls, "options", above=Handler)
+        if annotation is None:
+            return None
+        if isinstance(annotation, type) and issubclass(annotation, options.Options):
+            return annotation
+        message = f"{cls.__name__}.options: {annotation!r} is no subclass of kapudf_cli.Options"
+        raise TypeError(message)
+
+    @classmethod
+    def _fresh_state(cls) -> state.AnyState | None:
+        annotation = declared(cls, "state", above=Handler)
+        if annotation is None:
+            return None
+        return state.make(annotation, limit=cls.state_limit, expiry=cls.state_expiry)
+
+    def _restore_foreign(self, snapshot: bytes, reason: str) -> RestoreResponse:
+        """Deal with a snapshot that is not of this state: migrate, discard or refuse it."""
+        fresh = self._fresh_state()
+        try:
+            handler, version, content = state.peek(snapshot)
+            migrated = self.migrate(handler, version, content)
+            if migrated is not None and fresh is not None:
+                self.state = state.from_plain(fresh, migrated)
+                _log.info("snapshot migrated: %s", reason)
+                return RestoreResponse(success=True)
+        except StateError as error:
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever an author's code may raise
+            # A migration that fails must not be worse than none.
+            _log.exception("migration of a snapshot failed")
+            reason = f"{reason}; its migration failed: {describe(error)}"
+        if self.foreign_state == "refuse":
+            return RestoreResponse(error=reason)
+        _log.warning("snapshot discarded, starting afresh: %s", reason)
+        return RestoreResponse(success=True)

@@ -13,11 +13,12 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"wire"},
-    {"handler", "streams", "tickscript", "logs"},
-    {"outbox", "plugins", "kapacitor", "config"},
+    {"declared", "options", "points", "state", "streams", "tickscript", "logs"},
+    {"handler"},
+    {"batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},
     {"in_process", "serving"},
-    {"commands"},
+    {"commands", "testing"},
     {"__main__"},
 ]
 #: The package itself is what plugins import; it re-exports from the floors up to `handler`.

@@ -1,58 +1,45 @@
-"""The mirror: every point comes back, with fields set on it where the task asks for them.
+"""The mirror: everything comes back, with fields and tags set where the task asks for them.
 
-stream
-    |from()
-        .measurement('cpu')
-    @mirror()
-        .field('mycustom_field', 42.0)
-    |log()
+    stream
+        |from()
+            .measurement('cpu')
+        @mirror()
+            .field('mycustom_field', 42.0)
+            .tag('checked', 'yes')
+        |log()
+
+`@batch_mirror()` takes the same options and goes behind a batch, as in
+`|window().period(10s).every(10s)`.
 """
 
 from __future__ import annotations
 
-from kapudf_cli import (
-    DOUBLE,
-    STRING,
-    Handler,
-    InfoResponse,
-    InitRequest,
-    InitResponse,
-    OptionInfo,
-    Point,
-    Writer,
-)
+from kapudf_cli import BATCH, Handler, Options, Point, set_field
+
+
+class MirrorOptions(Options):
+    """What to set on each point; both may be called any number of times."""
+
+    field: list[tuple[str, float]] = []
+    tag: list[tuple[str, str]] = []
 
 
 class Mirror(Handler):
-    """Sends every point back; field(name, value) sets a field on each."""
+    """Sends every point back; field(name, value) and tag(name, value) set these on each."""
 
-    def __init__(self, agent: Writer) -> None:
-        """Start with no field to set."""
-        super().__init__(agent)
-        self._fields: dict[str, float] = {}
-
-    def info(self) -> InfoResponse:
-        """Declare field(name STRING, value DOUBLE), which may be repeated."""
-        info = super().info()
-        info.options["field"].CopyFrom(OptionInfo(valueTypes=[STRING, DOUBLE]))
-        return info
-
-    def init(self, request: InitRequest, /) -> InitResponse:
-        """Take the fields to set."""
-        for option in request.options:
-            if option.name != "field":
-                return InitResponse(error=f"unknown option {option.name}(), known is field()")
-            if [value.type for value in option.values] != [STRING, DOUBLE]:
-                return InitResponse(error="field() takes a string and a float: field('name', 1.0)")
-            name, value = option.values
-            self._fields[name.stringValue] = value.doubleValue
-        return InitResponse(success=True)
+    options: MirrorOptions
 
     def point(self, point: Point, /) -> None:
-        """Set the fields, whatever type one of that name had, and send the point on."""
-        for name, value in self._fields.items():
-            point.fieldsInt.pop(name, None)
-            point.fieldsString.pop(name, None)
-            point.fieldsBool.pop(name, None)
-            point.fieldsDouble[name] = value
+        """Set what is to be set, and send the point on."""
+        for name, value in self.options.field:
+            set_field(point, name, value)
+        for name, text in self.options.tag:
+            point.tags[name] = text
         self.agent.write_point(point)
+
+
+class BatchMirror(Mirror):
+    """Sends every batch back; field(name, value) and tag(name, value) set these on each point."""
+
+    wants = BATCH
+    provides = BATCH

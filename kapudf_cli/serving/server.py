@@ -12,6 +12,8 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from kapudf_cli.agent import Account, Agent, Reason
 from kapudf_cli.serving import systemd
 from kapudf_cli.serving.signals import SignalQueue
@@ -164,9 +166,7 @@ class Server:
             stream,
             function.handler,
             max_frame_bytes=function.max_frame_bytes,
-            on_init=lambda account: log.info(
-                "task connected", task_id=account.task_id, node_id=account.node_id
-            ),
+            on_init=lambda account: _log_task(log, account),
         )
         thread = threading.Thread(
             target=self._serve,
@@ -187,6 +187,8 @@ class Server:
 
     def _serve(self, number: int, agent: Agent, log: BoundLogger) -> None:
         """Run an agent to its end; the target of a connection's thread."""
+        # What the handler logs in this thread says where it comes from.
+        structlog.contextvars.bind_contextvars(**structlog.get_context(log))
         try:
             _log_finish(log, agent.run())
         finally:
@@ -241,6 +243,12 @@ class Server:
     def _current(self) -> list[Connection]:
         with self._lock:
             return list(self._connections.values())
+
+
+def _log_task(log: BoundLogger, account: Account) -> None:
+    """Log which task a connection is for, and let what its handler logs say so too."""
+    structlog.contextvars.bind_contextvars(task_id=account.task_id, node_id=account.node_id)
+    log.info("task connected")
 
 
 def _log_finish(log: BoundLogger, account: Account) -> None:

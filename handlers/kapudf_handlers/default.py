@@ -1,0 +1,54 @@
+"""Defaults: sets fields and tags where a point has none, as Kapacitor's DefaultNode does.
+
+stream
+    |from()
+        .measurement('requests')
+    @default()
+        .field('latency', 0.0)
+        .fieldInt('count', 0)
+        .fieldString('status', 'unknown')
+        .fieldBool('ok', FALSE)
+        .tag('host', 'none')
+    |log()
+"""
+
+from __future__ import annotations
+
+from kapudf_cli import Handler, Options, Point, get_field, set_field
+
+
+class DefaultOptions(Options):
+    """What to set where it is absent; each may be called any number of times."""
+
+    field: list[tuple[str, float]] = []
+    field_int: list[tuple[str, int]] = []
+    field_string: list[tuple[str, str]] = []
+    field_bool: list[tuple[str, bool]] = []
+    tag: list[tuple[str, str]] = []
+
+
+class Default(Handler):
+    """Sets fields and tags on the points that lack them; a field of any type counts as there."""
+
+    options: DefaultOptions
+
+    def setup(self) -> None:
+        """Put the fields of all types into one list."""
+        chosen = self.options
+        self._fields: list[tuple[str, object]] = [
+            *chosen.field,
+            *chosen.field_int,
+            *chosen.field_string,
+            *chosen.field_bool,
+        ]
+
+    def point(self, point: Point, /) -> None:
+        """Set what is absent, and send the point on."""
+        for name, value in self._fields:
+            if get_field(point, name) is None:
+                set_field(point, name, value)
+        for name, text in self.options.tag:
+            # To DefaultNode an empty tag is an absent one.
+            if not point.tags.get(name):
+                point.tags[name] = text
+        self.agent.write_point(point)

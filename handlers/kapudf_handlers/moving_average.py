@@ -1,0 +1,99 @@
+"""A moving average over the last points of each group.
+
+stream
+    |from()
+        .measurement('cpu')
+        .groupBy('host')
+    @moving_average()
+        .field('usage_idle')
+        .size(10)
+        .as('idle_avg')
+    |alert()
+        .crit(lambda: "idle_avg" < 10.0)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Annotated
+
+from kapudf_cli import Handler, Meta, Options, PerGroup, Point, State, get_number, set_field
+
+
+class MovingAverageOptions(Options, kw_only=True):
+    """The field to average, over how many points, and the name of the average."""
+
+    field: str
+    # A million floats are 8 MB a group in memory, and about 20 MB in a snapshot.
+    size: Annotated[int, Meta(ge=1, le=1_000_000)]
+    as_: str = "avg"
+
+
+class Window(State):
+    """The last values of a group, in a ring, and sums from which no error builds up.
+
+    The ring's sum is that of the values that came since the ring began anew and
+    that of the older ones. The former only ever grows, and the latter is read
+    off sums made once a round, so that nothing is subtracted: no rounding error
+    outlives a round, however many points come.
+    """
+
+    size: int = 0
+    values: list[float] = []
+    oldest: int = 0
+    new_sum: float = 0.0
+    #: For each place, the sum of the values from there to the ring's end.
+    old_sums: list[float] = []
+
+    def mean_with(self, value: float, size: int) -> float:
+        """Take a value in, and return the mean of the last `size`."""
+        if size != self.size:
+            self._resize(size)
+        values = self.values
+        self.new_sum += value
+        if len(values) < size:
+            values.append(value)
+            if len(values) < size:
+                return self.new_sum / len(values)
+        else:
+            values[self.oldest] = value
+            self.oldest += 1
+            if self.oldest < size:
+                return (self.new_sum + self.old_sums[self.oldest]) / size
+        self._begin_round()
+        return self.old_sums[0] / size
+
+    def _resize(self, size: int) -> None:
+        """Keep the last values, as of a snapshot that was taken with another size."""
+        self.values = [*self.values[self.oldest :], *self.values[: self.oldest]][-size:]
+        self.size = size
+        if len(self.values) == size:
+            self._begin_round()
+        else:
+            self.oldest = 0
+            self.new_sum = math.fsum(self.values)
+
+    def _begin_round(self) -> None:
+        self.oldest = 0
+        self.new_sum = 0.0
+        self.old_sums = list(itertools.accumulate(reversed(self.values)))[::-1]
+
+
+class MovingAverage(Handler):
+    """Adds the mean of a field over the last points of its group to each point."""
+
+    options: MovingAverageOptions
+    state: PerGroup[Window]
+    # More series than this are a mistake, or have died.
+    state_limit = 100_000
+
+    def point(self, point: Point, /) -> None:
+        """Add the average; a point without the field, as a number, passes through untouched."""
+        value = get_number(point, self.options.field)
+        if value is not None and math.isfinite(value):
+            mean = self.state.of(point).mean_with(value, self.options.size)
+            # The sum of huge values may be infinite, which no field may be.
+            if math.isfinite(mean):
+                set_field(point, self.options.as_, mean)
+        self.agent.write_point(point)

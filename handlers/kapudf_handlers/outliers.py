@@ -1,0 +1,63 @@
+"""The outliers of each batch, by Tukey's fences.
+
+    stream
+        |from()
+            .measurement('cpu')
+            .groupBy('host')
+        |window()
+            .period(1m)
+            .every(1m)
+        @outliers()
+            .field('usage_idle')
+            .scale(1.5)
+        |log()
+
+A value is an outlier if it is more than `scale` interquartile ranges below the
+first quartile or above the third. Quartiles are those of type 7 of Hyndman and
+Fan, "Sample Quantiles in Statistical Packages" (1996): linear interpolation
+between the order statistics, as numpy.percentile and spreadsheets have it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import statistics
+from typing import Annotated
+
+from kapudf_cli import Batch, BatchHandler, Meta, Options, Point, get_number
+
+#: One value has no quartiles.
+_FEWEST_VALUES = 2
+
+
+class OutliersOptions(Options, kw_only=True):
+    """The field to look at, and how far out a value must lie."""
+
+    field: str
+    scale: Annotated[float, Meta(ge=1.0)] = 1.5
+
+
+class Outliers(BatchHandler):
+    """Returns the outlying points of each batch, in time order."""
+
+    options: OutliersOptions
+
+    def batch(self, batch: Batch, /) -> list[Point]:
+        """Keep the points outside the fences; one without the field, as a number, is none."""
+        valued = [
+            (value, point)
+            for point in batch.points
+            if (value := get_number(point, self.options.field)) is not None and math.isfinite(value)
+        ]
+        if len(valued) < _FEWEST_VALUES:
+            return []
+        low, high = self.fences([value for value, _ in valued])
+        outlying = [point for value, point in valued if not low <= value <= high]
+        return sorted(outlying, key=operator.attrgetter("time"))
+
+    def fences(self, values: list[float]) -> tuple[float, float]:
+        """Return between which values a value is no outlier."""
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+        reach = self.options.scale * (third - first)
+        return first - reach, third + reach

@@ -1,0 +1,251 @@
+"""Tests of handlers without Kapacitor: a pytest plugin that is there once kapudf is installed.
+
+    def test_it_averages(udf):
+        task = udf(MovingAverage, MovingAverageOptions(field="value", size=2))
+        out = task.send(*lines("m value=1.0 10", "m value=3.0 20"))
+        assert [get_field(point, "avg") for point in out.points] == [1.0, 2.0]
+
+The handler runs in this process, driven by the very agent that serves it, over a
+real socket: what passes here passes the same checks as in production.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import pytest
+from line_protocol_parser import LineFormatError, parse_line
+
+from kapudf_cli.batches import Batch, batch_messages
+from kapudf_cli.errors import KapudfError
+from kapudf_cli.in_process import served
+from kapudf_cli.options import Options, calls_of
+from kapudf_cli.points import set_field
+from kapudf_cli.wire.udf_pb2 import (
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InfoRequest,
+    InfoResponse,
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from kapudf_cli.handler import Handler
+    from kapudf_cli.kapacitor import KapacitorSide
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+
+A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)
+
+#: A handler that takes longer in a test hangs.
+_TIMEOUT_S = 30.0
+#: Kapacitor's answers go into the socket's buffer while more is sent; what is sent
+#: at once must leave room for a handler that answers a point with several.
+_SENT_AT_ONCE = 64
+
+
+class TaskFailedError(KapudfError):
+    """The task failed: the text is what Kapacitor would show for it."""
+
+
+@dataclass
+class Output:
+    """What a handler sent.
+
+    Attributes:
+        points: the points outside batches, in order.
+        batches: the batches, in order.
+    """
+
+    points: list[Point] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+
+
+class Task:
+    """A task that calls one UDF, played by the test in Kapacitor's place.
+
+    Each method returns once the handler has dealt with what it was given.
+    """
+
+    def __init__(self, side: KapacitorSide) -> None:
+        """Play Kapacitor on a connection; use the fixture `udf` or `Task.of`."""
+        self._side = side
+        self._marks = itertools.count(1)
+        self._begun: Batch | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, handler: type[Handler]) -> Iterator[Self]:
+        """Connect to a handler of this class, for where there is no pytest."""
+        with served(handler, timeout_s=_TIMEOUT_S) as side:
+            yield cls(side)
+
+    def info(self) -> InfoResponse:
+        """Ask what the handler declares."""
+        return self._ask(InfoRequest(), InfoResponse)[0]
+
+    def init(self, options: Options | None = None) -> None:
+        """Start the task with options.
+
+        Raises:
+            TaskFailedError: the handler refused, or raised.
+        """
+        calls = [] if options is None else calls_of(options)
+        self.init_raw(InitRequest(taskID="test", nodeID="udf1", options=calls))
+
+    def init_raw(self, request: InitRequest) -> None:
+        """Start the task with an InitRequest as it is; raises as `init` does."""
+        response, _ = self._ask(request, InitResponse)
+        if not response.success:
+            raise TaskFailedError(response.error)
+
+    def send(self, *data: Point | Batch) -> Output:
+        """Send points or batches; return what comes of them.
+
+        Raises:
+            TaskFailedError: the handler raised.
+        """
+        messages = [message for each in data for message in _messages(each)]
+        output = Output()
+        for start in range(0, len(messages), _SENT_AT_ONCE):
+            for message in messages[start : start + _SENT_AT_ONCE]:
+                self._side.send(message)
+            self._collect(output)
+        if not messages:
+            self._collect(output)
+        return output
+
+    def snapshot(self) -> bytes:
+        """Ask for a snapshot and return it."""
+        return self._ask(SnapshotRequest(), SnapshotResponse)[0].snapshot
+
+    def restore(self, snapshot: bytes) -> None:
+        """Give a snapshot back, as Kapacitor does right after Init.
+
+        Raises:
+            TaskFailedError: the handler refused, or raised.
+        """
+        response, _ = self._ask(RestoreRequest(snapshot=snapshot), RestoreResponse)
+        if not response.success:
+            raise TaskFailedError(response.error)
+
+    def finish(self) -> Output:
+        """End the task as a replay ends; return what the handler flushes."""
+        self._side.half_close()
+        output = Output()
+        for response in self._side.responses():
+            self._take(response, output)
+        return output
+
+    def _ask(self, request: RequestMessage, answer: type[A]) -> tuple[A, Output]:
+        """Send a request; return its answer, and the data that came before it."""
+        self._side.send(request)
+        output = Output()
+        while not isinstance(response := self._receive(), answer):
+            self._take(response, output)
+        return response, output
+
+    def _collect(self, output: Output) -> None:
+        """Take what comes until the handler has dealt with everything sent so far."""
+        mark = KeepaliveRequest(time=next(self._marks))
+        self._side.send(mark)
+        while (response := self._receive()) != KeepaliveResponse(time=mark.time):
+            self._take(response, output)
+
+    def _receive(self) -> ResponseMessage:
+        response = self._side.receive()
+        if response is None:
+            raise TaskFailedError("the handler's connection ended")
+        if isinstance(response, ErrorResponse):
+            raise TaskFailedError(response.error)
+        return response
+
+    def _take(self, response: ResponseMessage, output: Output) -> None:
+        match response:
+            case Point() if self._begun is not None:
+                self._begun.points.append(response)
+            case Point():
+                output.points.append(response)
+            case BeginBatch():
+                self._begun = Batch(by_name=response.byName)
+            case EndBatch() if self._begun is not None:
+                batch, self._begun = self._begun, None
+                # As Kapacitor does: of begin and end, the end's word counts.
+                batch.name, batch.group = response.name, response.group
+                batch.tags, batch.tmax_ns = dict(response.tags), response.tmax
+                output.batches.append(batch)
+            case ErrorResponse():
+                raise TaskFailedError(response.error)
+
+
+@pytest.fixture
+def udf() -> Iterator[Callable[..., Task]]:
+    """Start tasks: `udf(Handler, options)` gives a Task that is past Init."""
+    with contextlib.ExitStack() as tasks:
+
+        def start(handler: type[Handler], options: Options | None = None) -> Task:
+            task = tasks.enter_context(Task.of(handler))
+            task.init(options)
+            return task
+
+        yield start
+
+
+def lines(
+    *texts: str, database: str = "telegraf", retention_policy: str = "autogen"
+) -> list[Point]:
+    """Return points from line protocol, a line each: `cpu,host=a usage=0.5,up=true 1000`.
+
+    Times are in nanoseconds, 0 where a line has none. Several lines may stand in
+    one text.
+
+    Raises:
+        ValueError: a line is no line protocol.
+    """
+    points = []
+    for line in (line for text in texts for line in text.splitlines() if line.strip()):
+        try:
+            parsed = parse_line(line.strip())
+        except LineFormatError as error:
+            message = f"no line protocol: {line!r}: {error}"
+            raise ValueError(message) from error
+        point = Point(
+            name=parsed["measurement"],
+            database=database,
+            retentionPolicy=retention_policy,
+            time=parsed["time"] or 0,
+            tags=parsed["tags"],
+        )
+        for name, value in parsed["fields"].items():
+            set_field(point, name, value)
+        points.append(point)
+    return points
+
+
+def grouped(points: Sequence[Point], *tags: str) -> list[Point]:
+    """Return points as Kapacitor sends them after `.groupBy(tags)`."""
+    for point in points:
+        del point.dimensions[:]
+        point.dimensions.extend(tags)
+        point.group = ",".join(f"{tag}={point.tags[tag]}" for tag in tags)
+    return list(points)
+
+
+def _messages(data: Point | Batch) -> Iterator[RequestMessage]:
+    if isinstance(data, Point):
+        yield data
+    else:
+        yield from batch_messages(data)
