@@ -17,7 +17,7 @@ from kapudf_cli.errors import ProbeError
 from kapudf_cli.kapacitor import KapacitorSide, probe
 from kapudf_cli.tickscript import signatures
 from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.framing import FrameReader
+from kapudf_cli.wire.framing import FrameReader, frame_body
 
 CAPTURE = Path(__file__).parent.parent / "tests" / "captures" / "stream-01.bin"
 PATIENCE_S = 20.0
@@ -62,7 +62,7 @@ def wait_until_served(path: str, server: subprocess.Popen[bytes]) -> None:
 
 def play(path: str, capture: bytes) -> tuple[list[Point], list[Point]]:
     """Play a capture as Kapacitor would; return the points sent and the points that came back."""
-    requests = [REQUESTS.decode(frame) for frame in FrameReader().feed(capture)]
+    requests = [REQUESTS.decode(frame) for frame in FrameReader(frame_body).feed(capture)]
     values = [
         OptionValue(type=STRING, stringValue="mycustom_field"),
         OptionValue(type=DOUBLE, doubleValue=42.0),

@@ -124,7 +124,7 @@ class Agent:
         self._handler: Handler | None = None
         self._handler_name: str = getattr(handler, "__name__", "handler")
         self._on_init = on_init
-        self._frames = FrameReader(max_frame_bytes)
+        self._requests = FrameReader(REQUESTS.decode_in, max_frame_bytes)
         self._order = IncomingOrder()
         self._outbox = Outbox(
             stream,
@@ -172,36 +172,17 @@ class Agent:
 
     def _serve(self) -> None:
         handler = self._handler = self._make_handler()
-        account = self._account
-        frames = self._frames
-        decode = REQUESTS.decode
-        receive = self._order.receive
-        point = handler.point
         try:
             while data := self._read():
-                account.bytes_in += len(data)
-                for frame in frames.feed(data):
-                    message = decode(frame)
-                    receive(type(message))
-                    if type(message) is not Point:
-                        self._dispatch(handler, message)
-                        # A handler may choose how it takes points, in init say.
-                        point = handler.point
-                        continue
-                    if account.points_in == 0:
-                        self._outbox.send_data()
-                    account.points_in += 1
-                    try:
-                        point(message)
-                    except BaseException as error:
-                        raise self._blame("point", error) from error
+                self._account.bytes_in += len(data)
+                self._take(handler, data)
                 self._outbox.flush()
             self._raise_failure()
             if not self._stopping:
-                frames.finish()
+                self._requests.finish()
         except ProtocolError as error:
             if error.offset is None:
-                error.offset = frames.offset
+                error.offset = self._requests.offset
             raise
         if self._order.state is Incoming.BEFORE_INIT:
             self._outbox.drop_data()
@@ -210,6 +191,31 @@ class Agent:
         self._stop_handler()
         self._outbox.flush()
         self._raise_failure()
+
+    def _take(self, handler: Handler, data: bytes) -> None:
+        """Deal with the requests that `data` completes.
+
+        The hot path: what is done here for a point is done for every point. Nothing
+        is looked up, allocated or called that can be had once for the piece.
+        """
+        order = self._order
+        point = handler.point
+        points = 0
+        try:
+            for message in self._requests.feed(data):
+                if type(message) is Point and order.takes_points:
+                    points += 1
+                    try:
+                        point(message)
+                    except BaseException as error:
+                        raise self._blame("point", error) from error
+                else:
+                    order.receive(type(message))
+                    self._dispatch(handler, message)
+                    # A handler may choose how it takes points, in init say.
+                    point = handler.point
+        finally:
+            self._account.points_in += points
 
     def _raise_failure(self) -> None:
         """Raise what a thread of the handler's own did wrong, if it did."""
@@ -226,6 +232,11 @@ class Agent:
 
     def _dispatch(self, handler: Handler, message: RequestMessage) -> None:
         match message:
+            case Point():
+                # The first one; the others do not come here.
+                self._outbox.send_data()
+                self._account.points_in += 1
+                self._call("point", handler.point, message)
             case BeginBatch():
                 self._outbox.send_data()
                 self._call("begin_batch", handler.begin_batch, message)
@@ -343,7 +354,7 @@ class Agent:
             # waits for that with its start.
             unread = self._stream.settle(_SETTLE_TIMEOUT_S)
         unread += self._stream.close()
-        account.unprocessed_bytes = account.bytes_in - self._frames.offset + unread
+        account.unprocessed_bytes = account.bytes_in - self._requests.offset + unread
         account.points_out = self._outbox.points
         account.batches_out = self._outbox.batches
         account.bytes_out = self._outbox.bytes

@@ -38,8 +38,8 @@ class KapacitorSide:
     def __init__(self, connection: socket.socket, *, timeout_s: float) -> None:
         """Take over a connected stream socket."""
         self._socket = connection
-        self._frames = FrameReader(DEFAULT_MAX_FRAME_BYTES)
-        self._arrived: Iterator[bytes] = iter(())
+        self._frames = FrameReader(RESPONSES.decode_in, DEFAULT_MAX_FRAME_BYTES)
+        self._arrived: Iterator[ResponseMessage] = iter(())
         self.extend(timeout_s)
 
     @classmethod
@@ -128,14 +128,14 @@ class KapacitorSide:
             TimeoutError: nothing came in time.
             OSError: the connection broke.
         """
-        while (frame := next(self._arrived, None)) is None:
+        while (response := next(self._arrived, None)) is None:
             self._limit_wait()
             data = self._socket.recv(_READ_BYTES)
             if not data:
                 self._frames.finish()
                 return None
             self._arrived = self._frames.feed(data)
-        return RESPONSES.decode(frame)
+        return response
 
     def responses(self) -> Iterator[ResponseMessage]:
         """Yield every response until the UDF closes; raises as `receive` does."""

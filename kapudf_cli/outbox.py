@@ -6,12 +6,13 @@ thread; the agent answers through it and flushes it when the input runs dry.
 
 from __future__ import annotations
 
+import collections
 import enum
 import threading
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
-from kapudf_cli.wire.codec import RESPONSES
+from kapudf_cli.wire.codec import RESPONSES, encode_point
 from kapudf_cli.wire.conversation import OutgoingOrder
 from kapudf_cli.wire.framing import encode_varint
 from kapudf_cli.wire.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
@@ -52,7 +53,6 @@ class Outbox:
     knows when the next flush would be.
 
     Attributes:
-        points: points sent.
         batches: batches ended.
         bytes: bytes handed to the stream.
         failure: what another thread tried to write first and may not, None if nothing.
@@ -81,16 +81,20 @@ class Outbox:
         self._on_failure = on_failure
         self._owner = threading.get_ident()
         self._order = OutgoingOrder()
-        self._order.provides = provides
+        self._order.declare(provides)
+        # Whether a point of the own thread may leave just so; see write_point.
+        self._direct = False
+        self._own_points = 0
         # Guards everything below, and the order of bytes on the stream.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._data = Data.HELD
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._pending: list[bytes] = []
+        self._pending: collections.deque[bytes] = collections.deque()
+        # Not exact where several threads write, and it need not be.
         self._pending_bytes = 0
-        self.points = 0
+        self._other_points = 0
         self.batches = 0
         self.bytes = 0
         self.failure: InvalidWriteError | None = None
@@ -100,6 +104,19 @@ class Outbox:
 
     def write_point(self, point: Point, /) -> None:
         """Send a point; see `Writer.write_point`."""
+        # The hot path: the handler's own thread writes a point that may leave. It
+        # takes no lock, and needs none: a deque takes an item whole, and what else
+        # is touched is this thread's own. All that is special goes the long way.
+        if self._direct and type(point) is Point and threading.get_ident() == self._owner:
+            frame = encode_point(point)
+            size = len(frame)
+            if size <= self._max_written_bytes:
+                self._pending.append(frame)
+                self._own_points += 1
+                self._pending_bytes += size
+                if self._pending_bytes >= _FLUSH_BYTES:
+                    self.flush()
+                return
         self._write(point, Point)
 
     def write_begin_batch(self, begin: BeginBatch, /) -> None:
@@ -117,6 +134,11 @@ class Outbox:
         self._owner = threading.get_ident()
 
     @property
+    def points(self) -> int:
+        """How many points were sent."""
+        return self._own_points + self._other_points
+
+    @property
     def in_batch(self) -> bool:
         """Whether the handler has begun a batch and not ended it."""
         return self._order.in_batch
@@ -131,7 +153,8 @@ class Outbox:
             if provides != self._order.provides and self._held:
                 problem = "data before Init, for another edge than the one that info() declares"
                 raise InvalidWriteError(problem)
-            self._order.provides = provides
+            self._order.declare(provides)
+            self._redirect()
 
     def send_data(self) -> None:
         """Let out the data held back so far, and whatever follows."""
@@ -145,7 +168,7 @@ class Outbox:
         """Drop what is held back, and whatever follows: nobody has asked for data."""
         with self._lock:
             if self._data is Data.HELD:
-                self.points = self.batches = 0
+                self._other_points = self.batches = 0
                 self._release(Data.DROPPED)
 
     def close(self) -> None:
@@ -228,10 +251,11 @@ class Outbox:
             self._order.begin_batch(message)
         else:
             self._order.end_batch()
+        self._redirect()
         if self._data is Data.DROPPED:
             return
         if isinstance(message, Point):
-            self.points += 1
+            self._other_points += 1
         elif isinstance(message, EndBatch):
             self.batches += 1
         if self._data is Data.HELD:
@@ -258,18 +282,25 @@ class Outbox:
         self._held = []
         self._held_bytes = 0
         self._data = data
+        self._redirect()
         self._changed.notify_all()
 
+    def _redirect(self) -> None:
+        in_order = self._data is Data.SENT and self._order.takes_points
+        self._direct = in_order and self.broken is None
+
     def _flush(self) -> None:
-        if not self._pending:
-            return
-        data = b"".join(self._pending)
-        self._pending.clear()
+        # The own thread may add while this one takes: only what was there is taken.
+        data = b"".join([self._pending.popleft() for _ in range(len(self._pending))])
         self._pending_bytes = 0
         try:
-            self._stream.write(data)
+            if self.broken is not None:
+                raise self.broken
+            if data:
+                self._stream.write(data)
         except OSError as error:
             self.broken = error
+            self._redirect()
             problem = f"Kapacitor closed the connection ({error.strerror or error})"
             raise ConnectionClosedError(problem) from error
         self.bytes += len(data)

@@ -10,7 +10,7 @@ import pytest
 
 from kapudf_cli.kapacitor import KapacitorSide
 from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.framing import FrameReader
+from kapudf_cli.wire.framing import FrameReader, frame_body
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
@@ -40,7 +40,7 @@ CAPTURES = sorted((Path(__file__).parent / "captures").glob("*.bin"))
 
 def requests_of(capture: bytes) -> list[RequestMessage]:
     """Return every request of a capture; it must be whole."""
-    frames = FrameReader()
+    frames = FrameReader(frame_body)
     requests = [REQUESTS.decode(frame) for frame in frames.feed(capture)]
     frames.finish()
     return requests

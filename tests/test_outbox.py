@@ -13,7 +13,7 @@ from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.outbox import Outbox
 from kapudf_cli.streams import SocketStream
 from kapudf_cli.wire.codec import RESPONSES
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader, frame_body
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     STREAM,
@@ -48,7 +48,7 @@ class Ends:
         self.outbox = self.outbox_of(DEFAULT_MAX_FRAME_BYTES)
         #: How often the outbox has reported a failure.
         self.failures = 0
-        self._frames = FrameReader()
+        self._frames = FrameReader(frame_body)
 
     def outbox_of(self, max_frame_bytes: int) -> Outbox:
         return Outbox(self.stream, max_frame_bytes=max_frame_bytes, on_failure=self._count_failure)
@@ -387,8 +387,8 @@ def test_a_message_of_exactly_the_frame_limit_is_sent(ends: Ends) -> None:
     """The limit is that of the frames that are taken: it counts a frame without its length."""
     point = Point(name="x" * 300)
     data = RESPONSES.encode(point)
-    (frame,) = FrameReader().feed(data)
-    assert list(FrameReader(len(frame)).feed(data)) == [frame]
+    (frame,) = FrameReader(frame_body).feed(data)
+    assert list(FrameReader(frame_body, len(frame)).feed(data)) == [frame]
 
     outbox = ends.outbox_of(len(frame))
     outbox.send_data()

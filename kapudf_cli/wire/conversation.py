@@ -71,12 +71,15 @@ class IncomingOrder:
 
     Attributes:
         state: where the conversation stands.
+        takes_points: whether a Point has come. From then on one may always come and
+            changes nothing, so that there is no need to ask.
     """
 
-    __slots__ = ("state",)
+    __slots__ = ("state", "takes_points")
 
     def __init__(self) -> None:
         self.state = Incoming.BEFORE_INIT
+        self.takes_points = False
 
     def receive(self, message: type) -> None:
         """Note that a message of this class has come.
@@ -89,6 +92,8 @@ class IncomingOrder:
             problem = f"a {message.__name__} may not come {self.state.value}"
             raise UnexpectedMessageError(problem)
         self.state = following
+        if message is Point:
+            self.takes_points = True
 
 
 class OutgoingOrder:
@@ -98,13 +103,19 @@ class OutgoingOrder:
         provides: the edge that the handler declared; batches fit into a batch
             edge only, and bare points into a stream only.
         in_batch: whether a batch has been begun and not ended.
+        takes_points: whether a Point may be written; one changes nothing.
     """
 
-    __slots__ = ("in_batch", "provides")
+    __slots__ = ("in_batch", "provides", "takes_points")
 
     def __init__(self) -> None:
-        self.provides: EdgeType = STREAM
+        self.declare(STREAM)
+
+    def declare(self, provides: EdgeType) -> None:
+        """Begin anew, for a handler that provides this edge."""
+        self.provides = provides
         self.in_batch = False
+        self.takes_points = provides != BATCH
 
     def begin_batch(self, begin: BeginBatch) -> None:
         """Note a BeginBatch.
@@ -126,7 +137,7 @@ class OutgoingOrder:
                 f"a BeginBatch of size {begin.size}; it must be 0 (unknown) to {MAX_BATCH_SIZE}"
             )
             raise InvalidWriteError(problem)
-        self.in_batch = True
+        self.in_batch = self.takes_points = True
 
     def point(self) -> None:
         """Note a Point.
@@ -134,7 +145,7 @@ class OutgoingOrder:
         Raises:
             InvalidWriteError: the edge is a batch edge and no batch is open.
         """
-        if self.provides == BATCH and not self.in_batch:
+        if not self.takes_points:
             problem = (
                 "a Point outside a batch from a handler that provides batches; begin a batch first"
             )
@@ -150,3 +161,4 @@ class OutgoingOrder:
             problem = "an EndBatch without a BeginBatch before it"
             raise InvalidWriteError(problem)
         self.in_batch = False
+        self.takes_points = self.provides != BATCH

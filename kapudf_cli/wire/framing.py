@@ -1,18 +1,24 @@
 """Frames: an unsigned LEB128 varint that holds a length, and that many bytes.
 
-`FrameReader` is fed whatever pieces the input comes in and yields whole frames.
-It holds at most one unfinished frame, and never more of it than has arrived:
-a length is a claim, and no memory is taken on the sender's word.
+`FrameReader` is fed whatever pieces the input comes in and yields what whole
+frames hold. It holds at most one unfinished frame, and never more of it than has
+arrived: a length is a claim, and no memory is taken on the sender's word.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from kapudf_cli.errors import FrameTooLongError, TruncatedFrameError, VarintTooLongError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+#: Makes something of `data[start:end]`, the body of a frame. The slice is left to it,
+#: for it may know of a part that it need not copy.
+Decode: TypeAlias = "Callable[[bytes, int, int], T]"
 
 #: No frame of a real task comes near: a point is some hundred bytes, and the one
 #: message that grows is a snapshot. 64 MiB is the default of max_frame_bytes.
@@ -37,7 +43,12 @@ def encode_varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-class FrameReader:
+def frame_body(data: bytes, start: int, end: int) -> bytes:
+    """Make of a frame its body as it is."""
+    return data[start:end]
+
+
+class FrameReader(Generic[T]):
     """Cuts a stream of bytes into frames, in whatever pieces it arrives.
 
     Attributes:
@@ -46,9 +57,10 @@ class FrameReader:
             at rest, it is where the next or the unfinished frame starts.
     """
 
-    __slots__ = ("_fed", "_limit", "_needed", "_pending", "offset")
+    __slots__ = ("_decode", "_fed", "_limit", "_needed", "_pending", "offset")
 
-    def __init__(self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+    def __init__(self, decode: Decode[T], max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        self._decode = decode
         self._limit = max_frame_bytes
         self._fed = 0
         self._pending = bytearray()
@@ -58,12 +70,13 @@ class FrameReader:
         self._needed = 0
         self.offset = 0
 
-    def feed(self, data: bytes) -> Iterator[bytes]:  # noqa: C901 - a call per byte would cost more than the frame
-        """Take in `data` and yield each frame that is now whole, without its length.
+    def feed(self, data: bytes) -> Iterator[T]:
+        """Take in `data` and yield what each frame that is now whole decodes to.
 
         The iterator must be run to its end before `feed` is called again.
 
         Raises:
+            ProtocolError: as the decoding raises it.
             VarintTooLongError: a length takes more than 32 bits.
             FrameTooLongError: a length is over the limit. Frames before the
                 faulty one have been yielded by then.
@@ -75,39 +88,49 @@ class FrameReader:
                 return
             data = bytes(self._pending)
             self._pending.clear()
+        decode = self._decode
         base = self._fed - len(data)
         end = len(data)
         start = 0
         while start < end:
             self.offset = base + start
             length = data[start]
-            body = start + 1
+            place = start + 1
             if length > 0x7F:
-                length &= 0x7F
-                shift = 7
-                while body < end:
-                    byte = data[body]
-                    body += 1
-                    length |= (byte & 0x7F) << shift
-                    if byte <= 0x7F:
-                        break
-                    if shift == _LAST_VARINT_SHIFT:
-                        raise self._varint_too_long()
-                    shift += 7
+                # Two bytes hold the length of nearly every point.
+                if place < end and (byte := data[place]) <= 0x7F:
+                    length = (length & 0x7F) | byte << 7
+                    place += 1
                 else:
-                    self._keep(data[start:], needed=body - start + 1)
-                    return
-                if length > MAX_VARINT:
-                    raise self._varint_too_long()
+                    length, place = self._long_length(data, start)
+                    if place == 0:
+                        self._keep(data[start:], needed=end - start + 1)
+                        return
             if length > self._limit:
                 raise FrameTooLongError(length, self._limit, offset=self.offset)
-            following = body + length
+            following = place + length
             if following > end:
                 self._keep(data[start:], needed=following - start)
                 return
-            yield data[body:following]
+            yield decode(data, place, following)
             start = following
         self.offset = base + start
+
+    def _long_length(self, data: bytes, place: int) -> tuple[int, int]:
+        """Return a length of any size and the place after it, which is 0 if it is not whole."""
+        length = 0
+        for shift in range(0, _LAST_VARINT_SHIFT + 1, 7):
+            if place == len(data):
+                return 0, 0
+            byte = data[place]
+            place += 1
+            length |= (byte & 0x7F) << shift
+            if byte <= 0x7F:
+                if length > MAX_VARINT:
+                    break
+                return length, place
+        problem = "a frame's length takes more than 32 bits"
+        raise VarintTooLongError(problem, offset=self.offset)
 
     def finish(self) -> None:
         """Say that the input has ended.
@@ -127,7 +150,3 @@ class FrameReader:
     def _keep(self, unfinished: bytes, *, needed: int) -> None:
         self._pending += unfinished
         self._needed = needed
-
-    def _varint_too_long(self) -> VarintTooLongError:
-        problem = "a frame's length takes more than 32 bits"
-        return VarintTooLongError(problem, offset=self.offset)

@@ -17,7 +17,7 @@ import pytest
 
 from kapudf_cli.kapacitor import KapacitorSide, probe
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.framing import FrameReader
+from kapudf_cli.wire.framing import FrameReader, frame_body
 from kapudf_cli.wire.udf_pb2 import (
     ErrorResponse,
     InitRequest,
@@ -363,7 +363,7 @@ def test_frames_leave_whole(serve: Serve, socket_path: str) -> None:
         for point in numbered(100):
             side.send(point)
         side.half_close()
-        frames = FrameReader()
+        frames = FrameReader(frame_body)
         count = 0
         while data := side._socket.recv(7):
             count += len(list(frames.feed(data)))

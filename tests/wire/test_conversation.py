@@ -76,7 +76,7 @@ def test_a_conversation_starts_before_init() -> None:
 
 def outgoing(provides: EdgeType, *, in_batch: bool = False) -> OutgoingOrder:
     order = OutgoingOrder()
-    order.provides = provides
+    order.declare(provides)
     order.in_batch = in_batch
     return order
 

@@ -17,7 +17,13 @@ from kapudf_cli.errors import (
     TruncatedFrameError,
     VarintTooLongError,
 )
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT, FrameReader, encode_varint
+from kapudf_cli.wire.framing import (
+    DEFAULT_MAX_FRAME_BYTES,
+    MAX_VARINT,
+    FrameReader,
+    encode_varint,
+    frame_body,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,7 +142,7 @@ def framed(frame: bytes) -> bytes:
 
 
 def read_up_to_error(
-    reader: FrameReader, pieces: Iterator[bytes]
+    reader: FrameReader[bytes], pieces: Iterator[bytes]
 ) -> tuple[list[bytes], ProtocolError | None]:
     """Return the frames, and the error that ended them if one did."""
     frames: list[bytes] = []
@@ -161,7 +167,7 @@ def test_a_vector_gives_its_frames_and_its_error(
     vector: Vector, pieces: Callable[[bytes], Iterator[bytes]]
 ) -> None:
     """Good frames are yielded, those before a bad one too, and the error says where it starts."""
-    reader = FrameReader(LIMIT)
+    reader = FrameReader(frame_body, LIMIT)
     frames, error = read_up_to_error(reader, pieces(vector.data))
     assert frames == list(vector.frames)
     assert reader.offset == vector.offset
@@ -174,7 +180,7 @@ def test_the_end_of_input_is_refused_inside_a_frame_only(
     vector: Vector, pieces: Callable[[bytes], Iterator[bytes]]
 ) -> None:
     """The error says how much of the frame came, how much it has, and where it starts."""
-    reader = FrameReader(LIMIT)
+    reader = FrameReader(frame_body, LIMIT)
     read_up_to_error(reader, pieces(vector.data))
     if vector.unfinished is None:
         reader.finish()
@@ -200,7 +206,7 @@ def test_a_tail_of_further_bytes_is_read_after_a_vector(
         frames += [b"tail", b""]
     data = vector.data + rest + b"\x04tail\x00"
 
-    reader = FrameReader(LIMIT)
+    reader = FrameReader(frame_body, LIMIT)
     found, error = read_up_to_error(reader, pieces(data))
 
     assert found == frames
@@ -213,7 +219,7 @@ def test_the_offset_is_that_of_the_frame_in_hand(
     pieces: Callable[[bytes], Iterator[bytes]],
 ) -> None:
     """While a frame is worked on, the reader says where it starts, counted from the first byte."""
-    reader = FrameReader()
+    reader = FrameReader(frame_body)
     offsets: list[tuple[bytes, int]] = []
     for piece in pieces(b"\x01a\x02bc\x01d\x80\x00\x01e"):
         offsets.extend((frame, reader.offset) for frame in reader.feed(piece))
@@ -224,33 +230,33 @@ def test_the_offset_is_that_of_the_frame_in_hand(
 def test_a_frame_over_the_limit_is_refused_before_it_arrives() -> None:
     """The length alone is enough for the error, which holds it and the limit."""
     with pytest.raises(FrameTooLongError) as caught:
-        list(FrameReader(5).feed(b"\x06"))
+        list(FrameReader(frame_body, 5).feed(b"\x06"))
     assert (caught.value.length, caught.value.limit) == (6, 5)
 
 
 def test_the_default_limit_is_that_of_max_frame_bytes() -> None:
     """A frame of 64 MiB may come, a byte more may not."""
-    assert list(FrameReader().feed(encode_varint(DEFAULT_MAX_FRAME_BYTES))) == []
+    assert list(FrameReader(frame_body).feed(encode_varint(DEFAULT_MAX_FRAME_BYTES))) == []
     with pytest.raises(FrameTooLongError):
-        list(FrameReader().feed(encode_varint(DEFAULT_MAX_FRAME_BYTES + 1)))
+        list(FrameReader(frame_body).feed(encode_varint(DEFAULT_MAX_FRAME_BYTES + 1)))
 
 
 def test_the_longest_length_may_come_where_the_limit_allows_it() -> None:
     """A length of 2**32 - 1 is a length like any other, and 2**32 is none."""
-    reader = FrameReader(MAX_VARINT)
+    reader = FrameReader(frame_body, MAX_VARINT)
     assert list(reader.feed(b"\xff\xff\xff\xff\x0f...")) == []
     with pytest.raises(TruncatedFrameError) as caught:
         reader.finish()
     assert caught.value.expected == 5 + MAX_VARINT
     with pytest.raises(VarintTooLongError):
-        list(FrameReader(1 << 40).feed(b"\x80\x80\x80\x80\x10"))
+        list(FrameReader(frame_body, 1 << 40).feed(b"\x80\x80\x80\x80\x10"))
 
 
 def test_an_announced_length_takes_no_memory() -> None:
     """A frame announced as 60 MiB takes the memory of the bytes that came."""
     tracemalloc.start()
     try:
-        reader = FrameReader()
+        reader = FrameReader(frame_body)
         assert list(reader.feed(encode_varint(60 << 20) + b"0123456789")) == []
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
@@ -263,7 +269,7 @@ def test_a_frame_in_many_pieces_is_kept_once() -> None:
     size, piece = 4 << 20, b"a" * 1024
     tracemalloc.start()
     try:
-        reader = FrameReader()
+        reader = FrameReader(frame_body)
         assert list(reader.feed(encode_varint(size))) == []
         for _ in range(size // len(piece) - 1):
             assert list(reader.feed(piece)) == []
@@ -276,7 +282,7 @@ def test_a_frame_in_many_pieces_is_kept_once() -> None:
 
 def test_nothing_is_kept_of_a_frame_that_was_taken() -> None:
     """After a large frame in two pieces the reader is as small as before it."""
-    reader = FrameReader()
+    reader = FrameReader(frame_body)
     data = framed(b"a" * (4 << 20))
     pieces = (data[:1000], data[1000:])
     tracemalloc.start()
@@ -328,7 +334,7 @@ def cut_frames(draw: st.DrawFn) -> tuple[list[bytes], list[bytes]]:
 def test_any_frames_cut_anywhere_come_back(sent: tuple[list[bytes], list[bytes]]) -> None:
     """Whatever pieces frames arrive in, they are read as they were sent."""
     frames, pieces = sent
-    reader = FrameReader()
+    reader = FrameReader(frame_body)
     assert [frame for piece in pieces for frame in reader.feed(piece)] == frames
     reader.finish()
     assert reader.offset == sum(map(len, pieces))
@@ -339,7 +345,7 @@ def test_any_frames_cut_anywhere_come_back(sent: tuple[list[bytes], list[bytes]]
 def test_any_bytes_give_frames_or_a_protocol_error(pieces: list[bytes], limit: int) -> None:
     """No input leads to another exception, to a frame over the limit, or to other bytes."""
     data = b"".join(pieces)
-    reader = FrameReader(limit)
+    reader = FrameReader(frame_body, limit)
     frames, error = read_up_to_error(reader, iter(pieces))
     if error is None:
         try:
