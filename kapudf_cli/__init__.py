@@ -29,6 +29,7 @@ from kapudf_cli.points import (
     time_ns,
 )
 from kapudf_cli.state import PerGroup, State
+from kapudf_cli.wire.codec import RawPoint, decode_point
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     BOOL,
@@ -86,12 +87,14 @@ __all__ = [
     "OptionsError",
     "PerGroup",
     "Point",
+    "RawPoint",
     "RestoreRequest",
     "RestoreResponse",
     "SnapshotResponse",
     "State",
     "ValueType",
     "Writer",
+    "decode_point",
     "drop_field",
     "get_datetime",
     "get_field",

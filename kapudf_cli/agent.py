@@ -18,8 +18,9 @@ from kapudf_cli.errors import (
     KapudfError,
     ProtocolError,
 )
+from kapudf_cli.linger import DEFAULT_LINGER_MS, Linger
 from kapudf_cli.outbox import Outbox
-from kapudf_cli.wire.codec import REQUESTS
+from kapudf_cli.wire.codec import REQUESTS, decode_point, raw_or_decode_in
 from kapudf_cli.wire.conversation import Incoming, IncomingOrder
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
 from kapudf_cli.wire.udf_pb2 import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.handler import Handler, Writer
     from kapudf_cli.streams import Stream
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.wire.codec import RawPoint, RequestMessage, ResponseMessage
 
 HandlerFactory: TypeAlias = "Callable[[Writer], Handler]"
 
@@ -109,6 +110,7 @@ class Agent:
         handler: HandlerFactory,
         *,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        linger_ms: float = DEFAULT_LINGER_MS,
         on_init: Callable[[Account], None] | None = None,
     ) -> None:
         """Serve `stream`, which becomes the agent's, with a handler of its own.
@@ -117,6 +119,7 @@ class Agent:
             stream: where the bytes come from and go to.
             handler: makes the handler; its class, as a rule.
             max_frame_bytes: the longest frame taken or sent, in bytes.
+            linger_ms: the longest pause before a read under load, in milliseconds.
             on_init: called once Init has named the task and node.
         """
         self._stream = stream
@@ -124,7 +127,10 @@ class Agent:
         self._handler: Handler | None = None
         self._handler_name: str = getattr(handler, "__name__", "handler")
         self._on_init = on_init
-        self._requests = FrameReader(REQUESTS.decode_in, max_frame_bytes)
+        self._linger = Linger(linger_ms)
+        self._requests: FrameReader[RequestMessage | RawPoint] = FrameReader(
+            REQUESTS.decode_in, max_frame_bytes
+        )
         self._order = IncomingOrder()
         self._outbox = Outbox(
             stream,
@@ -175,8 +181,14 @@ class Agent:
         try:
             while data := self._read():
                 self._account.bytes_in += len(data)
-                self._take(handler, data)
+                messages = self._take(handler, data)
+                if not messages:
+                    continue  # a part of a frame; the rest is on its way
                 self._outbox.flush()
+                # Nothing waits in the outbox while this thread does.
+                pause_s = self._linger.pause_s(time.monotonic(), messages)
+                if pause_s:
+                    time.sleep(pause_s)
             self._raise_failure()
             if not self._stopping:
                 self._requests.finish()
@@ -192,30 +204,48 @@ class Agent:
         self._outbox.flush()
         self._raise_failure()
 
-    def _take(self, handler: Handler, data: bytes) -> None:
-        """Deal with the requests that `data` completes.
+    def _take(self, handler: Handler, data: bytes) -> int:
+        """Deal with the requests that `data` completes; return how many.
 
         The hot path: what is done here for a point is done for every point. Nothing
         is looked up, allocated or called that can be had once for the piece.
         """
         order = self._order
+        outbox = self._outbox
         point = handler.point
-        points = 0
+        raw_point = handler.raw_point or self._decode_raw
+        points = others = 0
         try:
             for message in self._requests.feed(data):
-                if type(message) is Point and order.takes_points:
+                if isinstance(message, bytes):
+                    points += 1
+                    outbox.in_hand = message
+                    try:
+                        raw_point(message)
+                    except BaseException as error:
+                        raise self._blame("raw_point", error) from error
+                elif type(message) is Point and order.takes_points:
                     points += 1
                     try:
                         point(message)
                     except BaseException as error:
                         raise self._blame("point", error) from error
                 else:
+                    others += 1
                     order.receive(type(message))
                     self._dispatch(handler, message)
                     # A handler may choose how it takes points, in init say.
                     point = handler.point
+                    raw_point = handler.raw_point or self._decode_raw
         finally:
+            outbox.in_hand = None
             self._account.points_in += points
+        return points + others
+
+    def _decode_raw(self, raw: RawPoint) -> None:
+        """Hand a point over that was left undecoded for a handler that wants it decoded now."""
+        if self._handler is not None:
+            self._handler.point(decode_point(raw))
 
     def _raise_failure(self) -> None:
         """Raise what a thread of the handler's own did wrong, if it did."""
@@ -237,6 +267,8 @@ class Agent:
                 self._outbox.send_data()
                 self._account.points_in += 1
                 self._call("point", handler.point, message)
+                if handler.raw_point is not None:
+                    self._requests.decode = raw_or_decode_in
             case BeginBatch():
                 self._outbox.send_data()
                 self._call("begin_batch", handler.begin_batch, message)

@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from kapudf_cli import logs  # noqa: TC001 - msgspec reads the annotations at run time
 from kapudf_cli.errors import ConfigError
+from kapudf_cli.linger import DEFAULT_LINGER_MS, MAX_LINGER_MS
 from kapudf_cli.tickscript import IDENTIFIER, identifier
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
 
@@ -54,6 +55,14 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
             description=f"a number of bytes from {_MIN_FRAME_LIMIT_BYTES} to {MAX_VARINT}",
         ),
     ] = DEFAULT_MAX_FRAME_BYTES
+    linger_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MAX_LINGER_MS,
+            description=f"a number of milliseconds from 0 (never) to {MAX_LINGER_MS:g}",
+        ),
+    ] = DEFAULT_LINGER_MS
 
     @property
     def mode(self) -> int:

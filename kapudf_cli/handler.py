@@ -42,7 +42,9 @@ from kapudf_cli.wire.udf_pb2 import (
 
 if TYPE_CHECKING:
     import datetime as dt
+    from collections.abc import Callable
 
+    from kapudf_cli.wire.codec import RawPoint
     from kapudf_cli.wire.udf_pb2 import (
         BeginBatch,
         EdgeType,
@@ -81,6 +83,9 @@ class Writer(Protocol):
     def write_end_batch(self, end: EndBatch, /) -> None:
         """End the batch that was begun."""
 
+    def forward(self, raw: RawPoint, /) -> None:
+        """Send on the point in hand as it came; see `Handler.raw_point`."""
+
 
 class Handler(abc.ABC):
     """A user-defined function. Subclass it; `point` is all that must be written.
@@ -99,9 +104,14 @@ class Handler(abc.ABC):
         state_limit: the most groups that a `PerGroup` keeps, None for any number.
         state_expiry: how long a `PerGroup` keeps an unused group, None for ever.
         foreign_state: what becomes of a snapshot that is not of this state.
+        raw_point: where it is set, by `setup` at the latest, points are handed to it
+            undecoded, and `point` is not called. What it is given may be handed to
+            `agent.forward` before it returns, which is several times cheaper than
+            to decode a point and encode it again, or to `decode_point`.
         agent: where points and batches are written to.
     """
 
+    raw_point: Callable[[RawPoint], None] | None = None
     wants: ClassVar[EdgeType] = STREAM
     provides: ClassVar[EdgeType] = STREAM
     state_version: ClassVar[int] = 1

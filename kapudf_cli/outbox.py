@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
-from kapudf_cli.wire.codec import RESPONSES, encode_point
+from kapudf_cli.wire.codec import RESPONSES, decode_point, encode_point
 from kapudf_cli.wire.conversation import OutgoingOrder
 from kapudf_cli.wire.framing import encode_varint
 from kapudf_cli.wire.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.streams import Stream
-    from kapudf_cli.wire.codec import DataMessage, ResponseMessage
+    from kapudf_cli.wire.codec import DataMessage, RawPoint, ResponseMessage
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
 #: Enough to make a write call cheap beside the points in it, and the most that is
@@ -53,6 +53,7 @@ class Outbox:
     knows when the next flush would be.
 
     Attributes:
+        in_hand: the undecoded point that the handler has been given, if it takes them so.
         batches: batches ended.
         bytes: bytes handed to the stream.
         failure: what another thread tried to write first and may not, None if nothing.
@@ -85,6 +86,7 @@ class Outbox:
         # Whether a point of the own thread may leave just so; see write_point.
         self._direct = False
         self._own_points = 0
+        self.in_hand: RawPoint | None = None
         # Guards everything below, and the order of bytes on the stream.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -126,6 +128,21 @@ class Outbox:
     def write_end_batch(self, end: EndBatch, /) -> None:
         """End a batch; see `Writer.write_end_batch`."""
         self._write(end, EndBatch)
+
+    def forward(self, raw: RawPoint, /) -> None:
+        """Send on the point in hand as it came; see `Handler.raw_point`."""
+        # Bytes are not checked, so they must be the very ones that Kapacitor sent.
+        if raw is not self.in_hand or threading.get_ident() != self._owner:
+            problem = "bytes that are not the point in hand; forward it before raw_point returns"
+            raise InvalidWriteError(problem)
+        if not self._direct:
+            self._write(decode_point(raw), Point)
+            return
+        self._pending.append(raw)
+        self._own_points += 1
+        self._pending_bytes += len(raw)
+        if self._pending_bytes >= _FLUSH_BYTES:
+            self.flush()
 
     # --- for the agent ---
 

@@ -150,31 +150,45 @@ def time_ns(when: dt.datetime) -> int:
 
 def _set_double(point: Point, name: str, value: float) -> None:
     if not math.isfinite(value):
-        raise FieldValueError(
-            name, value, "Kapacitor cannot show or alert on it; leave the field out"
-        )
-    _drop_others(point, name, point.fieldsDouble)
+        advice = "Kapacitor cannot show or alert on it; leave the field out"
+        raise FieldValueError(name, value, advice)
+    # Spelt out in each of these four: a loop over the maps takes twice as long.
+    if name in point.fieldsInt:
+        del point.fieldsInt[name]
+    if name in point.fieldsString:
+        del point.fieldsString[name]
+    if name in point.fieldsBool:
+        del point.fieldsBool[name]
     point.fieldsDouble[name] = value
 
 
 def _set_int(point: Point, name: str, value: int) -> None:
     if value not in _INT64:
         raise FieldValueError(name, value, "an integer field has 64 bits; use a float")
-    _drop_others(point, name, point.fieldsInt)
+    if name in point.fieldsDouble:
+        del point.fieldsDouble[name]
+    if name in point.fieldsString:
+        del point.fieldsString[name]
+    if name in point.fieldsBool:
+        del point.fieldsBool[name]
     point.fieldsInt[name] = value
 
 
 def _set_string(point: Point, name: str, value: str) -> None:
-    _drop_others(point, name, point.fieldsString)
+    if name in point.fieldsDouble:
+        del point.fieldsDouble[name]
+    if name in point.fieldsInt:
+        del point.fieldsInt[name]
+    if name in point.fieldsBool:
+        del point.fieldsBool[name]
     point.fieldsString[name] = value
 
 
 def _set_bool(point: Point, name: str, value: bool) -> None:  # noqa: FBT001 - the value is the point
-    _drop_others(point, name, point.fieldsBool)
+    if name in point.fieldsDouble:
+        del point.fieldsDouble[name]
+    if name in point.fieldsInt:
+        del point.fieldsInt[name]
+    if name in point.fieldsString:
+        del point.fieldsString[name]
     point.fieldsBool[name] = value
-
-
-def _drop_others(point: Point, name: str, own: object) -> None:
-    for fields in (point.fieldsDouble, point.fieldsInt, point.fieldsString, point.fieldsBool):
-        if name in fields and fields is not own:
-            del fields[name]

@@ -81,7 +81,7 @@ class SocketStream:
     def __init__(self, connection: socket.socket) -> None:
         connection.settimeout(None)
         self._socket = connection
-        # A pipe wakes the poll that precedes each read. Shutting the socket down
+        # A pipe wakes the poll that waits for input. Shutting the socket down
         # for reading would wake the reader too, but would also give the peer a
         # broken pipe at its next write; Kapacitor then drops the answers that are
         # still to come.
@@ -115,10 +115,14 @@ class SocketStream:
                 raise self._broken
             if self._ended:
                 return b""
+            # Asked first and waited for only then: the body of a frame is there by
+            # the time its length has been looked at, and under load so is much more.
+            while not self._interrupted:
+                try:
+                    return self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    self._poll.poll()
             if self._remaining is None:
-                ready = self._poll.poll()
-                if all(descriptor != self._wake for descriptor, _ in ready):
-                    return self._socket.recv(_READ_BYTES)
                 self._remaining = self._count(termios.FIONREAD)
             if self._remaining == 0:
                 return b""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"wire"},
-    {"declared", "options", "points", "state", "streams", "tickscript", "logs"},
+    {"declared", "linger", "options", "points", "state", "streams", "tickscript", "logs"},
     {"handler"},
     {"batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},

@@ -29,6 +29,11 @@ class Mirror(Handler):
 
     options: MirrorOptions
 
+    def setup(self) -> None:
+        """Where there is nothing to set, points need not even be decoded."""
+        if not self.options.field and not self.options.tag:
+            self.raw_point = self.agent.forward
+
     def point(self, point: Point, /) -> None:
         """Set what is to be set, and send the point on."""
         for name, value in self.options.field:

@@ -94,6 +94,15 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     help="Longest message taken or sent.  [default: 67108864]",
 )
 @click.option(
+    "--linger-ms",
+    metavar="MS",
+    type=float,
+    envvar="KAPUDF_LINGER_MS",
+    show_envvar=True,
+    callback=_checked("linger_ms", of_function=True),
+    help="Longest pause before a read under load, so that points gather.  [default: 0.5]",
+)
+@click.option(
     "--grace-period",
     "grace_period_s",
     metavar="SECONDS",
@@ -162,7 +171,9 @@ def serve(config_file: Path | None, **flags: object) -> None:
                 remove_stale=function.remove_stale,
             )
             undo.callback(socket.release)
-            functions.append(Function(name, handler, socket, function.max_frame_bytes))
+            functions.append(
+                Function(name, handler, socket, function.max_frame_bytes, function.linger_ms)
+            )
         undo.pop_all()
     status = Server(functions, grace_period_s=settings.grace_period_s, log=log).run()
     if threading.active_count() > 1:

@@ -47,12 +47,14 @@ class Function:
         handler: the handler's class; each connection has an instance of its own.
         socket: where Kapacitor connects.
         max_frame_bytes: the longest frame taken or sent, in bytes.
+        linger_ms: the longest pause before a read under load, in milliseconds.
     """
 
     name: str
     handler: type[Handler]
     socket: SocketFile
     max_frame_bytes: int
+    linger_ms: float
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class Server:
             stream,
             function.handler,
             max_frame_bytes=function.max_frame_bytes,
+            linger_ms=function.linger_ms,
             on_init=lambda account: _log_task(log, account),
         )
         thread = threading.Thread(

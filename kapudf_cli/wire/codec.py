@@ -12,13 +12,13 @@ fresh message, for upb's arena of a message that is reused grows for ever.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, NewType, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from kapudf_cli.errors import EmptyMessageError, UndecodableMessageError
-from kapudf_cli.wire.framing import encode_varint
+from kapudf_cli.wire.framing import MAX_VARINT, FrameReader, encode_varint
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
@@ -56,6 +56,9 @@ ResponseMessage: TypeAlias = (
     | DataMessage
 )
 
+#: A point as it came, undecoded: a whole frame, the same in both directions.
+RawPoint = NewType("RawPoint", bytes)
+
 M = TypeVar("M")
 
 #: Wire type 2 of protobuf: a length and that many bytes.
@@ -66,6 +69,8 @@ _POINT_TAG = encode_varint(17 << 3 | _LENGTH_DELIMITED)
 #: some bytes only, and longer ones than this are too rare to remember.
 _MAX_KNOWN_HEADS = 8192
 _POINT_HEADS: dict[int, bytes] = {}
+#: The length before a frame of each size, likewise.
+_PREFIXES: dict[int, bytes] = {}
 
 
 class Codec(Generic[M]):
@@ -132,6 +137,42 @@ class Codec(Generic[M]):
             raise TypeError(problem)
         body = cast("Message", message).SerializeToString()
         return _head(tag, len(body)) + body
+
+
+def raw_or_decode_in(data: bytes, start: int, end: int) -> RequestMessage | RawPoint:
+    """Return what `REQUESTS.decode_in` does, but a point as it is.
+
+    A point is told by its tag and by a length of one or two bytes that runs to the
+    frame's very end; what is inside is not looked at.
+    """
+    size = end - start
+    if size > 3 and data[start] == _POINT_TAG[0] and data[start + 1] == _POINT_TAG[1]:
+        length = data[start + 2]
+        inside = size - 3
+        if length > 0x7F:
+            length = (length & 0x7F) | data[start + 3] << 7
+            inside -= 1
+        if length == inside:
+            prefix = _PREFIXES.get(size)
+            if prefix is None:
+                prefix = encode_varint(size)
+                if size < _MAX_KNOWN_HEADS:
+                    _PREFIXES[size] = prefix
+            return RawPoint(prefix + data[start:end])
+    return REQUESTS.decode_in(data, start, end)
+
+
+def decode_point(raw: RawPoint) -> Point:
+    """Return the point that a handler was given undecoded.
+
+    Raises:
+        UndecodableMessageError: it is none.
+    """
+    (message,) = FrameReader(REQUESTS.decode_in, MAX_VARINT).feed(raw)
+    if not isinstance(message, Point):
+        problem = f"a {type(message).__name__} where a Point belongs"
+        raise UndecodableMessageError(problem)
+    return message
 
 
 def encode_point(point: Point) -> bytes:

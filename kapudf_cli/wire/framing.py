@@ -52,15 +52,16 @@ class FrameReader(Generic[T]):
     """Cuts a stream of bytes into frames, in whatever pieces it arrives.
 
     Attributes:
+        decode: what each frame is handed to; another one counts from the next `feed` on.
         offset: where the frame in hand starts, its length included, in bytes
             from the first byte ever fed. Every frame before it has been taken;
             at rest, it is where the next or the unfinished frame starts.
     """
 
-    __slots__ = ("_decode", "_fed", "_limit", "_needed", "_pending", "offset")
+    __slots__ = ("_fed", "_limit", "_needed", "_pending", "decode", "offset")
 
     def __init__(self, decode: Decode[T], max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
-        self._decode = decode
+        self.decode = decode
         self._limit = max_frame_bytes
         self._fed = 0
         self._pending = bytearray()
@@ -88,7 +89,7 @@ class FrameReader(Generic[T]):
                 return
             data = bytes(self._pending)
             self._pending.clear()
-        decode = self._decode
+        decode = self.decode
         base = self._fed - len(data)
         end = len(data)
         start = 0

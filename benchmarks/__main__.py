@@ -1,0 +1,96 @@
+"""`make bench`: kapudf beside a raw echo and a plain agent, in one run.
+
+python -m benchmarks --quick
+python -m benchmarks --against go=/tmp/go-mirror.sock
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from benchmarks import contenders, report
+from benchmarks.load import Work
+from benchmarks.suite import AVERAGE, BATCHES, CAPTURED, FIELD, OUTLIERS, STREAM, Contender, Suite
+
+_LONG_MILLIONS = 20
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True, help="Rounds of each case.")
+@click.option("--seconds", default=1.0, show_default=True, help="Length of a round, roughly.")
+@click.option("--quick", is_flag=True, help="Two short rounds, and no long run for memory.")
+@click.option(
+    "--against", multiple=True, metavar="NAME=PATH", help="Measure the mirror UDF at a socket too."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True,
+    help="Folder for results.json and throughput.svg.",
+)  # fmt: skip
+def main(*, rounds: int, seconds: float, quick: bool, against: tuple[str, ...], out: Path) -> None:
+    """Measure kapudf, the yardsticks, and any other mirror UDF, in one run."""
+    if quick:
+        rounds, seconds = 2, 0.3
+    suite = Suite(
+        rounds=rounds, seconds=seconds, say=lambda text: click.echo(f"{text} ...", err=True)
+    )
+    memory: list[tuple[float, float]] = []
+    with contextlib.ExitStack() as processes, tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        start = processes.enter_context
+        mirror = start(contenders.kapudf(folder, "mirror"))
+        eager = start(contenders.kapudf(folder, "mirror", "--linger-ms", "0"))
+        average = start(contenders.kapudf(folder, "moving-average"))
+        outliers = start(contenders.kapudf(folder, "outliers"))
+        echo = Contender("echo", start(contenders.yardstick(folder, "echo")), STREAM, echo=True)
+        plain_path = start(contenders.yardstick(folder, "plain_agent"))
+        plain = Contender("plain", plain_path, STREAM)
+        kapudf = Contender("kapudf", mirror, STREAM)
+        unmoderated = Contender("kapudf, no linger", eager, STREAM)
+        others = [Contender(n, path, STREAM) for n, _, path in (a.partition("=") for a in against)]
+
+        suite.throughput("mirror", [echo, plain, kapudf, *others])
+        suite.throughput(
+            "mirror, captured points",
+            [Contender("plain", plain_path, CAPTURED), Contender("kapudf", mirror, CAPTURED)],
+        )
+        suite.throughput(
+            "mirror, field option", [Contender("kapudf", mirror, Work(STREAM.messages, [FIELD]))]
+        )
+        suite.throughput(
+            "moving-average", [Contender("kapudf", average, Work(STREAM.messages, AVERAGE))]
+        )
+        suite.throughput(
+            "outliers, batches of 1,000",
+            [
+                Contender("plain mirror", plain_path, BATCHES),
+                Contender("kapudf", outliers, Work(BATCHES.messages, OUTLIERS)),
+            ],
+        )
+        for connections in (2, 8, 64):
+            suite.throughput(
+                f"mirror, {connections} connections", [plain, kapudf, *others], connections
+            )
+        suite.latency("ping-pong at rest", [echo, plain, kapudf, unmoderated, *others])
+        suite.latency(
+            "ping-pong at 1,000 points/s", [echo, plain, kapudf, unmoderated, *others], 1000
+        )
+        suite.cpu("CPU at 20,000 points/s", [plain, kapudf, unmoderated, *others], 20_000)
+        suite.start_up(folder)
+        suite.idle_connections([plain, kapudf], 50)
+        if not quick:
+            memory = suite.memory(kapudf, _LONG_MILLIONS)
+    out.mkdir(parents=True, exist_ok=True)
+    report.write_json(out / "results.json", suite.results, memory)
+    report.write_plot(out / "throughput.svg", suite.results)
+    for line in (*report.table(suite.results), "", *report.ratios(suite.results)):
+        click.echo(line)
+    click.echo(f"\nwritten: {out / 'results.json'}, {out / 'throughput.svg'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

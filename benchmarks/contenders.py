@@ -1,0 +1,114 @@
+"""The processes that are measured, and what the system says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kapudf_cli.errors import ProbeError
+from kapudf_cli.kapacitor import probe
+from kapudf_cli.serving.socket_file import peer_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.load import Connection
+
+_YARDSTICKS = Path(__file__).parent / "yardsticks"
+_PATIENCE_S = 30.0
+
+
+@contextlib.contextmanager
+def kapudf(folder: Path, handler: str, *options: str) -> Iterator[str]:
+    """Serve a handler by a real `kapudf serve`; give the socket's path."""
+    path = str(folder / f"kapudf-{handler}{len(os.listdir(folder))}.sock")
+    command = ["serve", "--socket", path, "--handler", handler, "--log-level", "error", *options]
+    with _started([sys.executable, "-m", "kapudf_cli", *command], path):
+        yield path
+
+
+@contextlib.contextmanager
+def yardstick(folder: Path, name: str) -> Iterator[str]:
+    """Run one of the yardsticks; give the socket's path."""
+    path = str(folder / f"{name}.sock")
+    with _started([sys.executable, str(_YARDSTICKS / f"{name}.py"), path], path):
+        yield path
+
+
+@contextlib.contextmanager
+def _started(command: list[str], path: str) -> Iterator[None]:
+    process = subprocess.Popen(command)  # noqa: S603 - our own scripts
+    try:
+        await_socket(path)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_PATIENCE_S)
+
+
+def await_socket(path: str) -> None:
+    """Wait until the socket is there."""
+    deadline = time.monotonic() + _PATIENCE_S
+    pause = threading.Event()
+    while not Path(path).is_socket():
+        if time.monotonic() > deadline:
+            message = f"nothing listens at {path}"
+            raise TimeoutError(message)
+        pause.wait(0.01)
+
+
+def start_up_s(folder: Path) -> float:
+    """Return how long `kapudf serve` takes from its start until a probe is answered."""
+    path = str(folder / "start.sock")
+    command = [sys.executable, "-m", "kapudf_cli", "serve", "--socket", path]
+    started = time.perf_counter()
+    process = subprocess.Popen([*command, "--handler", "mirror", "--log-level", "error"])  # noqa: S603 - our own
+    pause = threading.Event()
+    try:
+        while True:
+            try:
+                probe(path, timeout_s=_PATIENCE_S)
+            except ProbeError:
+                pause.wait(0.002)
+            else:
+                return time.perf_counter() - started
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_PATIENCE_S)
+
+
+def help_s() -> float:
+    """Return how long `kapudf --help` takes."""
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "kapudf_cli", "--help"], stdout=subprocess.DEVNULL, check=True
+    )
+    return time.perf_counter() - started
+
+
+def pid_of(connection: Connection) -> int:
+    """Return the process at the other end."""
+    peer = peer_credentials(connection.socket)
+    if peer is None:
+        message = "this system does not say who is at the other end of a socket"
+        raise RuntimeError(message)
+    return peer.pid
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, user and system, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mb(pid: int) -> float:
+    """Return the memory that a process has resident, in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

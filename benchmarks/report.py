@@ -1,0 +1,118 @@
+"""Results for people and machines: a table, JSON, and a plot as SVG."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+import google.protobuf
+from google.protobuf.internal import api_implementation
+
+from kapudf_cli import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from benchmarks.suite import Result
+
+#: What a case must reach: (case, contender, of the plain agent's or the echo's result, at
+#: least or at most).
+TARGETS = [
+    ("mirror", "kapudf", "mirror", "plain", ">=", 5.5),
+    ("mirror, field option", "kapudf", "mirror", "plain", ">=", 5.0),
+    ("moving-average", "kapudf", "mirror", "plain", ">=", 4.0),
+    ("CPU at 20,000 points/s", "kapudf", "CPU at 20,000 points/s", "plain", "<=", 0.45),
+    ("ping-pong at rest p50", "kapudf", "ping-pong at rest p50", "echo", "<=", 1.3),
+]
+
+
+def table(results: Sequence[Result]) -> Iterator[str]:
+    """Yield lines: a row for each case and contender, with the spread of its rounds."""
+    yield f"{'case':32} {'contender':18} {'median':>12}  {'lowest':>12} {'highest':>12}  unit"
+    case = ""
+    for result in results:
+        name = "" if result.case == case else result.case
+        case = result.case
+        low, high = min(result.values), max(result.values)
+        yield (
+            f"{name:32} {result.contender:18} {_number(result.median):>12}  "
+            f"{_number(low):>12} {_number(high):>12}  {result.unit}"
+        )
+
+
+def ratios(results: Sequence[Result]) -> Iterator[str]:
+    """Yield lines: what was to be reached, and what was, as ratios within this run."""
+    found = {(result.case, result.contender): result.median for result in results}
+    for case, contender, base_case, base, sign, target in TARGETS:
+        if (case, contender) in found and (base_case, base) in found:
+            ratio = found[case, contender] / found[base_case, base]
+            met = ratio >= target if sign == ">=" else ratio <= target
+            verdict = "reached" if met else "NOT REACHED"
+            yield f"{case:32} {ratio:6.2f} x {base} ({sign} {target}): {verdict}"
+
+
+def write_json(
+    path: Path, results: Sequence[Result], memory: Sequence[tuple[float, float]]
+) -> None:
+    """Write everything measured, and on what."""
+    content = {
+        "kapudf": __version__,
+        "python": sys.version.split()[0],
+        "protobuf": f"{google.protobuf.__version__} ({api_implementation.Type()})",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "results": [
+            {
+                "case": result.case,
+                "contender": result.contender,
+                "unit": result.unit,
+                "median": result.median,
+                "spread": statistics.pstdev(result.values),
+                "values": result.values,
+            }
+            for result in results
+        ],
+        "memory": [{"million_points": points, "rss_mb": rss} for points, rss in memory],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_plot(path: Path, results: Sequence[Result]) -> None:
+    """Write a bar chart of the throughput cases, as ratios to the plain agent's mirror."""
+    bars = [
+        result for result in results if result.unit == "points/s" and result.contender != "echo"
+    ]
+    base = next(r.median for r in bars if (r.case, r.contender) == ("mirror", "plain"))
+    longest = max(result.median / base for result in bars)
+    row, left, width = 22, 330, 380
+    height = row * len(bars) + 50
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 80} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="100%" height="{height}" fill="white"/>',
+        f'<text x="10" y="20">Throughput, in multiples of the plain agent&#8217;s mirror '
+        f"({base:,.0f} points/s in this run)</text>",
+    ]
+    for number, result in enumerate(bars):
+        top = 35 + number * row
+        ratio = result.median / base
+        length = ratio / longest * width
+        colour = "#8a8a8a" if result.contender == "plain" else "#2a6f97"
+        lines += [
+            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">'
+            f"{escape(result.case)}: {escape(result.contender)}</text>",
+            f'<rect x="{left}" y="{top}" width="{length:.1f}" height="{row - 6}" fill="{colour}"/>',
+            f'<text x="{left + length + 5:.1f}" y="{top + 13}">{ratio:.2f}</text>',
+        ]
+    path.write_text("\n".join([*lines, "</svg>", ""]), encoding="utf-8")
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 1000:  # noqa: PLR2004 - where thousands begin
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

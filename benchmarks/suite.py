@@ -1,0 +1,185 @@
+"""The cases: each is run for every contender in turn, round after round."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from benchmarks import contenders, load, traffic
+from benchmarks.load import Connection, Work
+from kapudf_cli.wire.udf_pb2 import DOUBLE, INT, STRING, Option, OptionValue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@dataclass
+class Result:
+    """What one contender did in one case, a value a round."""
+
+    case: str
+    contender: str
+    unit: str
+    values: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """The middle of the rounds."""
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A UDF that is measured: its name, its socket, and what it is sent."""
+
+    name: str
+    path: str
+    work: Work
+    echo: bool = False
+
+    def connect(self) -> Connection:
+        """Open a connection that is ready for data."""
+        return Connection(self.path, self.work, echo=self.echo)
+
+
+def string(value: str) -> OptionValue:
+    """Return a string as an option's value."""
+    return OptionValue(type=STRING, stringValue=value)
+
+
+FIELD = Option(
+    name="field", values=[string("mycustom_field"), OptionValue(type=DOUBLE, doubleValue=42.0)]
+)
+AVERAGE = [
+    Option(name="field", values=[string("usage_idle")]),
+    Option(name="size", values=[OptionValue(type=INT, intValue=10)]),
+]
+OUTLIERS = [Option(name="field", values=[string("usage_idle")])]
+
+_POINTS = traffic.telegraf_points(1000)
+STREAM = Work(_POINTS)
+CAPTURED = Work(traffic.captured_points())
+BATCHES = Work(traffic.batch(_POINTS))
+
+
+class Suite:
+    """Runs the cases and collects what they give."""
+
+    def __init__(self, *, rounds: int, seconds: float, say: Callable[[str], None]) -> None:
+        """Run each case `rounds` times, for about `seconds` each."""
+        self.results: list[Result] = []
+        self._rounds = rounds
+        self._seconds = seconds
+        self._say = say
+
+    def _rounds_of(
+        self, case: str, unit: str, measured: list[tuple[str, Callable[[], float]]]
+    ) -> None:
+        """Run contenders in turn, so that a noisy machine hits all alike."""
+        results = [Result(case, name, unit) for name, _ in measured]
+        self.results += results
+        for number in range(self._rounds):
+            self._say(f"{case}: round {number + 1} of {self._rounds}")
+            for result, (_, measure) in zip(results, measured, strict=True):
+                result.values.append(measure())
+
+    def throughput(self, case: str, chosen: list[Contender], connections: int = 1) -> None:
+        """Points per second, all connections together, sent as fast as they are taken."""
+
+        def measure(contender: Contender) -> float:
+            sides = [contender.connect() for _ in range(connections)]
+            try:
+                elapsed = load.bulk(sides, 1)
+                blocks = max(1, round(self._seconds / elapsed))
+                elapsed = load.bulk(sides, blocks)
+            finally:
+                for side in sides:
+                    side.close()
+            return contender.work.points * blocks * connections / elapsed
+
+        self._rounds_of(case, "points/s", [(c.name, lambda c=c: measure(c)) for c in chosen])  # type: ignore[misc]  # bound at once
+
+    def latency(self, case: str, chosen: list[Contender], points_per_s: int = 0) -> None:
+        """Microseconds from a point's sending, or when it was due, until it is back."""
+        samples: dict[str, list[list[float]]] = {contender.name: [] for contender in chosen}
+
+        def measure(contender: Contender) -> float:
+            side = contender.connect()
+            interval_s = 1 / points_per_s if points_per_s else 0.0
+            count = int(self._seconds * points_per_s) if points_per_s else 4000
+            try:
+                times = load.ping_pong(side, count, interval_s)
+            finally:
+                side.close()
+            times.sort()
+            samples[contender.name].append(times)
+            return times[len(times) // 2] * 1e6
+
+        self._rounds_of(f"{case} p50", "µs", [(c.name, lambda c=c: measure(c)) for c in chosen])  # type: ignore[misc]  # bound at once
+        for name, share in (("p99", 0.99), ("p99.9", 0.999)):
+            for contender in chosen:
+                values = [times[int(len(times) * share)] * 1e6 for times in samples[contender.name]]
+                self.results.append(Result(f"{case} {name}", contender.name, "µs", values))
+
+    def cpu(self, case: str, chosen: list[Contender], points_per_s: int) -> None:
+        """Processor seconds of the UDF per million points, at a rate in Kapacitor's manner."""
+
+        def measure(contender: Contender) -> float:
+            side = contender.connect()
+            try:
+                pid = contenders.pid_of(side)
+                before = contenders.cpu_s(pid)
+                sent = load.at_a_rate(side, points_per_s, self._seconds * 2)
+                return (contenders.cpu_s(pid) - before) / sent * 1e6
+            finally:
+                side.close()
+
+        self._rounds_of(
+            case, "CPU s per 1 M points", [(c.name, lambda c=c: measure(c)) for c in chosen]
+        )  # type: ignore[misc]  # bound at once
+
+    def start_up(self, folder: Path) -> None:
+        """Seconds until a probe is answered, and until help is shown."""
+        self._rounds_of(
+            "start until probe answers", "s", [("kapudf", lambda: contenders.start_up_s(folder))]
+        )
+        self._rounds_of("kapudf --help", "s", [("kapudf", contenders.help_s)])
+
+    def idle_connections(self, chosen: list[Contender], count: int) -> None:
+        """Kilobytes of resident memory for each connection that is past Init and idle."""
+
+        def measure(contender: Contender) -> float:
+            first = contender.connect()
+            pid = contenders.pid_of(first)
+            before = contenders.rss_mb(pid)
+            sides = [contender.connect() for _ in range(count)]
+            grown = contenders.rss_mb(pid) - before
+            for side in (first, *sides):
+                side.close()
+            return grown * 1000 / count
+
+        self._rounds_of("idle connection", "KB", [(c.name, lambda c=c: measure(c)) for c in chosen])  # type: ignore[misc]  # bound at once
+
+    def memory(self, contender: Contender, millions: int) -> list[tuple[float, float]]:
+        """Return (million points, MB resident) as points go through one connection."""
+        side = contender.connect()
+        pid = contenders.pid_of(side)
+        readings = []
+        blocks = 1_000_000 // contender.work.points
+        for million in range(1, millions + 1):
+            self._say(f"memory: {million} of {millions} million points")
+            load.bulk([side], blocks)
+            readings.append(
+                (million * blocks * contender.work.points / 1e6, contenders.rss_mb(pid))
+            )
+        side.close()
+        result = Result("memory growth", contender.name, "MB")
+        result.values = [readings[-1][1] - readings[0][1]]
+        self.results.append(result)
+        return readings
+
+    def of_case(self, case: str) -> Iterator[Result]:
+        """Yield the results of a case."""
+        return (result for result in self.results if result.case == case)

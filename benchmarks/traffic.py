@@ -1,0 +1,71 @@
+"""What is sent: points as telegraf writes them and as a real kapacitord sent them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from kapudf_cli.wire.codec import REQUESTS
+from kapudf_cli.wire.framing import FrameReader
+from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
+
+CAPTURE = Path(__file__).parent.parent / "tests" / "captures" / "stream-01.bin"
+
+_CPU_FIELDS = [
+    "guest",
+    "guest_nice",
+    "idle",
+    "iowait",
+    "irq",
+    "nice",
+    "softirq",
+    "steal",
+    "system",
+    "user",
+]
+
+
+def telegraf_points(count: int) -> list[Point]:
+    """Return points of telegraf's `cpu`: 10 double fields, 2 tags, of 8 hosts."""
+    chance = random.Random(1)  # noqa: S311 - the same points in every run
+    points = []
+    for number in range(count):
+        host = f"server{number % 8:02}"
+        points.append(
+            Point(
+                time=1_700_000_000_000_000_000 + number * 1_000_000,
+                name="cpu",
+                database="telegraf",
+                retentionPolicy="autogen",
+                group=f"cpu=cpu-total,host={host}",
+                dimensions=["cpu", "host"],
+                tags={"cpu": "cpu-total", "host": host},
+                fieldsDouble={f"usage_{name}": chance.uniform(1, 100) for name in _CPU_FIELDS},
+            )
+        )
+    return points
+
+
+def captured_points() -> list[Point]:
+    """Return the points of a capture: four fields, one of each type."""
+    requests = FrameReader(REQUESTS.decode_in).feed(CAPTURE.read_bytes())
+    return [request for request in requests if isinstance(request, Point)]
+
+
+def batch(points: list[Point]) -> list[BeginBatch | Point | EndBatch]:
+    """Return points as a batch, with fields of which about one in a hundred lies far out."""
+    chance = random.Random(2)  # noqa: S311 - the same points in every run
+    inside = [
+        Point(
+            time=point.time,
+            group="host=a",
+            tags={"host": "a"},
+            fieldsDouble={"usage_idle": chance.gauss(50, 5)},
+        )
+        for point in points
+    ]
+    for point in inside[::100]:
+        point.fieldsDouble["usage_idle"] = 1000.0
+    begin = BeginBatch(name="cpu", group="host=a", tags={"host": "a"}, size=len(inside))
+    end = EndBatch(name="cpu", group="host=a", tags={"host": "a"}, tmax=inside[-1].time)
+    return [begin, *inside, end]
