@@ -6,12 +6,13 @@ INSTALLED := .venv/installed
 PROTO := kapudf_cli/wire/udf
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format proto clean
+.PHONY: help demo serve test bench check format proto clean
 
 help:
 	@echo 'make demo    play real Kapacitor traffic through the mirror handler'
 	@echo 'make serve   serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
 	@echo 'make test    run the tests'
+	@echo 'make bench   measure, beside a raw echo and a plain agent (about five minutes)'
 	@echo 'make check   lint, types, and whether the generated code is fresh'
 	@echo 'make format  format the code'
 	@echo 'make proto   generate the protobuf code anew'
@@ -36,10 +37,14 @@ test: $(INSTALLED)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
+# BENCH passes options on: make bench BENCH='--quick --against go=/tmp/go.sock'
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks $(BENCH)
+
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy kapudf_cli handlers demo tests
+	$(BIN)/mypy kapudf_cli handlers demo benchmarks tests
 	@$(MAKE) --no-print-directory proto-drift
 
 format: $(INSTALLED)

@@ -1,9 +1,8 @@
-"""Drives a UDF: in bulk as fast as it goes, one point at a time, or at a rate in Kapacitor's manner."""
+"""Drives a UDF: in bulk, one point at a time, or at a rate in Kapacitor's manner."""
 
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.udf_pb2 import EndBatch, InitRequest, InitResponse, Point
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from kapudf_cli.wire.codec import RequestMessage

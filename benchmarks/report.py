@@ -91,24 +91,25 @@ def write_plot(path: Path, results: Sequence[Result]) -> None:
     longest = max(result.median / base for result in bars)
     row, left, width = 22, 330, 380
     height = row * len(bars) + 50
+    title = f"Throughput, in multiples of the plain agent's mirror ({base:,.0f} points/s here)"
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 80} {height}" '
-        'font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 80} {height}">',
         f'<rect width="100%" height="{height}" fill="white"/>',
-        f'<text x="10" y="20">Throughput, in multiples of the plain agent&#8217;s mirror '
-        f"({base:,.0f} points/s in this run)</text>",
+        '<g font-family="sans-serif" font-size="12">',
+        f'<text x="10" y="20">{escape(title)}</text>',
     ]
     for number, result in enumerate(bars):
         top = 35 + number * row
         ratio = result.median / base
         length = ratio / longest * width
-        colour = "#8a8a8a" if result.contender == "plain" else "#2a6f97"
+        colour = "#8a8a8a" if result.contender.startswith("plain") else "#2a6f97"
+        label = escape(f"{result.case}: {result.contender}")
         lines += [
-            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">'
-            f"{escape(result.case)}: {escape(result.contender)}</text>",
-            f'<rect x="{left}" y="{top}" width="{length:.1f}" height="{row - 6}" fill="{colour}"/>',
+            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{label}</text>',
+            f'<rect x="{left}" y="{top}" width="{length:.1f}" height="16" fill="{colour}"/>',
             f'<text x="{left + length + 5:.1f}" y="{top + 13}">{ratio:.2f}</text>',
         ]
+    lines.append("</g>")
     path.write_text("\n".join([*lines, "</svg>", ""]), encoding="utf-8")
 
 

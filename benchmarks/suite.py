@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -64,6 +65,13 @@ CAPTURED = Work(traffic.captured_points())
 BATCHES = Work(traffic.batch(_POINTS))
 
 
+def _each(
+    chosen: list[Contender], measure: Callable[[Contender], float]
+) -> list[tuple[str, Callable[[], float]]]:
+    """Return what `_rounds_of` takes: for each contender, its name and its measurement."""
+    return [(each.name, functools.partial(measure, each)) for each in chosen]
+
+
 class Suite:
     """Runs the cases and collects what they give."""
 
@@ -99,7 +107,7 @@ class Suite:
                     side.close()
             return contender.work.points * blocks * connections / elapsed
 
-        self._rounds_of(case, "points/s", [(c.name, lambda c=c: measure(c)) for c in chosen])  # type: ignore[misc]  # bound at once
+        self._rounds_of(case, "points/s", _each(chosen, measure))
 
     def latency(self, case: str, chosen: list[Contender], points_per_s: int = 0) -> None:
         """Microseconds from a point's sending, or when it was due, until it is back."""
@@ -117,7 +125,7 @@ class Suite:
             samples[contender.name].append(times)
             return times[len(times) // 2] * 1e6
 
-        self._rounds_of(f"{case} p50", "µs", [(c.name, lambda c=c: measure(c)) for c in chosen])  # type: ignore[misc]  # bound at once
+        self._rounds_of(f"{case} p50", "µs", _each(chosen, measure))
         for name, share in (("p99", 0.99), ("p99.9", 0.999)):
             for contender in chosen:
                 values = [times[int(len(times) * share)] * 1e6 for times in samples[contender.name]]
@@ -136,9 +144,7 @@ class Suite:
             finally:
                 side.close()
 
-        self._rounds_of(
-            case, "CPU s per 1 M points", [(c.name, lambda c=c: measure(c)) for c in chosen]
-        )  # type: ignore[misc]  # bound at once
+        self._rounds_of(case, "CPU s per 1 M points", _each(chosen, measure))
 
     def start_up(self, folder: Path) -> None:
         """Seconds until a probe is answered, and until help is shown."""
@@ -160,7 +166,7 @@ class Suite:
                 side.close()
             return grown * 1000 / count
 
-        self._rounds_of("idle connection", "KB", [(c.name, lambda c=c: measure(c)) for c in chosen])  # type: ignore[misc]  # bound at once
+        self._rounds_of("idle connection", "KB", _each(chosen, measure))
 
     def memory(self, contender: Contender, millions: int) -> list[tuple[float, float]]:
         """Return (million points, MB resident) as points go through one connection."""

@@ -217,7 +217,7 @@ class Agent:
         points = others = 0
         try:
             for message in self._requests.feed(data):
-                if isinstance(message, bytes):
+                if isinstance(message, bytes) and order.takes_points:
                     points += 1
                     outbox.in_hand = message
                     try:
@@ -232,11 +232,13 @@ class Agent:
                         raise self._blame("point", error) from error
                 else:
                     others += 1
-                    order.receive(type(message))
                     self._dispatch(handler, message)
-                    # A handler may choose how it takes points, in init say.
+                    # A handler may choose how it takes points, in setup say.
                     point = handler.point
                     raw_point = handler.raw_point or self._decode_raw
+                    self._requests.decode = (
+                        REQUESTS.decode_in if handler.raw_point is None else raw_or_decode_in
+                    )
         finally:
             outbox.in_hand = None
             self._account.points_in += points
@@ -260,15 +262,19 @@ class Agent:
             # is on its way to Kapacitor. It is nobody's fault.
             raise ConnectionClosedError(str(error)) from error
 
-    def _dispatch(self, handler: Handler, message: RequestMessage) -> None:
+    def _dispatch(self, handler: Handler, message: RequestMessage | RawPoint) -> None:
+        self._order.receive(Point if isinstance(message, bytes) else type(message))
         match message:
+            # The first point of either kind; the others do not come here.
+            case bytes():
+                self._outbox.send_data()
+                self._account.points_in += 1
+                self._outbox.in_hand = message
+                self._call("raw_point", handler.raw_point or self._decode_raw, message)
             case Point():
-                # The first one; the others do not come here.
                 self._outbox.send_data()
                 self._account.points_in += 1
                 self._call("point", handler.point, message)
-                if handler.raw_point is not None:
-                    self._requests.decode = raw_or_decode_in
             case BeginBatch():
                 self._outbox.send_data()
                 self._call("begin_batch", handler.begin_batch, message)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 class KapudfError(Exception):
@@ -230,6 +231,24 @@ class ConfigError(KapudfError):
         super().__init__("; ".join(f"{source}: {fault}" for fault in faults))
         self.source = source
         self.faults = tuple(faults)
+
+
+class ProjectNameError(KapudfError):
+    """No plugin project can have this name, for the reason that the message gives."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"no project can be called '{name}': {problem}")
+        self.name = name
+        self.problem = problem
+
+
+class ProjectTargetError(KapudfError):
+    """A plugin project cannot be written to a folder; nothing there was changed."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(f"{folder}: {problem}")
+        self.folder = folder
+        self.problem = problem
 
 
 class ProbeError(KapudfError):

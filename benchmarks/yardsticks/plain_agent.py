@@ -11,12 +11,15 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 from kapudf_cli.wire.udf_pb2 import BATCH, STREAM, Request, Response
 
+if TYPE_CHECKING:
+    from io import BufferedRWPair
 
-def read_varint(stream: BinaryIO) -> int | None:
+
+def read_varint(stream: BufferedRWPair) -> int | None:
     """Return the next length, None at the end."""
     value = shift = 0
     while byte := stream.read(1):
@@ -27,7 +30,7 @@ def read_varint(stream: BinaryIO) -> int | None:
     return None
 
 
-def write_varint(stream: BinaryIO, value: int) -> None:
+def write_varint(stream: BufferedRWPair, value: int) -> None:
     """Write a length."""
     while value > 0x7F:  # noqa: PLR2004 - what fits into seven bits
         stream.write(bytes([value & 0x7F | 0x80]))

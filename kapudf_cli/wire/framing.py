@@ -52,7 +52,7 @@ class FrameReader(Generic[T]):
     """Cuts a stream of bytes into frames, in whatever pieces it arrives.
 
     Attributes:
-        decode: what each frame is handed to; another one counts from the next `feed` on.
+        decode: what each frame is handed to; another one counts from the next frame on.
         offset: where the frame in hand starts, its length included, in bytes
             from the first byte ever fed. Every frame before it has been taken;
             at rest, it is where the next or the unfinished frame starts.
@@ -89,7 +89,6 @@ class FrameReader(Generic[T]):
                 return
             data = bytes(self._pending)
             self._pending.clear()
-        decode = self.decode
         base = self._fed - len(data)
         end = len(data)
         start = 0
@@ -113,7 +112,7 @@ class FrameReader(Generic[T]):
             if following > end:
                 self._keep(data[start:], needed=following - start)
                 return
-            yield decode(data, place, following)
+            yield self.decode(data, place, following)
             start = following
         self.offset = base + start
 

@@ -1,0 +1,46 @@
+"""`kapudf new`: a plugin project to begin with, that works as it is."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from kapudf_cli.commands import EXIT_USAGE
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder to write to, new or empty.  [default: ./NAME]",
+)
+def new(name: str, directory: Path | None) -> None:
+    """Write a small plugin project: a handler, its test, and what makes them installable.
+
+    NAME, such as my-average, is the handler's name; the package is my_average
+    and the class MyAverage. Nothing that exists is overwritten.
+    """
+    from kapudf_cli import scaffold
+    from kapudf_cli.errors import ProjectNameError
+
+    try:
+        names = scaffold.names_of(name)
+    except ProjectNameError as error:
+        click.echo(f"Error: {error}", err=True)
+        click.get_current_context().exit(EXIT_USAGE)
+    target = Path(name) if directory is None else directory
+    for path in scaffold.write(names, target):
+        click.echo(f"wrote {click.format_filename(path)}")
+    click.echo("\nNext, in the virtual environment of kapudf:\n")
+    for command in (
+        f"cd {shlex.quote(click.format_filename(target))}",
+        "python -m pip install -e '.[dev]'",
+        "python -m pytest",
+        "kapudf list-handlers",
+        f"kapudf serve --socket /tmp/{name}.sock --handler {name}",
+    ):
+        click.echo(f"    {command}")

@@ -1,0 +1,160 @@
+"""Points that a handler passes on undecoded, and what may not be passed on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kapudf_cli import (
+    BATCH,
+    Batch,
+    Handler,
+    InvalidWriteError,
+    Point,
+    RawPoint,
+    decode_point,
+    set_field,
+)
+from kapudf_cli.errors import ProtocolError, UndecodableMessageError
+from kapudf_cli.testing import Task, TaskFailedError, lines
+from kapudf_cli.wire.codec import REQUESTS, raw_or_decode_in
+from kapudf_cli.wire.udf_pb2 import KeepaliveRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+POINTS = lines("m,h=a x=1.5 10", "m,h=b y=2i 20", 'm s="t" 30', "m z=true 40")
+
+
+class EveryOther(Handler):
+    """Forwards every other point untouched, and marks the rest."""
+
+    def setup(self) -> None:
+        self.count = 0
+        self.raw_point = self.choose
+
+    def choose(self, raw: RawPoint) -> None:
+        self.count += 1
+        if self.count % 2:
+            self.agent.forward(raw)
+        else:
+            self.point(decode_point(raw))
+
+    def point(self, point: Point, /) -> None:
+        set_field(point, "marked", value=True)
+        self.agent.write_point(point)
+
+
+class Hoarder(Handler):
+    """Keeps a raw point and forwards it when the next one has come."""
+
+    def setup(self) -> None:
+        self.kept: RawPoint | None = None
+        self.raw_point = self.keep
+
+    def keep(self, raw: RawPoint) -> None:
+        if self.kept is not None:
+            self.agent.forward(self.kept)
+        self.kept = raw
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
+
+
+class Forger(Hoarder):
+    """Forwards bytes of its own making."""
+
+    def keep(self, raw: RawPoint) -> None:
+        self.agent.forward(RawPoint(bytes(bytearray(raw))))
+
+
+class BatchForwarder(Handler):
+    """Forwards the points of batches."""
+
+    wants = BATCH
+    provides = BATCH
+
+    def setup(self) -> None:
+        self.raw_point = self.agent.forward
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
+
+
+def test_points_in_hand_are_forwarded_and_others_changed(udf: Callable[..., Task]) -> None:
+    """Each comes out in its place, the untouched ones as they were."""
+    out = udf(EveryOther).send(*POINTS)
+    marked = ["marked" in point.fieldsBool for point in out.points]
+    assert marked == [False, True, False, True]
+    assert out.points[0] == POINTS[0]
+    assert out.points[2] == POINTS[2]
+
+
+def test_the_points_of_a_batch_are_forwarded_inside_it(udf: Callable[..., Task]) -> None:
+    """Begin and end are passed on around them."""
+    batch = Batch(name="m", points=POINTS, tags={"h": "a"}, group="h=a", tmax_ns=99)
+    out = udf(BatchForwarder).send(batch, batch)
+    assert out.batches == [batch, batch]
+
+
+@pytest.mark.parametrize("handler", [Hoarder, Forger])
+def test_nothing_but_the_point_in_hand_can_be_forwarded(
+    udf: Callable[..., Task], handler: type[Handler]
+) -> None:
+    """Bytes are not checked, so they must be the very ones that came, and come now."""
+    with pytest.raises(TaskFailedError, match="bytes that are not the point in hand"):
+        udf(handler).send(*POINTS)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_raw_point_a_message_or_a_protocol_error(data: bytes) -> None:
+    """And a raw point is a whole frame that gives what decoding it at once would have given."""
+    try:
+        found = raw_or_decode_in(data, 0, len(data))
+    except ProtocolError:
+        return
+    if not isinstance(found, bytes):
+        assert found == REQUESTS.decode(data)
+        return
+    try:
+        expected = REQUESTS.decode(data)
+    except ProtocolError:
+        with pytest.raises(ProtocolError):
+            decode_point(found)
+    else:
+        assert decode_point(found) == expected
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 119, 120, 121, 16_370, 16_384, 70_000])
+def test_a_point_of_any_size_survives(size: int) -> None:
+    """It is left undecoded or not, and is the same point."""
+    point = Point(fieldsString={"text": "x" * size})
+    frame = REQUESTS.encode(point)
+    head = next(place for place, byte in enumerate(frame) if byte <= 0x7F) + 1
+    found = raw_or_decode_in(frame, head, len(frame))
+    if isinstance(found, bytes):
+        assert found == frame
+        found = decode_point(found)
+    assert found == point
+
+
+def test_what_is_no_point_cannot_be_decoded_as_one() -> None:
+    """Another message's frame is refused."""
+    with pytest.raises(UndecodableMessageError, match="KeepaliveRequest where a Point belongs"):
+        decode_point(RawPoint(REQUESTS.encode(KeepaliveRequest())))
+
+
+def test_forwarding_outside_of_raw_point_is_refused() -> None:
+    """A handler that takes points decoded has nothing in hand."""
+
+    class Wrong(Handler):
+        def point(self, point: Point, /) -> None:
+            self.agent.forward(RawPoint(REQUESTS.encode(point)))
+
+    with Task.of(Wrong) as task:
+        task.init()
+        with pytest.raises(TaskFailedError, match=InvalidWriteError.__name__):
+            task.send(*POINTS)
