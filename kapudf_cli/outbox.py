@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import enum
 import threading
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
@@ -80,7 +81,7 @@ class Outbox:
         self._max_frame_bytes = max_frame_bytes
         self._max_written_bytes = max_frame_bytes + len(encode_varint(max_frame_bytes))
         self._on_failure = on_failure
-        self._owner = threading.get_ident()
+        self._owner = get_ident()
         self._order = OutgoingOrder()
         self._order.declare(provides)
         # Whether a point of the own thread may leave just so; see write_point.
@@ -109,7 +110,7 @@ class Outbox:
         # The hot path: the handler's own thread writes a point that may leave. It
         # takes no lock, and needs none: a deque takes an item whole, and what else
         # is touched is this thread's own. All that is special goes the long way.
-        if self._direct and type(point) is Point and threading.get_ident() == self._owner:
+        if self._direct and type(point) is Point and get_ident() == self._owner:
             frame = encode_point(point)
             size = len(frame)
             if size <= self._max_written_bytes:
@@ -132,7 +133,7 @@ class Outbox:
     def forward(self, raw: RawPoint, /) -> None:
         """Send on the point in hand as it came; see `Handler.raw_point`."""
         # Bytes are not checked, so they must be the very ones that Kapacitor sent.
-        if raw is not self.in_hand or threading.get_ident() != self._owner:
+        if raw is not self.in_hand or get_ident() != self._owner:
             problem = "bytes that are not the point in hand; forward it before raw_point returns"
             raise InvalidWriteError(problem)
         if not self._direct:
@@ -148,7 +149,7 @@ class Outbox:
 
     def adopt(self) -> None:
         """Make the calling thread, which will flush, the outbox's own."""
-        self._owner = threading.get_ident()
+        self._owner = get_ident()
 
     @property
     def points(self) -> int:
@@ -223,7 +224,7 @@ class Outbox:
 
     def _write(self, message: DataMessage, expected: type) -> None:
         """Check a handler's message and queue it. Takes the lock."""
-        own_thread = threading.get_ident() == self._owner
+        own_thread = get_ident() == self._owner
         try:
             if type(message) is not expected:
                 kind = type(message)

@@ -64,7 +64,7 @@ def set_field(point: Point, name: str, value: object) -> None:
             finite, and then loses the alert that has it, and answers every
             request for the httpOut that has it with an error.
     """
-    # Exact types first: they are nearly all there is.
+    # Exact types first: they are nearly all there is, and floats most of that.
     kind = type(value)
     if kind is float:
         _set_double(point, name, value)  # type: ignore[arg-type]  # a float it is

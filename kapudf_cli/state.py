@@ -108,18 +108,18 @@ class PerGroup(Generic[S]):
     def at(self, group: str, time_ns: int) -> S:
         """Return the state of a group, used at a time in nanoseconds since the epoch."""
         entry = self._entries.get(group)
-        if not self._forgets:
-            if entry is None:
-                entry = self._entries[group] = _Entry(self._make(), time_ns)
-            return entry.state
         if entry is None:
-            entry = _Entry(self._make(), time_ns)
-        else:
+            entry = self._entries[group] = _Entry(self._make(), time_ns)
+            if self._limit is not None and len(self._entries) > self._limit:
+                self._drop_first()
+        elif self._forgets:
+            # To the end of the order of use.
             del self._entries[group]
+            self._entries[group] = entry
+        if self._expiry_ns is not None:
             entry.last_ns = max(entry.last_ns, time_ns)
-        self._entries[group] = entry
-        self._newest_ns = max(self._newest_ns, time_ns)
-        self._forget()
+            self._newest_ns = max(self._newest_ns, time_ns)
+            self._expire(self._expiry_ns)
         return entry.state
 
     def discard(self, group: str) -> None:
@@ -138,18 +138,14 @@ class PerGroup(Generic[S]):
         """Return whether a group is kept."""
         return group in self._entries
 
-    def _forget(self) -> None:
-        """Drop what is over the limit or has expired, from the front."""
-        while self._entries:
-            group, entry = next(iter(self._entries.items()))
-            over = self._limit is not None and len(self._entries) > self._limit
-            expired = (
-                self._expiry_ns is not None and self._newest_ns - entry.last_ns > self._expiry_ns
-            )
-            if not (over or expired):
-                return
-            del self._entries[group]
-            self.dropped += 1
+    def _drop_first(self) -> None:
+        del self._entries[next(iter(self._entries))]
+        self.dropped += 1
+
+    def _expire(self, expiry_ns: int) -> None:
+        """Drop what has expired, from the front; the group in use is at the end."""
+        while self._newest_ns - next(iter(self._entries.values())).last_ns > expiry_ns:
+            self._drop_first()
 
     def _dump(self) -> _KeptGroups:
         encode = msgspec.json.encode
@@ -169,7 +165,9 @@ class PerGroup(Generic[S]):
         }
         self._entries = entries
         self._newest_ns = kept.newest_ns
-        self._forget()
+        # The handler may have been given a lower limit since.
+        while self._limit is not None and len(self._entries) > self._limit:
+            self._drop_first()
 
 
 AnyState = State | PerGroup[Any]

@@ -121,8 +121,8 @@ def write(names: Names, target: Path) -> list[Path]:
         with contextlib.ExitStack() as undo:
             for place, template in _FILES.items():
                 path = target / string.Template(place).substitute(fill)
-                text = templates.joinpath(template).read_text(encoding="utf-8")
                 _make_folder(path.parent, undo)
+                text = templates.joinpath(template).read_text(encoding="utf-8")
                 # `x` fails where something has come to be meanwhile.
                 with path.open("x", encoding="utf-8") as file:
                     undo.callback(path.unlink)
