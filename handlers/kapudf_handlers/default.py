@@ -35,19 +35,21 @@ class Default(Handler):
     def setup(self) -> None:
         """Put the fields of all types into one list."""
         chosen = self.options
-        self._fields: list[tuple[str, object]] = [
-            *chosen.field,
-            *chosen.field_int,
-            *chosen.field_string,
-            *chosen.field_bool,
-        ]
+        # Of two calls for one name the last counts, as with DefaultNode.
+        self._fields: dict[str, object] = {
+            **dict(chosen.field),
+            **dict(chosen.field_int),
+            **dict(chosen.field_string),
+            **dict(chosen.field_bool),
+        }
+        self._tags = dict(chosen.tag)
 
     def point(self, point: Point, /) -> None:
         """Set what is absent, and send the point on."""
-        for name, value in self._fields:
+        for name, value in self._fields.items():
             if get_field(point, name) is None:
                 set_field(point, name, value)
-        for name, text in self.options.tag:
+        for name, text in self._tags.items():
             # To DefaultNode an empty tag is an absent one.
             if not point.tags.get(name):
                 point.tags[name] = text

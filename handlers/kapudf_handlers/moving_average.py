@@ -14,8 +14,10 @@ stream
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from typing import Annotated
 
 from kapudf_cli import Handler, Meta, Options, PerGroup, Point, State, get_number, set_field
@@ -30,7 +32,7 @@ class MovingAverageOptions(Options, kw_only=True):
     as_: str = "avg"
 
 
-class Window(State):
+class Window(State, dict=True):
     """The last values of a group, in a ring, and sums from which no error builds up.
 
     The ring's sum is that of the values that came since the ring began anew and
@@ -42,9 +44,23 @@ class Window(State):
     size: int = 0
     values: list[float] = []
     oldest: int = 0
-    new_sum: float = 0.0
-    #: For each place, the sum of the values from there to the ring's end.
-    old_sums: list[float] = []
+
+    def __post_init__(self) -> None:
+        """Make the sums, which are no part of a snapshot: JSON has no infinity.
+
+        Raises:
+            ValueError: of a snapshot that is damaged.
+        """
+        full = self.oldest == 0 or len(self.values) == self.size
+        if not (full and 0 <= self.oldest <= len(self.values) <= self.size):
+            message = f"place {self.oldest} of {len(self.values)} values, size {self.size}"
+            raise ValueError(message)
+        is_ring = 0 < self.size == len(self.values)
+        newer = self.values[: self.oldest] if is_ring else self.values
+        older = self.values[self.oldest :] if is_ring else []
+        self.new_sum: float = functools.reduce(operator.add, newer, 0.0)
+        #: For each place, the sum of the values from there to the ring's end.
+        self.old_sums: list[float] = [0.0] * self.oldest + _sums_to_end(older)
 
     def mean_with(self, value: float, size: int) -> float:
         """Take a value in, and return the mean of the last `size`."""
@@ -72,12 +88,16 @@ class Window(State):
             self._begin_round()
         else:
             self.oldest = 0
-            self.new_sum = math.fsum(self.values)
+            self.new_sum = functools.reduce(operator.add, self.values, 0.0)
 
     def _begin_round(self) -> None:
         self.oldest = 0
         self.new_sum = 0.0
-        self.old_sums = list(itertools.accumulate(reversed(self.values)))[::-1]
+        self.old_sums = _sums_to_end(self.values)
+
+
+def _sums_to_end(values: list[float]) -> list[float]:
+    return list(itertools.accumulate(reversed(values)))[::-1]
 
 
 class MovingAverage(Handler):

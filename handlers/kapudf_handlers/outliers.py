@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 import operator
-import statistics
 from typing import Annotated
 
 from kapudf_cli import Batch, BatchHandler, Meta, Options, Point, get_number
@@ -58,6 +57,15 @@ class Outliers(BatchHandler):
 
     def fences(self, values: list[float]) -> tuple[float, float]:
         """Return between which values a value is no outlier."""
-        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+        ordered = sorted(values)
+        first, third = _quartile(ordered, 1), _quartile(ordered, 3)
         reach = self.options.scale * (third - first)
         return first - reach, third + reach
+
+
+def _quartile(ordered: list[float], number: int) -> float:
+    """Interpolate, unlike `statistics.quantiles` without a sum that may overflow."""
+    place, quarters = divmod((len(ordered) - 1) * number, 4)
+    if not quarters:
+        return ordered[place]
+    return ordered[place] * (1 - quarters / 4) + ordered[place + 1] * (quarters / 4)

@@ -40,7 +40,8 @@ from kapudf_cli import (
 )
 
 try:
-    from scipy import stats
+    import numpy as np
+    from scipy import special
 except ImportError as error:
     message = "it needs scipy: pip install 'kapudf[stats]'"
     raise ImportError(message) from error
@@ -78,18 +79,38 @@ class TTest(BatchHandler):
         values = [value for value in numbers if value is not None and math.isfinite(value)]
         history = self.state.at(batch.group, batch.end_ns)
         if min(len(values), len(history.values)) >= _FEWEST_VALUES:
-            result = stats.ttest_ind(history.values, values, equal_var=False)
-            # Two constants that are equal give NaN, which is below nothing.
-            if result.pvalue < self.options.alpha:
+            t, p, df = welch(history.values, values)
+            # Values whose variance is no float give NaN, which is below nothing.
+            if p < self.options.alpha:
                 point = Point(time=batch.end_ns)
-                for name, value in (
-                    ("t", result.statistic),
-                    ("p", result.pvalue),
-                    ("df", result.df),
-                ):
+                for name, value in (("t", t), ("p", p), ("df", df)):
                     # Two constants that differ give an infinite t, which no field may be.
                     if math.isfinite(value):
                         set_field(point, name, value)
                 return [point]
         history.values = [*history.values, *values][-self.options.size :]
         return None
+
+
+def welch(history: list[float], values: list[float]) -> tuple[float, float, float]:
+    """Return t, p and the degrees of freedom.
+
+    scipy's own test takes constants of different lengths for different, for the
+    rounding of their means, and warns of them.
+    """
+    (one, of_one), (other, of_other) = _mean_and_error(history), _mean_and_error(values)
+    error = of_one + of_other
+    if error == 0.0:
+        t = 0.0 if one == other else math.copysign(math.inf, one - other)
+        return t, float(one == other), 1.0
+    t = (one - other) / math.sqrt(error)
+    share = of_one / error
+    df = 1 / (share * share / (len(history) - 1) + (1 - share) ** 2 / (len(values) - 1))
+    return t, 2 * float(special.stdtr(df, -abs(t))), df
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return the mean and the square of its standard error; of constants exactly 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = np.asarray(values) - values[0]
+        return values[0] + float(apart.mean()), float(apart.var(ddof=1)) / len(values)
