@@ -17,7 +17,7 @@ FLOORS = [
     {"handler"},
     {"batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},
-    {"in_process", "serving"},
+    {"in_process", "scaffold", "serving"},
     {"commands", "testing"},
     {"__main__"},
 ]

@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from kapudf_cli import Point, plugins
-from kapudf_cli.commands import main
-from kapudf_cli.config import check
-from kapudf_cli.in_process import served
-from kapudf_cli.wire.udf_pb2 import (
-    BATCH,
+from kapudf_cli import (
+    BOOL,
     DOUBLE,
-    BeginBatch,
-    EndBatch,
+    DURATION,
+    INT,
+    STRING,
+    Batch,
+    FieldValueError,
+    Handler,
     InitRequest,
-    InitResponse,
     Option,
     OptionValue,
-    RestoreRequest,
-    SnapshotRequest,
+    Point,
+    get_field,
+    get_fields,
+    plugins,
+    scaffold,
+    set_field,
 )
-from tests.serve_process import KAPUDF, PATIENCE_S
+from kapudf_cli.commands import main
+from kapudf_cli.config import check
+from kapudf_cli.in_process import describe
+from kapudf_cli.options import declare
+from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
+from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+    from types import ModuleType
 
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli import FieldValue
     from tests.serve_process import ServeProcess
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+GUIDE = ROOT / "docs" / "writing-handlers.md"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -45,71 +60,386 @@ def snippets(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def handler_of(page: str, name: str, folder: Path) -> str:
-    """Write the snippet that defines a class to a file, and return what --handler takes."""
-    (code,) = [code for code in snippets(ROOT / page, "python") if f"class {name}(" in code]
-    file = folder / f"{name.lower()}_snippet.py"
-    file.write_text(code, encoding="utf-8")
-    return f"{file}:{name}"
+def named_snippets(page: Path) -> dict[str, str]:
+    """Return the Python blocks of a page by the file name that stands before each."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^`(\w+)\.py`:\n\n```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(dict(found)) == len(found), "two snippets have one name"
+    return dict(found)
 
 
-def exchange(spec: str, *requests: RequestMessage) -> list[ResponseMessage]:
-    """Return all that a handler answers."""
-    with served(plugins.find(spec).load(), timeout_s=PATIENCE_S) as side:
-        for request in requests:
-            side.send(request)
-        side.half_close()
-        return list(side.responses())
-
-
-def test_the_handler_of_the_readme_doubles(tmp_path: Path) -> None:
-    """It doubles the field that it names, and passes other points on."""
-    spec = handler_of("README.md", "Double", tmp_path)
-    answers = exchange(
-        spec, InitRequest(), Point(fieldsDouble={"value": 2.5}), Point(fieldsInt={"other": 1})
-    )
-    assert answers[1:] == [Point(fieldsDouble={"value": 5.0}), Point(fieldsInt={"other": 1})]
-
-
-def test_the_handler_with_an_option_scales_and_insists_on_it(tmp_path: Path) -> None:
-    """The factor is taken, and its absence fails Init with a sentence."""
-    spec = handler_of("docs/writing-handlers.md", "Scale", tmp_path)
-    factor = Option(name="factor", values=[OptionValue(type=DOUBLE, doubleValue=3.0)])
-    answers = exchange(spec, InitRequest(options=[factor]), Point(fieldsDouble={"value": 2.0}))
-    assert answers == [InitResponse(success=True), Point(fieldsDouble={"value": 6.0})]
-    assert exchange(spec, InitRequest()) == [InitResponse(error="call .factor(2.0) once")]
-
-
-def test_the_handler_with_state_counts_across_a_restart(tmp_path: Path) -> None:
-    """What it snapshots is what it goes on from."""
-    spec = handler_of("docs/writing-handlers.md", "Count", tmp_path)
-    *_, snapshot = exchange(spec, InitRequest(), Point(), Point(), SnapshotRequest())
-    restore = RestoreRequest(snapshot=snapshot.snapshot)  # type: ignore[union-attr]
-    *_, last = exchange(spec, InitRequest(), restore, Point())
-    assert last == Point(fieldsInt={"count": 3})
-
-
-def test_the_batch_handler_keeps_what_is_large(tmp_path: Path) -> None:
-    """Begin and end are passed on around the points that are kept."""
-    spec = handler_of("docs/writing-handlers.md", "OnlyLarge", tmp_path)
-    small, large = Point(fieldsDouble={"value": 1.0}), Point(fieldsDouble={"value": 91.0})
-    begin, end = BeginBatch(name="cpu", size=2), EndBatch(name="cpu", tmax=9)
-    answers = exchange(spec, InitRequest(), begin, small, large, end)
-    assert answers[1:] == [begin, large, end]
-    assert plugins.find(spec).load().wants == BATCH
-
-
-def test_every_python_snippet_is_accepted_by_mypy(tmp_path: Path) -> None:
-    """In strict mode, as an author with an editor would see it."""
+def write_snippets(page: Path, folder: Path) -> list[Path]:
+    """Write each Python block of a page to a file of its name."""
     files = []
-    for page in PAGES:
-        for number, code in enumerate(snippets(page, "python")):
-            files.append(tmp_path / f"{page.stem.replace('-', '_').lower()}_{number}.py")
-            files[-1].write_text(code, encoding="utf-8")
-    assert files
-    command = [KAPUDF[0], "-m", "mypy", "--strict", "--config-file=", *map(str, files)]
-    verdict = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    for name, code in named_snippets(page).items():
+        files.append(folder / f"{name}.py")
+        files[-1].write_text(code, encoding="utf-8")
+    return files
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModuleType]]:
+    """Import a snippet from its file, as `--handler file.py:Class` would."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+
+    def imported(name: str, page: Path = GUIDE) -> ModuleType:
+        write_snippets(page, tmp_path)
+        return plugins._import_file(tmp_path / f"{name}.py")
+
+    yield imported
+    for module in set(sys.modules) - before:
+        if getattr(sys.modules[module], "__file__", None) == str(tmp_path / f"{module}.py"):
+            del sys.modules[module]
+
+
+def values(points: Sequence[Point], field: str) -> list[FieldValue | None]:
+    """Return a field of each point."""
+    return [get_field(point, field) for point in points]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_python_snippet_has_a_file_name_and_can_be_imported(
+    page: Path, load: Callable[..., ModuleType]
+) -> None:
+    """And every handler in it has a test here, by the name of the file."""
+    names = named_snippets(page)
+    assert list(names.values()) == snippets(page, "python")
+    tests = Path(__file__).read_text(encoding="utf-8")
+    for name in names:
+        if name == "test_rate":
+            continue
+        module = load(name, page)
+        handlers = [each for each in vars(module).values() if _is_own_handler(each, module)]
+        assert handlers or name == "calls"
+        for handler in handlers:
+            assert describe(handler).wants == handler.wants
+        assert f'load("{name}"' in tests
+
+
+def _is_own_handler(value: object, module: ModuleType) -> bool:
+    return (
+        isinstance(value, type)
+        and issubclass(value, Handler)
+        and value.__module__ == module.__name__
+    )
+
+
+@pytest.mark.parametrize("page", [README, GUIDE], ids=lambda page: page.stem)
+def test_every_python_snippet_is_accepted_by_mypy(page: Path, tmp_path: Path) -> None:
+    """In strict mode, as an author with an editor would see it."""
+    files = write_snippets(page, tmp_path)
+    options = ["--strict", "--config-file=", "--cache-dir", str(ROOT / ".mypy_cache")]
+    command = [KAPUDF[0], "-m", "mypy", *options, *(file.name for file in files)]
+    verdict = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert verdict.returncode == 0, verdict.stdout
+
+
+def test_the_handler_of_the_readme_is_short_and_scales(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """It multiplies the field that it names by its option, and passes other points on."""
+    assert len(named_snippets(README)["scale"].splitlines()) <= 15
+    module = load("scale", README)
+    points = lines("m value=2.5 1", "m value=4i 2", "m other=1i 3", 'm value="text" 4')
+    out = udf(module.Scale, module.ScaleOptions(factor=2.5)).send(*points)
+    assert values(out.points, "value") == [6.25, 10.0, None, "text"]
+    assert out.points[2:] == points[2:]
+    assert values(udf(module.Scale).send(points[0]).points, "value") == [5.0]
+
+
+def test_the_smallest_handler_doubles(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """A float and an integer alike; other points pass."""
+    out = udf(load("double").Double).send(*lines("m value=2.5 1", "m value=2i 2", "m x=1 3"))
+    assert values(out.points, "value") == [5.0, 4.0, None]
+
+
+def test_the_handler_with_options_scales_and_says_what_is_wrong(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """The option `as` names the result, and both faults come in the words of the page."""
+    module = load("scale")
+    task = udf(module.Scale, module.ScaleOptions(field="usage", factor=2.5, as_="scaled"))
+    (point,) = task.send(*lines("m usage=2.0 1")).points
+    assert get_fields(point) == {"usage": 2.0, "scaled": 5.0}
+    task = udf(module.Scale, module.ScaleOptions(field="usage"))
+    assert values(task.send(*lines("m usage=2i 1")).points, "usage") == [4.0]
+    factor = Option(name="factor", values=[OptionValue(type=DOUBLE, doubleValue=-1.0)])
+    with Task.of(module.Scale) as task, pytest.raises(TaskFailedError) as failed:
+        task.init_raw(InitRequest(options=[factor]))
+    assert f"{failed.value}\n" in snippets(GUIDE, "text")
+
+
+def test_each_kind_of_option_is_called_as_its_comment_says(
+    load: Callable[..., ModuleType],
+) -> None:
+    """The names and the types are those of the comments."""
+    declared = declare(load("calls").CallsOptions)
+    comments = re.findall(r"# \.(\w+)\((.*?)\)", named_snippets(GUIDE)["calls"])
+    kinds = {"'": STRING, "T": BOOL, "F": BOOL}
+    told = {}
+    for name, arguments in comments:
+        told[name] = [
+            kinds.get(each[0], DURATION if each.endswith("s") else DOUBLE if "." in each else INT)
+            for each in filter(None, arguments.split(", "))
+        ]
+    assert told == {name: list(option.valueTypes) for name, option in declared.items()}
+    assert len(told) == 10
+
+
+def test_a_field_changes_its_type_and_a_time_is_cut(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """An integer becomes text in its own map alone, and a point without the tag has the default."""
+    out = udf(load("status").Status).send(
+        *lines("m,host=a status=200i 3661000000001", "m x=1.0 1000000000")
+    )
+    first, second = out.points
+    assert (dict(first.fieldsInt), dict(first.fieldsString)) == ({}, {"status": "200"})
+    assert (first.tags["seen"], first.time) == ("a 01:01", 3_661_000_000_000)
+    assert (second.tags["seen"], get_fields(second)) == ("nowhere 00:00", {"x": 1.0})
+
+
+def test_a_point_is_made_like_another(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """Each field becomes a point in the same group at the same time."""
+    points = grouped(lines('m,host=a x=1.5,up=true,n=2i,s="text" 7'), "host")
+    out = udf(load("unpivot").Unpivot).send(*points)
+    assert {get_field(p, "field"): get_field(p, "value") for p in out.points} == {
+        "x": 1.5,
+        "up": True,
+        "n": 2,
+        "s": "text",
+    }
+    envelopes = {(p.name, p.time, p.group, p.tags["host"], *p.dimensions) for p in out.points}
+    assert envelopes == {("m", 7, "host=a", "a", "host")}
+
+
+def test_what_no_field_can_hold_is_refused_in_the_words_of_the_page() -> None:
+    """NaN is, with the field's name; a point that came with one may be passed on."""
+    with pytest.raises(FieldValueError) as refused:
+        set_field(Point(), "avg", float("nan"))
+    assert f"{refused.value}\n" in snippets(GUIDE, "text")
+
+
+def test_a_point_that_comes_with_nan_may_be_passed_on(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """What a handler did not make is not its fault."""
+    module = load("scale")
+    task = udf(module.Scale, module.ScaleOptions(field="usage"))
+    (point,) = task.send(Point(fieldsDouble={"other": float("inf")})).points
+    assert point.fieldsDouble["other"] == float("inf")
+
+
+def test_the_handler_with_state_counts_across_a_restart(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """What it snapshots is what the page shows, and what it goes on from."""
+    count = load("count").Count
+    before = udf(count)
+    before.send(*lines("m x=1 1", "m x=1 2", "m x=1 3"))
+    assert f"{before.snapshot().decode()}\n" in snippets(GUIDE, "json")
+    after = udf(count)
+    after.restore(before.snapshot())
+    assert values(after.send(*lines("m x=1 4")).points, "count") == [4]
+
+
+def test_a_handler_without_state_has_an_empty_snapshot(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """Kapacitor stores nothing for it."""
+    assert udf(load("double").Double).snapshot() == b""
+
+
+def test_the_rate_goes_by_group_unit_and_time(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """A minute is sixty times a second, and a group that is long unused begins anew."""
+    module = load("rate")
+    call = module.RateOptions(field="value", unit=dt.timedelta(minutes=1), as_="per_minute")
+    points = lines(
+        "m,host=a value=1.0 1000000000",
+        "m,host=b value=1i 1000000000",
+        "m,host=a value=3.0 3000000000",
+        "m,host=a value=3.0 3000000000",
+        "m,host=b value=1.0 3700000000000",
+        "m,host=a value=9.0 3701000000000",
+    )
+    out = udf(module.Rate, call).send(*grouped(points, "host"))
+    assert values(out.points, "per_minute") == [None, None, 60.0, None, 0.0, None]
+    assert module.Rate.state_limit == 100_000
+    with pytest.raises(TaskFailedError, match="expects a duration above 0s"):
+        udf(module.Rate, module.RateOptions(field="value", unit=dt.timedelta(0)))
+
+
+def test_a_snapshot_of_the_first_version_is_migrated(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """The second version of Count goes on from the first, and refuses what it does not know."""
+    first = udf(load("count").Count)
+    first.send(*lines("m x=1 1", "m x=1 2"))
+    second = udf(load("count2").Count)
+    second.restore(first.snapshot())
+    assert values(second.send(*lines("m x=1 9")).points, "count") == [3]
+    assert json.loads(second.snapshot()) == {
+        "handler": "Count",
+        "version": 2,
+        "state": {"points": 3, "latest_ns": 9},
+    }
+    for foreign in (b'{"handler":"Other","version":1,"state":{}}', b"damaged"):
+        with pytest.raises(TaskFailedError, match="the snapshot is"):
+            udf(load("count2").Count).restore(foreign)
+        udf(load("count").Count).restore(foreign)
+
+
+def test_the_state_of_groups_is_kept_as_the_page_says(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """What `migrate` would be given: the newest time, and group, time and state of each."""
+    module = load("rate")
+    task = udf(module.Rate, module.RateOptions(field="value"))
+    task.send(*grouped(lines("m,host=a value=1.5 7"), "host"))
+    assert json.loads(task.snapshot())["state"] == {
+        "newest_ns": 7,
+        "groups": [["host=a", 7, {"value": 1.5, "time": 7}]],
+    }
+
+
+def test_the_largest_of_a_batch_come_first(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """In a batch like the one that came; one with nothing to keep is empty."""
+    module = load("largest")
+    task = udf(module.Largest, module.LargestOptions(field="value", count=2))
+    points = lines("cpu value=1.0 1", "cpu value=3i 2", 'cpu value="text" 3', "cpu value=2.0 4")
+    out = task.send(Batch("cpu", points, {"host": "a"}, "host=a", 9), Batch("cpu", tmax_ns=10))
+    full, empty = out.batches
+    assert values(full.points, "value") == [3, 2.0]
+    assert (full.name, full.tags, full.group, full.tmax_ns) == ("cpu", {"host": "a"}, "host=a", 9)
+    assert (empty.points, empty.tmax_ns) == ([], 10)
+
+
+def test_the_handler_that_keeps_what_is_large_passes_begin_and_end_on(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """It never holds a batch, and yet the batch comes out."""
+    points = lines("cpu value=1.0 1", "cpu value=91.0 2", "cpu x=99.0 3")
+    (batch,) = udf(load("only_large").OnlyLarge).send(Batch("cpu", points, tmax_ns=9)).batches
+    assert (batch.points, batch.name, batch.tmax_ns) == ([points[1]], "cpu", 9)
+
+
+def test_a_batch_becomes_a_point_of_a_stream(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """With the batch's name, and its tags as dimensions; of nothing there is no mean."""
+    points = [Point(fieldsDouble={"value": 1.0}), Point(fieldsInt={"value": 4})]
+    full = Batch("cpu", points, {"host": "a", "core": "1"}, "core=1,host=a", 9)
+    (point,) = udf(load("mean").Mean).send(full, Batch("cpu", tmax_ns=10)).points
+    assert (point.name, point.time, get_fields(point)) == ("cpu", 9, {"mean": 2.5})
+    assert dict(point.tags) == {"host": "a", "core": "1"}
+    assert list(point.dimensions) == ["core", "host"]
+    assert (point.database, point.retentionPolicy) == ("", "")
+
+
+def test_points_are_collected_into_batches(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """Two of each group at a time, and what is left when the task ends."""
+    module = load("collect")
+    task = udf(module.Collect, module.CollectOptions(size=2))
+    points = lines("m,host=a x=1.0 1", "m,host=b x=2.0 2", "m,host=a x=3.0 3")
+    (batch,) = task.send(*grouped(points, "host")).batches
+    assert (batch.name, batch.tags, batch.tmax_ns) == ("m", {"host": "a"}, 3)
+    assert values(batch.points, "x") == [1.0, 3.0]
+    (rest,) = task.finish().batches
+    assert (rest.tags, values(rest.points, "x")) == ({"host": "b"}, [2.0])
+
+
+def test_the_collector_survives_options_that_are_refused(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """Its `stop` is called, though it has never been set up."""
+    module = load("collect")
+    with pytest.raises(TaskFailedError, match="at least 1"):
+        udf(module.Collect, module.CollectOptions(size=0))
+
+
+def test_columns_give_scores(load: Callable[..., ModuleType], udf: Callable[..., Task]) -> None:
+    """Integers are numbers, and a point without the field has no score."""
+    pytest.importorskip("numpy")
+    task = udf(load("zscore").ZScore)
+    points = lines("m value=1.0 1", "m value=3i 2", "m x=1.0 3")
+    (batch, even, empty) = task.send(
+        Batch("m", points), Batch("m", lines("m value=1.0 1")), Batch("m")
+    ).batches
+    assert values(batch.points, "z") == [-1.0, 1.0, None]
+    assert values(even.points, "z") == [None]
+    assert empty.points == []
+
+
+def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
+    """Beside the handler that they test, in a project that has nothing else."""
+    write_snippets(GUIDE, tmp_path)
+    command = [KAPUDF[0], "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_rate.py"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    assert "3 passed" in result.stdout
+
+
+def test_every_tenth_point_is_marked(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """The others come back as they were."""
+    points = [point for number in range(20) for point in lines(f"m x={number}.0 {number}")]
+    out = udf(load("every_tenth").EveryTenth).send(*points).points
+    marked = [number for number, mark in enumerate(values(out, "tenth")) if mark]
+    assert marked == [9, 19]
+    assert out[:9] == points[:9]
+
+
+def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """The factor is taken, its absence fails Init with a sentence, and the count is restored."""
+    handler = load("by_hand").ByHand
+    factor = Option(name="factor", values=[OptionValue(type=DOUBLE, doubleValue=3.0)])
+    with Task.of(handler) as task:
+        assert list(task.info().options) == ["factor"]
+        task.init_raw(InitRequest(options=[factor]))
+        task.restore(b"4")
+        (point,) = task.send(*lines("m value=2.0 1")).points
+        assert get_fields(point) == {"value": 6.0, "count": 5}
+        assert task.snapshot() == b"5"
+    with pytest.raises(TaskFailedError, match=re.escape("call .factor(2.0) once")):
+        udf(handler)
+
+
+def test_what_is_served_from_a_file_is_on_its_page() -> None:
+    """Each `--handler file.py:Class` of a page names a snippet of it and a class there."""
+    for page in (README, GUIDE):
+        served = re.findall(r"--handler (\w+)\.py:(\w+)", page.read_text(encoding="utf-8"))
+        assert served
+        for name, handler in served:
+            assert f"class {handler}(Handler)" in named_snippets(page)[name]
+
+
+def test_the_project_of_the_page_is_what_kapudf_new_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry point and the commands of the page are those of a new project."""
+    names = scaffold.names_of("my-rate")
+    shown = [tomllib.loads(text) for text in snippets(GUIDE, "toml")]
+    target = f"{names.package}.handler:{names.class_name}"
+    assert {"project": {"entry-points": {"kapudf.handlers": {"my-rate": target}}}} in shown
+    monkeypatch.chdir(tmp_path)
+    printed = CliRunner().invoke(main, ["new", "my-rate"]).stdout
+    commands = [line.strip() for line in printed.splitlines() if line.startswith("  ")]
+    console = "".join(f"$ {line}\n" for line in ["kapudf new my-rate", *commands])
+    assert console in snippets(GUIDE, "console")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -137,9 +467,15 @@ def test_every_kapudf_command_of_a_page_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    """Links within the project point at files that are there."""
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    """Links within the project point at files and headings that are there."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target.removeprefix("#") in anchors, target
+        else:
+            assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_probe_prints_what_the_readme_shows(

@@ -68,4 +68,6 @@ def _quartile(ordered: list[float], number: int) -> float:
     place, quarters = divmod((len(ordered) - 1) * number, 4)
     if not quarters:
         return ordered[place]
-    return ordered[place] * (1 - quarters / 4) + ordered[place + 1] * (quarters / 4)
+    low, high = ordered[place], ordered[place + 1]
+    # Of the smallest numbers there are, a share may round to nothing.
+    return min(max(low * (1 - quarters / 4) + high * (quarters / 4), low), high)

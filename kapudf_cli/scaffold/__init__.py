@@ -15,7 +15,6 @@ import re
 import string
 import sys
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -110,7 +109,6 @@ def write(names: Names, target: Path) -> list[Path]:
         ProjectTargetError: the folder cannot be had, or holds something.
     """
     fill = vars(names)
-    templates = resources.files(__name__)
     written = []
     try:
         if target.is_dir():
@@ -122,7 +120,7 @@ def write(names: Names, target: Path) -> list[Path]:
             for place, template in _FILES.items():
                 path = target / string.Template(place).substitute(fill)
                 _make_folder(path.parent, undo)
-                text = templates.joinpath(template).read_text(encoding="utf-8")
+                text = Path(__file__).with_name(template).read_text(encoding="utf-8")
                 # `x` fails where something has come to be meanwhile.
                 with path.open("x", encoding="utf-8") as file:
                     undo.callback(path.unlink)
