@@ -6,11 +6,10 @@ went; it logs nothing itself and knows no path, process or signal.
 
 from __future__ import annotations
 
-import enum
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
+from kapudf_cli.account import Account, Reason
 from kapudf_cli.errors import (
     ConnectionClosedError,
     HandlerError,
@@ -62,43 +61,6 @@ _KEEPALIVES_UNTIL_SETTLED = 2
 #: give its next write a broken pipe, for which it drops what it has not read: answers,
 #: or the error that the task should fail with.
 _SETTLE_TIMEOUT_S = 1.0
-
-
-class Reason(enum.StrEnum):
-    """Why a connection ended."""
-
-    CLOSED = "closed"
-    HANDLER_ERROR = "handler_error"
-    PROTOCOL_ERROR = "protocol_error"
-    STOPPED = "stopped"
-
-
-@dataclass
-class Account:
-    """What one connection did, up to now or in the end.
-
-    Counts are of messages, bytes of framed data. `unprocessed_bytes` arrived and were
-    not dealt with, the frame at fault included; `error` is the cause where `reason`
-    names a fault.
-    """
-
-    task_id: str = ""
-    node_id: str = ""
-    points_in: int = 0
-    points_out: int = 0
-    batches_in: int = 0
-    batches_out: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    unprocessed_bytes: int = 0
-    batch_unfinished: bool = False
-    #: Why the handler refused Init or Restore, None if it did not.
-    refusal: str | None = None
-    duration_s: float = 0.0
-    reason: Reason = Reason.CLOSED
-    error: KapudfError | None = None
-    #: What `stop` raised, where the connection had ended for another reason.
-    stop_error: HandlerError | None = None
 
 
 class Agent:

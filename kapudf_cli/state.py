@@ -143,8 +143,10 @@ class PerGroup(Generic[S]):
         self.dropped += 1
 
     def _expire(self, expiry_ns: int) -> None:
-        """Drop what has expired, from the front; the group in use is at the end."""
-        while self._newest_ns - next(iter(self._entries.values())).last_ns > expiry_ns:
+        """Drop what has expired, from the front; the last one is in use, however old."""
+        while len(self._entries) > 1:
+            if self._newest_ns - next(iter(self._entries.values())).last_ns <= expiry_ns:
+                return
             self._drop_first()
 
     def _dump(self) -> _KeptGroups:

@@ -89,7 +89,7 @@ class Task:
     @classmethod
     @contextlib.contextmanager
     def of(cls, handler: type[Handler]) -> Iterator[Self]:
-        """Connect to a handler of this class, for where there is no pytest."""
+        """Connect to a handler of this class, outside of a pytest test."""
         with served(handler, timeout_s=_TIMEOUT_S) as side:
             yield cls(side)
 

@@ -18,7 +18,8 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kapudf_cli.agent import Account, HandlerFactory
+    from kapudf_cli.account import Account
+    from kapudf_cli.agent import HandlerFactory
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from kapudf_cli.agent import Account, Reason
+from kapudf_cli.account import Account, Reason
 from kapudf_cli.errors import (
     ConnectionClosedError,
     EmptyMessageError,

@@ -15,7 +15,7 @@ FLOORS = [
     {"wire"},
     {"declared", "linger", "options", "points", "state", "streams", "tickscript", "logs"},
     {"handler"},
-    {"batches", "columns", "outbox", "plugins", "kapacitor", "config"},
+    {"account", "batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},
     {"in_process", "scaffold", "serving"},
     {"commands", "testing"},

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from kapudf_cli.commands import EXIT_USAGE
-
 
 @click.command()
 @click.argument("name")
@@ -25,13 +23,8 @@ def new(name: str, directory: Path | None) -> None:
     and the class MyAverage. Nothing that exists is overwritten.
     """
     from kapudf_cli import scaffold
-    from kapudf_cli.errors import ProjectNameError
 
-    try:
-        names = scaffold.names_of(name)
-    except ProjectNameError as error:
-        click.echo(f"Error: {error}", err=True)
-        click.get_current_context().exit(EXIT_USAGE)
+    names = scaffold.names_of(name)
     target = Path(name) if directory is None else directory
     for path in scaffold.write(names, target):
         click.echo(f"wrote {click.format_filename(path)}")

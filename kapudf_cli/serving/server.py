@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from kapudf_cli.agent import Account, Agent, Reason
+from kapudf_cli.account import Account, Reason
+from kapudf_cli.agent import Agent
 from kapudf_cli.serving import systemd
 from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.serving.socket_file import peer_credentials

@@ -76,11 +76,12 @@ def test_the_mirror_is_a_row(tmp_path: Path) -> None:
         "name": "mirror",
         "wants": "stream",
         "provides": "stream",
-        "options": ["field(STRING, DOUBLE)"],
+        "options": ["field(STRING, DOUBLE)", "tag(STRING, STRING)"],
         "distribution": "kapudf",
         "version": kapudf_cli.__version__,
         "target": "kapudf_handlers.mirror:Mirror",
-        "summary": "Sends every point back; field(name, value) sets a field on each.",
+        "summary": "Sends every point back; "
+        "field(name, value) and tag(name, value) set these on each.",
         "error": None,
     }
 
@@ -111,7 +112,9 @@ def test_the_table_has_a_heading_and_a_line_for_each(tmp_path: Path) -> None:
     )
     result = list_handlers(tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    heading, busy, mirror, plain = result.stdout.splitlines()
+    heading, *lines = result.stdout.splitlines()
+    named = {line.split()[0]: line for line in lines}
+    busy, mirror, plain = named["busy"], named["mirror"], named["plain"]
     assert heading.split() == ["NAME", "WANTS", "PROVIDES", "OPTIONS", "FROM", "WHAT", "IT", "DOES"]
     assert busy.split()[:3] == ["busy", "batch", "stream"]
     assert mirror.startswith("mirror ")
@@ -141,7 +144,8 @@ def test_a_broken_plugin_is_a_row_and_hides_no_other(tmp_path: Path) -> None:
     )
     result = list_handlers(tmp_path)
     assert result.returncode == 0
-    _, bad, mirror, plain = result.stdout.splitlines()
+    named = {line.split()[0]: line for line in result.stdout.splitlines()}
+    bad, mirror, plain = named["bad"], named["mirror"], named["plain"]
     assert bad.split()[:4] == ["bad", "-", "-", "-"]
     assert "acme 1.0 (acme_bad:Bad)" in bad
     assert "broken: " in bad
@@ -216,7 +220,7 @@ def test_a_plugin_that_prints_does_not_spoil_the_json(tmp_path: Path) -> None:
     text = f"print('Welcome to Acme!')\n{PLAIN}"
     install(tmp_path, "acme", {"loud": "acme_loud:Plain"}, {"acme_loud": text})
     result = list_handlers(tmp_path, "--json")
-    assert [row["name"] for row in json.loads(result.stdout)] == ["loud", "mirror"]
+    assert {"loud", "mirror"} <= {row["name"] for row in json.loads(result.stdout)}
 
 
 def test_other_alphabets_are_kept(tmp_path: Path) -> None:
