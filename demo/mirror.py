@@ -70,11 +70,9 @@ def play(path: str, capture: bytes) -> tuple[list[Point], list[Point]]:
     init = InitRequest(
         taskID="demo", nodeID="mirror2", options=[Option(name="field", values=values)]
     )
-    with (
-        KapacitorSide.connect(path, timeout_s=PATIENCE_S) as side,
-        side.sending([init, *(each for each in requests if not isinstance(each, InitRequest))]),
-    ):
-        responses = list(side.responses())
+    rest = [request for request in requests if not isinstance(request, InitRequest)]
+    with KapacitorSide.connect(path, timeout_s=PATIENCE_S) as side:
+        responses = list(side.play([init, *rest]))
     return (
         [request for request in requests if isinstance(request, Point)],
         [response for response in responses if isinstance(response, Point)],

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kapudf_cli.errors import BatchTooLongError
 from kapudf_cli.handler import Handler
-from kapudf_cli.points import like
 from kapudf_cli.wire.udf_pb2 import BATCH, BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ class Batch:
         """
         stream = []
         for point in points:
-            whole = like(point)
-            whole.MergeFrom(point)
+            whole = Point()
+            whole.CopyFrom(point)
             whole.name = point.name or self.name
             for tag, value in self.tags.items():
                 if tag not in whole.tags:

@@ -32,7 +32,10 @@ def column(points: Sequence[Point], field: str) -> NDArray[np.float64]:
 
 def columns(points: Sequence[Point], fields: Sequence[str]) -> NDArray[np.float64]:
     """Return several fields, one a column, shape (len(points), len(fields)); see `column`."""
-    return np.column_stack([column(points, field) for field in fields])
+    table = np.empty((len(points), len(fields)))
+    for number, field in enumerate(fields):
+        table[:, number] = column(points, field)
+    return table
 
 
 def times_ns(points: Sequence[Point]) -> NDArray[np.int64]:

@@ -98,7 +98,7 @@ class KapacitorSide:
 
     @contextlib.contextmanager
     def sending(self, requests: Iterable[RequestMessage]) -> Iterator[None]:
-        """Send requests from a thread and half-close, while the caller receives.
+        """Send requests from a thread, while the caller receives.
 
         Whoever sends much and only then reads may wait for a UDF that waits for
         its answers to be read.
@@ -109,12 +109,21 @@ class KapacitorSide:
             with contextlib.suppress(OSError):
                 for request in requests:
                     self.send(request)
-                self.half_close()
 
         sender = threading.Thread(target=send, name="sending", daemon=True)
         sender.start()
         yield
         sender.join(max(self._deadline - time.monotonic(), 0.0))
+
+    def play(self, requests: Iterable[RequestMessage]) -> Iterator[ResponseMessage]:
+        """Send requests and half-close, as a replay does, and yield what comes until the end."""
+
+        def requests_and_end() -> Iterator[RequestMessage]:
+            yield from requests
+            self.half_close()
+
+        with self.sending(requests_and_end()):
+            yield from self.responses()
 
     def half_close(self) -> None:
         """Say that no more will be sent, as Kapacitor does when a task ends."""

@@ -77,6 +77,17 @@ class Options(msgspec.Struct, rename=tickscript_name):
 
 _NANOSECONDS: Final = 1000
 
+#: TICKscript's units but for weeks, which nobody reads easily.
+_DURATION_UNITS: Final = {
+    "d": 86_400 * 10**9,
+    "h": 3_600 * 10**9,
+    "m": 60 * 10**9,
+    "s": 10**9,
+    "ms": 10**6,
+    "u": 10**3,
+    "ns": 1,
+}
+
 _WORDS: Final[Mapping[ValueType, str]] = {
     STRING: "a string",
     INT: "a whole number",
@@ -100,6 +111,7 @@ class _Declared:
     Attributes:
         name: what a TICKscript calls.
         attribute: the field of the struct.
+        default: its value where it is not called; of a flag, False unless another is declared.
         types: the type of each argument.
         annotations: the annotation of each argument, ranges included.
         single: whether the value is the one argument itself, and no tuple.
@@ -109,11 +121,17 @@ class _Declared:
 
     name: str
     attribute: str
+    default: object
     types: tuple[ValueType, ...]
     annotations: tuple[Any, ...]
     single: bool
     repeated: bool
     required: bool
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it takes no value."""
+        return not self.types
 
     @property
     def call(self) -> str:
@@ -150,6 +168,8 @@ def parse(options: type[O], request: Iterable[Option]) -> O:
             _take(one, made, values, faults)
         elif one.required:
             faults.append(f".{one.name}() is missing; call {one.call}")
+        elif one.is_flag:
+            values[one.attribute] = one.default
     faults += [f"there is no option .{name}()" for name in calls]
     if faults:
         raise OptionsError("; ".join(faults))
@@ -161,7 +181,11 @@ def calls_of(options: Options) -> list[Option]:
     calls = []
     for one in _declared(type(options)):
         value = getattr(options, one.attribute)
-        if value is None or (not one.types and not value):
+        made = value is not None and value != [] and not (one.is_flag and not value)
+        if not made and value != one.default:
+            message = f".{one.name}(): no TICKscript gives {value!r} where the default is another"
+            raise ValueError(message)
+        if not made:
             continue
         for call in value if one.repeated else [value]:
             arguments = [call] if one.single else list(call) if one.types else []
@@ -183,7 +207,8 @@ def _take(
     taken = []
     for arguments in made:
         if len(arguments) != len(one.types):
-            faults.append(f".{one.name}() got {len(arguments)} values; call {one.call}")
+            counted = "1 value" if len(arguments) == 1 else f"{len(arguments)} values"
+            faults.append(f".{one.name}() got {counted}; call {one.call}")
             return
         decoded = []
         for place, argument in enumerate(arguments):
@@ -195,7 +220,7 @@ def _take(
                 expected = _expected(kind, annotation)
                 faults.append(f".{one.name}() expects {expected}{which}, got {error}")
         taken.append(decoded[0] if one.single and decoded else tuple(decoded))
-    if not one.types:
+    if one.is_flag:
         values[one.attribute] = True
     else:
         values[one.attribute] = taken if one.repeated else taken[0]
@@ -256,9 +281,21 @@ def _literal(value: OptionValue) -> str:
         case "doubleValue":
             return str(value.doubleValue)
         case "durationValue":
-            return f"{value.durationValue / 1e9:g}s"
+            return _duration(value.durationValue)
         case _:
             return "nothing"
+
+
+def _characters(count: int) -> str:
+    return "1 character" if count == 1 else f"{count} characters"
+
+
+def _duration(nanoseconds: int) -> str:
+    """Return a duration in the largest unit of TICKscript's that gives a whole number."""
+    unit, size = next(
+        (unit, size) for unit, size in _DURATION_UNITS.items() if nanoseconds % size == 0
+    )
+    return f"{nanoseconds // size}{unit}"
 
 
 def _expected(kind: ValueType, annotation: Any) -> str:
@@ -274,8 +311,8 @@ def _expected(kind: ValueType, annotation: Any) -> str:
             f"at most {meta.le}" if meta.le is not None else "",
             f"below {meta.lt}" if meta.lt is not None else "",
             f"a multiple of {meta.multiple_of}" if meta.multiple_of is not None else "",
-            f"{meta.min_length} characters or more" if meta.min_length is not None else "",
-            f"{meta.max_length} characters or less" if meta.max_length is not None else "",
+            f"{_characters(meta.min_length)} or more" if meta.min_length is not None else "",
+            f"{_characters(meta.max_length)} or less" if meta.max_length is not None else "",
             f"matching {meta.pattern}" if meta.pattern is not None else "",
         ]
         if any(limits):
@@ -291,20 +328,26 @@ def _declared(options: type[Options]) -> tuple[_Declared, ...]:
 def _read(options: type[Options], field: msgspec.structs.FieldInfo) -> _Declared:
     """Read an option off its field."""
     annotation = _without_none(field.type)
-    base, metas = _unwrap(annotation)
+    base, limits = _unwrap(annotation)
     repeated = typing.get_origin(base) is list
     if repeated:
+        _refuse_limits(options, field.name, limits)
         (annotation,) = typing.get_args(base)
-        base, metas = _unwrap(annotation)
-    is_flag = base is bool and _FLAG in getattr(annotation, "__metadata__", ())
+        base, limits = _unwrap(annotation)
     single = typing.get_origin(base) is not tuple
+    if not single:
+        _refuse_limits(options, field.name, limits)
     annotations: tuple[Any, ...] = (annotation,) if single else typing.get_args(base)
+    is_flag = _is_flag(annotation)
+    if not annotations or (is_flag and repeated) or any(map(_is_flag, annotations[1:])):
+        raise _unfit(options, field.name, annotation)
     if is_flag:
         annotations = ()
-    del metas
+    default = None if field.required else _default(field)
     return _Declared(
         name=field.encode_name,
         attribute=field.name,
+        default=bool(default) if is_flag else default,
         types=tuple(_value_type(options, field.name, each) for each in annotations),
         annotations=annotations,
         single=single and not is_flag,
@@ -313,19 +356,53 @@ def _read(options: type[Options], field: msgspec.structs.FieldInfo) -> _Declared
     )
 
 
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    if field.default_factory is not msgspec.NODEFAULT:
+        made: object = field.default_factory()
+        return made
+    default: object = field.default
+    return default
+
+
+def _is_flag(annotation: Any) -> bool:
+    return _FLAG in getattr(annotation, "__metadata__", ())
+
+
+def _refuse_limits(options: type[Options], attribute: str, limits: list[msgspec.Meta]) -> None:
+    """Refuse a limit on how many values there are, which is not checked."""
+    if any(_limited(limit) for limit in limits):
+        message = f"{options.__name__}.{attribute}: declare limits on the values, not on the list"
+        raise TypeError(message)
+
+
+def _limited(limit: msgspec.Meta) -> bool:
+    checked = ("gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", "max_length", "tz")
+    return any(getattr(limit, name) is not None for name in checked)
+
+
 def _value_type(options: type[Options], attribute: str, annotation: Any) -> ValueType:
     base, _ = _unwrap(annotation)
+    kind = _TYPES.get(base) if isinstance(base, type) else None
     if typing.get_origin(base) is Literal and all(
         isinstance(choice, str) for choice in typing.get_args(base)
     ):
-        return STRING
-    if isinstance(base, type) and base in _TYPES:
-        return _TYPES[base]
-    message = (
+        kind = STRING
+    if kind is None or _is_flag(annotation):
+        raise _unfit(options, attribute, annotation)
+    try:
+        # A limit that does not go with the type would show at a task's Init only.
+        msgspec.json.Decoder(annotation)
+    except TypeError as error:
+        message = f"{options.__name__}.{attribute}: {error}"
+        raise TypeError(message) from None
+    return kind
+
+
+def _unfit(options: type[Options], attribute: str, annotation: Any) -> TypeError:
+    return TypeError(
         f"{options.__name__}.{attribute}: {annotation!r} is no type of an option; "
         "use str, int, float, bool, timedelta, Literal, a tuple or a list of these, or Flag"
     )
-    raise TypeError(message)
 
 
 def _unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta]]:

@@ -74,19 +74,27 @@ def set_field(point: Point, name: str, value: object) -> None:
         _set_string(point, name, value)  # type: ignore[arg-type]  # a str it is
     elif kind is bool:
         _set_bool(point, name, value)  # type: ignore[arg-type]  # a bool it is
-    elif isinstance(value, str):
-        _set_string(point, name, str(value))
-    elif isinstance(value, numbers.Integral):
+    else:
+        _set_uncommon(point, name, value)
+
+
+def _set_uncommon(point: Point, name: str, value: object) -> None:
+    """Set a field to a value of numpy's, or of a subclass of a type that a field has."""
+    kind = type(value)
+    of_numpy = kind.__module__ == "numpy" and kind.__name__ != "timedelta64"
+    if isinstance(value, str):
+        # An enum's own str() is its name.
+        _set_string(point, name, str.__str__(value))
+    elif isinstance(value, int) or (of_numpy and isinstance(value, numbers.Integral)):
         _set_int(point, name, int(value))
-    elif isinstance(value, numbers.Real):
+    elif isinstance(value, float) or (of_numpy and isinstance(value, numbers.Real)):
         _set_double(point, name, float(value))
-    elif kind.__module__ == "numpy" and kind.__name__ in {"bool", "bool_"}:
+    elif of_numpy and kind.__name__ in {"bool", "bool_"}:
         # The one numpy scalar that no abstract class of numbers knows.
         _set_bool(point, name, bool(value))
     else:
-        raise FieldValueError(
-            name, value, "no field can hold this type; use bool, int, float or str"
-        )
+        advice = "no field can hold this type; use bool, int, float or str"
+        raise FieldValueError(name, value, advice)
 
 
 def drop_field(point: Point, name: str) -> None:
@@ -142,7 +150,7 @@ def time_ns(when: dt.datetime) -> int:
     Raises:
         ValueError: `when` says nothing of its time zone.
     """
-    if when.tzinfo is None:
+    if when.utcoffset() is None:
         message = f"{when} has no time zone; use datetime.now(datetime.UTC), say"
         raise ValueError(message)
     return (when - _EPOCH) // _MICROSECOND * 1000
@@ -175,13 +183,16 @@ def _set_int(point: Point, name: str, value: int) -> None:
 
 
 def _set_string(point: Point, name: str, value: str) -> None:
+    try:
+        point.fieldsString[name] = value
+    except ValueError as error:
+        raise FieldValueError(name, value, f"it cannot be sent: {error}") from error
     if name in point.fieldsDouble:
         del point.fieldsDouble[name]
     if name in point.fieldsInt:
         del point.fieldsInt[name]
     if name in point.fieldsBool:
         del point.fieldsBool[name]
-    point.fieldsString[name] = value
 
 
 def _set_bool(point: Point, name: str, value: bool) -> None:  # noqa: FBT001 - the value is the point

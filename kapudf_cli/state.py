@@ -13,6 +13,7 @@ recognised as such.
 
 from __future__ import annotations
 
+import json
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -23,7 +24,7 @@ from kapudf_cli.errors import StateError
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kapudf_cli.wire.udf_pb2 import Point
 
@@ -39,19 +40,26 @@ class State(msgspec.Struct):
 
 
 S = TypeVar("S", bound=State)
+C = TypeVar("C")
+
+#: Before any time that a point can have.
+_LONG_AGO_NS = -(2**63)
+
+_FOREIGN = "the snapshot is none of this kind"
+_UNFIT = "the snapshot does not fit the state"
 
 
-class _Kept(msgspec.Struct, array_like=True):
+class _Kept(msgspec.Struct, Generic[S], array_like=True):
     """One group's entry in a snapshot."""
 
     group: str
     last_ns: int
-    state: msgspec.Raw
+    state: S
 
 
-class _KeptGroups(msgspec.Struct):
+class _KeptGroups(msgspec.Struct, Generic[S]):
     newest_ns: int
-    groups: list[_Kept]
+    groups: list[_Kept[S]]
 
 
 class _Envelope(msgspec.Struct):
@@ -59,6 +67,12 @@ class _Envelope(msgspec.Struct):
 
     handler: str
     version: int
+    state: Any
+
+
+class _OpenedEnvelope(_Envelope):
+    """The same, with a state that is not looked at yet."""
+
     state: msgspec.Raw
 
 
@@ -95,10 +109,9 @@ class PerGroup(Generic[S]):
             if expiry is None
             else round(expiry.total_seconds() * 1e6) * _NANOSECONDS_A_MICROSECOND
         )
-        self._forgets = limit is not None or expiry is not None
         # In the order of use, the one unused for longest first.
         self._entries: dict[str, _Entry[S]] = {}
-        self._newest_ns = 0
+        self._newest_ns = _LONG_AGO_NS
         self.dropped = 0
 
     def of(self, point: Point) -> S:
@@ -112,14 +125,16 @@ class PerGroup(Generic[S]):
             entry = self._entries[group] = _Entry(self._make(), time_ns)
             if self._limit is not None and len(self._entries) > self._limit:
                 self._drop_first()
-        elif self._forgets:
-            # To the end of the order of use.
+        else:
+            # To the end of the order of use, which a limit set later goes by as well.
             del self._entries[group]
             self._entries[group] = entry
-        if self._expiry_ns is not None:
-            entry.last_ns = max(entry.last_ns, time_ns)
-            self._newest_ns = max(self._newest_ns, time_ns)
-            self._expire(self._expiry_ns)
+            if time_ns > entry.last_ns:  # noqa: PLR1730 - for every point; max() takes longer
+                entry.last_ns = time_ns
+        if time_ns > self._newest_ns:
+            self._newest_ns = time_ns
+            if self._expiry_ns is not None:
+                self._expire(self._expiry_ns)
         return entry.state
 
     def discard(self, group: str) -> None:
@@ -149,23 +164,13 @@ class PerGroup(Generic[S]):
                 return
             self._drop_first()
 
-    def _dump(self) -> _KeptGroups:
-        encode = msgspec.json.encode
-        return _KeptGroups(
-            self._newest_ns,
-            [
-                _Kept(group, entry.last_ns, msgspec.Raw(encode(entry.state)))
-                for group, entry in self._entries.items()
-            ],
-        )
+    def _dump(self) -> _KeptGroups[S]:
+        kept = [_Kept(group, entry.last_ns, entry.state) for group, entry in self._entries.items()]
+        return _KeptGroups(self._newest_ns, kept)
 
-    def _load(self, raw: bytes) -> None:
-        kept = msgspec.json.decode(raw, type=_KeptGroups)
-        decoder = msgspec.json.Decoder(self._make)
-        entries = {
-            each.group: _Entry(decoder.decode(each.state), each.last_ns) for each in kept.groups
-        }
-        self._entries = entries
+    def _load(self, content: object) -> None:
+        kept: _KeptGroups[S] = _convert(content, _KeptGroups[self._make])  # type: ignore[name-defined]  # made at run time
+        self._entries = {each.group: _Entry(each.state, each.last_ns) for each in kept.groups}
         self._newest_ns = kept.newest_ns
         # The handler may have been given a lower limit since.
         while self._limit is not None and len(self._entries) > self._limit:
@@ -184,9 +189,10 @@ def make(annotation: object, *, limit: int | None, expiry: dt.timedelta | None) 
     if typing.get_origin(annotation) is PerGroup:
         (each,) = typing.get_args(annotation)
         if isinstance(each, type) and issubclass(each, State):
-            each()  # a field without a default shows here, not at the first point
+            _check_fields(each)
             return PerGroup(each, limit=limit, expiry=expiry)
     elif isinstance(annotation, type) and issubclass(annotation, State):
+        _check_fields(annotation)
         return annotation()
     message = f"state: {annotation!r} is neither a subclass of State nor PerGroup of one"
     raise TypeError(message)
@@ -199,8 +205,13 @@ def dump(state: AnyState, *, handler: str, version: int) -> bytes:
         TypeError: a field holds what JSON cannot.
     """
     content = state._dump() if isinstance(state, PerGroup) else state  # noqa: SLF001 - its other half
-    raw = msgspec.Raw(msgspec.json.encode(content))
-    return msgspec.json.encode(_Envelope(handler, version, raw))
+    envelope = _Envelope(handler, version, content)
+    snapshot = msgspec.json.encode(envelope)
+    if b"null" in snapshot:
+        # Perhaps NaN or an infinity, which JSON lacks and Python's own dialect has.
+        plain = msgspec.to_builtins(envelope)
+        snapshot = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
+    return snapshot
 
 
 def load(state: AnyState, snapshot: bytes, *, handler: str, version: int) -> AnyState:
@@ -220,7 +231,7 @@ def load(state: AnyState, snapshot: bytes, *, handler: str, version: int) -> Any
         raise StateError(f"the snapshot is of handler {envelope.handler}, not {handler}")
     if envelope.version != version:
         raise StateError(f"the snapshot is of version {envelope.version}, not {version}")
-    return _fill(state, bytes(envelope.state))
+    return _fill(state, envelope.state)
 
 
 def from_plain(state: AnyState, content: object) -> AnyState:
@@ -229,7 +240,7 @@ def from_plain(state: AnyState, content: object) -> AnyState:
     Raises:
         StateError: it does not fit.
     """
-    return _fill(state, msgspec.json.encode(content))
+    return _fill(state, content)
 
 
 def peek(snapshot: bytes) -> tuple[str, int, object]:
@@ -239,21 +250,43 @@ def peek(snapshot: bytes) -> tuple[str, int, object]:
         StateError: the bytes are no snapshot of this form.
     """
     envelope = _open(snapshot)
-    return envelope.handler, envelope.version, msgspec.json.decode(envelope.state)
+    return envelope.handler, envelope.version, _guarded(_FOREIGN, lambda: _plain(envelope.state))
+
+
+def _check_fields(state: type[State]) -> None:
+    """Find out now what would show at the first point, or at the first Restore."""
+    state()
+    msgspec.json.Decoder(state)
 
 
 def _open(snapshot: bytes) -> _Envelope:
     try:
-        return msgspec.json.decode(snapshot, type=_Envelope)
-    except msgspec.MsgspecError as error:
-        raise StateError(f"the snapshot is none of this kind: {error}") from error
+        return msgspec.json.decode(snapshot, type=_OpenedEnvelope)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Python's own reader takes NaN and infinities too.
+        return _guarded(_FOREIGN, lambda: msgspec.convert(json.loads(snapshot), _Envelope))
 
 
-def _fill(state: AnyState, raw: bytes) -> AnyState:
+def _fill(state: AnyState, content: object) -> AnyState:
+    if isinstance(state, PerGroup):
+        _guarded(_UNFIT, lambda: state._load(content))  # noqa: SLF001 - its other half
+        return state
+    return _guarded(_UNFIT, lambda: _convert(content, type(state)))
+
+
+def _convert(content: object, wanted: type[C]) -> C:
+    if isinstance(content, msgspec.Raw):
+        return msgspec.json.decode(content, type=wanted)
+    return msgspec.convert(content, wanted)
+
+
+def _plain(content: object) -> object:
+    return msgspec.json.decode(content) if isinstance(content, msgspec.Raw) else content
+
+
+def _guarded(problem: str, read: Callable[[], C]) -> C:
+    """Turn whatever a snapshot that is damaged, or another's, may raise into one error."""
     try:
-        if isinstance(state, PerGroup):
-            state._load(raw)  # noqa: SLF001 - its other half
-            return state
-        return msgspec.json.decode(raw, type=type(state))
-    except msgspec.MsgspecError as error:
-        raise StateError(f"the snapshot does not fit the state: {error}") from error
+        return read()
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"{problem}: {error}") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -23,7 +24,7 @@ from kapudf_cli.batches import Batch, batch_messages
 from kapudf_cli.errors import KapudfError
 from kapudf_cli.in_process import served
 from kapudf_cli.options import Options, calls_of
-from kapudf_cli.points import set_field
+from kapudf_cli.points import get_tag, set_field
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
@@ -48,13 +49,13 @@ if TYPE_CHECKING:
     from kapudf_cli.kapacitor import KapacitorSide
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
 
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_UNSIGNED = re.compile(r"=\d+u(?=[,\s]|$)")
+
 A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)
 
 #: A handler that takes longer in a test hangs.
 _TIMEOUT_S = 30.0
-#: Kapacitor's answers go into the socket's buffer while more is sent; what is sent
-#: at once must leave room for a handler that answers a point with several.
-_SENT_AT_ONCE = 64
 
 
 class TaskFailedError(KapudfError):
@@ -85,6 +86,9 @@ class Task:
         self._side = side
         self._marks = itertools.count(1)
         self._begun: Batch | None = None
+        # Data that came before an answer to something else, for the next who asks.
+        self._early = Output()
+        self._failure: TaskFailedError | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -95,7 +99,7 @@ class Task:
 
     def info(self) -> InfoResponse:
         """Ask what the handler declares."""
-        return self._ask(InfoRequest(), InfoResponse)[0]
+        return self._ask(InfoRequest(), InfoResponse)
 
     def init(self, options: Options | None = None) -> None:
         """Start the task with options.
@@ -108,9 +112,10 @@ class Task:
 
     def init_raw(self, request: InitRequest) -> None:
         """Start the task with an InitRequest as it is; raises as `init` does."""
-        response, _ = self._ask(request, InitResponse)
+        response = self._ask(request, InitResponse)
         if not response.success:
-            raise TaskFailedError(response.error)
+            self._failure = TaskFailedError(response.error)
+            raise self._failure
 
     def send(self, *data: Point | Batch) -> Output:
         """Send points or batches; return what comes of them.
@@ -118,19 +123,17 @@ class Task:
         Raises:
             TaskFailedError: the handler raised.
         """
-        messages = [message for each in data for message in _messages(each)]
-        output = Output()
-        for start in range(0, len(messages), _SENT_AT_ONCE):
-            for message in messages[start : start + _SENT_AT_ONCE]:
-                self._side.send(message)
-            self._collect(output)
-        if not messages:
-            self._collect(output)
+        mark = KeepaliveRequest(time=next(self._marks))
+        messages = itertools.chain.from_iterable(map(_messages, data))
+        output = self._take_early()
+        with self._talking(), self._side.sending([*messages, mark]):
+            while (response := self._receive()) != KeepaliveResponse(time=mark.time):
+                self._take(response, output)
         return output
 
     def snapshot(self) -> bytes:
         """Ask for a snapshot and return it."""
-        return self._ask(SnapshotRequest(), SnapshotResponse)[0].snapshot
+        return self._ask(SnapshotRequest(), SnapshotResponse).snapshot
 
     def restore(self, snapshot: bytes) -> None:
         """Give a snapshot back, as Kapacitor does right after Init.
@@ -138,32 +141,47 @@ class Task:
         Raises:
             TaskFailedError: the handler refused, or raised.
         """
-        response, _ = self._ask(RestoreRequest(snapshot=snapshot), RestoreResponse)
+        response = self._ask(RestoreRequest(snapshot=snapshot), RestoreResponse)
         if not response.success:
-            raise TaskFailedError(response.error)
+            self._failure = TaskFailedError(response.error)
+            raise self._failure
 
     def finish(self) -> Output:
         """End the task as a replay ends; return what the handler flushes."""
-        self._side.half_close()
-        output = Output()
-        for response in self._side.responses():
-            self._take(response, output)
+        output = self._take_early()
+        with self._talking():
+            self._side.half_close()
+            for response in self._side.responses():
+                self._take(response, output)
+        self._failure = TaskFailedError("the task is finished")
         return output
 
-    def _ask(self, request: RequestMessage, answer: type[A]) -> tuple[A, Output]:
-        """Send a request; return its answer, and the data that came before it."""
-        self._side.send(request)
-        output = Output()
-        while not isinstance(response := self._receive(), answer):
-            self._take(response, output)
-        return response, output
+    def _ask(self, request: RequestMessage, answer: type[A]) -> A:
+        """Send a request and return its answer; data that comes before it is kept."""
+        with self._talking():
+            self._side.send(request)
+            while not isinstance(response := self._receive(), answer):
+                self._take(response, self._early)
+        return response
 
-    def _collect(self, output: Output) -> None:
-        """Take what comes until the handler has dealt with everything sent so far."""
-        mark = KeepaliveRequest(time=next(self._marks))
-        self._side.send(mark)
-        while (response := self._receive()) != KeepaliveResponse(time=mark.time):
-            self._take(response, output)
+    def _take_early(self) -> Output:
+        early, self._early = self._early, Output()
+        return early
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Give the exchange inside its time; a task that has failed stays failed."""
+        if self._failure is not None:
+            raise self._failure
+        self._side.extend(_TIMEOUT_S)
+        try:
+            yield
+        except TaskFailedError as failure:
+            self._failure = failure
+            raise
+        except (BrokenPipeError, ConnectionResetError) as error:
+            self._failure = TaskFailedError("the handler's connection ended")
+            raise self._failure from error
 
     def _receive(self) -> ResponseMessage:
         response = self._side.receive()
@@ -215,32 +233,43 @@ def lines(
     Raises:
         ValueError: a line is no line protocol.
     """
-    points = []
-    for line in (line for text in texts for line in text.splitlines() if line.strip()):
-        try:
-            parsed = parse_line(line.strip())
-        except LineFormatError as error:
-            message = f"no line protocol: {line!r}: {error}"
-            raise ValueError(message) from error
-        point = Point(
-            name=parsed["measurement"],
-            database=database,
-            retentionPolicy=retention_policy,
-            time=parsed["time"] or 0,
-            tags=parsed["tags"],
-        )
-        for name, value in parsed["fields"].items():
-            set_field(point, name, value)
-        points.append(point)
-    return points
+    # Only a line feed ends a line; a string field may hold what splitlines() splits at.
+    found = (line.strip() for text in texts for line in text.split("\n"))
+    return [
+        _point(line, database, retention_policy)
+        for line in found
+        if line and not line.startswith("#")
+    ]
+
+
+def _point(line: str, database: str, retention_policy: str) -> Point:
+    try:
+        parsed = parse_line(line)
+    except LineFormatError as error:
+        message = f"no line protocol: {line!r}: {error}"
+        raise ValueError(message) from error
+    # The parser takes unsigned integers for integers; Kapacitor has none.
+    if _UNSIGNED.search(_QUOTED.sub('""', line)):
+        message = f"Kapacitor has no unsigned integers: {line!r}"
+        raise ValueError(message)
+    point = Point(
+        name=parsed["measurement"],
+        database=database,
+        retentionPolicy=retention_policy,
+        time=parsed["time"] or 0,
+        tags=parsed["tags"],
+    )
+    for name, value in parsed["fields"].items():
+        set_field(point, name, value)
+    return point
 
 
 def grouped(points: Sequence[Point], *tags: str) -> list[Point]:
-    """Return points as Kapacitor sends them after `.groupBy(tags)`."""
+    """Return points as Kapacitor sends them after `.groupBy(tags)`; they are changed."""
     for point in points:
         del point.dimensions[:]
-        point.dimensions.extend(tags)
-        point.group = ",".join(f"{tag}={point.tags[tag]}" for tag in tags)
+        point.dimensions.extend(sorted(tags))
+        point.group = ",".join(f"{tag}={get_tag(point, tag)}" for tag in sorted(tags))
     return list(points)
 
 
