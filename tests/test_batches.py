@@ -51,11 +51,8 @@ def batch_points(*values: float) -> list[Point]:
 
 def exchange(handler: type[Handler], *requests: RequestMessage) -> list[ResponseMessage]:
     """Return all that a handler answers after Init."""
-    with (
-        served(handler, timeout_s=PATIENCE_S) as side,
-        side.sending([InitRequest(), *requests]),
-    ):
-        answers = list(side.responses())
+    with served(handler, timeout_s=PATIENCE_S) as side:
+        answers = list(side.play([InitRequest(), *requests]))
     assert answers[0] == InitResponse(success=True)
     return answers[1:]
 

@@ -220,11 +220,8 @@ def play(
         if isinstance(request, InitRequest):
             del request.options[:]
             request.options.extend(calls_of(options))
-    with (
-        KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side,
-        side.sending(requests),
-    ):
-        return list(side.responses())
+    with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
+        return list(side.play(requests))
 
 
 def control(answers: Sequence[ResponseMessage]) -> list[ResponseMessage]:
