@@ -78,14 +78,15 @@ class Stream(Protocol):
 class SocketStream:
     """A connected stream socket, of which it becomes the owner."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, wake: tuple[int, int] | None = None) -> None:
+        """Take over a connection, and a pipe to wake its reader by, if there is one already."""
         connection.settimeout(None)
         self._socket = connection
         # A pipe wakes the poll that waits for input. Shutting the socket down
         # for reading would wake the reader too, but would also give the peer a
         # broken pipe at its next write; Kapacitor then drops the answers that are
         # still to come.
-        self._wake, self._waker = os.pipe()
+        self._wake, self._waker = wake or os.pipe()
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)

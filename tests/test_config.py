@@ -47,6 +47,9 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
     "max_frame_bytes": [
         1023, -1, 0, 2**32, 1e6, "1024", True, None, [], [2048], {}, {"max": 2048},
     ],
+    "linger_ms": [
+        -0.1, 1.1, 500, "0.5", True, None, float("nan"), float("inf"), [], [0.5], {}, {"ms": 0.5},
+    ],
 }  # fmt: skip
 
 #: The same for each setting at the top.

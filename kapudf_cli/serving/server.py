@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import selectors
 import signal
 import sys
@@ -137,10 +139,17 @@ class Server:
         """Serve the connections that wait; return False if one could not be served."""
         try:
             for _ in range(_ACCEPT_AT_ONCE):
-                connection = function.socket.accept()
-                if connection is None:
-                    break
-                self._start(function, connection)
+                # What a connection needs is had before it is taken from the queue,
+                # where it is safer than with a server that cannot serve it.
+                with contextlib.ExitStack() as undo:
+                    wake = os.pipe()
+                    undo.callback(os.close, wake[0])
+                    undo.callback(os.close, wake[1])
+                    connection = function.socket.accept()
+                    if connection is None:
+                        break
+                    undo.pop_all()
+                self._start(function, connection, wake)
         except (OSError, RuntimeError, MemoryError) as error:
             # No descriptors, no memory, no threads. RuntimeError is what
             # Thread.start raises where the system refuses another thread.
@@ -154,15 +163,11 @@ class Server:
             return False
         return True
 
-    def _start(self, function: Function, connection: socket.socket) -> None:
+    def _start(self, function: Function, connection: socket.socket, wake: tuple[int, int]) -> None:
         number = next(self._numbers)
         log = self._log.bind(function=function.name, connection=number)
-        try:
-            peer = peer_credentials(connection)
-            stream = SocketStream(connection)
-        except BaseException:
-            connection.close()
-            raise
+        peer = peer_credentials(connection)
+        stream = SocketStream(connection, wake)
         if peer is not None:
             log = log.bind(peer_pid=peer.pid, peer_uid=peer.uid)
         agent = Agent(

@@ -92,7 +92,8 @@ def test_a_handler_that_is_served_answers(
     assert wants.split() == ["wants", "stream"]
     assert provides.split() == ["provides", "stream"]
     assert options.split(maxsplit=1) == ["options", "field(STRING, DOUBLE) tag(STRING, STRING)"]
-    assert tickscript.split(maxsplit=1) == ["TICKscript", "@udf().field('…', 0.0)"]
+    call = "@udf().field('…', 0.0).tag('…', '…')"
+    assert tickscript.split(maxsplit=1) == ["TICKscript", call]
     assert round_trip.startswith("round trip ")
     assert float(round_trip.split()[2]) > 0
     assert round_trip.endswith(" ms")
