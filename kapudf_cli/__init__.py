@@ -29,7 +29,8 @@ from kapudf_cli.points import (
     time_ns,
 )
 from kapudf_cli.state import PerGroup, State
-from kapudf_cli.wire.codec import RawPoint, decode_point
+from kapudf_cli.wire.codec import decode_point
+from kapudf_cli.wire.point_frames import RawPoint
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     BOOL,
