@@ -15,6 +15,7 @@ from kapudf_cli.errors import (
 )
 from kapudf_cli.handler import Handler, Writer
 from kapudf_cli.options import Flag, Options
+from kapudf_cli.patch import PointPatch
 from kapudf_cli.points import (
     FieldValue,
     drop_field,
@@ -88,6 +89,7 @@ __all__ = [
     "OptionsError",
     "PerGroup",
     "Point",
+    "PointPatch",
     "RawPoint",
     "RestoreRequest",
     "RestoreResponse",
