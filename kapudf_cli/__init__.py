@@ -15,7 +15,7 @@ from kapudf_cli.errors import (
 )
 from kapudf_cli.handler import Handler, Writer
 from kapudf_cli.options import Flag, Options
-from kapudf_cli.patch import PointPatch
+from kapudf_cli.patch import FieldPatch, PointPatch
 from kapudf_cli.points import (
     FieldValue,
     drop_field,
@@ -72,6 +72,7 @@ __all__ = [
     "ConnectionClosedError",
     "EdgeType",
     "EndBatch",
+    "FieldPatch",
     "FieldValue",
     "FieldValueError",
     "Flag",

@@ -15,7 +15,9 @@ changed and encoded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import struct
+from typing import TYPE_CHECKING, Self
 
 from kapudf_cli.points import get_fields, set_field
 from kapudf_cli.wire.framing import encode_varint
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kapudf_cli.wire.point_frames import RawPoint
+
+
+_DOUBLE = struct.Struct("<d")
 
 
 class PointPatch:
@@ -68,6 +73,41 @@ class PointPatch:
             if name.text in raw and name.may_be_in(raw):
                 return None
         return extend_point(raw, self._entries)
+
+
+class FieldPatch(PointPatch):
+    """One field, to set on each point to a value of its own: `patch.to(value)`."""
+
+    __slots__ = ("_double_entry", "_name", "_value")
+
+    def __init__(self, name: str) -> None:
+        """Set the field of this name.
+
+        Raises:
+            TypeError, ValueError: it is no name that can be sent.
+        """
+        super().__init__({name: 0.0})
+        self._name = name
+        self._value: object = 0.0
+        # The entry of a double ends with its eight bytes.
+        self._double_entry = PointPatch({name: 1.0})._entries[:-_DOUBLE.size]
+
+    def to(self, value: object) -> Self:
+        """Set the value for the points to come, and return the patch itself.
+
+        Raises:
+            FieldValueError: as `set_field` does.
+        """
+        if type(value) is float and math.isfinite(value):
+            self._entries = self._double_entry + _DOUBLE.pack(value)
+        else:
+            self._entries = PointPatch({self._name: value})._entries
+        self._value = value
+        return self
+
+    def apply(self, point: Point) -> None:
+        """Set the field on a decoded point."""
+        set_field(point, self._name, self._value)
 
 
 class _Name:

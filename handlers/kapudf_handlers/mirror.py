@@ -33,11 +33,11 @@ class Mirror(Handler):
         """Points need not be decoded, neither to be sent back nor to have something set."""
         self.patch = PointPatch(dict(self.options.field), dict(self.options.tag))
         if self.options.field or self.options.tag:
-            self.raw_point = self.set
+            self.raw_point = self.mark
         else:
             self.raw_point = self.agent.forward
 
-    def set(self, raw: RawPoint, /) -> None:
+    def mark(self, raw: RawPoint, /) -> None:
         """Send a point on with what is to be set."""
         self.agent.forward(raw, self.patch)
 

@@ -25,23 +25,27 @@ _MAX_KNOWN_POINT_BYTES = 8192
 SHORT_HEAD_BYTES: Final = 4
 LONG_HEAD_BYTES: Final = 6
 #: The longest frame with a short head; one more byte of point lengthens the head as well.
-MAX_SHORT_FRAME_BYTES: Final = 128
+MAX_SHORT_FRAME_BYTES: Final = 0x7F + 1
+#: The frames with a long head: of a point of 0x80 bytes, and what two bytes can say.
+MIN_LONG_FRAME_BYTES: Final = 0x80 + LONG_HEAD_BYTES
+MAX_LONG_FRAME_BYTES: Final = 0x3FFF + 2
 #: The longest frame that can be in KNOWN_FRAMES.
 MAX_KNOWN_FRAME_BYTES: Final = _MAX_KNOWN_POINT_BYTES + LONG_HEAD_BYTES
 
-_HEADS: dict[int, bytes] = {}
+#: The head of a point of each length, as lengths turn up.
+POINT_HEADS: Final[dict[int, bytes]] = {}
 #: The length of the frame that begins with each short or long head made so far.
 KNOWN_FRAMES: Final[dict[bytes, int]] = {}
 
 
 def point_head(size: int) -> bytes:
     """Return what comes before a point of this many bytes in its frame, and remember it."""
-    head = _HEADS.get(size)
+    head = POINT_HEADS.get(size)
     if head is None:
         envelope = POINT_TAG + encode_varint(size)
         head = encode_varint(len(envelope) + size) + envelope
         if size <= _MAX_KNOWN_POINT_BYTES:
-            _HEADS[size] = head
+            POINT_HEADS[size] = head
             # The few between short and long are not worth a third look at each frame.
             if len(head) in {SHORT_HEAD_BYTES, LONG_HEAD_BYTES}:
                 KNOWN_FRAMES[head] = len(head) + size
@@ -66,23 +70,18 @@ def point_run(data: bytes, start: int, end: int) -> tuple[int, int]:
         count += 1
 
 
-def known_body(raw: RawPoint) -> bytes | None:
-    """Return the point inside a frame, still encoded; None if the frame is no known one."""
-    size = len(raw)
-    place = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
-    return raw[place:] if KNOWN_FRAMES.get(raw[:place]) == size else None
-
-
 def extend_point(raw: RawPoint, entries: bytes) -> bytes | None:
     """Return a point's frame with encoded fields added to the point's end, as a whole frame.
 
     To protobuf, what is added to a message's bytes is merged into it: entries of a
-    map are entered. None if the frame is no known one.
+    map are entered. None if the frame's head is neither short nor long.
     """
     size = len(raw)
-    place = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
-    if KNOWN_FRAMES.get(raw[:place]) != size:
-        return None
-    body_size = size - place + len(entries)
-    head = _HEADS.get(body_size) or point_head(body_size)
-    return head + raw[place:] + entries
+    if size > MAX_SHORT_FRAME_BYTES:
+        if not MIN_LONG_FRAME_BYTES <= size <= MAX_LONG_FRAME_BYTES:
+            return None
+        place = LONG_HEAD_BYTES
+    else:
+        place = SHORT_HEAD_BYTES
+    size += len(entries) - place
+    return (POINT_HEADS.get(size) or point_head(size)) + raw[place:] + entries
