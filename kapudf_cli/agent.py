@@ -19,9 +19,10 @@ from kapudf_cli.errors import (
 )
 from kapudf_cli.linger import DEFAULT_LINGER_MS, Linger
 from kapudf_cli.outbox import Outbox
-from kapudf_cli.wire.codec import REQUESTS, decode_point, raw_or_decode_in
+from kapudf_cli.wire.codec import decode_point
 from kapudf_cli.wire.conversation import Incoming, IncomingOrder
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.wire.requests import RequestReader
 from kapudf_cli.wire.udf_pb2 import (
     STREAM,
     BeginBatch,
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 
     from kapudf_cli.handler import Handler, Writer
     from kapudf_cli.streams import Stream
-    from kapudf_cli.wire.codec import RawPoint, RequestMessage, ResponseMessage
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.wire.point_frames import RawPoint
 
 HandlerFactory: TypeAlias = "Callable[[Writer], Handler]"
 
@@ -90,9 +92,7 @@ class Agent:
         self._handler_name: str = getattr(handler, "__name__", "handler")
         self._on_init = on_init
         self._linger = Linger(linger_ms)
-        self._requests: FrameReader[RequestMessage | RawPoint] = FrameReader(
-            REQUESTS.decode_in, max_frame_bytes
-        )
+        self._requests = RequestReader(max_frame_bytes)
         self._order = IncomingOrder()
         self._outbox = Outbox(
             stream,
@@ -101,6 +101,7 @@ class Agent:
             provides=getattr(handler, "provides", STREAM),
         )
         self._keepalives_since_init = 0
+        self._run_points = 0
         self._stopping = False
         self._account = Account()
 
@@ -177,16 +178,18 @@ class Agent:
         point = handler.point
         raw_point = handler.raw_point or self._decode_raw
         points = others = 0
+        self._run_points = 0
         try:
             for message in self._requests.feed(data):
-                if isinstance(message, bytes) and order.takes_points:
+                kind = type(message)
+                if kind is bytes and order.takes_points:
                     points += 1
                     outbox.in_hand = message
                     try:
                         raw_point(message)
                     except BaseException as error:
                         raise self._blame("raw_point", error) from error
-                elif type(message) is Point and order.takes_points:
+                elif kind is Point and order.takes_points:
                     points += 1
                     try:
                         point(message)
@@ -198,13 +201,21 @@ class Agent:
                     # A handler may choose how it takes points, in setup say.
                     point = handler.point
                     raw_point = handler.raw_point or self._decode_raw
-                    self._requests.decode = (
-                        REQUESTS.decode_in if handler.raw_point is None else raw_or_decode_in
-                    )
+                    self._requests.raw = handler.raw_point is not None
+                    # Points that a handler would forward one by one can go in one piece.
+                    forwards = handler.raw_point == outbox.forward and order.takes_points
+                    self._requests.take_run = self._forward_run if forwards else None
         finally:
             outbox.in_hand = None
-            self._account.points_in += points
-        return points + others
+            self._account.points_in += points + self._run_points
+        return points + self._run_points + others
+
+    def _forward_run(self, frames: bytes, count: int) -> bool:
+        """Send points on as they came, if they may leave just so; return whether they did."""
+        if not self._outbox.forward_run(frames, count):
+            return False
+        self._run_points += count
+        return True
 
     def _decode_raw(self, raw: RawPoint) -> None:
         """Hand a point over that was left undecoded for a handler that wants it decoded now."""

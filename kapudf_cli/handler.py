@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable
 
-    from kapudf_cli.wire.codec import RawPoint
+    from kapudf_cli.patch import PointPatch
+    from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import (
         BeginBatch,
         EdgeType,
@@ -83,8 +84,11 @@ class Writer(Protocol):
     def write_end_batch(self, end: EndBatch, /) -> None:
         """End the batch that was begun."""
 
-    def forward(self, raw: RawPoint, /) -> None:
-        """Send on the point in hand as it came; see `Handler.raw_point`."""
+    def forward(self, raw: RawPoint, patch: PointPatch | None = None, /) -> None:
+        """Send on the point in hand as it came, with what a patch sets; see `Handler.raw_point`.
+
+        The patch changes what is sent, not `raw`.
+        """
 
 
 class Handler(abc.ABC):

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.streams import Stream
-    from kapudf_cli.wire.codec import DataMessage, RawPoint, ResponseMessage
+    from kapudf_cli.patch import PointPatch
+    from kapudf_cli.wire.codec import DataMessage, ResponseMessage
+    from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
 #: Enough to make a write call cheap beside the points in it, and the most that is
@@ -130,18 +132,24 @@ class Outbox:
         """End a batch; see `Writer.write_end_batch`."""
         self._write(end, EndBatch)
 
-    def forward(self, raw: RawPoint, /) -> None:
-        """Send on the point in hand as it came; see `Handler.raw_point`."""
+    def forward(self, raw: RawPoint, patch: PointPatch | None = None, /) -> None:
+        """Send on the point in hand, as it came or patched; see `Writer.forward`."""
         # Bytes are not checked, so they must be the very ones that Kapacitor sent.
         if raw is not self.in_hand or get_ident() != self._owner:
             problem = "bytes that are not the point in hand; forward it before raw_point returns"
             raise InvalidWriteError(problem)
-        if not self._direct:
-            self._write(decode_point(raw), Point)
+        frame: bytes | None = raw
+        if patch is not None:
+            frame = patch.extend(raw)
+        if frame is None or not self._direct or len(frame) > self._max_written_bytes:
+            point = decode_point(raw)
+            if patch is not None:
+                patch.apply(point)
+            self.write_point(point)
             return
-        self._pending.append(raw)
+        self._pending.append(frame)
         self._own_points += 1
-        self._pending_bytes += len(raw)
+        self._pending_bytes += len(frame)
         if self._pending_bytes >= _FLUSH_BYTES:
             self.flush()
 
@@ -188,6 +196,21 @@ class Outbox:
             if self._data is Data.HELD:
                 self._other_points = self.batches = 0
                 self._release(Data.DROPPED)
+
+    def forward_run(self, frames: bytes, count: int) -> bool:
+        """Send on points that follow each other, as they came; return whether they may leave so.
+
+        The own thread's, for a handler that would forward each of them by itself. What
+        is flushed for it is what came before it.
+        """
+        if not self._direct:
+            return False
+        if self._pending_bytes >= _FLUSH_BYTES:
+            self.flush()
+        self._pending.append(frames)
+        self._own_points += count
+        self._pending_bytes += len(frames)
+        return True
 
     def close(self) -> None:
         """Refuse whatever is written from now on."""

@@ -14,6 +14,7 @@ FLOORS = [
     {"errors", "identifiers"},
     {"wire"},
     {"declared", "linger", "options", "points", "state", "streams", "tickscript", "logs"},
+    {"patch"},
     {"handler"},
     {"account", "batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from kapudf_cli.errors import FrameTooLongError, TruncatedFrameError, VarintTooLongError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 T = TypeVar("T")
 
@@ -84,15 +84,18 @@ class FrameReader(Generic[T]):
         """
         self._fed += len(data)
         if self._pending:
-            self._pending += data
-            if len(self._pending) < self._needed:
+            if len(self._pending) + len(data) < self._needed:
+                self._pending += data
                 return
-            data = bytes(self._pending)
-            self._pending.clear()
+            data = b"".join((self._pending, data))
+            self._pending = bytearray()
         base = self._fed - len(data)
         end = len(data)
         start = 0
         while start < end:
+            start = yield from self._take_known(data, start, end, base)
+            if start == end:
+                break
             self.offset = base + start
             length = data[start]
             place = start + 1
@@ -115,6 +118,24 @@ class FrameReader(Generic[T]):
             yield self.decode(data, place, following)
             start = following
         self.offset = base + start
+
+    def _take_known(
+        self, data: bytes, start: int, end: int, base: int
+    ) -> Generator[T, None, int]:
+        """Yield what frames hold that can be told at a glance; return where that ends.
+
+        It may take any number of whole frames from `start` on, and none. A reader that
+        knows more of its frames has it do so; this one knows nothing of them.
+
+        Args:
+            data: the bytes in hand.
+            start: where a frame begins in them.
+            end: where they end.
+            base: how many were fed before them; `offset` is to be kept by it.
+        """
+        del data, end, base
+        return start
+        yield
 
     def _long_length(self, data: bytes, place: int) -> tuple[int, int]:
         """Return a length of any size and the place after it, which is 0 if it is not whole."""
