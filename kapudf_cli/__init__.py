@@ -123,6 +123,8 @@ _HOMES: Final = {
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
+__all__ = [*_HOME_OF]  # noqa: PLE0604 - text they are
+
 
 def __getattr__(name: str) -> object:
     """Import a public name's home, and keep the name (PEP 562)."""

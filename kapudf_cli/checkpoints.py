@@ -34,6 +34,7 @@ class Resumption:
             and after: the last agent died over one of them.
         poison: the offsets of frames that are not given to the handler, for they killed
             workers.
+        give_up: why the connection is to be failed instead, if it is.
     """
 
     history: bytes
@@ -42,20 +43,21 @@ class Resumption:
     progress: Progress
     until: int = 0
     poison: Collection[int] = ()
+    give_up: str | None = None
 
 
 class Checkpoints(Protocol):
-    """Keeps what makes a handler's state.
+    """Keeps what makes a handler's state."""
 
-    Attributes:
-        stateless: whether the handler has no state, so that input which is dealt with
-            need not be kept. The agent sets it at Init.
-    """
+    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+        """Return whether a cut is wanted.
 
-    stateless: bool
-
-    def is_due(self, now_s: float) -> bool:
-        """Return whether a cut is wanted; `now_s` is of the monotonic clock."""
+        Args:
+            now_s: the monotonic clock's time, in seconds.
+            stateless: whether the handler has no state, so that input which has been
+                dealt with need not be kept.
+            asked: whether Kapacitor has asked for a snapshot since the last cut.
+        """
 
     def cut(self, prefix: bytes, remainder: bytes) -> None:
         """Forget the input that has been dealt with.
@@ -66,37 +68,79 @@ class Checkpoints(Protocol):
             remainder: the unfinished frame that was received after that.
         """
 
+    def postpone(self) -> None:
+        """Ask for no cut for a while: the state could not be had."""
+
     def history(self, until: int) -> bytes:
         """Return requests, as frames, that lead to the state at an offset in the input."""
+
+    def send_rest(self) -> None:
+        """Send what another agent has noted as sent and could not send.
+
+        Raises:
+            OSError: the connection broke.
+        """
 
     def note_in_hand(self, offset: int | None) -> None:
         """Say which frame the handler is given, before it is; None for one of the history."""
 
+    def note_seen(self, offset: int) -> None:
+        """Say which frame was seen with the handler, from another thread."""
 
-class LastSnapshot:
+
+class NothingKept:
+    """Keeps nothing, where no handler is made anew."""
+
+    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+        """Ask for no cut."""
+        del now_s, stateless, asked
+        return False
+
+    def cut(self, prefix: bytes, remainder: bytes) -> None:
+        """Keep nothing."""
+
+    def postpone(self) -> None:
+        """Go on asking for nothing."""
+
+    def history(self, until: int) -> bytes:
+        """Return nothing."""
+        del until
+        return b""
+
+    def send_rest(self) -> None:
+        """Send nothing: no other agent had the connection."""
+
+    def note_in_hand(self, offset: int | None) -> None:
+        """Note nothing: when this process dies, so does the note."""
+
+    def note_seen(self, offset: int) -> None:
+        """Note nothing, likewise."""
+
+
+class LastSnapshot(NothingKept):
     """Keeps the last snapshot, for a handler that is made anew in the same process."""
 
     def __init__(self, snapshot_interval_s: float = DEFAULT_SNAPSHOT_INTERVAL_S) -> None:
         """Ask for a snapshot every `snapshot_interval_s` seconds."""
-        self.stateless = False
         self._snapshot_interval_s = snapshot_interval_s
-        self._due_s = 0.0
         self._prefix = b""
+        self.postpone()
 
-    def is_due(self, now_s: float) -> bool:
+    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
         """Return whether the last one is old; see `Checkpoints.is_due`."""
-        return now_s >= self._due_s and not (self.stateless and self._prefix)
+        return not stateless and (asked or now_s >= self._due_s)
 
     def cut(self, prefix: bytes, remainder: bytes) -> None:
         """Keep Init and the snapshot; see `Checkpoints.cut`."""
         del remainder
-        self._due_s = time.monotonic() + self._snapshot_interval_s
+        self.postpone()
         self._prefix = prefix
+
+    def postpone(self) -> None:
+        """Keep the last one for a while; see `Checkpoints.postpone`."""
+        self._due_s = time.monotonic() + self._snapshot_interval_s
 
     def history(self, until: int) -> bytes:
         """Return Init and the last snapshot; what came since is not kept."""
         del until
         return self._prefix
-
-    def note_in_hand(self, offset: int | None) -> None:
-        """Note nothing: when this process dies, so does the note."""

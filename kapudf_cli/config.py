@@ -84,11 +84,12 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=1, le=86_400, description="a number of seconds from 1 to 86400")
     ] = 300.0
     max_points: Annotated[
-        int | None, Meta(ge=1, description="a number of points, or null for any")
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="a number of points, or null for any"),
     ] = None
     max_rss_mb: Annotated[
-        float | None,
-        Meta(ge=_MIN_RSS_MB, description=f"a number of megabytes from {_MIN_RSS_MB}, or null"),
+        Annotated[float, Meta(ge=_MIN_RSS_MB)] | None,
+        Meta(description=f"a number of megabytes from {_MIN_RSS_MB}, or null for any"),
     ] = None
 
     @property
@@ -114,6 +115,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grace_period_s: Annotated[
         float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")
     ] = 10.0
+
+    @property
+    def in_one_process(self) -> bool:
+        """Whether there are no workers."""
+        return all(function.workers == 0 for function in self.functions.values())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -160,6 +166,13 @@ def check(raw: dict[str, Any], *, source: str) -> Settings:
     settings = _convert(Settings, raw, "", faults)
     if faults or settings is None:
         raise ConfigError(source, faults)
+    alone = [name for name, function in settings.functions.items() if function.workers == 0]
+    if alone and not settings.in_one_process:
+        fault = (
+            f"functions.{alone[0]}.workers: 0 keeps everything in one process, "
+            "so it is for all functions or for none"
+        )
+        raise ConfigError(source, [fault])
     return settings
 
 

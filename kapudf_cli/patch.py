@@ -90,7 +90,7 @@ class FieldPatch(PointPatch):
         self._name = name
         self._value: object = 0.0
         # The entry of a double ends with its eight bytes.
-        self._double_entry = PointPatch({name: 1.0})._entries[:-_DOUBLE.size]
+        self._double_entry = PointPatch({name: 1.0})._entries[: -_DOUBLE.size]
 
     def to(self, value: object) -> Self:
         """Set the value for the points to come, and return the patch itself.

@@ -50,7 +50,13 @@ class ReadPaused(Exception):  # noqa: N818 - it is no error
 
 
 class Stream(Protocol):
-    """Bytes in and bytes out, as an agent needs them."""
+    """Bytes in and bytes out, as an agent needs them.
+
+    Attributes:
+        waits: whether the reader waits for input.
+    """
+
+    waits: bool
 
     def read(self) -> bytes:
         """Wait for input and return it; b"" once it has ended or was interrupted.
@@ -125,6 +131,7 @@ class SocketStream:
         self._broken: OSError | None = None
         self._interrupted = False
         self._paused = False
+        self.waits = False
         # Bytes still to be read after an interrupt, None before one.
         self._remaining: int | None = None
         # Guards the descriptors above against use after close: their numbers may
@@ -241,7 +248,11 @@ class SocketStream:
 
     def _wait_for_input(self) -> None:
         """Wait until something can be read, or somebody wakes the reader."""
-        self._poll.poll()
+        self.waits = True
+        try:
+            self._poll.poll()
+        finally:
+            self.waits = False
 
     def _unpause(self) -> None:
         with self._lifetime:

@@ -49,7 +49,8 @@ class Take(_Message, frozen=True, tag=True):
         connection: its number.
         age_s: how long ago it began.
         takes_over: whether another agent has served it; then the answer is Taken or
-            NotTaken, and no input is read before Go.
+            NotTaken.
+        waits: whether that agent is there still, and input is not to be read before Go.
         until: see `Resumption`, likewise the next.
         poison: frames not to be given to the handler.
         give_up: why the connection is to be failed at once, if it is.
@@ -60,13 +61,14 @@ class Take(_Message, frozen=True, tag=True):
     peer_uid: int | None
     age_s: float
     takes_over: bool = False
+    waits: bool = False
     until: int = 0
     poison: tuple[int, ...] = ()
     give_up: str | None = None
 
 
 class Go(_Message, frozen=True, tag=True):
-    """Go on with a connection: one that was taken over, or one that was paused."""
+    """Go on with a connection that was paused, or that was taken over and waits."""
 
     connection: int
 
@@ -115,7 +117,7 @@ class Paused(_Message, frozen=True, tag=True):
 
 
 class Taken(_Message, frozen=True, tag=True):
-    """A new handler has the state of the old one, and waits for Go."""
+    """A new handler has the state of the old one."""
 
     connection: int
 

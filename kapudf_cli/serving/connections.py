@@ -46,7 +46,9 @@ class Connection:
     """A connection being served."""
 
     number: int
+    function: str
     agent: Agent
+    checkpoints: Checkpoints
     thread: threading.Thread
     log: BoundLogger
 
@@ -73,7 +75,7 @@ class Connections:
         resumption: Resumption | None = None,
         age_s: float = 0.0,
         on_task: Callable[[str, str], None] | None = None,
-        on_resumed: Callable[[], None] | None = None,
+        on_resumed: Callable[[str | None], None] | None = None,
     ) -> None:
         """Serve a connection in a thread of its own.
 
@@ -86,7 +88,7 @@ class Connections:
             resumption: where it is taken over from another agent, if it is.
             age_s: how long ago it began, in seconds.
             on_task: called with the task's and the node's name once they are known.
-            on_resumed: called once a connection that is taken over can go on.
+            on_resumed: see `Agent`.
 
         Raises:
             RuntimeError: the system has no thread left.
@@ -97,12 +99,10 @@ class Connections:
 
         def on_init(account: Account) -> None:
             # What the handler logs says which task it is for, too.
-            structlog.contextvars.bind_contextvars(
-                task_id=account.task_id, node_id=account.node_id
-            )
+            structlog.contextvars.bind_contextvars(task_id=account.task_id, node_id=account.node_id)
             if on_task is not None:
                 on_task(account.task_id, account.node_id)
-            if resumption is None:
+            if resumption is None or not resumption.history:
                 log.info("task connected")
 
         agent = Agent(
@@ -118,20 +118,19 @@ class Connections:
             on_resumed=on_resumed,
         )
         thread = threading.Thread(
-            target=self._serve,
-            args=(number, agent, log),
+            target=lambda: self._serve(connection),
             name=f"{function.name}-{number}",
             daemon=True,
         )
+        connection = Connection(number, function.name, agent, checkpoints, thread, log)
         with self._lock:
-            self._connections[number] = Connection(number, agent, thread, log)
+            self._connections[number] = connection
         try:
             if resumption is None:
                 log.info("connection started")
             thread.start()
         except BaseException:
-            with self._lock:
-                del self._connections[number]
+            self._forget(connection)
             stream.close()
             raise
 
@@ -145,19 +144,24 @@ class Connections:
         with self._lock:
             return list(self._connections.values())
 
-    def _serve(self, number: int, agent: Agent, log: BoundLogger) -> None:
+    def _serve(self, connection: Connection) -> None:
         """Run an agent to its end; the target of a connection's thread."""
         # What the handler logs in this thread says where it comes from.
-        structlog.contextvars.bind_contextvars(**structlog.get_context(log))
+        structlog.contextvars.bind_contextvars(**structlog.get_context(connection.log))
         account = Account()
         try:
-            account = agent.run()
+            account = connection.agent.run()
             if account.reason is not Reason.HANDED_OVER:
-                _log_finish(log, account)
+                _log_finish(connection.log, account)
         finally:
-            with self._lock:
-                del self._connections[number]
-            self._on_end(number, account)
+            self._forget(connection)
+            self._on_end(connection.number, account)
+
+    def _forget(self, connection: Connection) -> None:
+        with self._lock:
+            # Another agent may have the number by now, where this one let go of it.
+            if self._connections.get(connection.number) is connection:
+                del self._connections[connection.number]
 
 
 def where(thread: threading.Thread) -> str:

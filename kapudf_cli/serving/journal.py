@@ -30,6 +30,7 @@ import mmap
 import os
 import struct
 import termios
+import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.serving import read_count
@@ -72,6 +73,8 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
             ledger = Ledger(memory)
             ledger.half_bytes = half
             ledger.in_hand = NOTHING_IN_HAND
+            # Until it first waits for input, it is at work: its handler is being made.
+            ledger.busy_since_ns = time.monotonic_ns()
             ledger.put_in_force(Marks(out_at=_RING[0], out_end=_RING[0]))
             read_count.begin(connection, ledger)
         os.lseek(descriptor, _RING[0], os.SEEK_SET)
@@ -101,6 +104,11 @@ class Journal:
         self._half_bytes = self.ledger.half_bytes
         self.marks = self.ledger.marks
         self.received = self.ledger.received = read_count.total(connection, self.ledger)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was let go of."""
+        return self._memory.closed
 
     def close(self) -> None:
         """Let go of the memory; the supervisor still has it."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.account import Progress
     from kapudf_cli.serving.journal import Journal
+    from kapudf_cli.serving.ledger import Marks
 
 #: A journal is not cut while an unfinished frame is longer, which would be copied each time.
 _LONGEST_REMAINDER_BYTES = 64 * 1024
@@ -47,17 +48,34 @@ class JournaledStream(SocketStream):
             wake: a pipe to wake the reader by.
         """
         super().__init__(connection, wake)
+        connection.settimeout(0)  # sendfile(2) knows no MSG_DONTWAIT
         self._journal = journal
         self._journal_bytes = journal_bytes
         self._snapshot_interval_s = snapshot_interval_s
         self._due_s = time.monotonic() + snapshot_interval_s
-        self.stateless = False
+        # Whether the frame in hand is noted by the agent itself, before each.
+        self._exact = False
         # Guards the journal: a writer that waits for room reads ahead.
         self._noting = threading.RLock()
         left = journal.unprocessed() if journal.marks.covered else b""
         if left:
             self._ahead.append(left)
             self._ahead_bytes = len(left)
+
+    @property
+    def marks(self) -> Marks:
+        """How far the connection has got, and what was sent of it."""
+        return self._journal.marks
+
+    def note_task(self, task_id: str, node_id: str) -> None:
+        """Note which task and node it is for, for whoever looks on."""
+        self._journal.ledger.task = (task_id, node_id)
+
+    def note_seen(self, offset: int) -> None:
+        """Note which frame was seen in hand; see `Checkpoints.note_seen`."""
+        with self._noting:
+            if not self._exact and not self._journal.is_closed:
+                self._journal.ledger.in_hand = offset
 
     # --- as a stream ---
 
@@ -90,7 +108,9 @@ class JournaledStream(SocketStream):
                 try:
                     self._journal.send(unsent)
                 except BlockingIOError:
+                    self._journal.ledger.waits_for_peer = 1
                     self._wait_for_room()
+                    self._journal.ledger.waits_for_peer = 0
         finally:
             fcntl.lockf(memory, fcntl.LOCK_UN)
 
@@ -103,6 +123,7 @@ class JournaledStream(SocketStream):
 
     def _receive(self, limit: int, flags: int) -> bytes:
         with self._noting:
+            self._exact = False
             return self._journal.receive(limit, flags)
 
     def _wait_for_input(self) -> None:
@@ -116,11 +137,13 @@ class JournaledStream(SocketStream):
 
     # --- as the agent's journal ---
 
-    def is_due(self, now_s: float) -> bool:
-        """Return whether the journal should be cut, now that all of a read is dealt with."""
+    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+        """Return whether the journal should be cut; see `Checkpoints.is_due`."""
         journal = self._journal
-        if self.stateless:
+        if stateless:
             return journal.marks.progress.offset > journal.marks.cut
+        if asked:
+            return True
         if now_s >= self._due_s:
             return journal.kept_bytes > 0
         overdue = journal.kept_bytes > self._journal_bytes or not journal.marks.covered
@@ -133,10 +156,15 @@ class JournaledStream(SocketStream):
             with self._noting:
                 self._journal.cut(prefix, remainder)
 
+    def postpone(self) -> None:
+        """Ask for no cut for a while; see `Checkpoints.postpone`."""
+        self._due_s = time.monotonic() + self._snapshot_interval_s
+
     def history(self, until: int) -> bytes:
         """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""
         return self._journal.history(until)
 
     def note_in_hand(self, offset: int | None) -> None:
         """Say which frame the handler is given, before it is; None for one of the history."""
+        self._exact = True
         self._journal.ledger.in_hand = HISTORY_IN_HAND if offset is None else offset

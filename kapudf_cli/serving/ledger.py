@@ -29,6 +29,7 @@ _IN_HAND = 24
 _PEEK_BASE = 32
 _PEEK_RESET = 40
 _HALF_BYTES = 48
+_WAITS_FOR_PEER = 56
 _PLACES = (64, 320)
 _TASK = 1024
 _NODE = 2048
@@ -83,6 +84,7 @@ class Ledger:
         peek_base: input bytes at the last reset of the kernel's own count.
         peek_reset: the same, of a reset that is under way; -1 if none is.
         half_bytes: how long each half of the journal is.
+        waits_for_peer: 1 while something cannot be sent, for the peer does not read.
     """
 
     __slots__ = ("_memory",)
@@ -96,7 +98,7 @@ class Ledger:
         """The marks in force."""
         (in_force,) = _WORD.unpack_from(self._memory, _IN_FORCE)
         values = _MARKS.unpack_from(self._memory, _PLACES[in_force & 1])
-        return Marks(*values[:_OWN_FIELDS], progress=Progress(*values[_OWN_FIELDS:]))
+        return Marks._make((*values[:_OWN_FIELDS], Progress._make(values[_OWN_FIELDS:])))
 
     def put_in_force(self, marks: Marks) -> None:
         """Replace all marks at once."""
@@ -158,6 +160,15 @@ class Ledger:
     @half_bytes.setter
     def half_bytes(self, value: int) -> None:
         _WORD.pack_into(self._memory, _HALF_BYTES, value)
+
+    @property
+    def waits_for_peer(self) -> int:
+        """See the class."""
+        return self._read(_WAITS_FOR_PEER)
+
+    @waits_for_peer.setter
+    def waits_for_peer(self, value: int) -> None:
+        _WORD.pack_into(self._memory, _WAITS_FOR_PEER, value)
 
     @property
     def task(self) -> tuple[str, str]:

@@ -69,6 +69,7 @@ M = TypeVar("M")
 #: Wire type 2 of protobuf: a length and that many bytes.
 _LENGTH_DELIMITED = 2
 
+
 class Codec(Generic[M]):
     """Turns frames into the messages of one direction, and messages into frames."""
 
