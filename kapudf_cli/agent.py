@@ -181,20 +181,19 @@ class Agent:
         self._run_points = 0
         try:
             for message in self._requests.feed(data):
-                kind = type(message)
-                if kind is bytes and order.takes_points:
+                if type(message) is Point and order.takes_points:
+                    points += 1
+                    try:
+                        point(message)
+                    except BaseException as error:
+                        raise self._blame("point", error) from error
+                elif isinstance(message, bytes) and order.takes_points:
                     points += 1
                     outbox.in_hand = message
                     try:
                         raw_point(message)
                     except BaseException as error:
                         raise self._blame("raw_point", error) from error
-                elif kind is Point and order.takes_points:
-                    points += 1
-                    try:
-                        point(message)
-                    except BaseException as error:
-                        raise self._blame("point", error) from error
                 else:
                     others += 1
                     self._dispatch(handler, message)

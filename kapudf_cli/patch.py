@@ -91,7 +91,7 @@ class FieldPatch(PointPatch):
         self._name = name
         self._value: object = 0.0
         # The entry of a double ends with its eight bytes.
-        self._double_entry = PointPatch({name: 1.0})._entries[:-_DOUBLE.size]
+        self._double_entry = self._entries[: -_DOUBLE.size]
 
     def to(self, value: object) -> Self:
         """Set the value for the points to come, and return the patch itself.
@@ -102,7 +102,7 @@ class FieldPatch(PointPatch):
         if type(value) is float and math.isfinite(value):
             self._entries = self._double_entry + _DOUBLE.pack(value)
         else:
-            self._entries = PointPatch({self._name: value})._entries
+            super().__init__({self._name: value})
         self._value = value
         return self
 

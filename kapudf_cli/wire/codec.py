@@ -72,6 +72,7 @@ _point_from = Point.FromString
 #: Wire type 2 of protobuf: a length and that many bytes.
 _LENGTH_DELIMITED = 2
 
+
 class Codec(Generic[M]):
     """Turns frames into the messages of one direction, and messages into frames."""
 
@@ -166,7 +167,7 @@ def decode_point(raw: RawPoint) -> Point:
         # Nearly all are such. Where it is no point, the error is told below, as always.
         try:
             return _point_from(raw[LONG_HEAD_BYTES:])
-        except DecodeError:  # noqa: SIM105 - for each point; suppress() takes longer
+        except DecodeError:
             pass
     (message,) = FrameReader(REQUESTS.decode_in, MAX_VARINT).feed(raw)
     if not isinstance(message, Point):

@@ -119,9 +119,7 @@ class FrameReader(Generic[T]):
             start = following
         self.offset = base + start
 
-    def _take_known(
-        self, data: bytes, start: int, end: int, base: int
-    ) -> Generator[T, None, int]:
+    def _take_known(self, data: bytes, start: int, end: int, base: int) -> Generator[T, None, int]:
         """Yield what frames hold that can be told at a glance; return where that ends.
 
         It may take any number of whole frames from `start` on, and none. A reader that
@@ -134,8 +132,8 @@ class FrameReader(Generic[T]):
             base: how many were fed before them; `offset` is to be kept by it.
         """
         del data, end, base
+        yield from ()
         return start
-        yield
 
     def _long_length(self, data: bytes, place: int) -> tuple[int, int]:
         """Return a length of any size and the place after it, which is 0 if it is not whole."""
