@@ -21,8 +21,8 @@ from kapudf_cli.wire.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.streams import Stream
     from kapudf_cli.patch import PointPatch
+    from kapudf_cli.streams import Stream
     from kapudf_cli.wire.codec import DataMessage, ResponseMessage
     from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType
