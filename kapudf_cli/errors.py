@@ -132,6 +132,10 @@ class ConnectionClosedError(KapudfError):
     """A handler wrote to a connection that has ended."""
 
 
+class WorkerLostError(KapudfError):
+    """The workers that served a connection died of it, and no other is tried."""
+
+
 # --- The plugin's fault ---------------------------------------------------------
 
 
@@ -172,6 +176,18 @@ class HandlerImportError(PluginError):
         self.source = source
         self.cause = cause
         self.__cause__ = cause
+
+
+class WorkerStartError(PluginError):
+    """A worker could not load its handler.
+
+    Attributes:
+        wrong_call: whether what was asked for is wrong, so that trying again is no use.
+    """
+
+    def __init__(self, problem: str, *, wrong_call: bool) -> None:
+        super().__init__(problem)
+        self.wrong_call = wrong_call
 
 
 class NotAHandlerError(PluginError):
@@ -249,6 +265,10 @@ class ProjectTargetError(KapudfError):
         super().__init__(f"{folder}: {problem}")
         self.folder = folder
         self.problem = problem
+
+
+class ControlError(KapudfError):
+    """The supervisor of a function could not be asked, or could not do what was asked."""
 
 
 class ProbeError(KapudfError):

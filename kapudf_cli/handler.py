@@ -222,6 +222,12 @@ class Handler(abc.ABC):
         """
 
     @classmethod
+    def keeps_state(cls) -> bool:
+        """Return whether it has a state: one that it declares, or a `snapshot` of its own."""
+        of_its_own = cls.snapshot is not Handler.snapshot
+        return of_its_own or declared(cls, "state", above=Handler) is not None
+
+    @classmethod
     def _options_type(cls) -> type[options.Options] | None:
         annotation = declared(cls, "options", above=Handler)
         if annotation is None:

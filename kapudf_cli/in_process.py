@@ -14,7 +14,7 @@ from kapudf_cli.streams import SocketStream
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.agent import HandlerFactory
+    from kapudf_cli.callee import HandlerFactory
     from kapudf_cli.wire.udf_pb2 import InfoResponse
 
 #: A handler that takes longer to say what it is would fail Kapacitor's start as well.

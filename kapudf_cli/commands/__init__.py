@@ -32,6 +32,8 @@ _COMMANDS: Final = {
     "serve": "kapudf_cli.commands.serve:serve",
     "list-handlers": "kapudf_cli.commands.list_handlers:list_handlers",
     "probe": "kapudf_cli.commands.probe:probe",
+    "status": "kapudf_cli.commands.status:status",
+    "reload": "kapudf_cli.commands.reload:reload",
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",
 }
@@ -66,7 +68,8 @@ class Commands(click.Group):
         except KapudfError as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             click.echo(f"Error: {error}{notes}", err=True)
-            ctx.exit(EXIT_USAGE if isinstance(error, _WRONG_CALLS) else EXIT_FAILURE)
+            wrong_call = isinstance(error, _WRONG_CALLS) or getattr(error, "wrong_call", False)
+            ctx.exit(EXIT_USAGE if wrong_call else EXIT_FAILURE)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -30,6 +30,11 @@ MAX_VARINT = 0xFFFF_FFFF
 _LAST_VARINT_SHIFT = 28
 
 
+#: A whole frame: an empty KeepaliveResponse, the field 3 of a Response. Any response
+#: resets Kapacitor's timer. Spelt out for the supervisor, which knows no protobuf.
+HEARTBEAT = b"\x02\x1a\x00"
+
+
 def encode_varint(value: int) -> bytes:
     """Return `value` (0 to 2**32 - 1) as an unsigned LEB128 varint of 1 to 5 bytes."""
     if not 0 <= value <= MAX_VARINT:
@@ -150,6 +155,15 @@ class FrameReader(Generic[T]):
                 return length, place
         problem = "a frame's length takes more than 32 bits"
         raise VarintTooLongError(problem, offset=self.offset)
+
+    @property
+    def unfinished(self) -> bytes:
+        """What was fed of the frame that is not whole yet."""
+        return bytes(self._pending)
+
+    def resume_at(self, offset: int) -> None:
+        """Count from an offset on, where a frame starts; before anything is fed."""
+        self._fed = self.offset = offset
 
     def finish(self) -> None:
         """Say that the input has ended.

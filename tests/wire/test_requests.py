@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -43,9 +44,10 @@ keepalives = st.integers(0, 1 << 40).map(lambda time: REQUESTS.encode(KeepaliveR
 streams = st.lists(
     point_frames | point_frames | point_frames | keepalives | odd_frames, max_size=30
 )
+cuts = st.lists(st.integers(0, 1 << 20), max_size=8)
 
 
-def told(reader: FrameReader[object], pieces: list[bytes]) -> list[tuple[int, object]]:
+def told(reader: FrameReader[Any], pieces: list[bytes]) -> list[tuple[int, object]]:
     """Return each message with the offset it was given at, and the error it ended with."""
     found: list[tuple[int, object]] = []
     try:
@@ -60,13 +62,13 @@ def told(reader: FrameReader[object], pieces: list[bytes]) -> list[tuple[int, ob
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     ends = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
-    return [data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(ends)]
 
 
 @settings(max_examples=300)
-@given(streams, st.lists(st.integers(0, 1 << 20), max_size=8), st.booleans())
+@given(frames=streams, places=cuts, raw=st.booleans())
 def test_known_frames_give_what_any_frames_give(
-    frames: list[bytes], places: list[int], raw: bool
+    *, frames: list[bytes], places: list[int], raw: bool
 ) -> None:
     """The same messages, offsets and errors, decoded or raw, however the bytes arrive."""
     pieces = cut(b"".join(frames), places)
@@ -77,7 +79,7 @@ def test_known_frames_give_what_any_frames_give(
 
 
 @settings(max_examples=300)
-@given(streams, st.lists(st.integers(0, 1 << 20), max_size=8), st.integers(1, 3))
+@given(streams, cuts, st.integers(1, 3))
 def test_runs_are_the_points_that_would_have_come_one_by_one(
     frames: list[bytes], places: list[int], taken: int
 ) -> None:
@@ -118,14 +120,19 @@ def test_a_run_is_cut_before_it_gets_long() -> None:
     reader = RequestReader()
     reader.raw = True
     runs: list[int] = []
-    reader.take_run = lambda run, _count: runs.append(len(run)) is None
+
+    def take(run: bytes, _count: int) -> bool:
+        runs.append(len(run))
+        return True
+
+    reader.take_run = take
     assert list(reader.feed(one * 1000)) == []
     assert sum(runs) == len(one) * 1000
     assert max(runs) <= 64 * 1024
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_known_frame_over_the_limit_is_refused(raw: bool) -> None:
+def test_a_known_frame_over_the_limit_is_refused(*, raw: bool) -> None:
     """However well it is known."""
     data = REQUESTS.encode(Point(name="n" * 300))
     list(FrameReader(REQUESTS.decode_in).feed(data))
