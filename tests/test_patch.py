@@ -102,6 +102,15 @@ def test_a_name_is_found_however_its_length_was_written(key: bytes) -> None:
         assert PointPatch({"x": 1}).extend(raw) is None
 
 
+def test_an_empty_name_may_not_be_in_the_bytes_at_all() -> None:
+    """An entry without a key is one of the empty name."""
+    body = entry(b"", b"\x11" + b"\x01" * 8)
+    raw = RawPoint(bytes([len(body) + 3, 0x8A, 0x01, len(body)]) + body)
+    assert b"\0" not in raw
+    assert "" in decode_point(raw).fieldsDouble
+    assert PointPatch({"": 1}).extend(raw) is None
+
+
 @pytest.mark.parametrize("size", [*range(100, 140), *range(16_370, 16_390), 70_000])
 def test_a_frame_of_any_length_is_patched(size: int) -> None:
     """The lengths around which the head gets longer, before and after."""
