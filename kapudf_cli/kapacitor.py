@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 
 from kapudf_cli.errors import ProbeError, ProtocolError
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
-from kapudf_cli.wire.udf_pb2 import ErrorResponse, InfoRequest, InfoResponse
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, HEARTBEAT_TIME, FrameReader
+from kapudf_cli.wire.udf_pb2 import ErrorResponse, InfoRequest, InfoResponse, KeepaliveResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -137,14 +137,16 @@ class KapacitorSide:
             TimeoutError: nothing came in time.
             OSError: the connection broke.
         """
-        while (response := next(self._arrived, None)) is None:
+        while True:
+            for response in self._arrived:
+                if not _is_heartbeat(response):
+                    return response
             self._limit_wait()
             data = self._socket.recv(_READ_BYTES)
             if not data:
                 self._frames.finish()
                 return None
             self._arrived = self._frames.feed(data)
-        return response
 
     def responses(self) -> Iterator[ResponseMessage]:
         """Yield every response until the UDF closes; raises as `receive` does."""
@@ -156,6 +158,11 @@ class KapacitorSide:
         if left_s <= 0:
             raise TimeoutError(errno.ETIMEDOUT, "timed out")
         self._socket.settimeout(left_s)
+
+
+def _is_heartbeat(response: ResponseMessage) -> bool:
+    """Return whether a response says only that the UDF is busy; Kapacitor drops it."""
+    return isinstance(response, KeepaliveResponse) and response.time == HEARTBEAT_TIME
 
 
 @dataclass(frozen=True)

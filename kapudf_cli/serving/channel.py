@@ -89,6 +89,10 @@ class Stop(_Message, frozen=True, tag=True):
     """Let every connection process what has arrived and end, and then exit."""
 
 
+class Abort(_Message, frozen=True, tag=True):
+    """Break every connection that is left, after Stop: time is over."""
+
+
 # --- from a worker --------------------------------------------------------------
 
 
@@ -135,7 +139,7 @@ class Finished(_Message, frozen=True, tag=True):
     connection: int
 
 
-Order: TypeAlias = Begin | Take | Go | Pause | Release | Stop
+Order: TypeAlias = Begin | Take | Go | Pause | Release | Stop | Abort
 Report: TypeAlias = Ready | Failed | Paused | Taken | NotTaken | Finished
 
 _ENCODER: Final = msgspec.json.Encoder()

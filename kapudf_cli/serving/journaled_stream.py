@@ -53,6 +53,10 @@ class JournaledStream(SocketStream):
         self._journal_bytes = journal_bytes
         self._snapshot_interval_s = snapshot_interval_s
         self._due_s = time.monotonic() + snapshot_interval_s
+        if journal.marks.progress.offset > journal.marks.cut:
+            # Another worker died over this. Whatever becomes of this one, the next shall
+            # have less to repeat.
+            self._due_s = 0.0
         # Whether the frame in hand is noted by the agent itself, before each.
         self._exact = False
         # Guards the journal: a writer that waits for room reads ahead.

@@ -103,7 +103,7 @@ class Pool:
         self._vain_starts = 0
         self._restart_at_s: float | None = None
         self._hanging: dict[int, float] = {}
-        self._stopping = False
+        self._stopping = self._killing = False
         self._was_ready = False
         self._on_reloaded: Callable[[Reloaded], None] | None = None
 
@@ -224,7 +224,8 @@ class Pool:
             worker.send(orders.Stop())
 
     def kill(self) -> None:
-        """End every worker at once."""
+        """End every worker at once, and start no other."""
+        self._stopping = self._killing = True
         for worker in self.all_workers():
             worker.kill()
 
@@ -240,8 +241,13 @@ class Pool:
             self.connections or self._coming or self._hanging or self._restart_at_s is not None
         )
 
+    def abort(self) -> None:
+        """Have the connections broken that are left after a stop."""
+        for worker in self.all_workers():
+            worker.send(orders.Abort())
+
     def ask_for_stacks(self) -> None:
-        """Have every worker write where it is."""
+        """Have every worker write where it is, for `log_abandoned`."""
         for worker in self.all_workers():
             worker.ask_for_stacks()
 
@@ -251,16 +257,16 @@ class Pool:
             stacks = worker.stacks().splitlines()[:_STACK_LINES]
             for number in worker.connections:
                 self._log.error(
-                    "grace period is over, connection aborted",
+                    "connection abandoned, its worker hangs",
                     connection=number,
                     worker=worker.number,
-                    where="\n".join(stacks),
+                    stacks="\n".join(stacks),
                 )
 
     # --- what workers report ---
 
     def _on_ready(self, worker: WorkerProcess, report: orders.Ready) -> None:
-        self._log.info(
+        self._log.debug(
             "worker ready",
             worker=worker.number,
             pid=worker.pid,
@@ -506,7 +512,7 @@ class Pool:
             if worker in workers:
                 workers.remove(worker)
         told = state in {WorkerState.RETIRING, WorkerState.DEAD} or self._stopping
-        expected = told and how == "exit status 0"
+        expected = self._killing or (told and how == "exit status 0")
         orphans = self._orphans_of(worker)
         if not expected and not (was_coming and how == signal.SIGKILL.name):
             self.deaths += 1
@@ -518,16 +524,18 @@ class Pool:
                 connections=len(orphans),
                 **({"stacks": "\n".join(stacks)} if stacks else {}),
             )
+        if was_coming and self._next_settings is not None:
+            self._log.error("reload failed, the old code goes on", error=f"worker died: {how}")
+            self._give_coming_up(f"a new worker died: {how}")
+        lived = worker.age_s >= _LONG_LIFE_S or any(
+            served.points > served.points_before for served in orphans
+        )
         by_fault = hung or how in _FAULTS
         for served in orphans:
             served.note_death(how, by_fault=by_fault, drops_poison=self.settings.on_error != "fail")
             self._assign(served)
-        if was_coming and self._next_settings is not None:
-            self._log.error("reload failed, the old code goes on", error=f"worker died: {how}")
-            self._give_coming_up(f"a new worker died: {how}")
         if was_coming or self._stopping or state is WorkerState.RETIRING:
             return
-        lived = state is WorkerState.SERVING and (worker.age_s >= _LONG_LIFE_S or bool(orphans))
         self._vain_starts = 0 if lived else self._vain_starts + 1
         pause_s = min(_FIRST_PAUSE_S * 2**self._vain_starts, _LONGEST_PAUSE_S) if not lived else 0.0
         self._restart_at_s = time.monotonic() + pause_s

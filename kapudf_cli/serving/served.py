@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 #: such as a segmentation fault, one is enough; a kill may have hit it by chance.
 _DEATHS_BY_KILL: Final = 2
 #: So many deaths in a row without a step forward, and the connection is given up: it
-#: would take down every worker there is. Somebody else's kills get more patience.
+#: would take down every worker there is. A kill may be somebody else's doing: of those,
+#: so many and over so long a time.
 _MOST_FAULTS: Final = 6
 _MOST_DEATHS: Final = 20
+_LONGEST_DYING_S: Final = 600.0
 
 
 #: Over how long a rate is taken.
@@ -91,6 +93,7 @@ class ServedConnection:
         # What is known of deaths since it last got a step forward.
         self._deaths = self._faults = 0
         self._died_at = -1
+        self._dying_since_s = 0.0
         self._until = 0
         self._suspects: dict[int, int] = {}
         self._poison: set[int] = set()
@@ -145,6 +148,8 @@ class ServedConnection:
             self._deaths = self._faults = 0
             self._suspects.clear()
         was_careful = offset < self._until
+        if not self._deaths:
+            self._dying_since_s = time.monotonic()
         self._deaths += 1
         self._faults += by_fault
         self._died_at = offset
@@ -161,7 +166,9 @@ class ServedConnection:
                     f"the frame at byte {in_hand} killed {self._deaths} workers, "
                     f"the last one by {how}; on_error: skip would drop it"
                 )
-        if self._faults >= _MOST_FAULTS or self._deaths >= _MOST_DEATHS:
+        dying_s = time.monotonic() - self._dying_since_s
+        killed = self._deaths >= _MOST_DEATHS and dying_s >= _LONGEST_DYING_S
+        if self._faults >= _MOST_FAULTS or killed:
             self._give_up = f"{self._deaths} workers died of it, the last one by {how}"
 
     # --- while its handler is busy ---

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: How often everything is looked after, while there is anything to look after.
 _LOOK_S: Final = 0.25
+#: How long a connection may take to end after it was aborted.
+_ABORT_WAIT_S: Final = 1.0
 #: How long workers have to end after a kill.
 _KILL_WAIT_S: Final = 5.0
 
@@ -120,13 +122,13 @@ class Supervisor:
                     return number
                 self._reload_all()
 
-    def _turn(self) -> None:
-        """Wait for something to happen, and deal with it."""
+    def _turn(self, longest_s: float | None = None) -> None:
+        """Wait for something to happen, for `longest_s` at most, and deal with it."""
         now_s = time.monotonic()
         rest_s = self._listeners.wait_s(now_s)
         look_s = _LOOK_S if self._needs_looks() else None
-        waits = [wait_s for wait_s in (rest_s, look_s) if wait_s is not None]
-        for key, _ in self._selector.select(min(waits, default=None)):
+        waits = [each for each in (rest_s, look_s, longest_s) if each is not None]
+        for key, _ in self._selector.select(max(min(waits), 0.0) if waits else None):
             if key.data is not None and self._selector.get_map().get(key.fileobj) is key:
                 self._deal_with(key.data)
         now_s = time.monotonic()
@@ -331,25 +333,27 @@ class Supervisor:
         )
         for pool in pools:
             pool.stop()
+        # What is done for those that do not end in time, and how long it may take.
+        measures: list[tuple[Callable[[Pool], None], float]] = [
+            (Pool.abort, _ABORT_WAIT_S),
+            (Pool.ask_for_stacks, _LOOK_S),
+            (Pool.log_abandoned, 0.0),
+        ]
         deadline = time.monotonic() + grace_period_s
-        asked = False
         while not all(pool.is_empty for pool in pools):
             now_s = time.monotonic()
             if now_s >= deadline:
-                if asked:
+                if not measures:
                     break
-                # They have a moment to write where they are.
-                asked = True
-                deadline = now_s + _LOOK_S
+                measure, patience_s = measures.pop(0)
                 for pool in pools:
-                    pool.ask_for_stacks()
-            self._turn()
+                    measure(pool)
+                deadline = now_s + patience_s
+            self._turn(deadline - now_s)
             if any(number is not signal.SIGHUP for number in signals.take()):
                 connections = sum(len(pool.connections) for pool in pools)
                 self._log.warning("second signal, ending at once", connections=connections)
                 return True
-        for pool in pools:
-            pool.log_abandoned()
         return False
 
     def _end_workers(self) -> None:
@@ -360,7 +364,7 @@ class Supervisor:
             function.pool.stop()
             function.pool.kill()
         while not all(each.pool.is_empty for each in functions) and time.monotonic() < deadline:
-            self._turn()
+            self._turn(deadline - time.monotonic())
         self._clients.close()
 
     def _release(self) -> None:

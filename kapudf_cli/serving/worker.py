@@ -30,6 +30,7 @@ from kapudf_cli.errors import (
 )
 from kapudf_cli.serving.channel import (
     TEXT_CHARACTERS,
+    Abort,
     Begin,
     Channel,
     Failed,
@@ -44,7 +45,7 @@ from kapudf_cli.serving.channel import (
     Take,
     Taken,
 )
-from kapudf_cli.serving.connections import Connections, Function
+from kapudf_cli.serving.connections import Connections, Function, where
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.journal import Journal
 from kapudf_cli.serving.journaled_stream import JournaledStream
@@ -119,6 +120,12 @@ class Worker:
                 self._take(order, *descriptors)
             case Stop():
                 self._stop()
+            case Abort():
+                for each in self._connections.current():
+                    each.log.error(
+                        "grace period is over, connection aborted", where=where(each.thread)
+                    )
+                    each.agent.abort()
             case Go() | Pause() | Release():
                 # One that has ended meanwhile is reported already.
                 if (connection := self._connections.get(order.connection)) is not None:

@@ -30,9 +30,12 @@ MAX_VARINT = 0xFFFF_FFFF
 _LAST_VARINT_SHIFT = 28
 
 
-#: A whole frame: an empty KeepaliveResponse, the field 3 of a Response. Any response
-#: resets Kapacitor's timer. Spelt out for the supervisor, which knows no protobuf.
-HEARTBEAT = b"\x02\x1a\x00"
+#: The time in a heartbeat, which no request has: nobody has asked.
+HEARTBEAT_TIME = -1
+#: A whole frame: an unasked-for KeepaliveResponse of that time, the field 3 of a Response.
+#: Any response resets Kapacitor's timer. Spelt out for the supervisor, which knows no
+#: protobuf.
+HEARTBEAT = b"\x0d\x1a\x0b\x08" + b"\xff" * 9 + b"\x01"
 
 
 def encode_varint(value: int) -> bytes:
