@@ -110,8 +110,9 @@ class Handler(abc.ABC):
         foreign_state: what becomes of a snapshot that is not of this state.
         raw_point: where it is set, by `setup` at the latest, points are handed to it
             undecoded, and `point` is not called. What it is given may be handed to
-            `agent.forward` before it returns, which is several times cheaper than
-            to decode a point and encode it again, or to `decode_point`.
+            `agent.forward` before it returns, with fields and tags set by a
+            `PointPatch`, which is several times cheaper than to decode a point and
+            encode it again; or to `decode_point`.
         agent: where points and batches are written to.
     """
 

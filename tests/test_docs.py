@@ -399,6 +399,17 @@ def test_every_tenth_point_is_marked(
     marked = [number for number, mark in enumerate(values(out, "tenth")) if mark]
     assert marked == [9, 19]
     assert out[:9] == points[:9]
+    assert out[9].tags["marked_by"] == "every_tenth"
+
+
+def test_the_total_goes_up_and_everything_else_stays(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """A point without the value gets the sum so far."""
+    points = lines("m value=1.5 1", "m other=1i 2", "m value=2i 3")
+    out = udf(load("total").Total).send(*points).points
+    assert values(out, "total") == [1.5, 1.5, 3.5]
+    assert get_field(out[1], "other") == 1
 
 
 def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(

@@ -79,17 +79,17 @@ class Window(State, dict=True):
         if size != self.size:
             self._resize(size)
         values = self.values
-        self.new_sum += value
+        self.new_sum = new_sum = self.new_sum + value
         if len(values) < size:
             values.append(value)
             if len(values) < size:
-                return self.new_sum / len(values)
+                return new_sum / len(values)
         else:
             oldest = self.oldest
             values[oldest] = value
             self.oldest = oldest = oldest + 1
             if oldest < size:
-                return (self.new_sum + self.old_sums[oldest]) / size
+                return (new_sum + self.old_sums[oldest]) / size
         self._begin_round()
         return self.old_sums[0] / size
 

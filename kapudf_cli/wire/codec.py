@@ -66,6 +66,9 @@ ResponseMessage: TypeAlias = (
 
 M = TypeVar("M")
 
+#: Looked up once: that takes a tenth of the time of decoding a point.
+_point_from = Point.FromString
+
 #: Wire type 2 of protobuf: a length and that many bytes.
 _LENGTH_DELIMITED = 2
 
@@ -163,8 +166,8 @@ def decode_point(raw: RawPoint) -> Point:
     if KNOWN_FRAMES.get(raw[:LONG_HEAD_BYTES]) == len(raw):
         # Nearly all are such. Where it is no point, the error is told below, as always.
         try:
-            return Point.FromString(raw[LONG_HEAD_BYTES:])
-        except DecodeError:  # noqa: SIM105 - for each point; suppress() takes longer
+            return _point_from(raw[LONG_HEAD_BYTES:])
+        except DecodeError:
             pass
     (message,) = FrameReader(REQUESTS.decode_in, MAX_VARINT).feed(raw)
     if not isinstance(message, Point):

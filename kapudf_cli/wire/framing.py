@@ -140,8 +140,8 @@ class FrameReader(Generic[T]):
             base: how many were fed before them; `offset` is to be kept by it.
         """
         del data, end, base
+        yield from ()
         return start
-        yield
 
     def _long_length(self, data: bytes, place: int) -> tuple[int, int]:
         """Return a length of any size and the place after it, which is 0 if it is not whole."""
