@@ -228,6 +228,19 @@ class Handler(abc.ABC):
         return of_its_own or declared(cls, "state", above=Handler) is not None
 
     @classmethod
+    def check_declarations(cls) -> None:
+        """Find out before any task is there whether `options` and `state` are usable.
+
+        Raises:
+            TypeError: an option or the state is of a type that it cannot have.
+            NameError: an annotation names what its module does not have at run time.
+        """
+        declaration = cls._options_type()
+        if declaration is not None:
+            options.declare(declaration)
+        cls._fresh_state()
+
+    @classmethod
     def _options_type(cls) -> type[options.Options] | None:
         annotation = declared(cls, "options", above=Handler)
         if annotation is None:
