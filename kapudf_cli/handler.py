@@ -25,6 +25,7 @@ a method raises is logged, told to Kapacitor, and ends that connection only.
 from __future__ import annotations
 
 import abc
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -34,6 +35,7 @@ from kapudf_cli.errors import OptionsError, StateError, describe
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     STREAM,
+    EdgeType,
     InfoResponse,
     InitResponse,
     RestoreResponse,
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import (
         BeginBatch,
-        EdgeType,
         EndBatch,
         InitRequest,
         Point,
@@ -228,17 +229,32 @@ class Handler(abc.ABC):
         return of_its_own or declared(cls, "state", above=Handler) is not None
 
     @classmethod
-    def check_declarations(cls) -> None:
-        """Find out before any task is there whether `options` and `state` are usable.
+    def check_definition(cls) -> None:
+        """Find out before any task is there what could only fail, or lose data, in each.
 
         Raises:
-            TypeError: an option or the state is of a type that it cannot have.
+            TypeError: an edge, an option, the state or a method is none that a handler can have.
             NameError: an annotation names what its module does not have at run time.
         """
+        for name in ("wants", "provides"):
+            if (edge := getattr(cls, name)) not in EdgeType.values():
+                message = f"{cls.__name__}.{name}: {edge!r} is neither STREAM nor BATCH"
+                raise TypeError(message)
         declaration = cls._options_type()
         if declaration is not None:
             options.declare(declaration)
-        cls._fresh_state()
+        if cls._fresh_state() is None and isinstance(
+            getattr(cls, "state", None), state.State | state.PerGroup
+        ):
+            message = f"{cls.__name__}.state is not annotated, so no snapshot would have it"
+            raise TypeError(message)
+        for name, method in inspect.getmembers(cls, inspect.isfunction):
+            if hasattr(Handler, name):
+                refuse_async(f"{cls.__name__}.{name}", method)
+                if inspect.isgeneratorfunction(method):
+                    problem = "has a yield and would never run; write with self.agent instead"
+                    message = f"{cls.__name__}.{name} {problem}"
+                    raise TypeError(message)
 
     @classmethod
     def _options_type(cls) -> type[options.Options] | None:
@@ -277,3 +293,10 @@ class Handler(abc.ABC):
             return RestoreResponse(error=reason)
         _log.warning("snapshot discarded, starting afresh: %s", reason)
         return RestoreResponse(success=True)
+
+
+def refuse_async(name: str, method: object) -> None:
+    """Raise TypeError for a method whose body would never run, for nothing awaits it."""
+    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+        message = f"{name} is async; it is called and never awaited, so write a plain def"
+        raise TypeError(message)

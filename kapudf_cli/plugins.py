@@ -114,9 +114,9 @@ class Plugin:
             problem = f"handler '{self.name}': {self.target} does not define {missing}()"
             raise NotAHandlerError(problem)
         try:
-            found.check_declarations()
+            found.check_definition()
         except Exception as error:
-            # At Kapacitor's first question it would be an error of every task.
+            # Otherwise it would be an error of each task, or data lost in each.
             problem = f"handler '{self.name}': {self.target} cannot be used: {describe(error)}"
             raise NotAHandlerError(problem) from error
         return found

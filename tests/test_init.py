@@ -30,7 +30,9 @@ def test_every_public_name_is_told_to_type_checkers_and_can_be_imported() -> Non
 
 def test_a_star_brings_every_public_name() -> None:
     """In a process that has asked for none of them yet."""
-    code = "from kapudf_cli import *\nclass H(Handler):\n    def point(self, p: Point): ...\nprint(H)"
+    code = (
+        "from kapudf_cli import *\nclass H(Handler):\n    def point(self, p: Point): ...\nprint(H)"
+    )
     done = subprocess.run(
         [KAPUDF[0], "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
