@@ -107,7 +107,8 @@ class Handler(abc.ABC):
         state: what it remembers.
         state_version: raise it when a snapshot of older code would be misread.
         state_limit: the most groups that a `PerGroup` keeps, None for any number.
-        state_expiry: how long a `PerGroup` keeps an unused group, None for ever.
+        state_expiry: how long a `PerGroup` keeps an unused group, None for ever. Where
+            the options say either, make the state in `setup`.
         foreign_state: what becomes of a snapshot that is not of this state.
         raw_point: where it is set, by `setup` at the latest, points are handed to it
             undecoded, and `point` is not called. What it is given may be handed to
@@ -177,7 +178,7 @@ class Handler(abc.ABC):
 
     def restore(self, request: RestoreRequest, /) -> RestoreResponse:
         """Take back the state of an earlier `snapshot`. `success=False` fails the task."""
-        fresh = self._fresh_state()
+        fresh = self._state_to_fill()
         if fresh is None or not request.snapshot:
             return RestoreResponse(success=True)
         name = type(self).__name__
@@ -273,9 +274,17 @@ class Handler(abc.ABC):
             return None
         return state.make(annotation, limit=cls.state_limit, expiry=cls.state_expiry)
 
+    def _state_to_fill(self) -> state.AnyState | None:
+        """Return the state that a snapshot goes into, None if none is declared."""
+        fresh = self._fresh_state()
+        # What `setup` has put in its place has the limit and the expiry of the options.
+        if isinstance(fresh, state.PerGroup) and isinstance(self.state, state.PerGroup):
+            return self.state
+        return fresh
+
     def _restore_foreign(self, snapshot: bytes, reason: str) -> RestoreResponse:
         """Deal with a snapshot that is not of this state: migrate, discard or refuse it."""
-        fresh = self._fresh_state()
+        fresh = self._state_to_fill()
         try:
             handler, version, content = state.peek(snapshot)
             migrated = self.migrate(handler, version, content)

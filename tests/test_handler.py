@@ -419,6 +419,35 @@ def test_a_handler_bounds_its_groups_by_number_and_age(udf: Callable[..., Task])
     assert kept() == ["host=d"]
 
 
+class GroupsOptions(Options, kw_only=True):
+    groups: int
+
+
+class AsManyAsAsked(CountGroups):
+    options: GroupsOptions
+
+    def setup(self) -> None:
+        self.state = PerGroup(Seen, limit=self.options.groups)
+
+    def migrate(self, handler: str, version: int, content: Any) -> Any:
+        del handler, version
+        return content
+
+
+def test_a_limit_from_the_options_outlives_a_restart(udf: Callable[..., Task]) -> None:
+    """What is restored, or migrated, goes into the state that `setup` made."""
+    points = grouped(lines(*[f"m,host={host} v=1 1" for host in "abcd"]), "host")
+    before, of_another = udf(AsManyAsAsked, GroupsOptions(groups=9)), udf(CountGroups)
+    before.send(*points)
+    of_another.send(*points)
+    for snapshot in before.snapshot(), of_another.snapshot():
+        task = udf(AsManyAsAsked, GroupsOptions(groups=2))
+        task.restore(snapshot)
+        content: Any = peek(task.snapshot())[2]
+        assert [group for group, _, _ in content["groups"]] == ["host=c", "host=d"]
+        assert counts(task, *points) == [1, 1, 1, 1]
+
+
 FOREIGN: dict[str, tuple[bytes, str]] = {
     "another handler": (
         foreign(handler="Other"),
