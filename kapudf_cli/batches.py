@@ -180,7 +180,8 @@ def _outgoing(
         return [result]
     points: list[Point] = []
     batches: list[Batch] = []
-    for each in result:
+    found: Iterable[object] = result
+    for each in found:
         match each:
             case Point():
                 points.append(each)
