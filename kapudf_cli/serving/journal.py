@@ -6,7 +6,7 @@ It is memory (a memfd) that the supervisor holds too, in five parts:
 - two halves for input. One is in force: it holds Init, the last snapshot as a Restore,
   and every byte of input since. Fed to a new handler, that gives the state of the old one.
   To cut the journal, the other half is written with a newer snapshot, and put in force;
-- a ring for output, and a place for a piece that is too long for it.
+- a ring for output, and two places for pieces that are too long for it.
 
 Nothing is lost and nothing is sent twice, wherever a worker dies, because the kernel
 counts for us, in both directions:
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 _RING_HALF_BYTES: Final = 256 * 1024
 _RING: Final = (LEDGER_BYTES, LEDGER_BYTES + _RING_HALF_BYTES)
 _INPUT: Final = LEDGER_BYTES + 2 * _RING_HALF_BYTES
+#: What the outbox may hand over at once, besides the two longest frames: what was held back
+#: until Kapacitor could take data, and what it flushes at.
+_BESIDES_FRAMES_BYTES: Final = 2 * 1024 * 1024
 #: Where a read is put that nothing is to be kept of: at the end of a half.
 _SCRATCH_BYTES: Final = 64 * 1024
 #: A journal that cannot be cut, as in the middle of a batch, may grow to this many times
@@ -65,10 +68,11 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
     """
     # A half holds a snapshot and a frame, each of any size allowed, besides the input.
     half = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
-    half = -(-half // mmap.PAGESIZE) * mmap.PAGESIZE
+    half = _whole_pages(half)
+    long_piece = _whole_pages(2 * max_frame_bytes + _BESIDES_FRAMES_BYTES)
     descriptor = os.memfd_create("kapudf-connection")
     try:
-        os.ftruncate(descriptor, _INPUT + 2 * half + max_frame_bytes + mmap.PAGESIZE)
+        os.ftruncate(descriptor, _INPUT + 2 * half + 2 * long_piece)
         with mmap.mmap(descriptor, LEDGER_BYTES) as memory:
             ledger = Ledger(memory)
             ledger.half_bytes = half
@@ -102,6 +106,10 @@ class Journal:
         self._view = memoryview(self._memory)
         self.ledger = Ledger(self._memory)
         self._half_bytes = self.ledger.half_bytes
+        self._long_places = self._half_start(2), (self._half_start(2) + len(self._memory)) // 2
+        # At least so much output is in the half of the ring that is in use; how much of it
+        # another worker wrote is not known.
+        self._in_ring_half = 0
         self.marks = self.ledger.marks
         self.received = self.ledger.received = read_count.total(connection, self.ledger)
 
@@ -179,7 +187,8 @@ class Journal:
             )
         )
         if used > _KEPT_BYTES:
-            self._give_back(self._half_start(old), used)
+            # Of one that was outgrown, more came than there is room for.
+            self._give_back(self._half_start(old), min(used, self._half_bytes))
         return True
 
     # --- the way back ---
@@ -250,23 +259,30 @@ class Journal:
         """Return where a piece of output may be written."""
         end = self.marks.out_end
         if size > _RING_HALF_BYTES:
-            start = self._half_start(2)
-            # The pages of the last long piece may still be on their way; they are left
-            # to whoever reads them, and new ones taken.
-            self._give_back(start, size)
+            first, second = self._long_places
+            # Not where the last one is, or the file's position would seem to be within
+            # this one already.
+            start = second if first < end <= second else first
+            # The pages of earlier ones may still be on their way; they are left to whoever
+            # reads them, and new ones taken.
+            self._give_back(first, len(self._memory) - first)
             return start
         if size >= mmap.PAGESIZE:
             # sendfile(2) takes whole pages, of which one more costs it another round.
-            end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = _whole_pages(end)
         for number, start in enumerate(_RING):
             if start <= end <= start + _RING_HALF_BYTES:
                 if end + size <= start + _RING_HALF_BYTES:
+                    self._in_ring_half += size
                     return end
                 other = _RING[1 - number]
-                if self._on_its_way() > end - start:
+                # Not counted by where this half ends: there are gaps between its pieces.
+                if self._on_its_way() > self._in_ring_half:
                     self._give_back(other, _RING_HALF_BYTES)
+                self._in_ring_half = size
                 return other
         self._give_back(_RING[0], _RING_HALF_BYTES)
+        self._in_ring_half = size
         return _RING[0]
 
     def _on_its_way(self) -> int:
@@ -276,5 +292,9 @@ class Journal:
 
     def _give_back(self, start: int, size: int) -> None:
         """Give the pages of a part back to the system; they read as zeros from then on."""
-        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory.madvise(mmap.MADV_REMOVE, start, size)
+        self._memory.madvise(mmap.MADV_REMOVE, start, _whole_pages(size))
+
+
+def _whole_pages(size: int) -> int:
+    """Return a size or place, rounded up to whole pages."""
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
