@@ -216,10 +216,11 @@ class Pool:
         self._stopping = True
         self._restart_at_s = None
         for served in self.connections.values():
-            if served.move is not None:
-                if served.move.is_paused:
-                    served.move.target.send(orders.Release(served.number))
+            if served.move is not None and served.move.is_paused:
+                served.move.target.send(orders.Release(served.number))
                 self._abandon_move(served)
+            # One that is not paused yet gets its word when it is.
+            served.move = None
         for worker in self.all_workers():
             worker.send(orders.Stop())
 
