@@ -44,7 +44,7 @@ class WorkerProcess:
         number: what the log calls it.
         state: what it is good for.
         connections: the numbers of the connections that it serves.
-        points_before: how many points its connections had had when it got them.
+        hangs: whether it is killed for a handler that hangs.
     """
 
     def __init__(self, begin: Begin) -> None:
@@ -56,6 +56,7 @@ class WorkerProcess:
         self.number = begin.worker
         self.state = WorkerState.STARTING
         self.connections: set[int] = set()
+        self.hangs = False
         self.started_s = time.monotonic()
         # Each thread's stack is written here, on demand and by a fault.
         self._dump = os.memfd_create("kapudf-stacks")
