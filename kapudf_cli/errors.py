@@ -171,7 +171,9 @@ class HandlerImportError(PluginError):
     """The code of a handler could not be imported; the cause is the `__cause__`."""
 
     def __init__(self, name: str, source: str, cause: BaseException) -> None:
-        super().__init__(f"handler '{name}' of {source} cannot be imported: {describe(cause)}")
+        # What was named by its class comes from where it says.
+        origin = "" if source == name else f" of {source}"
+        super().__init__(f"handler '{name}'{origin} cannot be imported: {describe(cause)}")
         self.name = name
         self.source = source
         self.cause = cause

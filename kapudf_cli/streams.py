@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from kapudf_cli.account import Progress
 
-#: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default), so a
-#: larger buffer would never fill, and one above 128 KiB makes malloc use mmap each time.
-_READ_BYTES = 64 * 1024
+#: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default), so a much
+#: larger buffer would never fill. What comes of so much, with a field or two more on each
+#: point, is still at most the 16 pages that sendfile(2) takes at once.
+_READ_BYTES = 48 * 1024
 
 #: A write that has waited for so long lets a piece of input be read ahead, and another
 #: one each time it has waited twice as long again. The peer may be a kapacitord that

@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from kapudf_cli.commands import standard_streams
 from kapudf_cli.errors import (
     AmbiguousHandlerError,
     ConfigError,
@@ -59,6 +60,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; an error of the project's own is a line, not a traceback."""
+        standard_streams.make_usable()
         try:
             return super().invoke(ctx)
         except ConfigError as error:

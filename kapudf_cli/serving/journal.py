@@ -221,7 +221,7 @@ class Journal:
         """How many bytes are in force and not sent."""
         at = os.lseek(self.descriptor, 0, os.SEEK_CUR)
         if not self.marks.out_at <= at <= self.marks.out_end:
-            # The piece is in another part than the one before it.
+            # The piece does not follow the one before it.
             at = os.lseek(self.descriptor, self.marks.out_at, os.SEEK_SET)
         return self.marks.out_end - at
 
@@ -255,6 +255,9 @@ class Journal:
             # to whoever reads them, and new ones taken.
             self._give_back(start, size)
             return start
+        if size >= mmap.PAGESIZE:
+            # sendfile(2) takes whole pages, of which one more costs it another round.
+            end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
         for number, start in enumerate(_RING):
             if start <= end <= start + _RING_HALF_BYTES:
                 if end + size <= start + _RING_HALF_BYTES:

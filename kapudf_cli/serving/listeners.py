@@ -89,7 +89,7 @@ class Listeners(Generic[K]):
         self._selector.register(listener, selectors.EVENT_READ, lambda: self.accept(key))
 
     def _rest(self) -> None:
-        """Listen on nothing for a while: a listener stays readable, and would make the loop spin."""
+        """Listen on nothing for a while: a listener stays readable, and the loop would spin."""
         if self._resume_at is None:
             for socket_file in self._sockets.values():
                 self._selector.unregister(socket_file.listener)

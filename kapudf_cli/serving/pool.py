@@ -273,7 +273,8 @@ class Pool:
             start_s=round(worker.age_s, 3),
         )
         if worker.state is WorkerState.RETIRING:
-            return worker.send(orders.Stop())
+            worker.send(orders.Stop())
+            return
         worker.state = WorkerState.SERVING
         self.handler = report.handler
         if worker in self._coming:

@@ -274,8 +274,8 @@ def main(descriptor: int) -> None:
         function = _load(begin, channel, log)
         if function is not None:
             Worker(channel, begin, function, log).run()
-    except OSError as error:
-        log.error("worker ends", error=str(error))
+    except OSError:
+        log.exception("worker ends")
     if threading.active_count() > 1:
         # A handler left threads behind, which the interpreter would wait for.
         sys.stdout.flush()
