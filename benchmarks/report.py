@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: What a case must reach: (case, contender, of the plain agent's or the echo's result, at
 #: least or at most).
 TARGETS = [
-    ("mirror", "kapudf", "mirror", "plain", ">=", 5.5),
+    ("mirror", "kapudf", "mirror", "plain", ">=", 15.0),
     ("mirror, field option", "kapudf", "mirror", "plain", ">=", 5.0),
     ("moving-average", "kapudf", "mirror", "plain", ">=", 4.0),
     ("CPU at 20,000 points/s", "kapudf", "CPU at 20,000 points/s", "plain", "<=", 0.45),

@@ -334,9 +334,8 @@ class Agent:
                 self._checkpoints.note_in_hand(offset)
                 if offset in poison:
                     _log.error(
-                        "dropped what killed the worker: %s",
-                        excerpt(message),
-                        extra={"offset": offset},
+                        "dropped what killed the worker",
+                        extra={"offset": offset, "frame": excerpt(message)},
                     )
                     self._account.failures += 1
                     dispatcher.drop(message)
@@ -419,20 +418,21 @@ class Agent:
             WorkerLostError: it is to be given up.
             _HandedOver: the state cannot be had, or is not wanted any more.
         """
-        if resumption.give_up is not None:
-            self._checkpoints.send_rest()
-            raise WorkerLostError(resumption.give_up)
         account, progress = self._account, resumption.progress
+        account.task_id, account.node_id = resumption.task
+        if resumption.give_up is not None:
+            self._requests.resume_at(progress.offset)
+            self._adopt(progress)
+            self._outbox.unmute_after(0, in_batch=resumption.in_batch, progress=progress)
+            self._send_rest()
+            raise WorkerLostError(resumption.give_up)
         self._checkpoints.note_in_hand(None)
         try:
             self._repetition.repeat(resumption.history, progress.offset, resumption.poison)
         except (KapudfError, RefusedError) as error:
             self._report(str(error))
             raise _HandedOver from error
-        account.points_in, account.batches_in = progress.points_in, progress.batches_in
-        account.failures, account.restarts = progress.failures, progress.restarts
-        account.takeovers = progress.takeovers + 1
-        account.bytes_in = progress.offset
+        self._adopt(progress)
         if progress.points_in or progress.batches_in:
             # Muted as well: what is written before there are data to answer.
             self._outbox.send_data()
@@ -442,9 +442,23 @@ class Agent:
         self._report(None)
         self._await_decision()
         self._takes_over = False
-        self._checkpoints.send_rest()
+        self._send_rest()
+
+    def _send_rest(self) -> None:
+        try:
+            self._checkpoints.send_rest()
+        except OSError as error:
+            raise ConnectionClosedError(str(error)) from error
 
     # --- from one agent to another ---
+
+    def _adopt(self, progress: Progress) -> None:
+        """Count on from what the connection had done when another agent left it."""
+        account = self._account
+        account.points_in, account.batches_in = progress.points_in, progress.batches_in
+        account.failures, account.restarts = progress.failures, progress.restarts
+        account.takeovers = progress.takeovers + 1
+        account.bytes_in = progress.offset
 
     def _stand_still(self) -> None:
         """Wait until it is decided who serves the connection from here on.

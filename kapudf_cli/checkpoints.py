@@ -35,6 +35,7 @@ class Resumption:
         poison: the offsets of frames that are not given to the handler, for they killed
             workers.
         give_up: why the connection is to be failed instead, if it is.
+        task: the task's and the node's name, as far as they were known.
     """
 
     history: bytes
@@ -44,6 +45,7 @@ class Resumption:
     until: int = 0
     poison: Collection[int] = ()
     give_up: str | None = None
+    task: tuple[str, str] = ("", "")
 
 
 class Checkpoints(Protocol):

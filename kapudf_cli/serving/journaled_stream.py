@@ -71,6 +71,11 @@ class JournaledStream(SocketStream):
         """How far the connection has got, and what was sent of it."""
         return self._journal.marks
 
+    @property
+    def task(self) -> tuple[str, str]:
+        """Which task and node it is for, as far as that was noted."""
+        return self._journal.ledger.task
+
     def note_task(self, task_id: str, node_id: str) -> None:
         """Note which task and node it is for, for whoever looks on."""
         self._journal.ledger.task = (task_id, node_id)

@@ -356,7 +356,7 @@ class Pool:
         """Give a connection to the worker with the fewest, or leave it until there is one."""
         worker = self._least_busy()
         served.worker = worker
-        served.points_before = served.points
+        served.begin_with_worker()
         if worker is not None:
             order, descriptors = served.take()
             worker.connections.add(served.number)
@@ -389,7 +389,7 @@ class Pool:
     def _complete(self, served: ServedConnection, move: Move) -> None:
         """Let the new worker go on, now that it has everything."""
         old, served.worker, served.move = served.worker, move.target, None
-        served.points_before = served.points
+        served.begin_with_worker()
         move.target.send(orders.Go(served.number))
         if old is not None:
             old.send(orders.Release(served.number))
@@ -509,7 +509,8 @@ class Pool:
 
     def _on_hanging(self, served: ServedConnection, worker: WorkerProcess, now_s: float) -> None:
         """Have a worker write where it hangs, before it is killed."""
-        if worker.number not in self._hanging:
+        if not worker.hangs:
+            worker.hangs = True
             worker.ask_for_stacks()
             self._hanging[worker.number] = now_s
             task_id, node_id = served.ledger.task
@@ -526,7 +527,7 @@ class Pool:
     def _bury(self, worker: WorkerProcess) -> None:
         """Deal with a worker's end, expected or not."""
         state = worker.state
-        hung = self._hanging.pop(worker.number, None) is not None
+        self._hanging.pop(worker.number, None)
         self._unwatch(worker)
         how = worker.reap()
         stacks = worker.stacks().splitlines()[:_STACK_LINES]
@@ -554,7 +555,7 @@ class Pool:
         lived = worker.age_s >= _LONG_LIFE_S or any(
             served.points > served.points_before for served in orphans
         )
-        by_fault = hung or how in _FAULTS
+        by_fault = worker.hangs or how in _FAULTS
         for served in orphans:
             served.note_death(how, by_fault=by_fault, drops_poison=self.settings.on_error != "fail")
             self._assign(served)

@@ -122,6 +122,11 @@ class ServedConnection:
         """How many points have come."""
         return self.ledger.marks.progress.points_in
 
+    def begin_with_worker(self) -> None:
+        """Count anew what its worker does for it, now that it is another one."""
+        self.points_before = self.points
+        self.watch.begin()
+
     def give_up(self, reason: str) -> None:
         """Have the next worker fail it, with the reason."""
         self._give_up = reason

@@ -243,6 +243,7 @@ def _resumption(stream: JournaledStream, order: Take) -> Resumption:
         until=order.until,
         poison=order.poison,
         give_up=give_up,
+        task=stream.task,
     )
 
 
