@@ -33,7 +33,7 @@ import termios
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.serving import read_count
+from kapudf_cli.serving import kept_calls, read_count
 from kapudf_cli.serving.ledger import LEDGER_BYTES, NOTHING_IN_HAND, Ledger, Marks
 
 if TYPE_CHECKING:
@@ -219,10 +219,10 @@ class Journal:
     @property
     def unsent(self) -> int:
         """How many bytes are in force and not sent."""
-        at = os.lseek(self.descriptor, 0, os.SEEK_CUR)
+        at = kept_calls.seek(self.descriptor, 0, os.SEEK_CUR)
         if not self.marks.out_at <= at <= self.marks.out_end:
             # The piece does not follow the one before it.
-            at = os.lseek(self.descriptor, self.marks.out_at, os.SEEK_SET)
+            at = kept_calls.seek(self.descriptor, self.marks.out_at, os.SEEK_SET)
         return self.marks.out_end - at
 
     def send(self, count: int) -> int:
@@ -231,7 +231,7 @@ class Journal:
         Raises:
             OSError: as the socket does; BlockingIOError if it has no room.
         """
-        return os.sendfile(self._connection.fileno(), self.descriptor, None, count)
+        return kept_calls.send_file(self._connection.fileno(), self.descriptor, count)
 
     # --- inside ---
 

@@ -42,7 +42,7 @@ class Busy(Handler):
 
 
 class Leaking(Handler):
-    """Keeps 4 kB of each point, and counts."""
+    """Keeps 8 kB of each point, and counts."""
 
     state: Count
 
@@ -51,7 +51,7 @@ class Leaking(Handler):
         self._leak: list[bytes] = []
 
     def point(self, point: Point, /) -> None:
-        self._leak.append(os.urandom(4096))
+        self._leak.append(os.urandom(8192))
         self.state.count += 1
         set_field(point, "count", self.state.count)
         self.agent.write_point(point)
