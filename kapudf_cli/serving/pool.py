@@ -221,14 +221,21 @@ class Pool:
         """Let every worker process what has arrived, and end."""
         self._stopping = True
         self._restart_at_s = None
+        self._give_coming_up("kapudf was told to stop")
         for served in self.connections.values():
             if served.move is not None and served.move.is_paused:
                 served.move.target.send(orders.Release(served.number))
                 self._abandon_move(served)
             # One that is not paused yet gets its word when it is.
             served.move = None
+        left_alone = any(served.worker is None for served in self.connections.values())
         for worker in self.all_workers():
-            worker.send(orders.Stop())
+            if worker.state is not WorkerState.STARTING:
+                worker.send(orders.Stop())
+            elif not left_alone:
+                # It serves nobody, and its handler may take for ever to be imported. One
+                # that somebody waits for is told to stop once it serves them.
+                worker.kill()
 
     def kill(self) -> None:
         """End every worker at once, and start no other."""
@@ -279,7 +286,7 @@ class Pool:
             pid=worker.pid,
             start_s=round(worker.age_s, 3),
         )
-        if worker.state is WorkerState.RETIRING or self._stopping:
+        if worker.state is WorkerState.RETIRING:
             worker.send(orders.Stop())
             return
         worker.state = WorkerState.SERVING
@@ -294,6 +301,8 @@ class Pool:
         for served in self.connections.values():
             if served.worker is None:
                 self._assign(served)
+        if self._stopping:
+            worker.send(orders.Stop())
 
     def _on_failed(self, worker: WorkerProcess, report: orders.Failed) -> None:
         worker.state = WorkerState.DEAD
@@ -538,7 +547,8 @@ class Pool:
             if worker in workers:
                 workers.remove(worker)
         told = state in {WorkerState.RETIRING, WorkerState.DEAD} or self._stopping
-        expected = self._killing or was_dismissed or (told and how == "exit status 0")
+        was_idle = self._stopping and state is WorkerState.STARTING
+        expected = self._killing or was_dismissed or was_idle or (told and how == "exit status 0")
         orphans = self._orphans_of(worker)
         if not expected:
             self.deaths += 1

@@ -180,6 +180,9 @@ class Worker:
             started = self._connections.get(number)
             if started is not None:
                 started.agent.go()
+        if self._stopping:
+            # Another worker has died since.
+            self._stop()
 
     def _stream(self, connection: int, memory: int) -> JournaledStream:
         settings = self._function.settings
