@@ -342,10 +342,6 @@ class Pool:
                 worker.send(orders.Go(served.number))
             case orders.Taken() if move is not None and worker is move.target:
                 self._complete(served, move)
-            case orders.Taken():
-                self._log.info(
-                    "connection taken over", connection=served.number, worker=worker.number
-                )
             case orders.NotTaken() if move is not None and worker is move.target:
                 worker.connections.discard(served.number)
                 self._log.error(
@@ -355,6 +351,12 @@ class Pool:
                 )
                 served.stays = True
                 self._abandon_move(served)
+            case _ if worker is not served.worker:
+                pass  # It was to take it over, and is not any more.
+            case orders.Taken():
+                self._log.info(
+                    "connection taken over", connection=served.number, worker=worker.number
+                )
             case orders.NotTaken():
                 served.give_up(report.problem)
                 self._assign(served)

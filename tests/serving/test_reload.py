@@ -240,7 +240,7 @@ def test_sigterm_in_the_middle_of_a_reload_ends_it_well(
         task.await_version(1)
         wait = f"open({str(reached)!r}, 'w').close(); open({str(gate)!r}).read()\n"
         if held_up == "restore":
-            wait = f"    def restore(self, request):\n        {wait}"
+            wait = f"    def restore(self, request):\n        {wait}        return super().restore(request)\n"
         code.change(wait)
         process.signal(signal.SIGHUP)
         reached.read_bytes()
