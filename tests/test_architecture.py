@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"wire"},
-    {"declared", "linger", "options", "points", "state", "streams", "tickscript", "logs"},
-    {"handler"},
+    {"literals", "tickscript"},
+    {"declared", "linger", "options", "points", "state", "streams", "logs"},
+    {"calls", "handler", "line_protocol"},
     {"account", "batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},
     {"in_process", "scaffold", "serving"},
