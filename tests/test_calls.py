@@ -102,8 +102,10 @@ def test_what_is_no_call_is_refused_with_its_place(text: str, column: int, reaso
         (
             ".size(1).feild('x', 1.0)",
             10,
-            "the UDF has no option .feild(); its options: empty() every(DURATION) "
-            "field(STRING, DOUBLE) on(BOOL) size(INT)",
+            (
+                "the UDF has no option .feild(); its options: empty() every(DURATION) "
+                "field(STRING, DOUBLE) on(BOOL) size(INT)"
+            ),
         ),
         (".size()", 2, ".size() expects .size(a whole number), got 0 values"),
         (".empty(1)", 2, ".empty() expects .empty(), got 1 value"),
