@@ -18,6 +18,7 @@ FLOORS = [
     {"account", "batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},
     {"in_process", "scaffold", "serving"},
+    {"targets"},
     {"commands", "testing"},
     {"__main__"},
 ]
