@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 #: From the ground up. A name stands for a module, or for a package with all that is in it.
 FLOORS = [
-    {"errors"},
+    {"errors", "identifiers"},
     {"wire"},
     {"declared", "linger", "options", "points", "state", "streams", "tickscript", "logs"},
     {"handler"},
