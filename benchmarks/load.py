@@ -47,7 +47,7 @@ class Connection:
         """Connect, and learn by one block how many bytes come back for each."""
         self._work = work
         self._side = KapacitorSide.connect(path, timeout_s=_TIMEOUT_S)
-        self.socket: socket.socket = self._side._socket  # noqa: SLF001 - the driver counts raw bytes
+        self.socket: socket.socket = self._side.connection  # type: ignore[assignment]  # it is one
         self.block = b"".join(REQUESTS.encode(message) for message in work.messages)
         if echo:
             self.answer_bytes = len(self.block)

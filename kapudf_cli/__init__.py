@@ -1,109 +1,136 @@
 """kapudf runs user-defined functions (UDFs) for Kapacitor.
 
 What a handler's author needs is here; everything else is the runner's own.
+
+Each name is imported when it is first asked for: protobuf and msgspec cost more to
+load than all of the command line, and the supervisor of the workers never needs them.
 """
 
-from msgspec import Meta
+from __future__ import annotations
 
-from kapudf_cli.batches import Batch, BatchHandler, write_batch
-from kapudf_cli.errors import (
-    ConnectionClosedError,
-    FieldValueError,
-    InvalidWriteError,
-    KapudfError,
-    OptionsError,
-)
-from kapudf_cli.handler import Handler, Writer
-from kapudf_cli.options import Flag, Options
-from kapudf_cli.points import (
-    FieldValue,
-    drop_field,
-    get_datetime,
-    get_field,
-    get_fields,
-    get_number,
-    get_tag,
-    like,
-    set_datetime,
-    set_field,
-    time_ns,
-)
-from kapudf_cli.state import PerGroup, State
-from kapudf_cli.wire.codec import RawPoint, decode_point
-from kapudf_cli.wire.udf_pb2 import (
-    BATCH,
-    BOOL,
-    DOUBLE,
-    DURATION,
-    INT,
-    STREAM,
-    STRING,
-    BeginBatch,
-    EdgeType,
-    EndBatch,
-    InfoResponse,
-    InitRequest,
-    InitResponse,
-    Option,
-    OptionInfo,
-    OptionValue,
-    Point,
-    RestoreRequest,
-    RestoreResponse,
-    SnapshotResponse,
-    ValueType,
-)
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from msgspec import Meta as Meta
+
+    from kapudf_cli.batches import Batch as Batch
+    from kapudf_cli.batches import BatchHandler as BatchHandler
+    from kapudf_cli.batches import write_batch as write_batch
+    from kapudf_cli.errors import ConnectionClosedError as ConnectionClosedError
+    from kapudf_cli.errors import FieldValueError as FieldValueError
+    from kapudf_cli.errors import InvalidWriteError as InvalidWriteError
+    from kapudf_cli.errors import KapudfError as KapudfError
+    from kapudf_cli.errors import OptionsError as OptionsError
+    from kapudf_cli.handler import Handler as Handler
+    from kapudf_cli.handler import Writer as Writer
+    from kapudf_cli.options import Flag as Flag
+    from kapudf_cli.options import Options as Options
+    from kapudf_cli.points import FieldValue as FieldValue
+    from kapudf_cli.points import drop_field as drop_field
+    from kapudf_cli.points import get_datetime as get_datetime
+    from kapudf_cli.points import get_field as get_field
+    from kapudf_cli.points import get_fields as get_fields
+    from kapudf_cli.points import get_number as get_number
+    from kapudf_cli.points import get_tag as get_tag
+    from kapudf_cli.points import like as like
+    from kapudf_cli.points import set_datetime as set_datetime
+    from kapudf_cli.points import set_field as set_field
+    from kapudf_cli.points import time_ns as time_ns
+    from kapudf_cli.state import PerGroup as PerGroup
+    from kapudf_cli.state import State as State
+    from kapudf_cli.wire.codec import RawPoint as RawPoint
+    from kapudf_cli.wire.codec import decode_point as decode_point
+    from kapudf_cli.wire.udf_pb2 import BATCH as BATCH
+    from kapudf_cli.wire.udf_pb2 import BOOL as BOOL
+    from kapudf_cli.wire.udf_pb2 import DOUBLE as DOUBLE
+    from kapudf_cli.wire.udf_pb2 import DURATION as DURATION
+    from kapudf_cli.wire.udf_pb2 import INT as INT
+    from kapudf_cli.wire.udf_pb2 import STREAM as STREAM
+    from kapudf_cli.wire.udf_pb2 import STRING as STRING
+    from kapudf_cli.wire.udf_pb2 import BeginBatch as BeginBatch
+    from kapudf_cli.wire.udf_pb2 import EdgeType as EdgeType
+    from kapudf_cli.wire.udf_pb2 import EndBatch as EndBatch
+    from kapudf_cli.wire.udf_pb2 import InfoResponse as InfoResponse
+    from kapudf_cli.wire.udf_pb2 import InitRequest as InitRequest
+    from kapudf_cli.wire.udf_pb2 import InitResponse as InitResponse
+    from kapudf_cli.wire.udf_pb2 import Option as Option
+    from kapudf_cli.wire.udf_pb2 import OptionInfo as OptionInfo
+    from kapudf_cli.wire.udf_pb2 import OptionValue as OptionValue
+    from kapudf_cli.wire.udf_pb2 import Point as Point
+    from kapudf_cli.wire.udf_pb2 import RestoreRequest as RestoreRequest
+    from kapudf_cli.wire.udf_pb2 import RestoreResponse as RestoreResponse
+    from kapudf_cli.wire.udf_pb2 import SnapshotResponse as SnapshotResponse
+    from kapudf_cli.wire.udf_pb2 import ValueType as ValueType
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BATCH",
-    "BOOL",
-    "DOUBLE",
-    "DURATION",
-    "INT",
-    "STREAM",
-    "STRING",
-    "Batch",
-    "BatchHandler",
-    "BeginBatch",
-    "ConnectionClosedError",
-    "EdgeType",
-    "EndBatch",
-    "FieldValue",
-    "FieldValueError",
-    "Flag",
-    "Handler",
-    "InfoResponse",
-    "InitRequest",
-    "InitResponse",
-    "InvalidWriteError",
-    "KapudfError",
-    "Meta",
-    "Option",
-    "OptionInfo",
-    "OptionValue",
-    "Options",
-    "OptionsError",
-    "PerGroup",
-    "Point",
-    "RawPoint",
-    "RestoreRequest",
-    "RestoreResponse",
-    "SnapshotResponse",
-    "State",
-    "ValueType",
-    "Writer",
-    "decode_point",
-    "drop_field",
-    "get_datetime",
-    "get_field",
-    "get_fields",
-    "get_number",
-    "get_tag",
-    "like",
-    "set_datetime",
-    "set_field",
-    "time_ns",
-    "write_batch",
-]
+#: Where each public name is from. A test compares it with the imports above.
+_HOMES: Final = {
+    "msgspec": ("Meta",),
+    "kapudf_cli.batches": ("Batch", "BatchHandler", "write_batch"),
+    "kapudf_cli.errors": (
+        "ConnectionClosedError",
+        "FieldValueError",
+        "InvalidWriteError",
+        "KapudfError",
+        "OptionsError",
+    ),
+    "kapudf_cli.handler": ("Handler", "Writer"),
+    "kapudf_cli.options": ("Flag", "Options"),
+    "kapudf_cli.points": (
+        "FieldValue",
+        "drop_field",
+        "get_datetime",
+        "get_field",
+        "get_fields",
+        "get_number",
+        "get_tag",
+        "like",
+        "set_datetime",
+        "set_field",
+        "time_ns",
+    ),
+    "kapudf_cli.state": ("PerGroup", "State"),
+    "kapudf_cli.wire.codec": ("RawPoint", "decode_point"),
+    "kapudf_cli.wire.udf_pb2": (
+        "BATCH",
+        "BOOL",
+        "DOUBLE",
+        "DURATION",
+        "INT",
+        "STREAM",
+        "STRING",
+        "BeginBatch",
+        "EdgeType",
+        "EndBatch",
+        "InfoResponse",
+        "InitRequest",
+        "InitResponse",
+        "Option",
+        "OptionInfo",
+        "OptionValue",
+        "Point",
+        "RestoreRequest",
+        "RestoreResponse",
+        "SnapshotResponse",
+        "ValueType",
+    ),
+}
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name's home, and keep the name (PEP 562)."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return [*_HOME_OF, "__version__"]

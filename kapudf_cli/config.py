@@ -19,8 +19,8 @@ from msgspec import Meta
 
 from kapudf_cli import logs  # noqa: TC001 - msgspec reads the annotations at run time
 from kapudf_cli.errors import ConfigError
+from kapudf_cli.identifiers import IDENTIFIER, identifier
 from kapudf_cli.linger import DEFAULT_LINGER_MS, MAX_LINGER_MS
-from kapudf_cli.tickscript import IDENTIFIER, identifier
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
 
 S = TypeVar("S", bound=msgspec.Struct)

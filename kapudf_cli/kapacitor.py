@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from kapudf_cli.errors import ProbeError, ProtocolError
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
@@ -28,6 +28,25 @@ _READ_BYTES = 64 * 1024
 _RETRY_S = 0.02
 
 
+class Duplex(Protocol):
+    """What bytes go over: a connected stream socket, or what has its calls."""
+
+    def settimeout(self, timeout_s: float | None, /) -> None:
+        """Let each call wait for so long, None for ever."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of `data`."""
+
+    def recv(self, bufsize: int, /) -> bytes:
+        """Wait for bytes and return up to so many; b"" at the end."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End one direction."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
 class KapacitorSide:
     """One connection to a UDF, held as Kapacitor holds it.
 
@@ -35,8 +54,8 @@ class KapacitorSide:
     from the last `extend`.
     """
 
-    def __init__(self, connection: socket.socket, *, timeout_s: float) -> None:
-        """Take over a connected stream socket."""
+    def __init__(self, connection: Duplex, *, timeout_s: float) -> None:
+        """Take over a connected stream socket, or pipes."""
         self._socket = connection
         self._frames = FrameReader(RESPONSES.decode_in, DEFAULT_MAX_FRAME_BYTES)
         self._arrived: Iterator[ResponseMessage] = iter(())
@@ -82,6 +101,11 @@ class KapacitorSide:
     ) -> None:
         """Close it."""
         self._socket.close()
+
+    @property
+    def connection(self) -> Duplex:
+        """What the bytes go over; it belongs to this object."""
+        return self._socket
 
     def extend(self, timeout_s: float) -> None:
         """Give whatever follows `timeout_s` seconds from now."""
@@ -185,7 +209,7 @@ def probe(path: str, *, timeout_s: float) -> Answer:
         )
         raise ProbeError(problem) from error
     except OSError as error:
-        raise ProbeError(f"{path}: {_why_not_connected(path, error)}") from error
+        raise ProbeError(f"{path}: {why_not_connected(path, error)}") from error
     return Answer(info, time.monotonic() - started)
 
 
@@ -228,7 +252,8 @@ _REFUSALS = {
 }
 
 
-def _why_not_connected(path: str, error: OSError) -> str:
+def why_not_connected(path: str, error: OSError) -> str:
+    """Return what a refusal of the system means to whoever named the path."""
     with contextlib.suppress(OSError):
         if error.errno == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
             return "this is no socket"

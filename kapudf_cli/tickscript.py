@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
+from kapudf_cli.identifiers import identifier
 from kapudf_cli.wire.udf_pb2 import BOOL, DOUBLE, DURATION, INT, STRING, EdgeType, ValueType
 
 if TYPE_CHECKING:
@@ -12,15 +12,6 @@ if TYPE_CHECKING:
 
 #: A literal of each type, for the reader to replace.
 _PLACEHOLDERS = {BOOL: "TRUE", INT: "0", DOUBLE: "0.0", STRING: "'…'", DURATION: "10s"}
-
-#: What TICKscript can call with @name(): a letter or underscore, then those and digits.
-IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def identifier(text: str) -> str:
-    """Return the nearest name to `text` that a TICKscript can call with @name()."""
-    name = re.sub(r"[^A-Za-z0-9_]", "_", text)
-    return name if IDENTIFIER.fullmatch(name) else f"_{name}"
 
 
 def edge_name(edge: EdgeType) -> str:

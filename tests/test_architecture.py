@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 #: From the ground up. A name stands for a module, or for a package with all that is in it.
 FLOORS = [
-    {"errors"},
+    {"errors", "identifiers"},
     {"wire"},
     {"literals", "tickscript"},
     {"declared", "linger", "options", "points", "state", "streams", "logs"},
@@ -19,6 +19,7 @@ FLOORS = [
     {"account", "batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},
     {"in_process", "scaffold", "serving"},
+    {"targets"},
     {"commands", "testing"},
     {"__main__"},
 ]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from kapudf_cli import (
     BATCH,
     BOOL,
@@ -18,7 +14,7 @@ from kapudf_cli import (
     OptionInfo,
     ValueType,
 )
-from kapudf_cli.tickscript import IDENTIFIER, edge_name, identifier, signatures, snippet
+from kapudf_cli.tickscript import edge_name, signatures, snippet
 
 
 def info(**options: tuple[ValueType, ...]) -> InfoResponse:
@@ -32,32 +28,6 @@ def info(**options: tuple[ValueType, ...]) -> InfoResponse:
 UNKNOWN = InfoResponse.FromString(
     b"\x08\x07\x10\x08" + b"\x1a\x0b\x0a\x03odd\x12\x04\x0a\x02\x09\x03"
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("mirror", "mirror"),
-        ("my-mirror", "my_mirror"),
-        ("my.mirror v2", "my_mirror_v2"),
-        ("2nd", "_2nd"),
-        ("ärger", "_rger"),
-        ("", "_"),
-        ("_", "_"),
-        ("line\n", "line_"),
-    ],
-)
-def test_a_name_is_the_nearest_that_can_be_called(text: str, name: str) -> None:
-    """What cannot be in a name becomes an underscore, and a digit is not the first."""
-    assert identifier(text) == name
-
-
-@given(st.text())
-def test_every_text_has_a_name_that_can_be_called(text: str) -> None:
-    """Whatever a socket is called, the snippet can be pasted, and a good name stays as it is."""
-    name = identifier(text)
-    assert IDENTIFIER.fullmatch(name)
-    assert identifier(name) == name
 
 
 def test_edges_have_the_names_of_a_tickscript() -> None:

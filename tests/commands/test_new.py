@@ -17,8 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 import kapudf_cli
-from kapudf_cli import scaffold, tickscript
+from kapudf_cli import scaffold
 from kapudf_cli.commands import main
+from kapudf_cli.identifiers import IDENTIFIER
 from tests.plugins.distributions import environment, install
 from tests.plugins.unprivileged import run_unprivileged
 from tests.serve_process import KAPUDF, PATIENCE_S
@@ -152,7 +153,7 @@ def test_one_name_gives_them_all(name: str) -> None:
     """Python, pip and TICKscript have rules of their own."""
     package, class_name = NAMES[name]
     assert scaffold.names_of(name) == scaffold.Names(name, package, class_name, package)
-    assert tickscript.IDENTIFIER.fullmatch(package)
+    assert IDENTIFIER.fullmatch(package)
 
 
 def test_the_project_passes_its_own_tests(project: Path, name: str) -> None:
@@ -271,7 +272,7 @@ def test_every_class_that_a_template_imports_is_refused_as_a_name() -> None:
                 imports |= {alias.name for alias in node.names}
     classes = {each for each in imports if each[0].isupper()}
     assert classes == set(scaffold._IMPORTED)
-    assert "Handler" in classes & set(kapudf_cli.__all__)
+    assert "Handler" in classes & set(dir(kapudf_cli))
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
