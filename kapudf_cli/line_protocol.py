@@ -50,12 +50,13 @@ _STRAY_BACKSLASH = re.compile(r"\\(?=[,= ]|$)")
 _UNFIT = re.compile(r"[\n\r\t\x0b\x0c\0]")
 
 
-def parse(line: str, *, precision: str = "ns") -> Point:
-    """Return the point of a line; its time is 0 if the line has none.
+def parse(line: str, *, precision: str = "ns", default_time_ns: int = 0) -> Point:
+    """Return the point of a line.
 
     Args:
         line: one line, which may hold line feeds in a string.
         precision: what its timestamp counts, one of PRECISIONS.
+        default_time_ns: the time of a point whose line has none.
 
     Raises:
         LineProtocolError: it is none, or has an unsigned integer, on which
@@ -70,7 +71,8 @@ def parse(line: str, *, precision: str = "ns") -> Point:
     # The parser takes unsigned integers for integers.
     if "u" in line and _UNSIGNED.search(_QUOTED.sub('""', line)):
         raise LineProtocolError(line, "Kapacitor has no unsigned integers, and panics on one")
-    time = (parsed["time"] or 0) * PRECISIONS[precision]
+    stamp = parsed["time"]
+    time = default_time_ns if stamp is None else stamp * PRECISIONS[precision]
     if time not in _INT64:
         raise LineProtocolError(line, f"the time is out of range; is its precision {precision}?")
     point = Point(name=parsed["measurement"], time=time, tags=parsed["tags"])
