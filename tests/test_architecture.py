@@ -13,7 +13,17 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "identifiers"},
     {"wire"},
-    {"declared", "linger", "options", "points", "state", "streams", "tickscript", "logs"},
+    {
+        "declared",
+        "linger",
+        "options",
+        "points",
+        "state",
+        "stdio_stream",
+        "streams",
+        "tickscript",
+        "logs",
+    },
     {"handler"},
     {"account", "batches", "columns", "outbox", "plugins", "kapacitor", "config"},
     {"agent"},
