@@ -181,6 +181,14 @@ class CallError(KapudfError):
         self.reason = reason
 
 
+class WindowsTooFullError(KapudfError):
+    """The windows over a stream hold more points than memory should."""
+
+
+class ReplayError(KapudfError):
+    """A UDF did what fails its task, or worse, while a recording was sent through it."""
+
+
 # --- The plugin's fault ---------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.batches import Batch
-from kapudf_cli.errors import BatchTooLongError
+from kapudf_cli.errors import WindowsTooFullError
 from kapudf_cli.wire.udf_pb2 import Point
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Windows:
         """Yield a batch for each window that closes.
 
         Raises:
-            BatchTooLongError: the open windows hold more than MAX_HELD_POINTS.
+            WindowsTooFullError: the open windows hold more than MAX_HELD_POINTS.
         """
         for point in points:
             window = self._windows.get(point.group)
@@ -60,7 +60,7 @@ class Windows:
             self.held += 1
             if self.held > MAX_HELD_POINTS:
                 message = f"more than {MAX_HELD_POINTS} points in open windows; cut shorter ones"
-                raise BatchTooLongError(message)
+                raise WindowsTooFullError(message)
 
     def _close(self, window: _Window, point: Point) -> Batch:
         """Return what is in a window as a batch, `point` being of the same group."""

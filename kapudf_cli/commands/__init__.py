@@ -30,6 +30,7 @@ _WRONG_CALLS: Final = (AmbiguousHandlerError, ProjectNameError, UnknownHandlerEr
 #: Each command, and the module and name of its function.
 _COMMANDS: Final = {
     "serve": "kapudf_cli.commands.serve:serve",
+    "exec": "kapudf_cli.commands.exec:execute",
     "list-handlers": "kapudf_cli.commands.list_handlers:list_handlers",
     "probe": "kapudf_cli.commands.probe:probe",
     "check-config": "kapudf_cli.commands.check_config:check_config",

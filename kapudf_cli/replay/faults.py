@@ -1,0 +1,103 @@
+"""What a UDF did wrong, in words that tell its author what to mend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.errors import EmptyMessageError, FrameTooLongError, VarintTooLongError
+
+if TYPE_CHECKING:
+    from kapudf_cli.errors import ProtocolError
+    from kapudf_cli.replay.session import Counts
+    from kapudf_cli.targets import Ending
+
+CLOSED_IN_BATCH: Final = (
+    "the UDF closed the connection inside a batch, which is lost; it must send EndBatch first"
+)
+_TASK_STOPS: Final = "in Kapacitor the task stops until somebody enables it again"
+
+
+def refused(question: str, reason: str) -> str:
+    """Return what to say of an answer without success."""
+    told = _one_line(reason) or "it gives no reason; set `error` in its answer"
+    return f"the UDF refused {question}: {told}"
+
+
+def reported(text: str) -> str:
+    """Return what to say of an ErrorResponse."""
+    return f"the UDF reported an error, which fails the task: {_one_line(text) or '(no text)'}"
+
+
+def crashing(problem: str) -> str:
+    """Return a problem with what Kapacitor would have made of it."""
+    return f"{problem}. This would have crashed kapacitord, with every task in it"
+
+
+def garbled(error: ProtocolError) -> str:
+    """Return what to say of bytes that are no response."""
+    problem = f"what the UDF sent is not the protocol: {error}"
+    match error:
+        case EmptyMessageError() | VarintTooLongError():
+            return crashing(problem)
+        case FrameTooLongError():
+            return crashing(f"{problem}; kapacitord takes memory for all of it at once")
+        case _:
+            return (
+                f"{problem}; does something else write to the connection, a print to stdout say, "
+                "or do two threads write at once?"
+            )
+
+
+def silent(timeout_s: float, counts: Counts, *, after_data: bool) -> str:
+    """Return what to say of a UDF from which nothing came for too long."""
+    progress = f"{_came(counts)} of {_sent(counts)} sent"
+    if after_data:
+        return (
+            f"the UDF did not close within {timeout_s:g} s of the end of the data ({progress}); "
+            "at the end of its input it must flush what it has and close"
+        )
+    return (
+        f"nothing came from the UDF for {timeout_s:g} s, not even an answer to a keepalive "
+        f"({progress}); is it stuck in a call, or does it not flush what it writes? "
+        f"Kapacitor aborts such a task"
+    )
+
+
+def closed_instead_of(answer: str) -> str:
+    """Return what to say of a UDF that closed while it was being waited for."""
+    return f"the UDF closed the connection instead of sending {answer}"
+
+
+def closed_early(counts: Counts, *, snapshot: bool) -> str:
+    """Return what to say of a UDF that closed before the end of its input."""
+    when = "when it was asked for a snapshot" if snapshot else "before the end of the data"
+    return (
+        f"the UDF closed the connection {when}, with {_came(counts)} of {_sent(counts)} sent; "
+        f"{_TASK_STOPS}"
+    )
+
+
+def ended_badly(ending: Ending) -> str:
+    """Return what to say of a UDF that answered everything, and then ended with an error."""
+    return with_ending("the UDF answered everything, and ended badly", ending)
+
+
+def with_ending(problem: str, ending: Ending | None) -> str:
+    """Return a problem with how the UDF ended, and the last that it wrote to stderr."""
+    if ending is None:
+        return f"{problem}; its log may say why"
+    if not ending.last_words:
+        return f"{problem} ({ending.text})"
+    return f"{problem} ({ending.text}; the last line on its stderr: {ending.last_words[-1]})"
+
+
+def _came(counts: Counts) -> str:
+    return f"{counts.points_received} points back"
+
+
+def _sent(counts: Counts) -> str:
+    return f"{counts.points_sent}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
