@@ -92,12 +92,12 @@ def write(point: Point, *, name: str | None = None) -> str:
 
     Args:
         point: the point.
-        name: the measurement, where the point does not have it, as in a batch.
+        name: the measurement of the point's batch; a point in one need not have it.
 
     Raises:
         LineProtocolError: line protocol has no way to write it.
     """
-    series = _name(point.name or name or "", "measurement", _IN_NAME)
+    series = _name(point.name if name is None else name, "measurement", _IN_NAME)
     for tag, text in sorted(point.tags.items()):
         # InfluxDB knows no empty tag: it is one that is not there.
         if text:
@@ -111,18 +111,23 @@ def write(point: Point, *, name: str | None = None) -> str:
     return f"{series} {','.join(written)} {point.time}"
 
 
-def _value(name: str, value: FieldValue) -> str:
+def show_value(value: FieldValue) -> str:
+    """Return a field's value as line protocol has it, and `nan` and `inf`, which it has not."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
         return f"{value}i"
     if isinstance(value, str):
-        if "\0" in value:
-            raise LineProtocolError(value, f"field {name!r} has a NUL byte")
         return '"' + _IN_STRING.sub(r"\\\g<0>", value) + '"'
-    if not math.isfinite(value):
-        raise LineProtocolError(str(value), f"field {name!r} is {value}, which no line can hold")
     return repr(value)
+
+
+def _value(name: str, value: FieldValue) -> str:
+    if isinstance(value, str) and "\0" in value:
+        raise LineProtocolError(value, f"field {name!r} has a NUL byte")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise LineProtocolError(str(value), f"field {name!r} is {value}, which no line can hold")
+    return show_value(value)
 
 
 def _name(text: str, what: str, special: re.Pattern[str]) -> str:
