@@ -107,6 +107,10 @@ class InvalidWriteError(KapudfError):
     """A handler wrote what would break Kapacitor's side; nothing of it was sent."""
 
 
+class CrashingWriteError(InvalidWriteError):
+    """A handler wrote what crashes kapacitord itself, every task with it."""
+
+
 class OptionsError(KapudfError):
     """A TICKscript calls a handler's options wrongly; the message is for its author."""
 
@@ -130,6 +134,51 @@ class BatchTooLongError(KapudfError):
 
 class ConnectionClosedError(KapudfError):
     """A handler wrote to a connection that has ended."""
+
+
+# --- The input's fault ----------------------------------------------------------
+
+
+class LineProtocolError(KapudfError, ValueError):
+    """A text is no line protocol, or a point cannot be written as such.
+
+    Attributes:
+        text: the text at fault.
+        reason: what is wrong, without the text.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"no line protocol: {text!r:.200}: {reason}")
+        self.text = text
+        self.reason = reason
+
+
+class RecordingError(KapudfError):
+    """A recording cannot be read, or has an ill-formed line.
+
+    Attributes:
+        place: the file, and the line in it where it is one line that is at fault.
+        reason: what is wrong, without the place.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.place = place
+        self.reason = reason
+
+
+class CallError(KapudfError):
+    """The calls of a UDF's options are not TICKscript's, or not what the UDF declares.
+
+    Attributes:
+        column: where in the text, the first character being 1.
+        reason: what is wrong, without the place.
+    """
+
+    def __init__(self, column: int, reason: str) -> None:
+        super().__init__(f"character {column} of the options: {reason}")
+        self.column = column
+        self.reason = reason
 
 
 # --- The plugin's fault ---------------------------------------------------------
