@@ -314,6 +314,20 @@ class TargetError(KapudfError):
         self.problem = problem
 
 
+class ResponseFaultError(KapudfError):
+    """A UDF sent what Kapacitor cannot bear.
+
+    Attributes:
+        problem: what it did, to be put after the UDF's name.
+        consequence: what Kapacitor would do.
+    """
+
+    def __init__(self, problem: str, consequence: str) -> None:
+        super().__init__(f"{problem}; {consequence}")
+        self.problem = problem
+        self.consequence = consequence
+
+
 class ProbeError(KapudfError):
     """A UDF did not answer as Kapacitor needs it to."""
 
