@@ -107,10 +107,6 @@ class InvalidWriteError(KapudfError):
     """A handler wrote what would break Kapacitor's side; nothing of it was sent."""
 
 
-class CrashingWriteError(InvalidWriteError):
-    """A handler wrote what crashes kapacitord itself, every task with it."""
-
-
 class OptionsError(KapudfError):
     """A TICKscript calls a handler's options wrongly; the message is for its author."""
 
@@ -183,6 +179,10 @@ class CallError(KapudfError):
 
 class WindowsTooFullError(KapudfError):
     """The windows over a stream hold more points than memory should."""
+
+
+class MisfitError(KapudfError):
+    """A UDF, a recording, and what was asked for do not go together."""
 
 
 class ReplayError(KapudfError):
@@ -320,6 +320,20 @@ class TargetError(KapudfError):
         super().__init__(f"{target}: {problem}")
         self.target = target
         self.problem = problem
+
+
+class ResponseFaultError(KapudfError):
+    """A UDF sent what Kapacitor cannot bear.
+
+    Attributes:
+        problem: what it did, to be put after the UDF's name.
+        consequence: what Kapacitor would do.
+    """
+
+    def __init__(self, problem: str, consequence: str) -> None:
+        super().__init__(f"{problem}; {consequence}")
+        self.problem = problem
+        self.consequence = consequence
 
 
 class ProbeError(KapudfError):

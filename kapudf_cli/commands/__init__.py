@@ -13,8 +13,10 @@ import click
 
 from kapudf_cli.errors import (
     AmbiguousHandlerError,
+    CallError,
     ConfigError,
     KapudfError,
+    MisfitError,
     ProjectNameError,
     UnknownHandlerError,
 )

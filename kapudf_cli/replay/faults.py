@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.errors import EmptyMessageError, FrameTooLongError, VarintTooLongError
-
 if TYPE_CHECKING:
-    from kapudf_cli.errors import ProtocolError
     from kapudf_cli.replay.session import Counts
     from kapudf_cli.targets import Ending
 
-CLOSED_IN_BATCH: Final = (
-    "the UDF closed the connection inside a batch, which is lost; it must send EndBatch first"
+NO_SNAPSHOT: Final = (
+    "the UDF did not answer Snapshot; one without state answers with no bytes, at once"
 )
 _TASK_STOPS: Final = "in Kapacitor the task stops until somebody enables it again"
 
@@ -26,26 +23,6 @@ def refused(question: str, reason: str) -> str:
 def reported(text: str) -> str:
     """Return what to say of an ErrorResponse."""
     return f"the UDF reported an error, which fails the task: {_one_line(text) or '(no text)'}"
-
-
-def crashing(problem: str) -> str:
-    """Return a problem with what Kapacitor would have made of it."""
-    return f"{problem}. This would have crashed kapacitord, with every task in it"
-
-
-def garbled(error: ProtocolError) -> str:
-    """Return what to say of bytes that are no response."""
-    problem = f"what the UDF sent is not the protocol: {error}"
-    match error:
-        case EmptyMessageError() | VarintTooLongError():
-            return crashing(problem)
-        case FrameTooLongError():
-            return crashing(f"{problem}; kapacitord takes memory for all of it at once")
-        case _:
-            return (
-                f"{problem}; does something else write to the connection, a print to stdout say, "
-                "or do two threads write at once?"
-            )
 
 
 def silent(timeout_s: float, counts: Counts, *, after_data: bool) -> str:

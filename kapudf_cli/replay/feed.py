@@ -14,8 +14,8 @@ from kapudf_cli.wire.udf_pb2 import EndBatch, Point
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kapudf_cli.wire.codec import DataMessage
     from kapudf_cli.windows import Windows
+    from kapudf_cli.wire.codec import DataMessage
 
 
 @dataclass(frozen=True)

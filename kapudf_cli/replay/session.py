@@ -15,17 +15,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
-from kapudf_cli.errors import CrashingWriteError, InvalidWriteError, ProtocolError, ReplayError
+from kapudf_cli.errors import ProtocolError, ReplayError, ResponseFaultError
 from kapudf_cli.replay import faults
-from kapudf_cli.wire.conversation import OutgoingOrder
+from kapudf_cli.wire.responses import ResponseOrder, fault_of
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
     ErrorResponse,
-    InfoResponse,
     InitResponse,
     KeepaliveRequest,
-    KeepaliveResponse,
     Point,
     RestoreRequest,
     RestoreResponse,
@@ -44,6 +42,8 @@ A = TypeVar("A", InitResponse, RestoreResponse)
 
 #: A send may wait for as long as the UDF answers keepalives, which is what is timed.
 _UNLIMITED_S: Final = 1_000_000.0
+#: Keepalives may be answered while a snapshot is taken, but not for ever; in time-outs.
+_SNAPSHOT_TIMEOUTS: Final = 6
 #: How long a process may take to be seen to have ended once its connection has.
 _ENDING_S: Final = 2.0
 
@@ -64,7 +64,6 @@ class Session:
     Attributes:
         counts: what has gone through so far; read it from any thread.
         snapshot: what the UDF answered to Snapshot, None if it was not asked.
-        unasked: the answers that came without a question, by name. Kapacitor logs them.
     """
 
     def __init__(self, connection: Connection, *, provides: EdgeType, timeout_s: float) -> None:
@@ -77,12 +76,10 @@ class Session:
         """
         self.counts = Counts()
         self.snapshot: bytes | None = None
-        self.unasked: set[str] = set()
         self._connection = connection
         self._side = connection.side
         self._timeout_s = timeout_s
-        self._order = OutgoingOrder()
-        self._order.declare(provides)
+        self._order = ResponseOrder(provides)
         # Messages are sent from two threads, and frames must not mix.
         self._sending = threading.Lock()
         self._stopped = threading.Event()
@@ -147,6 +144,7 @@ class Session:
         try:
             with self._sending:
                 if not self._half_closed:
+                    self._order.send(request)
                     self._side.send(request)
         except (OSError, ValueError):
             # ValueError is what a connection closed in the meantime raises.
@@ -170,7 +168,7 @@ class Session:
             if take_snapshot:
                 self._snapshot_asked = True
                 self._ask(SnapshotRequest())
-                self._snapshot_arrived.wait()
+                self._snapshot_arrived.wait(_SNAPSHOT_TIMEOUTS * self._timeout_s)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the data is read
             self._source_error = error
         with contextlib.suppress(OSError, ValueError), self._sending:
@@ -183,13 +181,13 @@ class Session:
         """Return the next response that the protocol allows; None once the UDF has closed."""
         try:
             response = self._side.receive_within(self._timeout_s)
-            self._check(response)
+            if response is None:
+                return None
+            self._order.receive(response)
+        except ResponseFaultError as error:
+            raise ReplayError(f"the UDF {error}") from error
         except ProtocolError as error:
-            raise ReplayError(faults.garbled(error)) from error
-        except CrashingWriteError as error:
-            raise ReplayError(faults.crashing(f"the UDF sent {error}")) from error
-        except InvalidWriteError as error:
-            raise ReplayError(f"the UDF sent {error}") from error
+            self._fail_of_end(f"the UDF {fault_of(error)}")
         except TimeoutError as error:
             raise ReplayError(
                 faults.silent(self._timeout_s, self.counts, after_data=self._half_closed)
@@ -197,20 +195,14 @@ class Session:
         except OSError:
             # The connection was reset: the UDF closed with input that it had not read.
             self._fail_of_end(faults.closed_early(self.counts, snapshot=self._snapshot_asked))
-        return response
-
-    def _check(self, response: ResponseMessage | None) -> None:
         match response:
             case Point():
-                self._order.point()
                 self.counts.points_received += 1
-            case BeginBatch():
-                self._order.begin_batch(response)
             case EndBatch():
-                self._order.end_batch()
                 self.counts.batches_received += 1
             case ErrorResponse():
                 raise ReplayError(faults.reported(response.error))
+        return response
 
     def _until(self, answer: type[A]) -> Generator[DataMessage, None, A]:
         """Yield data until an answer comes, and return that."""
@@ -225,21 +217,20 @@ class Session:
 
     def _take(self, response: ResponseMessage) -> None:
         """Take what is no data."""
-        match response:
-            case KeepaliveResponse():
-                pass
-            case SnapshotResponse() if self._snapshot_asked and self.snapshot is None:
-                self.snapshot = response.snapshot
-                self._snapshot_arrived.set()
-            case InfoResponse() | InitResponse() | RestoreResponse() | SnapshotResponse():
-                self.unasked.add(type(response).__name__)
+        if isinstance(response, SnapshotResponse):
+            self.snapshot = response.snapshot
+            self._snapshot_arrived.set()
 
     def _check_end(self) -> None:
         """Say what is wrong with the UDF's end, if something is."""
         if not self._half_closed:
             self._fail_of_end(faults.closed_early(self.counts, snapshot=self._snapshot_asked))
-        if self._order.in_batch:
-            self._fail_of_end(faults.CLOSED_IN_BATCH)
+        try:
+            self._order.finish()
+        except ResponseFaultError as error:
+            self._fail_of_end(f"the UDF {error}")
+        if self._snapshot_asked and self.snapshot is None:
+            self._fail_of_end(faults.NO_SNAPSHOT)
         ending = self._connection.ending(_ENDING_S)
         if ending is not None and not ending.clean:
             raise ReplayError(faults.ended_badly(ending))
