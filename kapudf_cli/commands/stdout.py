@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 
 class Stdout:
-    """Where results go. It is set apart: what else this process prints goes to stderr."""
+    """Where results go.
 
-    def __init__(self, file: IO[bytes], *, live: bool) -> None:
-        """Write to a file; `live` for whoever watches each line come."""
+    Attributes:
+        live: whether each line is handed on at once, for whoever watches them come.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Write to a file."""
+        self.live = False
         self._file = file
-        self._live = live
 
     def emit(self, line: str) -> None:
         """Write a line.
@@ -28,16 +32,20 @@ class Stdout:
         """
         # A lone surrogate cannot come out of protobuf, but may out of a name on the command line.
         self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
-        if self._live:
+        if self.live:
             self._file.flush()
 
     def emit_part(self, text: str) -> None:
         """Write a part of a line; raises as `emit` does."""
         self._file.write(text.encode("utf-8", "backslashreplace"))
 
+    def flush(self) -> None:
+        """Hand on what was written; raises as `emit` does."""
+        self._file.flush()
+
 
 @contextlib.contextmanager
-def own_stdout(*, live: bool) -> Iterator[Stdout]:
+def own_stdout() -> Iterator[Stdout]:
     """Give stdout to results alone; until the end, a handler's `print` goes to stderr.
 
     Raises:
@@ -49,11 +57,11 @@ def own_stdout(*, live: bool) -> Iterator[Stdout]:
         descriptor = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     except OSError:
-        yield Stdout(sys.stdout.buffer, live=live)
+        yield Stdout(sys.stdout.buffer)
         return
     file = os.fdopen(os.dup(descriptor), "wb")
     try:
-        yield Stdout(file, live=live)
+        yield Stdout(file)
         file.flush()
     finally:
         with contextlib.suppress(BrokenPipeError):
