@@ -183,9 +183,9 @@ class KapacitorSide:
         A thread that sends meanwhile has whatever `extend` gave it: a UDF that takes its
         time to read is not one that hangs, as long as it answers.
         """
-        poll = select.poll()
-        poll.register(self._socket.fileno(), select.POLLIN)
         while (response := next(self._arrived, None)) is None:
+            poll = select.poll()
+            poll.register(self._socket.fileno(), select.POLLIN)
             if not poll.poll(timeout_s * 1000):
                 raise TimeoutError(errno.ETIMEDOUT, "timed out")
             data = self._socket.recv(_READ_BYTES)

@@ -10,14 +10,15 @@ NUL byte.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from line_protocol_parser import LineFormatError, parse_line
 
 from kapudf_cli.errors import LineProtocolError
-from kapudf_cli.points import get_fields, set_field
+from kapudf_cli.points import get_fields
 from kapudf_cli.wire.udf_pb2 import Point
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ PRECISIONS: Final[Mapping[str, int]] = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
+#: Names and tags are few, or as many as there are series.
+_KNOWN_NAMES = 4096
 _INT64 = range(-(2**63), 2**63)
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
@@ -75,10 +78,19 @@ def parse(line: str, *, precision: str = "ns", default_time_ns: int = 0) -> Poin
     time = default_time_ns if stamp is None else stamp * PRECISIONS[precision]
     if time not in _INT64:
         raise LineProtocolError(line, f"the time is out of range; is its precision {precision}?")
+    # The parser gives each name once, and nothing that no field can hold.
     point = Point(name=parsed["measurement"], time=time, tags=parsed["tags"])
     for name, value in parsed["fields"].items():
-        set_field(point, name, value)
+        _fields_of(point, type(value))[name] = value
     return point
+
+
+def _fields_of(point: Point, kind: type) -> Any:
+    if kind is float:
+        return point.fieldsDouble
+    if kind is int:
+        return point.fieldsInt
+    return point.fieldsBool if kind is bool else point.fieldsString
 
 
 def is_unfinished(line: str) -> bool:
@@ -101,7 +113,7 @@ def write(point: Point, *, name: str | None = None) -> str:
     for tag, text in sorted(point.tags.items()):
         # InfluxDB knows no empty tag: it is one that is not there.
         if text:
-            series += f",{_name(tag, 'tag', _IN_KEY)}={_name(text, f'tag {tag!r}', _IN_KEY)}"
+            series += f",{_name(tag, 'tag', _IN_KEY)}={_name(text, tag, _IN_KEY)}"
     fields = get_fields(point)
     if not fields:
         raise LineProtocolError(series, "a point without fields cannot be written")
@@ -130,12 +142,13 @@ def _value(name: str, value: FieldValue) -> str:
     return show_value(value)
 
 
+@functools.lru_cache(_KNOWN_NAMES)
 def _name(text: str, what: str, special: re.Pattern[str]) -> str:
     if not text:
         raise LineProtocolError(text, f"a {what} without a name")
     if _UNFIT.search(text) or _STRAY_BACKSLASH.search(text):
         raise LineProtocolError(
-            text, f"{what}: a tab, a line's end, or a backslash at the end or before , = or space"
+            text, f"'{what}': a tab, a line's end, or a backslash at the end or before , = or space"
         )
     if what == "measurement" and text.startswith("#"):
         raise LineProtocolError(text, "a measurement that begins with # would be a comment")

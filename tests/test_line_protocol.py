@@ -144,9 +144,9 @@ def test_an_empty_tag_is_left_out() -> None:
         (Point(name="m", fieldsDouble={"x": float("-inf")}), "field 'x' is -inf, which no line"),
         (point("m", 1, {}, {"x": "a\0"}), "field 'x' has a NUL byte"),
         (point("#m", 1, {}, {"x": 1}), "a measurement that begins with # would be a comment"),
-        (point("m", 1, {"t": "a\\"}, {"x": 1}), "tag 't': a tab, a line's end, or a backslash"),
+        (point("m", 1, {"t": "a\\"}, {"x": 1}), "'t': a tab, a line's end, or a backslash"),
         (point("m", 1, {"": "a"}, {"x": 1}), "a tag without a name"),
-        (point("m", 1, {}, {"a\nb": 1}), "field: a tab, a line's end, or a backslash"),
+        (point("m", 1, {}, {"a\nb": 1}), "'field': a tab, a line's end, or a backslash"),
     ],
 )
 def test_what_line_protocol_cannot_hold_is_refused(unwritable: Point, reason: str) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from kapudf_cli.targets import Target
     from kapudf_cli.wire.codec import DataMessage
 
+#: Sent at once where that is faster: about what a socket holds.
+_PIECE_BYTES = 64 * 1024
 #: With --keep-going, so many ill-formed lines are told one by one.
 _TOLD_LINES = 10
 
@@ -217,7 +219,13 @@ def replay(  # noqa: PLR0913 - as many as the command has options
         options = check_calls(told_calls, info)
         shown = _shown(shape, out, diff=diff, colour=on_terminal)
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
-        session = Session(connection, provides=info.provides, timeout_s=timeout_s)
+        session = Session(
+            connection,
+            provides=info.provides,
+            timeout_s=timeout_s,
+            # Nobody waits for a single point out of a file.
+            piece_bytes=1 if out.live else _PIECE_BYTES,
+        )
         messages = feed.messages(recording.records)
         if isinstance(shown, DifferenceFormat):
             messages = _noted(messages, shown.differences)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from kapudf_cli.errors import ProtocolError, ReplayError, ResponseFaultError
 from kapudf_cli.replay import faults
+from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.responses import ResponseOrder, fault_of
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
@@ -66,19 +67,29 @@ class Session:
         snapshot: what the UDF answered to Snapshot, None if it was not asked.
     """
 
-    def __init__(self, connection: Connection, *, provides: EdgeType, timeout_s: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        provides: EdgeType,
+        timeout_s: float,
+        piece_bytes: int = 1,
+    ) -> None:
         """Use a fresh connection.
 
         Args:
             connection: to the UDF; it stays the caller's to close.
             provides: the edge that the UDF has declared.
             timeout_s: how long the UDF may be silent, as `timeout` of kapacitor.conf.
+            piece_bytes: how much of the data is gathered before it is sent. With 1, each
+                message is sent when it is there, as Kapacitor does.
         """
         self.counts = Counts()
         self.snapshot: bytes | None = None
         self._connection = connection
         self._side = connection.side
         self._timeout_s = timeout_s
+        self._piece_bytes = piece_bytes
         self._order = ResponseOrder(provides)
         # Messages are sent from two threads, and frames must not mix.
         self._sending = threading.Lock()
@@ -141,11 +152,15 @@ class Session:
 
     def _ask(self, request: RequestMessage) -> bool:
         """Send a request; return False if the UDF is gone, which its answers will tell better."""
+        self._order.send(request)
+        return self._send_bytes(REQUESTS.encode(request))
+
+    def _send_bytes(self, frames: bytes) -> bool:
+        """Send whole frames; return False if the UDF is gone."""
         try:
             with self._sending:
-                if not self._half_closed:
-                    self._order.send(request)
-                    self._side.send(request)
+                if frames and not self._half_closed:
+                    self._side.send_bytes(frames)
         except (OSError, ValueError):
             # ValueError is what a connection closed in the meantime raises.
             return False
@@ -156,6 +171,7 @@ class Session:
             self._ask(KeepaliveRequest(time=time.time_ns()))
 
     def _send(self, data: Iterable[RequestMessage], take_snapshot: bool) -> None:  # noqa: FBT001 - of a thread
+        piece = bytearray()
         try:
             for message in data:
                 # Counted before it is sent: it may be back before this thread goes on.
@@ -163,14 +179,19 @@ class Session:
                     self.counts.points_sent += 1
                 elif isinstance(message, BeginBatch):
                     self.counts.batches_sent += 1
-                if not self._ask(message) or self._stopped.is_set():
-                    return
-            if take_snapshot:
+                piece += REQUESTS.encode(message)
+                if len(piece) >= self._piece_bytes:
+                    if not self._send_bytes(bytes(piece)) or self._stopped.is_set():
+                        return
+                    piece.clear()
+            if take_snapshot and self._send_bytes(bytes(piece)):
+                piece.clear()
                 self._snapshot_asked = True
                 self._ask(SnapshotRequest())
                 self._snapshot_arrived.wait(_SNAPSHOT_TIMEOUTS * self._timeout_s)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the data is read
             self._source_error = error
+        self._send_bytes(bytes(piece))
         with contextlib.suppress(OSError, ValueError), self._sending:
             self._half_closed = True
             self._side.half_close()
