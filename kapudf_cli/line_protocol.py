@@ -160,4 +160,4 @@ def _reason(line: str, problem: str) -> str:
         return "a string is not closed"
     if "=" not in line:
         return "there is no field; a line is: measurement,tag=value field=1.0 timestamp"
-    return problem.rstrip(".")
+    return problem[:1].lower() + problem[1:].rstrip(".")

@@ -102,11 +102,11 @@ def test_a_time_counts_in_its_precision(precision: str, unit: int) -> None:
         ("cpu", "there is no field; a line is: measurement,tag=value field=1.0 timestamp"),
         ("# a comment", "a comment holds no point"),
         ('m x="open', "a string is not closed"),
-        ("m x=1 1e3", "Failed to parse nanoseconds integer timestamp"),
+        ("m x=1 1e3", "failed to parse nanoseconds integer timestamp"),
         ("m x=5u", "Kapacitor has no unsigned integers, and panics on one"),
         ("m x=1,y=5u,z=2 3", "Kapacitor has no unsigned integers, and panics on one"),
-        ("m x=NaN", "Failed to parse type of field value"),
-        ("m x=1\0", "Embedded NUL bytes are not supported"),
+        ("m x=NaN", "failed to parse type of field value"),
+        ("m x=1\0", "embedded NUL bytes are not supported"),
     ],
 )
 def test_what_is_no_line_protocol_is_refused_with_the_reason(line: str, reason: str) -> None:

@@ -236,16 +236,19 @@ def replay(  # noqa: PLR0913 - as many as the command has options
             take_snapshot=snapshot_to is not None,
         )
         began_s = ended_s = time.monotonic()
+        failed = True
         try:
             # What comes by on a terminal is progress enough.
             with contextlib.nullcontext() if on_terminal else progress(recording, session.counts):
                 for message in came_back:
                     shown.take(message)
                     ended_s = time.monotonic()
+            failed = False
         finally:
             shown.finish()
             out.flush()
-            _report(session.counts, ended_s - began_s, ill_formed, shown, feed)
+            errors = ill_formed.count + failed
+            _report(session.counts, ended_s - began_s, errors, shown, feed)
         if snapshot_to is not None and session.snapshot is not None:
             Path(snapshot_to).write_bytes(session.snapshot)
 
@@ -293,20 +296,15 @@ def _noted(messages: Iterator[DataMessage], differences: Differences) -> Iterato
         yield message
 
 
-def _report(
-    counts: Counts, seconds: float, ill_formed: _IllFormed, shown: Format, feed: Feed
-) -> None:
+def _report(counts: Counts, seconds: float, errors: int, shown: Format, feed: Feed) -> None:
     """Print to stderr what the replay comes to, and what of it got lost on the way."""
     from kapudf_cli.replay.formats import LineFormat
     from kapudf_cli.replay.summary import counted, summary
 
-    errors = ill_formed.count
     if isinstance(shown, LineFormat) and shown.first_unwritable is not None:
         errors += shown.unwritable
         what = counted(shown.unwritable, "point")
         click.echo(f"not printed: {what}; the first: {shown.first_unwritable}", err=True)
-    if ill_formed.count:
-        click.echo(f"skipped: {counted(ill_formed.count, 'ill-formed line')}", err=True)
     if feed.windows is not None and feed.windows.held:
         held = counted(feed.windows.held, "point")
         click.echo(f"not sent: {held} in windows that no later point closed", err=True)

@@ -38,6 +38,8 @@ class _Batch(msgspec.Struct):
     tmax: str | None = None
     byname: bool = False
     tags: dict[str, str] | None = None
+    # What a point of a stream has, and a batch has not.
+    fields: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _DECODER = msgspec.json.Decoder(_Batch)
@@ -60,6 +62,9 @@ def read_batches(lines: LineReader, refuse: Refuse) -> Iterator[Batch]:
 
 
 def _batch(content: _Batch) -> Batch:
+    if content.fields is not msgspec.UNSET:
+        message = "this is a point, and not a batch"
+        raise ValueError(message)
     tags = content.tags or {}
     group = group_id(content.name, tags, sorted(tags), by_name=content.byname)
     points = [_point(each, tags, group) for each in content.points]

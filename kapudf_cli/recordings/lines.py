@@ -33,7 +33,8 @@ class Line:
 
     Attributes:
         number: from 1.
-        text: the line without its end; empty if it could not be read.
+        text: the line without its line feed, for a carriage return may be of a string;
+            empty if it could not be read.
         problem: why it could not be read.
     """
 
@@ -75,7 +76,7 @@ class LineReader:
                 data = self._readline(_SKIP_BYTES)
             return Line(self._number, "", f"a line of more than {self.max_line_bytes} bytes")
         try:
-            text = data.removesuffix(b"\n").removesuffix(b"\r").decode()
+            text = data.removesuffix(b"\n").decode()
         except UnicodeDecodeError as error:
             return Line(self._number, "", f"this is no UTF-8: {error.reason}")
         return Line(self._number, text)
@@ -92,7 +93,9 @@ class LineReader:
         try:
             return self._file.readline(limit)
         except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-            reason = f"the compressed data are damaged or cut off after line {self._number}"
+            reason = (
+                f"the compressed data are damaged or cut off somewhere after line {self._number}"
+            )
             raise RecordingError(self.name, f"{reason}: {error}") from error
         except OSError as error:
             reason = f"cannot be read on after line {self._number}: {error.strerror or error}"

@@ -47,8 +47,8 @@ def read_stream(lines: LineReader, precision: str, refuse: Refuse) -> Iterator[P
             if name.problem is not None:
                 line = name
         if (point := _point(lines, line, precision, refuse)) is not None:
-            point.database = database.text
-            point.retentionPolicy = retention_policy.text
+            point.database = database.text.removesuffix("\r")
+            point.retentionPolicy = retention_policy.text.removesuffix("\r")
             yield point
 
 
