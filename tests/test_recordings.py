@@ -160,8 +160,9 @@ def test_a_time_counts_in_the_precision(tmp_path: Path) -> None:
 def test_lines_end_as_on_windows(tmp_path: Path) -> None:
     """A carriage return is no part of a database's name."""
     path = tmp_path / "recording"
-    path.write_bytes(b"db\r\nrp\r\nm x=1 1\r\n")
+    path.write_bytes(b'db\r\nrp\r\nm x="a"\r\n')
     (point,) = points(path)
+    assert get_fields(point) == {"x": "a"}
     assert (point.database, point.retentionPolicy) == ("db", "rp")
 
 
