@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 NO_SNAPSHOT: Final = (
     "the UDF did not answer Snapshot; one without state answers with no bytes, at once"
 )
-_TASK_STOPS: Final = "in Kapacitor the task stops until somebody enables it again"
+_ITS_LOG: Final = "its log may say why"
+_TASK_STOPS: Final = "In Kapacitor the task stops until somebody enables it again"
 
 
 def refused(question: str, reason: str) -> str:
@@ -42,7 +43,7 @@ def silent(timeout_s: float, counts: Counts, *, after_data: bool) -> str:
 
 def closed_instead_of(answer: str) -> str:
     """Return what to say of a UDF that closed while it was being waited for."""
-    return f"the UDF closed the connection instead of sending {answer}"
+    return f"the UDF closed the connection instead of sending {answer}; {_ITS_LOG}"
 
 
 def closed_early(counts: Counts, *, snapshot: bool) -> str:
@@ -50,7 +51,7 @@ def closed_early(counts: Counts, *, snapshot: bool) -> str:
     when = "when it was asked for a snapshot" if snapshot else "before the end of the data"
     return (
         f"the UDF closed the connection {when}, with {_came(counts)} of {_sent(counts)} sent; "
-        f"{_TASK_STOPS}"
+        f"{_ITS_LOG}. {_TASK_STOPS}"
     )
 
 
@@ -60,9 +61,9 @@ def ended_badly(ending: Ending) -> str:
 
 
 def with_ending(problem: str, ending: Ending | None) -> str:
-    """Return a problem with how the UDF ended, and the last that it wrote to stderr."""
+    """Return a problem with how the UDF ended, if it did, and the last that it wrote to stderr."""
     if ending is None:
-        return f"{problem}; its log may say why"
+        return problem
     if not ending.last_words:
         return f"{problem} ({ending.text})"
     return f"{problem} ({ending.text}; the last line on its stderr: {ending.last_words[-1]})"
