@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -81,6 +82,14 @@ class _IllFormed:
             click.echo("skipped: further lines are only counted", err=True)
 
 
+def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file that cannot be written before an hour of replay has gone by."""
+    del ctx, param
+    if value is not None and not Path(value).parent.is_dir():
+        raise click.BadParameter(f"there is no folder {Path(value).parent}")
+    return value
+
+
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @target_options
@@ -148,6 +157,7 @@ class _IllFormed:
     "--snapshot-to",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
+    callback=_is_folder_there,
     help="Ask for a snapshot after the last point, and write it here.",
 )
 @click.option(
@@ -187,6 +197,7 @@ def replay(  # noqa: PLR0913 - as many as the command has options
     ill-formed, and with 2 if what was asked for does not fit.
     """
     from kapudf_cli.calls import check_calls, read_calls
+    from kapudf_cli.errors import KapudfError
     from kapudf_cli.grouping import Grouping
     from kapudf_cli.recordings import open_recording
     from kapudf_cli.replay.difference_format import DifferenceFormat
@@ -204,20 +215,21 @@ def replay(  # noqa: PLR0913 - as many as the command has options
         speed=speed,
     )
     told_calls = read_calls(calls)
-    restore = None if restore_from is None else Path(restore_from).read_bytes()
+    restore = None if restore_from is None else _read(restore_from)
     ill_formed = _IllFormed(keep_going)
     on_terminal = sys.stdout.isatty()
     with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as open_now:
         # Whoever reads stdout and leaves ends the replay, quietly.
         out = open_now.enter_context(own_stdout())
+        info = info_of(target, timeout_s=timeout_s)
+        options = check_calls(told_calls, info)
         recording = open_now.enter_context(
             open_recording(file, precision=precision, refuse=ill_formed.refuse)
         )
-        out.live = on_terminal or speed is not None or recording.size_bytes is None
-        info = info_of(target, timeout_s=timeout_s)
         check_fit(info.wants, recording.kind, feed)
-        options = check_calls(told_calls, info)
-        shown = _shown(shape, out, diff=diff, colour=on_terminal)
+        out.live = on_terminal or speed is not None or recording.size_bytes is None
+        colour = on_terminal and "NO_COLOR" not in os.environ
+        shown = _shown(shape, out, diff=diff, colour=colour)
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
         session = Session(
             connection,
@@ -236,21 +248,37 @@ def replay(  # noqa: PLR0913 - as many as the command has options
             take_snapshot=snapshot_to is not None,
         )
         began_s = ended_s = time.monotonic()
-        failed = True
+        failures = 0
         try:
             # What comes by on a terminal is progress enough.
             with contextlib.nullcontext() if on_terminal else progress(recording, session.counts):
                 for message in came_back:
                     shown.take(message)
                     ended_s = time.monotonic()
-            failed = False
+        except KapudfError:
+            failures = 1
+            raise
         finally:
             shown.finish()
             out.flush()
-            errors = ill_formed.count + failed
+            errors = ill_formed.count + failures
             _report(session.counts, ended_s - began_s, errors, shown, feed)
         if snapshot_to is not None and session.snapshot is not None:
-            Path(snapshot_to).write_bytes(session.snapshot)
+            _write(snapshot_to, session.snapshot)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise click.FileError(path, error.strerror) from error
+
+
+def _write(path: str, snapshot: bytes) -> None:
+    try:
+        Path(path).write_bytes(snapshot)
+    except OSError as error:
+        raise click.FileError(path, error.strerror) from error
 
 
 def _tags(group_by: str | None) -> tuple[str, ...] | None:
