@@ -20,6 +20,7 @@ FLOORS = [
     {"agent"},
     {"in_process", "scaffold", "serving"},
     {"targets"},
+    {"conformance"},
     {"commands", "testing"},
     {"__main__"},
 ]

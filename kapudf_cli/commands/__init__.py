@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "exec": "kapudf_cli.commands.exec:execute",
     "list-handlers": "kapudf_cli.commands.list_handlers:list_handlers",
     "probe": "kapudf_cli.commands.probe:probe",
+    "check": "kapudf_cli.commands.check:check",
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",
 }
