@@ -43,6 +43,8 @@ _MAX_MESSAGES: Final = 2_000_000
 _MAX_TIMEOUTS: Final = 12
 #: How long a UDF that has closed its end may take to exit, for its status to be told.
 _LAST_WORDS_S: Final = 1.0
+#: How much is shown of what came in place of a frame.
+_SHOWN_BYTES: Final = 40
 #: How long it may take to close a connection where that is not what is tested.
 _PART_S: Final = 1.0
 
@@ -216,7 +218,7 @@ class Conversation:
                 response = self._receive(self._timeout_s)
             except TimeoutError:
                 problem = f"gave no answer to {what} within {self._timeout_s:g} s"
-                raise RuleBrokenError(problem) from None
+                raise RuleBrokenError(problem + self._unfinished()) from None
             if response is None:
                 raise RuleBrokenError(self._closed(f"instead of answering {what}"))
             self._take(response)
@@ -259,6 +261,12 @@ class Conversation:
             raise RuleBrokenError(str(error)) from error
         except OSError as error:
             raise RuleBrokenError(self._closed("in the middle of the conversation")) from error
+
+    def _unfinished(self) -> str:
+        came = self._side.unfinished
+        if not came:
+            return ""
+        return f"; {len(came)} bytes came that are no whole frame: {came[:_SHOWN_BYTES]!r}"
 
     def _closed(self, when: str) -> str:
         problem = f"closed the connection {when}"

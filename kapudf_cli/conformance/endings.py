@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.conformance.check import Check, NotApplicableError, RuleBrokenError
 from kapudf_cli.conformance.conversation import told
-from kapudf_cli.conformance.data import batches, points
 from kapudf_cli.errors import TargetError
 from kapudf_cli.targets import CommandTarget
 from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.udf_pb2 import STREAM, InitRequest
+from kapudf_cli.wire.udf_pb2 import InitRequest
 
 if TYPE_CHECKING:
     from kapudf_cli.conformance.trial import Trial
-    from kapudf_cli.wire.codec import DataMessage
 
 _REPLAY: Final = (
     "A replay half-closes when all is sent, and reads until the UDF closes: Stop in udf/server.go"
@@ -32,7 +30,7 @@ def _closes(trial: Trial) -> None:
 
 
 def _answers_what_was_on_its_way(trial: Trial) -> None:
-    data = _data(trial, _COUNT)
+    data = trial.data(_COUNT)
     piece = len(data) // _PIECES
     with trial.started() as calm:
         for start in range(0, len(data), piece):
@@ -54,7 +52,7 @@ def _exits_cleanly(trial: Trial) -> None:
     if not isinstance(trial.target, CommandTarget):
         raise NotApplicableError("only a process that is started for it can be seen to exit")
     with trial.started() as conversation:
-        conversation.exchange(_data(trial, 10), "a keepalive behind 10 points")
+        conversation.exchange(trial.data(10), "a keepalive behind 10 points")
         conversation.finish()
         ending = conversation.expect_end()
     if ending is not None and not ending.clean:
@@ -63,14 +61,14 @@ def _exits_cleanly(trial: Trial) -> None:
 
 def _survives_a_cut(trial: Trial) -> None:
     with trial.started() as conversation:
-        conversation.send(*_data(trial, 100))
+        conversation.send(*trial.data(100))
         conversation.break_off()
         conversation.expect_end()
     _still_serves(trial, "a connection that was cut with data on its way")
 
 
 def _survives_a_cut_frame(trial: Trial) -> None:
-    frame = REQUESTS.encode(_data(trial, 10)[0])
+    frame = REQUESTS.encode(trial.data(10)[0])
     with trial.started() as conversation:
         conversation.send_bytes(frame[: len(frame) // 2])
         conversation.break_off()
@@ -97,7 +95,7 @@ def _survives_an_unread_one(trial: Trial) -> None:
 
 
 def _serves_several(trial: Trial) -> None:
-    data = _data(trial, 100)
+    data = trial.data(100)
     with contextlib.ExitStack() as stack:
         conversations = [stack.enter_context(trial.started()) for _ in range(_CONNECTIONS)]
         for _ in range(3):
@@ -122,13 +120,6 @@ def _still_serves(trial: Trial, what: str) -> None:
         raise RuleBrokenError(f"serves nobody after {what}: it {error}") from error
     except TargetError as error:
         raise RuleBrokenError(f"serves nobody after {what}: {error.problem}") from error
-
-
-def _data(trial: Trial, count: int) -> list[DataMessage]:
-    options = trial.options or ()
-    if trial.known().wants == STREAM:
-        return list(points(count, options))
-    return list(batches(4, count // 4, options))
 
 
 CHECKS: Final = (

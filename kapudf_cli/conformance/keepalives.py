@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.conformance.check import Check, RuleBrokenError
-from kapudf_cli.conformance.data import batches, points
-from kapudf_cli.wire.udf_pb2 import STREAM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kapudf_cli.conformance.trial import Trial
-    from kapudf_cli.wire.codec import DataMessage
 
 _TIMEOUT: Final = (
     "Kapacitor sends one each half of the timeout, and ends the task when nothing came for a "
@@ -39,12 +34,12 @@ def _answers_at_rest(trial: Trial) -> None:
 
 def _answers_behind_data(trial: Trial) -> None:
     with trial.started() as conversation:
-        conversation.exchange(_data(trial, _MANY), f"a keepalive behind {_MANY} points")
+        conversation.exchange(trial.data(_MANY), f"a keepalive behind {_MANY} points")
 
 
 def _holds_nothing_back(trial: Trial) -> None:
     with trial.started() as conversation:
-        conversation.send(*_data(trial, _FEW))
+        conversation.send(*trial.data(_FEW))
         conversation.quiet(min(_QUIET_S, trial.timeout_s))
         before = conversation.messages
         conversation.keepalive()
@@ -55,13 +50,6 @@ def _holds_nothing_back(trial: Trial) -> None:
             "flush once there is nothing more to read"
         )
         raise RuleBrokenError(problem)
-
-
-def _data(trial: Trial, count: int) -> Iterator[DataMessage]:
-    options = trial.options or ()
-    if trial.known().wants == STREAM:
-        return points(count, options)
-    return batches(4, count // 4, options)
 
 
 CHECKS: Final = (

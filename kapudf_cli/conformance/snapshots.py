@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.conformance.check import Check, RuleBrokenError
-from kapudf_cli.conformance.data import batch, batches, points
-from kapudf_cli.wire.udf_pb2 import STREAM
+from kapudf_cli.conformance.data import batch, points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kapudf_cli.conformance.conversation import Conversation
     from kapudf_cli.conformance.trial import Trial
-    from kapudf_cli.wire.codec import DataMessage
 
 _ASKED: Final = (
     "Kapacitor asks for one again and again, from a minute after the task's start: "
@@ -34,9 +30,11 @@ def _before_data(trial: Trial) -> None:
 
 def _after_data(trial: Trial) -> None:
     with trial.started() as conversation:
-        conversation.exchange(_data(trial), f"a keepalive behind {_COUNT} points")
+        conversation.exchange(trial.data(_COUNT), f"a keepalive behind {_COUNT} points")
         conversation.snapshot()
-        conversation.exchange(_data(trial), "a keepalive behind points that followed a snapshot")
+        conversation.exchange(
+            trial.data(_COUNT), "a keepalive behind points that followed a snapshot"
+        )
 
 
 def _inside_a_batch(trial: Trial) -> None:
@@ -54,16 +52,16 @@ def _restores_an_unused_one(trial: Trial) -> None:
         snapshot = conversation.snapshot()
     with trial.started() as conversation:
         _restore(conversation, snapshot)
-        conversation.exchange(_data(trial), "a keepalive behind points that followed Restore")
+        conversation.exchange(trial.data(_COUNT), "a keepalive behind points that followed Restore")
 
 
 def _restores_a_used_one(trial: Trial) -> None:
     with trial.started() as conversation:
-        conversation.exchange(_data(trial), f"a keepalive behind {_COUNT} points")
+        conversation.exchange(trial.data(_COUNT), f"a keepalive behind {_COUNT} points")
         snapshot = conversation.snapshot()
     with trial.started() as conversation:
         _restore(conversation, snapshot)
-        conversation.exchange(_data(trial), "a keepalive behind points that followed Restore")
+        conversation.exchange(trial.data(_COUNT), "a keepalive behind points that followed Restore")
         conversation.snapshot()
 
 
@@ -81,13 +79,6 @@ def _restore(conversation: Conversation, snapshot: bytes) -> None:
         reason = " ".join(response.error.split()) or "no reason given"
         problem = f"refused its own snapshot of {len(snapshot)} bytes: {reason:.300}"
         raise RuleBrokenError(problem)
-
-
-def _data(trial: Trial) -> Iterator[DataMessage]:
-    options = trial.options or ()
-    if trial.known().wants == STREAM:
-        return points(_COUNT, options)
-    return batches(4, _COUNT // 4, options)
 
 
 CHECKS: Final = (

@@ -25,9 +25,11 @@ def _takes_good_options(trial: Trial) -> None:
     for options in trial.candidates():
         with trial.connected() as conversation:
             response = conversation.init(options)
-        if response.success:
-            trial.options = options
-            return
+            if response.success:
+                # What comes now is no answer to Init.
+                conversation.keepalive()
+                trial.options = options
+                return
         reason = " ".join(response.error.split()) or "no reason given"
         refusals.append(f"refused {write_calls(options) or 'no options'}: {reason:.300}")
     others = " (and other values, and none)" if len(refusals) > 1 else ""

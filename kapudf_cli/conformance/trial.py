@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.conformance.check import NotApplicableError, RuleBrokenError
 from kapudf_cli.conformance.conversation import Conversation
+from kapudf_cli.conformance.data import HOSTS, batches, points
 from kapudf_cli.conformance.options import generated
 from kapudf_cli.targets import SocketTarget
 from kapudf_cli.tickscript import edge_name
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from kapudf_cli.targets import Target
+    from kapudf_cli.wire.codec import DataMessage
     from kapudf_cli.wire.udf_pb2 import EdgeType, InfoResponse, Option
 
 
@@ -73,6 +75,13 @@ class Trial:
         if not response.success:
             problem = f"refused options that it had taken before: {response.error or 'no reason'}"
             raise RuleBrokenError(problem)
+
+    def data(self, count: int) -> list[DataMessage]:
+        """Return so many ordinary points, in batches of several groups if it wants batches."""
+        options = self.options or ()
+        if self.known().wants == STREAM:
+            return list(points(count, options))
+        return list(batches(HOSTS, count // HOSTS, options))
 
     def known(self) -> InfoResponse:
         """Return what the UDF is.
