@@ -114,6 +114,11 @@ class KapacitorSide:
         """What the bytes go over; it belongs to this object."""
         return self._socket
 
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of a response that is not whole."""
+        return self._frames.unfinished
+
     def extend(self, timeout_s: float) -> None:
         """Give whatever follows `timeout_s` seconds from now."""
         self._deadline = time.monotonic() + timeout_s

@@ -20,7 +20,7 @@ FLOORS = [
     {"agent", "recordings"},
     {"in_process", "scaffold", "serving"},
     {"targets", "windows"},
-    {"replay"},
+    {"conformance", "replay"},
     {"commands", "testing"},
     {"__main__"},
 ]

@@ -42,6 +42,7 @@ _COMMANDS: Final = {
     "list-handlers": "kapudf_cli.commands.list_handlers:list_handlers",
     "probe": "kapudf_cli.commands.probe:probe",
     "replay": "kapudf_cli.commands.replay:replay",
+    "check": "kapudf_cli.commands.check:check",
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",
 }

@@ -71,6 +71,11 @@ class FrameReader(Generic[T]):
         self._needed = 0
         self.offset = 0
 
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of a frame that is not whole."""
+        return bytes(self._pending)
+
     def feed(self, data: bytes) -> Iterator[T]:
         """Take in `data` and yield what each frame that is now whole decodes to.
 

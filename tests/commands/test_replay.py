@@ -1,4 +1,4 @@
-"""`kapudf replay`: recordings through handlers, sockets and processes, and everything that may fail."""
+"""`kapudf replay`: recordings through handlers, sockets and processes, and what may fail."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 from kapudf_cli import Point, get_fields
 from kapudf_cli.batches import Batch
+from kapudf_cli.line_protocol import write
 from kapudf_cli.recordings import open_recording
 from kapudf_cli.testing import grouped, lines
 from tests.captured import points_of
@@ -178,8 +179,6 @@ def test_windows_of_a_stream_are_those_of_kapacitor(tmp_path: Path) -> None:
 
 
 def replayed_lines(points: list[Point]) -> list[str]:
-    from kapudf_cli.line_protocol import write
-
     return [f"{write(point)}\n" for point in points]
 
 
@@ -257,9 +256,7 @@ def test_what_cannot_be_printed_is_counted(tmp_path: Path) -> None:
     )
     result = replay("-", "--handler", f"{handler}:Strip", stdin=b"m x=1 1\nm y=1i 2\n")
     assert (result.returncode, result.stdout) == (0, "m y=1i 2\n")
-    assert (
-        "not printed: 1 point; the first: no line protocol: 'm': a point without" in result.stderr
-    )
+    assert "not printed: 1 point; the first: no line protocol: 'm': a point" in result.stderr
     assert "2 points sent, 2 points came back, 1 error;" in result.stderr
     assert result.stderr.count("on stdout") == 2
 
@@ -479,12 +476,12 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
         ((STREAM, "--handler", "mirror", "--timeout", "0"), "Invalid value for '--timeout': 0"),
         (
             (STREAM, "--handler", "mirror", "--window", "10"),
-            "Invalid value for '--window': '10' is",
+            "Invalid value for '--window': '10'",
         ),
         ((STREAM, "--handler", "mirror", "--window", "-1s"), "Invalid value for '--window': '-1s'"),
         (
             (STREAM, "--handler", "mirror", "--window", "1h5m"),
-            "Invalid value for '--window': '1h5m",
+            "Invalid value for '--window': '1h5",
         ),
         (
             (STREAM, "--handler", "mirror", "--snapshot-to", "/nothing/here"),
@@ -634,14 +631,14 @@ PEERS = {
     "begins_without_end": "the UDF sent a BeginBatch inside a batch; Kapacitor would drop",
     "dies_at_snapshot": "the UDF closed the connection when it was asked for a snapshot",
     "empty_response": "the UDF sent a Response in which no message is set; kapacitord would crash",
-    "ends_what_was_not_begun": "the UDF sent an EndBatch without a BeginBatch before it; kapacitord "
-    "would crash, and every task with it",
+    "ends_what_was_not_begun": "the UDF sent an EndBatch without a BeginBatch before it; "
+    "kapacitord would crash, and every task with it",
     "exits_with_1": "the UDF answered everything, and ended badly (exited with status 1; the last",
     "fails_without_field": "the UDF reported an error, which fails the task: KeyError: 'value'",
     "garbage": ": the answer is no UDF's: the input ended inside a frame",
     "hangs_at_info": ": no answer to Info within 1 s; is the UDF stuck?",
-    "negative_size": "the UDF sent a BeginBatch of size -1, not 0 (unknown) to 16777216; kapacitord",
-    "points_without_batch": "the UDF sent a Point outside a batch, and provides batches; the task's",
+    "negative_size": "the UDF sent a BeginBatch of size -1, not 0 (unknown) to 16777216; kapac",
+    "points_without_batch": "the UDF sent a Point outside a batch, and provides batches; the",
     "prints": "the UDF sent bytes that are no frames: ",
     "refuses_in_silence": "the UDF refused Init: it gives no reason; set `error` in its answer",
     "stays_at_the_end": "the UDF did not close within 1 s of the end of the data (550 points back",
