@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kapudf_cli.commands.progress import progress
 from kapudf_cli.commands.stdout import own_stdout
@@ -207,6 +208,7 @@ def replay(  # noqa: PLR0913 - as many as the command has options
     from kapudf_cli.windows import Windows
     from kapudf_cli.wire.udf_pb2 import InitRequest
 
+    _refuse_two_shapes(diff=diff)
     feed = Feed(
         selection=Selection(measurement, database, retention_policy),
         grouping=Grouping(_tags(group_by), by_name=by_name),
@@ -215,7 +217,6 @@ def replay(  # noqa: PLR0913 - as many as the command has options
         speed=speed,
     )
     told_calls = read_calls(calls)
-    restore = None if restore_from is None else _read(restore_from)
     ill_formed = _IllFormed(keep_going)
     on_terminal = sys.stdout.isatty()
     with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as open_now:
@@ -244,7 +245,7 @@ def replay(  # noqa: PLR0913 - as many as the command has options
         came_back = session.run(
             InitRequest(taskID="replay", nodeID="replay2", options=options),
             messages,
-            restore=restore,
+            restore=None if restore_from is None else _read(restore_from),
             take_snapshot=snapshot_to is not None,
         )
         began_s = ended_s = time.monotonic()
@@ -279,6 +280,12 @@ def _write(path: str, snapshot: bytes) -> None:
         Path(path).write_bytes(snapshot)
     except OSError as error:
         raise click.FileError(path, error.strerror) from error
+
+
+def _refuse_two_shapes(*, diff: bool) -> None:
+    source = click.get_current_context().get_parameter_source("shape")
+    if diff and source is not ParameterSource.DEFAULT:
+        raise click.UsageError("--diff has a form of its own; leave --format out")
 
 
 def _tags(group_by: str | None) -> tuple[str, ...] | None:

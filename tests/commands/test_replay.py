@@ -15,11 +15,13 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING
 
+import click
 import pytest
 
 from kapudf_cli import Point, get_fields
 from kapudf_cli.batches import Batch
-from kapudf_cli.line_protocol import write
+from kapudf_cli.commands.replay import replay as command
+from kapudf_cli.line_protocol import PRECISIONS, write
 from kapudf_cli.recordings import open_recording
 from kapudf_cli.testing import grouped, lines
 from tests.captured import points_of
@@ -485,6 +487,7 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
             (STREAM, "--handler", "mirror", "--window", "1h5m"),
             "Invalid value for '--window': '1h5",
         ),
+        ((STREAM, "--handler", "mirror", "--diff", "--format", "json"), "--diff has a form of its"),
         (
             (STREAM, "--handler", "mirror", "--snapshot-to", "/nothing/here"),
             "Invalid value for '--snapshot-to': there is no folder /nothing",
@@ -494,6 +497,13 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_before_init(arguments: tuple[str, ...], problem: str) -> None:
     """With status 2, and what to do instead."""
     assert failure(*arguments, status=2).startswith(problem)
+
+
+def test_every_precision_can_be_named() -> None:
+    """The command lists them itself, so as not to wait for the parser."""
+    (option,) = [each for each in command.params if each.name == "precision"]
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(PRECISIONS)
 
 
 # --- ill-formed lines ---
