@@ -107,10 +107,6 @@ class InvalidWriteError(KapudfError):
     """A handler wrote what would break Kapacitor's side; nothing of it was sent."""
 
 
-class CrashingWriteError(InvalidWriteError):
-    """A handler wrote what crashes kapacitord itself, every task with it."""
-
-
 class OptionsError(KapudfError):
     """A TICKscript calls a handler's options wrongly; the message is for its author."""
 
@@ -179,6 +175,18 @@ class CallError(KapudfError):
         super().__init__(f"character {column} of the options: {reason}")
         self.column = column
         self.reason = reason
+
+
+class WindowsTooFullError(KapudfError):
+    """The windows over a stream hold more points than memory should."""
+
+
+class MisfitError(KapudfError):
+    """A UDF, a recording, and what was asked for do not go together."""
+
+
+class ReplayError(KapudfError):
+    """A UDF did what fails its task, or worse, while a recording was sent through it."""
 
 
 # --- The plugin's fault ---------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import threading
@@ -39,6 +40,9 @@ class Duplex(Protocol):
 
     def recv(self, bufsize: int, /) -> bytes:
         """Wait for bytes and return up to so many; b"" at the end."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that `recv` reads, to wait on."""
 
     def shutdown(self, how: int, /) -> None:
         """End one direction."""
@@ -99,7 +103,10 @@ class KapacitorSide:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close it; a send that still waits in another thread ends."""
+        if isinstance(self._socket, socket.socket):
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     @property
@@ -168,6 +175,24 @@ class KapacitorSide:
         """
         while (response := next(self._arrived, None)) is None:
             self._limit_wait()
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                self._frames.finish()
+                return None
+            self._arrived = self._frames.feed(data)
+        return response
+
+    def receive_within(self, timeout_s: float) -> ResponseMessage | None:
+        """Do what `receive` does, with a time of its own; raises as that does.
+
+        A thread that sends meanwhile has whatever `extend` gave it: a UDF that takes its
+        time to read is not one that hangs, as long as it answers.
+        """
+        while (response := next(self._arrived, None)) is None:
+            poll = select.poll()
+            poll.register(self._socket.fileno(), select.POLLIN)
+            if not poll.poll(timeout_s * 1000):
+                raise TimeoutError(errno.ETIMEDOUT, "timed out")
             data = self._socket.recv(_READ_BYTES)
             if not data:
                 self._frames.finish()

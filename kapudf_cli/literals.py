@@ -8,6 +8,7 @@ microsecond, and a number that begins with 0 and has no point is octal.
 from __future__ import annotations
 
 import decimal
+import math
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -137,8 +138,10 @@ def _quoted(text: str) -> str:
 
 def _positional(number: float) -> str:
     """Return a float without an exponent, all of its digits, and a point."""
+    if not math.isfinite(number):
+        return str(number)
     shown = format(decimal.Decimal(repr(number)), "f")
-    return shown if "." in shown or not shown.lstrip("-").isdigit() else f"{shown}.0"
+    return shown if "." in shown else f"{shown}.0"
 
 
 def _problem(text: str, place: int) -> str:

@@ -20,10 +20,10 @@ import pytest
 
 from kapudf_cli.batches import Batch, batch_messages
 from kapudf_cli.errors import KapudfError
+from kapudf_cli.grouping import Grouping
 from kapudf_cli.in_process import served
 from kapudf_cli.line_protocol import parse
 from kapudf_cli.options import Options, calls_of
-from kapudf_cli.points import get_tag
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
@@ -239,10 +239,9 @@ def lines(
 
 def grouped(points: Sequence[Point], *tags: str) -> list[Point]:
     """Return points as Kapacitor sends them after `.groupBy(tags)`; they are changed."""
+    grouping = Grouping(tags)
     for point in points:
-        del point.dimensions[:]
-        point.dimensions.extend(sorted(tags))
-        point.group = ",".join(f"{tag}={get_tag(point, tag)}" for tag in sorted(tags))
+        grouping.apply(point)
     return list(points)
 
 

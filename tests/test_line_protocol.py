@@ -102,11 +102,11 @@ def test_a_time_counts_in_its_precision(precision: str, unit: int) -> None:
         ("cpu", "there is no field; a line is: measurement,tag=value field=1.0 timestamp"),
         ("# a comment", "a comment holds no point"),
         ('m x="open', "a string is not closed"),
-        ("m x=1 1e3", "Failed to parse nanoseconds integer timestamp"),
+        ("m x=1 1e3", "failed to parse nanoseconds integer timestamp"),
         ("m x=5u", "Kapacitor has no unsigned integers, and panics on one"),
         ("m x=1,y=5u,z=2 3", "Kapacitor has no unsigned integers, and panics on one"),
-        ("m x=NaN", "Failed to parse type of field value"),
-        ("m x=1\0", "Embedded NUL bytes are not supported"),
+        ("m x=NaN", "failed to parse type of field value"),
+        ("m x=1\0", "embedded NUL bytes are not supported"),
     ],
 )
 def test_what_is_no_line_protocol_is_refused_with_the_reason(line: str, reason: str) -> None:
@@ -144,9 +144,9 @@ def test_an_empty_tag_is_left_out() -> None:
         (Point(name="m", fieldsDouble={"x": float("-inf")}), "field 'x' is -inf, which no line"),
         (point("m", 1, {}, {"x": "a\0"}), "field 'x' has a NUL byte"),
         (point("#m", 1, {}, {"x": 1}), "a measurement that begins with # would be a comment"),
-        (point("m", 1, {"t": "a\\"}, {"x": 1}), "tag 't': a tab, a line's end, or a backslash"),
+        (point("m", 1, {"t": "a\\"}, {"x": 1}), "'t': a tab, a line's end, or a backslash"),
         (point("m", 1, {"": "a"}, {"x": 1}), "a tag without a name"),
-        (point("m", 1, {}, {"a\nb": 1}), "field: a tab, a line's end, or a backslash"),
+        (point("m", 1, {}, {"a\nb": 1}), "'field': a tab, a line's end, or a backslash"),
     ],
 )
 def test_what_line_protocol_cannot_hold_is_refused(unwritable: Point, reason: str) -> None:

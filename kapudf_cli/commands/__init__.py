@@ -13,8 +13,10 @@ import click
 
 from kapudf_cli.errors import (
     AmbiguousHandlerError,
+    CallError,
     ConfigError,
     KapudfError,
+    MisfitError,
     ProjectNameError,
     UnknownHandlerError,
 )
@@ -25,7 +27,13 @@ EXIT_USAGE: Final = 2
 EXIT_FAILURE: Final = 1
 
 #: Errors in what was asked for.
-_WRONG_CALLS: Final = (AmbiguousHandlerError, ProjectNameError, UnknownHandlerError)
+_WRONG_CALLS: Final = (
+    AmbiguousHandlerError,
+    CallError,
+    MisfitError,
+    ProjectNameError,
+    UnknownHandlerError,
+)
 
 #: Each command, and the module and name of its function.
 _COMMANDS: Final = {
@@ -33,6 +41,7 @@ _COMMANDS: Final = {
     "exec": "kapudf_cli.commands.exec:execute",
     "list-handlers": "kapudf_cli.commands.list_handlers:list_handlers",
     "probe": "kapudf_cli.commands.probe:probe",
+    "replay": "kapudf_cli.commands.replay:replay",
     "check": "kapudf_cli.commands.check:check",
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",

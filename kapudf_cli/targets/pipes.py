@@ -66,6 +66,10 @@ class PipePair:
                 return os.read(self._from_child, bufsize)
             self._wait(self._from_child, select.POLLIN, deadline)
 
+    def fileno(self) -> int:
+        """Return the descriptor that is read."""
+        return self._from_child
+
     def shutdown(self, how: int, /) -> None:
         """Close the child's stdin; there is no other direction to shut down."""
         del how

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.errors import CrashingWriteError, InvalidWriteError, UnexpectedMessageError
+from kapudf_cli.errors import InvalidWriteError, UnexpectedMessageError
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     STREAM,
@@ -121,8 +121,8 @@ class OutgoingOrder:
         """Note a BeginBatch.
 
         Raises:
-            InvalidWriteError: a batch is open, or the edge is a stream.
-            CrashingWriteError: the size is negative or above MAX_BATCH_SIZE.
+            InvalidWriteError: a batch is open, the edge is a stream, or the
+                size is negative or above MAX_BATCH_SIZE.
         """
         if self.in_batch:
             problem = "a BeginBatch inside a batch; end the open batch first"
@@ -136,7 +136,7 @@ class OutgoingOrder:
             problem = (
                 f"a BeginBatch of size {begin.size}; it must be 0 (unknown) to {MAX_BATCH_SIZE}"
             )
-            raise CrashingWriteError(problem)
+            raise InvalidWriteError(problem)
         self.in_batch = self.takes_points = True
 
     def point(self) -> None:
@@ -155,10 +155,10 @@ class OutgoingOrder:
         """Note an EndBatch.
 
         Raises:
-            CrashingWriteError: no batch is open.
+            InvalidWriteError: no batch is open.
         """
         if not self.in_batch:
             problem = "an EndBatch without a BeginBatch before it"
-            raise CrashingWriteError(problem)
+            raise InvalidWriteError(problem)
         self.in_batch = False
         self.takes_points = self.provides != BATCH
