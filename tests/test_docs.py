@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 import subprocess
 import sys
@@ -107,7 +108,8 @@ def test_every_python_snippet_has_a_file_name_and_can_be_imported(
     assert list(names.values()) == snippets(page, "python")
     tests = Path(__file__).read_text(encoding="utf-8")
     for name in names:
-        if name == "test_rate":
+        # The one is a test, the other a process, which the sessions of its page run.
+        if name in {"test_rate", "twice"}:
             continue
         module = load(name, page)
         handlers = [each for each in vars(module).values() if _is_own_handler(each, module)]
@@ -492,3 +494,33 @@ def test_probe_prints_what_the_readme_shows(
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[:-1] == shown.splitlines()[:-1]
     assert printed.splitlines()[-1].startswith("round trip  ")
+
+
+def sessions(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield each command of a page's console blocks that has output, and that."""
+    for text in snippets(page, "console"):
+        yield from re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)+)", text, re.MULTILINE)
+
+
+def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
+    """Line for line, but for how long it took; stdout first, then stderr."""
+    page = ROOT / "docs" / "testing-udfs.md"
+    text = page.read_text(encoding="utf-8")
+    for name, content in re.findall(
+        r"`([\w.]+)`:\n\n```(?:text|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    shown = [(command, output) for command, output in sessions(page) if "kapudf replay" in command]
+    assert len(shown) == 8
+    for command, output in shown:
+        result = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            check=False,
+        )
+        timeless = re.sub(r"; [\d.]+ s, [\d,]+ points/s", "", result.stdout + result.stderr)
+        assert timeless == re.sub(r"; [\d.]+ s, [\d,]+ points/s", "", output), command

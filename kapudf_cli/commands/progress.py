@@ -31,16 +31,20 @@ def progress(recording: Recording, counts: Counts) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    thread = threading.Thread(target=_show, args=(done, recording, counts), daemon=True)
+    whole = threading.Event()
+    thread = threading.Thread(target=_show, args=(done, whole, recording, counts), daemon=True)
     thread.start()
     try:
         yield
+        whole.set()
     finally:
         done.set()
         thread.join()
 
 
-def _show(done: threading.Event, recording: Recording, counts: Counts) -> None:
+def _show(
+    done: threading.Event, whole: threading.Event, recording: Recording, counts: Counts
+) -> None:
     if done.wait(_DELAY_S):
         return
     size = recording.size_bytes
@@ -55,11 +59,11 @@ def _show(done: threading.Event, recording: Recording, counts: Counts) -> None:
     with click.progressbar(
         length=size, file=sys.stderr, show_percent=True, item_show_func=lambda _: _label(counts)
     ) as bar:
-        while True:
-            # The UDF is behind with what has been read: the rest is done when all is.
-            bar.update(min(recording.read_bytes, size) - bar.pos)
-            if done.wait(_EVERY_S):
-                return
+        while not done.wait(_EVERY_S):
+            # What has been read is not yet done, and a bar at its end stands still.
+            bar.update(max(min(recording.read_bytes, size - 1) - bar.pos, 0))
+        if whole.is_set():
+            bar.update(size - bar.pos)
 
 
 def _label(counts: Counts) -> str:

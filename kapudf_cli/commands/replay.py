@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kapudf_cli.commands.numbers import Number
 from kapudf_cli.commands.progress import progress
@@ -67,6 +69,14 @@ class _IllFormed:
             click.echo(f"skipped: {error}", err=True)
         if self.count == _TOLD_LINES:
             click.echo("skipped: further lines are only counted", err=True)
+
+
+def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file that cannot be written before an hour of replay has gone by."""
+    del ctx, param
+    if value is not None and not Path(value).parent.is_dir():
+        raise click.BadParameter(f"there is no folder {Path(value).parent}")
+    return value
 
 
 @click.command()
@@ -136,6 +146,7 @@ class _IllFormed:
     "--snapshot-to",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
+    callback=_is_folder_there,
     help="Ask for a snapshot after the last point, and write it here.",
 )
 @click.option(
@@ -175,6 +186,7 @@ def replay(  # noqa: PLR0913 - as many as the command has options
     ill-formed, and with 2 if what was asked for does not fit.
     """
     from kapudf_cli.calls import check_calls, read_calls
+    from kapudf_cli.errors import KapudfError
     from kapudf_cli.grouping import Grouping
     from kapudf_cli.recordings import open_recording
     from kapudf_cli.replay.difference_format import DifferenceFormat
@@ -184,6 +196,7 @@ def replay(  # noqa: PLR0913 - as many as the command has options
     from kapudf_cli.windows import Windows
     from kapudf_cli.wire.udf_pb2 import InitRequest
 
+    _refuse_two_shapes(diff=diff)
     feed = Feed(
         selection=Selection(measurement, database, retention_policy),
         grouping=Grouping(_tags(group_by), by_name=by_name),
@@ -192,20 +205,20 @@ def replay(  # noqa: PLR0913 - as many as the command has options
         speed=speed,
     )
     told_calls = read_calls(calls)
-    restore = None if restore_from is None else Path(restore_from).read_bytes()
     ill_formed = _IllFormed(keep_going)
     on_terminal = sys.stdout.isatty()
     with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as open_now:
         # Whoever reads stdout and leaves ends the replay, quietly.
         out = open_now.enter_context(own_stdout())
+        info = info_of(target, timeout_s=timeout_s)
+        options = check_calls(told_calls, info)
         recording = open_now.enter_context(
             open_recording(file, precision=precision, refuse=ill_formed.refuse)
         )
-        out.live = on_terminal or speed is not None or recording.size_bytes is None
-        info = info_of(target, timeout_s=timeout_s)
         check_fit(info.wants, recording.kind, feed)
-        options = check_calls(told_calls, info)
-        shown = _shown(shape, out, diff=diff, colour=on_terminal)
+        out.live = on_terminal or speed is not None or recording.size_bytes is None
+        colour = on_terminal and "NO_COLOR" not in os.environ
+        shown = _shown(shape, out, diff=diff, colour=colour)
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
         session = Session(
             connection,
@@ -220,25 +233,47 @@ def replay(  # noqa: PLR0913 - as many as the command has options
         came_back = session.run(
             InitRequest(taskID="replay", nodeID="replay2", options=options),
             messages,
-            restore=restore,
+            restore=None if restore_from is None else _read(restore_from),
             take_snapshot=snapshot_to is not None,
         )
         began_s = ended_s = time.monotonic()
-        failed = True
+        failures = 0
         try:
             # What comes by on a terminal is progress enough.
             with contextlib.nullcontext() if on_terminal else progress(recording, session.counts):
                 for message in came_back:
                     shown.take(message)
                     ended_s = time.monotonic()
-            failed = False
+        except KapudfError:
+            failures = 1
+            raise
         finally:
             shown.finish()
             out.flush()
-            errors = ill_formed.count + failed
+            errors = ill_formed.count + failures
             _report(session.counts, ended_s - began_s, errors, shown, feed)
         if snapshot_to is not None and session.snapshot is not None:
-            Path(snapshot_to).write_bytes(session.snapshot)
+            _write(snapshot_to, session.snapshot)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise click.FileError(path, error.strerror) from error
+
+
+def _write(path: str, snapshot: bytes) -> None:
+    try:
+        Path(path).write_bytes(snapshot)
+    except OSError as error:
+        raise click.FileError(path, error.strerror) from error
+
+
+def _refuse_two_shapes(*, diff: bool) -> None:
+    source = click.get_current_context().get_parameter_source("shape")
+    if diff and source is not ParameterSource.DEFAULT:
+        raise click.UsageError("--diff has a form of its own; leave --format out")
 
 
 def _tags(group_by: str | None) -> tuple[str, ...] | None:

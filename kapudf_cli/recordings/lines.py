@@ -20,9 +20,9 @@ Refuse: TypeAlias = Callable[[RecordingError], None]
 
 #: InfluxDB takes no string above 64 KB, and a point of many fields has a few of those at most.
 MAX_POINT_BYTES: Final = 1024 * 1024
-#: A batch is one line, and has to be in memory as a whole; Kapacitor sets no limit. A point
-#: of two tags and ten fields is 300 bytes, so this is most of a million points.
-MAX_BATCH_BYTES: Final = 256 * 1024 * 1024
+#: A batch is one line, and has to be in memory as a whole, where it takes some ten times as
+#: much. Kapacitor sets no limit; this is 200,000 points of two tags and ten fields.
+MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
 
 _SKIP_BYTES = 64 * 1024
 

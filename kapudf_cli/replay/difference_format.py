@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kapudf_cli.line_protocol import show_value
+from kapudf_cli.points import get_fields
 from kapudf_cli.replay.differences import Difference, Differences, Fate
 from kapudf_cli.replay.formats import end_of, series
 from kapudf_cli.rfc3339 import write_time
@@ -66,6 +68,10 @@ class DifferenceFormat:
         which = f"{series(told.name, told.point.tags)} {write_time(told.point.time)}"
         changes = "  ".join(told.changes).replace("\n", "\\n")
         line = f"{told.fate.value} {which}"
+        if told.fate is Fate.NEW:
+            fields = sorted(get_fields(told.point).items())
+            shown = "  ".join(f"{name}={show_value(value)}" for name, value in fields)
+            line = f"{line}  {shown}".rstrip().replace("\n", "\\n")
         if told.fate is Fate.CHANGED:
             return f"{line}  {self._paint(changes, told.fate)}"
         return self._paint(line, told.fate)

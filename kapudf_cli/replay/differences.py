@@ -158,12 +158,20 @@ class Differences:
     def _find(self, point: Point, group: str, name: str) -> _Sent | None:
         """Return what a point was sent as, None if it is new."""
         tags = dict(point.tags)
-        candidates = self._of_group_and_time.get((group, point.time))
-        if candidates is None:
+        candidates = self._of_group_and_time.get((group, point.time), [])[:_MAX_OF_A_TIME]
+        if not candidates:
             others = self._of_time.get(point.time, [])[:_MAX_OF_A_TIME]
-            candidates = [sent for sent in others if sent.name == name]
+            candidates = [sent for sent in others if sent.name == name and _agree(sent, tags)]
+        if self._received_batch is None:
+            # What is made of a batch as a whole is none of its points.
+            fields = get_fields(point).keys()
+            candidates = [
+                sent
+                for sent in candidates
+                if not sent.in_batch or fields & get_fields(_point(sent)).keys()
+            ]
         best, most = None, -1
-        for sent in candidates[:_MAX_OF_A_TIME]:
+        for sent in candidates:
             before = dict(sent.message.tags)
             if before == tags:
                 return sent
@@ -214,8 +222,7 @@ def _remove(index: dict[K, list[_Sent]], key: K, sent: _Sent) -> None:
 
 def _changes(sent: _Sent, after: Point, name: str, *, in_stream: bool) -> Iterator[str]:
     """Yield what a point has that it had not, has no more, or has with another value."""
-    before = sent.message
-    assert isinstance(before, Point)
+    before = _point(sent)
     if sent.name != name:
         yield f"name: {sent.name} → {name}"
     yield from _changed("tag ", dict(before.tags), dict(after.tags), str)
@@ -226,6 +233,16 @@ def _changes(sent: _Sent, after: Point, name: str, *, in_stream: bool) -> Iterat
         for key, value in envelopes[0].items():
             if envelopes[1][key] != value:
                 yield f"{key}: {value or '(none)'} → {envelopes[1][key] or '(none)'}"
+
+
+def _point(sent: _Sent) -> Point:
+    assert isinstance(sent.message, Point), "only points are looked up by their time"
+    return sent.message
+
+
+def _agree(sent: _Sent, tags: Mapping[str, str]) -> bool:
+    """Return whether a point has no tag with another value than before."""
+    return all(tags.get(tag, value) == value for tag, value in sent.message.tags.items())
 
 
 def _tmax(sent: _Sent) -> int | None:

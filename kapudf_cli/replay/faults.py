@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kapudf_cli.replay.summary import counted
+
 if TYPE_CHECKING:
     from kapudf_cli.replay.session import Counts
     from kapudf_cli.targets import Ending
@@ -31,8 +33,9 @@ def silent(timeout_s: float, counts: Counts, *, after_data: bool) -> str:
     progress = f"{_came(counts)} of {_sent(counts)} sent"
     if after_data:
         return (
-            f"the UDF did not close within {timeout_s:g} s of the end of the data ({progress}); "
-            "at the end of its input it must flush what it has and close"
+            f"nothing came from the UDF for {timeout_s:g} s after the end of the data "
+            f"({progress}), and it did not close; is it stuck in a call? "
+            "At the end of its input it must flush what it has and close"
         )
     return (
         f"nothing came from the UDF for {timeout_s:g} s, not even an answer to a keepalive "
@@ -70,11 +73,11 @@ def with_ending(problem: str, ending: Ending | None) -> str:
 
 
 def _came(counts: Counts) -> str:
-    return f"{counts.points_received} points back"
+    return counted(counts.points_received, "point") + " back"
 
 
 def _sent(counts: Counts) -> str:
-    return f"{counts.points_sent}"
+    return f"{counts.points_sent:,}"
 
 
 def _one_line(text: str) -> str:

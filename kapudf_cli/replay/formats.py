@@ -53,7 +53,6 @@ class LineFormat:
         self.first_unwritable: LineProtocolError | None = None
         self._emit = emit
         self._batch: BeginBatch | None = None
-        self._points = 0
 
     def take(self, message: DataMessage) -> None:
         """Write a point, or a comment."""
@@ -66,9 +65,8 @@ class LineFormat:
                     self.first_unwritable = self.first_unwritable or error
                 else:
                     self._emit(line)
-                self._points += 1
             case BeginBatch():
-                self._batch, self._points = message, 0
+                self._batch = message
                 self._emit(f"# begin {series(message.name, message.tags)}")
             case EndBatch():
                 self._batch = None

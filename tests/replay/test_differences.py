@@ -110,7 +110,7 @@ def test_a_point_that_was_not_sent_is_new() -> None:
     """Its time tells."""
     (new,) = stream("m,host=a mean=1.0 99")
     assert differing(POINTS[:1], [POINTS[0], new])[1:] == [
-        "+ m,host=a 1970-01-01T00:00:00.000000099Z",
+        "+ m,host=a 1970-01-01T00:00:00.000000099Z  mean=1.0",
         "# 1 as they were, 1 new",
     ]
 
@@ -188,8 +188,22 @@ def test_a_batch_that_becomes_a_point() -> None:
     """A UDF that wants batches and provides a stream: all of the batch is gone, one is new."""
     new = Point(name="m", time=9, tags={"host": "a"}, dimensions=["host"], group="host=a")
     set_field(new, "t", 1.5)
-    told = differing(batch_messages(batch("a", 8, 1, 2)), [new])
+    told = differing(batch_messages(batch("a", 8, 1, 9)), [new])
     assert [line[0] for line in told] == ["+", "-", "-", "#"]
+    assert told[0] == "+ m,host=a 1970-01-01T00:00:00.000000009Z  t=1.5"
+
+
+def test_points_of_a_batch_that_become_a_stream() -> None:
+    """With what a batch's points lack, they are the same."""
+    sent = batch("a", 9, 1, 2)
+    told = differing(batch_messages(sent), sent.as_stream(sent.points))
+    assert [line[0] for line in told] == ["=", "=", "#"]
+
+
+def test_a_point_of_another_series_is_none_of_those_sent() -> None:
+    """Though its time is the same."""
+    (other,) = stream("m,host=c x=1.0 1")
+    assert [line[0] for line in differing(POINTS[:1], [other])] == ["+", "-", "#"]
 
 
 # --- bounds ---
