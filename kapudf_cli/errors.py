@@ -336,6 +336,10 @@ class ResponseFaultError(KapudfError):
         self.consequence = consequence
 
 
+class LoadError(KapudfError):
+    """A UDF could not carry the load that was put on it: it refused, failed, hung or ended."""
+
+
 class ProbeError(KapudfError):
     """A UDF did not answer as Kapacitor needs it to."""
 

@@ -20,7 +20,7 @@ FLOORS = [
     {"agent", "recordings"},
     {"in_process", "scaffold", "serving"},
     {"targets", "windows"},
-    {"conformance", "replay"},
+    {"conformance", "load", "replay"},
     {"commands", "testing"},
     {"__main__"},
 ]

@@ -43,6 +43,7 @@ _COMMANDS: Final = {
     "probe": "kapudf_cli.commands.probe:probe",
     "replay": "kapudf_cli.commands.replay:replay",
     "check": "kapudf_cli.commands.check:check",
+    "load": "kapudf_cli.commands.load:load",
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",
 }

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import sys
 import textwrap
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 
 from kapudf_cli.commands import EXIT_FAILURE
+from kapudf_cli.commands.numbers import Number
+from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.targets import target_options
 
 if TYPE_CHECKING:
+    from kapudf_cli.commands.stdout import Stdout
     from kapudf_cli.conformance.check import Result
     from kapudf_cli.targets import Target
     from kapudf_cli.wire.udf_pb2 import Option
@@ -40,7 +42,7 @@ _WIDTH = 100
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0.05, max=3600),
+    type=Number(min=0.05, max=3600),
     default=5.0,
     show_default=True,
     help="How long each answer may take; kapacitor.conf's timeout, or shorter.",
@@ -59,6 +61,7 @@ def check(
     Exits with 0 if no check failed, and with 1 if one did.
     """
     from kapudf_cli.conformance import runner
+    from kapudf_cli.conformance.check import Outcome
     from kapudf_cli.conformance.trial import Trial
     from kapudf_cli.targets import CommandTarget
 
@@ -68,28 +71,29 @@ def check(
     options = None if calls is None else _options(calls, target, timeout_s)
     logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR)
     results = []
-    table = _Table(sys.stdout, verbose=verbose)
-    # What a handler prints must not get between the lines.
-    with contextlib.redirect_stdout(sys.stderr):
+    on_terminal = sys.stdout.isatty()
+    with own_stdout() as out:
+        out.live = True
+        table = _Table(out, verbose=verbose, colour=on_terminal)
         for result in runner.run(Trial(target, timeout_s, options)):
             results.append(result)
             if not as_json:
                 table.add(result)
         table.end()
-    counts = {
-        name: sum(result.outcome.value == name for result in results)
-        for name in ("passed", "failed", "not applicable")
-    }
-    if as_json:
-        summary = {
-            "target": target.name,
-            **{name.replace(" ", "_"): count for name, count in counts.items()},
-            "checks": [_as_dict(result) for result in results],
+        counts = {
+            outcome.value: sum(result.outcome is outcome for result in results)
+            for outcome in Outcome
         }
-        click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
-    else:
-        click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
-    if counts["failed"]:
+        if as_json:
+            summary = {
+                "target": target.name,
+                **{name.replace(" ", "_"): count for name, count in counts.items()},
+                "checks": [_as_dict(result) for result in results],
+            }
+            out.emit(json.dumps(summary, indent=2, ensure_ascii=False))
+        else:
+            out.emit(", ".join(f"{count} {name}" for name, count in counts.items()))
+    if counts[Outcome.FAILED.value]:
         click.get_current_context().exit(EXIT_FAILURE)
 
 
@@ -112,9 +116,10 @@ def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:
 class _Table:
     """Shows results as they come; those that do not apply, for one reason, in one line."""
 
-    def __init__(self, file: IO[str], *, verbose: bool) -> None:
-        self._file = file
+    def __init__(self, out: Stdout, *, verbose: bool, colour: bool) -> None:
+        self._out = out
         self._verbose = verbose
+        self._colour = colour
         self._skipped: list[Result] = []
 
     def add(self, result: Result) -> None:
@@ -129,7 +134,7 @@ class _Table:
         if self._verbose:
             for label, text in (("rule", result.check.rule), ("source", result.check.source)):
                 for line in textwrap.wrap(f"{label}: {text}", _WIDTH - len(_INDENT)):
-                    click.echo(_INDENT + line, file=self._file)
+                    self._out.emit(_INDENT + line)
 
     def end(self) -> None:
         """Show what waits to be shown."""
@@ -141,8 +146,10 @@ class _Table:
 
     def _line(self, result: Result, name: str) -> None:
         outcome = result.outcome.value
-        mark = click.style(f"{_MARKS[outcome]:6}", fg=_COLOURS[outcome])
-        click.echo(f"{mark}  {name:{_NAME_WIDTH}}  {result.reason}".rstrip(), file=self._file)
+        mark = f"{_MARKS[outcome]:6}"
+        if self._colour:
+            mark = click.style(mark, fg=_COLOURS[outcome])
+        self._out.emit(f"{mark}  {name:{_NAME_WIDTH}}  {result.reason}".rstrip())
 
 
 def _as_dict(result: Result) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from kapudf_cli.commands.numbers import Number
 from kapudf_cli.commands.progress import progress
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.targets import target_options
@@ -34,18 +34,6 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 64 * 1024
 #: With --keep-going, so many ill-formed lines are told one by one.
 _TOLD_LINES = 10
-
-
-class _Number(click.FloatRange):
-    """A float without `nan`, the one that no range contains and none refuses."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = float(super().convert(value, param, ctx))
-        if math.isnan(number):
-            self.fail("nan is no number", param, ctx)
-        return number
 
 
 class _Period(click.ParamType[int]):
@@ -127,7 +115,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
 @click.option(
     "--speed",
     metavar="FACTOR",
-    type=_Number(min=0, min_open=True, max=1e9),
+    type=Number(min=0, min_open=True, max=1e9),
     help="Send by the recorded times, so many times faster; 1 is as it was. Else at full speed.",
 )
 @click.option(
@@ -149,7 +137,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    type=_Number(min=0, min_open=True, max=3600),
+    type=Number(min=0, min_open=True, max=3600),
     default=10.0,
     show_default=True,
     help="How long the UDF may be silent, as timeout of kapacitor.conf; keepalives go at half.",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from kapudf_cli.commands.stdout import own_stdout
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.targets import Target
-
-_OPTIONS = ("socket", "command", "handler")
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,5 +67,8 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
     if command is not None:
         return CommandTarget.parse(command, stderr=sys.stderr.buffer)
     if handler is not None:
-        return HandlerTarget(handler, plugins.find(handler).load())
+        plugin = plugins.find(handler)
+        with own_stdout():
+            # What a module prints when it is imported is no result.
+            return HandlerTarget(handler, plugin.load())
     return SocketTarget(os.fspath(socket or ""))

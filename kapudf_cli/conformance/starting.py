@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from kapudf_cli.conformance.trial import Trial
 
+#: A second answer to Init would follow the first at once.
+_QUIET_S: Final = 0.2
+
 _STALE: Final = (
     "Kapacitor checks options by what the UDF said at Kapacitor's start; one that was replaced "
     "since then gets options that it no longer has: services/udf/service.go"
@@ -27,7 +30,7 @@ def _takes_good_options(trial: Trial) -> None:
             response = conversation.init(options)
             if response.success:
                 # What comes now is no answer to Init.
-                conversation.keepalive()
+                conversation.quiet(min(_QUIET_S, trial.timeout_s))
                 trial.options = options
                 return
         reason = " ".join(response.error.split()) or "no reason given"

@@ -32,6 +32,17 @@ class PipePair:
         self._wake, self._waker = os.pipe()
         self._open = True
 
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The ends to read from and to write to, for whoever waits for several at once.
+
+        Raises:
+            BrokenPipeError: the one to write to is closed.
+        """
+        if self._to_child is None:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        return self._from_child, self._to_child
+
     def settimeout(self, timeout_s: float | None, /) -> None:
         """Let a call wait for so long in all, None for ever."""
         self._timeout_s = timeout_s

@@ -164,8 +164,8 @@ def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> N
 
 
 def test_a_command_that_is_no_udf_is_told() -> None:
-    """`cat` sends back what it is sent, which is no answer."""
-    status, output, _ = check("--exec", "cat", "--timeout", "2")
+    """It says something, and it is no frame."""
+    status, output, _ = check("--exec", "echo This is no UDF, just words", "--timeout", "9")
     assert status == 1
     assert output.splitlines()[0].startswith("FAILED  info")
     assert "it did not say what it is; see info" in output

@@ -11,11 +11,19 @@ from kapudf_cli import Handler, Point
 
 print("printed at import")  # noqa: T201 - that is the point
 
+_TALKS = 2
+
 
 class Talkative(Handler):
-    """Prints from Python, from C, from a child, and to the descriptor itself."""
+    """Prints from Python, from C, from a child, and to the descriptor itself, at two points."""
+
+    points = 0
 
     def point(self, point: Point, /) -> None:
+        self.points += 1
+        if self.points > _TALKS:
+            self.agent.write_point(point)
+            return
         print("printed by python")  # noqa: T201 - that is the point
         os.write(1, b"written to the descriptor\n")
         libc = ctypes.CDLL(None)
