@@ -340,6 +340,10 @@ class LoadError(KapudfError):
     """A UDF could not carry the load that was put on it: it refused, failed, hung or ended."""
 
 
+class OutputError(KapudfError):
+    """What a command found out cannot be written to where it should go."""
+
+
 class ProbeError(KapudfError):
     """A UDF did not answer as Kapacitor needs it to."""
 

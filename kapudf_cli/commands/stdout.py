@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from kapudf_cli.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO
@@ -29,19 +31,32 @@ class Stdout:
 
         Raises:
             BrokenPipeError: nobody reads any more.
+            OutputError: it cannot be written, to a full disk say.
         """
-        # A lone surrogate cannot come out of protobuf, but may out of a name on the command line.
-        self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        self.emit_part(f"{line}\n")
         if self.live:
-            self._file.flush()
+            self.flush()
 
     def emit_part(self, text: str) -> None:
         """Write a part of a line; raises as `emit` does."""
-        self._file.write(text.encode("utf-8", "backslashreplace"))
+        # A lone surrogate cannot come out of protobuf, but may out of a name on the command line.
+        with _told():
+            self._file.write(text.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
         """Hand on what was written; raises as `emit` does."""
-        self._file.flush()
+        with _told():
+            self._file.flush()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -50,7 +65,10 @@ def own_stdout() -> Iterator[Stdout]:
 
     Raises:
         BrokenPipeError: nobody reads any more; what was still to be written is dropped.
+        OutputError: it cannot be written, or there is none.
     """
+    if sys.stdout is None or sys.stderr is None:
+        raise OutputError("stdout and stderr must be open; send what is not wanted to /dev/null")
     sys.stdout.flush()
     # Where stdout is no file, as in a test, there is nothing to move.
     try:
@@ -61,11 +79,12 @@ def own_stdout() -> Iterator[Stdout]:
         return
     file = os.fdopen(os.dup(descriptor), "wb")
     try:
-        yield Stdout(file)
-        file.flush()
+        out = Stdout(file)
+        yield out
+        out.flush()
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            # What a broken pipe has not taken goes with the file.
+        with contextlib.suppress(OSError):
+            # What could not be written has been told, and goes with the file.
             file.close()
         sys.stdout.flush()
         os.dup2(descriptor, sys.stdout.fileno())

@@ -431,6 +431,22 @@ def test_nobody_reading_ends_it_quietly(tmp_path: Path) -> None:
         assert process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.parametrize(
+    ("redirected", "problem"),
+    [
+        (">/dev/full", "stdout cannot be written: No space left on device"),
+        (">&-", "stdout and stderr must be open; send what is not wanted to /dev/null"),
+    ],
+)
+def test_output_that_cannot_be_written(redirected: str, problem: str) -> None:
+    """A full disk, or no stdout at all."""
+    line = " ".join([*KAPUDF, "replay", STREAM, "--handler", "mirror", redirected])
+    result = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (result.returncode, result.stderr) == (1, f"Error: {problem}\n")
+
+
 def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
     """The UDF is timed only while it is waited for."""
     path = tmp_path / "lines"
@@ -592,7 +608,7 @@ def test_a_snapshot_that_the_udf_refuses(tmp_path: Path) -> None:
 
 
 HANDLERS = """
-import os, sys, time
+import os, sys
 from kapudf_cli import Handler
 
 class Raises(Handler):
@@ -600,10 +616,6 @@ class Raises(Handler):
         if point.time == 3:
             raise LookupError("no model")
         self.agent.write_point(point)
-
-class Hangs(Handler):
-    def point(self, point):
-        os.read(os.pipe()[0], 1)
 
 class Exits(Handler):
     def point(self, point):
