@@ -58,9 +58,10 @@ def closed_early(counts: Counts, *, snapshot: bool) -> str:
     )
 
 
-def ended_badly(ending: Ending) -> str:
-    """Return what to say of a UDF that answered everything, and then ended with an error."""
-    return with_ending("the UDF answered everything, and ended badly", ending)
+def ended_badly(counts: Counts, ending: Ending) -> str:
+    """Return what to say of a UDF that had all of its input, and then ended with an error."""
+    problem = f"the UDF ended badly, with {_came(counts)} of {_sent(counts)} sent"
+    return with_ending(problem, ending)
 
 
 def with_ending(problem: str, ending: Ending | None) -> str:

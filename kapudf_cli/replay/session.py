@@ -254,7 +254,7 @@ class Session:
             self._fail_of_end(faults.NO_SNAPSHOT)
         ending = self._connection.ending(_ENDING_S)
         if ending is not None and not ending.clean:
-            raise ReplayError(faults.ended_badly(ending))
+            raise ReplayError(faults.ended_badly(self.counts, ending))
 
     def _fail_of_end(self, problem: str) -> NoReturn:
         raise ReplayError(faults.with_ending(problem, self._connection.ending(_ENDING_S)))
