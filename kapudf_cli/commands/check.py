@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import sys
@@ -14,7 +13,7 @@ import click
 from kapudf_cli.commands import EXIT_FAILURE
 from kapudf_cli.commands.numbers import Number
 from kapudf_cli.commands.stdout import own_stdout
-from kapudf_cli.commands.targets import target_options
+from kapudf_cli.commands.targets import silenced, target_options
 
 if TYPE_CHECKING:
     from kapudf_cli.commands.stdout import Stdout
@@ -63,11 +62,8 @@ def check(
     from kapudf_cli.conformance import runner
     from kapudf_cli.conformance.check import Outcome
     from kapudf_cli.conformance.trial import Trial
-    from kapudf_cli.targets import CommandTarget
 
-    if isinstance(target, CommandTarget):
-        # Its last words are in the reasons; all of them would drown the table.
-        target = dataclasses.replace(target, stderr=None)
+    target = silenced(target)
     options = None if calls is None else _options(calls, target, timeout_s)
     logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR)
     results = []

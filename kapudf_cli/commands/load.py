@@ -12,7 +12,7 @@ import click
 from kapudf_cli.commands.numbers import Number
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.tables import aligned
-from kapudf_cli.commands.targets import target_options
+from kapudf_cli.commands.targets import silenced, target_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,6 +129,7 @@ def load(
     from kapudf_cli.load.work import Work
     from kapudf_cli.replay.fit import info_of
 
+    target = silenced(target)
     read = read_calls(calls)
     duration_s, points = how["duration_s"], how["points"]
     if duration_s is None and points is None:

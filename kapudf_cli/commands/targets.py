@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -72,3 +73,12 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
             # What a module prints when it is imported is no result.
             return HandlerTarget(handler, plugin.load())
     return SocketTarget(os.fspath(socket or ""))
+
+
+def silenced(target: Target) -> Target:
+    """Return a target that passes no stderr of a command on; its last lines go with its end."""
+    from kapudf_cli.targets import CommandTarget
+
+    if isinstance(target, CommandTarget):
+        return dataclasses.replace(target, stderr=None)
+    return target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.conformance.check import Check, RuleBrokenError
+from kapudf_cli.conformance.check import Check, NotApplicableError, RuleBrokenError
 from kapudf_cli.conformance.data import batch, points
 
 if TYPE_CHECKING:
@@ -65,6 +65,24 @@ def _restores_a_used_one(trial: Trial) -> None:
         conversation.snapshot()
 
 
+def _keeps_what_was_restored(trial: Trial) -> None:
+    with trial.started() as conversation:
+        unused = conversation.snapshot()
+        conversation.exchange(trial.data(_COUNT), f"a keepalive behind {_COUNT} points")
+        used = conversation.snapshot()
+    if used == unused:
+        raise NotApplicableError("its snapshot is the same before and after data")
+    with trial.started() as conversation:
+        _restore(conversation, used)
+        restored = conversation.snapshot()
+    if restored == unused:
+        problem = (
+            "took its own snapshot back with success, and forgot it: its next one is that of a "
+            "task without any data"
+        )
+        raise RuleBrokenError(problem)
+
+
 def _answers_a_foreign_one(trial: Trial) -> None:
     for snapshot in (b"\xff\xfe no snapshot of this UDF \x00" * 40, b"{}", b""):
         with trial.started() as conversation:
@@ -106,6 +124,12 @@ CHECKS: Final = (
         "The UDF's own snapshot of after data is restored with success, and it goes on from there.",
         _GIVEN_BACK,
         _restores_a_used_one,
+    ),
+    Check(
+        "restore-keeps",
+        "What was restored is there: a snapshot right after Restore is not that of a new task.",
+        _GIVEN_BACK,
+        _keeps_what_was_restored,
     ),
     Check(
         "restore-foreign",

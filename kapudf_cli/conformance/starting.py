@@ -45,6 +45,7 @@ def _answers_without_options(trial: Trial) -> None:
 
 
 def _answers_repeated_options(trial: Trial) -> None:
+    trial.needs_task()
     options = trial.options or ()
     if not options:
         raise NotApplicableError("it was started without options")

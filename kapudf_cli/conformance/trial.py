@@ -63,8 +63,7 @@ class Trial:
         Raises:
             NotApplicableError: an earlier check found that this cannot be done.
         """
-        if self.options is None:
-            raise NotApplicableError("no task can be started on it; see init")
+        self.needs_task()
         with self.connected() as conversation:
             self.start(conversation)
             yield conversation
@@ -92,6 +91,11 @@ class Trial:
         if self.info is None:
             raise NotApplicableError("it did not say what it is; see info")
         return self.info
+
+    def needs_task(self) -> None:
+        """Raise NotApplicableError for a UDF that took no options."""
+        if self.options is None:
+            raise NotApplicableError("no task can be started on it; see init")
 
     def needs(self, edge: EdgeType) -> None:
         """Raise NotApplicableError for a UDF that wants the other edge."""

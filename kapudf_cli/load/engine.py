@@ -218,12 +218,14 @@ class Engine:
             if plan.rate is not None:
                 lane = next(turns)
                 self._turn_until(due_s, lanes, watch, began_s)
+                # What finds no room stays due: it is not handed over, and grows late.
+                self._await_room([lane], lanes, watch, began_s)
                 due_ns = int(due_s * 1e9)
                 due_s += points / plan.rate
             else:
                 lane = self._one_with_room(lanes, watch, began_s)
                 due_ns = time.perf_counter_ns()
-            if plan.duration_s is not None and due_ns / 1e9 - began_s >= plan.duration_s:
+            if plan.duration_s is not None and self._is_over(due_ns / 1e9 - began_s, began_s):
                 return
             answers = 0 if timed_by_keepalive else len(units) if one_each else points
             lane.put(self._cut(units), points=points, due_ns=due_ns, answers=answers)
@@ -276,16 +278,31 @@ class Engine:
         self._handed_over += 1
         if self._handed_over % _UNITS_A_TURN == 0 or self._plan.bulk:
             self._turn(lanes, 0.0)
-        silent_since = time.perf_counter()
+        return self._await_room(lanes, lanes, watch, began_s)
+
+    def _await_room(
+        self,
+        wanted: list[Lane],
+        lanes: list[Lane],
+        watch: Callable[[Measured], None],
+        began_s: float,
+    ) -> Lane:
+        """Take what comes until one of the wanted connections has room, and return it."""
+        silent_since: float | None = None
         while True:
             self._watch(lanes, watch, began_s)
-            free = [lane for lane in lanes if not lane.waits]
+            free = [lane for lane in wanted if not lane.waits]
             if free:
                 return min(free, key=lambda lane: lane.sent)
-            if self._turn(lanes, _LOOK_S):
+            if self._turn(lanes, _LOOK_S) or silent_since is None:
                 silent_since = time.perf_counter()
             elif time.perf_counter() - silent_since > self._plan.timeout_s:
                 raise LoadError(self._silence(lanes))
+
+    def _is_over(self, due_after_s: float, began_s: float) -> bool:
+        """Return whether the duration is over, by what is due or by the clock."""
+        after_s = max(due_after_s, time.perf_counter() - began_s)
+        return self._plan.duration_s is not None and after_s >= self._plan.duration_s
 
     def _turn(self, lanes: list[Lane], wait_s: float) -> bool:
         """Push and pull where that is possible, after waiting for it; return whether it was."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from kapudf_cli.load.latencies import Latencies
     from kapudf_cli.targets import Connection
 
+#: How many answers may be outstanding, some hundred bytes each here. A socket and a UDF's
+#: buffers hold a few thousand points.
+_MAX_DUE: Final = 1_000_000
 _READ_BYTES: Final = 256 * 1024
 #: How long a UDF that has closed its end may take to exit, for its status to be told.
 _LAST_WORDS_S: Final = 0.5
@@ -84,6 +87,12 @@ class Lane:
         self.sent += points
         if answers:
             self._due.append((due_ns, answers))
+            if len(self._due) > _MAX_DUE:
+                problem = (
+                    f"{_MAX_DUE} answers of the UDF are due at once; it answered each point at "
+                    "first, and seems to do so no longer"
+                )
+                raise LoadError(problem)
         self._pieces.extend(map(memoryview, pieces))
         self.push()
 

@@ -54,6 +54,7 @@ FOUND = {
         "restore-unused",
         "refused its own snapshot of 8 bytes: the snapshot is empty",
     ),
+    "forgets_its_state": ("restore-keeps", "took its own snapshot back with success, and forgot"),
     "empty_response": ("point-types", f"sent a Response in which no message is set; {CRASH}"),
     "prints": ("point-types", "sent bytes that are no frames: "),
     "batches_into_a_stream": ("point-types", "sent a BeginBatch, and provides a stream"),

@@ -77,6 +77,33 @@ def test_a_duration_ends_a_run() -> None:
     assert measured.returned == measured.sent > 0
 
 
+def test_a_rate_that_cannot_be_kept_ends_with_the_duration() -> None:
+    """Nothing piles up here for it: what finds no room is not handed over."""
+    measured = run(MIRROR, points=None, duration_s=0.3, rate=1e8)
+    assert measured.elapsed_s >= 0.3
+    assert measured.returned == measured.sent < 0.3e8
+    assert measured.latencies.max_ns < 60e9
+
+
+def test_a_udf_that_no_longer_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it owes is not remembered without end."""
+    monkeypatch.setattr("kapudf_cli.load.lane._MAX_DUE", 1000)
+
+    class Tires(Mirror):
+        seen = 0
+
+        def setup(self) -> None:
+            """Take points decoded."""
+
+        def point(self, point: Point, /) -> None:
+            self.seen += 1
+            if self.seen < 100:
+                super().point(point)
+
+    with pytest.raises(LoadError, match="1000 answers of the UDF are due at once"):
+        run(HandlerTarget("tires", Tires), points=5000)
+
+
 def test_batches_are_sent_whole_and_timed_by_their_ends() -> None:
     """Points are what is counted."""
     measured = run(HandlerTarget("batch-mirror", BatchMirror), BATCHES, rate=20_000.0)
