@@ -662,7 +662,7 @@ PEERS = {
     "empty_response": "the UDF sent a Response in which no message is set; kapacitord would crash",
     "ends_what_was_not_begun": "the UDF sent an EndBatch without a BeginBatch before it; "
     "kapacitord would crash, and every task with it",
-    "exits_with_1": "the UDF ended badly, with 550 points back of 550 sent (exited with status 1; the",
+    "exits_with_1": "the UDF ended badly, with 550 points back of 550 sent (exited with status",
     "fails_without_field": "the UDF reported an error, which fails the task: KeyError: 'value'",
     "garbage": ": the answer is no UDF's: the input ended inside a frame",
     "hangs_at_info": ": no answer to Info within 3 s; is the UDF stuck?",
