@@ -8,34 +8,18 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from kapudf_cli.commands.settings import checked as _checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from msgspec import Struct
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import Settings
-
-
-def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
-    """Return a click callback that checks a value as the configuration file's is checked."""
-
-    def check(ctx: click.Context, param: click.Parameter, value: object) -> object:
-        del ctx, param
-        from kapudf_cli import config
-
-        struct: type[Struct] = config.FunctionSettings if of_function else config.Settings
-        if value is not None:
-            problem = config.check_value(struct, setting, value)
-            if problem:
-                raise click.BadParameter(problem)
-        return value
-
-    return check
 
 
 @click.command()

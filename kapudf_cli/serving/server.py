@@ -14,9 +14,9 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.checkpoints import LastSnapshot, NothingKept
 from kapudf_cli.serving import systemd
-from kapudf_cli.serving.connections import Connections, Function, where
+from kapudf_cli.serving.connection_log import where
+from kapudf_cli.serving.connections import Connections, Function, checkpoints_for
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.listeners import Listeners
 from kapudf_cli.serving.signals import SignalQueue
@@ -112,15 +112,12 @@ class Server:
                 return False
             undo.pop_all()
         function = self._functions[name]
-        settings = function.settings
-        # Kept only for a handler that may be made anew.
-        restarts = settings.on_error == "restart"
         self._connections.start(
             next(self._numbers),
             function,
             SocketStream(connection, wake),
             peer_credentials(connection),
-            checkpoints=(LastSnapshot(settings.snapshot_interval_s) if restarts else NothingKept()),
+            checkpoints=checkpoints_for(function.settings),
         )
         return True
 

@@ -45,7 +45,8 @@ from kapudf_cli.serving.channel import (
     Take,
     Taken,
 )
-from kapudf_cli.serving.connections import Connections, Function, where
+from kapudf_cli.serving.connection_log import where
+from kapudf_cli.serving.connections import Connections, Function
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.journal import Journal
 from kapudf_cli.serving.journaled_stream import JournaledStream
