@@ -197,7 +197,13 @@ class ReplayError(KapudfError):
 
 
 class PluginError(KapudfError):
-    """A handler could not be had from what the user named."""
+    """A handler could not be had from what the user named.
+
+    Attributes:
+        function: the function that it is for, None where it is for none.
+    """
+
+    function: str | None = None
 
 
 class UnknownHandlerError(PluginError):
@@ -244,8 +250,9 @@ class WorkerStartError(PluginError):
         wrong_call: whether what was asked for is wrong, so that trying again is no use.
     """
 
-    def __init__(self, problem: str, *, wrong_call: bool) -> None:
+    def __init__(self, problem: str, *, function: str, wrong_call: bool) -> None:
         super().__init__(problem)
+        self.function = function
         self.wrong_call = wrong_call
 
 

@@ -90,8 +90,8 @@ def execute(
     """
     from kapudf_cli import logs, plugins
     from kapudf_cli.config import FunctionSettings
-    from kapudf_cli.errors import HandlerImportError
     from kapudf_cli.serving.connections import Function
+    from kapudf_cli.serving.loading import load_handler
     from kapudf_cli.serving.stdio import StdioServer, take_over_stdio
 
     _refuse_what_is_no_kapacitor()
@@ -99,12 +99,7 @@ def execute(
     stream = take_over_stdio()
     logs.configure(log_format, log_level)  # type: ignore[arg-type]  # click has checked both
     log = logs.get_logger()
-    try:
-        loaded = plugin.load()
-    except HandlerImportError as error:
-        log.debug("handler cannot be imported", handler=handler, exc_info=error.cause)
-        error.add_note("the traceback is shown with --log-level debug")
-        raise
+    loaded = load_handler(handler, function=plugin.name, log=log)
     given = {name: value for name, value in settings.items() if value is not None}
     # It has no socket, and no worker could take over what Kapacitor starts by itself.
     function = Function(
@@ -121,8 +116,6 @@ def execute(
 
 
 def _refuse_what_is_no_kapacitor() -> None:
-    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
-        raise click.UsageError("stdin, stdout and stderr must be open; Kapacitor opens all three")
     if sys.stdin.isatty() or sys.stdout.isatty():
         raise click.UsageError(
             "this speaks Kapacitor's protocol on stdin and stdout, and here is a terminal; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -194,6 +195,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     configuration and the handlers' code are loaded anew, and no task notices.
     """
     from kapudf_cli import logs
+    from kapudf_cli.errors import PluginError
 
     given = {name: value for name, value in flags.items() if value is not None}
     if config_file is None and not {"socket", "handler"} <= given.keys():
@@ -201,12 +203,17 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     settings = _settings(config_file, given)
     logs.configure(settings.log_format, settings.log_level)
     log = logs.get_logger()
-    if settings.in_one_process:
-        if watches_code:
-            raise click.UsageError("--reload needs workers; leave --workers 0 out")
-        status = _serve_in_one_process(settings, log)
-    else:
-        status = _serve_by_workers(settings, lambda: _settings(config_file, given), log)
+    if settings.in_one_process and watches_code:
+        raise click.UsageError("--reload needs workers; leave --workers 0 out")
+    try:
+        if settings.in_one_process:
+            status = _serve_in_one_process(settings, log)
+        else:
+            status = _serve_by_workers(settings, lambda: _settings(config_file, given), log)
+    except PluginError as error:
+        if config_file is not None and error.function is not None:
+            error.add_note(f"functions.{error.function}.handler in {config_file}")
+        raise
     if threading.active_count() > 1:
         # A handler hangs, or started threads and left them. The interpreter would
         # wait for those, perhaps for ever, and the grace period is over.
@@ -232,36 +239,43 @@ def _settings(config_file: Path | None, given: dict[str, object]) -> Settings:
 
 
 def _serve_in_one_process(settings: Settings, log: BoundLogger) -> int:
-    from kapudf_cli import plugins
-    from kapudf_cli.errors import HandlerImportError
     from kapudf_cli.serving.connections import Function
+    from kapudf_cli.serving.loading import load_handler
     from kapudf_cli.serving.server import Server
+    from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.socket_file import SocketFile
 
-    with contextlib.ExitStack() as undo:
-        functions = []
-        for name, function in settings.functions.items():
-            try:
-                handler = plugins.find(function.handler).load()
-            except HandlerImportError as error:
-                log.debug("handler cannot be imported", function=name, exc_info=error.cause)
-                error.add_note("the traceback is shown with --log-level debug")
-                raise
+    # A signal that comes while handlers are loaded is dealt with as soon as they are.
+    with SignalQueue((signal.SIGINT, signal.SIGTERM)) as signals, contextlib.ExitStack() as undo:
+        functions = [
+            Function(name, load_handler(each.handler, function=name, log=log), each)
+            for name, each in settings.functions.items()
+        ]
+        sockets = []
+        for function in functions:
+            each = function.settings
             socket = SocketFile.bind(
-                function.socket,
-                mode=function.mode,
-                group=function.socket_group,
-                remove_stale=function.remove_stale,
+                each.socket,
+                mode=each.mode,
+                group=each.socket_group,
+                remove_stale=each.remove_stale,
             )
             undo.callback(socket.release)
-            functions.append((Function(name, handler, function), socket))
+            sockets.append(socket)
         undo.pop_all()
-    return Server(functions, grace_period_s=settings.grace_period_s, log=log).run()
+        server = Server(
+            list(zip(functions, sockets, strict=True)),
+            grace_period_s=settings.grace_period_s,
+            log=log,
+        )
+        return server.run(signals)
 
 
 def _serve_by_workers(
     settings: Settings, reload_settings: Callable[[], Settings], log: BoundLogger
 ) -> int:
+    from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.supervisor import Supervisor
 
-    return Supervisor(settings, log=log).run(reload_settings)
+    with SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
+        return Supervisor(settings, log=log).run(signals, reload_settings)
