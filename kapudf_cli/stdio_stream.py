@@ -103,9 +103,10 @@ class StdioStream:
         *,
         in_batch: bool = False,
         progress: Progress | None = None,
+        forgets: bool = False,
     ) -> None:
         """Write all of `data`; see `Stream.write`. Nothing is noted."""
-        del messages, in_batch, progress
+        del messages, in_batch, progress, forgets
         rest = memoryview(data)
         patience_s = _STALLED_S
         while rest:
