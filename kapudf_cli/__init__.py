@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kapudf_cli.handler import Writer as Writer
     from kapudf_cli.options import Flag as Flag
     from kapudf_cli.options import Options as Options
+    from kapudf_cli.patch import FieldPatch as FieldPatch
+    from kapudf_cli.patch import PointPatch as PointPatch
     from kapudf_cli.points import FieldValue as FieldValue
     from kapudf_cli.points import drop_field as drop_field
     from kapudf_cli.points import get_datetime as get_datetime
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
     from kapudf_cli.points import time_ns as time_ns
     from kapudf_cli.state import PerGroup as PerGroup
     from kapudf_cli.state import State as State
-    from kapudf_cli.wire.codec import RawPoint as RawPoint
     from kapudf_cli.wire.codec import decode_point as decode_point
+    from kapudf_cli.wire.point_frames import RawPoint as RawPoint
     from kapudf_cli.wire.udf_pb2 import BATCH as BATCH
     from kapudf_cli.wire.udf_pb2 import BOOL as BOOL
     from kapudf_cli.wire.udf_pb2 import DOUBLE as DOUBLE
@@ -78,6 +80,7 @@ _HOMES: Final = {
     ),
     "kapudf_cli.handler": ("Handler", "Writer"),
     "kapudf_cli.options": ("Flag", "Options"),
+    "kapudf_cli.patch": ("FieldPatch", "PointPatch"),
     "kapudf_cli.points": (
         "FieldValue",
         "drop_field",
@@ -92,7 +95,8 @@ _HOMES: Final = {
         "time_ns",
     ),
     "kapudf_cli.state": ("PerGroup", "State"),
-    "kapudf_cli.wire.codec": ("RawPoint", "decode_point"),
+    "kapudf_cli.wire.codec": ("decode_point",),
+    "kapudf_cli.wire.point_frames": ("RawPoint",),
     "kapudf_cli.wire.udf_pb2": (
         "BATCH",
         "BOOL",
@@ -118,6 +122,8 @@ _HOMES: Final = {
     ),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF]  # noqa: PLE0604 - text they are
 
 
 def __getattr__(name: str) -> object:

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from kapudf_cli.errors import HandlerError, KapudfError
 
 
 class Reason(enum.StrEnum):
-    """Why a connection ended."""
+    """Why a connection ended, or left the agent that served it."""
 
     CLOSED = "closed"
     HANDLER_ERROR = "handler_error"
     PROTOCOL_ERROR = "protocol_error"
     STOPPED = "stopped"
+    #: Not an end: another worker serves it from here on.
+    HANDED_OVER = "handed_over"
+
+
+class Progress(NamedTuple):
+    """How far a connection has got, at a moment between two requests.
+
+    Attributes:
+        offset: how many bytes of input have been dealt with, all in whole frames.
+        points_in: points received; likewise the others.
+        failures: exceptions of the handler that were passed over.
+        restarts: how often the handler was made anew after an exception.
+        takeovers: how often another agent took the connection over.
+    """
+
+    offset: int = 0
+    points_in: int = 0
+    points_out: int = 0
+    batches_in: int = 0
+    batches_out: int = 0
+    bytes_out: int = 0
+    failures: int = 0
+    restarts: int = 0
+    takeovers: int = 0
 
 
 @dataclass
@@ -36,6 +60,9 @@ class Account:
     batches_out: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    failures: int = 0
+    restarts: int = 0
+    takeovers: int = 0
     unprocessed_bytes: int = 0
     batch_unfinished: bool = False
     #: Why the handler refused Init or Restore, None if it did not.

@@ -1,61 +1,48 @@
-"""The agent: one connection between Kapacitor and one handler.
+"""The agent: one connection between Kapacitor and one handler at a time.
 
 It reads, dispatches and writes, and returns an account of how the connection
-went; it logs nothing itself and knows no path, process or signal.
+went; it logs nothing of that itself and knows no path, process or signal. The handler
+may be made anew in between, and the connection be taken over by another agent.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING
 
-from kapudf_cli.account import Account, Reason
+from kapudf_cli.account import Account, Progress, Reason
+from kapudf_cli.callee import Callee, is_caused_by
+from kapudf_cli.checkpoints import NothingKept
+from kapudf_cli.dispatch import Dispatcher, RefusedError, excerpt
 from kapudf_cli.errors import (
     ConnectionClosedError,
     HandlerError,
-    InvalidWriteError,
     KapudfError,
     ProtocolError,
+    WorkerLostError,
 )
 from kapudf_cli.linger import DEFAULT_LINGER_MS, Linger
+from kapudf_cli.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.outbox import Outbox
-from kapudf_cli.wire.codec import REQUESTS, decode_point, raw_or_decode_in
-from kapudf_cli.wire.conversation import Incoming, IncomingOrder
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
-from kapudf_cli.wire.udf_pb2 import (
-    STREAM,
-    BeginBatch,
-    EndBatch,
-    InfoRequest,
-    InfoResponse,
-    InitRequest,
-    InitResponse,
-    KeepaliveRequest,
-    KeepaliveResponse,
-    Point,
-    RestoreRequest,
-    RestoreResponse,
-    SnapshotRequest,
-    SnapshotResponse,
-)
+from kapudf_cli.repetition import Repetition
+from kapudf_cli.streams import ReadPaused
+from kapudf_cli.wire.codec import REQUESTS
+from kapudf_cli.wire.conversation import Incoming
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.wire.requests import RequestReader
+from kapudf_cli.wire.udf_pb2 import STREAM, Point, RestoreRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.handler import Handler, Writer
+    from kapudf_cli.callee import HandlerFactory
+    from kapudf_cli.checkpoints import Checkpoints, Resumption
+    from kapudf_cli.on_error import OnError
     from kapudf_cli.streams import Stream
-    from kapudf_cli.wire.codec import RawPoint, RequestMessage, ResponseMessage
 
-HandlerFactory: TypeAlias = "Callable[[Writer], Handler]"
-
-A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-#: After Init, data may flow once Kapacitor has no Restore left to send. It sends
-#: Restore right after it has read the answer to Init, and keepalives half a time-out
-#: apart: of two keepalives, the second cannot have overtaken a Restore.
-_KEEPALIVES_UNTIL_SETTLED = 2
+_log = logging.getLogger(__name__)
 
 #: How long Kapacitor may take to read what was sent last. Closing before it has would
 #: give its next write a broken pipe, for which it drops what it has not read: answers,
@@ -63,8 +50,12 @@ _KEEPALIVES_UNTIL_SETTLED = 2
 _SETTLE_TIMEOUT_S = 1.0
 
 
+class _HandedOver(Exception):  # noqa: N818 - it is no error
+    """Another agent serves the connection from here on."""
+
+
 class Agent:
-    """Serves one connection: `run` it in a thread, `stop` it from any other."""
+    """Serves one connection: `run` it in a thread; everything else may come from any other."""
 
     def __init__(
         self,
@@ -73,7 +64,12 @@ class Agent:
         *,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         linger_ms: float = DEFAULT_LINGER_MS,
+        on_error: OnError = DEFAULT_ON_ERROR,
+        checkpoints: Checkpoints | None = None,
+        resumption: Resumption | None = None,
+        age_s: float = 0.0,
         on_init: Callable[[Account], None] | None = None,
+        on_resumed: Callable[[str | None], None] | None = None,
     ) -> None:
         """Serve `stream`, which becomes the agent's, with a handler of its own.
 
@@ -82,44 +78,113 @@ class Agent:
             handler: makes the handler; its class, as a rule.
             max_frame_bytes: the longest frame taken or sent, in bytes.
             linger_ms: the longest pause before a read under load, in milliseconds.
+            on_error: what becomes of an exception that the handler raises over data.
+            checkpoints: what keeps the handler's state, nothing by default.
+            resumption: where the connection is taken over, if another agent had it.
+            age_s: how long ago the connection began, in seconds.
             on_init: called once Init has named the task and node.
+            on_resumed: called once a connection that is taken over can go on, which it
+                then does at `go`; or with the reason why it cannot.
         """
         self._stream = stream
-        self._factory = handler
-        self._handler: Handler | None = None
-        self._handler_name: str = getattr(handler, "__name__", "handler")
-        self._on_init = on_init
         self._linger = Linger(linger_ms)
-        self._requests: FrameReader[RequestMessage | RawPoint] = FrameReader(
-            REQUESTS.decode_in, max_frame_bytes
-        )
-        self._order = IncomingOrder()
+        self._checkpoints = checkpoints or NothingKept()
+        self._resumption = resumption
+        self._age_s = age_s
+        self._on_resumed = on_resumed
+        self._requests = RequestReader(max_frame_bytes)
         self._outbox = Outbox(
             stream,
             max_frame_bytes=max_frame_bytes,
             on_failure=stream.interrupt,
             provides=getattr(handler, "provides", STREAM),
         )
-        self._keepalives_since_init = 0
-        self._stopping = False
         self._account = Account()
+        self._callee = Callee(handler, self._outbox)
+        self._dispatcher = Dispatcher(
+            self._callee, self._outbox, self._account, on_error=on_error, on_init=on_init
+        )
+        self._repetition = Repetition(
+            self._callee, self._dispatcher, self._outbox, max_frame_bytes=max_frame_bytes
+        )
+        self._run_points = 0
+        self._stopping = False
+        self._cut_wanted = False
+        self._on_paused: Callable[[], None] | None = None
+        # Set when a pause is over, one way or the other.
+        self._decided = threading.Event()
+        self._released = False
+        self._takes_over = resumption is not None
+
+    # --- from any thread ---
+
+    def stop(self) -> None:
+        """Process what has arrived, then end; returns at once."""
+        self._stopping = True
+        self._stream.interrupt()
+
+    def abort(self) -> None:
+        """Break the connection, so that a peer that does not read holds nobody up."""
+        self._stream.abort()
+        self._decided.set()
+
+    def pause(self, on_paused: Callable[[], None]) -> None:
+        """Stand still at the next frame's boundary, call `on_paused`, and wait.
+
+        For `go`, `release`, `decide_alone` or `abort`; with an end of the connection before that
+        boundary, `on_paused` is never called.
+        """
+        self._on_paused = on_paused
+        self._stream.pause()
+
+    def go(self) -> None:
+        """Go on after a pause, or after the connection was taken over."""
+        self._decided.set()
+
+    def release(self) -> None:
+        """Let go of the connection after a pause: another agent has it."""
+        self._released = True
+        self._decided.set()
+
+    def decide_alone(self) -> None:
+        """Go on after a pause, but do not take over: whoever would decide is gone."""
+        self._released = self._released or self._takes_over
+        self._decided.set()
+
+    def heartbeat(self) -> None:
+        """Tell Kapacitor that the handler is alive and busy, if it can be told without waiting."""
+        self._outbox.heartbeat()
+
+    @property
+    def in_hand(self) -> int | None:
+        """The offset of the frame in hand, in bytes; None while input is waited for."""
+        return None if self._stream.waits else self._requests.offset
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes were sent."""
+        return self._outbox.bytes
+
+    # --- the connection's thread ---
 
     def run(self) -> Account:
         """Serve until the connection ends; close it and return the account.
 
         Raises nothing: every failure is in the account.
         """
-        started = time.monotonic()
+        started = time.monotonic() - self._age_s
         self._outbox.adopt()
         try:
             self._serve()
+        except _HandedOver:
+            self._let_go()
         except ConnectionClosedError:
             self._end(Reason.CLOSED)
         except ProtocolError as error:
             self._end(Reason.PROTOCOL_ERROR, error)
-        except HandlerError as error:
+        except (HandlerError, WorkerLostError) as error:
             self._end(Reason.HANDLER_ERROR, error)
-        except _RefusedError as error:
+        except RefusedError as error:
             self._account.refusal = str(error)
             self._end(Reason.CLOSED)
         else:
@@ -127,30 +192,13 @@ class Agent:
         self._account.duration_s = time.monotonic() - started
         return self._account
 
-    def stop(self) -> None:
-        """Process what has arrived, then end. From any thread; returns at once."""
-        self._stopping = True
-        self._stream.interrupt()
-
-    def abort(self) -> None:
-        """Break the connection, so that a peer that does not read holds nobody up."""
-        self._stream.abort()
-
-    # --- the way in ---
-
     def _serve(self) -> None:
-        handler = self._handler = self._make_handler()
         try:
-            while data := self._read():
-                self._account.bytes_in += len(data)
-                messages = self._take(handler, data)
-                if not messages:
-                    continue  # a part of a frame; the rest is on its way
-                self._outbox.flush()
-                # Nothing waits in the outbox while this thread does.
-                pause_s = self._linger.pause_s(time.monotonic(), messages)
-                if pause_s:
-                    time.sleep(pause_s)
+            if self._resumption is None:
+                self._callee.make()
+            else:
+                self._resume(self._resumption)
+            self._serve_input()
             self._raise_failure()
             if not self._stopping:
                 self._requests.finish()
@@ -158,179 +206,290 @@ class Agent:
             if error.offset is None:
                 error.offset = self._requests.offset
             raise
-        if self._order.state is Incoming.BEFORE_INIT:
+        if self._dispatcher.order.state is Incoming.BEFORE_INIT:
             self._outbox.drop_data()
         else:
             self._outbox.send_data()
-        self._stop_handler()
+        self._callee.stop()
         self._outbox.flush()
         self._raise_failure()
 
-    def _take(self, handler: Handler, data: bytes) -> int:
+    def _serve_input(self) -> None:
+        """Deal with input until it ends."""
+        dispatcher = self._dispatcher
+        careful_until = 0 if self._resumption is None else self._resumption.until
+        while True:
+            try:
+                data = self._stream.read()
+            except ReadPaused:
+                self._stand_still()
+                continue
+            except OSError as error:
+                # A reset is how a connection ends when a task is disabled while data
+                # is on its way to Kapacitor. It is nobody's fault.
+                raise ConnectionClosedError(str(error)) from error
+            if not data:
+                return
+            self._account.bytes_in += len(data)
+            if self._requests.offset < careful_until:
+                messages = self._take_carefully(data)
+            else:
+                messages = self._take(data)
+            if not messages:
+                continue  # a part of a frame; the rest is on its way
+            self._outbox.flush(self._progress())
+            now_s = time.monotonic()
+            if self._cut_wanted or self._checkpoints.is_due(
+                now_s, stateless=dispatcher.stateless, asked=dispatcher.snapshot_asked
+            ):
+                self._cut()
+            # Nothing waits in the outbox while this thread does.
+            pause_s = self._linger.pause_s(now_s, messages)
+            if pause_s:
+                time.sleep(pause_s)
+
+    def _take(self, data: bytes) -> int:
         """Deal with the requests that `data` completes; return how many.
 
         The hot path: what is done here for a point is done for every point. Nothing
         is looked up, allocated or called that can be had once for the piece.
         """
-        order = self._order
+        dispatcher = self._dispatcher
+        order = dispatcher.order
         outbox = self._outbox
+        requests = self._requests
+        handler = self._callee.handler
         point = handler.point
-        raw_point = handler.raw_point or self._decode_raw
+        raw_point = handler.raw_point or dispatcher.decode_raw
         points = others = 0
+        self._run_points = 0
         try:
-            for message in self._requests.feed(data):
-                if isinstance(message, bytes) and order.takes_points:
-                    points += 1
-                    outbox.in_hand = message
-                    try:
-                        raw_point(message)
-                    except BaseException as error:
-                        raise self._blame("raw_point", error) from error
-                elif type(message) is Point and order.takes_points:
-                    points += 1
-                    try:
-                        point(message)
-                    except BaseException as error:
-                        raise self._blame("point", error) from error
+            for message in requests.feed(data):
+                kind = type(message)
+                try:
+                    if kind is bytes and order.takes_points:
+                        points += 1
+                        outbox.in_hand = message  # type: ignore[assignment]  # bytes it is
+                        raw_point(message)  # type: ignore[arg-type]
+                        continue
+                    if kind is Point and order.takes_points:
+                        points += 1
+                        point(message)  # type: ignore[arg-type]  # a Point it is
+                        continue
+                except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
+                    method = "raw_point" if kind is bytes else "point"
+                    dispatcher.failed(method, error, requests.offset)
                 else:
                     others += 1
-                    self._dispatch(handler, message)
-                    # A handler may choose how it takes points, in setup say.
-                    point = handler.point
-                    raw_point = handler.raw_point or self._decode_raw
-                    self._requests.decode = (
-                        REQUESTS.decode_in if handler.raw_point is None else raw_or_decode_in
-                    )
+                    dispatcher.dispatch(message, requests.offset)
+                if dispatcher.wants_restart:
+                    self._restart()
+                    order = dispatcher.order
+                # A handler may choose how it takes points, in setup say.
+                handler = self._callee.handler
+                point = handler.point
+                raw_point = handler.raw_point or dispatcher.decode_raw
+                self._choose_form()
         finally:
             outbox.in_hand = None
-            self._account.points_in += points
-        return points + others
+            self._account.points_in += points + self._run_points
+        return points + self._run_points + others
 
-    def _decode_raw(self, raw: RawPoint) -> None:
-        """Hand a point over that was left undecoded for a handler that wants it decoded now."""
-        if self._handler is not None:
-            self._handler.point(decode_point(raw))
+    def _choose_form(self) -> None:
+        """Have points read in the form in which the handler takes them."""
+        raw_point = self._callee.handler.raw_point
+        self._requests.raw = raw_point is not None
+        # Points that a handler would forward one by one can go in one piece.
+        forwards = raw_point == self._outbox.forward and self._dispatcher.order.takes_points
+        self._requests.take_run = self._forward_run if forwards else None
+
+    def _forward_run(self, frames: bytes, count: int) -> bool:
+        """Send points on as they came, if they may leave just so; return whether they did."""
+        if not self._outbox.forward_run(frames, count):
+            return False
+        self._run_points += count
+        return True
 
     def _raise_failure(self) -> None:
         """Raise what a thread of the handler's own did wrong, if it did."""
         if self._outbox.failure is not None:
-            raise self._blame("write", self._outbox.failure)
+            raise self._callee.blame("write", self._outbox.failure)
 
-    def _read(self) -> bytes:
+    # --- what makes the handler replaceable ---
+
+    def _take_carefully(self, data: bytes) -> int:
+        """Deal with requests one at a time, each noted before and after; return how many.
+
+        The last agent died over one of them, and the one may do it again: what is before
+        it shall be done with, and it shall be known.
+        """
+        dispatcher = self._dispatcher
+        poison = () if self._resumption is None else self._resumption.poison
+        count = 0
+        self._requests.take_run = None
         try:
-            return self._stream.read()
+            for message in self._requests.feed(data):
+                offset = self._requests.offset
+                self._outbox.flush(self._progress())
+                self._checkpoints.note_in_hand(offset)
+                if offset in poison:
+                    _log.error(
+                        "dropped what killed the worker",
+                        extra={"offset": offset, "frame": excerpt(message)},
+                    )
+                    self._account.failures += 1
+                    dispatcher.drop(message)
+                else:
+                    dispatcher.dispatch(message, offset)
+                    if dispatcher.wants_restart:
+                        self._restart()
+                self._requests.raw = self._callee.handler.raw_point is not None
+                count += 1
+        finally:
+            self._outbox.in_hand = None
+        self._choose_form()
+        return count
+
+    def _progress(self) -> Progress:
+        """Return how far the connection has got; only between two requests."""
+        account, outbox = self._account, self._outbox
+        return Progress(
+            self._requests.offset,
+            account.points_in,
+            outbox.points,
+            account.batches_in,
+            outbox.batches,
+            outbox.bytes_written,
+            account.failures,
+            account.restarts,
+            account.takeovers,
+        )
+
+    def _cut(self) -> None:
+        """Have the input that has been dealt with forgotten, for the state that came of it."""
+        dispatcher = self._dispatcher
+        # In the midst of a batch, the state is not all there is.
+        whole = dispatcher.order.state is Incoming.READY and not self._outbox.in_batch
+        if not whole:
+            return
+        prefix = dispatcher.init_frame
+        if not dispatcher.stateless:
+            try:
+                snapshot = dispatcher.snapshot()
+            except HandlerError as error:
+                # Nobody has asked for it. What is kept is longer for that, and no worse.
+                _log.error("snapshot failed: %s", error, exc_info=error.cause)
+                self._checkpoints.postpone()
+                dispatcher.snapshot_asked = False
+                return
+            if snapshot:
+                prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
+        self._cut_wanted = dispatcher.snapshot_asked = False
+        self._checkpoints.cut(prefix, self._requests.unfinished)
+
+    def _restart(self) -> None:
+        """Make the handler anew, with the state that it had before the frame in hand."""
+        dispatcher, account = self._dispatcher, self._account
+        dispatcher.wants_restart = False
+        account.restarts += 1
+        offset = self._requests.offset
+        state = dispatcher.order.state
+        counted = (account.points_in, account.batches_in, self._run_points)
+        self._outbox.mute()
+        # Where there was no cut yet, there is only Init to go by.
+        history = self._checkpoints.history(offset) or dispatcher.init_frame
+        self._repetition.repeat(history, offset)
+        # Muted as well: what is written before there are data to answer.
+        self._outbox.send_data()
+        self._outbox.unmute()
+        account.points_in, account.batches_in, self._run_points = counted
+        begun = dispatcher.order.state is Incoming.IN_BATCH
+        dispatcher.order.state = state
+        if state is Incoming.IN_BATCH and not begun:
+            # The history does not go so far back as the batch's begin.
+            dispatcher.leave_batch_out()
+        # So that the next repetition need not go by the frame that failed.
+        self._cut_wanted = True
+
+    def _resume(self, resumption: Resumption) -> None:
+        """Take the connection over: have the state that another agent's handler had.
+
+        Raises:
+            WorkerLostError: it is to be given up.
+            _HandedOver: the state cannot be had, or is not wanted any more.
+        """
+        account, progress = self._account, resumption.progress
+        account.task_id, account.node_id = resumption.task
+        if resumption.give_up is not None:
+            self._requests.resume_at(progress.offset)
+            self._adopt(progress)
+            self._outbox.unmute_after(0, in_batch=resumption.in_batch, progress=progress)
+            self._send_rest()
+            raise WorkerLostError(resumption.give_up)
+        self._checkpoints.note_in_hand(None)
+        try:
+            self._repetition.repeat(resumption.history, progress.offset, resumption.poison)
+        except (KapudfError, RefusedError) as error:
+            self._report(str(error))
+            raise _HandedOver from error
+        self._adopt(progress)
+        if progress.points_in or progress.batches_in:
+            # Muted as well: what is written before there are data to answer.
+            self._outbox.send_data()
+        self._outbox.unmute_after(resumption.sent, in_batch=resumption.in_batch, progress=progress)
+        self._requests.resume_at(progress.offset)
+        self._choose_form()
+        self._report(None)
+        self._await_decision()
+        self._takes_over = False
+        self._send_rest()
+
+    def _send_rest(self) -> None:
+        try:
+            self._checkpoints.send_rest()
         except OSError as error:
-            # A reset is how a connection ends when a task is disabled while data
-            # is on its way to Kapacitor. It is nobody's fault.
             raise ConnectionClosedError(str(error)) from error
 
-    def _dispatch(self, handler: Handler, message: RequestMessage | RawPoint) -> None:
-        self._order.receive(Point if isinstance(message, bytes) else type(message))
-        match message:
-            # The first point of either kind; the others do not come here.
-            case bytes():
-                self._outbox.send_data()
-                self._account.points_in += 1
-                self._outbox.in_hand = message
-                self._call("raw_point", handler.raw_point or self._decode_raw, message)
-            case Point():
-                self._outbox.send_data()
-                self._account.points_in += 1
-                self._call("point", handler.point, message)
-            case BeginBatch():
-                self._outbox.send_data()
-                self._call("begin_batch", handler.begin_batch, message)
-            case EndBatch():
-                self._account.batches_in += 1
-                self._call("end_batch", handler.end_batch, message)
-            case KeepaliveRequest():
-                self._outbox.answer(KeepaliveResponse(time=message.time))
-                self._note_keepalive()
-            case SnapshotRequest():
-                # Kapacitor asks for a snapshot of a task that runs, so no Restore follows.
-                self._outbox.send_data()
-                self._answer("snapshot", self._ask(SnapshotResponse, "snapshot", handler.snapshot))
-            case RestoreRequest():
-                restored = self._ask(RestoreResponse, "restore", handler.restore, message)
-                self._answer("restore", restored)
-                _check_success("restore", restored)
-                self._outbox.send_data()
-            case InitRequest():
-                self._init(handler, message)
-            case InfoRequest():
-                self._answer("info", self._ask(InfoResponse, "info", handler.info))
-            case _:  # pragma: no cover - IncomingOrder lets nothing else through
-                raise AssertionError(message)
+    # --- from one agent to another ---
 
-    def _init(self, handler: Handler, request: InitRequest) -> None:
-        self._account.task_id = request.taskID
-        self._account.node_id = request.nodeID
-        if self._on_init is not None:
-            self._on_init(self._account)
-        # Kapacitor asked for Info long ago on another connection; this one learns by
-        # itself what the handler declares.
-        info = self._ask(InfoResponse, "info", handler.info)
-        try:
-            self._outbox.declare(info.provides)
-        except InvalidWriteError as error:
-            raise self._blame("__init__", error) from error
-        response = self._ask(InitResponse, "init", handler.init, request)
-        self._answer("init", response)
-        _check_success("init", response)
-        self._keepalives_since_init = 0
+    def _adopt(self, progress: Progress) -> None:
+        """Count on from what the connection had done when another agent left it."""
+        account = self._account
+        account.points_in, account.batches_in = progress.points_in, progress.batches_in
+        account.failures, account.restarts = progress.failures, progress.restarts
+        account.takeovers = progress.takeovers + 1
+        account.bytes_in = progress.offset
 
-    def _note_keepalive(self) -> None:
-        self._keepalives_since_init += 1
-        if (
-            self._keepalives_since_init == _KEEPALIVES_UNTIL_SETTLED
-            and self._order.state is not Incoming.BEFORE_INIT
-        ):
-            self._outbox.send_data()
+    def _stand_still(self) -> None:
+        """Wait until it is decided who serves the connection from here on.
 
-    def _answer(self, method: str, response: ResponseMessage) -> None:
-        try:
-            self._outbox.answer(response)
-        except InvalidWriteError as error:
-            raise self._blame(method, error) from error
+        Raises:
+            _HandedOver: another agent does.
+        """
+        if self._on_paused is None:
+            return
+        self._cut()
+        self._outbox.hold()
+        self._on_paused()
+        self._await_decision()
+        self._outbox.unhold()
 
-    # --- the handler ---
+    def _await_decision(self) -> None:
+        self._decided.wait()
+        self._decided.clear()
+        if self._released:
+            raise _HandedOver
 
-    def _make_handler(self) -> Handler:
-        return self._call("__init__", self._factory, self._outbox)
+    def _report(self, problem: str | None) -> None:
+        if self._on_resumed is not None:
+            self._on_resumed(problem)
 
-    def _ask(
-        self,
-        expected: type[A],
-        method: str,
-        call: Callable[P, A],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> A:
-        """Call a method of the handler that must return a message."""
-        response = self._call(method, call, *args, **kwargs)
-        if type(response) is not expected:
-            problem = f"returned {type(response).__name__} where {expected.__name__} belongs"
-            raise self._blame(method, TypeError(problem))
-        return response
-
-    def _call(self, method: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return call(*args, **kwargs)
-        except BaseException as error:
-            # SystemExit too: a plugin's sys.exit() must not end a connection without a word.
-            raise self._blame(method, error) from error
-
-    def _blame(self, method: str, error: BaseException) -> HandlerError | ConnectionClosedError:
-        """Return whose fault it is that a method raised: the handler's, or a lost connection's."""
-        if self._outbox.broken is not None and _is_caused_by(error, ConnectionClosedError):
-            return ConnectionClosedError(str(error))
-        return HandlerError(self._handler_name, method, error)
-
-    def _stop_handler(self) -> None:
-        """Call the handler's last method, if there is a handler and it was not called yet."""
-        handler, self._handler = self._handler, None
-        if handler is not None:
-            self._call("stop", handler.stop)
+    def _let_go(self) -> None:
+        """Leave the connection as it is to whoever has it now."""
+        self._account.reason = Reason.HANDED_OVER
+        self._outbox.close()
+        self._repetition.stop_quietly()
+        self._stream.close()
 
     # --- the end ---
 
@@ -342,14 +501,14 @@ class Agent:
         self._tell(error)
         self._outbox.close()
         try:
-            self._stop_handler()
+            self._callee.stop()
         except ConnectionClosedError:
             pass
         except HandlerError as stop_error:
-            if not _is_caused_by(stop_error, ConnectionClosedError):
+            if not is_caused_by(stop_error, ConnectionClosedError):
                 account.stop_error = stop_error
         unread = 0
-        if self._order.state is not Incoming.BEFORE_INIT or error is not None:
+        if self._dispatcher.order.state is not Incoming.BEFORE_INIT or error is not None:
             # A connection that only asked for Info is closed at once: kapacitord
             # waits for that with its start.
             unread = self._stream.settle(_SETTLE_TIMEOUT_S)
@@ -368,27 +527,3 @@ class Agent:
             self._outbox.flush()
         except ConnectionClosedError:
             pass  # The account tells.
-
-
-class _RefusedError(Exception):
-    """The handler answered Init or Restore with success=False.
-
-    Kapacitor fails the task, but leaves the connection open and goes on sending
-    keepalives; it is for the UDF to close it.
-    """
-
-
-def _check_success(method: str, response: InitResponse | RestoreResponse) -> None:
-    if not response.success:
-        problem = f"{method} was refused: {response.error or 'no reason given'}"
-        raise _RefusedError(problem)
-
-
-def _is_caused_by(error: BaseException, kind: type[BaseException]) -> bool:
-    """Return whether an exception, or one that it was raised from, is of a kind."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, kind):
-            return True
-        link = link.__cause__ or link.__context__
-    return False

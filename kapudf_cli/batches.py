@@ -6,8 +6,8 @@ import abc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from kapudf_cli.errors import BatchTooLongError
-from kapudf_cli.handler import Handler
+from kapudf_cli.errors import BatchTooLongError, InvalidWriteError
+from kapudf_cli.handler import Handler, refuse_async
 from kapudf_cli.wire.udf_pb2 import BATCH, BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
@@ -92,12 +92,13 @@ def write_batch(agent: Writer, batch: Batch) -> None:
     """Write a batch with its begin and end."""
     for message in batch_messages(batch):
         match message:
-            case Point():
-                agent.write_point(message)
             case BeginBatch():
                 agent.write_begin_batch(message)
             case EndBatch():
                 agent.write_end_batch(message)
+            case _:
+                # It refuses what is no point, and so must not be passed over here.
+                agent.write_point(message)
 
 
 class BatchHandler(Handler):
@@ -118,9 +119,18 @@ class BatchHandler(Handler):
         self._begin = BeginBatch()
         self._points: list[Point] = []
 
+    @classmethod
+    def check_definition(cls) -> None:
+        """Check `batch` as well, which may be a generator, unlike the others."""
+        super().check_definition()
+        refuse_async(f"{cls.__name__}.batch", cls.batch)
+
     @abc.abstractmethod
-    def batch(self, batch: Batch, /) -> Iterable[Point] | Batch | None:
-        """Take a batch and return what to send on: points of it, another batch, or nothing."""
+    def batch(self, batch: Batch, /) -> Iterable[Point] | Iterable[Batch] | Batch | None:
+        """Take a batch and return what to send on: points of it, a batch or several, or None.
+
+        It may be a generator, of points or of batches.
+        """
 
     def begin_batch(self, begin: BeginBatch, /) -> None:
         """Begin to collect."""
@@ -148,12 +158,38 @@ class BatchHandler(Handler):
             by_name=self._begin.byName,
         )
         self._points = []
-        result = self.batch(batch)
-        if result is None:
-            return
-        outgoing = result if isinstance(result, Batch) else batch.copy_with(result)
-        if self.provides == BATCH:
-            write_batch(self.agent, outgoing)
-        else:
-            for point in outgoing.as_stream(outgoing.points):
-                self.agent.write_point(point)
+        for outgoing in _outgoing(batch, self.batch(batch)):
+            if self.provides == BATCH:
+                write_batch(self.agent, outgoing)
+            else:
+                for point in outgoing.as_stream(outgoing.points):
+                    self.agent.write_point(point)
+
+
+def _outgoing(
+    batch: Batch, result: Iterable[Point] | Iterable[Batch] | Batch | None
+) -> list[Batch]:
+    """Return the batches that a handler's result stands for; points are of the batch given.
+
+    Raises:
+        InvalidWriteError: there is something in it that is neither, or both are.
+    """
+    if result is None:
+        return []
+    if isinstance(result, Batch):
+        return [result]
+    points: list[Point] = []
+    batches: list[Batch] = []
+    found: Iterable[object] = result
+    for each in found:
+        match each:
+            case Point():
+                points.append(each)
+            case Batch():
+                batches.append(each)
+            case _:
+                problem = f"a {type(each).__name__} where a Point or a Batch belongs"
+                raise InvalidWriteError(problem)
+        if points and batches:
+            raise InvalidWriteError("points beside batches; put the points into a Batch")
+    return batches or [batch.copy_with(points)]

@@ -18,12 +18,17 @@ import yaml
 from msgspec import Meta
 
 from kapudf_cli import logs  # noqa: TC001 - msgspec reads the annotations at run time
+from kapudf_cli.checkpoints import DEFAULT_SNAPSHOT_INTERVAL_S
 from kapudf_cli.errors import ConfigError
 from kapudf_cli.identifiers import IDENTIFIER, identifier
 from kapudf_cli.linger import DEFAULT_LINGER_MS, MAX_LINGER_MS
+from kapudf_cli.on_error import DEFAULT_ON_ERROR, OnError
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+#: A worker that has loaded nothing but kapudf takes about 35 MB; less could never be kept.
+_MIN_RSS_MB = 64
 
 #: A frame must at least hold an InitRequest with some options.
 _MIN_FRAME_LIMIT_BYTES = 1024
@@ -64,6 +69,34 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = DEFAULT_LINGER_MS
 
+    workers: Annotated[
+        int,
+        Meta(ge=0, le=64, description="a number of processes from 0 (none of its own) to 64"),
+    ] = 1
+    on_error: Annotated[OnError, Meta(description="fail, skip or restart")] = DEFAULT_ON_ERROR
+    snapshot_interval_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="a number of seconds from 0.1 to 3600")
+    ] = DEFAULT_SNAPSHOT_INTERVAL_S
+    journal_mb: Annotated[
+        float, Meta(ge=0.1, le=1024, description="a number of megabytes from 0.1 to 1024")
+    ] = 32.0
+    busy_limit_s: Annotated[
+        float, Meta(ge=1, le=86_400, description="a number of seconds from 1 to 86400")
+    ] = 300.0
+    max_points: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="a number of points, or null for any"),
+    ] = None
+    max_rss_mb: Annotated[
+        Annotated[float, Meta(ge=_MIN_RSS_MB)] | None,
+        Meta(description=f"a number of megabytes from {_MIN_RSS_MB}, or null for any"),
+    ] = None
+
+    @property
+    def journal_bytes(self) -> int:
+        """How much input is kept until the journal is cut."""
+        return round(self.journal_mb * 1_000_000)
+
     @property
     def mode(self) -> int:
         """The socket's permission bits."""
@@ -82,6 +115,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grace_period_s: Annotated[
         float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")
     ] = 10.0
+
+    @property
+    def in_one_process(self) -> bool:
+        """Whether there are no workers."""
+        return all(function.workers == 0 for function in self.functions.values())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -128,6 +166,13 @@ def check(raw: dict[str, Any], *, source: str) -> Settings:
     settings = _convert(Settings, raw, "", faults)
     if faults or settings is None:
         raise ConfigError(source, faults)
+    alone = [name for name, function in settings.functions.items() if function.workers == 0]
+    if alone and not settings.in_one_process:
+        fault = (
+            f"functions.{alone[0]}.workers: 0 keeps everything in one process, "
+            "so it is for all functions or for none"
+        )
+        raise ConfigError(source, [fault])
     return settings
 
 

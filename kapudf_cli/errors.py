@@ -132,6 +132,10 @@ class ConnectionClosedError(KapudfError):
     """A handler wrote to a connection that has ended."""
 
 
+class WorkerLostError(KapudfError):
+    """The workers that served a connection died of it, and no other is tried."""
+
+
 # --- The input's fault ----------------------------------------------------------
 
 
@@ -224,11 +228,25 @@ class HandlerImportError(PluginError):
     """The code of a handler could not be imported; the cause is the `__cause__`."""
 
     def __init__(self, name: str, source: str, cause: BaseException) -> None:
-        super().__init__(f"handler '{name}' of {source} cannot be imported: {describe(cause)}")
+        # What was named by its class comes from where it says.
+        origin = "" if source == name else f" of {source}"
+        super().__init__(f"handler '{name}'{origin} cannot be imported: {describe(cause)}")
         self.name = name
         self.source = source
         self.cause = cause
         self.__cause__ = cause
+
+
+class WorkerStartError(PluginError):
+    """A worker could not load its handler.
+
+    Attributes:
+        wrong_call: whether what was asked for is wrong, so that trying again is no use.
+    """
+
+    def __init__(self, problem: str, *, wrong_call: bool) -> None:
+        super().__init__(problem)
+        self.wrong_call = wrong_call
 
 
 class NotAHandlerError(PluginError):
@@ -338,6 +356,10 @@ class ResponseFaultError(KapudfError):
 
 class LoadError(KapudfError):
     """A UDF could not carry the load that was put on it: it refused, failed, hung or ended."""
+
+
+class ControlError(KapudfError):
+    """The supervisor of a function could not be asked, or could not do what was asked."""
 
 
 class ProbeError(KapudfError):

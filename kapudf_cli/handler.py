@@ -25,6 +25,7 @@ a method raises is logged, told to Kapacitor, and ends that connection only.
 from __future__ import annotations
 
 import abc
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -34,6 +35,7 @@ from kapudf_cli.errors import OptionsError, StateError, describe
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     STREAM,
+    EdgeType,
     InfoResponse,
     InitResponse,
     RestoreResponse,
@@ -44,10 +46,10 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable
 
-    from kapudf_cli.wire.codec import RawPoint
+    from kapudf_cli.patch import PointPatch
+    from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import (
         BeginBatch,
-        EdgeType,
         EndBatch,
         InitRequest,
         Point,
@@ -83,8 +85,11 @@ class Writer(Protocol):
     def write_end_batch(self, end: EndBatch, /) -> None:
         """End the batch that was begun."""
 
-    def forward(self, raw: RawPoint, /) -> None:
-        """Send on the point in hand as it came; see `Handler.raw_point`."""
+    def forward(self, raw: RawPoint, patch: PointPatch | None = None, /) -> None:
+        """Send on the point in hand as it came, with what a patch sets; see `Handler.raw_point`.
+
+        The patch changes what is sent, not `raw`.
+        """
 
 
 class Handler(abc.ABC):
@@ -102,12 +107,14 @@ class Handler(abc.ABC):
         state: what it remembers.
         state_version: raise it when a snapshot of older code would be misread.
         state_limit: the most groups that a `PerGroup` keeps, None for any number.
-        state_expiry: how long a `PerGroup` keeps an unused group, None for ever.
+        state_expiry: how long a `PerGroup` keeps an unused group, None for ever. Where
+            the options say either, make the state in `setup`.
         foreign_state: what becomes of a snapshot that is not of this state.
         raw_point: where it is set, by `setup` at the latest, points are handed to it
             undecoded, and `point` is not called. What it is given may be handed to
-            `agent.forward` before it returns, which is several times cheaper than
-            to decode a point and encode it again, or to `decode_point`.
+            `agent.forward` before it returns, with fields and tags set by a
+            `PointPatch`, which is several times cheaper than to decode a point and
+            encode it again; or to `decode_point`.
         agent: where points and batches are written to.
     """
 
@@ -172,7 +179,7 @@ class Handler(abc.ABC):
 
     def restore(self, request: RestoreRequest, /) -> RestoreResponse:
         """Take back the state of an earlier `snapshot`. `success=False` fails the task."""
-        fresh = self._fresh_state()
+        fresh = self._state_to_fill()
         if fresh is None or not request.snapshot:
             return RestoreResponse(success=True)
         name = type(self).__name__
@@ -218,6 +225,40 @@ class Handler(abc.ABC):
         """
 
     @classmethod
+    def keeps_state(cls) -> bool:
+        """Return whether it has a state: one that it declares, or a `snapshot` of its own."""
+        of_its_own = cls.snapshot is not Handler.snapshot
+        return of_its_own or declared(cls, "state", above=Handler) is not None
+
+    @classmethod
+    def check_definition(cls) -> None:
+        """Find out before any task is there what could only fail, or lose data, in each.
+
+        Raises:
+            TypeError: an edge, an option, the state or a method is none that a handler can have.
+            NameError: an annotation names what its module does not have at run time.
+        """
+        for name in ("wants", "provides"):
+            if (edge := getattr(cls, name)) not in EdgeType.values():
+                message = f"{cls.__name__}.{name}: {edge!r} is neither STREAM nor BATCH"
+                raise TypeError(message)
+        declaration = cls._options_type()
+        if declaration is not None:
+            options.declare(declaration)
+        if cls._fresh_state() is None and isinstance(
+            getattr(cls, "state", None), state.State | state.PerGroup
+        ):
+            message = f"{cls.__name__}.state is not annotated, so no snapshot would have it"
+            raise TypeError(message)
+        for name, method in inspect.getmembers(cls, inspect.isfunction):
+            if hasattr(Handler, name):
+                refuse_async(f"{cls.__name__}.{name}", method)
+                if inspect.isgeneratorfunction(method):
+                    problem = "has a yield and would never run; write with self.agent instead"
+                    message = f"{cls.__name__}.{name} {problem}"
+                    raise TypeError(message)
+
+    @classmethod
     def _options_type(cls) -> type[options.Options] | None:
         annotation = declared(cls, "options", above=Handler)
         if annotation is None:
@@ -234,9 +275,17 @@ class Handler(abc.ABC):
             return None
         return state.make(annotation, limit=cls.state_limit, expiry=cls.state_expiry)
 
+    def _state_to_fill(self) -> state.AnyState | None:
+        """Return the state that a snapshot goes into, None if none is declared."""
+        fresh = self._fresh_state()
+        # What `setup` has put in its place has the limit and the expiry of the options.
+        if isinstance(fresh, state.PerGroup) and isinstance(self.state, state.PerGroup):
+            return self.state
+        return fresh
+
     def _restore_foreign(self, snapshot: bytes, reason: str) -> RestoreResponse:
         """Deal with a snapshot that is not of this state: migrate, discard or refuse it."""
-        fresh = self._fresh_state()
+        fresh = self._state_to_fill()
         try:
             handler, version, content = state.peek(snapshot)
             migrated = self.migrate(handler, version, content)
@@ -254,3 +303,10 @@ class Handler(abc.ABC):
             return RestoreResponse(error=reason)
         _log.warning("snapshot discarded, starting afresh: %s", reason)
         return RestoreResponse(success=True)
+
+
+def refuse_async(name: str, method: object) -> None:
+    """Raise TypeError for a method whose body would never run, for nothing awaits it."""
+    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+        message = f"{name} is async; it is called and never awaited, so write a plain def"
+        raise TypeError(message)

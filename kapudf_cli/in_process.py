@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kapudf_cli.account import Account
-    from kapudf_cli.agent import HandlerFactory
+    from kapudf_cli.callee import HandlerFactory
     from kapudf_cli.wire.udf_pb2 import InfoResponse
 
 #: A handler that takes longer to say what it is would fail Kapacitor's start as well.

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from kapudf_cli.errors import ProbeError, ProtocolError
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
-from kapudf_cli.wire.udf_pb2 import ErrorResponse, InfoRequest, InfoResponse
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, HEARTBEAT_TIME, FrameReader
+from kapudf_cli.wire.udf_pb2 import ErrorResponse, InfoRequest, InfoResponse, KeepaliveResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -173,14 +173,16 @@ class KapacitorSide:
             TimeoutError: nothing came in time.
             OSError: the connection broke.
         """
-        while (response := next(self._arrived, None)) is None:
+        while True:
+            for response in self._arrived:
+                if not _is_heartbeat(response):
+                    return response
             self._limit_wait()
             data = self._socket.recv(_READ_BYTES)
             if not data:
                 self._frames.finish()
                 return None
             self._arrived = self._frames.feed(data)
-        return response
 
     def receive_within(self, timeout_s: float) -> ResponseMessage | None:
         """Do what `receive` does, with a time of its own; raises as that does.
@@ -210,6 +212,11 @@ class KapacitorSide:
         if left_s <= 0:
             raise TimeoutError(errno.ETIMEDOUT, "timed out")
         self._socket.settimeout(left_s)
+
+
+def _is_heartbeat(response: ResponseMessage) -> bool:
+    """Return whether a response says only that the UDF is busy; Kapacitor drops it."""
+    return isinstance(response, KeepaliveResponse) and response.time == HEARTBEAT_TIME
 
 
 @dataclass(frozen=True)

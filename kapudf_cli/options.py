@@ -165,7 +165,8 @@ def calls_of(options: Options) -> list[Option]:
     for one in _declared(type(options)):
         value = getattr(options, one.attribute)
         made = value is not None and value != [] and not (one.is_flag and not value)
-        if not made and value != one.default:
+        # What must be called and is not is for `parse` to refuse, in its own words.
+        if not made and not one.required and value != one.default:
             message = f".{one.name}(): no TICKscript gives {value!r} where the default is another"
             raise ValueError(message)
         if not made:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import math
 import threading
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -15,14 +16,17 @@ from typing import TYPE_CHECKING
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.wire.codec import RESPONSES, decode_point, encode_point
 from kapudf_cli.wire.conversation import OutgoingOrder
-from kapudf_cli.wire.framing import encode_varint
+from kapudf_cli.wire.framing import HEARTBEAT, encode_varint
 from kapudf_cli.wire.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kapudf_cli.account import Progress
+    from kapudf_cli.patch import PointPatch
     from kapudf_cli.streams import Stream
-    from kapudf_cli.wire.codec import DataMessage, RawPoint, ResponseMessage
+    from kapudf_cli.wire.codec import DataMessage, ResponseMessage
+    from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
 #: Enough to make a write call cheap beside the points in it, and the most that is
@@ -52,6 +56,9 @@ class Outbox:
     It belongs to the thread that adopts it. A write from that thread waits for the
     next flush; a write from any other thread is flushed at once, for nobody
     knows when the next flush would be.
+
+    Where input is repeated, to give a new handler the state of an old one, what the
+    own thread writes is muted: it was sent the first time.
 
     Attributes:
         in_hand: the undecoded point that the handler has been given, if it takes them so.
@@ -87,6 +94,17 @@ class Outbox:
         # Whether a point of the own thread may leave just so; see write_point.
         self._direct = False
         self._own_points = 0
+        # How many messages of the own thread's have gone the long way, or in runs of
+        # which but one was counted; and of all of its messages, how many have left.
+        self._own_others = 0
+        self._own_left = 0
+        # How many messages of the own thread's are still to be muted.
+        self._muted: float = 0
+        self._counted = (0, 0, 0)
+        self._sent_in_batch = False
+        # A batch is left out to its end: Kapacitor knows nothing of its begin.
+        self._leaving_out = False
+        self._on_hold = False
         self.in_hand: RawPoint | None = None
         # Guards everything below, and the order of bytes on the stream.
         self._lock = threading.Lock()
@@ -130,18 +148,27 @@ class Outbox:
         """End a batch; see `Writer.write_end_batch`."""
         self._write(end, EndBatch)
 
-    def forward(self, raw: RawPoint, /) -> None:
-        """Send on the point in hand as it came; see `Handler.raw_point`."""
+    def forward(self, raw: RawPoint, patch: PointPatch | None = None, /) -> None:
+        """Send on the point in hand, as it came or patched; see `Writer.forward`."""
         # Bytes are not checked, so they must be the very ones that Kapacitor sent.
         if raw is not self.in_hand or get_ident() != self._owner:
             problem = "bytes that are not the point in hand; forward it before raw_point returns"
             raise InvalidWriteError(problem)
-        if not self._direct:
-            self._write(decode_point(raw), Point)
+        if self._muted and self._data is Data.SENT:
+            self._mute_point(len(raw))
             return
-        self._pending.append(raw)
+        frame: bytes | None = raw
+        if patch is not None:
+            frame = patch.extend(raw)
+        if frame is None or not self._direct or len(frame) > self._max_written_bytes:
+            point = decode_point(raw)
+            if patch is not None:
+                patch.apply(point)
+            self.write_point(point)
+            return
+        self._pending.append(frame)
         self._own_points += 1
-        self._pending_bytes += len(raw)
+        self._pending_bytes += len(frame)
         if self._pending_bytes >= _FLUSH_BYTES:
             self.flush()
 
@@ -155,6 +182,11 @@ class Outbox:
     def points(self) -> int:
         """How many points were sent."""
         return self._own_points + self._other_points
+
+    @property
+    def bytes_written(self) -> int:
+        """How many bytes were sent, or are about to be."""
+        return self.bytes + self._pending_bytes
 
     @property
     def in_batch(self) -> bool:
@@ -178,9 +210,10 @@ class Outbox:
         """Let out the data held back so far, and whatever follows."""
         with self._lock:
             if self._data is Data.HELD:
-                self._pending += self._held
-                self._pending_bytes += self._held_bytes
+                held = self._held
                 self._release(Data.SENT)
+                for frame in held:
+                    self._queue(frame, own=True)
 
     def drop_data(self) -> None:
         """Drop what is held back, and whatever follows: nobody has asked for data."""
@@ -188,6 +221,21 @@ class Outbox:
             if self._data is Data.HELD:
                 self._other_points = self.batches = 0
                 self._release(Data.DROPPED)
+
+    def forward_run(self, frames: bytes, count: int) -> bool:
+        """Send on points that follow each other, as they came; return whether they may leave so.
+
+        The own thread's, for a handler that would forward each of them by itself. What
+        is flushed for it is what came before it.
+        """
+        if not self._direct:
+            return False
+        if self._pending_bytes >= _FLUSH_BYTES:
+            self.flush()
+        self._pending.append(frames)
+        self._own_points += count
+        self._pending_bytes += len(frames)
+        return True
 
     def close(self) -> None:
         """Refuse whatever is written from now on."""
@@ -202,8 +250,82 @@ class Outbox:
         """
         frame = self._encode(message)
         with self._lock:
-            self._pending.append(frame)
-            self._pending_bytes += len(frame)
+            self._queue(frame, own=True)
+
+    # --- for an agent that repeats input ---
+
+    def mute(self) -> None:
+        """Mute whatever the own thread writes, as if nothing had been said yet."""
+        with self._lock:
+            if not self._muted:
+                self._counted = (self._other_points, self.batches, self.bytes)
+                self._sent_in_batch = self._order.in_batch
+            self._muted = math.inf
+            self._leaving_out = False
+            self._held = []
+            self._held_bytes = 0
+            self._data = Data.HELD
+            self._order.declare(self._order.provides)
+            self._redirect()
+
+    def unmute(self) -> None:
+        """Send what comes from now on, after what was sent before `mute`."""
+        with self._lock:
+            self._other_points, self.batches, self.bytes = self._counted
+            self._muted = 0
+            self._meet_kapacitor()
+            self._redirect()
+
+    def unmute_after(self, messages: int, *, in_batch: bool, progress: Progress) -> None:
+        """Mute so many more messages, which another outbox has sent, and send what follows.
+
+        Args:
+            messages: how many of what is written next were sent already.
+            in_batch: whether the last one sent is of a batch that has not ended.
+            progress: what was sent before them.
+        """
+        with self._lock:
+            self._other_points, self.batches = progress.points_out, progress.batches_out
+            self.bytes = progress.bytes_out
+            self._muted = messages
+            self._sent_in_batch = in_batch
+            if not messages:
+                self._meet_kapacitor()
+            self._redirect()
+
+    def abandon_batch(self) -> None:
+        """Forget the batch that is begun and will not be ended; Kapacitor drops it at the next."""
+        with self._lock:
+            if self._order.in_batch:
+                self._order.declare(self._order.provides)
+                self._redirect()
+
+    def hold(self) -> None:
+        """Let writes of other threads wait, while another worker may take over."""
+        with self._lock:
+            self._on_hold = True
+
+    def unhold(self) -> None:
+        """Let them go on."""
+        with self._lock:
+            self._on_hold = False
+            self._changed.notify_all()
+
+    def heartbeat(self) -> None:
+        """Send an unasked-for KeepaliveResponse, and what else is pending. From any thread.
+
+        Where somebody else is writing just now, nothing need be said.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._data is not Data.REFUSED and not self._on_hold:
+                    self._pending.append(HEARTBEAT)
+                    self._pending_bytes += len(HEARTBEAT)
+                    self._flush()
+            except ConnectionClosedError:
+                pass  # The agent's own next write tells.
+            finally:
+                self._lock.release()
 
     def fail(self, error: str) -> None:
         """Send an ErrorResponse, the last message of the connection, cut to a bounded length."""
@@ -211,14 +333,17 @@ class Outbox:
         text = error.encode("utf-8", "backslashreplace")[:room].decode("utf-8", "ignore")
         self.answer(ErrorResponse(error=text))
 
-    def flush(self) -> None:
+    def flush(self, progress: Progress | None = None) -> None:
         """Hand what may leave to the stream, waiting while the peer does not read.
+
+        Args:
+            progress: how much input has been dealt with, if not in the midst of it.
 
         Raises:
             ConnectionClosedError: the connection broke.
         """
         with self._lock:
-            self._flush()
+            self._flush(progress)
 
     # --- inside; the lock is held where a name says nothing else ---
 
@@ -234,7 +359,7 @@ class Outbox:
                 problem = f"a {name} where a {expected.__name__} belongs"
                 raise InvalidWriteError(problem)
             with self._lock:
-                if self._data is Data.HELD and not own_thread:
+                if not own_thread:
                     self._changed.wait_for(self._has_room)
                 if self.broken is not None:
                     problem = "Kapacitor has closed the connection"
@@ -244,7 +369,7 @@ class Outbox:
                     raise ConnectionClosedError(problem)
                 # Encoded under the lock: a batch is only whole if its messages
                 # leave in the order in which they were checked.
-                self._admit(message)
+                self._admit(message, own=own_thread)
                 if not own_thread or self._pending_bytes >= _FLUSH_BYTES:
                     self._flush()
         except InvalidWriteError as error:
@@ -255,8 +380,8 @@ class Outbox:
                 self._on_failure()
             raise
 
-    def _admit(self, message: DataMessage) -> None:
-        if not self._has_room():
+    def _admit(self, message: DataMessage, *, own: bool) -> None:
+        if self._data is Data.HELD and self._held_bytes >= _HELD_BYTES:
             problem = (
                 f"more than {_HELD_BYTES} bytes of data before Kapacitor can take any; "
                 "write them once the first point or batch has come"
@@ -280,8 +405,45 @@ class Outbox:
             self._held.append(frame)
             self._held_bytes += len(frame)
         else:
-            self._pending.append(frame)
-            self._pending_bytes += len(frame)
+            self._queue(frame, own=own)
+            if self._leaving_out and isinstance(message, EndBatch):
+                self._leaving_out = False
+                self._redirect()
+
+    def _queue(self, frame: bytes, *, own: bool) -> None:
+        """Let a message out, unless it was sent before or is not to be."""
+        if own:
+            if self._muted:
+                self._muted -= 1
+                self.bytes += len(frame)
+                if not self._muted:
+                    self._meet_kapacitor()
+                    self._redirect()
+                return
+            if self._leaving_out:
+                return
+            self._own_others += 1
+        self._pending.append(frame)
+        self._pending_bytes += len(frame)
+
+    def _mute_point(self, size: int) -> None:
+        """Mute a point that would have been forwarded. Takes the lock."""
+        with self._lock:
+            self._order.point()
+            self._other_points += 1
+            self._muted -= 1
+            self.bytes += size
+            if not self._muted:
+                self._meet_kapacitor()
+                self._redirect()
+
+    def _meet_kapacitor(self) -> None:
+        """See to it that what follows goes with what was sent, whatever the repetition was like.
+
+        An EndBatch, say, that Kapacitor has no BeginBatch for would crash it. The handler
+        of which the output does not follow from the input loses that batch.
+        """
+        self._leaving_out = self._order.in_batch and not self._sent_in_batch
 
     def _encode(self, message: ResponseMessage) -> bytes:
         frame = RESPONSES.encode(message)
@@ -294,7 +456,11 @@ class Outbox:
         return frame
 
     def _has_room(self) -> bool:
-        return self._data is not Data.HELD or self._held_bytes < _HELD_BYTES
+        """Return whether a thread of the handler's own need not wait."""
+        if self._data is Data.REFUSED or self.broken is not None:
+            return True  # to be told so
+        full = self._data is Data.HELD and self._held_bytes >= _HELD_BYTES
+        return not full and not self._on_hold
 
     def _release(self, data: Data) -> None:
         self._held = []
@@ -305,17 +471,21 @@ class Outbox:
 
     def _redirect(self) -> None:
         in_order = self._data is Data.SENT and self._order.takes_points
-        self._direct = in_order and self.broken is None
+        as_usual = not self._muted and not self._leaving_out
+        self._direct = in_order and as_usual and self.broken is None
 
-    def _flush(self) -> None:
-        # The own thread may add while this one takes: only what was there is taken.
+    def _flush(self, progress: Progress | None = None) -> None:
+        # The own thread may add while this one takes: only what was there is taken. The
+        # count of its messages may then be one short until the next flush.
         data = b"".join([self._pending.popleft() for _ in range(len(self._pending))])
         self._pending_bytes = 0
+        messages = self._own_points + self._own_others - self._own_left
         try:
             if self.broken is not None:
                 raise self.broken
-            if data:
-                self._stream.write(data)
+            if data or progress is not None:
+                self._own_left += messages
+                self._stream.write(data, messages, in_batch=self._order.in_batch, progress=progress)
         except OSError as error:
             self.broken = error
             self._redirect()

@@ -23,6 +23,7 @@ from kapudf_cli.errors import (
     HandlerImportError,
     NotAHandlerError,
     UnknownHandlerError,
+    describe,
 )
 from kapudf_cli.handler import Handler
 
@@ -112,6 +113,12 @@ class Plugin:
             missing = ", ".join(sorted(found.__abstractmethods__))
             problem = f"handler '{self.name}': {self.target} does not define {missing}()"
             raise NotAHandlerError(problem)
+        try:
+            found.check_definition()
+        except Exception as error:
+            # Otherwise it would be an error of each task, or data lost in each.
+            problem = f"handler '{self.name}': {self.target} cannot be used: {describe(error)}"
+            raise NotAHandlerError(problem) from error
         return found
 
 

@@ -12,6 +12,12 @@ import struct
 import termios
 import threading
 import time
+from typing import TYPE_CHECKING
+
+from kapudf_cli.streams import ReadPaused
+
+if TYPE_CHECKING:
+    from kapudf_cli.account import Progress
 
 #: As much as a pipe holds by default, see pipe(7).
 _READ_BYTES = 64 * 1024
@@ -44,7 +50,9 @@ class StdioStream:
         self._wake, self._waker = os.pipe()
         #: Readable for ever once the connection was aborted.
         self._cut, self._cutter = os.pipe()
+        self.waits = False
         self._interrupted = False
+        self._paused = False
         self._aborted = False
         # Held by whoever takes input: the reader, or a writer that waits for room.
         self._reading = threading.Lock()
@@ -61,6 +69,8 @@ class StdioStream:
     def read(self) -> bytes:
         """Wait for input and return it; see `Stream.read`."""
         with self._reading:
+            if self._paused:
+                self._unpause()
             if self._ahead:
                 data = self._ahead.popleft()
                 self._ahead_bytes -= len(data)
@@ -73,7 +83,7 @@ class StdioStream:
                 try:
                     return os.read(self._requests, _READ_BYTES)
                 except BlockingIOError:
-                    self._wait(self._requests, select.POLLIN, self._wake, self._cut)
+                    self._wait_for_input()
                 if self._is_aborted():
                     return b""
             if self._remaining is None:
@@ -84,8 +94,16 @@ class StdioStream:
             self._remaining -= len(data)
             return data
 
-    def write(self, data: bytes) -> None:
-        """Write all of `data`; see `Stream.write`."""
+    def write(
+        self,
+        data: bytes,
+        messages: int = 0,
+        *,
+        in_batch: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write all of `data`; see `Stream.write`. Nothing is noted."""
+        del messages, in_batch, progress
         rest = memoryview(data)
         patience_s = _STALLED_S
         while rest:
@@ -105,6 +123,13 @@ class StdioStream:
         with self._lifetime:
             if self._open and not self._interrupted:
                 self._interrupted = True
+                os.write(self._waker, b"\0")
+
+    def pause(self) -> None:
+        """Let the reader look up; see `Stream.pause`."""
+        with self._lifetime:
+            if self._open and not self._paused:
+                self._paused = True
                 os.write(self._waker, b"\0")
 
     def abort(self) -> None:
@@ -154,6 +179,21 @@ class StdioStream:
             for descriptor in (self._wake, self._waker, self._cut, self._cutter):
                 os.close(descriptor)
         return unread
+
+    def _wait_for_input(self) -> None:
+        """Wait until something can be read, or somebody wakes the reader."""
+        self.waits = True
+        self._wait(self._requests, select.POLLIN, self._wake, self._cut)
+        self.waits = False
+        if self._paused:
+            self._unpause()
+
+    def _unpause(self) -> None:
+        with self._lifetime:
+            self._paused = False
+            if self._open:
+                os.read(self._wake, 1)
+        raise ReadPaused
 
     def _read_ahead(self) -> None:
         """Take a piece of input, if nobody else is about to."""

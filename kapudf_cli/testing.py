@@ -89,7 +89,12 @@ class Task:
     @classmethod
     @contextlib.contextmanager
     def of(cls, handler: type[Handler]) -> Iterator[Self]:
-        """Connect to a handler of this class, outside of a pytest test."""
+        """Connect to a handler of this class, outside of a pytest test.
+
+        Raises:
+            TypeError: `kapudf serve` would refuse the class.
+        """
+        handler.check_definition()
         with served(handler, timeout_s=_TIMEOUT_S) as side:
             yield cls(side)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.serve_process import ServeProcess
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PLUGINS = Path(__file__).parent / "plugins"
+
+# Hypothesis times its tests in two ways, and neither says anything of what is tested: a deadline
+# for each example, which a busy machine misses, and a check that examples are drawn fast, which a
+# fresh clone fails: the first text drawn there makes the tables of Unicode for over a second.
+# All else stays as it is, so that CI keeps the profile that hypothesis has for it.
+settings.register_profile(
+    "untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

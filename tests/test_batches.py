@@ -30,7 +30,7 @@ from kapudf_cli.wire.udf_pb2 import (
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from kapudf_cli.handler import Writer
     from kapudf_cli.testing import Task
@@ -432,3 +432,72 @@ def test_a_batch_handler_must_have_a_batch_method() -> None:
     """Where it has none, it says so."""
     with pytest.raises(TypeError, match=r"abstract method '?batch"):
         Nothing(None)  # type: ignore[abstract,arg-type]  # that is the mistake
+
+
+class ByHost(BatchHandler):
+    """Yields a batch for each host in the one that came."""
+
+    def batch(self, batch: Batch, /) -> Iterator[Batch]:
+        for host in ("a", "b"):
+            points = [point for point in batch.points if point.tags["host"] == host]
+            yield Batch(batch.name, points, {"host": host}, f"host={host}", batch.tmax_ns)
+
+
+def test_a_batch_may_become_several(udf: Callable[..., Task]) -> None:
+    """Each with its own begin and end, also where the method is a generator."""
+    points = [Point(time=time, tags={"host": host}) for time, host in enumerate("abb")]
+    output = udf(ByHost).send(Batch("m", points, tmax_ns=9))
+    assert output.batches == [
+        Batch("m", points[:1], {"host": "a"}, "host=a", 9),
+        Batch("m", points[1:], {"host": "b"}, "host=b", 9),
+    ]
+
+
+class Confused(BatchHandler):
+    """Returns what is no batch, as the field `kind` of the first point says."""
+
+    def batch(self, batch: Batch, /) -> Any:
+        match get_field(batch.points[0], "kind"):
+            case "none":
+                return [None]
+            case "text":
+                return "points"
+            case "both":
+                return [*batch.points, batch]
+            case _:
+                return iter(batch.points)
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("none", "a NoneType where a Point or a Batch belongs"),
+        ("text", "a str where a Point or a Batch belongs"),
+        ("both", "points beside batches; put the points into a Batch"),
+    ],
+)
+def test_what_is_no_batch_is_an_error_and_not_an_empty_batch(
+    udf: Callable[..., Task], kind: str, problem: str
+) -> None:
+    """Nothing is sent of it, and nothing is passed over."""
+    point = Point(fieldsString={"kind": kind})
+    with pytest.raises(TaskFailedError) as caught:
+        udf(Confused).send(Batch("m", [point]))
+    assert str(caught.value) == f"Confused.end_batch raised InvalidWriteError: {problem}"
+
+
+def test_points_may_come_from_any_iterable(udf: Callable[..., Task]) -> None:
+    """They are counted before the begin is written."""
+    output = udf(Confused).send(Batch("m", [Point(time=1), Point(time=2)]))
+    assert [point.time for point in output.batches[0].points] == [1, 2]
+
+
+def test_a_batch_with_anything_but_points_is_not_written(udf: Callable[..., Task]) -> None:
+    """The point's check is what refuses it."""
+
+    class Filled(BatchHandler):
+        def batch(self, batch: Batch, /) -> Batch:
+            return batch.copy_with([None])  # type: ignore[list-item]  # that is the mistake
+
+    with pytest.raises(TaskFailedError, match="a NoneType where a Point belongs"):
+        udf(Filled).send(Batch("m"))

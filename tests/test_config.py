@@ -50,6 +50,13 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
     "linger_ms": [
         -0.1, 1.1, 500, "0.5", True, None, float("nan"), float("inf"), [], [0.5], {}, {"ms": 0.5},
     ],
+    "workers": [-1, 65, 1.0, "1", True, None, [], [1], {}, {"count": 1}],
+    "on_error": ["ignore", "Fail", "", 1, True, None, [], ["skip"], {}, {"skip": True}],
+    "snapshot_interval_s": [0, 0.05, 3601, "10", True, None, float("nan"), [], [10], {}],
+    "journal_mb": [0, 0.05, 1025, "32", True, None, float("inf"), [], [32], {}],
+    "busy_limit_s": [0, 0.9, 86_401, "300", True, None, float("nan"), [], [300], {}],
+    "max_points": [0, -1, 1.5, "1000", True, [], [1000], {}, {"points": 1}],
+    "max_rss_mb": [0, 63, "512", True, float("nan"), [], [512], {}, {"mb": 512}],
 }  # fmt: skip
 
 #: The same for each setting at the top.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from kapudf_cli.commands.serve import serve
 
-UNIT = Path(__file__).parent.parent / "deploy" / "systemd" / "kapudf.service"
+ROOT = Path(__file__).parent.parent
+UNIT = ROOT / "deploy" / "systemd" / "kapudf.service"
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
@@ -33,3 +36,15 @@ def test_the_unit_calls_serve_with_options_that_there_are() -> None:
     context = serve.make_context("serve", words[3:])
     assert context.params["config_file"] == Path("/etc/kapudf/config.yaml")
     assert context.params["remove_stale"] is True
+
+
+def test_the_source_distribution_has_what_make_works_on() -> None:
+    """Whoever unpacks it can run the demo, the tests and the checks."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    included = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    words = set(re.findall(r"[\w.-]+", makefile))
+    named = {entry.name for entry in ROOT.iterdir() if not entry.name.startswith(".")} & words
+    assert {"demo", "tests", "constraints.txt"} <= named
+    # Hatchling adds pyproject.toml by itself.
+    assert named - {path.strip("/") for path in included} <= {"pyproject.toml", "build", "dist"}

@@ -8,10 +8,12 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -41,6 +43,7 @@ from kapudf_cli.conformance.runner import CHECKS
 from kapudf_cli.in_process import describe
 from kapudf_cli.options import declare
 from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
+from kapudf_cli.tickscript import edge_name, signatures
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:
@@ -402,6 +405,17 @@ def test_every_tenth_point_is_marked(
     marked = [number for number, mark in enumerate(values(out, "tenth")) if mark]
     assert marked == [9, 19]
     assert out[:9] == points[:9]
+    assert out[9].tags["marked_by"] == "every_tenth"
+
+
+def test_the_total_goes_up_and_everything_else_stays(
+    load: Callable[..., ModuleType], udf: Callable[..., Task]
+) -> None:
+    """A point without the value gets the sum so far."""
+    points = lines("m value=1.5 1", "m other=1i 2", "m value=2i 3")
+    out = udf(load("total").Total).send(*points).points
+    assert values(out, "total") == [1.5, 1.5, 3.5]
+    assert get_field(out[1], "other") == 1
 
 
 def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(
@@ -479,6 +493,43 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
             assert target.removeprefix("#") in anchors, target
         else:
             assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def own_handlers() -> dict[str, type[Handler]]:
+    """Return the handlers that come with kapudf, by name."""
+    return {each.name: each.load() for each in plugins.discover() if each.distribution == "kapudf"}
+
+
+@pytest.mark.parametrize("name", own_handlers())
+def test_the_page_of_the_handlers_has_each_with_its_options_and_its_snippet(name: str) -> None:
+    """What they declare, with their defaults, and the TICKscript of the module's docstring."""
+    handler = own_handlers()[name]
+    info = describe(handler)
+    sections = (ROOT / "docs" / "handlers.md").read_text(encoding="utf-8").split("\n## ")
+    (section,) = [each for each in sections if each.startswith(f"{name}\n")]
+    edges = f"a {edge_name(info.wants)} | a {edge_name(info.provides)} |"
+    assert f"| [{name}](#{name}) | {edges}" in sections[0]
+    rows = re.findall(r"^\| `(.+?)` \| (.*?) ?\|", section, re.MULTILINE)
+    assert sorted(call for call, _ in rows) == signatures(info)
+    options = handler._options_type()
+    assert options is not None
+    declared = {field.encode_name: field for field in msgspec.structs.fields(options)}
+    for call, default in rows:
+        field = declared[call.partition("(")[0]]
+        if field.required:
+            assert default == ""
+        elif field.default is msgspec.NODEFAULT:
+            assert default == "none are set"
+        else:
+            assert default == f"`{field.default!r}`"
+    docstring = textwrap.dedent(sys.modules[handler.__module__].__doc__ or "")
+    script = re.findall(r"^```javascript\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[0]
+    if name == "batch-mirror":
+        # The docstring says what it takes to make one of the mirror's.
+        window = "    |window()\n        .period(10s)\n        .every(10s)\n    @batch_mirror()"
+        assert window in script
+        script = script.replace(window, "    @mirror()")
+    assert script in docstring or textwrap.indent(script, "    ") in docstring
 
 
 def test_probe_prints_what_the_readme_shows(

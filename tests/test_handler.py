@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pytest
 from msgspec import Meta
 
+from kapudf_cli.batches import Batch, BatchHandler
 from kapudf_cli.errors import OptionsError
 from kapudf_cli.handler import Handler
 from kapudf_cli.options import Options
@@ -30,7 +31,7 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from decimal import Decimal
 
 
@@ -232,35 +233,60 @@ class ForTypeCheckers(Mirror):
     options: Decimal
 
 
+class EdgeAsText(Mirror):
+    wants = "batch"  # type: ignore[assignment]  # that is the mistake
+
+
+class Total(State):
+    count: int = 0
+
+
+class Unannotated(Mirror):
+    state = Total()
+
+
+class AsyncPoint(Mirror):
+    async def point(self, point: Point, /) -> None:  # type: ignore[override]  # that is the mistake
+        self.agent.write_point(point)
+
+
+class YieldingPoint(Mirror):
+    def point(self, point: Point, /) -> Iterator[Point]:  # type: ignore[override]  # that is the mistake
+        yield point
+
+
+class AsyncBatch(BatchHandler):
+    async def batch(self, batch: Batch, /) -> list[Point]:  # type: ignore[override]  # that is the mistake
+        return batch.points
+
+
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
+        (NoOptions, "NoOptions.options: dict[str, str] is no subclass of kapudf_cli.Options"),
+        (NoState, "state: dict[str, str] is neither a subclass of State nor PerGroup of one"),
+        (ForTypeCheckers, "name 'Decimal' is not defined"),
+        (EdgeAsText, "EdgeAsText.wants: 'batch' is neither STREAM nor BATCH"),
+        (Unannotated, "Unannotated.state is not annotated, so no snapshot would have it"),
         (
-            NoOptions,
-            (
-                "NoOptions.info raised TypeError: NoOptions.options: dict[str, str] "
-                "is no subclass of kapudf_cli.Options"
-            ),
+            AsyncPoint,
+            "AsyncPoint.point is async; it is called and never awaited, so write a plain def",
         ),
         (
-            NoState,
-            (
-                "NoState.__init__ raised TypeError: state: dict[str, str] "
-                "is neither a subclass of State nor PerGroup of one"
-            ),
+            YieldingPoint,
+            "YieldingPoint.point has a yield and would never run; write with self.agent instead",
         ),
         (
-            ForTypeCheckers,
-            "ForTypeCheckers.info raised NameError: name 'Decimal' is not defined",
+            AsyncBatch,
+            "AsyncBatch.batch is async; it is called and never awaited, so write a plain def",
         ),
     ],
-    ids=["options", "state", "unknown"],
 )
-def test_an_annotation_that_cannot_be_used_is_told_at_the_start(
+def test_a_class_that_could_only_fail_or_lose_data_is_refused_at_the_start(
     udf: Callable[..., Task], handler: type[Handler], message: str
 ) -> None:
-    """With the class, and what was found."""
-    with pytest.raises(TaskFailedError) as caught:
+    """By a test of it as by the server, with the class and what was found."""
+    with pytest.raises((TypeError, NameError)) as caught:
         udf(handler)
     assert str(caught.value) == message
 
@@ -391,6 +417,35 @@ def test_a_handler_bounds_its_groups_by_number_and_age(udf: Callable[..., Task])
     assert kept() == ["host=b", "host=c"]
     task.send(points[3])
     assert kept() == ["host=d"]
+
+
+class GroupsOptions(Options, kw_only=True):
+    groups: int
+
+
+class AsManyAsAsked(CountGroups):
+    options: GroupsOptions
+
+    def setup(self) -> None:
+        self.state = PerGroup(Seen, limit=self.options.groups)
+
+    def migrate(self, handler: str, version: int, content: Any) -> Any:
+        del handler, version
+        return content
+
+
+def test_a_limit_from_the_options_outlives_a_restart(udf: Callable[..., Task]) -> None:
+    """What is restored, or migrated, goes into the state that `setup` made."""
+    points = grouped(lines(*[f"m,host={host} v=1 1" for host in "abcd"]), "host")
+    before, of_another = udf(AsManyAsAsked, GroupsOptions(groups=9)), udf(CountGroups)
+    before.send(*points)
+    of_another.send(*points)
+    for snapshot in before.snapshot(), of_another.snapshot():
+        task = udf(AsManyAsAsked, GroupsOptions(groups=2))
+        task.restore(snapshot)
+        content: Any = peek(task.snapshot())[2]
+        assert [group for group, _, _ in content["groups"]] == ["host=c", "host=d"]
+        assert counts(task, *points) == [1, 1, 1, 1]
 
 
 FOREIGN: dict[str, tuple[bytes, str]] = {

@@ -28,6 +28,17 @@ def test_every_public_name_is_told_to_type_checkers_and_can_be_imported() -> Non
         assert name in dir(kapudf_cli)
 
 
+def test_a_star_brings_every_public_name() -> None:
+    """In a process that has asked for none of them yet."""
+    code = (
+        "from kapudf_cli import *\nclass H(Handler):\n    def point(self, p: Point): ...\nprint(H)"
+    )
+    done = subprocess.run(
+        [KAPUDF[0], "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("<class '__main__.H'>\n", "")
+
+
 def test_a_name_that_there_is_not_is_an_ordinary_attribute_error() -> None:
     """With the name in it."""
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):

@@ -33,6 +33,7 @@ from kapudf_cli.wire.udf_pb2 import (
     Point,
 )
 from tests.peers import in_thread
+from tests.plugins.unprivileged import run_unprivileged
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -251,15 +252,19 @@ def test_a_path_that_no_socket_can_have_fails_the_probe(short_folder: Path) -> N
         probe(path, timeout_s=PATIENCE_S)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may connect to any socket")
-def test_a_socket_that_may_not_be_used_fails_the_probe(socket_path: str) -> None:
+def test_a_socket_that_may_not_be_used_fails_the_probe(
+    short_folder: Path, socket_path: str
+) -> None:
     """The error speaks of mode and group, for those must be put right."""
+    short_folder.chmod(0o755)
+    imports = "import sys\nfrom kapudf_cli.kapacitor import probe\n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(socket_path)
         listener.listen()
         os.chmod(socket_path, 0)
-        with pytest.raises(ProbeError, match=f"^{socket_path}: permission denied"):
-            probe(socket_path, timeout_s=PATIENCE_S)
+        result = run_unprivileged(imports, "probe(sys.argv[1], timeout_s=30.0)", socket_path)
+    problem = "permission denied; the socket's mode or group keeps this user out"
+    assert result.stderr.endswith(f"ProbeError: {socket_path}: {problem}\n")
 
 
 # --- one connection ---

@@ -242,6 +242,15 @@ def test_options_that_no_tickscript_can_give_are_not_turned_into_others(
         calls_of(options(name=value))
 
 
+def test_an_option_that_must_be_called_can_be_left_out_by_an_empty_list() -> None:
+    """So that a test sees what the author of such a TICKscript is told."""
+    options = options_with(list[str])
+    calls = calls_of(options(name=[]))
+    assert calls == []
+    with pytest.raises(OptionsError, match=r"^\.name\(\) is missing; call \.name\(a string\)$"):
+        parse(options, calls)
+
+
 # --- names ---
 
 

@@ -215,6 +215,38 @@ def test_a_handler_without_point_is_refused(site: Path) -> None:
         load("bad")
 
 
+UNUSABLE = {
+    "an option of no type": (
+        "from kapudf_cli import Options\nclass Bad(Options):\n    size: dict = {}\n",
+        "options: Bad",
+        "TypeError: Bad.size: <class 'dict'> is no type of an option; use str, int, float, ",
+    ),
+    "options that are none": (
+        "class Bad: pass\n",
+        "options: Bad",
+        "is no subclass of kapudf_cli.Options",
+    ),
+    "a state without defaults": (
+        "from kapudf_cli import State\nclass Bad(State):\n    count: int\n",
+        "state: Bad",
+        "TypeError: Missing required argument 'count'",
+    ),
+    "a name for type checkers alone": ("", "options: 'Bad'", "NameError: name 'Bad' is not"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_a_handler_whose_declarations_are_unusable_is_refused(site: Path, kind: str) -> None:
+    """Here, and not by each task that would call it."""
+    before, annotation, cause = UNUSABLE[kind]
+    text = f"{before}{PLAIN}    {annotation}\n"
+    install(site, "acme", {"bad": "acme_bad:Plain"}, {"acme_bad": text})
+    with pytest.raises(NotAHandlerError) as caught:
+        plugins.find("bad").load()
+    assert str(caught.value).startswith("handler 'bad': acme_bad:Plain cannot be used: ")
+    assert cause in str(caught.value)
+
+
 def test_an_entry_point_that_names_no_class_is_refused(site: Path) -> None:
     """A module alone is a valid entry point, and no handler."""
     install(site, "acme", {"bad": "acme_plain"}, {"acme_plain": PLAIN})
@@ -279,7 +311,7 @@ def test_a_module_that_cannot_be_found_is_an_import_that_fails(spec: str) -> Non
     """A class named directly is called by what the user wrote."""
     with pytest.raises(HandlerImportError) as caught:
         load(spec)
-    assert str(caught.value).startswith(f"handler '{spec}' of {spec} cannot be imported: ")
+    assert str(caught.value).startswith(f"handler '{spec}' cannot be imported: ")
 
 
 @pytest.mark.parametrize(
@@ -348,7 +380,7 @@ def test_a_file_that_cannot_be_imported_is_named_with_the_cause(files: Path, kin
     spec = f"{write(files / f'acme_{kind}.py', text)}:Bad"
     with pytest.raises(HandlerImportError) as caught:
         load(spec)
-    assert f"handler '{spec}' of {spec} cannot be imported: {cause}" in str(caught.value)
+    assert f"handler '{spec}' cannot be imported: {cause}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert f"acme_{kind}" not in sys.modules
 

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from kapudf_cli import BATCH, Handler, Options, Point, set_field
+from kapudf_cli import BATCH, Handler, Options, Point, PointPatch, RawPoint
 
 
 class MirrorOptions(Options):
@@ -30,16 +30,20 @@ class Mirror(Handler):
     options: MirrorOptions
 
     def setup(self) -> None:
-        """Where there is nothing to set, points need not even be decoded."""
-        if not self.options.field and not self.options.tag:
+        """Points need not be decoded, neither to be sent back nor to have something set."""
+        self.patch = PointPatch(dict(self.options.field), dict(self.options.tag))
+        if self.options.field or self.options.tag:
+            self.raw_point = self.mark
+        else:
             self.raw_point = self.agent.forward
 
+    def mark(self, raw: RawPoint, /) -> None:
+        """Send a point on with what is to be set."""
+        self.agent.forward(raw, self.patch)
+
     def point(self, point: Point, /) -> None:
-        """Set what is to be set, and send the point on."""
-        for name, value in self.options.field:
-            set_field(point, name, value)
-        for name, text in self.options.tag:
-            point.tags[name] = text
+        """Do the same with a decoded point."""
+        self.patch.apply(point)
         self.agent.write_point(point)
 
 

@@ -20,7 +20,19 @@ import math
 import operator
 from typing import Annotated
 
-from kapudf_cli import Handler, Meta, Options, PerGroup, Point, State, get_number, set_field
+from kapudf_cli import (
+    FieldPatch,
+    Handler,
+    Meta,
+    Options,
+    PerGroup,
+    Point,
+    RawPoint,
+    State,
+    decode_point,
+    get_number,
+    set_field,
+)
 
 
 class MovingAverageOptions(Options, kw_only=True):
@@ -67,16 +79,17 @@ class Window(State, dict=True):
         if size != self.size:
             self._resize(size)
         values = self.values
-        self.new_sum += value
+        self.new_sum = new_sum = self.new_sum + value
         if len(values) < size:
             values.append(value)
             if len(values) < size:
-                return self.new_sum / len(values)
+                return new_sum / len(values)
         else:
-            values[self.oldest] = value
-            self.oldest += 1
-            if self.oldest < size:
-                return (self.new_sum + self.old_sums[self.oldest]) / size
+            oldest = self.oldest
+            values[oldest] = value
+            self.oldest = oldest = oldest + 1
+            if oldest < size:
+                return (new_sum + self.old_sums[oldest]) / size
         self._begin_round()
         return self.old_sums[0] / size
 
@@ -108,12 +121,28 @@ class MovingAverage(Handler):
     # More series than this are a mistake, or have died.
     state_limit = 100_000
 
-    def point(self, point: Point, /) -> None:
+    def setup(self) -> None:
+        """A point is decoded to be read, but need not be encoded to have the average added."""
+        self.average = FieldPatch(self.options.as_)
+        self.raw_point = self.add_average
+
+    def add_average(self, raw: RawPoint, /) -> None:
         """Add the average; a point without the field, as a number, passes through untouched."""
+        mean = self.mean_at(decode_point(raw))
+        self.agent.forward(raw, None if mean is None else self.average.to(mean))
+
+    def mean_at(self, point: Point) -> float | None:
+        """Take a point in, and return the average that it gets, None for none."""
         value = get_number(point, self.options.field)
-        if value is not None and math.isfinite(value):
-            mean = self.state.of(point).mean_with(value, self.options.size)
-            # The sum of huge values may be infinite, which no field may be.
-            if math.isfinite(mean):
-                set_field(point, self.options.as_, mean)
+        if value is None or not math.isfinite(value):
+            return None
+        mean = self.state.of(point).mean_with(value, self.options.size)
+        # The sum of huge values may be infinite, which no field may be.
+        return mean if math.isfinite(mean) else None
+
+    def point(self, point: Point, /) -> None:
+        """Do the same with a decoded point."""
+        mean = self.mean_at(point)
+        if mean is not None:
+            set_field(point, self.options.as_, mean)
         self.agent.write_point(point)

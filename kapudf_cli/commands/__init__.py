@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from kapudf_cli.commands import standard_streams
 from kapudf_cli.errors import (
     AmbiguousHandlerError,
     CallError,
@@ -44,6 +45,8 @@ _COMMANDS: Final = {
     "replay": "kapudf_cli.commands.replay:replay",
     "check": "kapudf_cli.commands.check:check",
     "load": "kapudf_cli.commands.load:load",
+    "status": "kapudf_cli.commands.status:status",
+    "reload": "kapudf_cli.commands.reload:reload",
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",
 }
@@ -69,6 +72,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; an error of the project's own is a line, not a traceback."""
+        standard_streams.make_usable()
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -78,7 +82,8 @@ class Commands(click.Group):
         except KapudfError as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             click.echo(f"Error: {error}{notes}", err=True)
-            ctx.exit(EXIT_USAGE if isinstance(error, _WRONG_CALLS) else EXIT_FAILURE)
+            wrong_call = isinstance(error, _WRONG_CALLS) or getattr(error, "wrong_call", False)
+            ctx.exit(EXIT_USAGE if wrong_call else EXIT_FAILURE)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

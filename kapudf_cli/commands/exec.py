@@ -43,6 +43,14 @@ from kapudf_cli.commands.settings import checked
     help="Longest pause before a read under load, so that points gather.  [default: 0.5]",
 )
 @click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip", "restart"]),
+    envvar="KAPUDF_ON_ERROR",
+    show_envvar=True,
+    help="What an exception of a handler over data does: fail the task; skip the point or batch; "
+    "that, and restart the handler with its state.  [default: fail]",
+)
+@click.option(
     "--grace-period",
     "grace_period_s",
     metavar="SECONDS",
@@ -70,7 +78,7 @@ from kapudf_cli.commands.settings import checked
     help="Least important event shown.  [default: info]",
 )
 def execute(
-    handler: str, grace_period_s: float, log_format: str, log_level: str, **limits: Any
+    handler: str, grace_period_s: float, log_format: str, log_level: str, **flags: Any
 ) -> None:
     """Run a handler as a process UDF, on stdin and stdout.
 
@@ -82,9 +90,9 @@ def execute(
     flushes, exit 0. A handler that fails is exit 1.
     """
     from kapudf_cli import logs, plugins
-    from kapudf_cli.agent import Agent
+    from kapudf_cli.config import FunctionSettings
     from kapudf_cli.errors import HandlerImportError
-    from kapudf_cli.serving.server import _log_task
+    from kapudf_cli.serving.connections import Function
     from kapudf_cli.serving.stdio import StdioServer, take_over_stdio
 
     _refuse_what_is_no_kapacitor()
@@ -98,14 +106,13 @@ def execute(
         log.debug("handler cannot be imported", handler=handler, exc_info=error.cause)
         error.add_note("the traceback is shown with --log-level debug")
         raise
-    log = log.bind(function=handler, handler=loaded.__name__)
-    agent = Agent(
-        stream,
-        loaded,
-        on_init=lambda account: _log_task(log, account),
-        **{name: value for name, value in limits.items() if value is not None},
+    settings = FunctionSettings(
+        handler=handler,
+        socket="-",
+        **{name: value for name, value in flags.items() if value is not None},
     )
-    status = StdioServer(agent, grace_period_s=grace_period_s, log=log).run()
+    function = Function(handler, loaded, settings)
+    status = StdioServer(function, grace_period_s=grace_period_s, log=log).run(stream)
     if threading.active_count() > 1:
         # A handler hangs, or started threads and left them: Kapacitor waits for this
         # process to exit, and must not wait for those.
@@ -116,8 +123,6 @@ def execute(
 
 
 def _refuse_what_is_no_kapacitor() -> None:
-    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
-        raise click.UsageError("stdin, stdout and stderr must be open; Kapacitor opens all three")
     if sys.stdin.isatty() or sys.stdout.isatty():
         raise click.UsageError(
             "this speaks Kapacitor's protocol on stdin and stdout, and here is a terminal; "

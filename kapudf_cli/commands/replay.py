@@ -156,7 +156,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     help="Give this snapshot back right after Init.",
 )
 @click.option("--keep-going", is_flag=True, help="Pass over ill-formed lines, and count them.")
-def replay(  # noqa: PLR0913 - as many as the command has options
+def replay(
     *,
     file: str,
     target: Target,

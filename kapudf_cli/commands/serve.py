@@ -8,10 +8,18 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kapudf_cli.commands.settings import checked as _checked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.config import Settings
 
 
 @click.command()
@@ -82,6 +90,76 @@ from kapudf_cli.commands.settings import checked as _checked
     help="Longest pause before a read under load, so that points gather.  [default: 0.5]",
 )
 @click.option(
+    "--workers",
+    metavar="N",
+    type=int,
+    envvar="KAPUDF_WORKERS",
+    show_envvar=True,
+    callback=_checked("workers", of_function=True),
+    help="Worker processes of each function; 0 serves all in this one.  [default: 1]",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip", "restart"]),
+    envvar="KAPUDF_ON_ERROR",
+    show_envvar=True,
+    help="What an exception of a handler over data does: fail the task; skip the point or batch; "
+    "that, and restart the handler with its state.  [default: fail]",
+)
+@click.option(
+    "--snapshot-interval",
+    "snapshot_interval_s",
+    metavar="SECONDS",
+    type=float,
+    envvar="KAPUDF_SNAPSHOT_INTERVAL",
+    show_envvar=True,
+    callback=_checked("snapshot_interval_s", of_function=True),
+    help="How long input is kept at most before a snapshot takes its place.  [default: 10]",
+)
+@click.option(
+    "--journal-mb",
+    metavar="MB",
+    type=float,
+    envvar="KAPUDF_JOURNAL_MB",
+    show_envvar=True,
+    callback=_checked("journal_mb", of_function=True),
+    help="How much input of a connection is kept before that.  [default: 32]",
+)
+@click.option(
+    "--busy-limit",
+    "busy_limit_s",
+    metavar="SECONDS",
+    type=float,
+    envvar="KAPUDF_BUSY_LIMIT",
+    show_envvar=True,
+    callback=_checked("busy_limit_s", of_function=True),
+    help="How long one call of a handler may take before its worker is replaced.  [default: 300]",
+)
+@click.option(
+    "--max-points",
+    metavar="N",
+    type=int,
+    envvar="KAPUDF_MAX_POINTS",
+    show_envvar=True,
+    callback=_checked("max_points", of_function=True),
+    help="Replace a worker after so many points.  [default: never]",
+)
+@click.option(
+    "--max-rss-mb",
+    metavar="MB",
+    type=float,
+    envvar="KAPUDF_MAX_RSS_MB",
+    show_envvar=True,
+    callback=_checked("max_rss_mb", of_function=True),
+    help="Replace a worker that has so much memory.  [default: never]",
+)
+@click.option(
+    "--reload",
+    "watches_code",
+    is_flag=True,
+    help="Reload whenever the handler's code changes; for development, needs kapudf[reload].",
+)
+@click.option(
     "--grace-period",
     "grace_period_s",
     metavar="SECONDS",
@@ -105,23 +183,43 @@ from kapudf_cli.commands.settings import checked as _checked
     show_envvar=True,
     help="Least important event shown.  [default: info]",
 )
-def serve(config_file: Path | None, **flags: object) -> None:
+def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> None:
     """Serve handlers to Kapacitor on Unix sockets.
 
     Either --socket and --handler name one function, or --config names a file
     with one or more. Flags beat the environment, which beats the file.
 
     SIGINT or SIGTERM: connections process what has arrived, handlers flush, the
-    socket is removed, exit 0. A second signal ends at once with 1.
+    socket is removed, exit 0. A second signal ends at once with 1. SIGHUP: the
+    configuration and the handlers' code are loaded anew, and no task notices.
     """
-    from kapudf_cli import config, logs, plugins
-    from kapudf_cli.errors import HandlerImportError
-    from kapudf_cli.serving.server import Function, Server
-    from kapudf_cli.serving.socket_file import SocketFile
+    from kapudf_cli import logs
 
     given = {name: value for name, value in flags.items() if value is not None}
     if config_file is None and not {"socket", "handler"} <= given.keys():
         raise click.UsageError("name --socket and --handler, or a --config file")
+    settings = _settings(config_file, given)
+    logs.configure(settings.log_format, settings.log_level)
+    log = logs.get_logger()
+    if settings.in_one_process:
+        if watches_code:
+            raise click.UsageError("--reload needs workers; leave --workers 0 out")
+        status = _serve_in_one_process(settings, log)
+    else:
+        status = _serve_by_workers(settings, lambda: _settings(config_file, given), log)
+    if threading.active_count() > 1:
+        # A handler hangs, or started threads and left them. The interpreter would
+        # wait for those, perhaps for ever, and the grace period is over.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    click.get_current_context().exit(status)
+
+
+def _settings(config_file: Path | None, given: dict[str, object]) -> Settings:
+    """Return the settings of the file, the environment and the flags."""
+    from kapudf_cli import config
+
     source = str(config_file) if config_file else "command line"
     top = {name: given[name] for name in given if name in config.Settings.__struct_fields__}
     raw = config.overlay(
@@ -130,9 +228,15 @@ def serve(config_file: Path | None, **flags: object) -> None:
         function={name: given[name] for name in given if name not in top},
         source=source,
     )
-    settings = config.check(raw, source=source)
-    logs.configure(settings.log_format, settings.log_level)
-    log = logs.get_logger()
+    return config.check(raw, source=source)
+
+
+def _serve_in_one_process(settings: Settings, log: BoundLogger) -> int:
+    from kapudf_cli import plugins
+    from kapudf_cli.errors import HandlerImportError
+    from kapudf_cli.serving.connections import Function
+    from kapudf_cli.serving.server import Server
+    from kapudf_cli.serving.socket_file import SocketFile
 
     with contextlib.ExitStack() as undo:
         functions = []
@@ -150,15 +254,14 @@ def serve(config_file: Path | None, **flags: object) -> None:
                 remove_stale=function.remove_stale,
             )
             undo.callback(socket.release)
-            functions.append(
-                Function(name, handler, socket, function.max_frame_bytes, function.linger_ms)
-            )
+            functions.append((Function(name, handler, function), socket))
         undo.pop_all()
-    status = Server(functions, grace_period_s=settings.grace_period_s, log=log).run()
-    if threading.active_count() > 1:
-        # A handler hangs, or started threads and left them. The interpreter would
-        # wait for those, perhaps for ever, and the grace period is over.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(status)
-    click.get_current_context().exit(status)
+    return Server(functions, grace_period_s=settings.grace_period_s, log=log).run()
+
+
+def _serve_by_workers(
+    settings: Settings, reload_settings: Callable[[], Settings], log: BoundLogger
+) -> int:
+    from kapudf_cli.serving.supervisor import Supervisor
+
+    return Supervisor(settings, log=log).run(reload_settings)

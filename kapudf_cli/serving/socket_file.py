@@ -54,7 +54,7 @@ class SocketFile:
     """
 
     def __init__(
-        self, path: str, listener: socket.socket, lock: _PathLock, held: _HeldFile
+        self, path: str, listener: socket.socket, lock: _PathLock | None, held: _HeldFile
     ) -> None:
         """Keep what `bind` made; use `bind`."""
         self.path = path
@@ -88,6 +88,26 @@ class SocketFile:
             lock = _PathLock(path)
             undo.callback(lock.release)
             _make_way(path, remove_stale=remove_stale)
+            socket_file = cls._listen(path, mode, gid, lock)
+            undo.pop_all()
+        return socket_file
+
+    def bind_beside(self, suffix: str, *, mode: int, group: str | None) -> SocketFile:
+        """Listen at this path with a suffix as well, which the same lock guards.
+
+        What is left there by a server that held the lock before is removed.
+
+        Raises:
+            SocketPathError: that path cannot be had.
+        """
+        path = self.path + suffix
+        _check_path(path)
+        _make_way(path, remove_stale=True)
+        return self._listen(path, mode, _group_id(path, group), None)
+
+    @classmethod
+    def _listen(cls, path: str, mode: int, gid: int | None, lock: _PathLock | None) -> Self:
+        with contextlib.ExitStack() as undo:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             undo.callback(listener.close)
             with _explained(path):
@@ -110,6 +130,17 @@ class SocketFile:
             socket_file = cls(path, listener, lock, held)
             undo.pop_all()
         return socket_file
+
+    def set_access(self, mode: int, group: str | None) -> None:
+        """Change who may connect: the permission bits, and the group, None for the process's own.
+
+        Raises:
+            SocketPathError: there is no such group, or it may not be given.
+        """
+        gid = _group_id(self.path, group)
+        with _explained(self.path):
+            os.chown(self._held.name, -1, os.getegid() if gid is None else gid)
+            os.chmod(self._held.name, mode)
 
     def accept(self) -> socket.socket | None:
         """Return the next connection, None if none waits.
@@ -134,7 +165,8 @@ class SocketFile:
             if self._held.is_at(self.path):
                 os.unlink(self.path)
         self._held.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 class _HeldFile:

@@ -10,10 +10,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import structlog
-
-from kapudf_cli.account import Reason
-from kapudf_cli.serving.server import _log_finish, _where
+from kapudf_cli.checkpoints import LastSnapshot, NothingKept
+from kapudf_cli.serving.connections import Connections, where
 from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.stdio_stream import StdioStream
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.account import Account
-    from kapudf_cli.agent import Agent
+    from kapudf_cli.serving.connections import Function
 
 #: How long the thread may take to end after its connection was aborted.
 _ABORT_WAIT_S = 1.0
@@ -47,53 +45,57 @@ def take_over_stdio() -> StdioStream:
 class StdioServer:
     """Serves the one connection of a process UDF until it ends or a signal comes."""
 
-    def __init__(self, agent: Agent, *, grace_period_s: float, log: BoundLogger) -> None:
-        """Let `agent` serve, whose stream is that of `take_over_stdio`."""
-        self._agent = agent
+    def __init__(self, function: Function, *, grace_period_s: float, log: BoundLogger) -> None:
+        """Serve a function, whose settings of sockets and workers do not matter here."""
+        self._function = function
         self._grace_period_s = grace_period_s
         self._log = log
         self._account: Account | None = None
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="stdio", daemon=True)
 
-    def run(self) -> int:
-        """Serve to the end and return the exit status.
+    def run(self, stream: StdioStream) -> int:
+        """Serve `stream`, that of `take_over_stdio`, to the end and return the exit status.
 
         0 where the input ended or SIGINT or SIGTERM came; 1 where the handler failed, the
         input was no protocol, or a second signal or the grace period cut it short. Only for
         the main thread, which is where signals go.
         """
+        settings = self._function.settings
+        checkpoints = NothingKept()
+        if settings.on_error == "restart":
+            checkpoints = LastSnapshot(settings.snapshot_interval_s)
         with SignalQueue((signal.SIGINT, signal.SIGTERM)) as self._signals:
-            self._log.info("connection started")
-            self._thread.start()
+            connections = Connections(self._log, self._end)
+            connections.start(1, self._function, stream, None, checkpoints=checkpoints)
             first = self._wait(None)
             if first is not None:
                 self._log.info("stopping", signal=first.name, grace_period_s=self._grace_period_s)
-                self._agent.stop()
-                second = self._wait(self._grace_period_s)
-                if second is not None:
-                    self._log.warning("second signal, ending at once")
-                elif not self._ended.is_set():
-                    self._log.error(
-                        "grace period is over, connection aborted", where=_where(self._thread)
-                    )
-                    self._agent.abort()
-                    self._wait(_ABORT_WAIT_S)
+                self._stop(connections)
         if self._account is None:
             return 1
         failed = self._account.error is not None or self._account.stop_error is not None
-        return 1 if failed or self._account.reason is Reason.PROTOCOL_ERROR else 0
+        return 1 if failed else 0
 
-    def _serve(self) -> None:
-        # What the handler logs in this thread says where it comes from.
-        structlog.contextvars.bind_contextvars(**structlog.get_context(self._log))
-        try:
-            account = self._agent.run()
-            _log_finish(self._log, account)
-            self._account = account
-        finally:
-            self._ended.set()
-            self._signals.wake()
+    def _stop(self, connections: Connections) -> None:
+        """Let the connection finish what has arrived, within the grace period."""
+        for connection in connections.current():
+            connection.agent.stop()
+        if self._wait(self._grace_period_s) is not None:
+            self._log.warning("second signal, ending at once")
+            return
+        for connection in connections.current():
+            connection.log.error(
+                "grace period is over, connection aborted", where=where(connection.thread)
+            )
+            connection.agent.abort()
+        self._wait(_ABORT_WAIT_S)
+
+    def _end(self, number: int, account: Account) -> None:
+        """Note that the connection has ended; called in its thread."""
+        del number
+        self._account = account
+        self._ended.set()
+        self._signals.wake()
 
     def _wait(self, timeout_s: float | None) -> signal.Signals | None:
         """Wait until the connection has ended, a signal comes, which is returned, or time is up."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from kapudf_cli.errors import FrameTooLongError, TruncatedFrameError, VarintTooLongError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 T = TypeVar("T")
 
@@ -28,6 +28,14 @@ DEFAULT_MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_VARINT = 0xFFFF_FFFF
 #: 32 bits in groups of seven take five bytes.
 _LAST_VARINT_SHIFT = 28
+
+
+#: The time in a heartbeat, which no request has: nobody has asked.
+HEARTBEAT_TIME = -1
+#: A whole frame: an unasked-for KeepaliveResponse of that time, the field 3 of a Response.
+#: Any response resets Kapacitor's timer. Spelt out for the supervisor, which knows no
+#: protobuf.
+HEARTBEAT = b"\x0d\x1a\x0b\x08" + b"\xff" * 9 + b"\x01"
 
 
 def encode_varint(value: int) -> bytes:
@@ -71,11 +79,6 @@ class FrameReader(Generic[T]):
         self._needed = 0
         self.offset = 0
 
-    @property
-    def unfinished(self) -> bytes:
-        """What has come of a frame that is not whole."""
-        return bytes(self._pending)
-
     def feed(self, data: bytes) -> Iterator[T]:
         """Take in `data` and yield what each frame that is now whole decodes to.
 
@@ -89,15 +92,18 @@ class FrameReader(Generic[T]):
         """
         self._fed += len(data)
         if self._pending:
-            self._pending += data
-            if len(self._pending) < self._needed:
+            if len(self._pending) + len(data) < self._needed:
+                self._pending += data
                 return
-            data = bytes(self._pending)
-            self._pending.clear()
+            data = b"".join((self._pending, data))
+            self._pending = bytearray()
         base = self._fed - len(data)
         end = len(data)
         start = 0
         while start < end:
+            start = yield from self._take_known(data, start, end, base)
+            if start == end:
+                break
             self.offset = base + start
             length = data[start]
             place = start + 1
@@ -121,6 +127,22 @@ class FrameReader(Generic[T]):
             start = following
         self.offset = base + start
 
+    def _take_known(self, data: bytes, start: int, end: int, base: int) -> Generator[T, None, int]:
+        """Yield what frames hold that can be told at a glance; return where that ends.
+
+        It may take any number of whole frames from `start` on, and none. A reader that
+        knows more of its frames has it do so; this one knows nothing of them.
+
+        Args:
+            data: the bytes in hand.
+            start: where a frame begins in them.
+            end: where they end.
+            base: how many were fed before them; `offset` is to be kept by it.
+        """
+        del data, end, base
+        yield from ()
+        return start
+
     def _long_length(self, data: bytes, place: int) -> tuple[int, int]:
         """Return a length of any size and the place after it, which is 0 if it is not whole."""
         length = 0
@@ -136,6 +158,15 @@ class FrameReader(Generic[T]):
                 return length, place
         problem = "a frame's length takes more than 32 bits"
         raise VarintTooLongError(problem, offset=self.offset)
+
+    @property
+    def unfinished(self) -> bytes:
+        """What was fed of the frame that is not whole yet."""
+        return bytes(self._pending)
+
+    def resume_at(self, offset: int) -> None:
+        """Count from an offset on, where a frame starts; before anything is fed."""
+        self._fed = self.offset = offset
 
     def finish(self) -> None:
         """Say that the input has ended.

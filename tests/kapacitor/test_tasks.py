@@ -144,6 +144,39 @@ def test_windows_come_back_whole(serve: Serve, kapacitor: Kapacitor) -> None:
     assert finished["points_in"] == finished["points_out"]
 
 
+def test_a_window_that_becomes_several_batches_is_several_groups(
+    serve: Serve, kapacitor: Kapacitor
+) -> None:
+    """Each has its tags and all of its points, though the window was of no group."""
+    serve(plugin("against_kapacitor.py:ByHost"))
+    daemon = kapacitor()
+    daemon.start_task(
+        "split",
+        """
+        stream
+            |from()
+                .measurement('cpu')
+            |window()
+                .period(3s)
+                .every(3s)
+            @udf()
+            |mean('usage')
+            |httpOut('out')
+        """,
+    )
+    for second in range(4):
+        daemon.write(
+            f"cpu,host=a usage={second}.0 {second}000000000",
+            f"cpu,host=b usage={second * 10}.0 {second}000000000",
+        )
+    groups = daemon.await_groups("split", 2)
+    assert {group.tags["host"]: group.last for group in groups} == {
+        "a": {"mean": 1.0},
+        "b": {"mean": 10.0},
+    }
+    daemon.disable("split")
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kapudf_cli.account import Account
-    from kapudf_cli.agent import HandlerFactory
+    from kapudf_cli.callee import HandlerFactory
 
 T = TypeVar("T")
 

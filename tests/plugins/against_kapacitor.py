@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 from kapudf_cli import (
     BATCH,
+    Batch,
+    BatchHandler,
     BeginBatch,
     EndBatch,
     Handler,
@@ -20,6 +22,8 @@ from kapudf_cli import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kapudf_cli import Writer
 
 
@@ -50,6 +54,15 @@ class Counter(Handler):
     def restore(self, request: RestoreRequest, /) -> RestoreResponse:
         self._count = int(request.snapshot)
         return RestoreResponse(success=True)
+
+
+class ByHost(BatchHandler):
+    """Makes of each batch one for each host, in the order of their names."""
+
+    def batch(self, batch: Batch, /) -> Iterator[Batch]:
+        for host in sorted({point.tags["host"] for point in batch.points}):
+            points = [point for point in batch.points if point.tags["host"] == host]
+            yield Batch(batch.name, points, {"host": host}, f"host={host}", batch.tmax_ns)
 
 
 class Refuser(Handler):

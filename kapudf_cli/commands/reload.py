@@ -1,0 +1,62 @@
+"""`kapudf reload`: new code and configuration, and no task notices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--socket",
+    "path",
+    metavar="PATH",
+    envvar="KAPUDF_SOCKET",
+    show_envvar=True,
+    help="Unix socket of the function to reload.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    envvar="KAPUDF_CONFIG",
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="Reload every function of a configuration file instead.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1, max=600),
+    default=60.0,
+    show_default=True,
+    help="How long to wait until every connection is handed over.",
+)
+def reload(path: str | None, config_file: Path | None, timeout_s: float) -> None:
+    """Have a running `kapudf serve` load a handler's code and its settings anew.
+
+    New workers are ready before old ones let go, and take over the state; not
+    a point is lost. If the new code fails, the old code goes on, and this
+    says why and exits with 1.
+    """
+    from kapudf_cli import config
+    from kapudf_cli.serving import control
+
+    if (path is None) == (config_file is None):
+        raise click.UsageError("name --socket, or a --config file")
+    paths = [path] if path is not None else []
+    if config_file is not None:
+        settings = config.check(config.read(config_file), source=str(config_file))
+        paths = [function.socket for function in settings.functions.values()]
+    stay = 0
+    for each in paths:
+        answer = control.ask(each, "reload", timeout_s=timeout_s)
+        stay += answer["stay"]
+        click.echo(
+            f"{answer['function']}: reloaded, {answer['connections']} connection(s) served anew"
+            + (f", {answer['stay']} by the old code; the log says why" if answer["stay"] else "")
+        )
+    if stay:
+        click.get_current_context().exit(1)

@@ -1,0 +1,95 @@
+"""`kapudf status`: how a function, its workers and its connections do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+#: The supervisor answers at once; a machine that swaps may take longer.
+_TIMEOUT_S = 10.0
+
+
+@click.command()
+@click.option(
+    "--socket",
+    "path",
+    metavar="PATH",
+    required=True,
+    envvar="KAPUDF_SOCKET",
+    show_envvar=True,
+    help="Unix socket of the function.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for machines.")
+def status(path: str, *, as_json: bool) -> None:
+    """Show how a function that `kapudf serve` serves does.
+
+    Its supervisor and workers, and each connection: the task, points in and
+    out, and whether it is idle, busy or waiting on Kapacitor.
+    """
+    from kapudf_cli.commands.tables import aligned
+    from kapudf_cli.serving import control
+
+    answer = control.ask(path, "status", timeout_s=_TIMEOUT_S)
+    if as_json:
+        click.echo(json.dumps(answer, ensure_ascii=False))
+        return
+    supervisor = answer["supervisor"]
+    click.echo(f"function    {answer['function']} ({answer['handler']}) at {answer['socket']}")
+    click.echo(
+        f"supervisor  pid {supervisor['pid']}, {supervisor['rss_mb']} MB, "
+        f"up {_duration(supervisor['age_s'])}, {answer['worker_deaths']} worker death(s)"
+    )
+    for rows in (_workers(answer["workers"]), _connections(answer["connections"])):
+        click.echo()
+        for line in aligned(rows):
+            click.echo(line)
+
+
+def _workers(workers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("WORKER", "PID", "STATE", "CONNECTIONS", "MEMORY", "AGE")]
+    rows += [
+        (
+            str(worker["worker"]),
+            str(worker["pid"]),
+            worker["state"],
+            str(worker["connections"]),
+            f"{worker['rss_mb']} MB",
+            _duration(worker["age_s"]),
+        )
+        for worker in workers
+    ]
+    return rows
+
+
+def _connections(connections: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    head = ("CONNECTION", "TASK", "NODE", "WORKER", "STATE", "IN", "OUT", "POINTS/S")
+    rows: list[tuple[str, ...]] = [(*head, "FAILED", "TAKEOVERS", "AGE")]
+    for each in connections:
+        busy = f" {_duration(each['busy_s'])}" if each["busy_s"] >= 1 else ""
+        rows.append(
+            (
+                str(each["connection"]),
+                each["task_id"] or "-",
+                each["node_id"] or "-",
+                "-" if each["worker"] is None else str(each["worker"]),
+                f"{each['state']}{busy}",
+                str(each["points_in"]),
+                str(each["points_out"]),
+                f"{each['points_per_s']:.0f}",
+                str(each["failures"]),
+                str(each["takeovers"]),
+                _duration(each["age_s"]),
+            )
+        )
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in its two largest units."""
+    whole = int(seconds)
+    for size, unit, smaller, small_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller} {small_unit}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.1f} s"  # noqa: PLR2004

@@ -1,0 +1,208 @@
+"""Connections being served: an agent each, in a thread each, with what the log says of them."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kapudf_cli.account import Account, Reason
+from kapudf_cli.agent import Agent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.checkpoints import Checkpoints, Resumption
+    from kapudf_cli.config import FunctionSettings
+    from kapudf_cli.handler import Handler
+    from kapudf_cli.serving.socket_file import PeerCredentials
+    from kapudf_cli.streams import Stream
+
+
+@dataclass(frozen=True)
+class Function:
+    """A handler, and how it is served.
+
+    Attributes:
+        name: what the log calls it.
+        handler: the handler's class; each connection has an instance of its own.
+        settings: the rest.
+    """
+
+    name: str
+    handler: type[Handler]
+    settings: FunctionSettings
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A connection being served."""
+
+    number: int
+    function: str
+    agent: Agent
+    checkpoints: Checkpoints
+    thread: threading.Thread
+    log: BoundLogger
+
+
+class Connections:
+    """The connections that this process serves."""
+
+    def __init__(self, log: BoundLogger, on_end: Callable[[int, Account], None]) -> None:
+        """Log to `log`; `on_end` is called in a connection's thread, as its last deed."""
+        self._log = log
+        self._on_end = on_end
+        self._connections: dict[int, Connection] = {}
+        # Guards the dictionary above: threads leave it, the main thread joins them.
+        self._lock = threading.Lock()
+
+    def start(
+        self,
+        number: int,
+        function: Function,
+        stream: Stream,
+        peer: PeerCredentials | None,
+        *,
+        checkpoints: Checkpoints,
+        resumption: Resumption | None = None,
+        age_s: float = 0.0,
+        on_task: Callable[[str, str], None] | None = None,
+        on_resumed: Callable[[str | None], None] | None = None,
+    ) -> None:
+        """Serve a connection in a thread of its own.
+
+        Args:
+            number: what the log calls it.
+            function: what serves it.
+            stream: its bytes; they are the connection's to close, whatever happens.
+            peer: who is at the other end, if the system says so.
+            checkpoints: what keeps the handler's state.
+            resumption: where it is taken over from another agent, if it is.
+            age_s: how long ago it began, in seconds.
+            on_task: called with the task's and the node's name once they are known.
+            on_resumed: see `Agent`.
+
+        Raises:
+            RuntimeError: the system has no thread left.
+        """
+        log = self._log.bind(function=function.name, connection=number)
+        if peer is not None:
+            log = log.bind(peer_pid=peer.pid, peer_uid=peer.uid)
+
+        def on_init(account: Account) -> None:
+            # What the handler logs says which task it is for, too.
+            structlog.contextvars.bind_contextvars(task_id=account.task_id, node_id=account.node_id)
+            if on_task is not None:
+                on_task(account.task_id, account.node_id)
+            if resumption is None or not resumption.history:
+                log.info("task connected")
+
+        agent = Agent(
+            stream,
+            function.handler,
+            max_frame_bytes=function.settings.max_frame_bytes,
+            linger_ms=function.settings.linger_ms,
+            on_error=function.settings.on_error,
+            checkpoints=checkpoints,
+            resumption=resumption,
+            age_s=age_s,
+            on_init=on_init,
+            on_resumed=on_resumed,
+        )
+        thread = threading.Thread(
+            target=lambda: self._serve(connection),
+            name=f"{function.name}-{number}",
+            daemon=True,
+        )
+        connection = Connection(number, function.name, agent, checkpoints, thread, log)
+        with self._lock:
+            self._connections[number] = connection
+        try:
+            if resumption is None:
+                log.info("connection started")
+            thread.start()
+        except BaseException:
+            self._forget(connection)
+            stream.close()
+            raise
+
+    def get(self, number: int) -> Connection | None:
+        """Return a connection, None once it has ended."""
+        with self._lock:
+            return self._connections.get(number)
+
+    def current(self) -> list[Connection]:
+        """Return those that have not ended."""
+        with self._lock:
+            return list(self._connections.values())
+
+    def _serve(self, connection: Connection) -> None:
+        """Run an agent to its end; the target of a connection's thread."""
+        # What the handler logs in this thread says where it comes from.
+        structlog.contextvars.bind_contextvars(**structlog.get_context(connection.log))
+        account = Account()
+        try:
+            account = connection.agent.run()
+            if account.reason is not Reason.HANDED_OVER:
+                _log_finish(connection.log, account)
+        finally:
+            self._forget(connection)
+            self._on_end(connection.number, account)
+
+    def _forget(self, connection: Connection) -> None:
+        with self._lock:
+            # Another agent may have the number by now, where this one let go of it.
+            if self._connections.get(connection.number) is connection:
+                del self._connections[connection.number]
+
+
+def where(thread: threading.Thread) -> str:
+    """Return the line that a thread is at, innermost first."""
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way
+    if frame is None:
+        return "ended"
+    calls = reversed(traceback.extract_stack(frame))
+    return " < ".join(
+        f"{call.name} ({call.filename}:{call.lineno})" for call in itertools.islice(calls, 5)
+    )
+
+
+def _log_finish(log: BoundLogger, account: Account) -> None:
+    """Log the one event that says how a connection went."""
+    facts = {
+        "reason": account.reason.value,
+        "task_id": account.task_id,
+        "node_id": account.node_id,
+        "points_in": account.points_in,
+        "points_out": account.points_out,
+        "batches_in": account.batches_in,
+        "batches_out": account.batches_out,
+        "bytes_in": account.bytes_in,
+        "bytes_out": account.bytes_out,
+        "duration_s": round(account.duration_s, 6),
+    }
+    for name in ("failures", "restarts", "takeovers", "unprocessed_bytes", "refusal"):
+        if getattr(account, name):
+            facts[name] = getattr(account, name)
+    if account.batch_unfinished:
+        facts["batch_unfinished"] = True
+    if account.stop_error is not None:
+        log.error("stop failed", error=str(account.stop_error), exc_info=account.stop_error.cause)
+    match account.reason:
+        case Reason.HANDLER_ERROR:
+            cause = account.error.__cause__ if account.error else None
+            log.error("connection finished", **facts, error=str(account.error), exc_info=cause)
+        case Reason.PROTOCOL_ERROR:
+            log.warning("connection finished", **facts, error=str(account.error))
+        case _ if account.refusal is not None:
+            log.warning("connection finished", **facts)
+        case _:
+            log.info("connection finished", **facts)

@@ -1,0 +1,168 @@
+"""The control socket beside a function's own: JSON in, JSON out, one line each.
+
+It has the access rights of the function's socket: whoever may feed a UDF may ask how it
+does, and have its code reloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from kapudf_cli.errors import ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Added to the path of the function's socket.
+SUFFIX: Final = ".control"
+#: A request is one short word; nobody needs more.
+_REQUEST_BYTES: Final = 4096
+#: Whoever has not been answered by then is a client that does not read, or asks nothing.
+_PATIENCE_S: Final = 600.0
+#: More at once are refused.
+_MOST_CLIENTS: Final = 32
+_READ_BYTES: Final = 64 * 1024
+
+#: Answers a request, now or later.
+Reply: TypeAlias = "Callable[[dict[str, Any]], None]"
+#: Is given the command's name, and whom to answer.
+Command: TypeAlias = "Callable[[str, Reply], None]"
+
+
+class ControlClients:
+    """Those who ask, each served without anybody being waited for."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        """Register clients with `selector`, with a callable as data."""
+        self._selector = selector
+        self._clients: dict[_Client, float] = {}
+
+    def add(self, connection: socket.socket, command: Command) -> None:
+        """Serve one who has connected."""
+        if len(self._clients) >= _MOST_CLIENTS:
+            connection.close()
+            return
+        client = _Client(connection, command, self._selector, self._forget)
+        self._clients[client] = time.monotonic()
+
+    def look(self, now_s: float) -> None:
+        """Let go of those who take too long."""
+        for client, since_s in list(self._clients.items()):
+            if now_s - since_s > _PATIENCE_S:
+                client.close()
+
+    def close(self) -> None:
+        """Let go of all."""
+        for client in list(self._clients):
+            client.close()
+
+    def _forget(self, client: _Client) -> None:
+        self._clients.pop(client, None)
+
+
+class _Client:
+    """One who asks: a line comes, a line goes, and that is all."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        command: Command,
+        selector: selectors.BaseSelector,
+        on_end: Callable[[_Client], None],
+    ) -> None:
+        connection.settimeout(0)
+        self._socket = connection
+        self._command = command
+        self._selector = selector
+        self._on_end = on_end
+        self._request = b""
+        self._rest = b""
+        self._ended = False
+        selector.register(connection, selectors.EVENT_READ, self._read)
+
+    def close(self) -> None:
+        if not self._ended:
+            self._ended = True
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._socket)
+            self._socket.close()
+            self._on_end(self)
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_REQUEST_BYTES)
+        except OSError:
+            data = b""
+        self._request += data
+        if not data or len(self._request) > _REQUEST_BYTES:
+            self.close()
+        elif b"\n" in self._request:
+            # What is asked may take its time; it is not to be asked again meanwhile.
+            self._selector.unregister(self._socket)
+            self._command(_command_of(self._request), self._reply)
+
+    def _reply(self, answer: dict[str, Any]) -> None:
+        if not self._ended:
+            self._rest = json.dumps(answer).encode() + b"\n"
+            self._selector.register(self._socket, selectors.EVENT_WRITE, self._write)
+
+    def _write(self) -> None:
+        try:
+            self._rest = self._rest[self._socket.send(self._rest) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._rest = b""
+        if not self._rest:
+            self.close()
+
+
+def _command_of(request: bytes) -> str:
+    """Return what is asked, or nothing for what is no request."""
+    try:
+        asked = json.loads(request.partition(b"\n")[0])
+    except ValueError:
+        return ""
+    command = asked.get("command") if isinstance(asked, dict) else None
+    return command if isinstance(command, str) else ""
+
+
+def ask(socket_path: str, command: str, *, timeout_s: float) -> dict[str, Any]:
+    """Ask the supervisor of the function at `socket_path`; return its answer.
+
+    Raises:
+        ControlError: there is none, or it does not answer, or says that it cannot.
+    """
+    path = socket_path + SUFFIX
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s)
+            connection.connect(path)
+            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            received = bytearray()
+            while data := connection.recv(_READ_BYTES):
+                received += data
+    except TimeoutError as error:
+        problem = f"{path}: no answer within {timeout_s:g} s"
+        raise ControlError(problem) from error
+    except FileNotFoundError as error:
+        problem = f"{path}: there is no such socket; is `kapudf serve` running there, with workers?"
+        raise ControlError(problem) from error
+    except OSError as error:
+        problem = f"{path}: cannot ask: {error.strerror or error}"
+        raise ControlError(problem) from error
+    try:
+        answer = json.loads(received)
+    except ValueError as error:
+        problem = f"{path}: closed without an answer; the log of `kapudf serve` may say why"
+        raise ControlError(problem) from error
+    if not isinstance(answer, dict) or "error" in answer:
+        said = answer.get("error") if isinstance(answer, dict) else answer
+        problem = f"{path}: {said}"
+        raise ControlError(problem)
+    return answer

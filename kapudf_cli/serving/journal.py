@@ -1,0 +1,280 @@
+"""The journal of one connection: what lets another worker go on from where one died.
+
+It is memory (a memfd) that the supervisor holds too, in five parts:
+
+- the ledger, with the marks: see `kapudf_cli.serving.ledger`;
+- two halves for input. One is in force: it holds Init, the last snapshot as a Restore,
+  and every byte of input since. Fed to a new handler, that gives the state of the old one.
+  To cut the journal, the other half is written with a newer snapshot, and put in force;
+- a ring for output, and a place for a piece that is too long for it.
+
+Nothing is lost and nothing is sent twice, wherever a worker dies, because the kernel
+counts for us, in both directions:
+
+- Input is read from the socket straight into the half. How much was read is known from
+  the kernel even if the worker died before it could say so: see `read_count`.
+- Output is put into the ring, then put in force together with how much input it answers,
+  and only then sent, by sendfile(2) from the memory's own file position. The position
+  belongs to the open file and not to a process, and moves with each byte that is sent. So
+  what was in force and not sent yet is sent by whoever comes next, from the very byte;
+  what was not in force never left, and comes again when the input is repeated.
+
+sendfile does not copy: what was sent is still read from these pages until the peer has
+taken it, so a part of the ring is written again only when nothing of it is on its way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import termios
+import time
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.serving import read_count
+from kapudf_cli.serving.ledger import LEDGER_BYTES, NOTHING_IN_HAND, Ledger, Marks
+
+if TYPE_CHECKING:
+    import socket
+
+    from kapudf_cli.account import Progress
+
+#: Half of the ring. Linux takes about 200 KiB for a Unix socket whose peer does not read,
+#: so that the other half is free by the time that one is full.
+_RING_HALF_BYTES: Final = 256 * 1024
+_RING: Final = (LEDGER_BYTES, LEDGER_BYTES + _RING_HALF_BYTES)
+_INPUT: Final = LEDGER_BYTES + 2 * _RING_HALF_BYTES
+#: Where a read is put that nothing is to be kept of: at the end of a half.
+_SCRATCH_BYTES: Final = 64 * 1024
+#: A journal that cannot be cut, as in the middle of a batch, may grow to this many times
+#: what is asked for. Past that the connection goes on, but a death would end it.
+_OVERDRAFT: Final = 4
+#: Pages of a half that is no longer in force are given back from so much on.
+_KEPT_BYTES: Final = 256 * 1024
+
+
+def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: int) -> int:
+    """Return a new connection's memory, as a descriptor; only what is written takes memory.
+
+    Args:
+        connection: the socket; nothing may have been read from it yet.
+        journal_bytes: how much input is kept, as a rule, until the journal is cut.
+        max_frame_bytes: the longest frame taken or sent.
+    """
+    # A half holds a snapshot and a frame, each of any size allowed, besides the input.
+    half = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
+    half = -(-half // mmap.PAGESIZE) * mmap.PAGESIZE
+    descriptor = os.memfd_create("kapudf-connection")
+    try:
+        os.ftruncate(descriptor, _INPUT + 2 * half + max_frame_bytes + mmap.PAGESIZE)
+        with mmap.mmap(descriptor, LEDGER_BYTES) as memory:
+            ledger = Ledger(memory)
+            ledger.half_bytes = half
+            ledger.in_hand = NOTHING_IN_HAND
+            # Until it first waits for input, it is at work: its handler is being made.
+            ledger.busy_since_ns = time.monotonic_ns()
+            ledger.put_in_force(Marks(out_at=_RING[0], out_end=_RING[0]))
+            read_count.begin(connection, ledger)
+        os.lseek(descriptor, _RING[0], os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class Journal:
+    """A worker's hold on a connection's memory; one worker at a time writes it.
+
+    Attributes:
+        ledger: the marks, for whoever looks on.
+        marks: the marks in force.
+        received: how many bytes of input were taken from the socket.
+        descriptor: the memory, which is this journal's to close.
+    """
+
+    def __init__(self, descriptor: int, connection: socket.socket) -> None:
+        """Take over a descriptor from `create`, and what an earlier worker left in it."""
+        self.descriptor = descriptor
+        self._connection = connection
+        self._memory = mmap.mmap(descriptor, 0)
+        self._view = memoryview(self._memory)
+        self.ledger = Ledger(self._memory)
+        self._half_bytes = self.ledger.half_bytes
+        self.marks = self.ledger.marks
+        self.received = self.ledger.received = read_count.total(connection, self.ledger)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was let go of."""
+        return self._memory.closed
+
+    def close(self) -> None:
+        """Let go of the memory; the supervisor still has it."""
+        if not self._memory.closed:
+            self._view.release()
+            self._memory.close()
+            os.close(self.descriptor)
+
+    # --- the way in ---
+
+    def receive(self, limit: int, flags: int) -> bytes:
+        """Take up to `limit` bytes from the socket into the journal, and return them.
+
+        Raises:
+            OSError: as the socket does; BlockingIOError if nothing is there.
+        """
+        start = self._place_of(self.received)
+        end = self._half_start(self.marks.half) + self._half_bytes
+        if self.marks.covered and start + limit > end - _SCRATCH_BYTES:
+            self._put_in_force(self.marks._replace(covered=0))
+        if not self.marks.covered:
+            start = end - _SCRATCH_BYTES
+            limit = min(limit, _SCRATCH_BYTES)
+        count = self._connection.recv_into(self._view[start : start + limit], 0, flags)
+        self.received += count
+        self.ledger.received = self.received
+        read_count.keep_high(self._connection, self.ledger, self.received)
+        return bytes(self._view[start : start + count])
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much input the journal holds."""
+        return self.received - self.marks.cut
+
+    def history(self, until: int) -> bytes:
+        """Return Init, Restore and the input up to an offset: what makes a handler's state."""
+        start = self._half_start(self.marks.half)
+        return bytes(self._view[start : self._place_of(until)])
+
+    def unprocessed(self) -> bytes:
+        """Return the input that was received and not dealt with."""
+        start = self._place_of(self.marks.progress.offset)
+        return bytes(self._view[start : self._place_of(self.received)])
+
+    def cut(self, prefix: bytes, remainder: bytes) -> bool:
+        """Begin anew with a prefix that leads to the state at `marks.progress.offset`.
+
+        Args:
+            prefix: Init, and a snapshot as Restore, as frames.
+            remainder: the input received since that offset.
+
+        Returns:
+            Whether there was room for it.
+        """
+        if len(prefix) + len(remainder) + 2 * _SCRATCH_BYTES > self._half_bytes:
+            return False
+        old, used = self.marks.half, self.marks.prefix_bytes + self.kept_bytes
+        start = self._half_start(1 - old)
+        middle = start + len(prefix)
+        self._view[start:middle] = prefix
+        self._view[middle : middle + len(remainder)] = remainder
+        self._put_in_force(
+            self.marks._replace(
+                half=1 - old,
+                prefix_bytes=len(prefix),
+                cut=self.marks.progress.offset,
+                covered=1,
+            )
+        )
+        if used > _KEPT_BYTES:
+            self._give_back(self._half_start(old), used)
+        return True
+
+    # --- the way back ---
+
+    def put(
+        self, piece: bytes, messages: int, *, in_batch: bool, progress: Progress | None
+    ) -> None:
+        """Put output in force, and how far the connection has got with it.
+
+        Args:
+            piece: whole messages; they must be sent before the next call.
+            messages: how many of them the input brought, since `progress` was last given.
+            in_batch: whether the last of them is of a batch that has not ended.
+            progress: how much input is now dealt with, None in the midst of it.
+        """
+        marks = self.marks
+        out_at, out_end = marks.out_at, marks.out_end
+        if piece:
+            out_at = self._place_for(len(piece))
+            out_end = out_at + len(piece)
+            self._view[out_at:out_end] = piece
+        # Spelt out: for each write, _replace() takes twice as long.
+        self._put_in_force(
+            Marks(
+                marks.half,
+                marks.prefix_bytes,
+                marks.cut,
+                0 if progress else marks.sent + messages,
+                int(in_batch),
+                marks.covered,
+                out_at,
+                out_end,
+                progress or marks.progress,
+            )
+        )
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes are in force and not sent."""
+        at = os.lseek(self.descriptor, 0, os.SEEK_CUR)
+        if not self.marks.out_at <= at <= self.marks.out_end:
+            # The piece does not follow the one before it.
+            at = os.lseek(self.descriptor, self.marks.out_at, os.SEEK_SET)
+        return self.marks.out_end - at
+
+    def send(self, count: int) -> int:
+        """Send up to `count` bytes of what is unsent; return how many went.
+
+        Raises:
+            OSError: as the socket does; BlockingIOError if it has no room.
+        """
+        return os.sendfile(self._connection.fileno(), self.descriptor, None, count)
+
+    # --- inside ---
+
+    def _put_in_force(self, marks: Marks) -> None:
+        self.ledger.put_in_force(marks)
+        self.marks = marks
+
+    def _half_start(self, half: int) -> int:
+        return _INPUT + half * self._half_bytes
+
+    def _place_of(self, offset: int) -> int:
+        marks = self.marks
+        return self._half_start(marks.half) + marks.prefix_bytes + offset - marks.cut
+
+    def _place_for(self, size: int) -> int:
+        """Return where a piece of output may be written."""
+        end = self.marks.out_end
+        if size > _RING_HALF_BYTES:
+            start = self._half_start(2)
+            # The pages of the last long piece may still be on their way; they are left
+            # to whoever reads them, and new ones taken.
+            self._give_back(start, size)
+            return start
+        if size >= mmap.PAGESIZE:
+            # sendfile(2) takes whole pages, of which one more costs it another round.
+            end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+        for number, start in enumerate(_RING):
+            if start <= end <= start + _RING_HALF_BYTES:
+                if end + size <= start + _RING_HALF_BYTES:
+                    return end
+                other = _RING[1 - number]
+                if self._on_its_way() > end - start:
+                    self._give_back(other, _RING_HALF_BYTES)
+                return other
+        self._give_back(_RING[0], _RING_HALF_BYTES)
+        return _RING[0]
+
+    def _on_its_way(self) -> int:
+        """Return how many bytes the peer has not taken yet, or a little more: unix(7)."""
+        answer = fcntl.ioctl(self._connection, termios.TIOCOUTQ, b"\0" * 4)
+        return int(struct.unpack("i", answer)[0])
+
+    def _give_back(self, start: int, size: int) -> None:
+        """Give the pages of a part back to the system; they read as zeros from then on."""
+        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory.madvise(mmap.MADV_REMOVE, start, size)

@@ -1,0 +1,179 @@
+"""A socket whose input and output go through a journal, so that another worker can go on."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
+from kapudf_cli.streams import SocketStream
+
+if TYPE_CHECKING:
+    import socket
+
+    from kapudf_cli.account import Progress
+    from kapudf_cli.serving.journal import Journal
+    from kapudf_cli.serving.ledger import Marks
+
+#: A journal is not cut while an unfinished frame is longer, which would be copied each time.
+_LONGEST_REMAINDER_BYTES = 64 * 1024
+#: After a cut that failed, or had no room: no sooner is another tried.
+_RETRY_S = 1.0
+
+
+class JournaledStream(SocketStream):
+    """A stream that a worker can leave at any moment, and another take over.
+
+    It is the agent's journal as well; see `kapudf_cli.checkpoints.Checkpoints`.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        journal: Journal,
+        *,
+        journal_bytes: int,
+        snapshot_interval_s: float,
+        wake: tuple[int, int] | None = None,
+    ) -> None:
+        """Take over a connection and its journal, with whatever an earlier worker left there.
+
+        Args:
+            connection: the socket.
+            journal: its journal.
+            journal_bytes: how much input it may hold until it is cut.
+            snapshot_interval_s: how long it may be left uncut.
+            wake: a pipe to wake the reader by.
+        """
+        super().__init__(connection, wake)
+        connection.settimeout(0)  # sendfile(2) knows no MSG_DONTWAIT
+        self._journal = journal
+        self._journal_bytes = journal_bytes
+        self._snapshot_interval_s = snapshot_interval_s
+        self._due_s = time.monotonic() + snapshot_interval_s
+        if journal.marks.progress.offset > journal.marks.cut:
+            # Another worker died over this. Whatever becomes of this one, the next shall
+            # have less to repeat.
+            self._due_s = 0.0
+        # Whether the frame in hand is noted by the agent itself, before each.
+        self._exact = False
+        # Guards the journal: a writer that waits for room reads ahead.
+        self._noting = threading.RLock()
+        left = journal.unprocessed() if journal.marks.covered else b""
+        if left:
+            self._ahead.append(left)
+            self._ahead_bytes = len(left)
+
+    @property
+    def marks(self) -> Marks:
+        """How far the connection has got, and what was sent of it."""
+        return self._journal.marks
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """Which task and node it is for, as far as that was noted."""
+        return self._journal.ledger.task
+
+    def note_task(self, task_id: str, node_id: str) -> None:
+        """Note which task and node it is for, for whoever looks on."""
+        self._journal.ledger.task = (task_id, node_id)
+
+    def note_seen(self, offset: int) -> None:
+        """Note which frame was seen in hand; see `Checkpoints.note_seen`."""
+        with self._noting:
+            if not self._exact and not self._journal.is_closed:
+                self._journal.ledger.in_hand = offset
+
+    # --- as a stream ---
+
+    def write(
+        self,
+        data: bytes,
+        messages: int = 0,
+        *,
+        in_batch: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Note what leaves and what it answers, and only then let it leave."""
+        with self._noting:
+            self._journal.put(data, messages, in_batch=in_batch, progress=progress)
+        if data:
+            self.send_rest()
+
+    def send_rest(self) -> None:
+        """Send what is noted and has not left, be it another worker's.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        memory = self._journal.descriptor
+        # Nobody else may write in the midst of it; the supervisor does, when nobody else
+        # does anything. The lock goes with the process that holds it.
+        fcntl.lockf(memory, fcntl.LOCK_EX)
+        try:
+            while unsent := self._journal.unsent:
+                try:
+                    self._journal.send(unsent)
+                except BlockingIOError:
+                    self._journal.ledger.waits_for_peer = 1
+                    self._wait_for_room()
+                    self._journal.ledger.waits_for_peer = 0
+        finally:
+            fcntl.lockf(memory, fcntl.LOCK_UN)
+
+    def close(self) -> int:
+        """Close the socket and let go of the journal."""
+        unread = super().close()
+        with self._noting:
+            self._journal.close()
+        return unread
+
+    def _receive(self, limit: int, flags: int) -> bytes:
+        with self._noting:
+            self._exact = False
+            return self._journal.receive(limit, flags)
+
+    def _wait_for_input(self) -> None:
+        ledger = self._journal.ledger
+        ledger.in_hand = NOTHING_IN_HAND
+        ledger.busy_since_ns = 0
+        try:
+            super()._wait_for_input()
+        finally:
+            ledger.busy_since_ns = time.monotonic_ns()
+
+    # --- as the agent's journal ---
+
+    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+        """Return whether the journal should be cut; see `Checkpoints.is_due`."""
+        journal = self._journal
+        if stateless:
+            return journal.marks.progress.offset > journal.marks.cut
+        if asked:
+            return True
+        if now_s >= self._due_s:
+            return journal.kept_bytes > 0
+        overdue = journal.kept_bytes > self._journal_bytes or not journal.marks.covered
+        return overdue and now_s >= self._due_s - self._snapshot_interval_s + _RETRY_S
+
+    def cut(self, prefix: bytes, remainder: bytes) -> None:
+        """Begin the journal anew; see `Checkpoints.cut`."""
+        self._due_s = time.monotonic() + self._snapshot_interval_s
+        if len(remainder) <= _LONGEST_REMAINDER_BYTES:
+            with self._noting:
+                self._journal.cut(prefix, remainder)
+
+    def postpone(self) -> None:
+        """Ask for no cut for a while; see `Checkpoints.postpone`."""
+        self._due_s = time.monotonic() + self._snapshot_interval_s
+
+    def history(self, until: int) -> bytes:
+        """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""
+        return self._journal.history(until)
+
+    def note_in_hand(self, offset: int | None) -> None:
+        """Say which frame the handler is given, before it is; None for one of the history."""
+        self._exact = True
+        self._journal.ledger.in_hand = HISTORY_IN_HAND if offset is None else offset

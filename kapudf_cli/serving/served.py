@@ -1,0 +1,216 @@
+"""A connection as the supervisor has it: duplicates of its descriptors, and its history."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.serving.channel import Take
+from kapudf_cli.serving.ledger import LEDGER_BYTES, NOTHING_IN_HAND, Ledger
+from kapudf_cli.serving.pulse import BusyWatch
+from kapudf_cli.wire.framing import HEARTBEAT
+
+if TYPE_CHECKING:
+    from kapudf_cli.serving.socket_file import PeerCredentials
+    from kapudf_cli.serving.worker_process import WorkerProcess
+
+#: So many deaths over one frame, dealt with by itself, make it poison. After a fault,
+#: such as a segmentation fault, one is enough; a kill may have hit it by chance.
+_DEATHS_BY_KILL: Final = 2
+#: So many deaths in a row without a step forward, and the connection is given up: it
+#: would take down every worker there is. A kill may be somebody else's doing: of those,
+#: so many and over so long a time.
+_MOST_FAULTS: Final = 6
+_MOST_DEATHS: Final = 20
+_LONGEST_DYING_S: Final = 600.0
+
+
+#: Over how long a rate is taken.
+_RATE_S: Final = 1.0
+
+
+@dataclass
+class Move:
+    """A connection on its way from one worker to another.
+
+    Attributes:
+        target: the worker that is to have it.
+        is_paused: whether the old one stands still, and the new one was asked.
+    """
+
+    target: WorkerProcess
+    is_paused: bool = False
+
+
+class ServedConnection:
+    """One connection, which outlives the workers that serve it.
+
+    Attributes:
+        number: what the log calls it.
+        worker: who serves it, None while nobody does.
+        move: on its way to another worker, if it is.
+        stays: whether another worker could not take it over: it is not tried again.
+        watch: whether its handler is busy.
+        takeovers: how often another worker took it over after a death.
+        was_served: whether a worker was ever told to serve it.
+        points_per_s: how many points came of late, on average.
+        points_before: how many points it had had when its worker got it.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        connection: socket.socket,
+        memory: int,
+        peer: PeerCredentials | None,
+        *,
+        busy_limit_s: float,
+    ) -> None:
+        """Keep a connection's socket and memory; they are this object's to close."""
+        self.number = number
+        self.peer = peer
+        self.started_s = time.monotonic()
+        self.worker: WorkerProcess | None = None
+        self.move: Move | None = None
+        self.stays = False
+        self.watch = BusyWatch(busy_limit_s)
+        self.takeovers = 0
+        self.was_served = False
+        self.points_before = 0
+        self.points_per_s = 0.0
+        self._rated_s = self.started_s
+        self._rated_points = 0
+        self._socket = connection
+        self._memory = memory
+        self._map = mmap.mmap(memory, LEDGER_BYTES)
+        self.ledger = Ledger(self._map)
+        # What is known of deaths since it last got a step forward.
+        self._deaths = self._faults = 0
+        self._died_at = -1
+        self._dying_since_s = 0.0
+        self._until = 0
+        self._suspects: dict[int, int] = {}
+        self._poison: set[int] = set()
+        self._give_up: str | None = None
+
+    # --- to workers ---
+
+    def take(self, *, waits: bool = False) -> tuple[Take, list[int]]:
+        """Return the order to serve it, and the descriptors that go with it."""
+        takes_over, self.was_served = self.was_served, True
+        order = Take(
+            self.number,
+            None if self.peer is None else self.peer.pid,
+            None if self.peer is None else self.peer.uid,
+            time.monotonic() - self.started_s,
+            takes_over=takes_over,
+            waits=waits,
+            until=self._until,
+            poison=tuple(sorted(self._poison)),
+            give_up=self._give_up,
+        )
+        return order, [self._socket.fileno(), self._memory]
+
+    @property
+    def points(self) -> int:
+        """How many points have come."""
+        return self.ledger.marks.progress.points_in
+
+    def give_up(self, reason: str) -> None:
+        """Have the next worker fail it, with the reason."""
+        self._give_up = reason
+
+    # --- after a death ---
+
+    def note_death(self, how: str, *, by_fault: bool, drops_poison: bool) -> None:
+        """Note that its worker died, and find out whether one of its frames is the cause.
+
+        Args:
+            how: the death, in words.
+            by_fault: whether the worker's own doing is the only possible cause.
+            drops_poison: whether a frame that kills workers is dropped, and the connection
+                goes on, or the connection is given up.
+        """
+        self.takeovers += 1
+        ledger, marks = self.ledger, self.ledger.marks
+        offset, in_hand = marks.progress.offset, ledger.in_hand
+        self._poison = {place for place in self._poison if place >= marks.cut}
+        if ledger.busy_since_ns == 0 and in_hand == NOTHING_IN_HAND:
+            self._deaths = self._faults = self._until = 0
+            return  # It waited for input: whatever the cause was, it is not here.
+        if offset > self._died_at:
+            self._deaths = self._faults = 0
+            self._suspects.clear()
+        was_careful = offset < self._until
+        if not self._deaths:
+            self._dying_since_s = time.monotonic()
+        self._deaths += 1
+        self._faults += by_fault
+        self._died_at = offset
+        self._until = max(self._until, ledger.received)
+        if was_careful and in_hand == offset:
+            deaths = self._suspects[in_hand] = self._suspects.get(in_hand, 0) + 1
+            if deaths >= (1 if by_fault else _DEATHS_BY_KILL):
+                if drops_poison:
+                    self._poison.add(in_hand)
+                    self._died_at = in_hand
+                    self._deaths = self._faults = 0
+                    return
+                self._give_up = (
+                    f"the frame at byte {in_hand} killed {self._deaths} workers, "
+                    f"the last one by {how}; on_error: skip would drop it"
+                )
+        dying_s = time.monotonic() - self._dying_since_s
+        killed = self._deaths >= _MOST_DEATHS and dying_s >= _LONGEST_DYING_S
+        if self._faults >= _MOST_FAULTS or killed:
+            self._give_up = f"{self._deaths} workers died of it, the last one by {how}"
+
+    # --- while its handler is busy ---
+
+    def look(self, now_s: float) -> None:
+        """See whether the handler is busy."""
+        ledger = self.ledger
+        marks = ledger.marks
+        at_work = ledger.busy_since_ns != 0 and not ledger.waits_for_peer
+        busy = at_work or self.worker is None or self.move is not None
+        in_hand = (marks.progress.offset, ledger.in_hand) if busy else None
+        self.watch.look(now_s, in_hand=in_hand, sent=(marks.out_end, marks.progress.offset))
+
+        if now_s - self._rated_s >= _RATE_S:
+            points = marks.progress.points_in
+            self.points_per_s = (points - self._rated_points) / (now_s - self._rated_s)
+            self._rated_s, self._rated_points = now_s, points
+
+    @property
+    def state(self) -> str:
+        """What it is doing, in words."""
+        if self.worker is None:
+            return "waiting for a worker"
+        if self.move is not None:
+            return "being handed over"
+        if self.ledger.waits_for_peer:
+            return "waiting on Kapacitor"
+        return "busy" if self.ledger.busy_since_ns else "idle"
+
+    def beat(self) -> None:
+        """Send a heartbeat, if that is not in the midst of a message."""
+        with contextlib.suppress(OSError):
+            # A worker that is about to send has it locked.
+            fcntl.lockf(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                if os.lseek(self._memory, 0, os.SEEK_CUR) == self.ledger.marks.out_end:
+                    self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)
+            finally:
+                fcntl.lockf(self._memory, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close it, on this side."""
+        self._map.close()
+        os.close(self._memory)
+        self._socket.close()

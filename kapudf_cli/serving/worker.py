@@ -1,0 +1,287 @@
+"""A worker: the process that imports a handler and runs its agents, as the supervisor says.
+
+    python -m kapudf_cli.serving.worker DESCRIPTOR
+
+where DESCRIPTOR is its end of the channel. It serves one function, and ends when it is
+told to and its last connection has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import queue
+import selectors
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from kapudf_cli import logs, plugins
+from kapudf_cli.account import Account, Reason
+from kapudf_cli.checkpoints import Resumption
+from kapudf_cli.errors import (
+    AmbiguousHandlerError,
+    HandlerImportError,
+    PluginError,
+    UnknownHandlerError,
+)
+from kapudf_cli.serving.channel import (
+    TEXT_CHARACTERS,
+    Abort,
+    Begin,
+    Channel,
+    Failed,
+    Finished,
+    Go,
+    NotTaken,
+    Pause,
+    Paused,
+    Ready,
+    Release,
+    Stop,
+    Take,
+    Taken,
+)
+from kapudf_cli.serving.connections import Connections, Function, where
+from kapudf_cli.serving.heart import Heart
+from kapudf_cli.serving.journal import Journal
+from kapudf_cli.serving.journaled_stream import JournaledStream
+from kapudf_cli.serving.signals import SignalQueue
+from kapudf_cli.serving.socket_file import PeerCredentials
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.serving.channel import Report
+    from kapudf_cli.serving.connections import Connection
+
+#: The supervisor has a worker write where its threads are, and reads it: faulthandler can
+#: do that even while a handler holds the interpreter.
+DUMP_SIGNAL = signal.SIGUSR1
+
+
+class Worker:
+    """Serves connections that it is handed, and reports on them."""
+
+    def __init__(
+        self, channel: Channel, begin: Begin, function: Function, log: BoundLogger
+    ) -> None:
+        """Serve `function` for whoever is at the other end of `channel`."""
+        self._channel = channel
+        self._begin = begin
+        self._function = function
+        self._log = log
+        self._connections = Connections(log, self._on_end)
+        # Reports of connections' threads go out from the main one, so that the end of the
+        # supervisor is noticed in one place.
+        self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self._stopping = False
+        self._orphaned = False
+
+    def run(self) -> None:
+        """Serve until told to stop, or until nobody is left to tell and nothing to serve."""
+        # How long a handler may be busy, the supervisor says.
+        heart = Heart(self._connections, lambda _: float("inf"))
+        # The supervisor says when to stop; a Ctrl-C or a systemd that tells every process
+        # of the service must not do so by itself.
+        with (
+            SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as self._signals,
+            selectors.DefaultSelector() as selector,
+        ):
+            selector.register(self._signals, selectors.EVENT_READ)
+            selector.register(self._channel, selectors.EVENT_READ)
+            heart.start()
+            while not self._is_done():
+                ready = {key.fileobj for key, _ in selector.select()}
+                if self._orphaned and self._signals.take():
+                    self._stop()
+                elif not self._orphaned:
+                    self._signals.take()
+                if self._channel in ready and not self._obey():
+                    selector.unregister(self._channel)
+                    self._become_orphan()
+                self._send_reports()
+            heart.stop()
+
+    def _is_done(self) -> bool:
+        return (self._stopping or self._orphaned) and not self._connections.current()
+
+    def _obey(self) -> bool:
+        """Do as the supervisor says; return False once it is gone."""
+        received = self._channel.receive()
+        if received is None:
+            return False
+        order, descriptors = received
+        match order:
+            case Take():
+                self._take(order, *descriptors)
+            case Stop():
+                self._stop()
+            case Abort():
+                for each in self._connections.current():
+                    each.log.error(
+                        "grace period is over, connection aborted", where=where(each.thread)
+                    )
+                    each.agent.abort()
+            case Go() | Pause() | Release():
+                # One that has ended meanwhile is reported already.
+                if (connection := self._connections.get(order.connection)) is not None:
+                    self._steer(connection, order)
+        return True
+
+    def _steer(self, connection: Connection, order: Go | Pause | Release) -> None:
+        match order:
+            case Go():
+                connection.agent.go()
+            case Pause():
+                connection.agent.pause(lambda: self._report(Paused(connection.number)))
+            case Release():
+                connection.agent.release()
+
+    def _take(self, order: Take, connection: int, memory: int) -> None:
+        """Serve a connection, or say why it cannot be."""
+        number = order.connection
+        try:
+            stream = self._stream(connection, memory)
+        except OSError as error:
+            self._report(NotTaken(number, str(error)))
+            return
+        peer = None
+        if order.peer_pid is not None and order.peer_uid is not None:
+            peer = PeerCredentials(order.peer_pid, order.peer_uid, -1)
+
+        def on_resumed(problem: str | None) -> None:
+            report: Report = Taken(number)
+            if problem is not None:
+                report = NotTaken(number, problem[:TEXT_CHARACTERS])
+            self._report(report)
+
+        try:
+            self._connections.start(
+                number,
+                self._function,
+                stream,
+                peer,
+                checkpoints=stream,
+                resumption=_resumption(stream, order) if order.takes_over else None,
+                age_s=order.age_s,
+                on_task=stream.note_task,
+                on_resumed=on_resumed,
+            )
+        except RuntimeError as error:
+            self._report(NotTaken(number, str(error)))
+            return
+        if not order.waits and (started := self._connections.get(number)) is not None:
+            started.agent.go()
+
+    def _stream(self, connection: int, memory: int) -> JournaledStream:
+        settings = self._function.settings
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, memory)
+            taken = socket.socket(fileno=connection)
+            undo.callback(taken.close)
+            journal = Journal(memory, taken)
+            stream = JournaledStream(
+                taken,
+                journal,
+                journal_bytes=settings.journal_bytes,
+                snapshot_interval_s=settings.snapshot_interval_s,
+            )
+            undo.pop_all()
+        return stream
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for connection in self._connections.current():
+            connection.agent.stop()
+
+    def _become_orphan(self) -> None:
+        """Go on without a supervisor: the tasks that are served shall not stop for that."""
+        self._orphaned = True
+        connections = self._connections.current()
+        self._log.warning(
+            "supervisor is gone, serving connections to their end", connections=len(connections)
+        )
+        for connection in connections:
+            connection.agent.decide_alone()
+
+    # --- from connections' threads ---
+
+    def _on_end(self, number: int, account: Account) -> None:
+        if account.reason is not Reason.HANDED_OVER:
+            self._report(Finished(number))
+        else:
+            self._signals.wake()
+
+    def _report(self, report: Report) -> None:
+        self._reports.put(report)
+        self._signals.wake()
+
+    def _send_reports(self) -> None:
+        with contextlib.suppress(queue.Empty, OSError):
+            while True:
+                self._channel.send(self._reports.get_nowait())
+
+
+def _resumption(stream: JournaledStream, order: Take) -> Resumption:
+    marks = stream.marks
+    give_up = order.give_up
+    if give_up is None and not marks.covered:
+        give_up = "its worker died, and its journal had been outgrown; raise journal_mb"
+    return Resumption(
+        history=b"" if give_up else stream.history(marks.progress.offset),
+        sent=marks.sent,
+        in_batch=bool(marks.in_batch),
+        progress=marks.progress,
+        until=order.until,
+        poison=order.poison,
+        give_up=give_up,
+        task=stream.task,
+    )
+
+
+def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
+    """Load the handler and say so, or say why it cannot be loaded."""
+    try:
+        handler = plugins.find(begin.settings.handler).load()
+    except PluginError as error:
+        if isinstance(error, HandlerImportError):
+            log.debug("handler cannot be imported", function=begin.name, exc_info=error.cause)
+            error.add_note("the traceback is shown with --log-level debug")
+        wrong_call = isinstance(error, UnknownHandlerError | AmbiguousHandlerError)
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        channel.send(Failed(f"{error}{notes}"[:TEXT_CHARACTERS], wrong_call))
+        return None
+    channel.send(Ready(handler.__name__))
+    return Function(begin.name, handler, begin.settings)
+
+
+def main(descriptor: int) -> None:
+    """Be a worker, until the end of the process."""
+    channel = Channel(socket.socket(fileno=descriptor))
+    received: tuple[Any, list[int]] | None = channel.receive()
+    if received is None:
+        return  # The supervisor ended before it began.
+    begin, descriptors = received
+    logs.configure(begin.log_format, begin.log_level)
+    log = logs.get_logger()
+    (dump,) = descriptors
+    faulthandler.enable(file=dump)
+    faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True)
+    try:
+        function = _load(begin, channel, log)
+        if function is not None:
+            Worker(channel, begin, function, log).run()
+    except OSError:
+        log.exception("worker ends")
+    if threading.active_count() > 1:
+        # A handler left threads behind, which the interpreter would wait for.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,64 @@
+"""Commands whose standard streams are closed, or cannot hold every letter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.serve_process import KAPUDF, PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.serve_process import ServeProcess
+
+#: The shell closes them, as some who start services do.
+CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&-"}
+
+
+def answers(path: str) -> bool:
+    """Return whether a UDF at a path says what it is."""
+    probe = [*KAPUDF, "probe", "--socket", path]
+    return (
+        subprocess.run(probe, capture_output=True, check=False, timeout=PATIENCE_S).returncode == 0
+    )
+
+
+@pytest.mark.parametrize("streams", CLOSED)
+def test_serve_needs_no_standard_streams(socket_path: str, streams: str) -> None:
+    """It serves, and none of its sockets has the number of one."""
+    command = f'exec "$@" {CLOSED[streams]}'
+    serve = [*KAPUDF, "serve", "--socket", socket_path, "--handler", "mirror"]
+    process = subprocess.Popen(["/bin/sh", "-c", command, "sh", *serve], stderr=subprocess.DEVNULL)
+    try:
+        while not answers(socket_path):
+            assert process.poll() is None
+        targets = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+        assert not [target for target in targets if target.startswith("socket:")]
+    finally:
+        process.terminate()
+        status = process.wait(PATIENCE_S)
+    assert status == 0
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "iso8859-15", "utf-8"])
+def test_probe_answers_a_terminal_that_lacks_its_letters(
+    serve: Callable[..., ServeProcess], socket_path: str, encoding: str
+) -> None:
+    """What cannot be shown is escaped, which JSON reads back as it was."""
+    serve("mirror")
+    command = [*KAPUDF, "probe", "--socket", socket_path]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    told = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE_S, env=env)
+    assert (told.returncode, told.stderr) == (0, b"")
+    shown = "…" if encoding == "utf-8" else "\\u2026"
+    assert f"@udf().field('{shown}', 0.0)".encode(encoding) in told.stdout
+    read = subprocess.run(
+        [*command, "--json"], capture_output=True, check=True, timeout=PATIENCE_S, env=env
+    )
+    facts = json.loads(read.stdout.decode(encoding))
+    assert facts["tickscript"] == "@udf().field('…', 0.0).tag('…', '…')"
