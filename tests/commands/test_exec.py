@@ -212,6 +212,17 @@ def test_a_handler_that_raises_is_told_and_exits_with_1() -> None:
     assert "Traceback" in log.await_event("connection finished")["exception"]
 
 
+@pytest.mark.parametrize("on_error", ["skip", "restart"])
+def test_a_handler_that_raises_may_go_on(on_error: str) -> None:
+    """As with serve: the point is skipped, and the task lives."""
+    handler = plugin("lifecycle.py:Fragile")
+    with executed(handler, "--on-error", on_error) as connection:
+        started(connection)
+        points = [Point(name="bad"), Point(name="good")]
+        assert list(connection.side.play(points)) == [Point(name="good")]
+        assert ended(connection).text == "exited with status 0"
+
+
 def test_input_that_is_no_protocol_exits_with_1() -> None:
     """And says at which byte it went wrong."""
     log = Log()
