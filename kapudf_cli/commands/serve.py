@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kapudf_cli.commands.settings import checked as _checked
+from kapudf_cli.commands.settings import checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     metavar="PATH",
     envvar="KAPUDF_SOCKET",
     show_envvar=True,
-    callback=_checked("socket", of_function=True),
+    callback=checked("socket", of_function=True),
     help="Unix socket to listen on.",
 )
 @click.option(
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     metavar="HANDLER",
     envvar="KAPUDF_HANDLER",
     show_envvar=True,
-    callback=_checked("handler", of_function=True),
+    callback=checked("handler", of_function=True),
     help="Installed handler by name, package.module:Class, or file.py:Class.",
 )
 @click.option(
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     metavar="MODE",
     envvar="KAPUDF_SOCKET_MODE",
     show_envvar=True,
-    callback=_checked("socket_mode", of_function=True),
+    callback=checked("socket_mode", of_function=True),
     help="Permissions of the socket, in octal.  [default: 0660]",
 )
 @click.option(
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     metavar="GROUP",
     envvar="KAPUDF_SOCKET_GROUP",
     show_envvar=True,
-    callback=_checked("socket_group", of_function=True),
+    callback=checked("socket_group", of_function=True),
     help="Group of the socket.  [default: that of the process]",
 )
 @click.option(
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     type=int,
     envvar="KAPUDF_MAX_FRAME_BYTES",
     show_envvar=True,
-    callback=_checked("max_frame_bytes", of_function=True),
+    callback=checked("max_frame_bytes", of_function=True),
     help="Longest message taken or sent.  [default: 67108864]",
 )
 @click.option(
@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     type=float,
     envvar="KAPUDF_LINGER_MS",
     show_envvar=True,
-    callback=_checked("linger_ms", of_function=True),
+    callback=checked("linger_ms", of_function=True),
     help="Longest pause before a read under load, so that points gather.  [default: 0.5]",
 )
 @click.option(
@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     type=int,
     envvar="KAPUDF_WORKERS",
     show_envvar=True,
-    callback=_checked("workers", of_function=True),
+    callback=checked("workers", of_function=True),
     help="Worker processes of each function; 0 serves all in this one.  [default: 1]",
 )
 @click.option(
@@ -114,7 +114,7 @@ if TYPE_CHECKING:
     type=float,
     envvar="KAPUDF_SNAPSHOT_INTERVAL",
     show_envvar=True,
-    callback=_checked("snapshot_interval_s", of_function=True),
+    callback=checked("snapshot_interval_s", of_function=True),
     help="How long input is kept at most before a snapshot takes its place.  [default: 10]",
 )
 @click.option(
@@ -123,7 +123,7 @@ if TYPE_CHECKING:
     type=float,
     envvar="KAPUDF_JOURNAL_MB",
     show_envvar=True,
-    callback=_checked("journal_mb", of_function=True),
+    callback=checked("journal_mb", of_function=True),
     help="How much input of a connection is kept before that.  [default: 32]",
 )
 @click.option(
@@ -133,7 +133,7 @@ if TYPE_CHECKING:
     type=float,
     envvar="KAPUDF_BUSY_LIMIT",
     show_envvar=True,
-    callback=_checked("busy_limit_s", of_function=True),
+    callback=checked("busy_limit_s", of_function=True),
     help="How long one call of a handler may take before its worker is replaced.  [default: 300]",
 )
 @click.option(
@@ -142,7 +142,7 @@ if TYPE_CHECKING:
     type=int,
     envvar="KAPUDF_MAX_POINTS",
     show_envvar=True,
-    callback=_checked("max_points", of_function=True),
+    callback=checked("max_points", of_function=True),
     help="Replace a worker after so many points.  [default: never]",
 )
 @click.option(
@@ -151,7 +151,7 @@ if TYPE_CHECKING:
     type=float,
     envvar="KAPUDF_MAX_RSS_MB",
     show_envvar=True,
-    callback=_checked("max_rss_mb", of_function=True),
+    callback=checked("max_rss_mb", of_function=True),
     help="Replace a worker that has so much memory.  [default: never]",
 )
 @click.option(
@@ -167,7 +167,7 @@ if TYPE_CHECKING:
     type=float,
     envvar="KAPUDF_GRACE_PERIOD",
     show_envvar=True,
-    callback=_checked("grace_period_s", of_function=False),
+    callback=checked("grace_period_s", of_function=False),
     help="How long connections may take to finish after a signal.  [default: 10]",
 )
 @click.option(

@@ -79,11 +79,6 @@ class FrameReader(Generic[T]):
         self._needed = 0
         self.offset = 0
 
-    @property
-    def unfinished(self) -> bytes:
-        """What has come of a frame that is not whole."""
-        return bytes(self._pending)
-
     def feed(self, data: bytes) -> Iterator[T]:
         """Take in `data` and yield what each frame that is now whole decodes to.
 
@@ -163,6 +158,11 @@ class FrameReader(Generic[T]):
                 return length, place
         problem = "a frame's length takes more than 32 bits"
         raise VarintTooLongError(problem, offset=self.offset)
+
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of a frame that is not whole."""
+        return bytes(self._pending)
 
     def resume_at(self, offset: int) -> None:
         """Count from an offset on, where a frame starts; before anything is fed."""

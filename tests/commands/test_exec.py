@@ -212,6 +212,17 @@ def test_a_handler_that_raises_is_told_and_exits_with_1() -> None:
     assert "Traceback" in log.await_event("connection finished")["exception"]
 
 
+@pytest.mark.parametrize("on_error", ["skip", "restart"])
+def test_a_handler_that_raises_may_go_on(on_error: str) -> None:
+    """As with serve: the point is skipped, and the task lives."""
+    handler = plugin("lifecycle.py:Fragile")
+    with executed(handler, "--on-error", on_error) as connection:
+        started(connection)
+        points = [Point(name="bad"), Point(name="good")]
+        assert list(connection.side.play(points)) == [Point(name="good")]
+        assert ended(connection).text == "exited with status 0"
+
+
 def test_input_that_is_no_protocol_exits_with_1() -> None:
     """And says at which byte it went wrong."""
     log = Log()
@@ -287,12 +298,13 @@ def test_a_log_that_would_get_between_the_frames_is_refused() -> None:
     assert b"stdout and stderr are one and the same" in process.stdout
 
 
-def test_a_closed_stdin_is_the_end_of_input() -> None:
-    """Nobody asks anything, and nothing of the kind that is opened next is read instead."""
+def test_a_closed_stdin_is_an_input_that_has_ended() -> None:
+    """What the handler opens does not get its number and is not read for requests."""
     command = f"exec {shlex.join([*KAPUDF, 'exec', '--handler', 'mirror'])} <&-"
     process = subprocess.run(["sh", "-c", command], capture_output=True, check=False)  # noqa: S607
     assert process.returncode == 0
-    assert b'"bytes_in": 0' in process.stderr
+    assert process.stdout == b""
+    assert b'"reason": "closed"' in process.stderr
 
 
 def test_settings_come_from_the_environment(tmp_path: Path) -> None:

@@ -89,16 +89,13 @@ def test_a_udf_that_no_longer_answers_is_told(monkeypatch: pytest.MonkeyPatch) -
     """What it owes is not remembered without end."""
     monkeypatch.setattr("kapudf_cli.load.lane._MAX_DUE", 1000)
 
-    class Tires(Mirror):
+    class Tires(Handler):
         seen = 0
-
-        def setup(self) -> None:
-            """Take points decoded."""
 
         def point(self, point: Point, /) -> None:
             self.seen += 1
             if self.seen < 100:
-                super().point(point)
+                self.agent.write_point(point)
 
     with pytest.raises(LoadError, match="1000 answers of the UDF are due at once"):
         run(HandlerTarget("tires", Tires), points=5000)
@@ -127,22 +124,19 @@ def test_where_nothing_comes_back_keepalives_are_timed() -> None:
     assert measured.latencies.count > 0
 
 
-class WaitsOnce(Mirror):
+class WaitsOnce(Handler):
     """Is held up once, in the middle."""
 
     seen = 0
     held: threading.Event
     go: threading.Event
 
-    def setup(self) -> None:
-        """Take points decoded."""
-
     def point(self, point: Point, /) -> None:
         self.seen += 1
         if self.seen == 150:
             self.held.set()
             assert self.go.wait(PATIENCE_S)
-        super().point(point)
+        self.agent.write_point(point)
 
 
 def test_points_that_had_to_wait_show_as_late() -> None:
