@@ -33,7 +33,7 @@ import termios
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.serving import read_count
+from kapudf_cli.serving import kept_calls, read_count
 from kapudf_cli.serving.ledger import LEDGER_BYTES, NOTHING_IN_HAND, Ledger, Marks
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Journal:
         marks = self.marks
         if not marks.out_at <= self._at <= marks.out_end:
             # The piece does not follow the one before it.
-            self._at = os.lseek(self.descriptor, marks.out_at, os.SEEK_SET)
+            self._at = kept_calls.seek(self.descriptor, marks.out_at, os.SEEK_SET)
         return marks.out_end - self._at
 
     def send(self, count: int) -> int:
@@ -245,7 +245,7 @@ class Journal:
         Raises:
             OSError: as the socket does; BlockingIOError if it has no room.
         """
-        sent = os.sendfile(self._connection.fileno(), self.descriptor, None, count)
+        sent = kept_calls.send_file(self._connection.fileno(), self.descriptor, count)
         self._at += sent
         return sent
 

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from kapudf_cli.serving import kept_calls
 from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import SocketStream
 
@@ -115,7 +116,8 @@ class JournaledStream(SocketStream):
         memory = self._journal.descriptor
         # Nobody else may write in the midst of it; the supervisor does, when nobody else
         # does anything. The lock goes with the process that holds it.
-        fcntl.lockf(memory, fcntl.LOCK_EX)
+        if not kept_calls.try_lock(memory):
+            fcntl.lockf(memory, fcntl.LOCK_EX)
         try:
             while unsent := self._journal.unsent:
                 try:
@@ -125,7 +127,7 @@ class JournaledStream(SocketStream):
                     self._wait_for_room()
                     self._journal.ledger.waits_for_peer = 0
         finally:
-            fcntl.lockf(memory, fcntl.LOCK_UN)
+            kept_calls.unlock(memory)
 
     def close(self) -> int:
         """Close the socket and let go of the journal."""

@@ -8,7 +8,6 @@ one has the handler's state, and goes on if that fails.
 
 from __future__ import annotations
 
-import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -36,6 +35,9 @@ _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 30.0
 #: A worker that has lived so long has come to something, whatever became of it.
 _LONG_LIFE_S: Final = 10.0
+#: No worker is recycled sooner: one whose handler needs more memory than it may have would
+#: be for ever.
+_SHORTEST_LIFE_S: Final = 2.0
 #: How long a worker that hangs has to write where.
 _DUMP_PAUSE_S: Final = 0.3
 #: How many lines of stacks are logged.
@@ -99,9 +101,12 @@ class Pool:
         # Workers that are to replace others once all of them are ready, and those others.
         self._coming: list[WorkerProcess] = []
         self._going: list[WorkerProcess] = []
+        # Workers that were to replace others and are not wanted any more.
+        self._dismissed: list[WorkerProcess] = []
         self._next_settings: FunctionSettings | None = None
         self._vain_starts = 0
         self._restart_at_s: float | None = None
+        self._recycle_at_s = 0.0
         self._hanging: dict[int, float] = {}
         self._stopping = self._killing = False
         self._was_ready = False
@@ -215,13 +220,21 @@ class Pool:
         """Let every worker process what has arrived, and end."""
         self._stopping = True
         self._restart_at_s = None
+        self._give_coming_up("kapudf was told to stop")
         for served in self.connections.values():
-            if served.move is not None:
-                if served.move.is_paused:
-                    served.move.target.send(orders.Release(served.number))
+            if served.move is not None and served.move.is_paused:
+                served.move.target.send(orders.Release(served.number))
                 self._abandon_move(served)
+            # One that is not paused yet gets its word when it is.
+            served.move = None
+        left_alone = any(served.worker is None for served in self.connections.values())
         for worker in self.all_workers():
-            worker.send(orders.Stop())
+            if worker.state is not WorkerState.STARTING:
+                worker.send(orders.Stop())
+            elif not left_alone:
+                # It serves nobody, and its handler may take for ever to be imported. One
+                # that somebody waits for is told to stop once it serves them.
+                worker.kill()
 
     def kill(self) -> None:
         """End every worker at once, and start no other."""
@@ -232,7 +245,7 @@ class Pool:
     @property
     def is_empty(self) -> bool:
         """Whether no worker is left."""
-        return not self.workers and not self._coming
+        return not self.workers and not self._coming and not self._dismissed
 
     @property
     def needs_looks(self) -> bool:
@@ -292,12 +305,13 @@ class Pool:
         for served in self.connections.values():
             if served.worker is None:
                 self._assign(served)
+        if self._stopping:
+            worker.send(orders.Stop())
 
     def _on_failed(self, worker: WorkerProcess, report: orders.Failed) -> None:
         worker.state = WorkerState.DEAD
         if worker in self._coming:
-            self._log.error("reload failed, the old code goes on", error=report.problem)
-            self._give_coming_up(report.problem)
+            self._on_coming_failed(report.problem)
             return
         if not self._was_ready:
             raise WorkerStartError(report.problem, function=self.name, wrong_call=report.wrong_call)
@@ -308,6 +322,7 @@ class Pool:
         if served is None:
             return
         worker.connections.discard(number)
+        worker.points_of_ended += served.points - served.points_before
         if served.move is not None and served.move.is_paused:
             served.move.target.send(orders.Release(number))
             served.move.target.connections.discard(number)
@@ -428,6 +443,8 @@ class Pool:
         coming, going = self._coming, self._going
         self._coming, self._going = [], []
         if self._next_settings is not None:
+            # One that died meanwhile has been replaced.
+            going = list(self.workers)
             self.settings, self._next_settings = self._next_settings, None
             for served in self.connections.values():
                 served.watch.limit_s = self.settings.busy_limit_s
@@ -436,9 +453,12 @@ class Pool:
                 worker.state = WorkerState.RETIRING
         self.workers += coming
         for worker in going:
-            for served in list(self._movable(worker)):
-                served.stays = False
-                self._move(served)
+            for served in self.connections.values():
+                if served.worker is worker:
+                    # What other code could not take, this may.
+                    served.stays = False
+                    if served.move is None:
+                        self._move(served)
             self._let_retire(worker)
         self._log.info("new workers serve", workers=[worker.number for worker in coming])
 
@@ -447,10 +467,19 @@ class Pool:
         if worker.state is WorkerState.RETIRING and not worker.connections:
             worker.send(orders.Stop())
 
+    def _on_coming_failed(self, problem: str) -> None:
+        if self._next_settings is None:
+            self._log.error("worker cannot be recycled", error=problem)
+            self._recycle_at_s = time.monotonic() + _LONGEST_PAUSE_S
+        else:
+            self._log.error("reload failed, the old code goes on", error=problem)
+        self._give_coming_up(problem)
+
     def _give_coming_up(self, problem: str) -> None:
         for worker in self._coming:
             worker.kill()
-        self._going = []
+        self._dismissed += self._coming
+        self._coming, self._going = [], []
         self._next_settings = None
         self._tell_reloaded(Reloaded(problem=problem))
 
@@ -464,8 +493,10 @@ class Pool:
         settings = self.settings
         if self._coming or (not settings.max_points and not settings.max_rss_mb):
             return
+        if time.monotonic() < self._recycle_at_s:
+            return
         for worker in self.workers:
-            if worker.state is not WorkerState.SERVING:
+            if worker.state is not WorkerState.SERVING or worker.age_s < _SHORTEST_LIFE_S:
                 continue
             rss_mb = worker.rss_bytes() / 1e6
             points = self._points(worker)
@@ -480,8 +511,8 @@ class Pool:
                 return
 
     def _points(self, worker: WorkerProcess) -> int:
-        """Return how many points a worker has dealt with, of the connections that it serves."""
-        return sum(
+        """Return how many points a worker has dealt with."""
+        return worker.points_of_ended + sum(
             self.connections[number].points - self.connections[number].points_before
             for number in worker.connections
             if number in self.connections
@@ -515,13 +546,15 @@ class Pool:
         stacks = worker.stacks().splitlines()[:_STACK_LINES]
         worker.close()
         was_coming = worker in self._coming
-        for workers in (self.workers, self._coming, self._going):
+        was_dismissed = worker in self._dismissed
+        for workers in (self.workers, self._coming, self._going, self._dismissed):
             if worker in workers:
                 workers.remove(worker)
         told = state in {WorkerState.RETIRING, WorkerState.DEAD} or self._stopping
-        expected = self._killing or (told and how == "exit status 0")
+        was_idle = self._stopping and state is WorkerState.STARTING
+        expected = self._killing or was_dismissed or was_idle or (told and how == "exit status 0")
         orphans = self._orphans_of(worker)
-        if not expected and not (was_coming and how == signal.SIGKILL.name):
+        if not expected:
             self.deaths += 1
             self._log.error(
                 "worker died",
@@ -531,9 +564,8 @@ class Pool:
                 connections=len(orphans),
                 **({"stacks": "\n".join(stacks)} if stacks else {}),
             )
-        if was_coming and self._next_settings is not None:
-            self._log.error("reload failed, the old code goes on", error=f"worker died: {how}")
-            self._give_coming_up(f"a new worker died: {how}")
+        if was_coming:
+            self._on_coming_failed(f"a new worker died: {how}")
         lived = worker.age_s >= _LONG_LIFE_S or any(
             served.points > served.points_before for served in orphans
         )
@@ -541,7 +573,7 @@ class Pool:
         for served in orphans:
             served.note_death(how, by_fault=by_fault, drops_poison=self.settings.on_error != "fail")
             self._assign(served)
-        if was_coming or self._stopping or state is WorkerState.RETIRING:
+        if was_coming or was_dismissed or self._stopping or state is WorkerState.RETIRING:
             return
         self._vain_starts = 0 if lived else self._vain_starts + 1
         pause_s = min(_FIRST_PAUSE_S * 2**self._vain_starts, _LONGEST_PAUSE_S) if not lived else 0.0
@@ -581,4 +613,4 @@ class Pool:
 
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
-        return [*self.workers, *self._coming]
+        return [*self.workers, *self._coming, *self._dismissed]

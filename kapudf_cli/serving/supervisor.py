@@ -12,7 +12,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from kapudf_cli.errors import KapudfError, SocketPathError, WorkerStartError
+from kapudf_cli.errors import ConfigError, KapudfError, SocketPathError, WorkerStartError
 from kapudf_cli.serving import control, status, systemd
 from kapudf_cli.serving.listeners import Listeners
 from kapudf_cli.serving.pool import Pool
@@ -216,9 +216,11 @@ class Supervisor:
         self._selector.unregister(worker.channel)
 
     def _remove(self, name: str) -> None:
-        function = self._functions.pop(name)
+        function = self._functions[name]
         if function.listens:
+            # Whoever is in the queue is served.
             self._listeners.remove(name)
+        del self._functions[name]
         if function.control_file is not None:
             self._selector.unregister(function.control_file.listener)
         function.pool.stop()
@@ -229,7 +231,7 @@ class Supervisor:
     def _reload_all(self) -> None:
         """Have everything loaded anew: the settings, and the code of every function."""
         try:
-            settings = self._reload_settings()
+            settings = self._settings_anew()
         except KapudfError as error:
             self._log.error("reload failed, everything goes on as it was", error=str(error))
             return
@@ -238,9 +240,19 @@ class Supervisor:
         for name, function in settings.functions.items():
             if name not in self._functions:
                 self._add(name, function)
-            else:
+                continue
+            try:
                 self._reload(name, function, None)
+            except (KapudfError, OSError) as error:
+                self._log.error("reload failed", function=name, error=str(error))
         self._settings = settings
+
+    def _settings_anew(self) -> Settings:
+        settings = self._reload_settings()
+        if settings.in_one_process:
+            place = f"functions.{next(iter(settings.functions))}"
+            raise ConfigError(place, ["workers: 0 needs a restart"])
+        return settings
 
     def _add(self, name: str, settings: FunctionSettings) -> None:
         try:
@@ -252,20 +264,18 @@ class Supervisor:
     def _reload(
         self, name: str, settings: FunctionSettings, on_done: Callable[[Reloaded], None] | None
     ) -> None:
+        """Have a function loaded anew. Raises KapudfError or OSError if that cannot even begin."""
         function = self._functions[name]
         old = function.pool.settings
         if settings.socket != old.socket:
             self._remove(name)
             self._add(name, settings)
             return
-        try:
-            if (settings.mode, settings.socket_group) != (old.mode, old.socket_group):
-                for socket_file in (function.socket_file, function.control_file):
-                    if socket_file is not None:
-                        socket_file.set_access(settings.mode, settings.socket_group)
-            function.pool.reload(settings, on_done)
-        except (KapudfError, OSError) as error:
-            self._log.error("reload failed", function=name, error=str(error))
+        if (settings.mode, settings.socket_group) != (old.mode, old.socket_group):
+            for socket_file in (function.socket_file, function.control_file):
+                if socket_file is not None:
+                    socket_file.set_access(settings.mode, settings.socket_group)
+        function.pool.reload(settings, on_done)
 
     # --- who asks ---
 
@@ -294,7 +304,7 @@ class Supervisor:
 
     def _reload_one(self, name: str, reply: Reply) -> None:
         try:
-            settings = self._reload_settings().functions.get(name)
+            settings = self._settings_anew().functions.get(name)
         except KapudfError as error:
             reply({"error": str(error)})
             return
@@ -315,7 +325,11 @@ class Supervisor:
                 answer = {"error": f"the old code goes on: {reloaded.problem}"}
             reply(answer)
 
-        self._reload(name, settings, on_done)
+        try:
+            self._reload(name, settings, on_done)
+        except (KapudfError, OSError) as error:
+            self._log.error("reload failed", function=name, error=str(error))
+            reply({"error": str(error)})
 
     # --- the end ---
 

@@ -175,8 +175,15 @@ class Worker:
         except RuntimeError as error:
             self._report(NotTaken(number, str(error)))
             return
-        if not order.waits and (started := self._connections.get(number)) is not None:
-            started.agent.go()
+        # A connection that begins here waits for no word; one left over would be taken, at
+        # its first handover, for the answer to come.
+        if order.takes_over and not order.waits:
+            started = self._connections.get(number)
+            if started is not None:
+                started.agent.go()
+        if self._stopping:
+            # Another worker has died since.
+            self._stop()
 
     def _stream(self, connection: int, memory: int) -> JournaledStream:
         settings = self._function.settings

@@ -44,6 +44,7 @@ class WorkerProcess:
         number: what the log calls it.
         state: what it is good for.
         connections: the numbers of the connections that it serves.
+        points_of_ended: how many points it has dealt with, of connections that have ended.
         hangs: whether it is killed for a handler that hangs.
     """
 
@@ -56,6 +57,7 @@ class WorkerProcess:
         self.number = begin.worker
         self.state = WorkerState.STARTING
         self.connections: set[int] = set()
+        self.points_of_ended = 0
         self.hangs = False
         self.started_s = time.monotonic()
         # Each thread's stack is written here, on demand and by a fault.
