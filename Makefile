@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PROTO := kapudf_cli/wire/udf
+RECORDINGS := tests/recordings
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test bench check format proto clean
 
 help:
-	@echo 'make demo    play real Kapacitor traffic through the mirror handler'
+	@echo 'make demo    send recordings of Kapacitor through handlers, and show what they change'
 	@echo 'make serve   serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
 	@echo 'make test    run the tests'
 	@echo 'make bench   measure, beside a raw echo and a plain agent (about five minutes)'
@@ -26,7 +27,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/python demo/mirror.py
+	$(BIN)/kapudf replay $(RECORDINGS)/stream.srpl --limit 5 --diff \
+		--handler mirror --options ".field('mycustom_field', 42.0)"
+	@echo
+	$(BIN)/kapudf replay $(RECORDINGS)/stream.srpl --limit 5 --diff --group-by host \
+		--handler moving-average --options ".field('usage_idle').size(3)"
+	@echo
+	$(BIN)/kapudf replay $(RECORDINGS)/batch.brpl --limit 2 --format table \
+		--handler outliers --options ".field('usage_idle').scale(1.5)"
 
 serve: $(INSTALLED)
 	$(BIN)/kapudf serve --socket /tmp/mirror.sock --handler mirror --remove-stale
@@ -44,7 +52,7 @@ bench: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy kapudf_cli handlers demo benchmarks tests
+	$(BIN)/mypy kapudf_cli handlers benchmarks tests
 	@$(MAKE) --no-print-directory proto-drift
 
 format: $(INSTALLED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -98,9 +99,13 @@ class Suite:
     def throughput(self, case: str, chosen: list[Contender], connections: int = 1) -> None:
         """Points per second, all connections together, sent as fast as they are taken.
 
-        And the processor time that they took, which a busy machine disturbs less.
+        And the processor time that they took, which a busy machine disturbs less, and the
+        share of one processor that sending and reading took meanwhile.
         """
         used = {each.name: Result(f"{case}, CPU", each.name, CPU) for each in chosen}
+        driving = {
+            each.name: Result(f"{case}, load generator", each.name, "processors") for each in chosen
+        }
 
         def measure(contender: Contender) -> float:
             sides = [contender.connect() for _ in range(connections)]
@@ -109,8 +114,10 @@ class Suite:
                 blocks = max(1, round(self._seconds / elapsed))
                 points = contender.work.points * blocks * connections
                 pid = contenders.pid_of(sides[0])
-                before = contenders.cpu_s(pid)
+                before, own_before = contenders.cpu_s(pid), time.process_time()
                 elapsed = load.bulk(sides, blocks)
+                own = (time.process_time() - own_before) / elapsed
+                driving[contender.name].values.append(own)
                 used[contender.name].values.append((contenders.cpu_s(pid) - before) / points * 1e6)
             finally:
                 for side in sides:
@@ -118,7 +125,7 @@ class Suite:
             return points / elapsed
 
         self._rounds_of(case, "points/s", _each(chosen, measure))
-        self.results += used.values()
+        self.results += (*used.values(), *driving.values())
 
     def latency(self, case: str, chosen: list[Contender], points_per_s: int = 0) -> None:
         """Microseconds from a point's sending, or when it was due, until it is back."""

@@ -237,7 +237,8 @@ class Agent:
                 messages = self._take(data)
             if not messages:
                 continue  # a part of a frame; the rest is on its way
-            self._outbox.flush(self._progress())
+            forgets = dispatcher.stateless and dispatcher.order.state is Incoming.READY
+            self._outbox.flush(self._progress(), forgets=forgets)
             now_s = time.monotonic()
             if self._cut_wanted or self._checkpoints.is_due(
                 now_s, stateless=dispatcher.stateless, asked=dispatcher.snapshot_asked

@@ -333,17 +333,18 @@ class Outbox:
         text = error.encode("utf-8", "backslashreplace")[:room].decode("utf-8", "ignore")
         self.answer(ErrorResponse(error=text))
 
-    def flush(self, progress: Progress | None = None) -> None:
+    def flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
         """Hand what may leave to the stream, waiting while the peer does not read.
 
         Args:
             progress: how much input has been dealt with, if not in the midst of it.
+            forgets: whether the handler, outside of a batch, needs none of that again.
 
         Raises:
             ConnectionClosedError: the connection broke.
         """
         with self._lock:
-            self._flush(progress)
+            self._flush(progress, forgets=forgets and not self._order.in_batch)
 
     # --- inside; the lock is held where a name says nothing else ---
 
@@ -474,7 +475,7 @@ class Outbox:
         as_usual = not self._muted and not self._leaving_out
         self._direct = in_order and as_usual and self.broken is None
 
-    def _flush(self, progress: Progress | None = None) -> None:
+    def _flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
         # The own thread may add while this one takes: only what was there is taken. The
         # count of its messages may then be one short until the next flush.
         data = b"".join([self._pending.popleft() for _ in range(len(self._pending))])
@@ -485,7 +486,13 @@ class Outbox:
                 raise self.broken
             if data or progress is not None:
                 self._own_left += messages
-                self._stream.write(data, messages, in_batch=self._order.in_batch, progress=progress)
+                self._stream.write(
+                    data,
+                    messages,
+                    in_batch=self._order.in_batch,
+                    progress=progress,
+                    forgets=forgets,
+                )
         except OSError as error:
             self.broken = error
             self._redirect()

@@ -74,6 +74,7 @@ class Stream(Protocol):
         *,
         in_batch: bool = False,
         progress: Progress | None = None,
+        forgets: bool = False,
     ) -> None:
         """Write all of `data`, waiting for as long as the peer does not read.
 
@@ -83,6 +84,7 @@ class Stream(Protocol):
                 what has left; likewise what follows.
             in_batch: whether a batch is begun by them, or before, and not ended.
             progress: how much of the input has been dealt with, None in the midst of it.
+            forgets: whether the handler needs none of that again, to have its state.
 
         Raises:
             OSError: the connection broke, or was aborted.
@@ -177,9 +179,10 @@ class SocketStream:
         *,
         in_batch: bool = False,
         progress: Progress | None = None,
+        forgets: bool = False,
     ) -> None:
         """Write all of `data`; see `Stream.write`. Nothing is noted."""
-        del messages, in_batch, progress
+        del messages, in_batch, progress, forgets
         rest = memoryview(data)
         while rest:
             with contextlib.suppress(BlockingIOError):

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.serving.connections import where
+from kapudf_cli.serving.connection_log import where
 from kapudf_cli.serving.pulse import HEARTBEAT_INTERVAL_S, BusyWatch
 
 if TYPE_CHECKING:

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
     from kapudf_cli.account import Progress
 
-#: Half of the ring. Linux takes about 200 KiB for a Unix socket whose peer does not read,
-#: so that the other half is free by the time that one is full.
-_RING_HALF_BYTES: Final = 256 * 1024
+#: Half of the ring. Linux takes some 250 KiB for a Unix socket whose peer does not read, so
+#: that nothing of one half is on its way any more by the time that the other one is full.
+_RING_HALF_BYTES: Final = 512 * 1024
 _RING: Final = (LEDGER_BYTES, LEDGER_BYTES + _RING_HALF_BYTES)
 _INPUT: Final = LEDGER_BYTES + 2 * _RING_HALF_BYTES
 #: Where a read is put that nothing is to be kept of: at the end of a half.
@@ -51,8 +51,9 @@ _SCRATCH_BYTES: Final = 64 * 1024
 #: A journal that cannot be cut, as in the middle of a batch, may grow to this many times
 #: what is asked for. Past that the connection goes on, but a death would end it.
 _OVERDRAFT: Final = 4
-#: Pages of a half that is no longer in force are given back from so much on.
-_KEPT_BYTES: Final = 256 * 1024
+#: Pages of a half that is no longer in force are given back from so much on: to have them
+#: anew costs more than the copying of what is in them.
+_KEPT_BYTES: Final = 512 * 1024
 
 
 def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: int) -> int:
@@ -104,6 +105,8 @@ class Journal:
         self._half_bytes = self.ledger.half_bytes
         self.marks = self.ledger.marks
         self.received = self.ledger.received = read_count.total(connection, self.ledger)
+        # Where the file stands; the kernel moves it with what is sent.
+        self._at = os.lseek(descriptor, 0, os.SEEK_CUR)
 
     @property
     def is_closed(self) -> bool:
@@ -185,7 +188,13 @@ class Journal:
     # --- the way back ---
 
     def put(
-        self, piece: bytes, messages: int, *, in_batch: bool, progress: Progress | None
+        self,
+        piece: bytes,
+        messages: int,
+        *,
+        in_batch: bool,
+        progress: Progress | None,
+        forgets: bool = False,
     ) -> None:
         """Put output in force, and how far the connection has got with it.
 
@@ -194,8 +203,13 @@ class Journal:
             messages: how many of them the input brought, since `progress` was last given.
             in_batch: whether the last of them is of a batch that has not ended.
             progress: how much input is now dealt with, None in the midst of it.
+            forgets: whether the handler needs none of that again.
         """
         marks = self.marks
+        cut, covered = marks.cut, marks.covered
+        if forgets and progress and progress.offset == self.received and marks.prefix_bytes:
+            # There is no more to a cut where no unfinished frame is to be kept.
+            cut, covered = self.received, 1
         out_at, out_end = marks.out_at, marks.out_end
         if piece:
             out_at = self._place_for(len(piece))
@@ -206,10 +220,10 @@ class Journal:
             Marks(
                 marks.half,
                 marks.prefix_bytes,
-                marks.cut,
+                cut,
                 0 if progress else marks.sent + messages,
                 int(in_batch),
-                marks.covered,
+                covered,
                 out_at,
                 out_end,
                 progress or marks.progress,
@@ -219,11 +233,11 @@ class Journal:
     @property
     def unsent(self) -> int:
         """How many bytes are in force and not sent."""
-        at = kept_calls.seek(self.descriptor, 0, os.SEEK_CUR)
-        if not self.marks.out_at <= at <= self.marks.out_end:
+        marks = self.marks
+        if not marks.out_at <= self._at <= marks.out_end:
             # The piece does not follow the one before it.
-            at = kept_calls.seek(self.descriptor, self.marks.out_at, os.SEEK_SET)
-        return self.marks.out_end - at
+            self._at = kept_calls.seek(self.descriptor, marks.out_at, os.SEEK_SET)
+        return marks.out_end - self._at
 
     def send(self, count: int) -> int:
         """Send up to `count` bytes of what is unsent; return how many went.
@@ -231,7 +245,9 @@ class Journal:
         Raises:
             OSError: as the socket does; BlockingIOError if it has no room.
         """
-        return kept_calls.send_file(self._connection.fileno(), self.descriptor, count)
+        sent = kept_calls.send_file(self._connection.fileno(), self.descriptor, count)
+        self._at += sent
+        return sent
 
     # --- inside ---
 

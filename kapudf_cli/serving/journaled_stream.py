@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 #: A journal is not cut while an unfinished frame is longer, which would be copied each time.
 _LONGEST_REMAINDER_BYTES = 64 * 1024
+#: What a stateless handler has dealt with may be left that long, where each read ends in
+#: the midst of a frame, until it is cut.
+_KEPT_BYTES = 128 * 1024
 #: After a cut that failed, or had no room: no sooner is another tried.
 _RETRY_S = 1.0
 
@@ -96,10 +99,11 @@ class JournaledStream(SocketStream):
         *,
         in_batch: bool = False,
         progress: Progress | None = None,
+        forgets: bool = False,
     ) -> None:
         """Note what leaves and what it answers, and only then let it leave."""
         with self._noting:
-            self._journal.put(data, messages, in_batch=in_batch, progress=progress)
+            self._journal.put(data, messages, in_batch=in_batch, progress=progress, forgets=forgets)
         if data:
             self.send_rest()
 
@@ -152,7 +156,8 @@ class JournaledStream(SocketStream):
         """Return whether the journal should be cut; see `Checkpoints.is_due`."""
         journal = self._journal
         if stateless:
-            return journal.marks.progress.offset > journal.marks.cut
+            # Only until Init is kept by itself; from then on, each write forgets.
+            return not journal.marks.prefix_bytes or journal.kept_bytes > _KEPT_BYTES
         if asked:
             return True
         if now_s >= self._due_s:

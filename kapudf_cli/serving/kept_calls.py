@@ -46,7 +46,7 @@ _UNLOCK: Final = ctypes.addressof(_NOTHING)
 
 def try_lock(descriptor: int) -> bool:
     """Lock a file, as `fcntl.lockf` does; return whether nobody else has it."""
-    return _fcntl(descriptor, fcntl.F_SETLK, _LOCK) == 0
+    return bool(_fcntl(descriptor, fcntl.F_SETLK, _LOCK) == 0)
 
 
 def unlock(descriptor: int) -> None:

@@ -8,7 +8,6 @@ one has the handler's state, and goes on if that fails.
 
 from __future__ import annotations
 
-import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -261,21 +260,26 @@ class Pool:
             worker.send(orders.Abort())
 
     def ask_for_stacks(self) -> None:
-        """Have every worker write where it is, for `log_abandoned`."""
+        """Have every worker write where it is, for `log_hanging`."""
         for worker in self.all_workers():
             worker.ask_for_stacks()
 
-    def log_abandoned(self) -> None:
-        """Log each connection that did not come to its end, and where its worker is."""
+    def log_hanging(self) -> None:
+        """Log where each worker is that does not even break its connections."""
         for worker in self.all_workers():
-            stacks = worker.stacks().splitlines()[:_STACK_LINES]
-            for number in worker.connections:
-                self._log.error(
-                    "connection abandoned, its worker hangs",
-                    connection=number,
-                    worker=worker.number,
-                    stacks="\n".join(stacks),
-                )
+            self._log.error(
+                "worker hangs at the end, and is killed",
+                worker=worker.number,
+                pid=worker.pid,
+                connections=len(worker.connections),
+                stacks="\n".join(worker.stacks().splitlines()[:_STACK_LINES]),
+            )
+
+    def abandon(self) -> int:
+        """Log how far those connections got that do not come to their end; return how many."""
+        for served in self.connections.values():
+            served.log_abandoned(self._log)
+        return len(self.connections)
 
     # --- what workers report ---
 
@@ -310,7 +314,7 @@ class Pool:
             self._on_coming_failed(report.problem)
             return
         if not self._was_ready:
-            raise WorkerStartError(report.problem, wrong_call=report.wrong_call)
+            raise WorkerStartError(report.problem, function=self.name, wrong_call=report.wrong_call)
         self._log.error("worker cannot start", worker=worker.number, error=report.problem)
 
     def _on_finished(self, worker: WorkerProcess, number: int) -> None:

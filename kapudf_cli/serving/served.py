@@ -17,6 +17,8 @@ from kapudf_cli.serving.pulse import BusyWatch
 from kapudf_cli.wire.framing import HEARTBEAT
 
 if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
     from kapudf_cli.serving.socket_file import PeerCredentials
     from kapudf_cli.serving.worker_process import WorkerProcess
 
@@ -213,6 +215,26 @@ class ServedConnection:
                     self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)
             finally:
                 fcntl.lockf(self._memory, fcntl.LOCK_UN)
+
+    def log_abandoned(self, log: BoundLogger) -> None:
+        """Log the one event that says how it went, in the place of the worker that cannot."""
+        progress = self.ledger.marks.progress
+        task_id, node_id = self.ledger.task
+        log.error(
+            "connection finished",
+            connection=self.number,
+            reason="abandoned",
+            task_id=task_id,
+            node_id=node_id,
+            points_in=progress.points_in,
+            points_out=progress.points_out,
+            batches_in=progress.batches_in,
+            batches_out=progress.batches_out,
+            bytes_in=self.ledger.received,
+            bytes_out=progress.bytes_out,
+            duration_s=round(time.monotonic() - self.started_s, 6),
+            takeovers=self.takeovers,
+        )
 
     def close(self) -> None:
         """Close it, on this side."""

@@ -16,7 +16,6 @@ from kapudf_cli.errors import ConfigError, KapudfError, SocketPathError, WorkerS
 from kapudf_cli.serving import control, status, systemd
 from kapudf_cli.serving.listeners import Listeners
 from kapudf_cli.serving.pool import Pool
-from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.serving.socket_file import SocketFile
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.serving.control import Reply
     from kapudf_cli.serving.pool import Reloaded
+    from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.worker_process import WorkerProcess
 
 #: How often everything is looked after, while there is anything to look after.
@@ -84,10 +84,11 @@ class Supervisor:
             self._release()
             raise
 
-    def run(self, reload_settings: Callable[[], Settings]) -> int:
+    def run(self, signals: SignalQueue, reload_settings: Callable[[], Settings]) -> int:
         """Serve until SIGINT or SIGTERM and return the exit status: 0, or 1 if hurried.
 
         Args:
+            signals: a queue of these and of SIGHUP, which reloads.
             reload_settings: reads the settings anew; raises KapudfError if they are wrong.
 
         Raises:
@@ -95,21 +96,20 @@ class Supervisor:
             OSError: no process could be started, at the very start.
         """
         self._reload_settings = reload_settings
-        signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        with signals:
-            self._selector.register(signals, selectors.EVENT_READ)
-            try:
-                for function in self._functions.values():
-                    function.pool.start()
-                first = self._serve_until_signal(signals)
-                systemd.notify("STOPPING=1")
-                hurried = self._drain(first, signals)
-            finally:
-                self._end_workers()
-                self._release()
-                self._selector.close()
-        left = sum(len(each.pool.connections) for each in self._functions.values())
-        self._log.info("stopped", abandoned_connections=left)
+        self._selector.register(signals, selectors.EVENT_READ)
+        abandoned = 0
+        try:
+            for function in self._functions.values():
+                function.pool.start()
+            first = self._serve_until_signal(signals)
+            systemd.notify("STOPPING=1")
+            hurried = self._drain(first, signals)
+            abandoned = sum(pool.abandon() for pool in self._pools())
+        finally:
+            self._end_workers()
+            self._release()
+            self._selector.close()
+        self._log.info("stopped", abandoned_connections=abandoned)
         return 1 if hurried else 0
 
     # --- the loop ---
@@ -132,8 +132,8 @@ class Supervisor:
             if key.data is not None and self._selector.get_map().get(key.fileobj) is key:
                 self._deal_with(key.data)
         now_s = time.monotonic()
-        for function in (*self._functions.values(), *self._leaving):
-            function.pool.look(now_s)
+        for pool in self._pools():
+            pool.look(now_s)
         self._clients.look(now_s)
         self._listen_where_ready()
         for function in [each for each in self._leaving if each.pool.is_empty]:
@@ -151,8 +151,10 @@ class Supervisor:
             self._log.error("function cannot be served", error=str(error))
 
     def _needs_looks(self) -> bool:
-        functions = (*self._functions.values(), *self._leaving)
-        return any(each.pool.needs_looks for each in functions)
+        return any(pool.needs_looks for pool in self._pools())
+
+    def _pools(self) -> list[Pool]:
+        return [each.pool for each in (*self._functions.values(), *self._leaving)]
 
     def _listen_where_ready(self) -> None:
         for name, function in self._functions.items():
@@ -337,7 +339,7 @@ class Supervisor:
             if function.listens:
                 # Whoever is in the queue was connected before the signal came.
                 self._listeners.remove(name)
-        pools = [each.pool for each in (*self._functions.values(), *self._leaving)]
+        pools = self._pools()
         grace_period_s = self._settings.grace_period_s
         self._log.info(
             "stopping",
@@ -351,7 +353,7 @@ class Supervisor:
         measures: list[tuple[Callable[[Pool], None], float]] = [
             (Pool.abort, _ABORT_WAIT_S),
             (Pool.ask_for_stacks, _LOOK_S),
-            (Pool.log_abandoned, 0.0),
+            (Pool.log_hanging, 0.0),
         ]
         deadline = time.monotonic() + grace_period_s
         while not all(pool.is_empty for pool in pools):
@@ -372,12 +374,10 @@ class Supervisor:
 
     def _end_workers(self) -> None:
         """See to it that no worker is left."""
-        functions = [*self._functions.values(), *self._leaving]
         deadline = time.monotonic() + _KILL_WAIT_S
-        for function in functions:
-            function.pool.stop()
-            function.pool.kill()
-        while not all(each.pool.is_empty for each in functions) and time.monotonic() < deadline:
+        for pool in self._pools():
+            pool.kill()
+        while not all(pool.is_empty for pool in self._pools()) and time.monotonic() < deadline:
             self._turn(deadline - time.monotonic())
         self._clients.close()
 

@@ -19,12 +19,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from kapudf_cli import logs, plugins
+from kapudf_cli import logs
 from kapudf_cli.account import Account, Reason
 from kapudf_cli.checkpoints import Resumption
 from kapudf_cli.errors import (
     AmbiguousHandlerError,
-    HandlerImportError,
     PluginError,
     UnknownHandlerError,
 )
@@ -45,10 +44,12 @@ from kapudf_cli.serving.channel import (
     Take,
     Taken,
 )
-from kapudf_cli.serving.connections import Connections, Function, where
+from kapudf_cli.serving.connection_log import where
+from kapudf_cli.serving.connections import Connections, Function
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.journal import Journal
 from kapudf_cli.serving.journaled_stream import JournaledStream
+from kapudf_cli.serving.loading import load_handler
 from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.serving.socket_file import PeerCredentials
 
@@ -253,11 +254,8 @@ def _resumption(stream: JournaledStream, order: Take) -> Resumption:
 def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
     """Load the handler and say so, or say why it cannot be loaded."""
     try:
-        handler = plugins.find(begin.settings.handler).load()
+        handler = load_handler(begin.settings.handler, function=begin.name, log=log)
     except PluginError as error:
-        if isinstance(error, HandlerImportError):
-            log.debug("handler cannot be imported", function=begin.name, exc_info=error.cause)
-            error.add_note("the traceback is shown with --log-level debug")
         wrong_call = isinstance(error, UnknownHandlerError | AmbiguousHandlerError)
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         channel.send(Failed(f"{error}{notes}"[:TEXT_CHARACTERS], wrong_call))

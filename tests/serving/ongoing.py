@@ -170,9 +170,7 @@ def check_count(task: OngoingTask) -> list[int]:
 
 
 def _is_right(back: Any, place: int) -> bool:
-    return (
-        isinstance(back, Point) and back.time == place and back.fieldsInt["count"] == place + 1
-    )
+    return isinstance(back, Point) and back.time == place and back.fieldsInt["count"] == place + 1
 
 
 def kapudf(*arguments: str, status: int = 0) -> str:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Self
 
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, HEARTBEAT_TIME, FrameReader
-from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, KeepaliveRequest, KeepaliveResponse, Point
+from kapudf_cli.wire.udf_pb2 import (
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+)
 from tests.conftest import plugin
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S, ServeProcess

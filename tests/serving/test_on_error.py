@@ -47,9 +47,7 @@ def test_one_percent_of_failures_leave_all_other_points(
     assert finished.get("restarts", 0) == (len(BAD) if on_error == "restart" else 0)
     dropped = [event for event in process.events if "dropped" in event["event"]]
     assert 1 <= len(dropped) < len(BAD) / 2
-    assert dropped[0]["event"] == (
-        "point dropped: Clumsy.point raised ValueError: point 37 is bad"
-    )
+    assert dropped[0]["event"] == ("point dropped: Clumsy.point raised ValueError: point 37 is bad")
     assert (dropped[0]["on_error"], dropped[0]["dropped_since_last_event"]) == (on_error, 1)
     assert "laden.py" in dropped[0]["exception"]
 

@@ -206,8 +206,7 @@ def test_where_new_code_cannot_take_the_state_the_old_goes_on(
         code.change(more)
         said = kapudf("reload", "--socket", socket_path, status=1)
         assert said == (
-            "count: reloaded, 0 connection(s) served anew, "
-            "1 by the old code; the log says why\n"
+            "count: reloaded, 0 connection(s) served anew, 1 by the old code; the log says why\n"
         ).replace("count", "udf")
         assert process.event("handover failed, the old worker goes on")["error"] == cause
         task.await_more()
@@ -284,9 +283,10 @@ def test_functions_come_and_go_and_others_do_not_notice(
 ) -> None:
     """One is added, one removed; a task of a third goes on, with its worker's code reloaded."""
     process = configured.process
-    with OngoingTask(configured.path("first")) as task, OngoingTask(
-        configured.path("second")
-    ) as leaving:
+    with (
+        OngoingTask(configured.path("first")) as task,
+        OngoingTask(configured.path("second")) as leaving,
+    ):
         leaving.await_more()
         del configured.functions["second"]
         configured.functions["third"] = {"handler": "mirror", "socket": configured.path("third")}

