@@ -333,6 +333,15 @@ class ProjectTargetError(KapudfError):
         self.problem = problem
 
 
+class MissingExtraError(KapudfError):
+    """Something needs a library that is an extra of kapudf's, and is not installed."""
+
+    def __init__(self, what: str, library: str, extra: str) -> None:
+        super().__init__(f"{what} needs {library}: pip install 'kapudf[{extra}]'")
+        self.library = library
+        self.extra = extra
+
+
 class ControlError(KapudfError):
     """The supervisor of a function could not be asked, or could not do what was asked."""
 

@@ -209,7 +209,9 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
         if settings.in_one_process:
             status = _serve_in_one_process(settings, log)
         else:
-            status = _serve_by_workers(settings, lambda: _settings(config_file, given), log)
+            status = _serve_by_workers(
+                settings, lambda: _settings(config_file, given), log, watches_code=watches_code
+            )
     except PluginError as error:
         if config_file is not None and error.function is not None:
             error.add_note(f"functions.{error.function}.handler in {config_file}")
@@ -272,10 +274,23 @@ def _serve_in_one_process(settings: Settings, log: BoundLogger) -> int:
 
 
 def _serve_by_workers(
-    settings: Settings, reload_settings: Callable[[], Settings], log: BoundLogger
+    settings: Settings,
+    reload_settings: Callable[[], Settings],
+    log: BoundLogger,
+    *,
+    watches_code: bool,
 ) -> int:
     from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.supervisor import Supervisor
 
-    with SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
-        return Supervisor(settings, log=log).run(signals, reload_settings)
+    signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    with signals, contextlib.ExitStack() as stack:
+        watch = None
+        if watches_code:
+            from kapudf_cli.serving.code_watch import CodeWatch
+
+            # Workers know compiled code by the second and the size of its source, and
+            # whoever tries things out may save twice in one.
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            watch = stack.enter_context(CodeWatch(lambda: signals.put(signal.SIGHUP), log))
+        return Supervisor(settings, log=log, code_watch=watch).run(signals, reload_settings)

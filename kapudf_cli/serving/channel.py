@@ -97,10 +97,15 @@ class Abort(_Message, frozen=True, tag=True):
 
 
 class Ready(_Message, frozen=True, tag=True):
-    """The handler is loaded."""
+    """The handler is loaded.
+
+    Attributes:
+        handler: its class.
+        folders: where its code is, and that of the modules beside it.
+    """
 
     handler: str
-    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 class Failed(_Message, frozen=True, tag=True):

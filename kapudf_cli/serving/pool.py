@@ -98,6 +98,7 @@ class Pool:
         self.connections: dict[int, ServedConnection] = {}
         self.deaths = 0
         self.handler = ""
+        self.folders: tuple[str, ...] = ()
         # Workers that are to replace others once all of them are ready, and those others.
         self._coming: list[WorkerProcess] = []
         self._going: list[WorkerProcess] = []
@@ -294,7 +295,7 @@ class Pool:
             worker.send(orders.Stop())
             return
         worker.state = WorkerState.SERVING
-        self.handler = report.handler
+        self.handler, self.folders = report.handler, report.folders
         if worker in self._coming:
             if all(each.state is WorkerState.SERVING for each in self._coming):
                 self._switch()

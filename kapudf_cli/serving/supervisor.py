@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import FunctionSettings, Settings
+    from kapudf_cli.serving.code_watch import CodeWatch
     from kapudf_cli.serving.control import Reply
     from kapudf_cli.serving.pool import Reloaded
     from kapudf_cli.serving.signals import SignalQueue
@@ -58,14 +59,22 @@ class _Function:
 class Supervisor:
     """Serves functions by worker processes, until it is told to stop."""
 
-    def __init__(self, settings: Settings, *, log: BoundLogger) -> None:
+    def __init__(
+        self, settings: Settings, *, log: BoundLogger, code_watch: CodeWatch | None = None
+    ) -> None:
         """Bind the sockets of all functions.
+
+        Args:
+            settings: what to serve.
+            log: where events go.
+            code_watch: is told where the handlers' code is, if there is one.
 
         Raises:
             SocketPathError: one cannot be had; none is kept then.
         """
         self._settings = settings
         self._log = log
+        self._code_watch = code_watch
         self._started_s = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._listeners: Listeners[str] = Listeners(self._selector, self._accept, log)
@@ -134,6 +143,8 @@ class Supervisor:
         now_s = time.monotonic()
         for pool in self._pools():
             pool.look(now_s)
+        if self._code_watch is not None:
+            self._code_watch.follow(folder for pool in self._pools() for folder in pool.folders)
         self._clients.look(now_s)
         self._listen_where_ready()
         for function in [each for each in self._leaving if each.pool.is_empty]:

@@ -49,7 +49,7 @@ from kapudf_cli.serving.connections import Connections, Function
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.journal import Journal
 from kapudf_cli.serving.journaled_stream import JournaledStream
-from kapudf_cli.serving.loading import load_handler
+from kapudf_cli.serving.loading import code_folders, load_handler
 from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.serving.socket_file import PeerCredentials
 
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 #: The supervisor has a worker write where its threads are, and reads it: faulthandler can
 #: do that even while a handler holds the interpreter.
 DUMP_SIGNAL = signal.SIGUSR1
+#: As many folders are told of as fit into a message.
+_MOST_FOLDERS = 200
 
 
 class Worker:
@@ -260,7 +262,8 @@ def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         channel.send(Failed(f"{error}{notes}"[:TEXT_CHARACTERS], wrong_call))
         return None
-    channel.send(Ready(handler.__name__))
+    folders = tuple(code_folders(handler)[:_MOST_FOLDERS])
+    channel.send(Ready(handler.__name__, folders))
     return Function(begin.name, handler, begin.settings)
 
 

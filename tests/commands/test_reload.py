@@ -43,7 +43,7 @@ def test_a_wrong_file_is_a_wrong_call(tmp_path: Path) -> None:
 def test_one_function_that_fails_keeps_no_other_from_its_reload(
     serve: Serve, socket_path: str, tmp_path: Path
 ) -> None:
-    """Of a file's functions the first is not served; the second is reloaded, and the status is 1."""
+    """The first function of a file is not served; the second is reloaded, and the status is 1."""
     code = Code(tmp_path)
     serve(code.handler)
     file = tmp_path / "kapudf.yaml"

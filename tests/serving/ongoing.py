@@ -110,7 +110,8 @@ class OngoingTask:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self.back) > seen or self._ended, PATIENCE_S)
+                while len(self.back) == seen and not self._ended:
+                    assert self._changed.wait(PATIENCE_S)
             new = self.back[seen:]
             seen += len(new)
             if any(isinstance(each, Point) and condition(each) for each in new):
@@ -127,8 +128,8 @@ class OngoingTask:
         sent = self.sent
         self.await_point(lambda point: point.time > sent)
 
-    def finish(self) -> list[Point]:
-        """Send no more, half-close, and return everything that came back."""
+    def finish(self) -> list[Any]:
+        """Send no more, half-close, and return everything that came back, an error too."""
         self._ends.set()
         for thread in self._threads:
             thread.join(4 * PATIENCE_S)

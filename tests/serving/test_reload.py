@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.kapacitor import probe
+from kapudf_cli.wire.udf_pb2 import Point
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.serving.ongoing import (
     Code,
@@ -239,7 +240,8 @@ def test_sigterm_in_the_middle_of_a_reload_ends_it_well(
         task.await_version(1)
         wait = f"open({str(reached)!r}, 'w').close(); open({str(gate)!r}).read()\n"
         if held_up == "restore":
-            wait = f"    def restore(self, request):\n        {wait}        return super().restore(request)\n"
+            head = "    def restore(self, request):\n"
+            wait = f"{head}        {wait}        return super().restore(request)\n"
         code.change(wait)
         process.signal(signal.SIGHUP)
         reached.read_bytes()
@@ -250,7 +252,7 @@ def test_sigterm_in_the_middle_of_a_reload_ends_it_well(
         assert process.wait() == 0
         finished = process.event("connection finished")
         assert finished["reason"] == "stopped"
-        back = [each for each in task.finish() if not isinstance(each, Exception)]
+        back = [each for each in task.finish() if isinstance(each, Point)]
     assert finished["points_out"] == finished["points_in"]
     assert [each.time for each in back] == list(range(finished["points_in"]))
     assert [each.fieldsInt["count"] for each in back] == list(range(1, len(back) + 1))
