@@ -7,12 +7,13 @@ PROTO := kapudf_cli/wire/udf
 RECORDINGS := tests/recordings
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test bench check format proto clean
+.PHONY: help demo serve test soak bench check format proto clean
 
 help:
 	@echo 'make demo    send recordings of Kapacitor through handlers, and show what they change'
 	@echo 'make serve   serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
 	@echo 'make test    run the tests'
+	@echo 'make soak    kill 250 workers and reload 50 times under load (some minutes)'
 	@echo 'make bench   measure, beside a raw echo and a plain agent (about five minutes)'
 	@echo 'make check   lint, types, and whether the generated code is fresh'
 	@echo 'make format  format the code'
@@ -44,6 +45,11 @@ test: $(INSTALLED)
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+# The tests of what outlives workers, at length.
+soak: $(INSTALLED)
+	KAPUDF_SOAK_KILLS=250 KAPUDF_SOAK_RELOADS=50 \
+	$(BIN)/python -m pytest --timeout 900 tests/serving/test_takeover.py tests/serving/test_reload.py
 
 # BENCH passes options on: make bench BENCH='--quick --against go=/tmp/go.sock'
 bench: $(INSTALLED)

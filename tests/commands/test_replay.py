@@ -431,19 +431,13 @@ def test_nobody_reading_ends_it_quietly(tmp_path: Path) -> None:
         assert process.wait(PATIENCE_S) == 0
 
 
-@pytest.mark.parametrize(
-    ("redirected", "problem"),
-    [
-        (">/dev/full", "stdout cannot be written: No space left on device"),
-        (">&-", "stdout and stderr must be open; send what is not wanted to /dev/null"),
-    ],
-)
-def test_output_that_cannot_be_written(redirected: str, problem: str) -> None:
-    """A full disk, or no stdout at all."""
-    line = " ".join([*KAPUDF, "replay", STREAM, "--handler", "mirror", redirected])
+def test_output_that_cannot_be_written() -> None:
+    """As on a full disk."""
+    line = " ".join([*KAPUDF, "replay", STREAM, "--handler", "mirror", ">/dev/full"])
     result = subprocess.run(
         ["/bin/sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
+    problem = "stdout cannot be written: No space left on device"
     assert (result.returncode, result.stderr) == (1, f"Error: {problem}\n")
 
 
