@@ -4,14 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PROTO := kapudf_cli/wire/udf
+RECORDINGS := tests/recordings
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test bench check format proto clean
+.PHONY: help demo serve test soak bench check format proto clean
 
 help:
-	@echo 'make demo    play real Kapacitor traffic through the mirror handler'
+	@echo 'make demo    send recordings of Kapacitor through handlers, and show what they change'
 	@echo 'make serve   serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
 	@echo 'make test    run the tests'
+	@echo 'make soak    kill 250 workers and reload 50 times under load (some minutes)'
 	@echo 'make bench   measure, beside a raw echo and a plain agent (about five minutes)'
 	@echo 'make check   lint, types, and whether the generated code is fresh'
 	@echo 'make format  format the code'
@@ -26,7 +28,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/python demo/mirror.py
+	$(BIN)/kapudf replay $(RECORDINGS)/stream.srpl --limit 5 --diff \
+		--handler mirror --options ".field('mycustom_field', 42.0)"
+	@echo
+	$(BIN)/kapudf replay $(RECORDINGS)/stream.srpl --limit 5 --diff --group-by host \
+		--handler moving-average --options ".field('usage_idle').size(3)"
+	@echo
+	$(BIN)/kapudf replay $(RECORDINGS)/batch.brpl --limit 2 --format table \
+		--handler outliers --options ".field('usage_idle').scale(1.5)"
 
 serve: $(INSTALLED)
 	$(BIN)/kapudf serve --socket /tmp/mirror.sock --handler mirror --remove-stale
@@ -37,6 +46,11 @@ test: $(INSTALLED)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
+# The tests of what outlives workers, at length.
+soak: $(INSTALLED)
+	KAPUDF_SOAK_KILLS=250 KAPUDF_SOAK_RELOADS=50 \
+	$(BIN)/python -m pytest --timeout 900 tests/serving/test_takeover.py tests/serving/test_reload.py
+
 # BENCH passes options on: make bench BENCH='--quick --against go=/tmp/go.sock'
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(BENCH)
@@ -44,7 +58,7 @@ bench: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy kapudf_cli handlers demo benchmarks tests
+	$(BIN)/mypy kapudf_cli handlers benchmarks tests
 	@$(MAKE) --no-print-directory proto-drift
 
 format: $(INSTALLED)

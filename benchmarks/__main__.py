@@ -44,16 +44,19 @@ def main(*, rounds: int, seconds: float, quick: bool, against: tuple[str, ...], 
         start = processes.enter_context
         mirror = start(contenders.kapudf(folder, "mirror"))
         eager = start(contenders.kapudf(folder, "mirror", "--linger-ms", "0"))
+        alone = start(contenders.kapudf(folder, "mirror", "--workers", "0"))
         average = start(contenders.kapudf(folder, "moving-average"))
+        averages = start(contenders.kapudf(folder, "moving-average", "--workers", "2"))
         outliers = start(contenders.kapudf(folder, "outliers"))
         echo = Contender("echo", start(contenders.yardstick(folder, "echo")), STREAM, echo=True)
         plain_path = start(contenders.yardstick(folder, "plain_agent"))
         plain = Contender("plain", plain_path, STREAM)
         kapudf = Contender("kapudf", mirror, STREAM)
+        one_process = Contender("kapudf, one process", alone, STREAM)
         unmoderated = Contender("kapudf, no linger", eager, STREAM)
         others = [Contender(n, path, STREAM) for n, _, path in (a.partition("=") for a in against)]
 
-        suite.throughput("mirror", [echo, plain, kapudf, *others])
+        suite.throughput("mirror", [echo, plain, kapudf, one_process, *others])
         suite.throughput(
             "mirror, captured points",
             [Contender("plain", plain_path, CAPTURED), Contender("kapudf", mirror, CAPTURED)],
@@ -61,8 +64,15 @@ def main(*, rounds: int, seconds: float, quick: bool, against: tuple[str, ...], 
         suite.throughput(
             "mirror, field option", [Contender("kapudf", mirror, Work(STREAM.messages, [FIELD]))]
         )
+        averaging = Work(STREAM.messages, AVERAGE)
+        suite.throughput("moving-average", [Contender("kapudf", average, averaging)])
         suite.throughput(
-            "moving-average", [Contender("kapudf", average, Work(STREAM.messages, AVERAGE))]
+            "moving-average, 8 connections",
+            [
+                Contender("kapudf", average, averaging),
+                Contender("kapudf, 2 workers", averages, averaging),
+            ],
+            8,
         )
         suite.throughput(
             "outliers, batches of 1,000",
@@ -75,7 +85,7 @@ def main(*, rounds: int, seconds: float, quick: bool, against: tuple[str, ...], 
             suite.throughput(
                 f"mirror, {connections} connections", [plain, kapudf, *others], connections
             )
-        suite.latency("ping-pong at rest", [echo, plain, kapudf, unmoderated, *others])
+        suite.latency("ping-pong at rest", [echo, plain, kapudf, one_process, unmoderated, *others])
         suite.latency(
             "ping-pong at 1,000 points/s", [echo, plain, kapudf, unmoderated, *others], 1000
         )

@@ -103,12 +103,31 @@ def pid_of(connection: Connection) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has used, user and system, in seconds."""
+    """Return the processor time of a process and its children, user and system, in seconds."""
+    return sum(map(_cpu_s, _family(pid)))
+
+
+def rss_mb(pid: int) -> float:
+    """Return the memory that a process and its children have resident, in MB.
+
+    What they share is counted for each.
+    """
+    return sum(map(_rss_mb, _family(pid)))
+
+
+def _family(pid: int) -> Iterator[int]:
+    """Yield a process and all that descend from it: the one that listens may have workers."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text(encoding="ascii").split():
+            yield from _family(int(child))
+
+
+def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def rss_mb(pid: int) -> float:
-    """Return the memory that a process has resident, in MB."""
+def _rss_mb(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -24,9 +24,18 @@ if TYPE_CHECKING:
 #: What a case must reach: (case, contender, of the plain agent's or the echo's result, at
 #: least or at most).
 TARGETS = [
-    ("mirror", "kapudf", "mirror", "plain", ">=", 5.5),
+    ("mirror", "kapudf", "mirror", "plain", ">=", 15.0),
     ("mirror, field option", "kapudf", "mirror", "plain", ">=", 5.0),
     ("moving-average", "kapudf", "mirror", "plain", ">=", 4.0),
+    ("mirror", "kapudf", "mirror", "kapudf, one process", ">=", 0.8),
+    (
+        "moving-average, 8 connections",
+        "kapudf, 2 workers",
+        "moving-average, 8 connections",
+        "kapudf",
+        ">=",
+        1.6,
+    ),
     ("CPU at 20,000 points/s", "kapudf", "CPU at 20,000 points/s", "plain", "<=", 0.45),
     ("ping-pong at rest p50", "kapudf", "ping-pong at rest p50", "echo", "<=", 1.3),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,8 @@ AVERAGE = [
 ]
 OUTLIERS = [Option(name="field", values=[string("usage_idle")])]
 
+CPU = "CPU s per 1 M points"
+
 _POINTS = traffic.telegraf_points(1000)
 STREAM = Work(_POINTS)
 CAPTURED = Work(traffic.captured_points())
@@ -94,20 +97,35 @@ class Suite:
                 result.values.append(measure())
 
     def throughput(self, case: str, chosen: list[Contender], connections: int = 1) -> None:
-        """Points per second, all connections together, sent as fast as they are taken."""
+        """Points per second, all connections together, sent as fast as they are taken.
+
+        And the processor time that they took, which a busy machine disturbs less, and the
+        share of one processor that sending and reading took meanwhile.
+        """
+        used = {each.name: Result(f"{case}, CPU", each.name, CPU) for each in chosen}
+        driving = {
+            each.name: Result(f"{case}, load generator", each.name, "processors") for each in chosen
+        }
 
         def measure(contender: Contender) -> float:
             sides = [contender.connect() for _ in range(connections)]
             try:
                 elapsed = load.bulk(sides, 1)
                 blocks = max(1, round(self._seconds / elapsed))
+                points = contender.work.points * blocks * connections
+                pid = contenders.pid_of(sides[0])
+                before, own_before = contenders.cpu_s(pid), time.process_time()
                 elapsed = load.bulk(sides, blocks)
+                own = (time.process_time() - own_before) / elapsed
+                driving[contender.name].values.append(own)
+                used[contender.name].values.append((contenders.cpu_s(pid) - before) / points * 1e6)
             finally:
                 for side in sides:
                     side.close()
-            return contender.work.points * blocks * connections / elapsed
+            return points / elapsed
 
         self._rounds_of(case, "points/s", _each(chosen, measure))
+        self.results += (*used.values(), *driving.values())
 
     def latency(self, case: str, chosen: list[Contender], points_per_s: int = 0) -> None:
         """Microseconds from a point's sending, or when it was due, until it is back."""
@@ -144,7 +162,7 @@ class Suite:
             finally:
                 side.close()
 
-        self._rounds_of(case, "CPU s per 1 M points", _each(chosen, measure))
+        self._rounds_of(case, CPU, _each(chosen, measure))
 
     def start_up(self, folder: Path) -> None:
         """Seconds until a probe is answered, and until help is shown."""

@@ -5,45 +5,17 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from kapudf_cli.load.shape import Shape
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.framing import FrameReader
 from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
 
 CAPTURE = Path(__file__).parent.parent / "tests" / "captures" / "stream-01.bin"
 
-_CPU_FIELDS = [
-    "guest",
-    "guest_nice",
-    "idle",
-    "iowait",
-    "irq",
-    "nice",
-    "softirq",
-    "steal",
-    "system",
-    "user",
-]
-
 
 def telegraf_points(count: int) -> list[Point]:
     """Return points of telegraf's `cpu`: 10 double fields, 2 tags, of 8 hosts."""
-    chance = random.Random(1)  # noqa: S311 - the same points in every run
-    points = []
-    for number in range(count):
-        host = f"server{number % 8:02}"
-        points.append(
-            Point(
-                time=1_700_000_000_000_000_000 + number * 1_000_000,
-                name="cpu",
-                database="telegraf",
-                retentionPolicy="autogen",
-                group=f"cpu=cpu-total,host={host}",
-                dimensions=["cpu", "host"],
-                tags={"cpu": "cpu-total", "host": host},
-                fieldsDouble={f"usage_{name}": chance.uniform(1, 100) for name in _CPU_FIELDS},
-            )
-        )
-    return points
+    return list(Shape().points(count))
 
 
 def captured_points() -> list[Point]:

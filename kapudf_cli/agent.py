@@ -139,6 +139,7 @@ class Agent:
 
     def go(self) -> None:
         """Go on after a pause, or after the connection was taken over."""
+        self._takes_over = False
         self._decided.set()
 
     def release(self) -> None:
@@ -237,7 +238,8 @@ class Agent:
                 messages = self._take(data)
             if not messages:
                 continue  # a part of a frame; the rest is on its way
-            self._outbox.flush(self._progress())
+            forgets = dispatcher.stateless and dispatcher.order.state is Incoming.READY
+            self._outbox.flush(self._progress(), forgets=forgets)
             now_s = time.monotonic()
             if self._cut_wanted or self._checkpoints.is_due(
                 now_s, stateless=dispatcher.stateless, asked=dispatcher.snapshot_asked
@@ -334,9 +336,8 @@ class Agent:
                 self._checkpoints.note_in_hand(offset)
                 if offset in poison:
                     _log.error(
-                        "dropped what killed the worker: %s",
-                        excerpt(message),
-                        extra={"offset": offset},
+                        "dropped what killed the worker",
+                        extra={"offset": offset, "frame": excerpt(message)},
                     )
                     self._account.failures += 1
                     dispatcher.drop(message)
@@ -386,6 +387,7 @@ class Agent:
             if snapshot:
                 prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
         self._cut_wanted = dispatcher.snapshot_asked = False
+        self._repetition.forget()
         self._checkpoints.cut(prefix, self._requests.unfinished)
 
     def _restart(self) -> None:
@@ -409,8 +411,10 @@ class Agent:
         if state is Incoming.IN_BATCH and not begun:
             # The history does not go so far back as the batch's begin.
             dispatcher.leave_batch_out()
-        # So that the next repetition need not go by the frame that failed.
+        # So that the next repetition is short. Where there can be no cut soon, as in the
+        # midst of a batch, it at least need not find out again what fails.
         self._cut_wanted = True
+        self._repetition.leave_out(offset)
 
     def _resume(self, resumption: Resumption) -> None:
         """Take the connection over: have the state that another agent's handler had.
@@ -419,20 +423,24 @@ class Agent:
             WorkerLostError: it is to be given up.
             _HandedOver: the state cannot be had, or is not wanted any more.
         """
-        if resumption.give_up is not None:
-            self._checkpoints.send_rest()
-            raise WorkerLostError(resumption.give_up)
         account, progress = self._account, resumption.progress
+        account.task_id, account.node_id = resumption.task
+        if not resumption.waits:
+            # Whoever noted it died. One that only stands still has sent everything.
+            self._send_rest()
+        if resumption.give_up is not None:
+            self._requests.resume_at(progress.offset)
+            self._adopt(progress)
+            self._outbox.unmute_after(0, in_batch=resumption.in_batch, progress=progress)
+            raise WorkerLostError(resumption.give_up)
+        self._outbox.defer()
         self._checkpoints.note_in_hand(None)
         try:
             self._repetition.repeat(resumption.history, progress.offset, resumption.poison)
         except (KapudfError, RefusedError) as error:
             self._report(str(error))
             raise _HandedOver from error
-        account.points_in, account.batches_in = progress.points_in, progress.batches_in
-        account.failures, account.restarts = progress.failures, progress.restarts
-        account.takeovers = progress.takeovers + 1
-        account.bytes_in = progress.offset
+        self._adopt(progress)
         if progress.points_in or progress.batches_in:
             # Muted as well: what is written before there are data to answer.
             self._outbox.send_data()
@@ -441,10 +449,23 @@ class Agent:
         self._choose_form()
         self._report(None)
         self._await_decision()
-        self._takes_over = False
-        self._checkpoints.send_rest()
+        self._outbox.undefer()
+
+    def _send_rest(self) -> None:
+        try:
+            self._checkpoints.send_rest()
+        except OSError as error:
+            raise ConnectionClosedError(str(error)) from error
 
     # --- from one agent to another ---
+
+    def _adopt(self, progress: Progress) -> None:
+        """Count on from what the connection had done when another agent left it."""
+        account = self._account
+        account.points_in, account.batches_in = progress.points_in, progress.batches_in
+        account.failures, account.restarts = progress.failures, progress.restarts
+        account.takeovers = progress.takeovers + 1
+        account.bytes_in = progress.offset
 
     def _stand_still(self) -> None:
         """Wait until it is decided who serves the connection from here on.

@@ -136,11 +136,74 @@ class WorkerLostError(KapudfError):
     """The workers that served a connection died of it, and no other is tried."""
 
 
+# --- The input's fault ----------------------------------------------------------
+
+
+class LineProtocolError(KapudfError, ValueError):
+    """A text is no line protocol, or a point cannot be written as such.
+
+    Attributes:
+        text: the text at fault.
+        reason: what is wrong, without the text.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"no line protocol: {text!r:.200}: {reason}")
+        self.text = text
+        self.reason = reason
+
+
+class RecordingError(KapudfError):
+    """A recording cannot be read, or has an ill-formed line.
+
+    Attributes:
+        place: the file, and the line in it where it is one line that is at fault.
+        reason: what is wrong, without the place.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.place = place
+        self.reason = reason
+
+
+class CallError(KapudfError):
+    """The calls of a UDF's options are not TICKscript's, or not what the UDF declares.
+
+    Attributes:
+        column: where in the text, the first character being 1.
+        reason: what is wrong, without the place.
+    """
+
+    def __init__(self, column: int, reason: str) -> None:
+        super().__init__(f"character {column} of the options: {reason}")
+        self.column = column
+        self.reason = reason
+
+
+class WindowsTooFullError(KapudfError):
+    """The windows over a stream hold more points than memory should."""
+
+
+class MisfitError(KapudfError):
+    """A UDF, a recording, and what was asked for do not go together."""
+
+
+class ReplayError(KapudfError):
+    """A UDF did what fails its task, or worse, while a recording was sent through it."""
+
+
 # --- The plugin's fault ---------------------------------------------------------
 
 
 class PluginError(KapudfError):
-    """A handler could not be had from what the user named."""
+    """A handler could not be had from what the user named.
+
+    Attributes:
+        function: the function that it is for, None where it is for none.
+    """
+
+    function: str | None = None
 
 
 class UnknownHandlerError(PluginError):
@@ -187,8 +250,9 @@ class WorkerStartError(PluginError):
         wrong_call: whether what was asked for is wrong, so that trying again is no use.
     """
 
-    def __init__(self, problem: str, *, wrong_call: bool) -> None:
+    def __init__(self, problem: str, *, function: str, wrong_call: bool) -> None:
         super().__init__(problem)
+        self.function = function
         self.wrong_call = wrong_call
 
 
@@ -269,8 +333,53 @@ class ProjectTargetError(KapudfError):
         self.problem = problem
 
 
+class MissingExtraError(KapudfError):
+    """Something needs a library that is an extra of kapudf's, and is not installed."""
+
+    def __init__(self, what: str, library: str, extra: str) -> None:
+        super().__init__(f"{what} needs {library}: pip install 'kapudf[{extra}]'")
+        self.library = library
+        self.extra = extra
+
+
 class ControlError(KapudfError):
     """The supervisor of a function could not be asked, or could not do what was asked."""
+
+
+class TargetError(KapudfError):
+    """A UDF that is to be tested cannot be connected to, or not be started.
+
+    Attributes:
+        target: the path or command as the user gave it.
+        problem: the reason, without the target.
+    """
+
+    def __init__(self, target: str, problem: str) -> None:
+        super().__init__(f"{target}: {problem}")
+        self.target = target
+        self.problem = problem
+
+
+class ResponseFaultError(KapudfError):
+    """A UDF sent what Kapacitor cannot bear.
+
+    Attributes:
+        problem: what it did, to be put after the UDF's name.
+        consequence: what Kapacitor would do.
+    """
+
+    def __init__(self, problem: str, consequence: str) -> None:
+        super().__init__(f"{problem}; {consequence}")
+        self.problem = problem
+        self.consequence = consequence
+
+
+class LoadError(KapudfError):
+    """A UDF could not carry the load that was put on it: it refused, failed, hung or ended."""
+
+
+class OutputError(KapudfError):
+    """What a command found out cannot be written to where it should go."""
 
 
 class ProbeError(KapudfError):

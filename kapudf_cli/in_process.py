@@ -12,8 +12,9 @@ from kapudf_cli.kapacitor import KapacitorSide, ask_info
 from kapudf_cli.streams import SocketStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from kapudf_cli.account import Account
     from kapudf_cli.callee import HandlerFactory
     from kapudf_cli.wire.udf_pb2 import InfoResponse
 
@@ -22,11 +23,26 @@ _DESCRIBE_TIMEOUT_S = 10.0
 
 
 @contextlib.contextmanager
-def served(handler: HandlerFactory, *, timeout_s: float) -> Iterator[KapacitorSide]:
-    """Serve `handler` on a socket pair, and give Kapacitor's end of it."""
+def served(
+    handler: HandlerFactory,
+    *,
+    timeout_s: float,
+    on_end: Callable[[Account], None] = lambda _: None,
+) -> Iterator[KapacitorSide]:
+    """Serve `handler` on a socket pair, and give Kapacitor's end of it.
+
+    Args:
+        handler: makes the handler; its class, as a rule.
+        timeout_s: how long each wait may take, the one for its end included.
+        on_end: told, in another thread, how it went.
+    """
     ours, theirs = socket.socketpair()
     agent = Agent(SocketStream(theirs), handler)
-    thread = threading.Thread(target=agent.run, name="in-process", daemon=True)
+
+    def run() -> None:
+        on_end(agent.run())
+
+    thread = threading.Thread(target=run, name="in-process", daemon=True)
     thread.start()
     try:
         with KapacitorSide(ours, timeout_s=timeout_s) as side:

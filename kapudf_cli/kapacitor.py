@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from kapudf_cli.errors import ProbeError, ProtocolError
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
@@ -28,6 +29,28 @@ _READ_BYTES = 64 * 1024
 _RETRY_S = 0.02
 
 
+class Duplex(Protocol):
+    """What bytes go over: a connected stream socket, or what has its calls."""
+
+    def settimeout(self, timeout_s: float | None, /) -> None:
+        """Let each call wait for so long, None for ever."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of `data`."""
+
+    def recv(self, bufsize: int, /) -> bytes:
+        """Wait for bytes and return up to so many; b"" at the end."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that `recv` reads, to wait on."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End one direction."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
 class KapacitorSide:
     """One connection to a UDF, held as Kapacitor holds it.
 
@@ -35,8 +58,8 @@ class KapacitorSide:
     from the last `extend`.
     """
 
-    def __init__(self, connection: socket.socket, *, timeout_s: float) -> None:
-        """Take over a connected stream socket."""
+    def __init__(self, connection: Duplex, *, timeout_s: float) -> None:
+        """Take over a connected stream socket, or pipes."""
         self._socket = connection
         self._frames = FrameReader(RESPONSES.decode_in, DEFAULT_MAX_FRAME_BYTES)
         self._arrived: Iterator[ResponseMessage] = iter(())
@@ -80,8 +103,21 @@ class KapacitorSide:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close it; a send that still waits in another thread ends."""
+        if isinstance(self._socket, socket.socket):
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+    @property
+    def connection(self) -> Duplex:
+        """What the bytes go over; it belongs to this object."""
+        return self._socket
+
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of a response that is not whole."""
+        return self._frames.unfinished
 
     def extend(self, timeout_s: float) -> None:
         """Give whatever follows `timeout_s` seconds from now."""
@@ -148,6 +184,24 @@ class KapacitorSide:
                 return None
             self._arrived = self._frames.feed(data)
 
+    def receive_within(self, timeout_s: float) -> ResponseMessage | None:
+        """Do what `receive` does, with a time of its own; raises as that does.
+
+        A thread that sends meanwhile has whatever `extend` gave it: a UDF that takes its
+        time to read is not one that hangs, as long as it answers.
+        """
+        while (response := next(self._arrived, None)) is None:
+            poll = select.poll()
+            poll.register(self._socket.fileno(), select.POLLIN)
+            if not poll.poll(timeout_s * 1000):
+                raise TimeoutError(errno.ETIMEDOUT, "timed out")
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                self._frames.finish()
+                return None
+            self._arrived = self._frames.feed(data)
+        return response
+
     def responses(self) -> Iterator[ResponseMessage]:
         """Yield every response until the UDF closes; raises as `receive` does."""
         while (response := self.receive()) is not None:
@@ -192,7 +246,7 @@ def probe(path: str, *, timeout_s: float) -> Answer:
         )
         raise ProbeError(problem) from error
     except OSError as error:
-        raise ProbeError(f"{path}: {_why_not_connected(path, error)}") from error
+        raise ProbeError(f"{path}: {why_not_connected(path, error)}") from error
     return Answer(info, time.monotonic() - started)
 
 
@@ -235,7 +289,8 @@ _REFUSALS = {
 }
 
 
-def _why_not_connected(path: str, error: OSError) -> str:
+def why_not_connected(path: str, error: OSError) -> str:
+    """Return what a refusal of the system means to whoever named the path."""
     with contextlib.suppress(OSError):
         if error.errno == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
             return "this is no socket"

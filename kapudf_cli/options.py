@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, Typ
 import msgspec
 
 from kapudf_cli.errors import OptionsError
+from kapudf_cli.literals import TYPE_WORDS, write_literal
 from kapudf_cli.wire.udf_pb2 import (
     BOOL,
     DOUBLE,
@@ -77,24 +78,6 @@ class Options(msgspec.Struct, rename=tickscript_name):
 
 _NANOSECONDS: Final = 1000
 
-#: TICKscript's units but for weeks, which nobody reads easily.
-_DURATION_UNITS: Final = {
-    "d": 86_400 * 10**9,
-    "h": 3_600 * 10**9,
-    "m": 60 * 10**9,
-    "s": 10**9,
-    "ms": 10**6,
-    "u": 10**3,
-    "ns": 1,
-}
-
-_WORDS: Final[Mapping[ValueType, str]] = {
-    STRING: "a string",
-    INT: "a whole number",
-    DOUBLE: "a float",
-    BOOL: "TRUE or FALSE",
-    DURATION: "a duration",
-}
 _TYPES: Final[Mapping[type, ValueType]] = {
     str: STRING,
     int: INT,
@@ -229,7 +212,7 @@ def _take(
 
 def _decode(value: OptionValue, kind: ValueType, annotation: Any) -> object:
     """Return an argument as Python has it; ValueError says what it is instead."""
-    shown = _literal(value)
+    shown = write_literal(value)
     if value.type != kind:
         raise ValueError(shown)
     found: object
@@ -270,33 +253,8 @@ def _encode(kind: ValueType, value: Any) -> OptionValue:
             return OptionValue(type=DURATION, durationValue=microseconds * _NANOSECONDS)
 
 
-def _literal(value: OptionValue) -> str:
-    """Return an argument as the TICKscript has it, or close to it."""
-    match value.WhichOneof("value"):
-        case "stringValue":
-            return "'" + value.stringValue.replace("'", "\\'") + "'"
-        case "boolValue":
-            return str(value.boolValue).upper()
-        case "intValue":
-            return str(value.intValue)
-        case "doubleValue":
-            return str(value.doubleValue)
-        case "durationValue":
-            return _duration(value.durationValue)
-        case _:
-            return "nothing"
-
-
 def _characters(count: int) -> str:
     return "1 character" if count == 1 else f"{count} characters"
-
-
-def _duration(nanoseconds: int) -> str:
-    """Return a duration in the largest unit of TICKscript's that gives a whole number."""
-    unit, size = next(
-        (unit, size) for unit, size in _DURATION_UNITS.items() if nanoseconds % size == 0
-    )
-    return f"{nanoseconds // size}{unit}"
 
 
 def _expected(kind: ValueType, annotation: Any) -> str:
@@ -304,7 +262,7 @@ def _expected(kind: ValueType, annotation: Any) -> str:
     base, metas = _unwrap(annotation)
     if typing.get_origin(base) is Literal:
         return " or ".join(f"'{choice}'" for choice in typing.get_args(base))
-    words = _WORDS[kind]
+    words = TYPE_WORDS[kind]
     for meta in metas:
         limits = [
             f"at least {meta.ge}" if meta.ge is not None else "",

@@ -74,19 +74,25 @@ class Stream(Protocol):
         *,
         in_batch: bool = False,
         progress: Progress | None = None,
+        forgets: bool = False,
     ) -> None:
         """Write all of `data`, waiting for as long as the peer does not read.
 
         Args:
             data: whole messages, or none.
             messages: how many of them the input has brought, for a stream that notes
-                what has left; likewise what follows.
+                what has left; with `progress`, how many of what it brings next were sent
+                before. Likewise what follows.
             in_batch: whether a batch is begun by them, or before, and not ended.
             progress: how much of the input has been dealt with, None in the midst of it.
+            forgets: whether the handler needs none of that again, to have its state.
 
         Raises:
             OSError: the connection broke, or was aborted.
         """
+
+    def has_room(self) -> bool:
+        """Return whether something can be written without waiting. From any thread."""
 
     def interrupt(self) -> None:
         """Let `read` return what has arrived by now, and then b"". From any thread."""
@@ -177,15 +183,25 @@ class SocketStream:
         *,
         in_batch: bool = False,
         progress: Progress | None = None,
+        forgets: bool = False,
     ) -> None:
         """Write all of `data`; see `Stream.write`. Nothing is noted."""
-        del messages, in_batch, progress
+        del messages, in_batch, progress, forgets
         rest = memoryview(data)
         while rest:
             with contextlib.suppress(BlockingIOError):
                 rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
             if rest:
                 self._wait_for_room()
+
+    def has_room(self) -> bool:
+        """Ask the socket; see `Stream.has_room`."""
+        with self._lifetime:
+            if not self._open:
+                return False
+            poll = select.poll()
+            poll.register(self._socket, select.POLLOUT)
+            return bool(poll.poll(0))
 
     def interrupt(self) -> None:
         """Let the reader finish with what has arrived; see `Stream.interrupt`."""

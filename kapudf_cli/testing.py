@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import pytest
-from line_protocol_parser import LineFormatError, parse_line
 
 from kapudf_cli.batches import Batch, batch_messages
 from kapudf_cli.errors import KapudfError
+from kapudf_cli.grouping import Grouping
 from kapudf_cli.in_process import served
+from kapudf_cli.line_protocol import parse
 from kapudf_cli.options import Options, calls_of
-from kapudf_cli.points import get_tag, set_field
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
@@ -48,9 +47,6 @@ if TYPE_CHECKING:
     from kapudf_cli.handler import Handler
     from kapudf_cli.kapacitor import KapacitorSide
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
-
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_UNSIGNED = re.compile(r"=\d+u(?=[,\s]|$)")
 
 A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)
 
@@ -240,41 +236,17 @@ def lines(
     """
     # Only a line feed ends a line; a string field may hold what splitlines() splits at.
     found = (line.strip() for text in texts for line in text.split("\n"))
-    return [
-        _point(line, database, retention_policy)
-        for line in found
-        if line and not line.startswith("#")
-    ]
-
-
-def _point(line: str, database: str, retention_policy: str) -> Point:
-    try:
-        parsed = parse_line(line)
-    except LineFormatError as error:
-        message = f"no line protocol: {line!r}: {error}"
-        raise ValueError(message) from error
-    # The parser takes unsigned integers for integers; Kapacitor has none.
-    if _UNSIGNED.search(_QUOTED.sub('""', line)):
-        message = f"Kapacitor has no unsigned integers: {line!r}"
-        raise ValueError(message)
-    point = Point(
-        name=parsed["measurement"],
-        database=database,
-        retentionPolicy=retention_policy,
-        time=parsed["time"] or 0,
-        tags=parsed["tags"],
-    )
-    for name, value in parsed["fields"].items():
-        set_field(point, name, value)
-    return point
+    points = [parse(line) for line in found if line and not line.startswith("#")]
+    for point in points:
+        point.database, point.retentionPolicy = database, retention_policy
+    return points
 
 
 def grouped(points: Sequence[Point], *tags: str) -> list[Point]:
     """Return points as Kapacitor sends them after `.groupBy(tags)`; they are changed."""
+    grouping = Grouping(tags)
     for point in points:
-        del point.dimensions[:]
-        point.dimensions.extend(sorted(tags))
-        point.group = ",".join(f"{tag}={get_tag(point, tag)}" for tag in sorted(tags))
+        grouping.apply(point)
     return list(points)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 #: Far more than anything here takes, so that a slow machine fails no test.
 PATIENCE_S = 30.0
+
+#: As long as a server with nothing to do needs to stop.
+_MOMENT_S = 1.0
 
 KAPUDF = (sys.executable, "-m", "kapudf_cli")
 
@@ -51,7 +55,13 @@ class ServeProcess:
         trace: TracebackType | None,
     ) -> None:
         if self._process.poll() is None:
-            self._process.kill()
+            # The second one ends it at once, and its workers with it; a kill would leave
+            # these to serve what they serve.
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_MOMENT_S)
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
         self._process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         if self._process.stdout:

@@ -45,6 +45,6 @@ def test_the_source_distribution_has_what_make_works_on() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     words = set(re.findall(r"[\w.-]+", makefile))
     named = {entry.name for entry in ROOT.iterdir() if not entry.name.startswith(".")} & words
-    assert {"demo", "tests", "constraints.txt"} <= named
+    assert {"tests", "constraints.txt"} <= named
     # Hatchling adds pyproject.toml by itself.
     assert named - {path.strip("/") for path in included} <= {"pyproject.toml", "build", "dist"}

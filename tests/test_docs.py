@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from kapudf_cli import (
 )
 from kapudf_cli.commands import main
 from kapudf_cli.config import check
+from kapudf_cli.conformance.runner import CHECKS
 from kapudf_cli.in_process import describe
 from kapudf_cli.options import declare
 from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
@@ -110,7 +112,8 @@ def test_every_python_snippet_has_a_file_name_and_can_be_imported(
     assert list(names.values()) == snippets(page, "python")
     tests = Path(__file__).read_text(encoding="utf-8")
     for name in names:
-        if name == "test_rate":
+        # The one is a test, the others are what the sessions of their page run.
+        if name in {"test_rate", "twice", "counter"}:
             continue
         module = load(name, page)
         handlers = [each for each in vars(module).values() if _is_own_handler(each, module)]
@@ -543,3 +546,78 @@ def test_probe_prints_what_the_readme_shows(
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[:-1] == shown.splitlines()[:-1]
     assert printed.splitlines()[-1].startswith("round trip  ")
+
+
+def sessions(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield each command of a page's console blocks that has output, and that."""
+    for text in snippets(page, "console"):
+        yield from re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)+)", text, re.MULTILINE)
+
+
+def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
+    """Line for line, but for how long it took; stdout first, then stderr."""
+    page = ROOT / "docs" / "testing-udfs.md"
+    text = page.read_text(encoding="utf-8")
+    for name, content in re.findall(
+        r"`([\w.]+)`:\n\n```(?:text|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    shown = [(command, output) for command, output in sessions(page) if "kapudf replay" in command]
+    assert len(shown) == 8
+    for command, output in shown:
+        result = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            check=False,
+        )
+        timeless = re.sub(r"; [\d.]+ s, [\d,]+ points/s", "", result.stdout + result.stderr)
+        assert timeless == re.sub(r"; [\d.]+ s, [\d,]+ points/s", "", output), command
+
+
+def test_check_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
+    """Line by line, with the faults that the text then explains."""
+    page = ROOT / "docs" / "testing-udfs.md"
+    (tmp_path / "counter.py").write_text(named_snippets(page)["counter"], encoding="utf-8")
+    ((command, output),) = [shown for shown in sessions(page) if "kapudf check" in shown[0]]
+    result = subprocess.run(
+        [sys.executable, "-m", "kapudf_cli", *command.split()[1:]],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stdout == output
+
+
+def test_the_page_on_testing_has_every_check() -> None:
+    """With the rule and the source that the check itself states."""
+    page = (ROOT / "docs" / "testing-udfs.md").read_text(encoding="utf-8")
+    rows = [f"| `{check.name}` | {check.rule} | {check.source} |" for check in CHECKS]
+    shown = re.findall(r"^\| `[\w-]+` \| .+ \| .+ \|$", page, re.MULTILINE)
+    assert shown[-len(rows) :] == rows
+
+
+def test_load_prints_the_rows_that_the_page_on_testing_shows() -> None:
+    """The figures are another run's."""
+    page = ROOT / "docs" / "testing-udfs.md"
+    shown = [output for command, output in sessions(page) if "kapudf load" in command]
+    assert len(shown) == 2
+    command = ["load", "--handler", "mirror", "--points", "1000"]
+    result = subprocess.run(
+        [sys.executable, "-m", "kapudf_cli", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for output in (*shown, result.stdout):
+        assert [line[:13].rstrip() for line in output.splitlines()] == [
+            "points", "time", "throughput", "latency p50", "latency p90", "latency p99",
+            "latency p99.9", "latency max", "CPU", "memory",
+        ]  # fmt: skip

@@ -14,8 +14,10 @@ import click
 from kapudf_cli.commands import standard_streams
 from kapudf_cli.errors import (
     AmbiguousHandlerError,
+    CallError,
     ConfigError,
     KapudfError,
+    MisfitError,
     ProjectNameError,
     UnknownHandlerError,
 )
@@ -26,15 +28,25 @@ EXIT_USAGE: Final = 2
 EXIT_FAILURE: Final = 1
 
 #: Errors in what was asked for.
-_WRONG_CALLS: Final = (AmbiguousHandlerError, ProjectNameError, UnknownHandlerError)
+_WRONG_CALLS: Final = (
+    AmbiguousHandlerError,
+    CallError,
+    MisfitError,
+    ProjectNameError,
+    UnknownHandlerError,
+)
 
 #: Each command, and the module and name of its function.
 _COMMANDS: Final = {
     "serve": "kapudf_cli.commands.serve:serve",
+    "exec": "kapudf_cli.commands.exec:execute",
     "list-handlers": "kapudf_cli.commands.list_handlers:list_handlers",
     "probe": "kapudf_cli.commands.probe:probe",
     "status": "kapudf_cli.commands.status:status",
     "reload": "kapudf_cli.commands.reload:reload",
+    "replay": "kapudf_cli.commands.replay:replay",
+    "check": "kapudf_cli.commands.check:check",
+    "load": "kapudf_cli.commands.load:load",
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",
 }

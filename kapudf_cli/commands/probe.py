@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import click
 
-
-def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    """Refuse the one float that no range contains and none refuses."""
-    del ctx, param
-    if math.isnan(value):
-        raise click.BadParameter("nan is no number of seconds")
-    return value
+from kapudf_cli.commands.numbers import Number
 
 
 @click.command()
@@ -31,8 +24,7 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float) -> flo
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True, max=3600),
-    callback=_refuse_nan,
+    type=Number(min=0, min_open=True, max=3600),
     default=10.0,
     show_default=True,
     help="How long to wait for the answer, connecting included.",

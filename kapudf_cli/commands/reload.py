@@ -42,6 +42,7 @@ def reload(path: str | None, config_file: Path | None, timeout_s: float) -> None
     says why and exits with 1.
     """
     from kapudf_cli import config
+    from kapudf_cli.errors import ControlError
     from kapudf_cli.serving import control
 
     if (path is None) == (config_file is None):
@@ -50,13 +51,18 @@ def reload(path: str | None, config_file: Path | None, timeout_s: float) -> None
     if config_file is not None:
         settings = config.check(config.read(config_file), source=str(config_file))
         paths = [function.socket for function in settings.functions.values()]
-    stay = 0
+    failed = False
     for each in paths:
-        answer = control.ask(each, "reload", timeout_s=timeout_s)
-        stay += answer["stay"]
+        try:
+            answer = control.ask(each, "reload", timeout_s=timeout_s)
+        except ControlError as error:
+            failed = True
+            click.echo(f"Error: {error}", err=True)
+            continue
+        failed = failed or answer["stay"] > 0
         click.echo(
             f"{answer['function']}: reloaded, {answer['connections']} connection(s) served anew"
             + (f", {answer['stay']} by the old code; the log says why" if answer["stay"] else "")
         )
-    if stay:
+    if failed:
         click.get_current_context().exit(1)

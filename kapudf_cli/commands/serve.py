@@ -5,37 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from kapudf_cli.commands.settings import checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from msgspec import Struct
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import Settings
-
-
-def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
-    """Return a click callback that checks a value as the configuration file's is checked."""
-
-    def check(ctx: click.Context, param: click.Parameter, value: object) -> object:
-        del ctx, param
-        from kapudf_cli import config
-
-        struct: type[Struct] = config.FunctionSettings if of_function else config.Settings
-        if value is not None:
-            problem = config.check_value(struct, setting, value)
-            if problem:
-                raise click.BadParameter(problem)
-        return value
-
-    return check
 
 
 @click.command()
@@ -44,7 +29,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     metavar="PATH",
     envvar="KAPUDF_SOCKET",
     show_envvar=True,
-    callback=_checked("socket", of_function=True),
+    callback=checked("socket", of_function=True),
     help="Unix socket to listen on.",
 )
 @click.option(
@@ -52,7 +37,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     metavar="HANDLER",
     envvar="KAPUDF_HANDLER",
     show_envvar=True,
-    callback=_checked("handler", of_function=True),
+    callback=checked("handler", of_function=True),
     help="Installed handler by name, package.module:Class, or file.py:Class.",
 )
 @click.option(
@@ -69,7 +54,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     metavar="MODE",
     envvar="KAPUDF_SOCKET_MODE",
     show_envvar=True,
-    callback=_checked("socket_mode", of_function=True),
+    callback=checked("socket_mode", of_function=True),
     help="Permissions of the socket, in octal.  [default: 0660]",
 )
 @click.option(
@@ -77,7 +62,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     metavar="GROUP",
     envvar="KAPUDF_SOCKET_GROUP",
     show_envvar=True,
-    callback=_checked("socket_group", of_function=True),
+    callback=checked("socket_group", of_function=True),
     help="Group of the socket.  [default: that of the process]",
 )
 @click.option(
@@ -93,7 +78,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=int,
     envvar="KAPUDF_MAX_FRAME_BYTES",
     show_envvar=True,
-    callback=_checked("max_frame_bytes", of_function=True),
+    callback=checked("max_frame_bytes", of_function=True),
     help="Longest message taken or sent.  [default: 67108864]",
 )
 @click.option(
@@ -102,7 +87,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=float,
     envvar="KAPUDF_LINGER_MS",
     show_envvar=True,
-    callback=_checked("linger_ms", of_function=True),
+    callback=checked("linger_ms", of_function=True),
     help="Longest pause before a read under load, so that points gather.  [default: 0.5]",
 )
 @click.option(
@@ -111,7 +96,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=int,
     envvar="KAPUDF_WORKERS",
     show_envvar=True,
-    callback=_checked("workers", of_function=True),
+    callback=checked("workers", of_function=True),
     help="Worker processes of each function; 0 serves all in this one.  [default: 1]",
 )
 @click.option(
@@ -129,7 +114,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=float,
     envvar="KAPUDF_SNAPSHOT_INTERVAL",
     show_envvar=True,
-    callback=_checked("snapshot_interval_s", of_function=True),
+    callback=checked("snapshot_interval_s", of_function=True),
     help="How long input is kept at most before a snapshot takes its place.  [default: 10]",
 )
 @click.option(
@@ -138,7 +123,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=float,
     envvar="KAPUDF_JOURNAL_MB",
     show_envvar=True,
-    callback=_checked("journal_mb", of_function=True),
+    callback=checked("journal_mb", of_function=True),
     help="How much input of a connection is kept before that.  [default: 32]",
 )
 @click.option(
@@ -148,7 +133,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=float,
     envvar="KAPUDF_BUSY_LIMIT",
     show_envvar=True,
-    callback=_checked("busy_limit_s", of_function=True),
+    callback=checked("busy_limit_s", of_function=True),
     help="How long one call of a handler may take before its worker is replaced.  [default: 300]",
 )
 @click.option(
@@ -157,7 +142,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=int,
     envvar="KAPUDF_MAX_POINTS",
     show_envvar=True,
-    callback=_checked("max_points", of_function=True),
+    callback=checked("max_points", of_function=True),
     help="Replace a worker after so many points.  [default: never]",
 )
 @click.option(
@@ -166,7 +151,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=float,
     envvar="KAPUDF_MAX_RSS_MB",
     show_envvar=True,
-    callback=_checked("max_rss_mb", of_function=True),
+    callback=checked("max_rss_mb", of_function=True),
     help="Replace a worker that has so much memory.  [default: never]",
 )
 @click.option(
@@ -182,7 +167,7 @@ def _checked(setting: str, *, of_function: bool) -> Callable[..., Any]:
     type=float,
     envvar="KAPUDF_GRACE_PERIOD",
     show_envvar=True,
-    callback=_checked("grace_period_s", of_function=False),
+    callback=checked("grace_period_s", of_function=False),
     help="How long connections may take to finish after a signal.  [default: 10]",
 )
 @click.option(
@@ -210,6 +195,8 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     configuration and the handlers' code are loaded anew, and no task notices.
     """
     from kapudf_cli import logs
+    from kapudf_cli.errors import PluginError
+    from kapudf_cli.serving.limits import raise_descriptor_limit
 
     given = {name: value for name, value in flags.items() if value is not None}
     if config_file is None and not {"socket", "handler"} <= given.keys():
@@ -217,12 +204,20 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     settings = _settings(config_file, given)
     logs.configure(settings.log_format, settings.log_level)
     log = logs.get_logger()
-    if settings.in_one_process:
-        if watches_code:
-            raise click.UsageError("--reload needs workers; leave --workers 0 out")
-        status = _serve_in_one_process(settings, log)
-    else:
-        status = _serve_by_workers(settings, lambda: _settings(config_file, given), log)
+    if settings.in_one_process and watches_code:
+        raise click.UsageError("--reload needs workers; leave --workers 0 out")
+    raise_descriptor_limit()
+    try:
+        if settings.in_one_process:
+            status = _serve_in_one_process(settings, log)
+        else:
+            status = _serve_by_workers(
+                settings, lambda: _settings(config_file, given), log, watches_code=watches_code
+            )
+    except PluginError as error:
+        if config_file is not None and error.function is not None:
+            error.add_note(f"functions.{error.function}.handler in {config_file}")
+        raise
     if threading.active_count() > 1:
         # A handler hangs, or started threads and left them. The interpreter would
         # wait for those, perhaps for ever, and the grace period is over.
@@ -248,36 +243,56 @@ def _settings(config_file: Path | None, given: dict[str, object]) -> Settings:
 
 
 def _serve_in_one_process(settings: Settings, log: BoundLogger) -> int:
-    from kapudf_cli import plugins
-    from kapudf_cli.errors import HandlerImportError
     from kapudf_cli.serving.connections import Function
+    from kapudf_cli.serving.loading import load_handler
     from kapudf_cli.serving.server import Server
+    from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.socket_file import SocketFile
 
-    with contextlib.ExitStack() as undo:
-        functions = []
-        for name, function in settings.functions.items():
-            try:
-                handler = plugins.find(function.handler).load()
-            except HandlerImportError as error:
-                log.debug("handler cannot be imported", function=name, exc_info=error.cause)
-                error.add_note("the traceback is shown with --log-level debug")
-                raise
+    # A signal that comes while handlers are loaded is dealt with as soon as they are.
+    with SignalQueue((signal.SIGINT, signal.SIGTERM)) as signals, contextlib.ExitStack() as undo:
+        functions = [
+            Function(name, load_handler(each.handler, function=name, log=log), each)
+            for name, each in settings.functions.items()
+        ]
+        sockets = []
+        for function in functions:
+            each = function.settings
             socket = SocketFile.bind(
-                function.socket,
-                mode=function.mode,
-                group=function.socket_group,
-                remove_stale=function.remove_stale,
+                each.socket,
+                mode=each.mode,
+                group=each.socket_group,
+                remove_stale=each.remove_stale,
             )
             undo.callback(socket.release)
-            functions.append((Function(name, handler, function), socket))
+            sockets.append(socket)
         undo.pop_all()
-    return Server(functions, grace_period_s=settings.grace_period_s, log=log).run()
+        server = Server(
+            list(zip(functions, sockets, strict=True)),
+            grace_period_s=settings.grace_period_s,
+            log=log,
+        )
+        return server.run(signals)
 
 
 def _serve_by_workers(
-    settings: Settings, reload_settings: Callable[[], Settings], log: BoundLogger
+    settings: Settings,
+    reload_settings: Callable[[], Settings],
+    log: BoundLogger,
+    *,
+    watches_code: bool,
 ) -> int:
+    from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.supervisor import Supervisor
 
-    return Supervisor(settings, log=log).run(reload_settings)
+    signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    with signals, contextlib.ExitStack() as stack:
+        watch = None
+        if watches_code:
+            from kapudf_cli.serving.code_watch import CodeWatch
+
+            # Workers know compiled code by the second and the size of its source, and
+            # whoever tries things out may save twice in one.
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            watch = stack.enter_context(CodeWatch(lambda: signals.put(signal.SIGHUP), log))
+        return Supervisor(settings, log=log, code_watch=watch).run(signals, reload_settings)

@@ -97,10 +97,15 @@ class Abort(_Message, frozen=True, tag=True):
 
 
 class Ready(_Message, frozen=True, tag=True):
-    """The handler is loaded."""
+    """The handler is loaded.
+
+    Attributes:
+        handler: its class.
+        folders: where its code is, and that of the modules beside it.
+    """
 
     handler: str
-    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 class Failed(_Message, frozen=True, tag=True):
@@ -127,10 +132,15 @@ class Taken(_Message, frozen=True, tag=True):
 
 
 class NotTaken(_Message, frozen=True, tag=True):
-    """The state could not be had in the new handler; nothing was changed."""
+    """The state could not be had in the new handler; nothing was changed.
+
+    Attributes:
+        retry: whether only descriptors, memory or threads were missing.
+    """
 
     connection: int
     problem: str
+    retry: bool = False
 
 
 class Finished(_Message, frozen=True, tag=True):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
 import threading
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +10,8 @@ import structlog
 
 from kapudf_cli.account import Account, Reason
 from kapudf_cli.agent import Agent
+from kapudf_cli.checkpoints import LastSnapshot, NothingKept
+from kapudf_cli.serving.connection_log import log_finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +50,14 @@ class Connection:
     checkpoints: Checkpoints
     thread: threading.Thread
     log: BoundLogger
+
+
+def checkpoints_for(settings: FunctionSettings) -> Checkpoints:
+    """Return what keeps a handler's state in a process that no other takes over from."""
+    # Only a handler that may be made anew needs it.
+    if settings.on_error == "restart":
+        return LastSnapshot(settings.snapshot_interval_s)
+    return NothingKept()
 
 
 class Connections:
@@ -152,7 +159,7 @@ class Connections:
         try:
             account = connection.agent.run()
             if account.reason is not Reason.HANDED_OVER:
-                _log_finish(connection.log, account)
+                log_finish(connection.log, account)
         finally:
             self._forget(connection)
             self._on_end(connection.number, account)
@@ -162,47 +169,3 @@ class Connections:
             # Another agent may have the number by now, where this one let go of it.
             if self._connections.get(connection.number) is connection:
                 del self._connections[connection.number]
-
-
-def where(thread: threading.Thread) -> str:
-    """Return the line that a thread is at, innermost first."""
-    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way
-    if frame is None:
-        return "ended"
-    calls = reversed(traceback.extract_stack(frame))
-    return " < ".join(
-        f"{call.name} ({call.filename}:{call.lineno})" for call in itertools.islice(calls, 5)
-    )
-
-
-def _log_finish(log: BoundLogger, account: Account) -> None:
-    """Log the one event that says how a connection went."""
-    facts = {
-        "reason": account.reason.value,
-        "task_id": account.task_id,
-        "node_id": account.node_id,
-        "points_in": account.points_in,
-        "points_out": account.points_out,
-        "batches_in": account.batches_in,
-        "batches_out": account.batches_out,
-        "bytes_in": account.bytes_in,
-        "bytes_out": account.bytes_out,
-        "duration_s": round(account.duration_s, 6),
-    }
-    for name in ("failures", "restarts", "takeovers", "unprocessed_bytes", "refusal"):
-        if getattr(account, name):
-            facts[name] = getattr(account, name)
-    if account.batch_unfinished:
-        facts["batch_unfinished"] = True
-    if account.stop_error is not None:
-        log.error("stop failed", error=str(account.stop_error), exc_info=account.stop_error.cause)
-    match account.reason:
-        case Reason.HANDLER_ERROR:
-            cause = account.error.__cause__ if account.error else None
-            log.error("connection finished", **facts, error=str(account.error), exc_info=cause)
-        case Reason.PROTOCOL_ERROR:
-            log.warning("connection finished", **facts, error=str(account.error))
-        case _ if account.refusal is not None:
-            log.warning("connection finished", **facts)
-        case _:
-            log.info("connection finished", **facts)

@@ -126,7 +126,7 @@ def _command_of(request: bytes) -> str:
     """Return what is asked, or nothing for what is no request."""
     try:
         asked = json.loads(request.partition(b"\n")[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     command = asked.get("command") if isinstance(asked, dict) else None
     return command if isinstance(command, str) else ""
@@ -158,7 +158,7 @@ def ask(socket_path: str, command: str, *, timeout_s: float) -> dict[str, Any]:
         raise ControlError(problem) from error
     try:
         answer = json.loads(received)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problem = f"{path}: closed without an answer; the log of `kapudf serve` may say why"
         raise ControlError(problem) from error
     if not isinstance(answer, dict) or "error" in answer:

@@ -6,7 +6,7 @@ It is memory (a memfd) that the supervisor holds too, in five parts:
 - two halves for input. One is in force: it holds Init, the last snapshot as a Restore,
   and every byte of input since. Fed to a new handler, that gives the state of the old one.
   To cut the journal, the other half is written with a newer snapshot, and put in force;
-- a ring for output, and two places for pieces that are too long for it.
+- a ring for output, and two places, used in turn, for pieces that are too long for it.
 
 Nothing is lost and nothing is sent twice, wherever a worker dies, because the kernel
 counts for us, in both directions:
@@ -25,6 +25,7 @@ taken it, so a part of the ring is written again only when nothing of it is on i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -33,7 +34,7 @@ import termios
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.serving import read_count
+from kapudf_cli.serving import kept_calls, read_count
 from kapudf_cli.serving.ledger import LEDGER_BYTES, NOTHING_IN_HAND, Ledger, Marks
 
 if TYPE_CHECKING:
@@ -41,21 +42,22 @@ if TYPE_CHECKING:
 
     from kapudf_cli.account import Progress
 
-#: Half of the ring. Linux takes about 200 KiB for a Unix socket whose peer does not read,
-#: so that the other half is free by the time that one is full.
-_RING_HALF_BYTES: Final = 256 * 1024
+#: Half of the ring. Linux takes some 250 KiB for a Unix socket whose peer does not read, so
+#: that nothing of one half is on its way any more by the time that the other one is full.
+_RING_HALF_BYTES: Final = 512 * 1024
 _RING: Final = (LEDGER_BYTES, LEDGER_BYTES + _RING_HALF_BYTES)
 _INPUT: Final = LEDGER_BYTES + 2 * _RING_HALF_BYTES
-#: What the outbox may hand over at once, besides the two longest frames: what was held back
-#: until Kapacitor could take data, and what it flushes at.
-_BESIDES_FRAMES_BYTES: Final = 2 * 1024 * 1024
+#: What the outbox may hand over at once besides a frame: what was held back until Kapacitor
+#: could take data, and what it flushes at.
+_BESIDES_FRAME_BYTES: Final = 2 * 1024 * 1024
 #: Where a read is put that nothing is to be kept of: at the end of a half.
 _SCRATCH_BYTES: Final = 64 * 1024
 #: A journal that cannot be cut, as in the middle of a batch, may grow to this many times
 #: what is asked for. Past that the connection goes on, but a death would end it.
 _OVERDRAFT: Final = 4
-#: Pages of a half that is no longer in force are given back from so much on.
-_KEPT_BYTES: Final = 256 * 1024
+#: Pages of a half that is no longer in force are given back from so much on: to have them
+#: anew costs more than the copying of what is in them.
+_KEPT_BYTES: Final = 512 * 1024
 
 
 def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: int) -> int:
@@ -68,11 +70,13 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
     """
     # A half holds a snapshot and a frame, each of any size allowed, besides the input.
     half = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
-    half = _whole_pages(half)
-    long_piece = _whole_pages(2 * max_frame_bytes + _BESIDES_FRAMES_BYTES)
+    half = -(-half // mmap.PAGESIZE) * mmap.PAGESIZE
     descriptor = os.memfd_create("kapudf-connection")
     try:
-        os.ftruncate(descriptor, _INPUT + 2 * half + 2 * long_piece)
+        # What is held back may end with a frame as long as may be, and one more follow it.
+        long = 2 * max_frame_bytes + _BESIDES_FRAME_BYTES
+        long = -(-long // mmap.PAGESIZE) * mmap.PAGESIZE
+        os.ftruncate(descriptor, _INPUT + 2 * half + 2 * long)
         with mmap.mmap(descriptor, LEDGER_BYTES) as memory:
             ledger = Ledger(memory)
             ledger.half_bytes = half
@@ -106,12 +110,16 @@ class Journal:
         self._view = memoryview(self._memory)
         self.ledger = Ledger(self._memory)
         self._half_bytes = self.ledger.half_bytes
-        self._long_places = self._half_start(2), (self._half_start(2) + len(self._memory)) // 2
-        # At least so much output is in the half of the ring that is in use; how much of it
-        # another worker wrote is not known.
-        self._in_ring_half = 0
+        self._long_bytes = (len(self._memory) - self._half_start(2)) // 2
+        # How many bytes of output were put into the half of the ring that is in use.
+        self._in_half = 0
+        with contextlib.suppress(OSError):
+            # A page that was sent must not be a part of a larger one that is written to.
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.marks = self.ledger.marks
         self.received = self.ledger.received = read_count.total(connection, self.ledger)
+        # Where the file stands; the kernel moves it with what is sent.
+        self._at = os.lseek(descriptor, 0, os.SEEK_CUR)
 
     @property
     def is_closed(self) -> bool:
@@ -187,24 +195,36 @@ class Journal:
             )
         )
         if used > _KEPT_BYTES:
-            # Of one that was outgrown, more came than there is room for.
+            # Of one that was outgrown, more came than there was room for.
             self._give_back(self._half_start(old), min(used, self._half_bytes))
         return True
 
     # --- the way back ---
 
     def put(
-        self, piece: bytes, messages: int, *, in_batch: bool, progress: Progress | None
+        self,
+        piece: bytes,
+        messages: int,
+        *,
+        in_batch: bool,
+        progress: Progress | None,
+        forgets: bool = False,
     ) -> None:
         """Put output in force, and how far the connection has got with it.
 
         Args:
             piece: whole messages; they must be sent before the next call.
-            messages: how many of them the input brought, since `progress` was last given.
+            messages: how many of them the input brought, since `progress` was last given;
+                with `progress`, how many of what it brings next were sent before.
             in_batch: whether the last of them is of a batch that has not ended.
             progress: how much input is now dealt with, None in the midst of it.
+            forgets: whether the handler needs none of that again.
         """
         marks = self.marks
+        cut, covered = marks.cut, marks.covered
+        if forgets and progress and progress.offset == self.received and marks.prefix_bytes:
+            # There is no more to a cut where no unfinished frame is to be kept.
+            cut, covered = self.received, 1
         out_at, out_end = marks.out_at, marks.out_end
         if piece:
             out_at = self._place_for(len(piece))
@@ -215,10 +235,10 @@ class Journal:
             Marks(
                 marks.half,
                 marks.prefix_bytes,
-                marks.cut,
-                0 if progress else marks.sent + messages,
+                cut,
+                messages if progress else marks.sent + messages,
                 int(in_batch),
-                marks.covered,
+                covered,
                 out_at,
                 out_end,
                 progress or marks.progress,
@@ -228,11 +248,11 @@ class Journal:
     @property
     def unsent(self) -> int:
         """How many bytes are in force and not sent."""
-        at = os.lseek(self.descriptor, 0, os.SEEK_CUR)
-        if not self.marks.out_at <= at <= self.marks.out_end:
+        marks = self.marks
+        if not marks.out_at <= self._at <= marks.out_end:
             # The piece does not follow the one before it.
-            at = os.lseek(self.descriptor, self.marks.out_at, os.SEEK_SET)
-        return self.marks.out_end - at
+            self._at = kept_calls.seek(self.descriptor, marks.out_at, os.SEEK_SET)
+        return marks.out_end - self._at
 
     def send(self, count: int) -> int:
         """Send up to `count` bytes of what is unsent; return how many went.
@@ -240,7 +260,9 @@ class Journal:
         Raises:
             OSError: as the socket does; BlockingIOError if it has no room.
         """
-        return os.sendfile(self._connection.fileno(), self.descriptor, None, count)
+        sent = kept_calls.send_file(self._connection.fileno(), self.descriptor, count)
+        self._at += sent
+        return sent
 
     # --- inside ---
 
@@ -259,31 +281,34 @@ class Journal:
         """Return where a piece of output may be written."""
         end = self.marks.out_end
         if size > _RING_HALF_BYTES:
-            first, second = self._long_places
-            # Not where the last one is, or the file's position would seem to be within
-            # this one already.
-            start = second if first < end <= second else first
+            # Of two in a row, the position after the first must not lie in the second.
+            start = self._half_start(2)
+            if start <= end <= start + self._long_bytes:
+                start += self._long_bytes
             # The pages of earlier ones may still be on their way; they are left to whoever
             # reads them, and new ones taken.
-            self._give_back(first, len(self._memory) - first)
+            self._give_back(self._half_start(2), 2 * self._long_bytes)
             return start
         if size >= mmap.PAGESIZE:
             # sendfile(2) takes whole pages, of which one more costs it another round.
-            end = _whole_pages(end)
+            end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
         for number, start in enumerate(_RING):
             if start <= end <= start + _RING_HALF_BYTES:
                 if end + size <= start + _RING_HALF_BYTES:
-                    self._in_ring_half += size
+                    self._in_half += size
                     return end
-                other = _RING[1 - number]
-                # Not counted by where this half ends: there are gaps between its pieces.
-                if self._on_its_way() > self._in_ring_half:
-                    self._give_back(other, _RING_HALF_BYTES)
-                self._in_ring_half = size
-                return other
-        self._give_back(_RING[0], _RING_HALF_BYTES)
-        self._in_ring_half = size
-        return _RING[0]
+                return self._enter(_RING[1 - number], size)
+        self._in_half = 0
+        return self._enter(_RING[0], size)
+
+    def _enter(self, half: int, size: int) -> int:
+        """Begin to use a half of the ring, with a piece of some bytes."""
+        # What was sent last is on its way longest: if that is less than what was put into
+        # the other half, nothing of this one is.
+        if self._on_its_way() > self._in_half:
+            self._give_back(half, _RING_HALF_BYTES)
+        self._in_half = size
+        return half
 
     def _on_its_way(self) -> int:
         """Return how many bytes the peer has not taken yet, or a little more: unix(7)."""
@@ -292,9 +317,5 @@ class Journal:
 
     def _give_back(self, start: int, size: int) -> None:
         """Give the pages of a part back to the system; they read as zeros from then on."""
-        self._memory.madvise(mmap.MADV_REMOVE, start, _whole_pages(size))
-
-
-def _whole_pages(size: int) -> int:
-    """Return a size or place, rounded up to whole pages."""
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory.madvise(mmap.MADV_REMOVE, start, size)

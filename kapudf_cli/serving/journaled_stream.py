@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from kapudf_cli.serving import kept_calls
 from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import SocketStream
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 #: A journal is not cut while an unfinished frame is longer, which would be copied each time.
 _LONGEST_REMAINDER_BYTES = 64 * 1024
+#: What a stateless handler has dealt with may be left that long, where each read ends in
+#: the midst of a frame, until it is cut.
+_KEPT_BYTES = 128 * 1024
 #: After a cut that failed, or had no room: no sooner is another tried.
 _RETRY_S = 1.0
 
@@ -71,9 +75,20 @@ class JournaledStream(SocketStream):
         """How far the connection has got, and what was sent of it."""
         return self._journal.marks
 
+    @property
+    def task(self) -> tuple[str, str]:
+        """Which task and node it is for, as far as that was noted."""
+        return self._journal.ledger.task
+
     def note_task(self, task_id: str, node_id: str) -> None:
         """Note which task and node it is for, for whoever looks on."""
         self._journal.ledger.task = (task_id, node_id)
+
+    def note_thread(self, identity: int) -> None:
+        """Note which thread serves it, for whoever finds out what this process died of."""
+        with self._noting:
+            if not self._journal.is_closed:
+                self._journal.ledger.thread = identity
 
     def note_seen(self, offset: int) -> None:
         """Note which frame was seen in hand; see `Checkpoints.note_seen`."""
@@ -90,10 +105,11 @@ class JournaledStream(SocketStream):
         *,
         in_batch: bool = False,
         progress: Progress | None = None,
+        forgets: bool = False,
     ) -> None:
         """Note what leaves and what it answers, and only then let it leave."""
         with self._noting:
-            self._journal.put(data, messages, in_batch=in_batch, progress=progress)
+            self._journal.put(data, messages, in_batch=in_batch, progress=progress, forgets=forgets)
         if data:
             self.send_rest()
 
@@ -106,7 +122,8 @@ class JournaledStream(SocketStream):
         memory = self._journal.descriptor
         # Nobody else may write in the midst of it; the supervisor does, when nobody else
         # does anything. The lock goes with the process that holds it.
-        fcntl.lockf(memory, fcntl.LOCK_EX)
+        if not kept_calls.try_lock(memory):
+            fcntl.lockf(memory, fcntl.LOCK_EX)
         try:
             while unsent := self._journal.unsent:
                 try:
@@ -116,7 +133,7 @@ class JournaledStream(SocketStream):
                     self._wait_for_room()
                     self._journal.ledger.waits_for_peer = 0
         finally:
-            fcntl.lockf(memory, fcntl.LOCK_UN)
+            kept_calls.unlock(memory)
 
     def close(self) -> int:
         """Close the socket and let go of the journal."""
@@ -144,8 +161,11 @@ class JournaledStream(SocketStream):
     def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
         """Return whether the journal should be cut; see `Checkpoints.is_due`."""
         journal = self._journal
+        if self._ahead:
+            return False  # What was read ahead is not dealt with, nor an unfinished frame.
         if stateless:
-            return journal.marks.progress.offset > journal.marks.cut
+            # Only until Init is kept by itself; from then on, each write forgets.
+            return not journal.marks.prefix_bytes or journal.kept_bytes > _KEPT_BYTES
         if asked:
             return True
         if now_s >= self._due_s:
@@ -156,8 +176,8 @@ class JournaledStream(SocketStream):
     def cut(self, prefix: bytes, remainder: bytes) -> None:
         """Begin the journal anew; see `Checkpoints.cut`."""
         self._due_s = time.monotonic() + self._snapshot_interval_s
-        if len(remainder) <= _LONGEST_REMAINDER_BYTES:
-            with self._noting:
+        with self._noting:
+            if not self._ahead and len(remainder) <= _LONGEST_REMAINDER_BYTES:
                 self._journal.cut(prefix, remainder)
 
     def postpone(self) -> None:
@@ -166,7 +186,8 @@ class JournaledStream(SocketStream):
 
     def history(self, until: int) -> bytes:
         """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""
-        return self._journal.history(until)
+        covered = self._journal.marks.covered
+        return self._journal.history(until if covered else self._journal.marks.cut)
 
     def note_in_hand(self, offset: int | None) -> None:
         """Say which frame the handler is given, before it is; None for one of the history."""

@@ -40,6 +40,11 @@ class BusyWatch:
         self.beats = False
         self.has_just_passed_limit = False
 
+    def begin(self) -> None:
+        """Forget what was in hand: it is with another one from now on."""
+        self._in_hand = None
+        self.busy_s = 0.0
+
     def look(self, now_s: float, *, in_hand: object, sent: object) -> None:
         """Note what is to be seen now.
 

@@ -10,26 +10,26 @@ import contextlib
 import itertools
 import os
 import selectors
-import signal
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.checkpoints import LastSnapshot, NothingKept
 from kapudf_cli.serving import systemd
-from kapudf_cli.serving.connections import Connections, Function, where
+from kapudf_cli.serving.connection_log import where
+from kapudf_cli.serving.connections import Connections, Function, checkpoints_for
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.listeners import Listeners
-from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.serving.socket_file import peer_credentials
 from kapudf_cli.streams import SocketStream
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Sequence
 
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.account import Account
     from kapudf_cli.serving.connections import Connection
+    from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.socket_file import SocketFile
 
 #: How long a thread may take to end after its connection was aborted.
@@ -55,29 +55,26 @@ class Server:
         self._connections = Connections(log, self._on_end)
         self._heart = Heart(self._connections, self._busy_limit_s)
 
-    def run(self) -> int:
-        """Serve until SIGINT or SIGTERM and return the exit status: 0, or 1 if hurried.
-
-        Only for the main thread, which is where signals go.
-        """
-        with SignalQueue((signal.SIGINT, signal.SIGTERM)) as self._signals:
-            try:
-                for name, function in self._functions.items():
-                    self._log.info(
-                        "listening",
-                        function=name,
-                        handler=function.handler.__name__,
-                        socket=self._sockets[name].path,
-                    )
-                systemd.notify("READY=1")
-                self._heart.start()
-                first = self._accept_until_signal()
-                systemd.notify("STOPPING=1")
-                hurried = self._drain(first)
-            finally:
-                self._heart.stop()
-                for socket_file in self._sockets.values():
-                    socket_file.release()
+    def run(self, signals: SignalQueue) -> int:
+        """Serve until a signal of `signals` comes; return the exit status: 0, or 1 if hurried."""
+        self._signals = signals
+        try:
+            for name, function in self._functions.items():
+                self._log.info(
+                    "listening",
+                    function=name,
+                    handler=function.handler.__name__,
+                    socket=self._sockets[name].path,
+                )
+            systemd.notify("READY=1")
+            self._heart.start()
+            first = self._accept_until_signal()
+            systemd.notify("STOPPING=1")
+            hurried = self._drain(first)
+        finally:
+            self._heart.stop()
+            for socket_file in self._sockets.values():
+                socket_file.release()
         self._log.info("stopped", abandoned_connections=len(self._connections.current()))
         return 1 if hurried else 0
 
@@ -112,15 +109,12 @@ class Server:
                 return False
             undo.pop_all()
         function = self._functions[name]
-        settings = function.settings
-        # Kept only for a handler that may be made anew.
-        restarts = settings.on_error == "restart"
         self._connections.start(
             next(self._numbers),
             function,
             SocketStream(connection, wake),
             peer_credentials(connection),
-            checkpoints=(LastSnapshot(settings.snapshot_interval_s) if restarts else NothingKept()),
+            checkpoints=checkpoints_for(function.settings),
         )
         return True
 

@@ -55,6 +55,11 @@ class SignalQueue:
         """Return the descriptor that is readable when `take` has something to say."""
         return self._receiver.fileno()
 
+    def put(self, number: signal.Signals) -> None:
+        """Queue a signal as if it had come, from any thread."""
+        self._queue.append(number)
+        self.wake()
+
     def wake(self) -> None:
         """Make `fileno` readable, from any thread, with no signal."""
         # Full is awake already; closed is past caring.

@@ -6,17 +6,17 @@ duplicate of every connection, so that a connection outlives the workers that se
 
 from __future__ import annotations
 
+import functools
 import itertools
 import selectors
 import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from kapudf_cli.errors import KapudfError, SocketPathError, WorkerStartError
+from kapudf_cli.errors import ConfigError, KapudfError, SocketPathError, WorkerStartError
 from kapudf_cli.serving import control, status, systemd
 from kapudf_cli.serving.listeners import Listeners
 from kapudf_cli.serving.pool import Pool
-from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.serving.socket_file import SocketFile
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import FunctionSettings, Settings
+    from kapudf_cli.serving.code_watch import CodeWatch
     from kapudf_cli.serving.control import Reply
     from kapudf_cli.serving.pool import Reloaded
+    from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.worker_process import WorkerProcess
 
 #: How often everything is looked after, while there is anything to look after.
@@ -58,17 +60,26 @@ class _Function:
 class Supervisor:
     """Serves functions by worker processes, until it is told to stop."""
 
-    def __init__(self, settings: Settings, *, log: BoundLogger) -> None:
+    def __init__(
+        self, settings: Settings, *, log: BoundLogger, code_watch: CodeWatch | None = None
+    ) -> None:
         """Bind the sockets of all functions.
+
+        Args:
+            settings: what to serve.
+            log: where events go.
+            code_watch: is told where the handlers' code is, if there is one.
 
         Raises:
             SocketPathError: one cannot be had; none is kept then.
         """
         self._settings = settings
         self._log = log
+        self._code_watch = code_watch
         self._started_s = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._listeners: Listeners[str] = Listeners(self._selector, self._accept, log)
+        self._control_listeners: Listeners[str] = Listeners(self._selector, self._greet, log)
         self._clients = control.ControlClients(self._selector)
         self._worker_numbers = itertools.count(1)
         self._connection_numbers = itertools.count(1)
@@ -84,10 +95,11 @@ class Supervisor:
             self._release()
             raise
 
-    def run(self, reload_settings: Callable[[], Settings]) -> int:
+    def run(self, signals: SignalQueue, reload_settings: Callable[[], Settings]) -> int:
         """Serve until SIGINT or SIGTERM and return the exit status: 0, or 1 if hurried.
 
         Args:
+            signals: a queue of these and of SIGHUP, which reloads.
             reload_settings: reads the settings anew; raises KapudfError if they are wrong.
 
         Raises:
@@ -95,21 +107,20 @@ class Supervisor:
             OSError: no process could be started, at the very start.
         """
         self._reload_settings = reload_settings
-        signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        with signals:
-            self._selector.register(signals, selectors.EVENT_READ)
-            try:
-                for function in self._functions.values():
-                    function.pool.start()
-                first = self._serve_until_signal(signals)
-                systemd.notify("STOPPING=1")
-                hurried = self._drain(first, signals)
-            finally:
-                self._end_workers()
-                self._release()
-                self._selector.close()
-        left = sum(len(each.pool.connections) for each in self._functions.values())
-        self._log.info("stopped", abandoned_connections=left)
+        self._selector.register(signals, selectors.EVENT_READ)
+        abandoned = 0
+        try:
+            for function in self._functions.values():
+                function.pool.start()
+            first = self._serve_until_signal(signals)
+            systemd.notify("STOPPING=1")
+            hurried = self._drain(first, signals)
+            abandoned = sum(pool.abandon() for pool in self._pools())
+        finally:
+            self._end_workers()
+            self._release()
+            self._selector.close()
+        self._log.info("stopped", abandoned_connections=abandoned)
         return 1 if hurried else 0
 
     # --- the loop ---
@@ -125,15 +136,17 @@ class Supervisor:
     def _turn(self, longest_s: float | None = None) -> None:
         """Wait for something to happen, for `longest_s` at most, and deal with it."""
         now_s = time.monotonic()
-        rest_s = self._listeners.wait_s(now_s)
+        rests_s = [each.wait_s(now_s) for each in (self._listeners, self._control_listeners)]
         look_s = _LOOK_S if self._needs_looks() else None
-        waits = [each for each in (rest_s, look_s, longest_s) if each is not None]
+        waits = [each for each in (*rests_s, look_s, longest_s) if each is not None]
         for key, _ in self._selector.select(max(min(waits), 0.0) if waits else None):
             if key.data is not None and self._selector.get_map().get(key.fileobj) is key:
                 self._deal_with(key.data)
         now_s = time.monotonic()
-        for function in (*self._functions.values(), *self._leaving):
-            function.pool.look(now_s)
+        for pool in self._pools():
+            self._deal_with(functools.partial(pool.look, now_s))
+        if self._code_watch is not None:
+            self._code_watch.follow(folder for pool in self._pools() for folder in pool.folders)
         self._clients.look(now_s)
         self._listen_where_ready()
         for function in [each for each in self._leaving if each.pool.is_empty]:
@@ -149,10 +162,17 @@ class Supervisor:
                 raise
             # A function that a reload has added.
             self._log.error("function cannot be served", error=str(error))
+        except Exception:
+            if not self._is_up:
+                raise
+            # Whatever it is: an end of this process would be one of every connection.
+            self._log.exception("unexpected failure, everything else goes on")
 
     def _needs_looks(self) -> bool:
-        functions = (*self._functions.values(), *self._leaving)
-        return any(each.pool.needs_looks for each in functions)
+        return any(pool.needs_looks for pool in self._pools())
+
+    def _pools(self) -> list[Pool]:
+        return [each.pool for each in (*self._functions.values(), *self._leaving)]
 
     def _listen_where_ready(self) -> None:
         for name, function in self._functions.items():
@@ -199,26 +219,32 @@ class Supervisor:
             log=self._log,
         )
         if control_file is not None:
-            listener = control_file
-            self._selector.register(
-                listener.listener, selectors.EVENT_READ, lambda: self._greet(name, listener)
-            )
+            self._control_listeners.add(name, control_file)
         return _Function(pool, socket_file, control_file)
 
     def _watch(self, pool: Pool, worker: WorkerProcess) -> None:
         self._selector.register(
             worker.channel, selectors.EVENT_READ, lambda: pool.on_readable(worker)
         )
+        if worker.exit_notice >= 0:
+            # A child that a handler has forked may keep the channel open.
+            self._selector.register(
+                worker.exit_notice, selectors.EVENT_READ, lambda: pool.on_exit(worker)
+            )
 
     def _unwatch(self, worker: WorkerProcess) -> None:
         self._selector.unregister(worker.channel)
+        if worker.exit_notice >= 0:
+            self._selector.unregister(worker.exit_notice)
 
     def _remove(self, name: str) -> None:
-        function = self._functions.pop(name)
+        function = self._functions[name]
         if function.listens:
+            # Whoever is in the queue is served.
             self._listeners.remove(name)
+        del self._functions[name]
         if function.control_file is not None:
-            self._selector.unregister(function.control_file.listener)
+            self._control_listeners.remove(name)
         function.pool.stop()
         self._leaving.append(function)
 
@@ -227,7 +253,7 @@ class Supervisor:
     def _reload_all(self) -> None:
         """Have everything loaded anew: the settings, and the code of every function."""
         try:
-            settings = self._reload_settings()
+            settings = self._settings_anew()
         except KapudfError as error:
             self._log.error("reload failed, everything goes on as it was", error=str(error))
             return
@@ -236,9 +262,19 @@ class Supervisor:
         for name, function in settings.functions.items():
             if name not in self._functions:
                 self._add(name, function)
-            else:
+                continue
+            try:
                 self._reload(name, function, None)
+            except (KapudfError, OSError) as error:
+                self._log.error("reload failed", function=name, error=str(error))
         self._settings = settings
+
+    def _settings_anew(self) -> Settings:
+        settings = self._reload_settings()
+        if settings.in_one_process:
+            place = f"functions.{next(iter(settings.functions))}"
+            raise ConfigError(place, ["workers: 0 needs a restart"])
+        return settings
 
     def _add(self, name: str, settings: FunctionSettings) -> None:
         try:
@@ -250,27 +286,28 @@ class Supervisor:
     def _reload(
         self, name: str, settings: FunctionSettings, on_done: Callable[[Reloaded], None] | None
     ) -> None:
+        """Have a function loaded anew. Raises KapudfError or OSError if that cannot even begin."""
         function = self._functions[name]
         old = function.pool.settings
         if settings.socket != old.socket:
             self._remove(name)
             self._add(name, settings)
             return
-        try:
-            if (settings.mode, settings.socket_group) != (old.mode, old.socket_group):
-                for socket_file in (function.socket_file, function.control_file):
-                    if socket_file is not None:
-                        socket_file.set_access(settings.mode, settings.socket_group)
-            function.pool.reload(settings, on_done)
-        except (KapudfError, OSError) as error:
-            self._log.error("reload failed", function=name, error=str(error))
+        if (settings.mode, settings.socket_group) != (old.mode, old.socket_group):
+            for socket_file in (function.socket_file, function.control_file):
+                if socket_file is not None:
+                    socket_file.set_access(settings.mode, settings.socket_group)
+        function.pool.reload(settings, on_done)
 
     # --- who asks ---
 
-    def _greet(self, name: str, control_file: SocketFile) -> None:
+    def _greet(self, name: str, control_file: SocketFile) -> bool:
+        """Serve the next one who asks, if there is one; see `Listeners`."""
         connection = control_file.accept()
-        if connection is not None:
-            self._clients.add(connection, lambda command, reply: self._obey(name, command, reply))
+        if connection is None:
+            return False
+        self._clients.add(connection, lambda command, reply: self._obey(name, command, reply))
+        return True
 
     def _obey(self, name: str, command: str, reply: Reply) -> None:
         """Do what is asked through the control socket of a function."""
@@ -292,7 +329,7 @@ class Supervisor:
 
     def _reload_one(self, name: str, reply: Reply) -> None:
         try:
-            settings = self._reload_settings().functions.get(name)
+            settings = self._settings_anew().functions.get(name)
         except KapudfError as error:
             reply({"error": str(error)})
             return
@@ -313,7 +350,11 @@ class Supervisor:
                 answer = {"error": f"the old code goes on: {reloaded.problem}"}
             reply(answer)
 
-        self._reload(name, settings, on_done)
+        try:
+            self._reload(name, settings, on_done)
+        except (KapudfError, OSError) as error:
+            self._log.error("reload failed", function=name, error=str(error))
+            reply({"error": str(error)})
 
     # --- the end ---
 
@@ -323,7 +364,7 @@ class Supervisor:
             if function.listens:
                 # Whoever is in the queue was connected before the signal came.
                 self._listeners.remove(name)
-        pools = [each.pool for each in (*self._functions.values(), *self._leaving)]
+        pools = self._pools()
         grace_period_s = self._settings.grace_period_s
         self._log.info(
             "stopping",
@@ -337,7 +378,7 @@ class Supervisor:
         measures: list[tuple[Callable[[Pool], None], float]] = [
             (Pool.abort, _ABORT_WAIT_S),
             (Pool.ask_for_stacks, _LOOK_S),
-            (Pool.log_abandoned, 0.0),
+            (Pool.log_hanging, 0.0),
         ]
         deadline = time.monotonic() + grace_period_s
         while not all(pool.is_empty for pool in pools):
@@ -358,12 +399,10 @@ class Supervisor:
 
     def _end_workers(self) -> None:
         """See to it that no worker is left."""
-        functions = [*self._functions.values(), *self._leaving]
         deadline = time.monotonic() + _KILL_WAIT_S
-        for function in functions:
-            function.pool.stop()
-            function.pool.kill()
-        while not all(each.pool.is_empty for each in functions) and time.monotonic() < deadline:
+        for pool in self._pools():
+            pool.kill()
+        while not all(pool.is_empty for pool in self._pools()) and time.monotonic() < deadline:
             self._turn(deadline - time.monotonic())
         self._clients.close()
 

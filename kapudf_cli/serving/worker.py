@@ -19,12 +19,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from kapudf_cli import logs, plugins
+from kapudf_cli import logs
 from kapudf_cli.account import Account, Reason
 from kapudf_cli.checkpoints import Resumption
 from kapudf_cli.errors import (
     AmbiguousHandlerError,
-    HandlerImportError,
     PluginError,
     UnknownHandlerError,
 )
@@ -45,10 +44,12 @@ from kapudf_cli.serving.channel import (
     Take,
     Taken,
 )
-from kapudf_cli.serving.connections import Connections, Function, where
+from kapudf_cli.serving.connection_log import where
+from kapudf_cli.serving.connections import Connections, Function
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.journal import Journal
 from kapudf_cli.serving.journaled_stream import JournaledStream
+from kapudf_cli.serving.loading import code_folders, load_handler
 from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.serving.socket_file import PeerCredentials
 
@@ -61,6 +62,12 @@ if TYPE_CHECKING:
 #: The supervisor has a worker write where its threads are, and reads it: faulthandler can
 #: do that even while a handler holds the interpreter.
 DUMP_SIGNAL = signal.SIGUSR1
+#: As many folders are told of as fit into a message.
+_MOST_FOLDERS = 200
+
+
+#: A connection's socket and its memory.
+_DESCRIPTORS_OF_TAKE = 2
 
 
 class Worker:
@@ -116,8 +123,14 @@ class Worker:
             return False
         order, descriptors = received
         match order:
-            case Take():
+            case Take() if len(descriptors) == _DESCRIPTORS_OF_TAKE:
                 self._take(order, *descriptors)
+            case Take():
+                # The system had none left for this process, and closed what it had.
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                problem = "no file descriptors are left; raise the limit (LimitNOFILE=)"
+                self._report(NotTaken(order.connection, problem, retry=True))
             case Stop():
                 self._stop()
             case Abort():
@@ -147,7 +160,12 @@ class Worker:
         try:
             stream = self._stream(connection, memory)
         except OSError as error:
-            self._report(NotTaken(number, str(error)))
+            self._report(NotTaken(number, str(error), retry=True))
+            return
+        if order.waits and not stream.marks.covered:
+            stream.close()
+            problem = "its journal has been outgrown, as by a long batch; raise journal_mb"
+            self._report(NotTaken(number, problem))
             return
         peer = None
         if order.peer_pid is not None and order.peer_uid is not None:
@@ -172,10 +190,18 @@ class Worker:
                 on_resumed=on_resumed,
             )
         except RuntimeError as error:
-            self._report(NotTaken(number, str(error)))
+            self._report(NotTaken(number, str(error), retry=True))
             return
-        if not order.waits and (started := self._connections.get(number)) is not None:
-            started.agent.go()
+        # A connection that begins here waits for no word; one left over would be taken, at
+        # its first handover, for the answer to come.
+        started = self._connections.get(number)
+        if started is not None:
+            stream.note_thread(started.thread.ident or 0)
+            if order.takes_over and not order.waits:
+                started.agent.go()
+        if self._stopping:
+            # Another worker has died since.
+            self._stop()
 
     def _stream(self, connection: int, memory: int) -> JournaledStream:
         settings = self._function.settings
@@ -238,23 +264,23 @@ def _resumption(stream: JournaledStream, order: Take) -> Resumption:
         progress=marks.progress,
         until=order.until,
         poison=order.poison,
+        waits=order.waits,
         give_up=give_up,
+        task=stream.task,
     )
 
 
 def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
     """Load the handler and say so, or say why it cannot be loaded."""
     try:
-        handler = plugins.find(begin.settings.handler).load()
+        handler = load_handler(begin.settings.handler, function=begin.name, log=log)
     except PluginError as error:
-        if isinstance(error, HandlerImportError):
-            log.debug("handler cannot be imported", function=begin.name, exc_info=error.cause)
-            error.add_note("the traceback is shown with --log-level debug")
         wrong_call = isinstance(error, UnknownHandlerError | AmbiguousHandlerError)
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         channel.send(Failed(f"{error}{notes}"[:TEXT_CHARACTERS], wrong_call))
         return None
-    channel.send(Ready(handler.__name__))
+    folders = tuple(code_folders(handler)[:_MOST_FOLDERS])
+    channel.send(Ready(handler.__name__, folders))
     return Function(begin.name, handler, begin.settings)
 
 

@@ -161,7 +161,7 @@ class FrameReader(Generic[T]):
 
     @property
     def unfinished(self) -> bytes:
-        """What was fed of the frame that is not whole yet."""
+        """What has come of a frame that is not whole."""
         return bytes(self._pending)
 
     def resume_at(self, offset: int) -> None:

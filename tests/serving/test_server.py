@@ -191,6 +191,7 @@ def fill(side: KapacitorSide) -> int:
     The last one may be cut short: a thread sends the rest once there is room.
     """
     frame = REQUESTS.encode(Point(name="cpu", fieldsString={"text": "x" * 1000}))
+    assert isinstance(side._socket, socket.socket)
     sent = 0
     # The socket that stays full for a second is one that nobody reads.
     while select.select([], [side._socket], [], 1.0)[1]:

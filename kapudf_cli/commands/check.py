@@ -1,0 +1,159 @@
+"""`kapudf check`: does a UDF hold to the protocol?"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import click
+
+from kapudf_cli.commands import EXIT_FAILURE
+from kapudf_cli.commands.numbers import Number
+from kapudf_cli.commands.stdout import own_stdout
+from kapudf_cli.commands.targets import silenced, target_options
+
+if TYPE_CHECKING:
+    from kapudf_cli.commands.stdout import Stdout
+    from kapudf_cli.conformance.check import Result
+    from kapudf_cli.targets import Target
+    from kapudf_cli.wire.udf_pb2 import Option
+
+_COLOURS = {"passed": "green", "failed": "red", "not applicable": "bright_black"}
+_MARKS = {"passed": "passed", "failed": "FAILED", "not applicable": "-"}
+_NAME_WIDTH = 26
+_INDENT = " " * 8
+_WIDTH = 100
+
+
+@click.command()
+@target_options
+@click.option(
+    "--options",
+    "calls",
+    metavar="CALLS",
+    help="Options to start it with, as in TICKscript: \".field('value').size(10)\".  "
+    "[default: made from what it declares]",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=Number(min=0.05, max=3600),
+    default=5.0,
+    show_default=True,
+    help="How long each answer may take; kapacitor.conf's timeout, or shorter.",
+)
+@click.option("--verbose", is_flag=True, help="Show each check's rule and the rule's source.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for machines.")
+def check(
+    target: Target, calls: str | None, timeout_s: float, *, verbose: bool, as_json: bool
+) -> None:
+    """Check whether a UDF, in any language, holds to Kapacitor's protocol.
+
+    Asks, starts, feeds, stops and cuts it as Kapacitor would, and prints a line for
+    each rule: passed, FAILED with the reason, or - where the rule does not apply. Its
+    tasks are called kapudf-check, and the data is made up: use no UDF in production.
+
+    Exits with 0 if no check failed, and with 1 if one did.
+    """
+    from kapudf_cli.conformance import runner
+    from kapudf_cli.conformance.check import Outcome
+    from kapudf_cli.conformance.trial import Trial
+
+    target = silenced(target)
+    options = None if calls is None else _options(calls, target, timeout_s)
+    logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR)
+    results = []
+    on_terminal = sys.stdout.isatty()
+    with own_stdout() as out:
+        out.live = True
+        table = _Table(out, verbose=verbose, colour=on_terminal)
+        for result in runner.run(Trial(target, timeout_s, options)):
+            results.append(result)
+            if not as_json:
+                table.add(result)
+        table.end()
+        counts = {
+            outcome.value: sum(result.outcome is outcome for result in results)
+            for outcome in Outcome
+        }
+        if as_json:
+            summary = {
+                "target": target.name,
+                **{name.replace(" ", "_"): count for name, count in counts.items()},
+                "checks": [_as_dict(result) for result in results],
+            }
+            out.emit(json.dumps(summary, indent=2, ensure_ascii=False))
+        else:
+            out.emit(", ".join(f"{count} {name}" for name, count in counts.items()))
+    if counts[Outcome.FAILED.value]:
+        click.get_current_context().exit(EXIT_FAILURE)
+
+
+def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:
+    """Return the calls that the user wrote, checked against what the UDF declares."""
+    from kapudf_cli.calls import check_calls, read_calls
+    from kapudf_cli.errors import ProbeError
+    from kapudf_cli.kapacitor import ask_info
+
+    read = read_calls(calls)
+    with target.open(timeout_s=timeout_s) as connection:
+        try:
+            info = ask_info(connection.side)
+        except (ProbeError, OSError):
+            # The check of Info says it, and better.
+            return [call.option for call in read]
+    return check_calls(read, info)
+
+
+class _Table:
+    """Shows results as they come; those that do not apply, for one reason, in one line."""
+
+    def __init__(self, out: Stdout, *, verbose: bool, colour: bool) -> None:
+        self._out = out
+        self._verbose = verbose
+        self._colour = colour
+        self._skipped: list[Result] = []
+
+    def add(self, result: Result) -> None:
+        """Show a result, now or with those that follow it."""
+        skipped = result.outcome.value == "not applicable"
+        if self._skipped and not (skipped and result.reason == self._skipped[0].reason):
+            self.end()
+        if skipped and not self._verbose:
+            self._skipped.append(result)
+            return
+        self._line(result, result.check.name)
+        if self._verbose:
+            for label, text in (("rule", result.check.rule), ("source", result.check.source)):
+                for line in textwrap.wrap(f"{label}: {text}", _WIDTH - len(_INDENT)):
+                    self._out.emit(_INDENT + line)
+
+    def end(self) -> None:
+        """Show what waits to be shown."""
+        if self._skipped:
+            more = len(self._skipped) - 1
+            name = self._skipped[0].check.name
+            self._line(self._skipped[0], f"{name} and {more} more" if more else name)
+            self._skipped.clear()
+
+    def _line(self, result: Result, name: str) -> None:
+        outcome = result.outcome.value
+        mark = f"{_MARKS[outcome]:6}"
+        if self._colour:
+            mark = click.style(mark, fg=_COLOURS[outcome])
+        self._out.emit(f"{mark}  {name:{_NAME_WIDTH}}  {result.reason}".rstrip())
+
+
+def _as_dict(result: Result) -> dict[str, object]:
+    return {
+        "name": result.check.name,
+        "outcome": result.outcome.value.replace(" ", "_"),
+        "reason": result.reason,
+        "rule": result.check.rule,
+        "source": result.check.source,
+        "duration_s": round(result.duration_s, 6),
+    }

@@ -1,0 +1,262 @@
+"""`kapudf load`: how much can a UDF take, how late is it, and what does it cost?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kapudf_cli.commands.numbers import Number
+from kapudf_cli.commands.stdout import own_stdout
+from kapudf_cli.commands.tables import aligned
+from kapudf_cli.commands.targets import silenced, target_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kapudf_cli.load.engine import Measured
+    from kapudf_cli.load.shape import Shape
+    from kapudf_cli.targets import Target
+    from kapudf_cli.wire.codec import DataMessage
+    from kapudf_cli.wire.udf_pb2 import EdgeType
+
+#: How many points are made or read, and then sent over and over.
+_BLOCK_POINTS = 1_000
+_RECORDED_MESSAGES = 100_000
+_DEFAULT_DURATION_S = 10.0
+
+
+@click.command()
+@target_options
+@click.option(
+    "--options",
+    "calls",
+    metavar="CALLS",
+    default="",
+    help="Options of the UDF, as a TICKscript calls them: .field('usage_idle').size(10)",
+)
+@click.option(
+    "--recording",
+    type=click.Path(exists=True, dir_okay=False, readable=True),
+    help="Send what a recording has, over and over, instead of made-up points.",
+)
+@click.option(
+    "--fields",
+    type=click.IntRange(1, 10_000),
+    default=10,
+    show_default=True,
+    help="Double fields of each point; the default is telegraf's cpu.",
+)
+@click.option(
+    "--tags",
+    type=click.IntRange(0, 1_000),
+    default=2,
+    show_default=True,
+    help="Tags of each point.",
+)
+@click.option(
+    "--groups",
+    type=click.IntRange(1, 1_000),
+    default=8,
+    show_default=True,
+    help="Groups that the points are of, in turn.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 1_000),
+    default=100,
+    show_default=True,
+    help="Points of each batch, for a UDF that wants batches.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 500),
+    default=1,
+    show_default=True,
+    help="Connections to spread the points over, as many tasks would.",
+)
+@click.option(
+    "--rate",
+    type=Number(min=0, min_open=True, max=1e8),
+    metavar="POINTS",
+    help="Points a second over all connections.  [default: as many as go]",
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=Number(min=0, min_open=True, max=86_400),
+    metavar="SECONDS",
+    help="How long to send.  [default: 10, if not --points]",
+)
+@click.option("--points", type=click.IntRange(min=1), metavar="N", help="How many points to send.")
+@click.option(
+    "--bulk",
+    is_flag=True,
+    help="Send many points with a call. Else each with two, as Kapacitor does.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=Number(min=0, min_open=True, max=3600),
+    default=10.0,
+    show_default=True,
+    help="How long the UDF may be silent.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for machines.")
+def load(
+    target: Target, calls: str, recording: str | None, timeout_s: float, *, as_json: bool,
+    **how: Any,
+) -> None:  # fmt: skip
+    """Put a load on a UDF, in any language, and measure what it does.
+
+    Latency counts from when a point was due until it came back; with --rate, a point that
+    had to wait for those before it shows as late. At full speed, points wait in the
+    socket, and latency says for how long. Where points do not come back one for one,
+    keepalives sent among them are timed.
+
+    Processor time and memory are those of the process at the socket and of its
+    children. Ctrl-C ends the run, and what was measured is shown.
+
+    Exits with 1 if the UDF failed, hung, or closed the connection.
+    """
+    from kapudf_cli.calls import check_calls, read_calls
+    from kapudf_cli.load.engine import Engine, Plan
+    from kapudf_cli.load.shape import Shape
+    from kapudf_cli.load.work import Work
+    from kapudf_cli.replay.fit import info_of
+
+    target = silenced(target)
+    read = read_calls(calls)
+    duration_s, points = how["duration_s"], how["points"]
+    if duration_s is None and points is None:
+        duration_s = _DEFAULT_DURATION_S
+    plan = Plan(
+        connections=how["connections"],
+        rate=how["rate"],
+        duration_s=duration_s,
+        points=points,
+        bulk=how["bulk"],
+        timeout_s=timeout_s,
+    )
+    with own_stdout() as out:
+        info = info_of(target, timeout_s=timeout_s)
+        options = check_calls(read, info)
+        if recording is None:
+            shape = Shape(fields=how["fields"], tags=how["tags"], groups=how["groups"])
+            messages = _made(shape, info.wants, how["batch_size"])
+        else:
+            messages = _recorded(recording, info.wants)
+        engine = Engine(target, Work(messages, options), plan)
+        live = sys.stderr.isatty()
+        try:
+            measured = engine.run(_show_live if live else lambda _: None)
+        finally:
+            if live:
+                click.echo("\r\x1b[K", err=True, nl=False)
+        facts = _facts(target, plan.rate, measured)
+        if as_json:
+            out.emit(json.dumps(facts, ensure_ascii=False))
+        else:
+            for line in _table(facts):
+                out.emit(line)
+
+
+def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessage]:
+    from kapudf_cli.wire.udf_pb2 import BATCH
+
+    if wants == BATCH:
+        return list(shape.batches(max(_BLOCK_POINTS // batch_size, 1) * batch_size, batch_size))
+    return list(shape.points(_BLOCK_POINTS))
+
+
+def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
+    """Return what a recording has, or its beginning: at most so many messages, batches whole."""
+    from kapudf_cli.errors import MisfitError, RecordingError
+    from kapudf_cli.recordings import open_recording
+    from kapudf_cli.replay.feed import Feed
+    from kapudf_cli.replay.fit import check_fit
+    from kapudf_cli.wire.udf_pb2 import EndBatch, Point
+
+    def refuse(error: RecordingError) -> None:
+        raise error
+
+    with open_recording(path, precision="ns", refuse=refuse) as opened:
+        feed = Feed()
+        check_fit(wants, opened.kind, feed)
+        messages = list(itertools.islice(feed.messages(opened.records), _RECORDED_MESSAGES))
+    if any(isinstance(message, EndBatch) for message in messages):
+        while not isinstance(messages[-1], EndBatch):
+            messages.pop()
+    if not any(isinstance(message, Point) for message in messages):
+        raise MisfitError(f"{path}: there is no point in it to send")
+    return messages
+
+
+def _show_live(measured: Measured) -> None:
+    rate = measured.sent / measured.elapsed_s if measured.elapsed_s else 0.0
+    parts = [
+        f"{measured.elapsed_s:.1f} s",
+        f"{measured.sent:,} points",
+        f"{rate:,.0f} points/s",
+        f"p99 {measured.latencies.percentile_ns(99) / 1e6:.2f} ms",
+    ]
+    if measured.cpu_s is not None and measured.rss_bytes is not None:
+        parts.append(f"CPU {measured.cpu_s / measured.elapsed_s:.0%}")
+        parts.append(f"{measured.rss_bytes / 1e6:.0f} MB")
+    click.echo(f"\r{'   '.join(parts)}\x1b[K", err=True, nl=False)
+
+
+def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, Any]:
+    """Return everything that was measured, as the JSON has it."""
+    from kapudf_cli.load.latencies import PERCENTILES
+
+    latencies = measured.latencies
+    known = measured.cpu_s is not None and measured.sent > 0
+    return {
+        "target": target.name,
+        "points_sent": measured.sent,
+        "points_returned": measured.returned,
+        "elapsed_s": round(measured.elapsed_s, 6),
+        "points_per_s": round(measured.sent / measured.elapsed_s, 1),
+        "rate": rate,
+        "timed": measured.timed,
+        "latency_ms": {
+            **{
+                f"p{percent:g}": round(latencies.percentile_ns(percent) / 1e6, 4)
+                for percent in PERCENTILES
+            },
+            "max": round(latencies.max_ns / 1e6, 4),
+        },
+        "cpu_s": None if measured.cpu_s is None else round(measured.cpu_s, 3),
+        "cpu_us_per_point": (
+            round((measured.cpu_s or 0) / measured.sent * 1e6, 3) if known else None
+        ),
+        "rss_mb": None if measured.rss_bytes is None else round(measured.rss_bytes / 1e6, 1),
+        "pids": list(measured.pids),
+        "interrupted": measured.interrupted,
+    }
+
+
+def _table(facts: dict[str, Any]) -> list[str]:
+    sent, returned, elapsed = facts["points_sent"], facts["points_returned"], facts["elapsed_s"]
+    asked = f", of {facts['rate']:,.0f} asked for" if facts["rate"] else ""
+    rows = [
+        ("points", f"{sent:,} sent, {returned:,} came back"),
+        ("time", f"{elapsed:.2f} s{' (interrupted)' if facts['interrupted'] else ''}"),
+        ("throughput", f"{facts['points_per_s']:,.0f} points/s{asked}"),
+    ]
+    for name, value in facts["latency_ms"].items():
+        rows.append((f"latency {name}", f"{value:.3f} ms"))
+    if facts["timed"] != "points":
+        rows.append(("latency of", facts["timed"]))
+    if facts["cpu_us_per_point"] is not None:
+        share = facts["cpu_s"] / elapsed
+        each = facts["cpu_us_per_point"]
+        rows.append(("CPU", f"{facts['cpu_s']:.2f} s, {share:.0%} of one, {each:.2f} µs a point"))
+    if facts["rss_mb"] is not None:
+        rows.append(("memory", f"{facts['rss_mb']:.1f} MB at most"))
+    return list(aligned(rows))

@@ -1,0 +1,70 @@
+"""A progress bar on stderr, for a replay that takes longer than a second."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from click._termui_impl import ProgressBar
+
+    from kapudf_cli.recordings import Recording
+    from kapudf_cli.replay.session import Counts
+
+_DELAY_S: Final = 1.0
+_EVERY_S: Final = 0.2
+
+
+@contextlib.contextmanager
+def progress(recording: Recording, counts: Counts) -> Iterator[None]:
+    """Show how much of a recording has been read, while the block runs.
+
+    Nothing is shown unless stderr is a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    done = threading.Event()
+    whole = threading.Event()
+    thread = threading.Thread(target=_show, args=(done, whole, recording, counts), daemon=True)
+    thread.start()
+    try:
+        yield
+        whole.set()
+    finally:
+        done.set()
+        thread.join()
+
+
+def _show(
+    done: threading.Event, whole: threading.Event, recording: Recording, counts: Counts
+) -> None:
+    if done.wait(_DELAY_S):
+        return
+    size = recording.size_bytes
+    if not size:
+        # There is no telling how much of a pipe is to come.
+        while True:
+            click.echo(f"\r{_label(counts)}\x1b[K", err=True, nl=False)
+            if done.wait(_EVERY_S):
+                click.echo("\r\x1b[K", err=True, nl=False)
+                return
+    bar: ProgressBar[int]
+    with click.progressbar(
+        length=size, file=sys.stderr, show_percent=True, item_show_func=lambda _: _label(counts)
+    ) as bar:
+        while not done.wait(_EVERY_S):
+            # What has been read is not yet done, and a bar at its end stands still.
+            bar.update(max(min(recording.read_bytes, size - 1) - bar.pos, 0))
+        if whole.is_set():
+            bar.update(size - bar.pos)
+
+
+def _label(counts: Counts) -> str:
+    return f"{counts.points_received:,} of {counts.points_sent:,} points came back"

@@ -1,0 +1,334 @@
+"""`kapudf replay`: send a recording through a UDF as a task would, and show what comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from kapudf_cli.commands.numbers import Number
+from kapudf_cli.commands.progress import progress
+from kapudf_cli.commands.stdout import own_stdout
+from kapudf_cli.commands.targets import target_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.commands.stdout import Stdout
+    from kapudf_cli.errors import RecordingError
+    from kapudf_cli.replay.differences import Differences, Fate
+    from kapudf_cli.replay.feed import Feed
+    from kapudf_cli.replay.formats import Format
+    from kapudf_cli.replay.session import Counts
+    from kapudf_cli.targets import Target
+    from kapudf_cli.wire.codec import DataMessage
+
+#: Sent at once where that is faster: about what a socket holds.
+_PIECE_BYTES = 64 * 1024
+#: With --keep-going, so many ill-formed lines are told one by one.
+_TOLD_LINES = 10
+
+
+class _Period(click.ParamType[int]):
+    """A duration as TICKscript writes it, in nanoseconds."""
+
+    name = "period"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from kapudf_cli.literals import read_literal
+
+        try:
+            literal, end = read_literal(value, 0)
+        except ValueError:
+            end = -1
+        if end != len(value) or literal.durationValue <= 0:
+            self.fail(f"{value!r} is no duration such as 500ms, 10s or 1m", param, ctx)
+        return int(literal.durationValue)
+
+
+@dataclass
+class _IllFormed:
+    """The ill-formed lines: each ends the replay, or is told and counted."""
+
+    keep_going: bool
+    count: int = 0
+
+    def refuse(self, error: RecordingError) -> None:
+        """Take note of one."""
+        if not self.keep_going:
+            raise error
+        self.count += 1
+        if self.count <= _TOLD_LINES:
+            click.echo(f"skipped: {error}", err=True)
+        if self.count == _TOLD_LINES:
+            click.echo("skipped: further lines are only counted", err=True)
+
+
+def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file that cannot be written before an hour of replay has gone by."""
+    del ctx, param
+    if value is not None and not Path(value).parent.is_dir():
+        raise click.BadParameter(f"there is no folder {Path(value).parent}")
+    return value
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@target_options
+@click.option(
+    "--options",
+    "calls",
+    metavar="CALLS",
+    default="",
+    help="Options of the UDF, as a TICKscript calls them: .field('usage', 42.0).every(10s)",
+)
+@click.option("--group-by", metavar="TAGS", help="Group the stream by these tags, or by all: '*'.")
+@click.option("--by-name", is_flag=True, help="Group by measurement as well.")
+@click.option("--measurement", metavar="NAME", help="Send this measurement only.")
+@click.option(
+    "--database",
+    metavar="NAME",
+    help="Send this database only; points of line protocol, which names none, are of it.",
+)
+@click.option("--retention-policy", metavar="NAME", help="Likewise, for the retention policy.")
+@click.option(
+    "--precision",
+    type=click.Choice(["ns", "u", "ms", "s", "m", "h"]),
+    default="ns",
+    show_default=True,
+    help="What the timestamps of line protocol count.",
+)
+@click.option(
+    "--window",
+    "period_ns",
+    metavar="PERIOD",
+    type=_Period(),
+    help="Cut the stream into batches, as |window().period(PERIOD).every(PERIOD) does.",
+)
+@click.option(
+    "--speed",
+    metavar="FACTOR",
+    type=Number(min=0, min_open=True, max=1e9),
+    help="Send by the recorded times, so many times faster; 1 is as it was. Else at full speed.",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Send N points at most; of a batch recording, N batches.",
+)
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["lines", "json", "table"]),
+    default="lines",
+    show_default=True,
+    help="How to print what comes back: line protocol, a JSON object a line, or a table.",
+)
+@click.option("--diff", is_flag=True, help="Print what the UDF changed, point by point, instead.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=Number(min=0, min_open=True, max=3600),
+    default=10.0,
+    show_default=True,
+    help="How long the UDF may be silent, as timeout of kapacitor.conf; keepalives go at half.",
+)
+@click.option(
+    "--snapshot-to",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True),
+    callback=_is_folder_there,
+    help="Ask for a snapshot after the last point, and write it here.",
+)
+@click.option(
+    "--restore-from",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, readable=True),
+    help="Give this snapshot back right after Init.",
+)
+@click.option("--keep-going", is_flag=True, help="Pass over ill-formed lines, and count them.")
+def replay(
+    *,
+    file: str,
+    target: Target,
+    calls: str,
+    group_by: str | None,
+    measurement: str | None,
+    database: str | None,
+    retention_policy: str | None,
+    precision: str,
+    period_ns: int | None,
+    speed: float | None,
+    limit: int | None,
+    shape: str,
+    timeout_s: float,
+    snapshot_to: str | None,
+    restore_from: str | None,
+    by_name: bool,
+    diff: bool,
+    keep_going: bool,
+) -> None:
+    """Send a recording through a UDF as a task would, and print what comes back.
+
+    FILE is a recording of Kapacitor's, stream (.srpl) or batch (.brpl), or line protocol,
+    plain or compressed; - is standard input. The UDF may be in any language.
+
+    Exits with 0 if all went well, with 1 if the UDF did what fails a task or a line is
+    ill-formed, and with 2 if what was asked for does not fit.
+    """
+    from kapudf_cli.calls import check_calls, read_calls
+    from kapudf_cli.errors import KapudfError
+    from kapudf_cli.grouping import Grouping
+    from kapudf_cli.recordings import open_recording
+    from kapudf_cli.replay.difference_format import DifferenceFormat
+    from kapudf_cli.replay.feed import Feed, Selection
+    from kapudf_cli.replay.fit import check_fit, info_of
+    from kapudf_cli.replay.session import Session
+    from kapudf_cli.windows import Windows
+    from kapudf_cli.wire.udf_pb2 import InitRequest
+
+    _refuse_two_shapes(diff=diff)
+    feed = Feed(
+        selection=Selection(measurement, database, retention_policy),
+        grouping=Grouping(_tags(group_by), by_name=by_name),
+        windows=None if period_ns is None else Windows(period_ns),
+        limit=limit,
+        speed=speed,
+    )
+    told_calls = read_calls(calls)
+    ill_formed = _IllFormed(keep_going)
+    on_terminal = sys.stdout.isatty()
+    with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as open_now:
+        # Whoever reads stdout and leaves ends the replay, quietly.
+        out = open_now.enter_context(own_stdout())
+        info = info_of(target, timeout_s=timeout_s)
+        options = check_calls(told_calls, info)
+        recording = open_now.enter_context(
+            open_recording(file, precision=precision, refuse=ill_formed.refuse)
+        )
+        check_fit(info.wants, recording.kind, feed)
+        out.live = on_terminal or speed is not None or recording.size_bytes is None
+        colour = on_terminal and "NO_COLOR" not in os.environ
+        shown = _shown(shape, out, diff=diff, colour=colour)
+        connection = open_now.enter_context(target.open(timeout_s=timeout_s))
+        session = Session(
+            connection,
+            provides=info.provides,
+            timeout_s=timeout_s,
+            # Nobody waits for a single point out of a file.
+            piece_bytes=1 if out.live else _PIECE_BYTES,
+        )
+        messages = feed.messages(recording.records)
+        if isinstance(shown, DifferenceFormat):
+            messages = _noted(messages, shown.differences)
+        came_back = session.run(
+            InitRequest(taskID="replay", nodeID="replay2", options=options),
+            messages,
+            restore=None if restore_from is None else _read(restore_from),
+            take_snapshot=snapshot_to is not None,
+        )
+        began_s = ended_s = time.monotonic()
+        failures = 0
+        try:
+            # What comes by on a terminal is progress enough.
+            with contextlib.nullcontext() if on_terminal else progress(recording, session.counts):
+                for message in came_back:
+                    shown.take(message)
+                    ended_s = time.monotonic()
+        except KapudfError:
+            failures = 1
+            raise
+        finally:
+            shown.finish()
+            out.flush()
+            errors = ill_formed.count + failures
+            _report(session.counts, ended_s - began_s, errors, shown, feed)
+        if snapshot_to is not None and session.snapshot is not None:
+            _write(snapshot_to, session.snapshot)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise click.FileError(path, error.strerror) from error
+
+
+def _write(path: str, snapshot: bytes) -> None:
+    try:
+        Path(path).write_bytes(snapshot)
+    except OSError as error:
+        raise click.FileError(path, error.strerror) from error
+
+
+def _refuse_two_shapes(*, diff: bool) -> None:
+    source = click.get_current_context().get_parameter_source("shape")
+    if diff and source is not ParameterSource.DEFAULT:
+        raise click.UsageError("--diff has a form of its own; leave --format out")
+
+
+def _tags(group_by: str | None) -> tuple[str, ...] | None:
+    tags = tuple(tag for tag in (group_by or "").split(",") if tag)
+    return None if tags == ("*",) else tags
+
+
+def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool) -> Format:
+    """Return what shows the messages that come back."""
+    from kapudf_cli.replay.difference_format import DifferenceFormat
+    from kapudf_cli.replay.formats import JsonFormat, LineFormat
+    from kapudf_cli.replay.table import TableFormat
+
+    if diff:
+        return DifferenceFormat(out.emit, _paint if colour else lambda text, _: text)
+    match shape:
+        case "json":
+            return JsonFormat(out.emit, out.emit_part)
+        case "table":
+            return TableFormat(out.emit)
+        case _:
+            return LineFormat(out.emit)
+
+
+def _paint(text: str, fate: Fate | None) -> str:
+    match fate.value if fate is not None else None:
+        case "+":
+            return click.style(text, fg="green")
+        case "-":
+            return click.style(text, fg="red")
+        case "~":
+            return click.style(text, fg="yellow")
+        case "=":
+            return text
+        case _:
+            return click.style(text, dim=True)
+
+
+def _noted(messages: Iterator[DataMessage], differences: Differences) -> Iterator[DataMessage]:
+    """Let it be known what is about to be sent."""
+    for message in messages:
+        differences.sent(message)
+        yield message
+
+
+def _report(counts: Counts, seconds: float, errors: int, shown: Format, feed: Feed) -> None:
+    """Print to stderr what the replay comes to, and what of it got lost on the way."""
+    from kapudf_cli.replay.formats import LineFormat
+    from kapudf_cli.replay.summary import counted, summary
+
+    if isinstance(shown, LineFormat) and shown.first_unwritable is not None:
+        errors += shown.unwritable
+        what = counted(shown.unwritable, "point")
+        click.echo(f"not printed: {what}; the first: {shown.first_unwritable}", err=True)
+    if feed.windows is not None and feed.windows.held:
+        held = counted(feed.windows.held, "point")
+        click.echo(f"not sent: {held} in windows that no later point closed", err=True)
+    click.echo(summary(counts, seconds, errors), err=True)

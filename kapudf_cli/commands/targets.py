@@ -1,0 +1,84 @@
+"""How a command is told which UDF it is about: --socket, --exec or --handler."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from kapudf_cli.commands.stdout import own_stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kapudf_cli.targets import Target
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name the UDF; the command gets it as `target`, a `Target`.
+
+    What a command that is started for it writes to stderr is passed on to stderr.
+    """
+
+    @click.option(
+        "--socket",
+        metavar="PATH",
+        envvar="KAPUDF_SOCKET",
+        show_envvar=True,
+        help="The UDF at this Unix socket.",
+    )
+    @click.option(
+        "--exec",
+        "command",
+        metavar="COMMAND",
+        help="The process UDF that this command starts, on its stdin and stdout; no shell is used.",
+    )
+    @click.option(
+        "--handler",
+        metavar="HANDLER",
+        help="A handler in this process: its name, package.module:Class, or file.py:Class.",
+    )
+    @functools.wraps(command)
+    def with_target(
+        *args: Any, socket: str | None, command: str | None, handler: str | None, **kwargs: Any
+    ) -> Any:
+        return with_target.__wrapped__(*args, target=_target(socket, command, handler), **kwargs)
+
+    return with_target
+
+
+def _target(socket: str | None, command: str | None, handler: str | None) -> Target:
+    from kapudf_cli import plugins
+    from kapudf_cli.targets import CommandTarget, HandlerTarget, SocketTarget
+
+    given = [value for value in (socket, command, handler) if value is not None]
+    source = click.get_current_context().get_parameter_source("socket")
+    if len(given) > 1 and source is ParameterSource.ENVIRONMENT:
+        # What stands in the environment is only for when nothing is said.
+        socket = None
+        given = given[1:]
+    if len(given) != 1:
+        wrong = "name one UDF only" if given else "name the UDF"
+        raise click.UsageError(f"{wrong}: --socket PATH, --exec 'COMMAND …' or --handler NAME")
+    if command is not None:
+        return CommandTarget.parse(command, stderr=sys.stderr.buffer)
+    if handler is not None:
+        plugin = plugins.find(handler)
+        with own_stdout():
+            # What a module prints when it is imported is no result.
+            return HandlerTarget(handler, plugin.load())
+    return SocketTarget(os.fspath(socket or ""))
+
+
+def silenced(target: Target) -> Target:
+    """Return a target that passes no stderr of a command on; its last lines go with its end."""
+    from kapudf_cli.targets import CommandTarget
+
+    if isinstance(target, CommandTarget):
+        return dataclasses.replace(target, stderr=None)
+    return target

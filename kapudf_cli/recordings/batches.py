@@ -1,0 +1,100 @@
+"""Batches out of Kapacitor's batch recordings: a JSON object in each line.
+
+They are read as Kapacitor does (`UnmarshalJSON` of a batch in its edge/messages.go and
+`replayBatchFromChan` in its replay.go): a number is a float, for JSON says nothing of
+integers; a point without tags has those of the batch; the group is made anew; a batch
+without points is left out; and a batch ends with its last point, if not later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kapudf_cli.batches import Batch
+from kapudf_cli.grouping import group_id
+from kapudf_cli.points import set_field
+from kapudf_cli.rfc3339 import read_time
+from kapudf_cli.wire.udf_pb2 import Point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.recordings.lines import LineReader, Refuse
+
+_INT64 = range(-(2**63), 2**63)
+
+
+class _Point(msgspec.Struct):
+    fields: dict[str, bool | float | str | None]
+    time: str
+    tags: dict[str, str] | None = None
+
+
+class _Batch(msgspec.Struct):
+    points: list[_Point] = []
+    name: str = ""
+    tmax: str | None = None
+    byname: bool = False
+    tags: dict[str, str] | None = None
+    # What a point of a stream has, and a batch has not.
+    fields: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_DECODER = msgspec.json.Decoder(_Batch)
+
+
+def read_batches(lines: LineReader, refuse: Refuse) -> Iterator[Batch]:
+    """Yield the batches, but for those without points."""
+    while (line := lines.read()) is not None:
+        if not line.text.strip() and line.problem is None:
+            continue
+        try:
+            if line.problem is not None:
+                raise ValueError(line.problem)
+            batch = _batch(_DECODER.decode(line.text))
+        except (ValueError, msgspec.DecodeError) as error:
+            refuse(lines.fault(line, _reason(error)))
+            continue
+        if batch.points:
+            yield batch
+
+
+def _batch(content: _Batch) -> Batch:
+    if content.fields is not msgspec.UNSET:
+        message = "this is a point, and not a batch"
+        raise ValueError(message)
+    tags = content.tags or {}
+    group = group_id(content.name, tags, sorted(tags), by_name=content.byname)
+    points = [_point(each, tags, group) for each in content.points]
+    batch = Batch(content.name, points, tags, group, by_name=content.byname)
+    if points:
+        ended = [] if content.tmax is None else [read_time(content.tmax)]
+        batch.tmax_ns = max(*ended, points[-1].time)
+        if batch.tmax_ns not in _INT64:
+            message = f"tmax {content.tmax} is out of range"
+            raise ValueError(message)
+    return batch
+
+
+def _point(content: _Point, tags: dict[str, str], group: str) -> Point:
+    time = read_time(content.time)
+    if time not in _INT64:
+        message = f"the time {content.time} is out of range"
+        raise ValueError(message)
+    point = Point(time=time, group=group, tags=content.tags or tags)
+    for name, value in content.fields.items():
+        if value is None:
+            message = f"field '{name}' is null, on which Kapacitor panics"
+            raise ValueError(message)
+        set_field(point, name, value)
+    return point
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, msgspec.ValidationError):
+        return f"this is no batch: {error}"
+    if isinstance(error, msgspec.DecodeError):
+        return f"this is no JSON: {error}"
+    return str(error)

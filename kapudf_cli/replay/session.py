@@ -1,0 +1,260 @@
+"""One connection to a UDF, from Init to its end, as a task of Kapacitor's holds it.
+
+Init is sent and its answer awaited, then Restore if there is something to restore; then
+data, from a thread of its own, with a keepalive every half of the time-out; at last
+Snapshot, if one is wanted, and the half-close. Whatever comes back is checked before it
+is handed on, and what Kapacitor would not have taken ends the session with an error in
+words for the UDF's author.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+
+from kapudf_cli.errors import ProtocolError, ReplayError, ResponseFaultError
+from kapudf_cli.replay import faults
+from kapudf_cli.wire.codec import REQUESTS
+from kapudf_cli.wire.responses import ResponseOrder, fault_of
+from kapudf_cli.wire.udf_pb2 import (
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InitResponse,
+    KeepaliveRequest,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator
+
+    from kapudf_cli.targets import Connection
+    from kapudf_cli.wire.codec import DataMessage, RequestMessage, ResponseMessage
+    from kapudf_cli.wire.udf_pb2 import EdgeType, InitRequest
+
+A = TypeVar("A", InitResponse, RestoreResponse)
+
+#: A send may wait for as long as the UDF answers keepalives, which is what is timed.
+_UNLIMITED_S: Final = 1_000_000.0
+#: Keepalives may be answered while a snapshot is taken, but not for ever; in time-outs.
+_SNAPSHOT_TIMEOUTS: Final = 6
+#: How long a process may take to be seen to have ended once its connection has.
+_ENDING_S: Final = 2.0
+
+
+@dataclass
+class Counts:
+    """What has gone through so far."""
+
+    points_sent: int = 0
+    batches_sent: int = 0
+    points_received: int = 0
+    batches_received: int = 0
+
+
+class Session:
+    """Sends data through a UDF, once.
+
+    Attributes:
+        counts: what has gone through so far; read it from any thread.
+        snapshot: what the UDF answered to Snapshot, None if it was not asked.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        provides: EdgeType,
+        timeout_s: float,
+        piece_bytes: int = 1,
+    ) -> None:
+        """Use a fresh connection.
+
+        Args:
+            connection: to the UDF; it stays the caller's to close.
+            provides: the edge that the UDF has declared.
+            timeout_s: how long the UDF may be silent, as `timeout` of kapacitor.conf.
+            piece_bytes: how much of the data is gathered before it is sent. With 1, each
+                message is sent when it is there, as Kapacitor does.
+        """
+        self.counts = Counts()
+        self.snapshot: bytes | None = None
+        self._connection = connection
+        self._side = connection.side
+        self._timeout_s = timeout_s
+        self._piece_bytes = piece_bytes
+        self._order = ResponseOrder(provides)
+        # Messages are sent from two threads, and frames must not mix.
+        self._sending = threading.Lock()
+        self._stopped = threading.Event()
+        self._snapshot_arrived = threading.Event()
+        self._snapshot_asked = False
+        self._half_closed = False
+        self._source_error: BaseException | None = None
+
+    def run(
+        self,
+        init: InitRequest,
+        data: Iterable[RequestMessage],
+        *,
+        restore: bytes | None = None,
+        take_snapshot: bool = False,
+    ) -> Iterator[DataMessage]:
+        """Send everything and yield the points and batches that come back, until the UDF closes.
+
+        Args:
+            init: what the task begins with.
+            data: taken from in another thread. If it raises, what it gave before is sent
+                through to the end, and then the error is raised here.
+            restore: a snapshot to give back after Init.
+            take_snapshot: whether to ask for one after the last of the data.
+
+        Raises:
+            ReplayError: the UDF failed, hung, or sent what it must not.
+        """
+        self._side.extend(_UNLIMITED_S)
+        keepalive = threading.Thread(target=self._keep_alive, name="keepalive", daemon=True)
+        keepalive.start()
+        try:
+            self._ask(init)
+            answer = yield from self._until(InitResponse)
+            if not answer.success:
+                raise ReplayError(faults.refused("Init", answer.error))
+            if restore is not None:
+                self._ask(RestoreRequest(snapshot=restore))
+                restored = yield from self._until(RestoreResponse)
+                if not restored.success:
+                    raise ReplayError(faults.refused("Restore", restored.error))
+            sender = threading.Thread(
+                target=self._send, args=(data, take_snapshot), name="sender", daemon=True
+            )
+            sender.start()
+            while (response := self._receive()) is not None:
+                if isinstance(response, BeginBatch | Point | EndBatch):
+                    yield response
+                else:
+                    self._take(response)
+            self._check_end()
+        finally:
+            self._stopped.set()
+            self._snapshot_arrived.set()
+        if self._source_error is not None:
+            raise self._source_error
+
+    # --- sending ---
+
+    def _ask(self, request: RequestMessage) -> bool:
+        """Send a request; return False if the UDF is gone, which its answers will tell better."""
+        self._order.send(request)
+        return self._send_bytes(REQUESTS.encode(request))
+
+    def _send_bytes(self, frames: bytes) -> bool:
+        """Send whole frames; return False if the UDF is gone."""
+        try:
+            with self._sending:
+                if frames and not self._half_closed:
+                    self._side.send_bytes(frames)
+        except (OSError, ValueError):
+            # ValueError is what a connection closed in the meantime raises.
+            return False
+        return True
+
+    def _keep_alive(self) -> None:
+        while not self._stopped.wait(self._timeout_s / 2):
+            self._ask(KeepaliveRequest(time=time.time_ns()))
+
+    def _send(self, data: Iterable[RequestMessage], take_snapshot: bool) -> None:  # noqa: FBT001 - of a thread
+        piece = bytearray()
+        try:
+            for message in data:
+                # Counted before it is sent: it may be back before this thread goes on.
+                if isinstance(message, Point):
+                    self.counts.points_sent += 1
+                elif isinstance(message, BeginBatch):
+                    self.counts.batches_sent += 1
+                piece += REQUESTS.encode(message)
+                if len(piece) >= self._piece_bytes:
+                    if not self._send_bytes(bytes(piece)) or self._stopped.is_set():
+                        return
+                    piece.clear()
+            if take_snapshot and self._send_bytes(bytes(piece)):
+                piece.clear()
+                self._snapshot_asked = True
+                self._ask(SnapshotRequest())
+                self._snapshot_arrived.wait(_SNAPSHOT_TIMEOUTS * self._timeout_s)
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the data is read
+            self._source_error = error
+        self._send_bytes(bytes(piece))
+        with contextlib.suppress(OSError, ValueError), self._sending:
+            self._half_closed = True
+            self._side.half_close()
+
+    # --- receiving ---
+
+    def _receive(self) -> ResponseMessage | None:
+        """Return the next response that the protocol allows; None once the UDF has closed."""
+        try:
+            response = self._side.receive_within(self._timeout_s)
+            if response is None:
+                return None
+            self._order.receive(response)
+        except ResponseFaultError as error:
+            raise ReplayError(f"the UDF {error}") from error
+        except ProtocolError as error:
+            self._fail_of_end(f"the UDF {fault_of(error)}")
+        except TimeoutError as error:
+            raise ReplayError(
+                faults.silent(self._timeout_s, self.counts, after_data=self._half_closed)
+            ) from error
+        except OSError:
+            # The connection was reset: the UDF closed with input that it had not read.
+            self._fail_of_end(faults.closed_early(self.counts, snapshot=self._snapshot_asked))
+        match response:
+            case Point():
+                self.counts.points_received += 1
+            case EndBatch():
+                self.counts.batches_received += 1
+            case ErrorResponse():
+                raise ReplayError(faults.reported(response.error))
+        return response
+
+    def _until(self, answer: type[A]) -> Generator[DataMessage, None, A]:
+        """Yield data until an answer comes, and return that."""
+        while not isinstance(response := self._receive(), answer):
+            if isinstance(response, BeginBatch | Point | EndBatch):
+                yield response
+            elif response is None:
+                self._fail_of_end(faults.closed_instead_of(answer.__name__))
+            else:
+                self._take(response)
+        return response
+
+    def _take(self, response: ResponseMessage) -> None:
+        """Take what is no data."""
+        if isinstance(response, SnapshotResponse):
+            self.snapshot = response.snapshot
+            self._snapshot_arrived.set()
+
+    def _check_end(self) -> None:
+        """Say what is wrong with the UDF's end, if something is."""
+        if not self._half_closed:
+            self._fail_of_end(faults.closed_early(self.counts, snapshot=self._snapshot_asked))
+        try:
+            self._order.finish()
+        except ResponseFaultError as error:
+            self._fail_of_end(f"the UDF {error}")
+        if self._snapshot_asked and self.snapshot is None:
+            self._fail_of_end(faults.NO_SNAPSHOT)
+        ending = self._connection.ending(_ENDING_S)
+        if ending is not None and not ending.clean:
+            raise ReplayError(faults.ended_badly(self.counts, ending))
+
+    def _fail_of_end(self, problem: str) -> NoReturn:
+        raise ReplayError(faults.with_ending(problem, self._connection.ending(_ENDING_S)))

@@ -1,0 +1,89 @@
+"""The folders of handlers' code, watched while it is written; `kapudf serve --reload`.
+
+Needs the extra `kapudf[reload]`.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Self
+
+from kapudf_cli.errors import MissingExtraError, describe
+
+try:
+    import watchfiles
+except ImportError as error:
+    raise MissingExtraError("--reload", "watchfiles", "reload") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from structlog.stdlib import BoundLogger
+
+#: How long no file must change until it is told: an editor saves in several steps, and a
+#: checkout changes many files.
+_QUIET_MS = 100
+#: It is told after so long, whatever goes on.
+_LONGEST_MS = 2_000
+
+
+class CodeWatch:
+    """Tells when Python files change in some folders, from a thread of its own."""
+
+    def __init__(self, on_change: Callable[[], None], log: BoundLogger) -> None:
+        """Have `on_change` called, in that thread, and log what has changed."""
+        self._on_change = on_change
+        self._log = log
+        self._folders: frozenset[str] = frozenset()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Begin, with nothing to watch."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the thread."""
+        self._end()
+
+    def follow(self, folders: Iterable[str]) -> None:
+        """Watch these folders from now on, not those below them; cheap if they are as before."""
+        wanted = frozenset(folders)
+        if wanted == self._folders:
+            return
+        self._end()
+        self._folders = wanted
+        if wanted:
+            self._stop = threading.Event()
+            self._thread = threading.Thread(
+                target=self._watch, args=(wanted, self._stop), name="code watch", daemon=True
+            )
+            self._thread.start()
+
+    def _end(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self, folders: frozenset[str], stop: threading.Event) -> None:
+        self._log.info("watching code", folders=sorted(folders))
+        try:
+            for changes in watchfiles.watch(
+                *folders,
+                watch_filter=lambda _, path: path.endswith(".py"),
+                debounce=_LONGEST_MS,
+                step=_QUIET_MS,
+                stop_event=stop,
+                recursive=False,
+            ):
+                self._log.info("code changed", files=sorted({path for _, path in changes}))
+                self._on_change()
+        except Exception as error:  # noqa: BLE001 - a lost folder, or no more watches to be had
+            self._log.error("code is watched no more", error=describe(error))

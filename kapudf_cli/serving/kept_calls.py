@@ -1,0 +1,86 @@
+"""System calls that keep the interpreter while they are made.
+
+Python lets go of the interpreter around a system call, and whoever takes it then may be a
+handler that keeps it for a second in C. A thread that sends would wait so after each of
+its calls, with the lock held that keeps the supervisor from sending a heartbeat, and a
+message half sent. None of these calls waits for anything, so there is no need to let go.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from typing import Final
+
+_libc: Final = ctypes.PyDLL(None, use_errno=True)
+
+
+class _Flock(ctypes.Structure):
+    """A lock of fcntl(2), `struct flock`."""
+
+    _fields_ = (
+        ("l_type", ctypes.c_short),
+        ("l_whence", ctypes.c_short),
+        ("l_start", ctypes.c_long),
+        ("l_len", ctypes.c_long),
+        ("l_pid", ctypes.c_int),
+    )
+
+
+# A long is as wide as an off_t and as a ssize_t, on Linux.
+_lseek: Final = _libc.lseek
+_lseek.argtypes = (ctypes.c_int, ctypes.c_long, ctypes.c_int)
+_lseek.restype = ctypes.c_long
+_sendfile: Final = _libc.sendfile
+_sendfile.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_sendfile.restype = ctypes.c_long
+_fcntl: Final = _libc.fcntl
+_fcntl.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+
+_WHOLE_FILE: Final = _Flock(fcntl.F_WRLCK, os.SEEK_SET)
+_NOTHING: Final = _Flock(fcntl.F_UNLCK, os.SEEK_SET)
+_LOCK: Final = ctypes.addressof(_WHOLE_FILE)
+_UNLOCK: Final = ctypes.addressof(_NOTHING)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock a file, as `fcntl.lockf` does; return whether nobody else has it."""
+    return bool(_fcntl(descriptor, fcntl.F_SETLK, _LOCK) == 0)
+
+
+def unlock(descriptor: int) -> None:
+    """Unlock a file that this process has locked."""
+    _fcntl(descriptor, fcntl.F_SETLK, _UNLOCK)
+
+
+def seek(descriptor: int, offset: int, whence: int) -> int:
+    """Move an open file's position and return it, as `os.lseek` does.
+
+    Raises:
+        OSError: it cannot be moved there.
+    """
+    position: int = _lseek(descriptor, offset, whence)
+    if position < 0:
+        raise _error()
+    return position
+
+
+def send_file(connection: int, file: int, count: int) -> int:
+    """Send from an open file's position, as `os.sendfile` does; the socket must not block.
+
+    Raises:
+        OSError: as the socket does; BlockingIOError if it has no room.
+    """
+    while True:
+        sent: int = _sendfile(connection, file, None, count)
+        if sent >= 0:
+            return sent
+        error = _error()
+        if not isinstance(error, InterruptedError):
+            raise error
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,179 @@
+"""`kapudf check` as a command: its table, its JSON, its exit status, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.conformance.runner import CHECKS
+from tests.conftest import plugin
+from tests.serve_process import KAPUDF, PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.serve_process import ServeProcess
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def check(*arguments: str) -> tuple[int, str, str]:
+    """Run the command and return its exit status, stdout and stderr."""
+    result = subprocess.run(
+        [*KAPUDF, "check", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE_S,
+        cwd=ROOT,
+        check=False,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def peer(name: str) -> str:
+    return f"{sys.executable} -m tests.peers.{name}"
+
+
+def test_a_handler_that_conforms_passes() -> None:
+    """A line for each check that applies, one for each run of those that do not, and the sum."""
+    status, output, errors = check("--handler", "mirror")
+    assert (status, errors) == (0, "")
+    *lines, summary = output.splitlines()
+    assert "passed  info" in lines
+    assert any(line.startswith("-       batch-types and ") for line in lines)
+    assert not any(line.startswith("FAILED") for line in lines)
+    passed, failed, skipped = (int(part.split()[0]) for part in summary.split(", "))
+    assert failed == 0
+    assert passed + skipped == len(CHECKS)
+
+
+def test_a_udf_that_does_not_conform_fails() -> None:
+    """With the reason beside the check, and exit status 1."""
+    status, output, errors = check("--exec", peer("exits_with_1"))
+    assert (status, errors) == (1, "")
+    (failed,) = [line for line in output.splitlines() if line.startswith("FAILED")]
+    assert failed.split(maxsplit=2)[1:] == [
+        "exit",
+        "exited with status 1, after saying: unexpected end of file",
+    ]
+    assert ", 1 failed, " in output
+
+
+def test_the_rules_are_shown_on_request() -> None:
+    """With their sources."""
+    status, output, _ = check("--handler", "mirror", "--verbose")
+    text = " ".join(output.split())
+    assert status == 0
+    for each in CHECKS:
+        assert f"rule: {each.rule}" in text
+        assert f"source: {each.source}" in text
+
+
+def test_a_run_for_machines_has_everything() -> None:
+    """Each check with its outcome, reason, rule and source, in the order in which they ran."""
+    status, output, errors = check("--exec", peer("refuses_in_silence"), "--json")
+    assert (status, errors) == (1, "")
+    run = json.loads(output)
+    assert [each["name"] for each in run["checks"]] == [each.name for each in CHECKS]
+    assert run["passed"] + run["failed"] + run["not_applicable"] == len(CHECKS)
+    by_name = {each["name"]: each for each in run["checks"]}
+    assert by_name["info"]["outcome"] == "passed"
+    assert by_name["info"]["duration_s"] > 0
+    assert by_name["init-without-options"]["outcome"] == "failed"
+    assert "without a reason" in by_name["init-without-options"]["reason"]
+    assert by_name["batch-types"]["outcome"] == "not_applicable"
+    assert run["target"] == peer("refuses_in_silence")
+
+
+def test_the_names_of_checks_are_told_apart() -> None:
+    """A name is one check's, and short enough for its column."""
+    names = [each.name for each in CHECKS]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 26
+
+
+def test_a_socket_is_checked(serve: Callable[..., ServeProcess], socket_path: str) -> None:
+    """It is named in the environment, as for probe, or on the command line, which beats it."""
+    serve("default")
+    assert check("--socket", socket_path)[0] == 0
+
+
+def test_options_can_be_given() -> None:
+    """In TICKscript's own words; they are what it is started with."""
+    options = ".field('value').size(3)"
+    status, output, _ = check("--handler", "moving-average", "--options", options, "--json")
+    assert status == 0
+    assert json.loads(output)["failed"] == 0
+
+
+def test_options_that_a_udf_refuses_fail_the_check_of_init() -> None:
+    """What needs a task then does not apply."""
+    status, output, _ = check(
+        "--handler", "moving-average", "--options", ".field('value').size(-1)"
+    )
+    assert status == 1
+    (failed,) = [line for line in output.splitlines() if line.startswith("FAILED")]
+    assert "init" in failed
+    assert "refused .field('value').size(-1): .size() expects" in failed
+    assert "no task can be started on it; see init" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (".field('value'", "a comma or ) belongs after 'value', not nothing"),
+        (".feld('value')", "the UDF has no option .feld(); its options: "),
+        (".field(1)", ".field() expects a string, got 1, a whole number"),
+    ],
+)
+def test_options_that_no_tickscript_could_call_are_refused(options: str, told: str) -> None:
+    """Before anything is checked, with the place in the text."""
+    status, output, errors = check("--handler", "moving-average", "--options", options)
+    assert (status, output) == (2, "")
+    assert told in errors
+    assert errors.startswith("Error: character ")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "status"),
+    [
+        ([], "name the UDF: --socket PATH, --exec 'COMMAND …' or --handler NAME", 2),
+        (["--handler", "mirror", "--exec", "cat"], "name one UDF only: --socket PATH", 2),
+        (["--handler", "mirrow"], "did you mean 'mirror'?", 2),
+        (["--socket", "/nowhere.sock"], "/nowhere.sock: there is no such socket", 1),
+        (["--exec", "no-such-program"], "there is no program 'no-such-program'", 1),
+        (["--exec", "'"], "cannot be split into arguments: No closing quotation", 1),
+        (["--exec", ""], "'': names no program", 1),
+        (["--handler", "mirror", "--timeout", "0"], "0.0 is not in the range", 2),
+        (["--handler", "mirror", "--timeout", "nan"], "nan", 2),
+    ],
+)
+def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> None:
+    """In a line, with the way out."""
+    found, output, errors = check(*arguments)
+    assert (found, output) == (status, "")
+    assert told in errors
+    assert "Traceback" not in errors
+
+
+def test_a_command_that_is_no_udf_is_told() -> None:
+    """It says something, and it is no frame."""
+    status, output, _ = check("--exec", "echo This is no UDF, just words", "--timeout", "9")
+    assert status == 1
+    assert output.splitlines()[0].startswith("FAILED  info")
+    assert "it did not say what it is; see info" in output
+
+
+def test_what_a_handler_prints_is_not_in_the_table() -> None:
+    """It goes to stderr, so that the JSON stays JSON."""
+    status, output, errors = check("--handler", plugin("talkative.py:Talkative"), "--json")
+    assert status == 0
+    assert json.loads(output)["failed"] == 0
+    assert "printed by python" in errors

@@ -1,0 +1,132 @@
+"""`kapudf load` as a command: its table, its JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.serve_process import KAPUDF, PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.serve_process import ServeProcess
+
+RECORDINGS = Path(__file__).parent.parent / "recordings"
+
+
+def load(*arguments: str) -> tuple[int, str, str]:
+    """Run the command and return its exit status, stdout and stderr."""
+    result = subprocess.run(
+        [*KAPUDF, "load", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def facts(*arguments: str) -> dict[str, object]:
+    status, output, errors = load(*arguments, "--json")
+    assert (status, errors) == (0, "")
+    found: dict[str, object] = json.loads(output)
+    return found
+
+
+def test_a_table_has_throughput_latency_and_cost(
+    serve: Callable[..., ServeProcess], socket_path: str
+) -> None:
+    """Of a UDF at a socket."""
+    serve("mirror")
+    status, output, errors = load("--socket", socket_path, "--points", "5000")
+    assert (status, errors) == (0, "")
+    names = [line[:13].strip() for line in output.splitlines()]
+    assert names == [
+        "points", "time", "throughput", "latency p50", "latency p90", "latency p99",
+        "latency p99.9", "latency max", "CPU", "memory",
+    ]  # fmt: skip
+    assert "5,000 sent, 5,000 came back" in output
+
+
+def test_a_run_for_machines_has_everything(
+    serve: Callable[..., ServeProcess], socket_path: str
+) -> None:
+    """One JSON object."""
+    process = serve("mirror")
+    found = facts("--socket", socket_path, "--points", "2000", "--connections", "4", "--bulk")
+    assert found["target"] == socket_path
+    assert found["points_returned"] == found["points_sent"]
+    assert found["timed"] == "points"
+    assert found["pids"] == [process.pid]
+    assert list(found["latency_ms"]) == ["p50", "p90", "p99", "p99.9", "max"]  # type: ignore[call-overload]
+    values = list(found["latency_ms"].values())  # type: ignore[attr-defined]
+    assert values == sorted(values)
+    assert found["rss_mb"] > 5  # type: ignore[operator]
+
+
+def test_a_command_is_loaded_with_options() -> None:
+    """As Kapacitor starts it, with what a TICKscript would call."""
+    handler = " ".join([*KAPUDF, "exec", "--handler", "moving-average", "--log-level", "error"])
+    options = ".field('usage_idle').size(10)"
+    found = facts("--exec", handler, "--options", options, "--points", "1000", "--rate", "5000")
+    assert found["points_returned"] == 1000
+    assert found["rate"] == 5000
+
+
+@pytest.mark.parametrize(
+    ("handler", "file"), [("mirror", "stream.srpl"), ("batch-mirror", "batch.brpl")]
+)
+def test_a_recording_is_sent_over_and_over(handler: str, file: str) -> None:
+    """More points than it has."""
+    path = str(RECORDINGS / file)
+    found = facts("--handler", handler, "--recording", path, "--points", "20000")
+    assert found["points_returned"] == found["points_sent"]
+    assert found["points_sent"] >= 20_000  # type: ignore[operator]
+
+
+def test_batches_are_made_for_a_udf_that_wants_them() -> None:
+    """Of the size that is asked for."""
+    found = facts("--handler", "batch-mirror", "--batch-size", "7", "--points", "700")
+    assert found["timed"] == "batches"
+    assert found["points_returned"] == found["points_sent"] == 700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "status"),
+    [
+        ([], "name the UDF: --socket PATH", 2),
+        (["--handler", "mirror", "--rate", "0"], "--rate", 2),
+        (["--handler", "mirror", "--rate", "nan"], "nan is no number", 2),
+        (["--handler", "mirror", "--points", "0"], "--points", 2),
+        (["--handler", "mirror", "--connections", "0"], "--connections", 2),
+        (["--handler", "mirror", "--fields", "0"], "--fields", 2),
+        (["--handler", "mirror", "--recording", "/nowhere.srpl"], "does not exist", 2),
+        (["--handler", "mirror", "--options", ".nothing()"], "no option .nothing()", 2),
+        (["--handler", "moving-average"], "refused the options: .field() is missing", 1),
+        (["--socket", "/nowhere.sock"], "there is no such socket; is the UDF running?", 1),
+        (["--exec", "true"], "", 1),
+        (["--handler", "mirror", "--recording", str(RECORDINGS / "batch.brpl")], "", 2),
+    ],
+)
+def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> None:
+    """In a line, with the way out."""
+    found, output, errors = load(*arguments)
+    assert (found, output) == (status, "")
+    assert told in errors
+    assert errors.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in errors
+
+
+def test_an_empty_recording_is_told(tmp_path: Path) -> None:
+    """There is nothing to send."""
+    empty = tmp_path / "empty.lp"
+    empty.write_text("# nothing but a comment\n", encoding="utf-8")
+    found, output, errors = load("--handler", "mirror", "--recording", str(empty))
+    assert (found, output) == (2, "")
+    assert "no point in it" in errors

@@ -1,0 +1,739 @@
+"""`kapudf replay`: recordings through handlers, sockets and processes, and what may fail."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import pty
+import re
+import select
+import statistics
+import subprocess
+import sys
+import time
+from typing import IO, TYPE_CHECKING
+
+import click
+import pytest
+
+from kapudf_cli import Point, get_fields
+from kapudf_cli.batches import Batch
+from kapudf_cli.commands.replay import replay as command
+from kapudf_cli.line_protocol import PRECISIONS, write
+from kapudf_cli.recordings import open_recording
+from kapudf_cli.testing import grouped, lines
+from tests.captured import points_of
+from tests.conftest import plugin
+from tests.handlers import recordings
+from tests.serve_process import KAPUDF, PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.serve_process import ServeProcess
+
+STREAM = str(recordings.STREAM)
+BATCH = str(recordings.BATCH)
+
+
+def replay(
+    *arguments: str, stdin: bytes | IO[bytes] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command; stdin is nothing, bytes or a file."""
+    given = stdin if stdin is not None and not isinstance(stdin, bytes) else None
+    result = subprocess.run(
+        [*KAPUDF, "replay", *arguments],
+        stdin=given if given is not None else None if stdin is not None else subprocess.DEVNULL,
+        input=stdin if isinstance(stdin, bytes) else None,
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    return subprocess.CompletedProcess(
+        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
+    )
+
+
+def replayed(*arguments: str, stdin: bytes | IO[bytes] | None = None) -> str:
+    """Return what is printed by a replay that goes well."""
+    result = replay(*arguments, stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def summary(*arguments: str) -> str:
+    """Return the summary of a replay that goes well, without its times."""
+    result = replay(*arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stderr.splitlines()[-1].partition(";")[0]
+
+
+def failure(*arguments: str, status: int = 1, stdin: bytes | None = None) -> str:
+    """Return the error of a replay that fails with this status."""
+    result = replay(*arguments, stdin=stdin)
+    assert result.returncode == status, result.stderr
+    # A UDF may well print a traceback of its own.
+    assert "kapudf_cli/commands" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    return last.removeprefix("Error: ")
+
+
+def records_of(text: str, folder: Path) -> list[Point | Batch]:
+    """Read what was printed as a recording."""
+    path = folder / "printed"
+    path.write_text(text, encoding="utf-8", newline="")
+
+    def refuse(error: Exception) -> None:
+        raise error
+
+    with open_recording(str(path), precision="ns", refuse=refuse) as recording:
+        return list(recording.records)
+
+
+def without_envelope(points: list[Point]) -> list[Point]:
+    """Return points as line protocol has them."""
+    for point in points:
+        for name in ("database", "retentionPolicy", "group", "dimensions", "byName"):
+            point.ClearField(name)
+    return points
+
+
+# --- what comes back ---
+
+
+def test_a_stream_comes_back_through_the_mirror_point_for_point(tmp_path: Path) -> None:
+    """As line protocol, and what is piped back in comes out the same."""
+    output = replayed(STREAM, "--handler", "mirror")
+    expected = without_envelope(recordings.read_stream(recordings.STREAM))
+    assert records_of(output, tmp_path) == expected
+    assert replayed("-", "--handler", "mirror", stdin=output.encode()) == output
+
+
+def test_batches_come_back_through_the_mirror_point_for_point(tmp_path: Path) -> None:
+    """As JSON, which is a batch recording again."""
+    output = replayed(BATCH, "--handler", "batch-mirror", "--format", "json")
+    assert records_of(output, tmp_path) == recordings.read_batches(recordings.BATCH)
+    assert (
+        replayed("-", "--handler", "batch-mirror", "--format", "json", stdin=output.encode())
+        == output
+    )
+
+
+def test_a_moving_average_is_that_of_a_direct_computation(tmp_path: Path) -> None:
+    """Of each host, over the last five points."""
+    output = replayed(
+        *(STREAM, "--handler", "moving-average", "--group-by", "host"),
+        *("--options", ".field('usage_idle').size(5).as('idle')"),
+    )
+    history: dict[str, list[float]] = {}
+    averaged = 0
+    for point in records_of(output, tmp_path):
+        assert isinstance(point, Point)
+        fields = get_fields(point)
+        if "usage_idle" not in fields:
+            assert "idle" not in fields
+            continue
+        values = history.setdefault(point.tags["host"], [])
+        values.append(float(fields["usage_idle"]))
+        assert fields["idle"] == pytest.approx(statistics.fmean(values[-5:]), rel=1e-12)
+        averaged += 1
+    assert averaged > 100
+
+
+def test_outliers_are_those_of_a_direct_computation(tmp_path: Path) -> None:
+    """By quartiles as the statistics module has them."""
+    output = replayed(
+        *(BATCH, "--handler", "outliers", "--format", "json"),
+        *("--options", ".field('usage_idle').scale(1.5)"),
+    )
+    found = records_of(output, tmp_path)
+    expected = []
+    for batch in recordings.read_batches(recordings.BATCH):
+        values = [point.fieldsDouble["usage_idle"] for point in batch.points]
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+        low, high = first - 1.5 * (third - first), third + 1.5 * (third - first)
+        expected.append(
+            [p for p, value in zip(batch.points, values, strict=True) if not low <= value <= high]
+        )
+    assert sum(map(len, expected)) > 10
+    # A batch without outliers is empty, and replay leaves such a one out, as Kapacitor does.
+    assert [batch.points for batch in found if isinstance(batch, Batch)] == list(
+        filter(None, expected)
+    )
+
+
+def test_windows_of_a_stream_are_those_of_kapacitor(tmp_path: Path) -> None:
+    """The stream that a kapacitord windowed, windowed here: the batches that it sent."""
+    stream = tmp_path / "stream"
+    stream.write_text("".join(replayed_lines(points_of("stream-01"))), encoding="utf-8", newline="")
+    result = replay(
+        *(str(stream), "--handler", "batch-mirror", "--format", "json"),
+        *("--group-by", "host", "--window", "10s"),
+    )
+    batches = [each for each in records_of(result.stdout, tmp_path) if isinstance(each, Batch)]
+    assert len(batches) == 36
+    assert sum(len(batch.points) for batch in batches) == 142
+    assert result.stderr.splitlines() == [
+        "not sent: 8 points in windows that no later point closed",
+        result.stderr.splitlines()[-1],
+    ]
+
+
+def replayed_lines(points: list[Point]) -> list[str]:
+    return [f"{write(point)}\n" for point in points]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_standard_input_may_be_any_recording(packed: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """From a pipe, which no zip could be read from as it comes."""
+    plain = gzip.decompress(recordings.STREAM.read_bytes())
+    data = recordings.STREAM.read_bytes() if packed else plain
+    assert replayed("-", "--handler", "mirror", stdin=data) == replayed(
+        STREAM, "--handler", "mirror"
+    )
+    batches = recordings.BATCH.read_bytes()
+    assert replayed("-", "--handler", "batch-mirror", stdin=batches) == replayed(
+        BATCH, "--handler", "batch-mirror"
+    )
+
+
+def test_a_socket_and_a_process_are_udfs_as_well(
+    serve: Callable[..., ServeProcess], socket_path: str
+) -> None:
+    """All three give the same."""
+    serve("mirror")
+    expected = replayed(STREAM, "--handler", "mirror")
+    assert replayed(STREAM, "--socket", socket_path) == expected
+    command = " ".join([*KAPUDF, "exec", "--handler", "mirror"])
+    assert replayed(STREAM, "--exec", command) == expected
+
+
+# --- formats ---
+
+
+def test_each_format_shows_batches() -> None:
+    """Comments in line protocol, a line in JSON, lines of its own in a table and in a diff."""
+    udf = (BATCH, "--handler", "batch-mirror", "--limit", "2")
+    ends = ["cpu,host=server00 tmax=2020-09-13T12:27:40Z", "cpu,host=server01 tmax=2020-"]
+    output = replayed(*udf)
+    assert output.startswith("# begin cpu,host=server00\ncpu,host=server00 n_cpus=13.0,")
+    assert all(f"# end {end}" in output for end in ends)
+    assert [
+        len(json.loads(line)["points"]) for line in replayed(*udf, "--format", "json").splitlines()
+    ] == [20, 20]
+    table = replayed(*udf, "--format", "table")
+    assert all(f"end   {end}" in table for end in ends)
+    assert table.splitlines()[0].split() == ["time", "measurement", "tags", "fields"]
+    diff = replayed(*udf, "--diff").splitlines()
+    assert [line[0] for line in diff] == ["#", *"=" * 20, "#"] * 2 + ["#"]
+    assert diff[-1] == "# 40 as they were"
+
+
+def test_a_diff_shows_what_a_udf_did() -> None:
+    """Point by point, without colours where no terminal is."""
+    assert replayed(
+        *(STREAM, "--handler", "mirror", "--limit", "2", "--diff"),
+        *("--options", ".field('usage_idle', 1.0).tag('checked', 'yes')"),
+    ) == (
+        "~ cpu,checked=yes,cpu=cpu-total,host=server00 2020-09-13T12:28:20Z"
+        "  +tag checked=yes  usage_idle: 23.7965 → 1.0\n"
+        "~ cpu,checked=yes,cpu=cpu-total,host=server01 2020-09-13T12:28:21Z"
+        "  +tag checked=yes  usage_idle: 23.4331 → 1.0\n"
+        "# 2 changed\n"
+    )
+
+
+def test_what_cannot_be_printed_is_counted(tmp_path: Path) -> None:
+    """A point from which the UDF took all fields has no line."""
+    handler = tmp_path / "strip.py"
+    handler.write_text(
+        "from kapudf_cli import Handler\n"
+        "class Strip(Handler):\n"
+        "    def point(self, point):\n"
+        "        print('on stdout')\n"
+        "        point.ClearField('fieldsDouble')\n"
+        "        self.agent.write_point(point)\n",
+        encoding="utf-8",
+    )
+    result = replay("-", "--handler", f"{handler}:Strip", stdin=b"m x=1 1\nm y=1i 2\n")
+    assert (result.returncode, result.stdout) == (0, "m y=1i 2\n")
+    assert "not printed: 1 point; the first: no line protocol: 'm': a point" in result.stderr
+    assert "2 points sent, 2 points came back, 1 error;" in result.stderr
+    assert result.stderr.count("on stdout") == 2
+
+
+# --- what is sent ---
+
+
+def test_points_are_selected_grouped_and_limited(tmp_path: Path) -> None:
+    """As from() and groupBy() do; the limit counts what is selected."""
+    recording = tmp_path / "recording"
+    recording.write_text(
+        "db\nrp\ncpu,host=b,dc=1 x=1 1\n"
+        "db\nrp\nmem,host=b,dc=1 x=2 2\n"
+        "other\nrp\ncpu,host=b,dc=1 x=3 3\n"
+        "db\nlong\ncpu,host=b,dc=1 x=4 4\n"
+        "db\nrp\ncpu,host=a x=5 5\n"
+        "db\nrp\ncpu,host=a x=6 6\n",
+        encoding="utf-8",
+    )
+    output = replayed(
+        *(str(recording), "--handler", "mirror", "--format", "json", "--limit", "2"),
+        *("--measurement", "cpu", "--database", "db", "--retention-policy", "rp"),
+        *("--group-by", "*", "--by-name"),
+    )
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert [row["fields"] for row in rows] == [{"x": 1.0}, {"x": 5.0}]
+    assert [row["group"] for row in rows] == ["cpu\ndc=1,host=b", "cpu\nhost=a"]
+    assert [row["dimensions"] for row in rows] == [["dc", "host"], ["host"]]
+    assert all(row["byname"] for row in rows)
+
+
+def test_line_protocol_is_of_the_database_that_is_named() -> None:
+    """It has none of its own; and its times count as said."""
+    output = replayed(
+        *("-", "--handler", "mirror", "--format", "json", "--precision", "s"),
+        *("--database", "db", "--retention-policy", "rp", "--group-by", "b,a"),
+        stdin=b"m,a=1 x=1i 1600000000\n",
+    )
+    row = json.loads(output)
+    assert (row["database"], row["retentionPolicy"]) == ("db", "rp")
+    assert (row["time"], row["group"]) == ("2020-09-13T12:26:40Z", "a=1,b=")
+
+
+def test_the_recorded_times_pace_the_replay() -> None:
+    """Three seconds of recording at six times their speed take half a second at least."""
+    started = time.monotonic()
+    assert summary(STREAM, "--handler", "mirror", "--limit", "4", "--speed", "6").startswith(
+        "4 points sent, 4 points came back"
+    )
+    assert time.monotonic() - started >= 0.5
+
+
+def test_keepalives_go_out_while_there_is_nothing_to_send() -> None:
+    """Half a time-out apart: the UDF answers them, so that a quiet recording is no silent UDF."""
+    udf = ("--handler", "mirror", "--limit", "2", "--speed", "0.3", "--timeout", "1.5")
+    assert summary(STREAM, *udf).startswith("2 points sent, 2 points came back, 0 errors")
+
+
+def test_a_slow_pipe_is_passed_on_as_it_comes() -> None:
+    """The first point is back before the second one is there."""
+    process = subprocess.Popen(
+        [*KAPUDF, "replay", "-", "--handler", "mirror"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in (b"m x=1.0 1\n", b"m x=2.0 2\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert select.select([process.stdout], [], [], PATIENCE_S)[0]
+            assert os.read(process.stdout.fileno(), 1000) == line
+        process.stdin.close()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_snapshot_is_taken_and_given_back(tmp_path: Path) -> None:
+    """The average goes on from where it was."""
+    snapshot = str(tmp_path / "snapshot")
+    udf = (
+        *("--handler", "moving-average", "--group-by", "host"),
+        *("--options", ".field('x').size(2).as('avg')"),
+    )
+    first = replayed("-", *udf, "--snapshot-to", snapshot, stdin=b"m,host=a x=1 1\n")
+    assert first == "m,host=a avg=1.0,x=1.0 1\n"
+    again = replayed("-", *udf, "--restore-from", snapshot, stdin=b"m,host=a x=3 2\n")
+    assert again == "m,host=a avg=2.0,x=3.0 2\n"
+
+
+def test_an_empty_recording_is_a_task_without_data(tmp_path: Path) -> None:
+    """Init, the end, and nothing between them."""
+    (tmp_path / "empty").touch()
+    told = summary(str(tmp_path / "empty"), "--handler", "mirror")
+    assert told == "0 points sent, 0 points came back, 0 errors"
+
+
+# --- the summary, and the terminal ---
+
+
+def test_the_summary_has_points_batches_and_errors() -> None:
+    """On stderr, with time and rate after them."""
+    assert summary(STREAM, "--handler", "mirror") == (
+        "550 points sent, 550 points came back, 0 errors"
+    )
+    assert summary(BATCH, "--handler", "outliers", "--options", ".field('usage_idle')") == (
+        "600 points in 30 batches sent, 28 points in 30 batches came back, 0 errors"
+    )
+
+
+def on_terminal(*arguments: str, stdout: IO[bytes] | None = None) -> tuple[int, str]:
+    """Run the command on a terminal, stdout elsewhere perhaps; return its status and screen."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*KAPUDF, "replay", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs if stdout is None else stdout,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    screen = b""
+    with process, contextlib.suppress(OSError):
+        # A terminal that all have left raises.
+        while data := os.read(ours, 65536):
+            screen += data
+    os.close(ours)
+    return process.returncode, screen.decode()
+
+
+def test_a_diff_has_colours_on_a_terminal() -> None:
+    """Changes are yellow, what is lost is red."""
+    arguments = (STREAM, "--limit", "2", "--diff", "--handler")
+    status, screen = on_terminal(*arguments, "mirror", "--options", ".field('a', 1.0)")
+    assert (status, screen.count("\x1b[33m+a=1.0\x1b[0m")) == (0, 2)
+
+
+def test_progress_is_shown_after_a_second(tmp_path: Path) -> None:
+    """On a terminal, where results go elsewhere; a quick replay shows none."""
+    with open(tmp_path / "out", "wb") as out:
+        udf = ("--handler", "mirror", "--limit", "4", "--speed")
+        _, screen = on_terminal(STREAM, *udf, "2", stdout=out)
+        assert re.search(r"\[#*-*\] +\d+%.*[1-4] of [1-4] points came back", screen)
+        _, screen = on_terminal(STREAM, *udf, "1000", stdout=out)
+        assert "%" not in screen
+    _, screen = on_terminal(STREAM, *udf, "2")
+    assert "%" not in screen
+
+
+def test_nobody_reading_ends_it_quietly(tmp_path: Path) -> None:
+    """As with `| head`: no message, no traceback, no wait for the rest."""
+    path = tmp_path / "lines"
+    path.write_text("".join(f"m x=1 {number}\n" for number in range(100_000)))
+    process = subprocess.Popen(
+        [*KAPUDF, "replay", str(path), "--handler", "mirror"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"m x=1.0 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_output_that_cannot_be_written() -> None:
+    """As on a full disk."""
+    line = " ".join([*KAPUDF, "replay", STREAM, "--handler", "mirror", ">/dev/full"])
+    result = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    problem = "stdout cannot be written: No space left on device"
+    assert (result.returncode, result.stderr) == (1, f"Error: {problem}\n")
+
+
+def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
+    """The UDF is timed only while it is waited for."""
+    path = tmp_path / "lines"
+    path.write_text("".join(f"m x=1 {number}\n" for number in range(60_000)))
+    process = subprocess.Popen(
+        [*KAPUDF, "replay", str(path), "--handler", "mirror", "--timeout", "1"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        # Longer than the time-out: this is the pause that it is about.
+        time.sleep(2.5)
+        assert sum(1 for _ in process.stdout) == 59_999
+        assert b"60,000 points came back, 0 errors" in process.stderr.read()
+        assert process.wait(PATIENCE_S) == 0
+
+
+# --- what does not fit ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((BATCH, "--handler", "mirror"), "the UDF wants a stream, and this is a batch recording"),
+        (
+            (STREAM, "--handler", "batch-mirror"),
+            "the UDF wants batches, and this is a stream recording; cut it with --window 10s",
+        ),
+        ((STREAM, "--handler", "mirror", "--window", "1m"), "the UDF wants a stream; leave --win"),
+        ((BATCH, "--handler", "batch-mirror", "--by-name"), "this is a batch recording, which has"),
+        ((BATCH, "--handler", "batch-mirror", "--group-by", "*"), "this is a batch recording, whi"),
+        ((BATCH, "--handler", "batch-mirror", "--database", "d"), "this is a batch recording, whi"),
+        (
+            (STREAM, "--handler", "mirror", "--options", ".field('x', 42)"),
+            "character 13 of the options: .field() expects a float as value 2, got 42, a whole",
+        ),
+        (
+            (STREAM, "--handler", "mirror", "--options", ".feild('x', 42.0)"),
+            "character 2 of the options: the UDF has no option .feild(); its options: field(",
+        ),
+        (
+            (STREAM, "--handler", "mirror", "--options", ".field(x)"),
+            "character 8 of the options: .field(): 'x' is no value; a string stands in single",
+        ),
+        ((STREAM, "--handler", "miror"), "no handler is named 'miror'; did you mean 'mirror'?"),
+        ((STREAM,), "name the UDF: --socket PATH, --exec 'COMMAND …' or --handler NAME"),
+        (("/nothing", "--handler", "mirror"), "Invalid value for 'FILE': File '/nothing' does not"),
+        ((STREAM, "--handler", "mirror", "--speed", "nan"), "Invalid value for '--speed': nan is"),
+        ((STREAM, "--handler", "mirror", "--timeout", "0"), "Invalid value for '--timeout': 0"),
+        (
+            (STREAM, "--handler", "mirror", "--window", "10"),
+            "Invalid value for '--window': '10'",
+        ),
+        ((STREAM, "--handler", "mirror", "--window", "-1s"), "Invalid value for '--window': '-1s'"),
+        (
+            (STREAM, "--handler", "mirror", "--window", "1h5m"),
+            "Invalid value for '--window': '1h5",
+        ),
+        ((STREAM, "--handler", "mirror", "--diff", "--format", "json"), "--diff has a form of its"),
+        (
+            (STREAM, "--handler", "mirror", "--snapshot-to", "/nothing/here"),
+            "Invalid value for '--snapshot-to': there is no folder /nothing",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_init(arguments: tuple[str, ...], problem: str) -> None:
+    """With status 2, and what to do instead."""
+    assert failure(*arguments, status=2).startswith(problem)
+
+
+def test_every_precision_can_be_named() -> None:
+    """The command lists them itself, so as not to wait for the parser."""
+    (option,) = [each for each in command.params if each.name == "precision"]
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(PRECISIONS)
+
+
+# --- ill-formed lines ---
+
+
+ILL_FORMED = b"m x=1 1\nm x=\nm x=2u 2\nm x=3 3\n"
+
+
+def test_an_ill_formed_line_ends_the_replay(tmp_path: Path) -> None:
+    """What was before it has gone through; the error has file, line and reason."""
+    path = tmp_path / "lines"
+    path.write_bytes(ILL_FORMED)
+    result = replay(str(path), "--handler", "mirror")
+    assert (result.returncode, result.stdout) == (1, "m x=1.0 1\n")
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: {path}: line 2: failed to parse value of field"
+    )
+    assert "1 point sent, 1 point came back, 1 error;" in result.stderr
+
+
+def test_ill_formed_lines_are_skipped_and_counted() -> None:
+    """Each with its reason."""
+    result = replay("-", "--handler", "mirror", "--keep-going", stdin=ILL_FORMED)
+    assert (result.returncode, result.stdout) == (0, "m x=1.0 1\nm x=3.0 3\n")
+    assert result.stderr.splitlines()[:2] == [
+        "skipped: standard input: line 2: failed to parse value of field",
+        "skipped: standard input: line 3: Kapacitor has no unsigned integers, and panics on one",
+    ]
+    assert "2 points sent, 2 points came back, 2 errors;" in result.stderr
+
+
+def test_many_ill_formed_lines_do_not_fill_the_screen() -> None:
+    """The first ten are told, and all are counted."""
+    result = replay("-", "--handler", "mirror", "--keep-going", stdin=b"m x=\n" * 1000)
+    assert result.stderr.count("skipped: standard input: line") == 10
+    assert "skipped: further lines are only counted" in result.stderr
+    assert "0 points sent, 0 points came back, 1,000 errors;" in result.stderr
+
+
+def test_a_recording_that_is_cut_off_is_told(tmp_path: Path) -> None:
+    """Whatever --keep-going says: there is no going on."""
+    path = tmp_path / "recording"
+    path.write_bytes(recordings.STREAM.read_bytes()[:-100])
+    problem = failure(str(path), "--handler", "mirror", "--keep-going")
+    assert problem.startswith(f"{path}: the compressed data are damaged or cut off")
+
+
+# --- UDFs that do wrong ---
+
+
+@pytest.mark.parametrize(
+    ("udf", "problem"),
+    [
+        (("--socket", "/nothing"), "/nothing: there is no such socket; is the UDF running?"),
+        (("--exec", "no-such-program"), "no-such-program: there is no program 'no-such-program'"),
+        (("--exec", "false"), "false: the UDF closed the connection without an answer; its log"),
+        (("--exec", "sleep 60", "--timeout", "0.3"), "sleep 60: no answer to Info within 0.3 s"),
+        (
+            ("--handler", "moving-average"),
+            "the UDF refused Init: .field() is missing; call .field(a string); .size() is missing",
+        ),
+        (
+            ("--handler", "moving-average", "--options", ".field('x').size(0)"),
+            "the UDF refused Init: .size() expects a whole number, at least 1 and at most 1000000",
+        ),
+    ],
+)
+def test_a_udf_that_does_not_begin(udf: tuple[str, ...], problem: str) -> None:
+    """The message says which, and why."""
+    assert failure(STREAM, *udf).startswith(problem)
+
+
+def test_a_snapshot_that_the_udf_refuses(tmp_path: Path) -> None:
+    """As it would fail the task in Kapacitor."""
+    (tmp_path / "empty").touch()
+    udf = ("--handler", plugin("captured.py:StreamMirror"))
+    assert failure(STREAM, *udf, "--restore-from", str(tmp_path / "empty")) == (
+        "the UDF refused Restore: it gives no reason; set `error` in its answer"
+    )
+
+
+HANDLERS = """
+import os, sys
+from kapudf_cli import Handler
+
+class Raises(Handler):
+    def point(self, point):
+        if point.time == 3:
+            raise LookupError("no model")
+        self.agent.write_point(point)
+
+class Exits(Handler):
+    def point(self, point):
+        print("out of memory", file=sys.stderr, flush=True)
+        os._exit(7)
+"""
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> str:
+    """Give a file of handlers that do wrong."""
+    path = tmp_path / "wrong.py"
+    path.write_text(HANDLERS, encoding="utf-8")
+    return str(path)
+
+
+def test_a_handler_that_raises(handlers: str) -> None:
+    """What came before it is printed, and the error is what Kapacitor would show."""
+    result = replay("-", "--handler", f"{handlers}:Raises", stdin=b"m x=1 1\nm x=1 2\nm x=1 3\n")
+    assert (result.returncode, result.stdout) == (1, "m x=1.0 1\nm x=1.0 2\n")
+    assert result.stderr.splitlines()[-1] == (
+        "Error: the UDF reported an error, which fails the task: "
+        "Raises.point raised LookupError: no model"
+    )
+
+
+def test_a_process_that_dies(handlers: str) -> None:
+    """With its status, the last that it said, and what Kapacitor makes of it."""
+    command = " ".join([*KAPUDF, "exec", "--handler", f"{handlers}:Exits"])
+    end = "(exited with status 7; the last line on its stderr: out of memory)"
+    problem = failure(STREAM, "--exec", command, "--speed", "0.1")
+    assert problem.startswith("the UDF closed the connection before the end of the data")
+    assert problem.endswith(f"In Kapacitor the task stops until somebody enables it again {end}")
+
+
+PEERS = {
+    "absurd_size": "the UDF sent a BeginBatch of size 1152921504606846976, not 0 (unknown) to "
+    "16777216; kapacitord would crash, and every task with it",
+    "announces_terabytes": ": the answer is no UDF's: a frame's length takes more than 32 bits",
+    "answers_init_twice": "the UDF sent an InitResponse that nobody asked for; Kapacitor drops it",
+    "batches_into_a_stream": "the UDF sent a BeginBatch, and provides a stream; the task's next",
+    "begins_without_end": "the UDF sent a BeginBatch inside a batch; Kapacitor would drop",
+    "dies_at_snapshot": "the UDF closed the connection when it was asked for a snapshot",
+    "empty_response": "the UDF sent a Response in which no message is set; kapacitord would crash",
+    "ends_what_was_not_begun": "the UDF sent an EndBatch without a BeginBatch before it; "
+    "kapacitord would crash, and every task with it",
+    "exits_with_1": "the UDF ended badly, with 550 points back of 550 sent (exited with status",
+    "fails_without_field": "the UDF reported an error, which fails the task: KeyError: 'value'",
+    "garbage": ": the answer is no UDF's: the input ended inside a frame",
+    "hangs_at_info": ": no answer to Info within 3 s; is the UDF stuck?",
+    "negative_size": "the UDF sent a BeginBatch of size -1, not 0 (unknown) to 16777216; kapac",
+    "points_without_batch": "the UDF sent a Point outside a batch, and provides batches; the",
+    "prints": "the UDF sent bytes that are no frames: ",
+    "refuses_in_silence": "the UDF refused Init: it gives no reason; set `error` in its answer",
+    "stays_at_the_end": "nothing came from the UDF for 3 s after the end of the data (550 points",
+}
+STAY_SILENT = {"hangs_at_info", "stays_at_the_end"}
+WANT_BATCHES = {
+    "absurd_size",
+    "begins_without_end",
+    "ends_what_was_not_begun",
+    "negative_size",
+    "points_without_batch",
+}
+
+
+@pytest.mark.parametrize(("peer", "problem"), PEERS.items())
+def test_a_udf_that_does_wrong_is_told_what_to_mend(
+    peer: str, problem: str, tmp_path: Path
+) -> None:
+    """Each script of tests/peers does one thing wrong; what crashes kapacitord is called that."""
+    name = f"{sys.executable} -m tests.peers.{peer}"
+    windows = ("--window", "10s") if peer in WANT_BATCHES else ()
+    # Python takes its time to start where much else runs.
+    timeout_s = "3" if peer in STAY_SILENT else str(PATIENCE_S)
+    told = failure(
+        *(STREAM, "--exec", name, "--group-by", "host", "--timeout", timeout_s, *windows),
+        *("--snapshot-to", str(tmp_path / "snapshot")),
+    )
+    assert told.removeprefix(name).startswith(problem)
+
+
+def test_a_udf_that_hangs_is_told_of(tmp_path: Path) -> None:
+    """It does not even answer keepalives: Kapacitor would abort the task.
+
+    With the data at their end, no keepalive goes out any more.
+    """
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        "import os\n"
+        "from kapudf_cli.wire.udf_pb2 import Point\n"
+        "from tests.peers.plain_udf import PlainUdf\n"
+        "class Hangs(PlainUdf):\n"
+        "    def take(self, request):\n"
+        "        super().take(request)\n"
+        "        self.flush()\n"
+        "        if isinstance(request, Point):\n"
+        "            os.read(os.pipe()[0], 1)\n"
+        "Hangs().run()\n",
+        encoding="utf-8",
+    )
+    command = f"env PYTHONPATH=. {sys.executable} {script}"
+    slow = (STREAM, "--exec", command, "--timeout", "3", "--speed", "0.1")
+    assert failure(*slow) == (
+        "nothing came from the UDF for 3 s, not even an answer to a keepalive "
+        "(1 point back of 1 sent); is it stuck in a call, or does it not flush what it writes? "
+        "Kapacitor aborts such a task"
+    )
+    assert failure(STREAM, "--exec", command, "--timeout", "3") == (
+        "nothing came from the UDF for 3 s after the end of the data (1 point back of 550 sent), "
+        "and it did not close; is it stuck in a call? "
+        "At the end of its input it must flush what it has and close"
+    )
+
+
+def test_a_udf_that_swallows_points_shows_in_the_diff() -> None:
+    """It breaks no rule, and still did not do what it should."""
+    command = f"{sys.executable} -m tests.peers.swallows_the_end"
+    output = replayed(STREAM, "--exec", command, "--diff")
+    assert output.splitlines()[-1].endswith("did not come back")
+
+
+def test_grouped_points_keep_their_groups() -> None:
+    """Nothing of a mirror's points is new, lost or changed, whatever they are grouped by."""
+    output = replayed(STREAM, "--handler", "mirror", "--group-by", "host,cpu", "--diff")
+    assert output.splitlines()[-1] == "# 550 as they were"
+    assert grouped(lines("m,host=a x=1 1"), "host")[0].group == "host=a"

@@ -1,0 +1,120 @@
+"""A process UDF without kapudf's agent: a mirror that does everything right.
+
+The scripts beside it each do one thing wrong: `python -m tests.peers.NAME`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from kapudf_cli.wire.codec import REQUESTS, RESPONSES
+from kapudf_cli.wire.framing import FrameReader
+from kapudf_cli.wire.udf_pb2 import (
+    STREAM,
+    BeginBatch,
+    EdgeType,
+    EndBatch,
+    InfoRequest,
+    InfoResponse,
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+
+if TYPE_CHECKING:
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+
+
+class PlainUdf:
+    """Reads stdin, writes stdout; a subclass changes the one thing that it does wrong."""
+
+    edge: EdgeType = STREAM
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.pending = b""
+
+    def run(self) -> None:
+        requests = FrameReader(REQUESTS.decode_in)
+        while data := os.read(0, 65536):
+            for request in requests.feed(data):
+                self.take(request)
+            self.rest()
+        self.end()
+
+    def rest(self) -> None:
+        """There is nothing more to read for now."""
+        self.flush()
+
+    def end(self) -> None:
+        self.flush()
+
+    def take(self, request: RequestMessage) -> None:
+        match request:
+            case InfoRequest():
+                self.info()
+            case InitRequest():
+                self.init(request)
+            case KeepaliveRequest():
+                self.keepalive(request)
+            case SnapshotRequest():
+                self.snapshot()
+            case RestoreRequest():
+                self.restore(request)
+            case Point():
+                self.count += 1
+                self.point(request)
+            case BeginBatch():
+                self.begin(request)
+            case EndBatch():
+                self.write(request)
+
+    def info(self) -> None:
+        self.write(InfoResponse(wants=self.edge, provides=self.edge))
+
+    def init(self, request: InitRequest) -> None:
+        del request
+        self.write(InitResponse(success=True))
+
+    def keepalive(self, request: KeepaliveRequest) -> None:
+        self.write(KeepaliveResponse(time=request.time))
+        self.flush()
+
+    def snapshot(self) -> None:
+        self.write(SnapshotResponse(snapshot=struct.pack("!q", self.count)))
+        self.flush()
+
+    def restore(self, request: RestoreRequest) -> None:
+        if len(request.snapshot) == struct.calcsize("!q"):
+            (self.count,) = struct.unpack("!q", request.snapshot)
+            self.write(RestoreResponse(success=True))
+        else:
+            self.write(RestoreResponse(success=False, error="no snapshot of mine"))
+
+    def begin(self, begin: BeginBatch) -> None:
+        self.write(begin)
+
+    def point(self, point: Point) -> None:
+        self.write(point)
+
+    def write(self, response: ResponseMessage) -> None:
+        self.write_bytes(RESPONSES.encode(response))
+
+    def write_bytes(self, data: bytes) -> None:
+        self.pending += data
+
+    def flush(self) -> None:
+        while self.pending:
+            self.pending = self.pending[os.write(1, self.pending) :]
+
+
+if __name__ == "__main__":
+    PlainUdf().run()

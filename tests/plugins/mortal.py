@@ -1,0 +1,158 @@
+"""Handlers whose worker dies: at a step of the journal, at a point, or when told to.
+
+$DIE_AT names a step of the journal, as `put.in_force.before`; the worker kills itself when it
+gets there for the third time. $DEATHS is a file with a byte for each such death; at the
+fifth it is enough.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from kapudf_cli import (
+    BATCH,
+    Batch,
+    BatchHandler,
+    Handler,
+    PerGroup,
+    Point,
+    State,
+    set_field,
+)
+from kapudf_cli.serving import journal, ledger
+
+#: A worker passes a step so many times and dies.
+PASSES = 3
+ENOUGH_DEATHS = 5
+
+#: What each place in the ledger is called in $DIE_AT.
+MARKS = {
+    ledger._IN_FORCE: "in_force",
+    ledger._RECEIVED: "received",
+    ledger._BUSY_SINCE: "busy",
+    ledger._IN_HAND: "in_hand",
+    ledger._WAITS_FOR_PEER: "peer",
+}
+
+
+class Reaper:
+    """Kills this process at a step, after some passes."""
+
+    def __init__(self, step: str, deaths: Path) -> None:
+        self.operation = "other"
+        self._step = step
+        self._deaths = deaths
+        self._passes = 0
+
+    def at(self, when: str) -> None:
+        if f"{self.operation}.{when}" != self._step:
+            return
+        self._passes += 1
+        if self._passes >= PASSES and self._deaths.stat().st_size < ENOUGH_DEATHS:
+            with self._deaths.open("ab") as file:
+                file.write(b"x")
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)  # It is dying.
+
+
+class DeadlyWord:
+    """Stores marks, and dies before or after it."""
+
+    def __init__(self, word: Any, reaper: Reaper) -> None:
+        self._word = word
+        self._reaper = reaper
+        self.unpack_from = word.unpack_from
+
+    def pack_into(self, memory: Any, place: int, value: int) -> None:
+        mark = MARKS.get(place, "other")
+        self._reaper.at(f"{mark}.before")
+        self._word.pack_into(memory, place, value)
+        self._reaper.at(f"{mark}.after")
+
+
+def _make_deadly(reaper: Reaper) -> None:
+    ledger._WORD = DeadlyWord(ledger._WORD, reaper)  # type: ignore[assignment]
+    for name in ("receive", "put", "cut", "send"):
+        _wrap(name, getattr(journal.Journal, name), reaper)
+
+
+def _wrap(name: str, original: Any, reaper: Reaper) -> None:
+    def call(*arguments: Any, **named: Any) -> Any:
+        outer, reaper.operation = reaper.operation, name
+        try:
+            if name == "send" and arguments[1] > 1:
+                reaper.at("before")
+                # A part of it only, so that a death comes in the midst of a message, too.
+                done = original(arguments[0], arguments[1] // 2)
+                reaper.at("half")
+                return done
+            reaper.at("before")
+            done = original(*arguments, **named)
+            reaper.at("after")
+            return done
+        finally:
+            reaper.operation = outer
+
+    setattr(journal.Journal, name, call)
+
+
+if "DIE_AT" in os.environ:
+    _make_deadly(Reaper(os.environ["DIE_AT"], Path(os.environ["DEATHS"])))
+
+
+class Tally(State):
+    """How many points there were, and the sum of their fields `x`."""
+
+    count: int = 0
+    total: float = 0.0
+
+
+class Count(Handler):
+    """Sets on each point how many its group has had, and their sum."""
+
+    state: PerGroup[Tally]
+
+    def point(self, point: Point, /) -> None:
+        tally = self.state.of(point)
+        tally.count += 1
+        tally.total += point.fieldsDouble["x"]
+        set_field(point, "count", tally.count)
+        set_field(point, "total", tally.total)
+        self.agent.write_point(point)
+
+
+class CountBatches(BatchHandler):
+    """Sets on each point how many batches there were, itself included."""
+
+    provides = BATCH
+    state: Tally
+
+    def batch(self, batch: Batch, /) -> list[Point]:
+        self.state.count += 1
+        for point in batch.points:
+            set_field(point, "count", self.state.count)
+        return batch.points
+
+
+class Poisoned(Count):
+    """Counts, and has the worker die in the way that a point's tag `poison` says."""
+
+    def point(self, point: Point, /) -> None:
+        match point.tags.get("poison"):
+            case "abort":
+                os.abort()
+            case "segfault":
+                ctypes.string_at(0)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(60)
+            case "exit":
+                os._exit(3)
+            case "hang":
+                time.sleep(600)
+        super().point(point)

@@ -1,0 +1,156 @@
+"""Handlers that take their time: Kapacitor is told, and one that hangs is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from kapudf_cli.wire.codec import REQUESTS, RESPONSES
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, HEARTBEAT_TIME, FrameReader
+from kapudf_cli.wire.udf_pb2 import (
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+)
+from tests.conftest import plugin
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S, ServeProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from kapudf_cli.wire.codec import ResponseMessage
+
+    Serve = Callable[..., ServeProcess]
+
+#: Kapacitor's time-out, as the peer here has it.
+TIMEOUT_S = 2.0
+
+
+class StrictKapacitor:
+    """A peer that gives up, as Kapacitor does, where nothing comes within its time-out."""
+
+    def __init__(self, path: str) -> None:
+        """Connect and get through Init; from then on a keepalive is asked for now and then."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.connect(path)
+        self._frames = FrameReader(RESPONSES.decode_in, DEFAULT_MAX_FRAME_BYTES)
+        #: What comes; raises TimeoutError if nothing does in time.
+        self.responses = self._receive()
+        self._ends = threading.Event()
+        self._keepalives = threading.Thread(target=self._ask, daemon=True)
+        self.asked = 0
+        self.send(InitRequest(taskID="task", nodeID="node"))
+        assert next(self.responses) == InitResponse(success=True)
+        self._keepalives.start()
+
+    def send(self, message: InitRequest | Point | KeepaliveRequest) -> None:
+        """Send a request."""
+        self._socket.sendall(REQUESTS.encode(message))
+
+    def _receive(self) -> Iterator[ResponseMessage]:
+        self._socket.settimeout(TIMEOUT_S)
+        while data := self._socket.recv(65536):
+            yield from self._frames.feed(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._ends.set()
+        self._keepalives.join()
+        self._socket.close()
+
+    def _ask(self) -> None:
+        # Once the other side has closed, the test learns that by itself.
+        with contextlib.suppress(OSError):
+            while not self._ends.wait(TIMEOUT_S / 2):
+                self.send(KeepaliveRequest(time=self.asked + 1))
+                self.asked += 1
+
+
+def test_kapacitor_never_waits_as_long_as_its_time_out(short_folder: Path) -> None:
+    """While a handler is busy three times as long, and neither does a task beside it.
+
+    In Python, in one process and in a worker; and in C, where it keeps the interpreter.
+    """
+    cases = [("python", "0"), ("python", "1"), ("holding the interpreter", "1")]
+    with contextlib.ExitStack() as processes:
+        tasks = []
+        for number, (how, workers) in enumerate(cases):
+            path = str(short_folder / f"{number}.sock")
+            arguments = ["--socket", path, "--handler", plugin("laden.py:Busy")]
+            process = ServeProcess(*arguments, "--workers", workers)
+            processes.enter_context(process).ready()
+            tasks.append(in_thread(partial(keep_busy, path, how)))
+        heartbeats = [task.result(PATIENCE_S) for task in tasks]
+    # Neither left out, nor one for each moment.
+    assert all(3 <= count <= 50 for count in heartbeats), heartbeats
+
+
+def keep_busy(path: str, how: str) -> int:
+    """Have a handler be busy, with a task beside it that is not; return the heartbeats' number."""
+    busy = Point(time=1, fieldsInt={"s": round(3 * TIMEOUT_S)}, tags={"how": how})
+    short = Point(time=2, fieldsInt={"s": 0}, tags={"how": "python"})
+    with StrictKapacitor(path) as beside, StrictKapacitor(path) as peer:
+        peer.send(busy)
+        side_by_side = in_thread(lambda: await_keepalives(beside, 5, short))
+        heartbeats = 0
+        for response in peer.responses:
+            if response == busy:
+                break
+            assert response == KeepaliveResponse(time=HEARTBEAT_TIME)
+            heartbeats += 1
+        await_keepalives(peer, peer.asked)
+        assert side_by_side.result(PATIENCE_S) >= 1
+    return heartbeats
+
+
+def await_keepalives(peer: StrictKapacitor, last: int, point: Point | None = None) -> int:
+    """Take what comes until all keepalives up to `last` are answered, in order.
+
+    Args:
+        peer: whose responses they are.
+        last: the number of the last keepalive.
+        point: sent, and again as soon as it has come back.
+
+    Returns:
+        How often that came back.
+    """
+    if point is not None:
+        peer.send(point)
+    answered = back = 0
+    for response in peer.responses:
+        if point is not None and response == point:
+            back += 1
+            peer.send(point)
+        elif isinstance(response, KeepaliveResponse) and response.time != HEARTBEAT_TIME:
+            answered += 1
+            assert response.time == answered
+        if answered == last:
+            return back
+    raise AssertionError((answered, last))
+
+
+def test_a_handler_that_hangs_while_it_holds_the_interpreter_is_replaced(
+    serve: Serve, socket_path: str
+) -> None:
+    """The supervisor needs nothing of the worker for that; the log has where it hung."""
+    process = serve(plugin("laden.py:Busy"), "--busy-limit", "1", "--on-error", "skip")
+    short = Point(time=2, fieldsInt={"s": 0}, tags={"how": "python"})
+    with StrictKapacitor(socket_path) as peer:
+        peer.send(Point(time=1, fieldsInt={"s": 600}, tags={"how": "holding the interpreter"}))
+        peer.send(short)
+        points = (each for each in peer.responses if isinstance(each, Point))
+        assert next(points) == short
+        hangs = process.event("handler hangs, its worker is replaced")
+        assert (hangs["task_id"], hangs["node_id"]) == ("task", "node")
+        assert "laden.py" in process.event("worker died", how="SIGKILL")["stacks"]
+        process.event("dropped what killed the worker")
+    assert process.event("connection finished", task_id="task")["failures"] == 1

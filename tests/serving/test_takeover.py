@@ -1,0 +1,219 @@
+"""Workers that die: no connection notices but by a pause, wherever it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.serving import control
+from kapudf_cli.wire.udf_pb2 import (
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    KeepaliveResponse,
+    Point,
+    SnapshotResponse,
+)
+from tests.conftest import plugin
+from tests.plugins.mortal import ENOUGH_DEATHS
+from tests.serve_process import PATIENCE_S
+from tests.serving.tasks import batches, interspersed, of_type, play, points, tallied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.serve_process import ServeProcess
+
+    Serve = Callable[..., ServeProcess]
+
+#: How many workers are killed at random; `make soak` kills more.
+KILLS = int(os.environ.get("KAPUDF_SOAK_KILLS", "20"))
+
+#: Every step of the journal, before and after.
+STEPS = [
+    "receive.before",
+    "receive.received.before",
+    "receive.received.after",
+    "receive.after",
+    "put.before",
+    "put.in_force.before",
+    "put.in_force.after",
+    "put.after",
+    "send.before",
+    "send.half",
+    "cut.before",
+    "cut.in_force.before",
+    "cut.in_force.after",
+    "cut.after",
+    "other.busy.before",
+    "other.busy.after",
+]
+
+
+@pytest.fixture
+def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the file where workers note their deaths."""
+    file = tmp_path / "deaths"
+    file.touch()
+    monkeypatch.setenv("DEATHS", str(file))
+    return file
+
+
+def count_deaths(process: ServeProcess) -> int:
+    """Return how many deaths were logged."""
+    return sum(event["event"] == "worker died" for event in process.events)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_death_at_any_step_loses_and_doubles_nothing(
+    serve: Serve,
+    socket_path: str,
+    deaths: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """Every point comes back once, in order, with the count of an undisturbed run."""
+    monkeypatch.setenv("DIE_AT", step)
+    process = serve(plugin("mortal.py:Count"), "--snapshot-interval", "0.1")
+    sent = list(points(6_000))
+    back = play(socket_path, interspersed(sent, 100))
+    assert of_type(back, Point) == tallied(sent)
+    assert [each.time for each in of_type(back, KeepaliveResponse)] == [*range(100, 6_001, 100)]  # type: ignore[union-attr]
+    assert len(of_type(back, SnapshotResponse)) == 60
+    finished = process.event("connection finished")
+    assert (finished["reason"], finished["points_in"], finished["points_out"]) == (
+        "closed",
+        6_000,
+        6_000,
+    )
+    # How often a worker waits for input depends on how fast it comes.
+    assert 1 <= count_deaths(process) == deaths.stat().st_size <= ENOUGH_DEATHS
+
+
+@pytest.mark.parametrize("step", ["receive.received.before", "put.in_force.after", "send.half"])
+def test_batches_stay_whole_wherever_a_worker_dies(
+    serve: Serve,
+    socket_path: str,
+    deaths: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """Each begins and ends once, with all of its points, and none is counted twice."""
+    monkeypatch.setenv("DIE_AT", step)
+    serve(plugin("mortal.py:CountBatches"), "--snapshot-interval", "0.1")
+    back = play(socket_path, batches(60, 100))
+    kinds = [BeginBatch, *[Point] * 100, EndBatch]
+    assert [type(each) for each in back] == kinds * 60
+    counts = [each.fieldsInt["count"] for each in back if isinstance(each, Point)]
+    assert counts == [number for number in range(1, 61) for _ in range(100)]
+    assert deaths.stat().st_size == ENOUGH_DEATHS
+
+
+def test_workers_killed_at_random_change_nothing_for_eight_tasks(
+    serve: Serve, socket_path: str
+) -> None:
+    """Under load, on two workers; every task gets every point once, with its count."""
+    process = serve(plugin("mortal.py:Count"), "--workers", "2", "--snapshot-interval", "0.3")
+    chance = random.Random(7)  # noqa: S311 - the same choices in every run
+    pause = threading.Event()
+    killed = threading.Event()
+
+    def run(task: str) -> int:
+        """Send points until there were kills enough; return how many, all of them back."""
+        sent: list[Point] = []
+
+        def until_killed() -> Iterator[Point]:
+            for point in points(10_000_000):
+                # Below what the workers could do, so that they keep up.
+                if point.time % 500 == 0 and killed.wait(0.02):
+                    return
+                sent.append(point)
+                yield point
+
+        back = play(socket_path, until_killed(), task=task)
+        assert back == tallied(sent)
+        return len(sent)
+
+    with ThreadPoolExecutor(8) as threads:
+        tasks = [threads.submit(run, f"task-{number}") for number in range(8)]
+        dead: set[int] = set()
+        while len(dead) < KILLS and not any(task.done() for task in tasks):
+            dead |= kill_one(socket_path, chance, pause)
+        killed.set()
+        counts = [task.result(PATIENCE_S * 4) for task in tasks]
+    finished = process.await_events("connection finished", 8, reason="closed")
+    assert sorted(event["points_out"] for event in finished) == sorted(counts)
+    assert count_deaths(process) == len(dead) == KILLS
+
+
+def kill_one(path: str, chance: random.Random, pause: threading.Event) -> set[int]:
+    """Kill a worker that serves somebody, after a moment; return its number, if there was one."""
+    status = control.ask(path, "status", timeout_s=PATIENCE_S)
+    serving = [
+        worker["pid"]
+        for worker in status["workers"]
+        if worker["state"] == "serving" and worker["connections"]
+    ]
+    pause.wait(chance.uniform(0.0, 0.1))
+    if not serving:
+        return set()
+    pid = chance.choice(serving)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return {pid}
+
+
+@pytest.mark.parametrize(
+    ("poison", "how"),
+    [("abort", "SIGABRT"), ("segfault", "SIGSEGV"), ("kill", "SIGKILL"), ("exit", "exit status 3")],
+)
+def test_a_point_that_kills_workers_is_dropped_and_all_others_come_back(
+    serve: Serve, socket_path: str, poison: str, how: str
+) -> None:
+    """It is found, and logged; the counts are those of a run without it."""
+    process = serve(plugin("mortal.py:Poisoned"), "--on-error", "skip")
+    sent = list(points(1_000))
+    bad = Point(time=-1, name="m", group="g0", tags={"poison": poison}, fieldsDouble={"x": 1})
+    back = play(socket_path, [*sent[:600], bad, *sent[600:]])
+    assert back == tallied(sent)
+    assert "poison" in process.event("dropped what killed the worker")["frame"]
+    assert process.event("worker died")["how"] == how
+    assert process.event("connection finished")["failures"] == 1
+
+
+def test_a_point_that_kills_workers_fails_the_task_where_errors_do(
+    serve: Serve, socket_path: str
+) -> None:
+    """What came before it is answered, the error names it, and other connections go on."""
+    process = serve(plugin("mortal.py:Poisoned"))
+    sent = list(points(300))
+    bad = Point(time=-1, name="m", group="g0", tags={"poison": "abort"}, fieldsDouble={"x": 1})
+    back = play(socket_path, [*sent, bad, Point(time=9, fieldsDouble={"x": 1})], task="bad")
+    assert of_type(back, Point) == tallied(sent)
+    error = back[-1]
+    assert isinstance(error, ErrorResponse)
+    assert "killed" in error.error
+    assert "SIGABRT" in error.error
+    finished = process.event("connection finished")
+    assert (finished["reason"], finished["task_id"]) == ("handler_error", "bad")
+    assert play(socket_path, sent, task="good") == tallied(sent)
+
+
+def test_a_handler_that_hangs_is_replaced_and_the_log_says_where(
+    serve: Serve, socket_path: str
+) -> None:
+    """The point that it hangs at is dropped in the end, where errors are skipped."""
+    process = serve(plugin("mortal.py:Poisoned"), "--on-error", "skip", "--busy-limit", "1")
+    sent = list(points(100))
+    bad = Point(time=-1, name="m", group="g0", tags={"poison": "hang"}, fieldsDouble={"x": 1})
+    assert play(socket_path, [*sent[:50], bad, *sent[50:]]) == tallied(sent)
+    process.event("handler hangs, its worker is replaced")
+    assert "mortal.py" in process.event("worker died")["stacks"]
