@@ -251,10 +251,14 @@ class Outbox:
 
         Raises:
             InvalidWriteError: it is longer than a frame may be.
+            ConnectionClosedError: the connection broke.
         """
         frame = self._encode(message)
         with self._lock:
             self._queue(frame, own=True)
+            # A snapshot may be long, and be asked for again and again.
+            if self._pending_bytes >= _FLUSH_BYTES:
+                self._flush()
 
     # --- for an agent that repeats input ---
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.serving import journal
 from kapudf_cli.serving.journal import Journal
+from kapudf_cli.serving.journaled_stream import JournaledStream
 from kapudf_cli.serving.ledger import Ledger
 from tests.serve_process import PATIENCE_S
 
@@ -40,6 +41,18 @@ class KeptConnection:
     def open(self) -> Journal:
         """Open the journal as another worker would, with descriptors of its own."""
         return Journal(os.dup(self.memory), self.connection.dup())
+
+    def serve(
+        self, *, journal_bytes: int = JOURNAL_BYTES, snapshot_interval_s: float = 3600.0
+    ) -> JournaledStream:
+        """Take the connection over as another worker would."""
+        held = self.open()
+        return JournaledStream(
+            held._connection,
+            held,
+            journal_bytes=journal_bytes,
+            snapshot_interval_s=snapshot_interval_s,
+        )
 
     def close(self) -> None:
         self.peer.close()
