@@ -139,6 +139,7 @@ class Agent:
 
     def go(self) -> None:
         """Go on after a pause, or after the connection was taken over."""
+        self._takes_over = False
         self._decided.set()
 
     def release(self) -> None:
@@ -386,6 +387,7 @@ class Agent:
             if snapshot:
                 prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
         self._cut_wanted = dispatcher.snapshot_asked = False
+        self._repetition.forget()
         self._checkpoints.cut(prefix, self._requests.unfinished)
 
     def _restart(self) -> None:
@@ -409,8 +411,10 @@ class Agent:
         if state is Incoming.IN_BATCH and not begun:
             # The history does not go so far back as the batch's begin.
             dispatcher.leave_batch_out()
-        # So that the next repetition need not go by the frame that failed.
+        # So that the next repetition is short. Where there can be no cut soon, as in the
+        # midst of a batch, it at least need not find out again what fails.
         self._cut_wanted = True
+        self._repetition.leave_out(offset)
 
     def _resume(self, resumption: Resumption) -> None:
         """Take the connection over: have the state that another agent's handler had.
@@ -421,12 +425,15 @@ class Agent:
         """
         account, progress = self._account, resumption.progress
         account.task_id, account.node_id = resumption.task
+        if not resumption.waits:
+            # Whoever noted it died. One that only stands still has sent everything.
+            self._send_rest()
         if resumption.give_up is not None:
             self._requests.resume_at(progress.offset)
             self._adopt(progress)
             self._outbox.unmute_after(0, in_batch=resumption.in_batch, progress=progress)
-            self._send_rest()
             raise WorkerLostError(resumption.give_up)
+        self._outbox.defer()
         self._checkpoints.note_in_hand(None)
         try:
             self._repetition.repeat(resumption.history, progress.offset, resumption.poison)
@@ -442,8 +449,7 @@ class Agent:
         self._choose_form()
         self._report(None)
         self._await_decision()
-        self._takes_over = False
-        self._send_rest()
+        self._outbox.undefer()
 
     def _send_rest(self) -> None:
         try:

@@ -34,6 +34,7 @@ class Resumption:
             and after: the last agent died over one of them.
         poison: the offsets of frames that are not given to the handler, for they killed
             workers.
+        waits: whether the other agent stands still and may go on; else it died.
         give_up: why the connection is to be failed instead, if it is.
         task: the task's and the node's name, as far as they were known.
     """
@@ -44,6 +45,7 @@ class Resumption:
     progress: Progress
     until: int = 0
     poison: Collection[int] = ()
+    waits: bool = False
     give_up: str | None = None
     task: tuple[str, str] = ("", "")
 

@@ -105,6 +105,10 @@ class Outbox:
         # A batch is left out to its end: Kapacitor knows nothing of its begin.
         self._leaving_out = False
         self._on_hold = False
+        # What other threads write while input is repeated: it leaves after that.
+        self._deferring = False
+        self._deferred: list[bytes] = []
+        self._deferred_bytes = 0
         self.in_hand: RawPoint | None = None
         # Guards everything below, and the order of bytes on the stream.
         self._lock = threading.Lock()
@@ -300,6 +304,24 @@ class Outbox:
                 self._order.declare(self._order.provides)
                 self._redirect()
 
+    def defer(self) -> None:
+        """Keep what other threads write until `undefer`; what another outbox left comes first.
+
+        A handler may wait for such a thread while its input is repeated, so that it must
+        not wait here.
+        """
+        with self._lock:
+            self._deferring = True
+
+    def undefer(self) -> None:
+        """Let out what was kept, and whatever other threads write from now on."""
+        with self._lock:
+            self._deferring = False
+            for frame in self._deferred:
+                self._queue(frame, own=False)
+            self._deferred = []
+            self._deferred_bytes = 0
+
     def hold(self) -> None:
         """Let writes of other threads wait, while another worker may take over."""
         with self._lock:
@@ -318,7 +340,8 @@ class Outbox:
         """
         if self._lock.acquire(blocking=False):
             try:
-                if self._data is not Data.REFUSED and not self._on_hold:
+                still = self._on_hold or self._deferring or not self._stream.has_room()
+                if self._data is not Data.REFUSED and not still:
                     self._pending.append(HEARTBEAT)
                     self._pending_bytes += len(HEARTBEAT)
                     self._flush()
@@ -371,6 +394,8 @@ class Outbox:
                 # Encoded under the lock: a batch is only whole if its messages
                 # leave in the order in which they were checked.
                 self._admit(message, own=own_thread)
+                if self._deferring and not own_thread:
+                    return
                 if not own_thread or self._pending_bytes >= _FLUSH_BYTES:
                     self._flush()
         except InvalidWriteError as error:
@@ -413,6 +438,10 @@ class Outbox:
 
     def _queue(self, frame: bytes, *, own: bool) -> None:
         """Let a message out, unless it was sent before or is not to be."""
+        if self._deferring and not own:
+            self._deferred.append(frame)
+            self._deferred_bytes += len(frame)
+            return
         if own:
             if self._muted:
                 self._muted -= 1
@@ -461,7 +490,7 @@ class Outbox:
         if self._data is Data.REFUSED or self.broken is not None:
             return True  # to be told so
         full = self._data is Data.HELD and self._held_bytes >= _HELD_BYTES
-        return not full and not self._on_hold
+        return not full and not self._on_hold and self._deferred_bytes < _HELD_BYTES
 
     def _release(self, data: Data) -> None:
         self._held = []
@@ -481,11 +510,13 @@ class Outbox:
         data = b"".join([self._pending.popleft() for _ in range(len(self._pending))])
         self._pending_bytes = 0
         messages = self._own_points + self._own_others - self._own_left
+        self._own_left += messages
+        if progress is not None:
+            messages = int(self._muted)
         try:
             if self.broken is not None:
                 raise self.broken
             if data or progress is not None:
-                self._own_left += messages
                 self._stream.write(
                     data,
                     messages,

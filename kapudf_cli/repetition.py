@@ -31,6 +31,16 @@ class Repetition:
         self._dispatcher = dispatcher
         self._outbox = outbox
         self._max_frame_bytes = max_frame_bytes
+        # The offsets of frames that failed, of what may still be repeated.
+        self._failed: set[int] = set()
+
+    def leave_out(self, offset: int) -> None:
+        """Leave the frame at an offset out of whatever is repeated."""
+        self._failed.add(offset)
+
+    def forget(self) -> None:
+        """Forget what failed: the history begins anew after it."""
+        self._failed.clear()
 
     def repeat(self, history: bytes, until: int, poison: Collection[int] = ()) -> None:
         """Give a new handler a history, and leave the outbox muted.
@@ -45,7 +55,7 @@ class Repetition:
             ProtocolError: the history is no history.
             RefusedError: the handler refused Init or Restore.
         """
-        left_out = set(poison)
+        left_out = self._failed | set(poison)
         self._dispatcher.repeats = True
         try:
             while True:
@@ -57,6 +67,7 @@ class Repetition:
                     self._take(history, until, left_out)
                 except RepeatAgainError as again:
                     left_out.add(again.offset)
+                    self._failed.add(again.offset)
                 else:
                     return
         finally:

@@ -121,6 +121,11 @@ class StdioStream:
                     patience_s = min(patience_s * 2, _STALLED_MAX_S)
                     self._read_ahead()
 
+    def has_room(self) -> bool:
+        """Ask the pipe; see `Stream.has_room`."""
+        with self._lifetime:
+            return self._open and self._wait(self._responses, select.POLLOUT, patience_s=0)
+
     def interrupt(self) -> None:
         """Let the reader finish with what has arrived; see `Stream.interrupt`."""
         with self._lifetime:

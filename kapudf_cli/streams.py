@@ -81,7 +81,8 @@ class Stream(Protocol):
         Args:
             data: whole messages, or none.
             messages: how many of them the input has brought, for a stream that notes
-                what has left; likewise what follows.
+                what has left; with `progress`, how many of what it brings next were sent
+                before. Likewise what follows.
             in_batch: whether a batch is begun by them, or before, and not ended.
             progress: how much of the input has been dealt with, None in the midst of it.
             forgets: whether the handler needs none of that again, to have its state.
@@ -89,6 +90,9 @@ class Stream(Protocol):
         Raises:
             OSError: the connection broke, or was aborted.
         """
+
+    def has_room(self) -> bool:
+        """Return whether something can be written without waiting. From any thread."""
 
     def interrupt(self) -> None:
         """Let `read` return what has arrived by now, and then b"". From any thread."""
@@ -189,6 +193,15 @@ class SocketStream:
                 rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
             if rest:
                 self._wait_for_room()
+
+    def has_room(self) -> bool:
+        """Ask the socket; see `Stream.has_room`."""
+        with self._lifetime:
+            if not self._open:
+                return False
+            poll = select.poll()
+            poll.register(self._socket, select.POLLOUT)
+            return bool(poll.poll(0))
 
     def interrupt(self) -> None:
         """Let the reader finish with what has arrived; see `Stream.interrupt`."""

@@ -196,6 +196,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     """
     from kapudf_cli import logs
     from kapudf_cli.errors import PluginError
+    from kapudf_cli.serving.limits import raise_descriptor_limit
 
     given = {name: value for name, value in flags.items() if value is not None}
     if config_file is None and not {"socket", "handler"} <= given.keys():
@@ -205,6 +206,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     log = logs.get_logger()
     if settings.in_one_process and watches_code:
         raise click.UsageError("--reload needs workers; leave --workers 0 out")
+    raise_descriptor_limit()
     try:
         if settings.in_one_process:
             status = _serve_in_one_process(settings, log)

@@ -132,10 +132,15 @@ class Taken(_Message, frozen=True, tag=True):
 
 
 class NotTaken(_Message, frozen=True, tag=True):
-    """The state could not be had in the new handler; nothing was changed."""
+    """The state could not be had in the new handler; nothing was changed.
+
+    Attributes:
+        retry: whether only descriptors, memory or threads were missing.
+    """
 
     connection: int
     problem: str
+    retry: bool = False
 
 
 class Finished(_Message, frozen=True, tag=True):

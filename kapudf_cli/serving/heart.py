@@ -48,14 +48,15 @@ class Heart:
                 for each in current
             }
             for connection in current:
+                # Of all of them first: a heartbeat may take its time.
+                if (in_hand := connection.agent.in_hand) is not None:
+                    connection.checkpoints.note_seen(in_hand)
+            for connection in current:
                 self._look(connection, self._watches[connection.number])
 
     def _look(self, connection: Connection, watch: BusyWatch) -> None:
         agent = connection.agent
-        in_hand = agent.in_hand
-        if in_hand is not None:
-            connection.checkpoints.note_seen(in_hand)
-        watch.look(time.monotonic(), in_hand=in_hand, sent=agent.bytes_sent)
+        watch.look(time.monotonic(), in_hand=agent.in_hand, sent=agent.bytes_sent)
         if watch.beats:
             agent.heartbeat()
         if watch.has_just_passed_limit:

@@ -6,7 +6,7 @@ It is memory (a memfd) that the supervisor holds too, in five parts:
 - two halves for input. One is in force: it holds Init, the last snapshot as a Restore,
   and every byte of input since. Fed to a new handler, that gives the state of the old one.
   To cut the journal, the other half is written with a newer snapshot, and put in force;
-- a ring for output, and a place for a piece that is too long for it.
+- a ring for output, and two places, used in turn, for pieces that are too long for it.
 
 Nothing is lost and nothing is sent twice, wherever a worker dies, because the kernel
 counts for us, in both directions:
@@ -25,6 +25,7 @@ taken it, so a part of the ring is written again only when nothing of it is on i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -69,7 +70,9 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
     half = -(-half // mmap.PAGESIZE) * mmap.PAGESIZE
     descriptor = os.memfd_create("kapudf-connection")
     try:
-        os.ftruncate(descriptor, _INPUT + 2 * half + max_frame_bytes + mmap.PAGESIZE)
+        # Besides the frame a long piece may have a few that are short, of what came before.
+        long = -(-max_frame_bytes // mmap.PAGESIZE) * mmap.PAGESIZE + _RING_HALF_BYTES
+        os.ftruncate(descriptor, _INPUT + 2 * half + 2 * long)
         with mmap.mmap(descriptor, LEDGER_BYTES) as memory:
             ledger = Ledger(memory)
             ledger.half_bytes = half
@@ -103,6 +106,12 @@ class Journal:
         self._view = memoryview(self._memory)
         self.ledger = Ledger(self._memory)
         self._half_bytes = self.ledger.half_bytes
+        self._long_bytes = (len(self._memory) - self._half_start(2)) // 2
+        # How many bytes of output were put into the half of the ring that is in use.
+        self._in_half = 0
+        with contextlib.suppress(OSError):
+            # A page that was sent must not be a part of a larger one that is written to.
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.marks = self.ledger.marks
         self.received = self.ledger.received = read_count.total(connection, self.ledger)
         # Where the file stands; the kernel moves it with what is sent.
@@ -200,7 +209,8 @@ class Journal:
 
         Args:
             piece: whole messages; they must be sent before the next call.
-            messages: how many of them the input brought, since `progress` was last given.
+            messages: how many of them the input brought, since `progress` was last given;
+                with `progress`, how many of what it brings next were sent before.
             in_batch: whether the last of them is of a batch that has not ended.
             progress: how much input is now dealt with, None in the midst of it.
             forgets: whether the handler needs none of that again.
@@ -221,7 +231,7 @@ class Journal:
                 marks.half,
                 marks.prefix_bytes,
                 cut,
-                0 if progress else marks.sent + messages,
+                messages if progress else marks.sent + messages,
                 int(in_batch),
                 covered,
                 out_at,
@@ -266,7 +276,10 @@ class Journal:
         """Return where a piece of output may be written."""
         end = self.marks.out_end
         if size > _RING_HALF_BYTES:
+            # Of two in a row, the position after the first must not lie in the second.
             start = self._half_start(2)
+            if start <= end <= start + self._long_bytes:
+                start += self._long_bytes
             # The pages of the last long piece may still be on their way; they are left
             # to whoever reads them, and new ones taken.
             self._give_back(start, size)
@@ -277,13 +290,20 @@ class Journal:
         for number, start in enumerate(_RING):
             if start <= end <= start + _RING_HALF_BYTES:
                 if end + size <= start + _RING_HALF_BYTES:
+                    self._in_half += size
                     return end
-                other = _RING[1 - number]
-                if self._on_its_way() > end - start:
-                    self._give_back(other, _RING_HALF_BYTES)
-                return other
-        self._give_back(_RING[0], _RING_HALF_BYTES)
-        return _RING[0]
+                return self._enter(_RING[1 - number], size)
+        self._in_half = 0
+        return self._enter(_RING[0], size)
+
+    def _enter(self, half: int, size: int) -> int:
+        """Begin to use a half of the ring, with a piece of some bytes."""
+        # What was sent last is on its way longest: if that is less than what was put into
+        # the other half, nothing of this one is.
+        if self._on_its_way() > self._in_half:
+            self._give_back(half, _RING_HALF_BYTES)
+        self._in_half = size
+        return half
 
     def _on_its_way(self) -> int:
         """Return how many bytes the peer has not taken yet, or a little more: unix(7)."""

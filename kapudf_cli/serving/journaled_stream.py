@@ -84,6 +84,12 @@ class JournaledStream(SocketStream):
         """Note which task and node it is for, for whoever looks on."""
         self._journal.ledger.task = (task_id, node_id)
 
+    def note_thread(self, identity: int) -> None:
+        """Note which thread serves it, for whoever finds out what this process died of."""
+        with self._noting:
+            if not self._journal.is_closed:
+                self._journal.ledger.thread = identity
+
     def note_seen(self, offset: int) -> None:
         """Note which frame was seen in hand; see `Checkpoints.note_seen`."""
         with self._noting:
@@ -155,6 +161,8 @@ class JournaledStream(SocketStream):
     def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
         """Return whether the journal should be cut; see `Checkpoints.is_due`."""
         journal = self._journal
+        if self._ahead:
+            return False  # What was read ahead is not dealt with, nor an unfinished frame.
         if stateless:
             # Only until Init is kept by itself; from then on, each write forgets.
             return not journal.marks.prefix_bytes or journal.kept_bytes > _KEPT_BYTES
@@ -168,8 +176,8 @@ class JournaledStream(SocketStream):
     def cut(self, prefix: bytes, remainder: bytes) -> None:
         """Begin the journal anew; see `Checkpoints.cut`."""
         self._due_s = time.monotonic() + self._snapshot_interval_s
-        if len(remainder) <= _LONGEST_REMAINDER_BYTES:
-            with self._noting:
+        with self._noting:
+            if not self._ahead and len(remainder) <= _LONGEST_REMAINDER_BYTES:
                 self._journal.cut(prefix, remainder)
 
     def postpone(self) -> None:
@@ -178,7 +186,8 @@ class JournaledStream(SocketStream):
 
     def history(self, until: int) -> bytes:
         """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""
-        return self._journal.history(until)
+        covered = self._journal.marks.covered
+        return self._journal.history(until if covered else self._journal.marks.cut)
 
     def note_in_hand(self, offset: int | None) -> None:
         """Say which frame the handler is given, before it is; None for one of the history."""

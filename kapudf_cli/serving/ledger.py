@@ -30,7 +30,8 @@ _PEEK_BASE = 32
 _PEEK_RESET = 40
 _HALF_BYTES = 48
 _WAITS_FOR_PEER = 56
-_PLACES = (64, 320)
+_THREAD = 64
+_PLACES = (128, 384)
 _TASK = 1024
 _NODE = 2048
 #: A longer task or node is cut; it is only shown.
@@ -84,6 +85,7 @@ class Ledger:
         peek_base: input bytes at the last reset of the kernel's own count.
         peek_reset: the same, of a reset that is under way; -1 if none is.
         half_bytes: how long each half of the journal is.
+        thread: the identity of the thread that serves it, 0 while that is not known.
         waits_for_peer: 1 while something cannot be sent, for the peer does not read.
     """
 
@@ -169,6 +171,15 @@ class Ledger:
     @waits_for_peer.setter
     def waits_for_peer(self, value: int) -> None:
         _WORD.pack_into(self._memory, _WAITS_FOR_PEER, value)
+
+    @property
+    def thread(self) -> int:
+        """See the class."""
+        return self._read(_THREAD)
+
+    @thread.setter
+    def thread(self, value: int) -> None:
+        _WORD.pack_into(self._memory, _THREAD, value)
 
     @property
     def task(self) -> tuple[str, str]:

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from structlog.stdlib import BoundLogger
@@ -54,16 +53,17 @@ class Listeners(Generic[K]):
 
     def remove(self, key: K) -> None:
         """Take who is in a socket's queue, and then listen on it no more."""
+        socket_file = self._sockets.pop(key)
         if self._resume_at is None:
-            self._selector.unregister(self._sockets[key].listener)
-        self.accept(key)
-        self._sockets.pop(key).close()
+            self._selector.unregister(socket_file.listener)
+        self._accept(key, socket_file)
+        socket_file.close()
 
-    def accept(self, key: K) -> None:
+    def _accept(self, key: K, socket_file: SocketFile) -> None:
         """Serve the connections that wait on a socket."""
         try:
             for _ in range(_AT_ONCE):
-                if not self._serve(key, self._sockets[key]):
+                if not self._serve(key, socket_file):
                     return
         except (OSError, RuntimeError, MemoryError) as error:
             # No descriptors, no memory, no threads. RuntimeError is what
@@ -85,8 +85,10 @@ class Listeners(Generic[K]):
         return self._resume_at - now_s
 
     def _register(self, key: K) -> None:
-        listener: socket.socket = self._sockets[key].listener
-        self._selector.register(listener, selectors.EVENT_READ, lambda: self.accept(key))
+        socket_file = self._sockets[key]
+        self._selector.register(
+            socket_file.listener, selectors.EVENT_READ, lambda: self._accept(key, socket_file)
+        )
 
     def _rest(self) -> None:
         """Listen on nothing for a while: a listener stays readable, and the loop would spin."""

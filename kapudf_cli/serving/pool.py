@@ -1,13 +1,8 @@
-"""The workers of one function: who serves which connection, and who takes over from whom.
-
-A connection goes from worker to worker in one of two ways. After a death, another worker
-takes it over from what the journal holds. In a handover, for new code or for a worker
-that has had its time, the old worker stands still at a frame's boundary until the new
-one has the handler's state, and goes on if that fails.
-"""
+"""The workers of one function: started, replaced by others, and buried when they die."""
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -15,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import channel as orders
 from kapudf_cli.serving import journal
-from kapudf_cli.serving.served import Move, ServedConnection
+from kapudf_cli.serving.placement import Placement
+from kapudf_cli.serving.served import ServedConnection
 from kapudf_cli.serving.socket_file import peer_credentials
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from structlog.stdlib import BoundLogger
 
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.channel import Report
     from kapudf_cli.serving.socket_file import SocketFile
 
-#: Deaths that are the worker's own doing, whatever else happens on the machine.
-_FAULTS: Final = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS"})
 #: The pause before a worker that came to nothing is replaced, doubled each time.
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 30.0
@@ -95,7 +89,8 @@ class Pool:
         self._unwatch = unwatch
         self._log = log.bind(function=name)
         self.workers: list[WorkerProcess] = []
-        self.connections: dict[int, ServedConnection] = {}
+        self._placement = Placement(self.workers, on_left=self._let_retire, log=self._log)
+        self.connections = self._placement.connections
         self.deaths = 0
         self.handler = ""
         self.folders: tuple[str, ...] = ()
@@ -143,15 +138,19 @@ class Pool:
         except OSError:
             connection.close()
             raise
-        served = ServedConnection(
-            self._number_connection(),
-            connection,
-            memory,
-            peer_credentials(connection),
-            busy_limit_s=self.settings.busy_limit_s,
-        )
-        self.connections[served.number] = served
-        self._assign(served)
+        try:
+            served = ServedConnection(
+                self._number_connection(),
+                connection,
+                memory,
+                peer_credentials(connection),
+                busy_limit_s=self.settings.busy_limit_s,
+            )
+        except OSError:
+            os.close(memory)
+            connection.close()
+            raise
+        self._placement.add(served)
         return True
 
     def on_readable(self, worker: WorkerProcess) -> None:
@@ -162,40 +161,64 @@ class Pool:
             return
         if received is None:
             self._bury(worker)
-            return
-        report: Report = received[0]
+        else:
+            self._on_report(worker, received[0])
+
+    def on_exit(self, worker: WorkerProcess) -> None:
+        """Deal with the death of a worker, after what it reported before."""
+        while True:
+            try:
+                received = worker.channel.receive()
+            except BlockingIOError:
+                received = None
+            if received is None:
+                self._bury(worker)
+                return
+            self._on_report(worker, received[0])
+
+    def _on_report(self, worker: WorkerProcess, report: Report) -> None:
         match report:
             case orders.Ready():
                 self._on_ready(worker, report)
             case orders.Failed():
                 self._on_failed(worker, report)
             case orders.Finished():
-                self._on_finished(worker, report.connection)
+                self._placement.on_finished(worker, report.connection)
             case orders.Paused() | orders.Taken() | orders.NotTaken():
-                # One that has ended meanwhile is of no interest any more.
-                if (served := self.connections.get(report.connection)) is not None:
-                    self._on_moving(worker, served, report)
+                self._placement.on_report(worker, report)
 
     def look(self, now_s: float) -> None:
         """Look after everything; to be called a few times a second."""
+        self._look_at_connections(now_s)
+        self._kill_hanging(now_s)
+        if self._stopping:
+            return
+        if self._restart_at_s is not None and now_s >= self._restart_at_s:
+            self._restart_at_s = None
+            self._replace_dead()
+        self._recycle()
+        self._placement.place_waiting(now_s)
+        if not self._placement.move_on() and not self._coming:
+            stay = sum(served.stays for served in self.connections.values())
+            count = len(self.connections) - stay
+            self._tell_reloaded(Reloaded(connections=count, stay=stay))
+
+    def _look_at_connections(self, now_s: float) -> None:
         for served in list(self.connections.values()):
             served.look(now_s)
-            if served.watch.beats:
+            if served.watch.beats or served.is_neglected:
                 served.beat()
             if served.watch.has_just_passed_limit and served.worker is not None:
                 self._on_hanging(served, served.worker, now_s)
+
+    def _kill_hanging(self, now_s: float) -> None:
+        """Kill the workers that hang, once they have had a moment to write where."""
         for number, dumped_s in list(self._hanging.items()):
             if now_s - dumped_s >= _DUMP_PAUSE_S:
                 del self._hanging[number]
                 for worker in self.workers:
                     if worker.number == number:
                         worker.kill()
-        if self._restart_at_s is not None and now_s >= self._restart_at_s and not self._stopping:
-            self._restart_at_s = None
-            self._replace_dead()
-        if not self._stopping:
-            self._recycle()
-            self._move_on()
 
     def reload(
         self, settings: FunctionSettings, on_done: Callable[[Reloaded], None] | None = None
@@ -222,13 +245,8 @@ class Pool:
         self._stopping = True
         self._restart_at_s = None
         self._give_coming_up("kapudf was told to stop")
-        for served in self.connections.values():
-            if served.move is not None and served.move.is_paused:
-                served.move.target.send(orders.Release(served.number))
-                self._abandon_move(served)
-            # One that is not paused yet gets its word when it is.
-            served.move = None
-        left_alone = any(served.worker is None for served in self.connections.values())
+        self._placement.abandon_moves()
+        left_alone = self._placement.has_waiting
         for worker in self.all_workers():
             if worker.state is not WorkerState.STARTING:
                 worker.send(orders.Stop())
@@ -273,7 +291,7 @@ class Pool:
                 worker=worker.number,
                 pid=worker.pid,
                 connections=len(worker.connections),
-                stacks="\n".join(worker.stacks().splitlines()[:_STACK_LINES]),
+                stacks=_beginning(worker.stacks()),
             )
 
     def abandon(self) -> int:
@@ -303,9 +321,7 @@ class Pool:
             self._was_ready = self._was_ready or all(
                 each.state is WorkerState.SERVING for each in self.workers
             )
-        for served in self.connections.values():
-            if served.worker is None:
-                self._assign(served)
+        self._placement.place_waiting(time.monotonic())
         if self._stopping:
             worker.send(orders.Stop())
 
@@ -317,114 +333,6 @@ class Pool:
         if not self._was_ready:
             raise WorkerStartError(report.problem, function=self.name, wrong_call=report.wrong_call)
         self._log.error("worker cannot start", worker=worker.number, error=report.problem)
-
-    def _on_finished(self, worker: WorkerProcess, number: int) -> None:
-        served = self.connections.pop(number, None)
-        if served is None:
-            return
-        worker.connections.discard(number)
-        worker.points_of_ended += served.points - served.points_before
-        if served.move is not None and served.move.is_paused:
-            served.move.target.send(orders.Release(number))
-            served.move.target.connections.discard(number)
-        served.close()
-        self._let_retire(worker)
-
-    def _on_moving(
-        self,
-        worker: WorkerProcess,
-        served: ServedConnection,
-        report: orders.Paused | orders.Taken | orders.NotTaken,
-    ) -> None:
-        move = served.move
-        match report:
-            case orders.Paused() if move is not None and worker is served.worker:
-                move.is_paused = True
-                order, descriptors = served.take(waits=True)
-                move.target.send(order, descriptors)
-                move.target.connections.add(served.number)
-            case orders.Paused():
-                worker.send(orders.Go(served.number))
-            case orders.Taken() if move is not None and worker is move.target:
-                self._complete(served, move)
-            case orders.NotTaken() if move is not None and worker is move.target:
-                worker.connections.discard(served.number)
-                self._log.error(
-                    "handover failed, the old worker goes on",
-                    connection=served.number,
-                    error=report.problem,
-                )
-                served.stays = True
-                self._abandon_move(served)
-            case _ if worker is not served.worker:
-                pass  # It was to take it over, and is not any more.
-            case orders.Taken():
-                self._log.info(
-                    "connection taken over", connection=served.number, worker=worker.number
-                )
-            case orders.NotTaken():
-                served.give_up(report.problem)
-                self._assign(served)
-
-    # --- connections from worker to worker ---
-
-    def _assign(self, served: ServedConnection) -> None:
-        """Give a connection to the worker with the fewest, or leave it until there is one."""
-        worker = self._least_busy()
-        served.worker = worker
-        served.begin_with_worker()
-        if worker is not None:
-            order, descriptors = served.take()
-            worker.connections.add(served.number)
-            worker.send(order, descriptors)
-
-    def _least_busy(self) -> WorkerProcess | None:
-        serving = [each for each in self.workers if each.state is WorkerState.SERVING]
-        return min(serving, key=lambda each: len(each.connections), default=None)
-
-    def _move(self, served: ServedConnection) -> None:
-        """Begin to hand a connection over to a worker that is not retiring."""
-        target = self._least_busy()
-        if target is not None and served.worker is not None:
-            served.move = Move(target)
-            served.worker.send(orders.Pause(served.number))
-
-    def _move_on(self) -> None:
-        """Move what is left with workers that are retiring, say after a target has died."""
-        left = False
-        for worker in self.workers:
-            if worker.state is WorkerState.RETIRING:
-                for served in list(self._movable(worker)):
-                    left = True
-                    if served.move is None:
-                        self._move(served)
-        if not left and not self._coming:
-            stay = sum(served.stays for served in self.connections.values())
-            self._tell_reloaded(Reloaded(connections=len(self.connections) - stay, stay=stay))
-
-    def _complete(self, served: ServedConnection, move: Move) -> None:
-        """Let the new worker go on, now that it has everything."""
-        old, served.worker, served.move = served.worker, move.target, None
-        served.begin_with_worker()
-        move.target.send(orders.Go(served.number))
-        if old is not None:
-            old.send(orders.Release(served.number))
-            old.connections.discard(served.number)
-            self._let_retire(old)
-        self._log.info(
-            "connection handed over", connection=served.number, worker=move.target.number
-        )
-
-    def _abandon_move(self, served: ServedConnection) -> None:
-        served.move = None
-        if served.worker is not None:
-            served.worker.send(orders.Go(served.number))
-
-    def _movable(self, worker: WorkerProcess) -> Iterator[ServedConnection]:
-        for number in worker.connections:
-            served = self.connections.get(number)
-            if served is not None and served.worker is worker and not served.stays:
-                yield served
 
     # --- workers that come and go ---
 
@@ -454,14 +362,10 @@ class Pool:
         for worker in self.workers:
             if worker in going:
                 worker.state = WorkerState.RETIRING
-        self.workers += coming
+        self.workers += coming  # in place: others look at this list
         for worker in going:
-            for served in self.connections.values():
-                if served.worker is worker:
-                    # What other code could not take, this may.
-                    served.stays = False
-                    if served.move is None:
-                        self._move(served)
+            # What other code could not take, this may.
+            self._placement.begin_moves(worker)
             self._let_retire(worker)
         self._log.info("new workers serve", workers=[worker.number for worker in coming])
 
@@ -516,19 +420,18 @@ class Pool:
     def _points(self, worker: WorkerProcess) -> int:
         """Return how many points a worker has dealt with."""
         return worker.points_of_ended + sum(
-            self.connections[number].points - self.connections[number].points_before
-            for number in worker.connections
-            if number in self.connections
+            served.points - served.points_before for served in self._placement.of(worker)
         )
 
     # --- death ---
 
     def _on_hanging(self, served: ServedConnection, worker: WorkerProcess, now_s: float) -> None:
         """Have a worker write where it hangs, before it is killed."""
-        if not worker.hangs:
-            worker.hangs = True
-            worker.ask_for_stacks()
-            self._hanging[worker.number] = now_s
+        if served.number not in worker.hung:
+            if not worker.hung:
+                worker.ask_for_stacks()
+                self._hanging[worker.number] = now_s
+            worker.hung.add(served.number)
             task_id, node_id = served.ledger.task
             self._log.error(
                 "handler hangs, its worker is replaced",
@@ -546,7 +449,7 @@ class Pool:
         self._hanging.pop(worker.number, None)
         self._unwatch(worker)
         how = worker.reap()
-        stacks = worker.stacks().splitlines()[:_STACK_LINES]
+        stacks = worker.stacks()
         worker.close()
         was_coming = worker in self._coming
         was_dismissed = worker in self._dismissed
@@ -556,7 +459,7 @@ class Pool:
         told = state in {WorkerState.RETIRING, WorkerState.DEAD} or self._stopping
         was_idle = self._stopping and state is WorkerState.STARTING
         expected = self._killing or was_dismissed or was_idle or (told and how == "exit status 0")
-        orphans = self._orphans_of(worker)
+        orphans = list(self._placement.of(worker))
         if not expected:
             self.deaths += 1
             self._log.error(
@@ -565,17 +468,14 @@ class Pool:
                 pid=worker.pid,
                 how=how,
                 connections=len(orphans),
-                **({"stacks": "\n".join(stacks)} if stacks else {}),
+                **({"stacks": _beginning(stacks)} if stacks else {}),
             )
         if was_coming:
             self._on_coming_failed(f"a new worker died: {how}")
         lived = worker.age_s >= _LONG_LIFE_S or any(
             served.points > served.points_before for served in orphans
         )
-        by_fault = worker.hangs or how in _FAULTS
-        for served in orphans:
-            served.note_death(how, by_fault=by_fault, drops_poison=self.settings.on_error != "fail")
-            self._assign(served)
+        self._placement.on_death(worker, how, stacks, drops_poison=self.settings.on_error != "fail")
         if was_coming or was_dismissed or self._stopping or state is WorkerState.RETIRING:
             return
         self._vain_starts = 0 if lived else self._vain_starts + 1
@@ -584,25 +484,6 @@ class Pool:
         if not pause_s:
             self._restart_at_s = None
             self._replace_dead()
-
-    def _orphans_of(self, worker: WorkerProcess) -> list[ServedConnection]:
-        """Return the connections that a dead worker leaves alone; end what it was to take."""
-        orphans = []
-        for served in self.connections.values():
-            if served.worker is worker:
-                move, served.move, served.worker = served.move, None, None
-                if move is not None and move.is_paused:
-                    # The new one has what there is to have, and waits only for a word.
-                    served.worker = move.target
-                    move.target.send(orders.Go(served.number))
-                else:
-                    orphans.append(served)
-            elif served.move is not None and served.move.target is worker:
-                was_paused = served.move.is_paused
-                served.move = None
-                if was_paused and served.worker is not None:
-                    served.worker.send(orders.Go(served.number))
-        return orphans
 
     def _replace_dead(self) -> None:
         serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
@@ -617,3 +498,8 @@ class Pool:
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
         return [*self.workers, *self._coming, *self._dismissed]
+
+
+def _beginning(stacks: str) -> str:
+    """Return as much of what faulthandler wrote as a log can bear."""
+    return "\n".join(stacks.splitlines()[:_STACK_LINES])

@@ -7,6 +7,8 @@ import fcntl
 import mmap
 import os
 import socket
+import struct
+import termios
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -61,6 +63,9 @@ class ServedConnection:
         watch: whether its handler is busy.
         takeovers: how often another worker took it over after a death.
         was_served: whether a worker was ever told to serve it.
+        is_neglected: whether input waits that its worker does not even read.
+        isolated: whether it is not to be with others that are suspected as it is.
+        not_before_s: when it may next be given to a worker, of the monotonic clock.
         points_per_s: how many points came of late, on average.
         points_before: how many points it had had when its worker got it.
     """
@@ -84,8 +89,12 @@ class ServedConnection:
         self.watch = BusyWatch(busy_limit_s)
         self.takeovers = 0
         self.was_served = False
+        self.isolated = False
+        self.not_before_s = 0.0
         self.points_before = 0
         self.points_per_s = 0.0
+        self.is_neglected = False
+        self._unread_before = 0
         self._rated_s = self.started_s
         self._rated_points = 0
         self._socket = connection
@@ -106,6 +115,7 @@ class ServedConnection:
     def take(self, *, waits: bool = False) -> tuple[Take, list[int]]:
         """Return the order to serve it, and the descriptors that go with it."""
         takes_over, self.was_served = self.was_served, True
+        self.ledger.thread = 0
         order = Take(
             self.number,
             None if self.peer is None else self.peer.pid,
@@ -135,12 +145,21 @@ class ServedConnection:
 
     # --- after a death ---
 
-    def note_death(self, how: str, *, by_fault: bool, drops_poison: bool) -> None:
+    @property
+    def is_careful(self) -> bool:
+        """Whether its worker deals with one frame at a time, for one killed the last worker."""
+        return self.ledger.marks.progress.offset < self._until
+
+    def note_death(
+        self, how: str, *, accused: bool | None, alone: bool, drops_poison: bool
+    ) -> None:
         """Note that its worker died, and find out whether one of its frames is the cause.
 
         Args:
             how: the death, in words.
-            by_fault: whether the worker's own doing is the only possible cause.
+            accused: whether the death came from its own thread, None where that is not
+                known, as of a kill.
+            alone: whether it was the only careful connection of that worker.
             drops_poison: whether a frame that kills workers is dropped, and the connection
                 goes on, or the connection is given up.
         """
@@ -148,35 +167,43 @@ class ServedConnection:
         ledger, marks = self.ledger, self.ledger.marks
         offset, in_hand = marks.progress.offset, ledger.in_hand
         self._poison = {place for place in self._poison if place >= marks.cut}
-        if ledger.busy_since_ns == 0 and in_hand == NOTHING_IN_HAND:
-            self._deaths = self._faults = self._until = 0
-            return  # It waited for input: whatever the cause was, it is not here.
-        if offset > self._died_at:
+        waited = ledger.busy_since_ns == 0 and in_hand == NOTHING_IN_HAND
+        if offset > self._died_at or waited:
             self._deaths = self._faults = 0
             self._suspects.clear()
-        was_careful = offset < self._until
+            self.isolated = False
+        if waited or accused is False:
+            return  # Whatever the cause was, it is not here.
+        was_careful = self.is_careful
         if not self._deaths:
             self._dying_since_s = time.monotonic()
         self._deaths += 1
-        self._faults += by_fault
+        self._faults += accused is True
         self._died_at = offset
         self._until = max(self._until, ledger.received)
-        if was_careful and in_hand == offset:
+        # Next time, it shall be known over which connection a worker dies.
+        self.isolated = self._deaths > 1
+        if was_careful and in_hand == offset and (accused or alone):
             deaths = self._suspects[in_hand] = self._suspects.get(in_hand, 0) + 1
-            if deaths >= (1 if by_fault else _DEATHS_BY_KILL):
-                if drops_poison:
-                    self._poison.add(in_hand)
-                    self._died_at = in_hand
-                    self._deaths = self._faults = 0
-                    return
-                self._give_up = (
-                    f"the frame at byte {in_hand} killed {self._deaths} workers, "
-                    f"the last one by {how}; on_error: skip would drop it"
-                )
+            if deaths >= (1 if accused else _DEATHS_BY_KILL):
+                self._find(in_hand, how, drops_poison=drops_poison)
+                return
         dying_s = time.monotonic() - self._dying_since_s
         killed = self._deaths >= _MOST_DEATHS and dying_s >= _LONGEST_DYING_S
         if self._faults >= _MOST_FAULTS or killed:
             self._give_up = f"{self._deaths} workers died of it, the last one by {how}"
+
+    def _find(self, offset: int, how: str, *, drops_poison: bool) -> None:
+        """Have a frame dropped that was found to kill workers, or the connection given up."""
+        if drops_poison:
+            self._poison.add(offset)
+            self._deaths = self._faults = 0
+            self.isolated = False
+        else:
+            self._give_up = (
+                f"the frame at byte {offset} killed {self._deaths} workers, "
+                f"the last one by {how}; on_error: skip would drop it"
+            )
 
     # --- while its handler is busy ---
 
@@ -188,6 +215,11 @@ class ServedConnection:
         busy = at_work or self.worker is None or self.move is not None
         in_hand = (marks.progress.offset, ledger.in_hand) if busy else None
         self.watch.look(now_s, in_hand=in_hand, sent=(marks.out_end, marks.progress.offset))
+        # A worker that another handler holds up, or that is stopped, cannot even note that
+        # something has come for this one.
+        unread = 0 if busy else self._unread_bytes()
+        self.is_neglected = 0 < unread == self._unread_before
+        self._unread_before = unread
 
         if now_s - self._rated_s >= _RATE_S:
             points = marks.progress.points_in
@@ -204,6 +236,10 @@ class ServedConnection:
         if self.ledger.waits_for_peer:
             return "waiting on Kapacitor"
         return "busy" if self.ledger.busy_since_ns else "idle"
+
+    def _unread_bytes(self) -> int:
+        answer = fcntl.ioctl(self._socket, termios.FIONREAD, b"\0" * 4)
+        return int(struct.unpack("i", answer)[0])
 
     def beat(self) -> None:
         """Send a heartbeat, if that is not in the midst of a message."""
@@ -240,4 +276,7 @@ class ServedConnection:
         """Close it, on this side."""
         self._map.close()
         os.close(self._memory)
+        with contextlib.suppress(OSError):
+            # So that it ends, even if a child of a handler's has it too.
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

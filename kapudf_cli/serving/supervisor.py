@@ -6,6 +6,7 @@ duplicate of every connection, so that a connection outlives the workers that se
 
 from __future__ import annotations
 
+import functools
 import itertools
 import selectors
 import signal
@@ -78,6 +79,7 @@ class Supervisor:
         self._started_s = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._listeners: Listeners[str] = Listeners(self._selector, self._accept, log)
+        self._control_listeners: Listeners[str] = Listeners(self._selector, self._greet, log)
         self._clients = control.ControlClients(self._selector)
         self._worker_numbers = itertools.count(1)
         self._connection_numbers = itertools.count(1)
@@ -134,15 +136,15 @@ class Supervisor:
     def _turn(self, longest_s: float | None = None) -> None:
         """Wait for something to happen, for `longest_s` at most, and deal with it."""
         now_s = time.monotonic()
-        rest_s = self._listeners.wait_s(now_s)
+        rests_s = [each.wait_s(now_s) for each in (self._listeners, self._control_listeners)]
         look_s = _LOOK_S if self._needs_looks() else None
-        waits = [each for each in (rest_s, look_s, longest_s) if each is not None]
+        waits = [each for each in (*rests_s, look_s, longest_s) if each is not None]
         for key, _ in self._selector.select(max(min(waits), 0.0) if waits else None):
             if key.data is not None and self._selector.get_map().get(key.fileobj) is key:
                 self._deal_with(key.data)
         now_s = time.monotonic()
         for pool in self._pools():
-            pool.look(now_s)
+            self._deal_with(functools.partial(pool.look, now_s))
         if self._code_watch is not None:
             self._code_watch.follow(folder for pool in self._pools() for folder in pool.folders)
         self._clients.look(now_s)
@@ -160,6 +162,11 @@ class Supervisor:
                 raise
             # A function that a reload has added.
             self._log.error("function cannot be served", error=str(error))
+        except Exception:
+            if not self._is_up:
+                raise
+            # Whatever it is: an end of this process would be one of every connection.
+            self._log.exception("unexpected failure, everything else goes on")
 
     def _needs_looks(self) -> bool:
         return any(pool.needs_looks for pool in self._pools())
@@ -212,19 +219,23 @@ class Supervisor:
             log=self._log,
         )
         if control_file is not None:
-            listener = control_file
-            self._selector.register(
-                listener.listener, selectors.EVENT_READ, lambda: self._greet(name, listener)
-            )
+            self._control_listeners.add(name, control_file)
         return _Function(pool, socket_file, control_file)
 
     def _watch(self, pool: Pool, worker: WorkerProcess) -> None:
         self._selector.register(
             worker.channel, selectors.EVENT_READ, lambda: pool.on_readable(worker)
         )
+        if worker.exit_notice >= 0:
+            # A child that a handler has forked may keep the channel open.
+            self._selector.register(
+                worker.exit_notice, selectors.EVENT_READ, lambda: pool.on_exit(worker)
+            )
 
     def _unwatch(self, worker: WorkerProcess) -> None:
         self._selector.unregister(worker.channel)
+        if worker.exit_notice >= 0:
+            self._selector.unregister(worker.exit_notice)
 
     def _remove(self, name: str) -> None:
         function = self._functions[name]
@@ -233,7 +244,7 @@ class Supervisor:
             self._listeners.remove(name)
         del self._functions[name]
         if function.control_file is not None:
-            self._selector.unregister(function.control_file.listener)
+            self._control_listeners.remove(name)
         function.pool.stop()
         self._leaving.append(function)
 
@@ -290,10 +301,13 @@ class Supervisor:
 
     # --- who asks ---
 
-    def _greet(self, name: str, control_file: SocketFile) -> None:
+    def _greet(self, name: str, control_file: SocketFile) -> bool:
+        """Serve the next one who asks, if there is one; see `Listeners`."""
         connection = control_file.accept()
-        if connection is not None:
-            self._clients.add(connection, lambda command, reply: self._obey(name, command, reply))
+        if connection is None:
+            return False
+        self._clients.add(connection, lambda command, reply: self._obey(name, command, reply))
+        return True
 
     def _obey(self, name: str, command: str, reply: Reply) -> None:
         """Do what is asked through the control socket of a function."""

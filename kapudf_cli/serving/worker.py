@@ -66,6 +66,10 @@ DUMP_SIGNAL = signal.SIGUSR1
 _MOST_FOLDERS = 200
 
 
+#: A connection's socket and its memory.
+_DESCRIPTORS_OF_TAKE = 2
+
+
 class Worker:
     """Serves connections that it is handed, and reports on them."""
 
@@ -119,8 +123,14 @@ class Worker:
             return False
         order, descriptors = received
         match order:
-            case Take():
+            case Take() if len(descriptors) == _DESCRIPTORS_OF_TAKE:
                 self._take(order, *descriptors)
+            case Take():
+                # The system had none left for this process, and closed what it had.
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                problem = "no file descriptors are left; raise the limit (LimitNOFILE=)"
+                self._report(NotTaken(order.connection, problem, retry=True))
             case Stop():
                 self._stop()
             case Abort():
@@ -150,7 +160,12 @@ class Worker:
         try:
             stream = self._stream(connection, memory)
         except OSError as error:
-            self._report(NotTaken(number, str(error)))
+            self._report(NotTaken(number, str(error), retry=True))
+            return
+        if order.waits and not stream.marks.covered:
+            stream.close()
+            problem = "its journal has been outgrown, as by a long batch; raise journal_mb"
+            self._report(NotTaken(number, problem))
             return
         peer = None
         if order.peer_pid is not None and order.peer_uid is not None:
@@ -175,13 +190,14 @@ class Worker:
                 on_resumed=on_resumed,
             )
         except RuntimeError as error:
-            self._report(NotTaken(number, str(error)))
+            self._report(NotTaken(number, str(error), retry=True))
             return
         # A connection that begins here waits for no word; one left over would be taken, at
         # its first handover, for the answer to come.
-        if order.takes_over and not order.waits:
-            started = self._connections.get(number)
-            if started is not None:
+        started = self._connections.get(number)
+        if started is not None:
+            stream.note_thread(started.thread.ident or 0)
+            if order.takes_over and not order.waits:
                 started.agent.go()
         if self._stopping:
             # Another worker has died since.
@@ -248,6 +264,7 @@ def _resumption(stream: JournaledStream, order: Take) -> Resumption:
         progress=marks.progress,
         until=order.until,
         poison=order.poison,
+        waits=order.waits,
         give_up=give_up,
         task=stream.task,
     )

@@ -45,7 +45,9 @@ class WorkerProcess:
         state: what it is good for.
         connections: the numbers of the connections that it serves.
         points_of_ended: how many points it has dealt with, of connections that have ended.
-        hangs: whether it is killed for a handler that hangs.
+        exit_notice: a descriptor that is readable once the process has ended, -1 where the
+            system has no such (Linux before 5.3).
+        hung: the numbers of those for which it is killed, for their handlers hang.
     """
 
     def __init__(self, begin: Begin) -> None:
@@ -58,7 +60,7 @@ class WorkerProcess:
         self.state = WorkerState.STARTING
         self.connections: set[int] = set()
         self.points_of_ended = 0
-        self.hangs = False
+        self.hung: set[int] = set()
         self.started_s = time.monotonic()
         # Each thread's stack is written here, on demand and by a fault.
         self._dump = os.memfd_create("kapudf-stacks")
@@ -78,6 +80,9 @@ class WorkerProcess:
         except BaseException:
             os.close(self._dump)
             raise
+        self.exit_notice = -1
+        with contextlib.suppress(OSError):
+            self.exit_notice = os.pidfd_open(self.pid)
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/oom_score_adj").write_text(str(_OOM_SCORE_ADJ))
 
@@ -102,10 +107,12 @@ class WorkerProcess:
         """Send an order; a worker that does not even read its orders is killed."""
         try:
             self.channel.send(order, descriptors)
-        except BlockingIOError:
-            self.kill()
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # It is dead, which is noticed where its channel is read.
+        except OSError:
+            # It reads nothing, or the order cannot be had: without it, neither side would
+            # know what the other one does.
+            self.kill()
 
     def ask_for_stacks(self) -> None:
         """Have it write where its threads are, which takes a moment."""
@@ -144,5 +151,6 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Let go of what it left behind."""
-        with contextlib.suppress(OSError):
-            os.close(self._dump)
+        for descriptor in (self._dump, self.exit_notice):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)

@@ -95,7 +95,7 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
         6_000,
     )
     # How often a worker waits for input depends on how fast it comes.
-    assert 3 <= count_deaths(process) == deaths.stat().st_size <= ENOUGH_DEATHS
+    assert 1 <= count_deaths(process) == deaths.stat().st_size <= ENOUGH_DEATHS
 
 
 @pytest.mark.parametrize("step", ["receive.received.before", "put.in_force.after", "send.half"])
