@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "identifiers"},
     {"wire"},
     {"literals", "on_error", "tickscript"},
-    {"account", "declared", "linger", "options", "points", "state", "logs"},
+    {"account", "declared", "linger", "options", "points", "state", "log_writer", "logs"},
     {"checkpoints", "patch", "streams"},
     {"stdio_stream"},
     {"calls", "grouping", "handler", "line_protocol", "rfc3339"},

@@ -38,6 +38,16 @@ def test_the_unit_calls_serve_with_options_that_there_are() -> None:
     assert context.params["remove_stale"] is True
 
 
+def test_the_unit_leaves_workers_to_the_supervisor() -> None:
+    """A reload and a stop are signals to it alone, and a worker's end for memory stops nothing."""
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # keep the case of keys
+    unit.read(UNIT)
+    service = unit["Service"]
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert (service["KillMode"], service["OOMPolicy"]) == ("mixed", "continue")
+
+
 def test_the_source_distribution_has_what_make_works_on() -> None:
     """Whoever unpacks it can run the demo, the tests and the checks."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

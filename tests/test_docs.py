@@ -621,3 +621,28 @@ def test_load_prints_the_rows_that_the_page_on_testing_shows() -> None:
             "points", "time", "throughput", "latency p50", "latency p90", "latency p99",
             "latency p99.9", "latency max", "CPU", "memory",
         ]  # fmt: skip
+
+
+def events_in_source() -> set[str]:
+    """Return the names of the events that whoever runs `kapudf serve` may see in its log."""
+    files = [*(ROOT / "kapudf_cli" / "serving").glob("*.py")]
+    files += [ROOT / "kapudf_cli" / name for name in ("agent.py", "on_error.py", "logs.py")]
+    found: set[str] = set()
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        calls = re.findall(r'\.(?:info|warning|error|exception)\(\s*"([^"]+)"', text)
+        found |= {call.replace(": %s", ": …") for call in calls}
+    return found - {"%s dropped: …"} | {
+        f"{what} dropped: …" for what in ("point", "batch", "snapshot")
+    }
+
+
+def test_every_event_is_in_the_docs_and_the_docs_have_no_other() -> None:
+    """Whoever finds a line in the log finds what it means, in one of the two tables."""
+    documented: set[str] = set()
+    for page in ("deployment.md", "operations.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        (table,) = re.findall(r"^\| event \| level \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+        for row in table.splitlines()[1:]:
+            documented |= set(re.findall(r"`([^`]+)`", row.split("|")[1]))
+    assert documented == events_in_source()

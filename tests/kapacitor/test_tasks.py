@@ -276,13 +276,13 @@ def test_a_task_can_be_disabled_and_enabled_again_and_again(
 
 
 def test_an_idle_task_is_kept_alive(kapacitor: Kapacitor, short_folder: Path) -> None:
-    """It outlives a task, started later, whose handler hangs and answers no keepalive."""
+    """It outlives a task, started later, whose handler hangs; that one fails, and is told why."""
     stuck = plugin("lifecycle.py:Stuck")
     config = short_folder / "kapudf.yaml"
     config.write_text(
         f"functions:\n"
         f"  mirror: {{handler: mirror, socket: {short_folder}/1.sock}}\n"
-        f"  stuck: {{handler: '{stuck}', socket: {short_folder}/2.sock}}\n",
+        f"  stuck: {{handler: '{stuck}', socket: {short_folder}/2.sock, busy_limit_s: 1}}\n",
         encoding="utf-8",
     )
     section = (
@@ -297,7 +297,10 @@ def test_an_idle_task_is_kept_alive(kapacitor: Kapacitor, short_folder: Path) ->
         daemon.start_task("hung", "stream|from().measurement('mem')@stuck()|httpOut('out')")
         process.event("task connected", task_id="hung")
         daemon.write(line(1, name="mem"))
-        daemon.await_log("keepalive timedout", "task=hung")
+        # Past busy_limit_s, its worker is replaced; the second one hangs at the same point.
+        error = daemon.await_failure("hung", line(2, name="mem"))
+        assert "on_error: skip would drop it" in error
+        assert process.event("handler hangs, its worker is replaced")["task_id"] == "hung"
 
         assert daemon.status("idle").executing
         daemon.write(line(2))

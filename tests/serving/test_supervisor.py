@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
-#: What the issue allows a supervisor; tests run it under coverage, which takes some itself.
-MOST_RSS_BYTES = 30_000_000
+#: Three quarters of it are the interpreter and the libraries for settings and the log.
+MOST_RSS_BYTES = 30 * 2**20
 
 
 @pytest.fixture
