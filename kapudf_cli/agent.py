@@ -341,6 +341,7 @@ class Agent:
                     )
                     self._account.failures += 1
                     dispatcher.drop(message)
+                    self._repetition.leave_out(offset)
                 else:
                     dispatcher.dispatch(message, offset)
                     if dispatcher.wants_restart:

@@ -53,6 +53,7 @@ class ServedAgent:
             on_error=on_error,
             checkpoints=stream,
             resumption=resumption,
+            on_init=lambda account: stream.note_task(account.task_id, account.node_id),
             on_resumed=self.resumed.set_result,
         )
 
