@@ -124,6 +124,11 @@ class Pool:
         """Whether every worker has loaded the handler, or had once."""
         return self._was_ready
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is ready, or has died at its start, which it may do for a long time."""
+        return self._was_ready or self._vain_starts > 0
+
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
         connection = socket_file.accept()
