@@ -384,6 +384,9 @@ class Agent:
                 self._checkpoints.postpone()
                 dispatcher.snapshot_asked = False
                 return
+            # What it has written meanwhile does not wait for the next input, and is not
+            # left to another agent, which could not know of it.
+            self._outbox.flush(self._progress())
             if snapshot:
                 prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
         self._cut_wanted = dispatcher.snapshot_asked = False
@@ -401,12 +404,18 @@ class Agent:
         self._outbox.mute()
         # Where there was no cut yet, there is only Init to go by.
         history = self._checkpoints.history(offset) or dispatcher.init_frame
-        self._repetition.repeat(history, offset)
-        # Muted as well: what is written before there are data to answer.
-        self._outbox.send_data()
-        self._outbox.unmute()
+        try:
+            self._repetition.repeat(history, offset)
+            # Muted as well: what is written before there are data to answer.
+            self._outbox.send_data()
+            begun = dispatcher.order.state is Incoming.IN_BATCH
+            if begun and state is not Incoming.IN_BATCH:
+                # The new handler is given no end of it either: that is what failed.
+                self._outbox.abandon_batch()
+        finally:
+            # Also to tell Kapacitor that the new handler failed.
+            self._outbox.unmute()
         account.points_in, account.batches_in, self._run_points = counted
-        begun = dispatcher.order.state is Incoming.IN_BATCH
         dispatcher.order.state = state
         if state is Incoming.IN_BATCH and not begun:
             # The history does not go so far back as the batch's begin.

@@ -67,14 +67,19 @@ def let_go(held: Journal) -> None:
 
 
 class DyingLedger(Ledger):
-    """A ledger with which a worker dies over a store, just before it or just after."""
+    """A ledger with which a worker dies over a store, just before it or just after.
 
-    __slots__ = ("_after", "_over")
+    From then on it stores nothing more, whatever becomes of the exception.
+    """
 
-    def __init__(self, held: Journal, *, over: str, after: bool) -> None:
+    __slots__ = ("_after", "_left", "_over", "has_died")
+
+    def __init__(self, held: Journal, *, over: str, after: bool, survives: int = 0) -> None:
         super().__init__(held._memory)
         self._over = over
         self._after = after
+        self._left = survives
+        self.has_died = False
 
     def put_in_force(self, marks: Marks) -> None:
         self._die_over("marks", lambda: super(DyingLedger, self).put_in_force(marks))
@@ -89,9 +94,12 @@ class DyingLedger(Ledger):
         self._die_over("received", lambda: stored.__set__(self, value))
 
     def _die_over(self, what: str, store: Callable[[], None]) -> None:
-        if what != self._over:
+        if self.has_died:
+            raise DiedError
+        if what == self._over:
+            self._left -= 1
+            self.has_died = self._left < 0
+        if not self.has_died or self._after:
             store()
-            return
-        if self._after:
-            store()
-        raise DiedError
+        if self.has_died:
+            raise DiedError
