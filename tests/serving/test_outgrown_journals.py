@@ -45,7 +45,7 @@ def started_task(path: str) -> KapacitorSide:
 
 
 def outgrow(side: KapacitorSide, first: int) -> None:
-    """Have `unruly.Unkept` deal with so much, from its point `first` on, that it is not all kept."""
+    """Have `unruly.Unkept` deal with more than is kept, from its point `first` on."""
     sent = (Point(time=n, fieldsString={"s": BALLAST}) for n in range(first, first + COUNT))
     with side.sending(sent):
         for number in range(first, first + COUNT):
