@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class HeldInterrupt:
     """Notes the first SIGINT from `__enter__` to `__exit__`; a second one raises as ever.
 
-    Where SIGINT does not raise, or off the main thread, which no signal reaches, it changes nothing.
+    Where SIGINT does not raise, and off the main thread, which no signal reaches, it
+    changes nothing.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,7 @@ class HeldInterrupt:
         self._holds = False
 
     def __enter__(self) -> Self:
+        """Hold SIGINT back from here on."""
         raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if raises and threading.current_thread() is threading.main_thread():
             self._holds = True
@@ -34,6 +36,7 @@ class HeldInterrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Have SIGINT raise as before."""
         if self._holds:
             self._holds = False
             signal.signal(signal.SIGINT, signal.default_int_handler)
