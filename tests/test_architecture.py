@@ -22,6 +22,7 @@ FLOORS = [
     {"callee", "recordings"},
     {"dispatch"},
     {"repetition"},
+    {"intake"},
     {"agent"},
     {"in_process", "scaffold", "serving"},
     {"targets", "windows"},

@@ -7,7 +7,8 @@ with when it runs: what one of them needs, `kapudf --help` does not wait for.
 from __future__ import annotations
 
 import importlib
-from typing import Final
+import sys
+from typing import Any, Final
 
 import click
 
@@ -70,6 +71,17 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the program; a full disk under stdout is a line, be it for help or for results."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if not standard_streams.is_full(error):
+                raise
+            standard_streams.discard_stdout()
+            click.echo(f"Error: stdout cannot be written: {error.strerror}", err=True)
+            sys.exit(EXIT_FAILURE)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; an error of the project's own is a line, not a traceback."""
         standard_streams.make_usable()
@@ -91,6 +103,6 @@ class Commands(click.Group):
 def main() -> None:
     """Run user-defined functions (UDFs) for Kapacitor.
 
-    Write a handler class, register it as an entry point of the group
-    kapudf.handlers, and serve it on a Unix socket.
+    Write a handler class and serve it on a Unix socket, straight from its file
+    or installed under a name.
     """

@@ -28,7 +28,7 @@ _INDENT = " " * 8
 _WIDTH = 100
 
 
-@click.command()
+@click.command(short_help="Check that a UDF holds to Kapacitor's protocol.")
 @target_options
 @click.option(
     "--options",

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 
-@click.command("check-config")
+@click.command("check-config", short_help="Check a configuration file and its handlers.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--kapacitor",

@@ -29,7 +29,7 @@ _RECORDED_MESSAGES = 100_000
 _DEFAULT_DURATION_S = 10.0
 
 
-@click.command()
+@click.command(short_help="Put a load on a UDF, and measure it.")
 @target_options
 @click.option(
     "--options",
@@ -45,6 +45,7 @@ _DEFAULT_DURATION_S = 10.0
 )
 @click.option(
     "--fields",
+    metavar="N",
     type=click.IntRange(1, 10_000),
     default=10,
     show_default=True,
@@ -52,6 +53,7 @@ _DEFAULT_DURATION_S = 10.0
 )
 @click.option(
     "--tags",
+    metavar="N",
     type=click.IntRange(0, 1_000),
     default=2,
     show_default=True,
@@ -59,6 +61,7 @@ _DEFAULT_DURATION_S = 10.0
 )
 @click.option(
     "--groups",
+    metavar="N",
     type=click.IntRange(1, 1_000),
     default=8,
     show_default=True,
@@ -66,6 +69,7 @@ _DEFAULT_DURATION_S = 10.0
 )
 @click.option(
     "--batch-size",
+    metavar="N",
     type=click.IntRange(1, 1_000),
     default=100,
     show_default=True,
@@ -73,6 +77,7 @@ _DEFAULT_DURATION_S = 10.0
 )
 @click.option(
     "--connections",
+    metavar="N",
     type=click.IntRange(1, 500),
     default=1,
     show_default=True,

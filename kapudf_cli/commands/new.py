@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Write a plugin project, with a handler and a test.")
 @click.argument("name")
 @click.option(
     "--directory",

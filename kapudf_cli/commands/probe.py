@@ -10,7 +10,7 @@ import click
 from kapudf_cli.commands.numbers import Number
 
 
-@click.command()
+@click.command(short_help="Ask a running UDF what it is.")
 @click.option(
     "--socket",
     "path",

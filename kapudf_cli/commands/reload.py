@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Load code and settings anew, while tasks run.")
 @click.option(
     "--socket",
     "path",
@@ -46,7 +46,7 @@ def reload(path: str | None, config_file: Path | None, timeout_s: float) -> None
     from kapudf_cli.serving import control
 
     if (path is None) == (config_file is None):
-        raise click.UsageError("name --socket, or a --config file")
+        raise click.UsageError("name either a --socket or a --config file")
     paths = [path] if path is not None else []
     if config_file is not None:
         settings = config.check(config.read(config_file), source=str(config_file))

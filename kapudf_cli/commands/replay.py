@@ -79,7 +79,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     return value
 
 
-@click.command()
+@click.command(short_help="Send a recording through a UDF, see what it does.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @target_options
 @click.option(

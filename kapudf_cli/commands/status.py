@@ -11,7 +11,7 @@ import click
 _TIMEOUT_S = 10.0
 
 
-@click.command()
+@click.command(short_help="Show how a function, its workers and tasks do.")
 @click.option(
     "--socket",
     "path",

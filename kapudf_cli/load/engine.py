@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.errors import LoadError, ProtocolError
 from kapudf_cli.load import processes
 from kapudf_cli.load.exchange import head_bytes
+from kapudf_cli.load.interrupts import HeldInterrupt
 from kapudf_cli.load.lane import END, KEEPALIVE, POINT, Lane
 from kapudf_cli.load.latencies import Latencies
 from kapudf_cli.wire.udf_pb2 import (
@@ -109,6 +110,7 @@ class Engine:
         self._look_at = 0.0
         self._handed_over = 0
         self._cpu_before = 0.0
+        self._interrupt = HeldInterrupt()
         self.measured = Measured()
 
     def run(self, watch: Callable[[Measured], None] = lambda _: None) -> Measured:
@@ -136,7 +138,8 @@ class Engine:
             began_s = time.perf_counter()
             self._look_at = began_s + _LOOK_S
             try:
-                self._send(lanes, began_s, watch)
+                with self._interrupt:
+                    self._send(lanes, began_s, watch)
             except KeyboardInterrupt:
                 measured.interrupted = True
             self._drain(lanes, began_s, watch)
@@ -265,7 +268,7 @@ class Engine:
     ) -> None:
         """Take what comes until something is due."""
         while (left_s := due_s - time.perf_counter()) > 0:
-            self._turn(lanes, left_s - _SPIN_S if left_s > _SPIN_S else 0.0)
+            self._turn(lanes, min(left_s - _SPIN_S, _LOOK_S) if left_s > _SPIN_S else 0.0)
             self._watch(lanes, watch, began_s)
         # However late it is, what has come is taken: its time is running.
         self._turn(lanes, 0.0)
@@ -342,6 +345,7 @@ class Engine:
         )
 
     def _watch(self, lanes: list[Lane], watch: Callable[[Measured], None], began_s: float) -> None:
+        self._interrupt.check()
         now_s = time.perf_counter()
         if now_s >= self._look_at:
             self._look_at = now_s + _LOOK_S

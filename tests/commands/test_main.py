@@ -12,7 +12,19 @@ import kapudf_cli
 from kapudf_cli.commands import main
 from tests.serve_process import KAPUDF, PATIENCE_S
 
-COMMANDS = ["serve", "list-handlers", "probe", "check-config"]
+COMMANDS = [
+    "serve",
+    "exec",
+    "list-handlers",
+    "probe",
+    "status",
+    "reload",
+    "replay",
+    "check",
+    "load",
+    "check-config",
+    "new",
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +47,7 @@ def test_help_names_every_command(flag: str) -> None:
     places = [result.stdout.find(f"\n  {command} ") for command in COMMANDS]
     assert -1 not in places
     assert places == sorted(places)
+    assert "..." not in result.stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,6 +13,7 @@ from tests.serve_process import KAPUDF, PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.serve_process import ServeProcess
 
@@ -62,3 +63,22 @@ def test_probe_answers_a_terminal_that_lacks_its_letters(
     )
     facts = json.loads(read.stdout.decode(encoding))
     assert facts["tickscript"] == "@udf().field('…', 0.0).tag('…', '…')"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["serve", "--help"], ["list-handlers"], ["new", "full"]],
+)
+def test_a_full_disk_under_stdout_is_a_line(arguments: list[str], tmp_path: Path) -> None:
+    """No traceback, and the exit status says that it failed."""
+    with open("/dev/full", "wb") as full:
+        told = subprocess.run(
+            [*KAPUDF, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert told.returncode == 1
+    assert told.stderr == b"Error: stdout cannot be written: No space left on device\n"

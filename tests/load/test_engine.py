@@ -189,6 +189,28 @@ def test_ctrl_c_ends_the_sending_and_what_was_measured_is_kept() -> None:
     assert measured.returned == measured.sent > 0
 
 
+def test_an_interrupt_inside_a_send_leaves_no_frame_half_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rest of the frame is sent, and sent once, before the run ends."""
+    writes = 0
+    write = os.write
+
+    def interrupted_write(descriptor: int, data: memoryview) -> int:
+        nonlocal writes
+        writes += 1
+        written = write(descriptor, data)
+        if writes == 101:
+            signal.raise_signal(signal.SIGINT)
+        return written
+
+    monkeypatch.setattr("kapudf_cli.load.lane.os.write", interrupted_write)
+    plan = Plan(duration_s=3600, timeout_s=PATIENCE_S)
+    measured = Engine(MIRROR, POINTS, plan).run()
+    assert measured.interrupted
+    assert measured.returned == measured.sent > 0
+
+
 class Refuses(Handler):
     """Wants batches and an option."""
 
