@@ -109,7 +109,8 @@ class Connections:
             structlog.contextvars.bind_contextvars(task_id=account.task_id, node_id=account.node_id)
             if on_task is not None:
                 on_task(account.task_id, account.node_id)
-            if resumption is None or not resumption.history:
+            # A handler made anew is given Init again, of which nobody need hear.
+            if not account.restarts and (resumption is None or not resumption.history):
                 log.info("task connected")
 
         agent = Agent(
