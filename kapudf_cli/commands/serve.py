@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -231,10 +231,16 @@ def _settings(config_file: Path | None, given: dict[str, object]) -> Settings:
     """Return the settings of the file, the environment and the flags."""
     from kapudf_cli import config
 
+    raw: dict[str, Any] = {}
+    if config_file is not None:
+        # Imported only then: many a server has no file.
+        from kapudf_cli.config_file import read
+
+        raw = read(config_file)
     source = str(config_file) if config_file else "command line"
     top = {name: given[name] for name in given if name in config.Settings.__struct_fields__}
     raw = config.overlay(
-        config.read(config_file) if config_file else {},
+        raw,
         top=top,
         function={name: given[name] for name in given if name not in top},
         source=source,
