@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kapudf_cli.errors import HandlerError, InvalidWriteError, describe
+from kapudf_cli.errors import HandlerError, InvalidWriteError, WorkerLostError, describe
 from kapudf_cli.on_error import EXCERPT_BYTES, DroppedLog
 from kapudf_cli.wire.codec import REQUESTS, decode_point
 from kapudf_cli.wire.conversation import Incoming, IncomingOrder
@@ -215,7 +215,11 @@ class Dispatcher:
             self._outbox.abandon_batch()
 
     def drop(self, message: RequestMessage | RawPoint) -> None:
-        """Take a request that is not given to the handler: one that would kill the worker."""
+        """Take a request that is not given to the handler: one that would kill the worker.
+
+        Raises:
+            WorkerLostError: nothing can go on without it.
+        """
         self.order.receive(Point if isinstance(message, bytes) else type(message))
         match message:
             case bytes() | Point():
@@ -231,8 +235,8 @@ class Dispatcher:
             case KeepaliveRequest():  # pragma: no cover - no handler sees it
                 self._outbox.answer(KeepaliveResponse(time=message.time))
             case _:
-                problem = f"a {type(message).__name__} killed the worker, and cannot be left out"
-                raise RefusedError(problem)
+                problem = f"{type(message).__name__} killed the worker, and cannot be left out"
+                raise WorkerLostError(problem)
 
     def leave_batch_out(self) -> None:
         """Give nothing of the batch that is under way to the handler."""

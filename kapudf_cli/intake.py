@@ -157,6 +157,7 @@ class Intake:
                     )
                     self._account.failures += 1
                     dispatcher.drop(message)
+                    self._repetition.leave_out(offset)
                 else:
                     dispatcher.dispatch(message, offset)
                     if dispatcher.wants_restart:

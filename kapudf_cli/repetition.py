@@ -31,7 +31,7 @@ class Repetition:
         self._dispatcher = dispatcher
         self._outbox = outbox
         self._max_frame_bytes = max_frame_bytes
-        # The offsets of frames that failed, of what may still be repeated.
+        # The offsets of frames that failed or killed, of what may still be repeated.
         self._failed: set[int] = set()
 
     def leave_out(self, offset: int) -> None:
@@ -55,7 +55,8 @@ class Repetition:
             ProtocolError: the history is no history.
             RefusedError: the handler refused Init or Restore.
         """
-        left_out = self._failed | set(poison)
+        # Whatever is repeated later shall not kill another worker with it.
+        self._failed |= set(poison)
         self._dispatcher.repeats = True
         try:
             while True:
@@ -64,9 +65,8 @@ class Repetition:
                 self._dispatcher.begin()
                 self._callee.make()
                 try:
-                    self._take(history, until, left_out)
+                    self._take(history, until)
                 except RepeatAgainError as again:
-                    left_out.add(again.offset)
                     self._failed.add(again.offset)
                 else:
                     return
@@ -82,11 +82,11 @@ class Repetition:
             if not is_caused_by(error, ConnectionClosedError):
                 _log.warning("stop failed: %s", error, exc_info=error)
 
-    def _take(self, history: bytes, until: int, left_out: Collection[int]) -> None:
+    def _take(self, history: bytes, until: int) -> None:
         requests = RequestReader(self._max_frame_bytes)
         requests.resume_at(until - len(history))
         for message in requests.feed(history):
-            if requests.offset in left_out:
+            if requests.offset in self._failed:
                 self._dispatcher.drop(message)
             else:
                 self._dispatcher.dispatch(message, requests.offset)

@@ -1,0 +1,194 @@
+"""A connection with a journal, and one agent after the other that serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import socket
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from kapudf_cli.agent import Agent
+from kapudf_cli.checkpoints import Resumption
+from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.on_error import DEFAULT_ON_ERROR
+from kapudf_cli.serving.ledger import LEDGER_BYTES, Ledger
+from kapudf_cli.wire.codec import REQUESTS
+from tests.journals import DiedError, DyingLedger, KeptConnection
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from kapudf_cli.account import Account
+    from kapudf_cli.callee import HandlerFactory
+    from kapudf_cli.on_error import OnError
+    from kapudf_cli.serving.journaled_stream import JournaledStream
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+
+
+def encoded(messages: Iterable[RequestMessage]) -> bytes:
+    return b"".join(map(REQUESTS.encode, messages))
+
+
+class ServedAgent:
+    """One agent at work on a connection that may outlive it."""
+
+    def __init__(
+        self,
+        stream: JournaledStream,
+        handler: HandlerFactory,
+        *,
+        on_error: OnError,
+        resumption: Resumption | None,
+    ) -> None:
+        self.stream = stream
+        #: Why it could not take over, None if it could.
+        self.resumed: Future[str | None] = Future()
+        self.agent = Agent(
+            stream,
+            handler,
+            on_error=on_error,
+            checkpoints=stream,
+            resumption=resumption,
+            on_init=lambda account: stream.note_task(account.task_id, account.node_id),
+            on_resumed=self.resumed.set_result,
+        )
+
+    def start(self) -> None:
+        self.ended = in_thread(self.agent.run)
+
+    def account(self) -> Account:
+        return self.ended.result(PATIENCE_S)
+
+
+class KeptTask:
+    """A task's connection as the supervisor has it, with Kapacitor's side at the other end."""
+
+    def __init__(
+        self,
+        handler: HandlerFactory,
+        *,
+        on_error: OnError = DEFAULT_ON_ERROR,
+        snapshot_interval_s: float = 3600.0,
+    ) -> None:
+        self._kept = KeptConnection()
+        self._handler = handler
+        self._on_error = on_error
+        self._snapshot_interval_s = snapshot_interval_s
+        self._map = mmap.mmap(self._kept.memory, LEDGER_BYTES)
+        self.ledger = Ledger(self._map)
+        self.side = KapacitorSide(self._kept.peer, timeout_s=PATIENCE_S)
+        self.sent_bytes = 0
+        self._agents: list[ServedAgent] = []
+
+    # --- agents ---
+
+    def serve(self, *, survives: int | None = None, after: bool = True) -> ServedAgent:
+        """Have a first agent serve it, which dies over a mark if `survives` says after how many."""
+        return self._serve(None, survives, after=after)
+
+    def take_over(
+        self,
+        *,
+        survives: int | None = None,
+        after: bool = True,
+        until: int = 0,
+        poison: Collection[int] = (),
+        waits: bool = False,
+        give_up: str | None = None,
+        handler: HandlerFactory | None = None,
+    ) -> ServedAgent:
+        """Have another agent take it over, as a worker does; with `waits` it waits for a word."""
+        resumption = Resumption(
+            history=b"",
+            sent=0,
+            in_batch=False,
+            progress=self.ledger.marks.progress,
+            until=until,
+            poison=poison,
+            waits=waits,
+            give_up=give_up,
+        )
+        served = self._serve(resumption, survives, after=after, handler=handler)
+        if not waits:
+            served.agent.go()
+        return served
+
+    def _serve(
+        self,
+        resumption: Resumption | None,
+        survives: int | None,
+        *,
+        after: bool,
+        handler: HandlerFactory | None = None,
+    ) -> ServedAgent:
+        stream = self._kept.serve(snapshot_interval_s=self._snapshot_interval_s)
+        if survives is not None:
+            held = stream._journal
+            held.ledger = DyingLedger(held, over="marks", after=after, survives=survives)
+        if resumption is not None:
+            marks = stream.marks
+            resumption = Resumption(
+                history=stream.history(marks.progress.offset),
+                sent=marks.sent,
+                in_batch=bool(marks.in_batch),
+                progress=marks.progress,
+                until=resumption.until,
+                poison=resumption.poison,
+                waits=resumption.waits,
+                give_up=resumption.give_up,
+                task=stream.task,
+            )
+        served = ServedAgent(
+            stream, handler or self._handler, on_error=self._on_error, resumption=resumption
+        )
+        self._agents.append(served)
+        served.start()
+        return served
+
+    # --- Kapacitor ---
+
+    def send(self, *messages: RequestMessage) -> None:
+        data = encoded(messages)
+        self.side.send_bytes(data)
+        self.sent_bytes += len(data)
+
+    def ask(self, message: RequestMessage) -> ResponseMessage | None:
+        self.send(message)
+        return self.side.receive()
+
+    def await_dealt_with(self, served: ServedAgent) -> bool:
+        """Wait until all that was sent is dealt with; return False if the agent died over it."""
+        self.wait_until(
+            lambda: self.ledger.marks.progress.offset >= self.sent_bytes or served.ended.done()
+        )
+        # One that has just noted it may be about to die over what it does next.
+        return not served.ended.done()
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+
+    def end(self) -> None:
+        """Say that no more will come."""
+        self.side.half_close()
+
+    def hang_up(self) -> None:
+        """Let Kapacitor see the end, once the last agent has come to it."""
+        self._kept.connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for served in self._agents:
+            served.agent.abort()
+            served.agent.decide_alone()
+        for served in self._agents:
+            with contextlib.suppress(DiedError):
+                served.account()
+            served.stream.close()
+        self._map.close()
+        self._kept.close()
