@@ -42,7 +42,7 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED)
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage run -m pytest -n 4
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kapudf_cli.account import Account, Progress, Reason
 from kapudf_cli.callee import Callee, is_caused_by
 from kapudf_cli.checkpoints import NothingKept
-from kapudf_cli.dispatch import Dispatcher, RefusedError, excerpt
+from kapudf_cli.dispatch import Dispatcher, RefusedError
 from kapudf_cli.errors import (
     ConnectionClosedError,
     HandlerError,
@@ -23,16 +23,15 @@ from kapudf_cli.errors import (
     ProtocolError,
     WorkerLostError,
 )
+from kapudf_cli.intake import Intake
 from kapudf_cli.linger import DEFAULT_LINGER_MS, Linger
 from kapudf_cli.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.outbox import Outbox
 from kapudf_cli.repetition import Repetition
 from kapudf_cli.streams import ReadPaused
-from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.conversation import Incoming
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
-from kapudf_cli.wire.requests import RequestReader
-from kapudf_cli.wire.udf_pb2 import STREAM, Point, RestoreRequest
+from kapudf_cli.wire.udf_pb2 import STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +91,6 @@ class Agent:
         self._resumption = resumption
         self._age_s = age_s
         self._on_resumed = on_resumed
-        self._requests = RequestReader(max_frame_bytes)
         self._outbox = Outbox(
             stream,
             max_frame_bytes=max_frame_bytes,
@@ -107,9 +105,17 @@ class Agent:
         self._repetition = Repetition(
             self._callee, self._dispatcher, self._outbox, max_frame_bytes=max_frame_bytes
         )
-        self._run_points = 0
+        self._intake = Intake(
+            self._callee,
+            self._dispatcher,
+            self._outbox,
+            self._account,
+            checkpoints=self._checkpoints,
+            repetition=self._repetition,
+            max_frame_bytes=max_frame_bytes,
+        )
+        self._requests = self._intake.requests
         self._stopping = False
-        self._cut_wanted = False
         self._on_paused: Callable[[], None] | None = None
         # Set when a pause is over, one way or the other.
         self._decided = threading.Event()
@@ -217,8 +223,10 @@ class Agent:
 
     def _serve_input(self) -> None:
         """Deal with input until it ends."""
-        dispatcher = self._dispatcher
-        careful_until = 0 if self._resumption is None else self._resumption.until
+        intake, dispatcher = self._intake, self._dispatcher
+        resumption = self._resumption
+        careful_until = 0 if resumption is None else resumption.until
+        poison = () if resumption is None else resumption.poison
         while True:
             try:
                 data = self._stream.read()
@@ -233,188 +241,27 @@ class Agent:
                 return
             self._account.bytes_in += len(data)
             if self._requests.offset < careful_until:
-                messages = self._take_carefully(data)
+                messages = intake.take_carefully(data, poison)
             else:
-                messages = self._take(data)
+                messages = intake.take(data)
             if not messages:
                 continue  # a part of a frame; the rest is on its way
             forgets = dispatcher.stateless and dispatcher.order.state is Incoming.READY
-            self._outbox.flush(self._progress(), forgets=forgets)
+            self._outbox.flush(intake.progress(), forgets=forgets)
             now_s = time.monotonic()
-            if self._cut_wanted or self._checkpoints.is_due(
+            if intake.wants_cut or self._checkpoints.is_due(
                 now_s, stateless=dispatcher.stateless, asked=dispatcher.snapshot_asked
             ):
-                self._cut()
+                intake.cut()
             # Nothing waits in the outbox while this thread does.
             pause_s = self._linger.pause_s(now_s, messages)
             if pause_s:
                 time.sleep(pause_s)
 
-    def _take(self, data: bytes) -> int:
-        """Deal with the requests that `data` completes; return how many.
-
-        The hot path: what is done here for a point is done for every point. Nothing
-        is looked up, allocated or called that can be had once for the piece.
-        """
-        dispatcher = self._dispatcher
-        order = dispatcher.order
-        outbox = self._outbox
-        requests = self._requests
-        handler = self._callee.handler
-        point = handler.point
-        raw_point = handler.raw_point or dispatcher.decode_raw
-        points = others = 0
-        self._run_points = 0
-        try:
-            for message in requests.feed(data):
-                kind = type(message)
-                try:
-                    if kind is bytes and order.takes_points:
-                        points += 1
-                        outbox.in_hand = message  # type: ignore[assignment]  # bytes it is
-                        raw_point(message)  # type: ignore[arg-type]
-                        continue
-                    if kind is Point and order.takes_points:
-                        points += 1
-                        point(message)  # type: ignore[arg-type]  # a Point it is
-                        continue
-                except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
-                    method = "raw_point" if kind is bytes else "point"
-                    dispatcher.failed(method, error, requests.offset)
-                else:
-                    others += 1
-                    dispatcher.dispatch(message, requests.offset)
-                if dispatcher.wants_restart:
-                    self._restart()
-                    order = dispatcher.order
-                # A handler may choose how it takes points, in setup say.
-                handler = self._callee.handler
-                point = handler.point
-                raw_point = handler.raw_point or dispatcher.decode_raw
-                self._choose_form()
-        finally:
-            outbox.in_hand = None
-            self._account.points_in += points + self._run_points
-        return points + self._run_points + others
-
-    def _choose_form(self) -> None:
-        """Have points read in the form in which the handler takes them."""
-        raw_point = self._callee.handler.raw_point
-        self._requests.raw = raw_point is not None
-        # Points that a handler would forward one by one can go in one piece.
-        forwards = raw_point == self._outbox.forward and self._dispatcher.order.takes_points
-        self._requests.take_run = self._forward_run if forwards else None
-
-    def _forward_run(self, frames: bytes, count: int) -> bool:
-        """Send points on as they came, if they may leave just so; return whether they did."""
-        if not self._outbox.forward_run(frames, count):
-            return False
-        self._run_points += count
-        return True
-
     def _raise_failure(self) -> None:
         """Raise what a thread of the handler's own did wrong, if it did."""
         if self._outbox.failure is not None:
             raise self._callee.blame("write", self._outbox.failure)
-
-    # --- what makes the handler replaceable ---
-
-    def _take_carefully(self, data: bytes) -> int:
-        """Deal with requests one at a time, each noted before and after; return how many.
-
-        The last agent died over one of them, and the one may do it again: what is before
-        it shall be done with, and it shall be known.
-        """
-        dispatcher = self._dispatcher
-        poison = () if self._resumption is None else self._resumption.poison
-        count = 0
-        self._requests.take_run = None
-        try:
-            for message in self._requests.feed(data):
-                offset = self._requests.offset
-                self._outbox.flush(self._progress())
-                self._checkpoints.note_in_hand(offset)
-                if offset in poison:
-                    _log.error(
-                        "dropped what killed the worker",
-                        extra={"offset": offset, "frame": excerpt(message)},
-                    )
-                    self._account.failures += 1
-                    dispatcher.drop(message)
-                else:
-                    dispatcher.dispatch(message, offset)
-                    if dispatcher.wants_restart:
-                        self._restart()
-                self._requests.raw = self._callee.handler.raw_point is not None
-                count += 1
-        finally:
-            self._outbox.in_hand = None
-        self._choose_form()
-        return count
-
-    def _progress(self) -> Progress:
-        """Return how far the connection has got; only between two requests."""
-        account, outbox = self._account, self._outbox
-        return Progress(
-            self._requests.offset,
-            account.points_in,
-            outbox.points,
-            account.batches_in,
-            outbox.batches,
-            outbox.bytes_written,
-            account.failures,
-            account.restarts,
-            account.takeovers,
-        )
-
-    def _cut(self) -> None:
-        """Have the input that has been dealt with forgotten, for the state that came of it."""
-        dispatcher = self._dispatcher
-        # In the midst of a batch, the state is not all there is.
-        whole = dispatcher.order.state is Incoming.READY and not self._outbox.in_batch
-        if not whole:
-            return
-        prefix = dispatcher.init_frame
-        if not dispatcher.stateless:
-            try:
-                snapshot = dispatcher.snapshot()
-            except HandlerError as error:
-                # Nobody has asked for it. What is kept is longer for that, and no worse.
-                _log.error("snapshot failed: %s", error, exc_info=error.cause)
-                self._checkpoints.postpone()
-                dispatcher.snapshot_asked = False
-                return
-            if snapshot:
-                prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
-        self._cut_wanted = dispatcher.snapshot_asked = False
-        self._repetition.forget()
-        self._checkpoints.cut(prefix, self._requests.unfinished)
-
-    def _restart(self) -> None:
-        """Make the handler anew, with the state that it had before the frame in hand."""
-        dispatcher, account = self._dispatcher, self._account
-        dispatcher.wants_restart = False
-        account.restarts += 1
-        offset = self._requests.offset
-        state = dispatcher.order.state
-        counted = (account.points_in, account.batches_in, self._run_points)
-        self._outbox.mute()
-        # Where there was no cut yet, there is only Init to go by.
-        history = self._checkpoints.history(offset) or dispatcher.init_frame
-        self._repetition.repeat(history, offset)
-        # Muted as well: what is written before there are data to answer.
-        self._outbox.send_data()
-        self._outbox.unmute()
-        account.points_in, account.batches_in, self._run_points = counted
-        begun = dispatcher.order.state is Incoming.IN_BATCH
-        dispatcher.order.state = state
-        if state is Incoming.IN_BATCH and not begun:
-            # The history does not go so far back as the batch's begin.
-            dispatcher.leave_batch_out()
-        # So that the next repetition is short. Where there can be no cut soon, as in the
-        # midst of a batch, it at least need not find out again what fails.
-        self._cut_wanted = True
-        self._repetition.leave_out(offset)
 
     def _resume(self, resumption: Resumption) -> None:
         """Take the connection over: have the state that another agent's handler had.
@@ -446,7 +293,7 @@ class Agent:
             self._outbox.send_data()
         self._outbox.unmute_after(resumption.sent, in_batch=resumption.in_batch, progress=progress)
         self._requests.resume_at(progress.offset)
-        self._choose_form()
+        self._intake.choose_form()
         self._report(None)
         self._await_decision()
         self._outbox.undefer()
@@ -475,7 +322,7 @@ class Agent:
         """
         if self._on_paused is None:
             return
-        self._cut()
+        self._intake.cut()
         self._outbox.hold()
         self._on_paused()
         self._await_decision()

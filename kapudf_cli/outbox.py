@@ -114,7 +114,8 @@ class Outbox:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._data = Data.HELD
-        self._held: list[bytes] = []
+        # Each with whether it is the own thread's.
+        self._held: list[tuple[bytes, bool]] = []
         self._held_bytes = 0
         self._pending: collections.deque[bytes] = collections.deque()
         # Not exact where several threads write, and it need not be.
@@ -216,8 +217,8 @@ class Outbox:
             if self._data is Data.HELD:
                 held = self._held
                 self._release(Data.SENT)
-                for frame in held:
-                    self._queue(frame, own=True)
+                for frame, own in held:
+                    self._queue(frame, own=own)
 
     def drop_data(self) -> None:
         """Drop what is held back, and whatever follows: nobody has asked for data."""
@@ -251,10 +252,14 @@ class Outbox:
 
         Raises:
             InvalidWriteError: it is longer than a frame may be.
+            ConnectionClosedError: the connection broke.
         """
         frame = self._encode(message)
         with self._lock:
             self._queue(frame, own=True)
+            # A snapshot may be long, and be asked for again and again.
+            if self._pending_bytes >= _FLUSH_BYTES:
+                self._flush()
 
     # --- for an agent that repeats input ---
 
@@ -302,6 +307,7 @@ class Outbox:
         with self._lock:
             if self._order.in_batch:
                 self._order.declare(self._order.provides)
+                self._leaving_out = False
                 self._redirect()
 
     def defer(self) -> None:
@@ -321,6 +327,9 @@ class Outbox:
                 self._queue(frame, own=False)
             self._deferred = []
             self._deferred_bytes = 0
+            self._changed.notify_all()
+            # As if they had been written just now.
+            self._flush()
 
     def hold(self) -> None:
         """Let writes of other threads wait, while another worker may take over."""
@@ -428,7 +437,7 @@ class Outbox:
         elif isinstance(message, EndBatch):
             self.batches += 1
         if self._data is Data.HELD:
-            self._held.append(frame)
+            self._held.append((frame, own))
             self._held_bytes += len(frame)
         else:
             self._queue(frame, own=own)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kapudf_cli.account import Progress
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.outbox import Outbox
 from kapudf_cli.streams import SocketStream
 from kapudf_cli.wire.codec import RESPONSES
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader, frame_body
+from kapudf_cli.wire.framing import (
+    DEFAULT_MAX_FRAME_BYTES,
+    HEARTBEAT_TIME,
+    FrameReader,
+    frame_body,
+)
+from kapudf_cli.wire.point_frames import RawPoint
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     STREAM,
@@ -476,3 +484,329 @@ def test_a_closed_outbox_refuses_data_of_any_thread(ends: Ends, opened: str) -> 
     assert ends.nothing_has_left()
     assert outbox.points == 0
     assert ends.failures == 0
+
+
+# --- input that is repeated ---
+
+NOTHING_SENT = Progress()
+
+
+def muted(ends: Ends, provides: EdgeType = STREAM) -> Outbox:
+    """Return an outbox that is muted in the midst of a connection."""
+    outbox = ends.opened(provides)
+    outbox.mute()
+    outbox.send_data()
+    return outbox
+
+
+def write_batch(outbox: Outbox, name: str, size: int = 1) -> list[ResponseMessage]:
+    """Write a batch whole, and return what it is."""
+    outbox.write_begin_batch(BeginBatch(name=name))
+    for time in range(size):
+        outbox.write_point(Point(time=time))
+    outbox.write_end_batch(EndBatch(name=name))
+    return [BeginBatch(name=name), *(Point(time=time) for time in range(size)), EndBatch(name=name)]
+
+
+def test_what_is_repeated_is_neither_sent_nor_counted(ends: Ends) -> None:
+    """What comes after is, and what was pending before still leaves."""
+    outbox = ends.opened()
+    outbox.write_point(Point(time=1))
+    outbox.mute()
+    outbox.send_data()
+    for time in range(10):
+        outbox.write_point(Point(time=time))
+    outbox.answer(KeepaliveResponse(time=5))
+    outbox.unmute()
+    outbox.write_point(Point(time=2))
+    outbox.flush()
+    assert ends.receive(2) == [Point(time=1), Point(time=2)]
+    assert outbox.points == 2
+
+
+def test_what_is_held_back_while_it_is_muted_is_sent_with_the_first_data(ends: Ends) -> None:
+    """A handler made anew writes in init what nobody could have been sent yet."""
+    outbox = ends.outbox
+    outbox.mute()
+    outbox.write_point(Point(time=1))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    outbox.answer(InitResponse())
+    outbox.flush()
+    assert ends.receive(1) == [InitResponse()]
+    outbox.send_data()
+    outbox.flush()
+    assert ends.receive(1) == [Point(time=1)]
+
+
+@pytest.mark.parametrize("sent", range(6))
+def test_so_many_messages_are_muted_as_were_sent(ends: Ends, sent: int) -> None:
+    """Points and answers alike, and all is counted on from what the other one did."""
+    outbox = muted(ends)
+    outbox.unmute_after(
+        sent, in_batch=False, progress=Progress(points_out=100, batches_out=7, bytes_out=1000)
+    )
+    messages: list[ResponseMessage] = []
+    for time in range(3):
+        outbox.write_point(Point(time=time))
+        outbox.answer(KeepaliveResponse(time=time))
+        messages += [Point(time=time), KeepaliveResponse(time=time)]
+    outbox.flush()
+    assert ends.receive(6 - sent) == messages[sent:]
+    assert (outbox.points, outbox.batches) == (103, 7)
+    assert outbox.bytes == 1000 + sum(len(RESPONSES.encode(message)) for message in messages)
+
+
+def test_points_that_are_forwarded_are_muted_as_well(ends: Ends) -> None:
+    """As many as were sent, and not one more."""
+    outbox = muted(ends)
+    outbox.unmute_after(2, in_batch=False, progress=NOTHING_SENT)
+    frames = [RawPoint(RESPONSES.encode(Point(time=time))) for time in range(4)]
+    assert not outbox.forward_run(b"".join(frames[:2]), 2)
+    for frame in frames[:3]:
+        outbox.in_hand = frame
+        outbox.forward(frame)
+    assert outbox.forward_run(frames[3], 1)
+    outbox.flush()
+    assert ends.receive(2) == [Point(time=2), Point(time=3)]
+    assert outbox.points == 4
+
+
+def test_a_batch_in_the_midst_of_which_the_other_got_lost_goes_on(ends: Ends) -> None:
+    """Kapacitor has its begin and some of its points; the rest follows."""
+    outbox = muted(ends, BATCH)
+    outbox.unmute_after(2, in_batch=True, progress=NOTHING_SENT)
+    batch = write_batch(outbox, "b", 3)
+    outbox.flush()
+    assert ends.receive(3) == batch[2:]
+    assert not outbox.in_batch
+
+
+@pytest.mark.parametrize("sent", [1, 2])
+def test_a_batch_that_kapacitor_has_no_begin_of_is_left_out_to_its_end(
+    ends: Ends, sent: int
+) -> None:
+    """An EndBatch alone would crash it; the batch after that is whole."""
+    outbox = muted(ends, BATCH)
+    # The handler does not what the one before it did, which had ended its batch by then.
+    outbox.unmute_after(sent, in_batch=False, progress=NOTHING_SENT)
+    write_batch(outbox, "left out", 3)
+    batch = write_batch(outbox, "whole", 2)
+    outbox.flush()
+    assert ends.receive(4) == batch
+
+
+def test_a_batch_begun_in_the_repetition_alone_is_left_out(ends: Ends) -> None:
+    """Where nothing is to be muted any more, that is clear at once."""
+    outbox = muted(ends, BATCH)
+    outbox.write_begin_batch(BeginBatch(name="left out"))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    outbox.write_point(Point())
+    outbox.answer(KeepaliveResponse(time=1))
+    outbox.write_end_batch(EndBatch(name="left out"))
+    batch = write_batch(outbox, "whole")
+    outbox.flush()
+    responses = ends.receive(len(batch))
+    assert responses == batch
+
+
+def test_a_batch_that_was_begun_before_it_was_muted_goes_on_after(ends: Ends) -> None:
+    """For Kapacitor there was no repetition."""
+    outbox = ends.opened(BATCH)
+    outbox.write_begin_batch(BeginBatch(name="b"))
+    outbox.write_point(Point(time=0))
+    outbox.mute()
+    outbox.send_data()
+    outbox.write_begin_batch(BeginBatch(name="b"))
+    outbox.write_point(Point(time=0))
+    outbox.unmute()
+    outbox.write_point(Point(time=1))
+    outbox.write_end_batch(EndBatch(name="b"))
+    outbox.flush()
+    assert ends.receive(4) == [
+        BeginBatch(name="b"), Point(time=0), Point(time=1), EndBatch(name="b"),
+    ]  # fmt: skip
+    assert (outbox.points, outbox.batches) == (2, 1)
+
+
+def test_an_abandoned_batch_lets_the_next_one_begin(ends: Ends) -> None:
+    """Kapacitor drops what it has of one at the next BeginBatch."""
+    outbox = ends.opened(BATCH)
+    outbox.write_begin_batch(BeginBatch(name="abandoned"))
+    outbox.write_point(Point())
+    outbox.abandon_batch()
+    assert not outbox.in_batch
+    with pytest.raises(InvalidWriteError, match="outside a batch"):
+        outbox.write_point(Point())
+    with pytest.raises(InvalidWriteError, match="without a BeginBatch"):
+        outbox.write_end_batch(EndBatch())
+    batch = write_batch(outbox, "whole")
+    outbox.flush()
+    assert ends.receive(5) == [BeginBatch(name="abandoned"), Point(), *batch]
+
+
+def test_where_no_batch_is_open_none_is_abandoned(ends: Ends) -> None:
+    """A stream goes on as it was."""
+    outbox = ends.opened()
+    outbox.abandon_batch()
+    outbox.write_point(Point())
+    outbox.flush()
+    assert ends.receive(1) == [Point()]
+
+
+def test_an_abandoned_batch_that_was_left_out_takes_no_other_with_it(ends: Ends) -> None:
+    """It ends there, though no EndBatch was written."""
+    outbox = muted(ends, BATCH)
+    outbox.write_begin_batch(BeginBatch(name="left out"))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    outbox.abandon_batch()
+    batch = write_batch(outbox, "whole")
+    outbox.flush()
+    assert ends.receive(3) == batch
+
+
+def test_what_other_threads_write_during_a_repetition_leaves_after_it(ends: Ends) -> None:
+    """It was never sent, so that it is not muted, and mutes nothing of the own thread's."""
+    outbox = ends.outbox
+    outbox.defer()
+    outbox.mute()
+    in_thread(lambda: outbox.write_point(Point(name="before data"))).result(PATIENCE_S)
+    outbox.send_data()
+    in_thread(lambda: outbox.write_point(Point(name="among data"))).result(PATIENCE_S)
+    outbox.write_point(Point(time=0))
+    outbox.unmute_after(1, in_batch=False, progress=NOTHING_SENT)
+    assert ends.nothing_has_left()
+    outbox.undefer()
+    assert ends.receive(2) == [Point(name="before data"), Point(name="among data")]
+    outbox.write_point(Point(time=1))
+    outbox.write_point(Point(time=2))
+    outbox.flush()
+    assert times(ends.receive(1)) == [2]
+
+
+def test_what_other_threads_wrote_before_any_data_is_not_taken_for_the_own_threads(
+    ends: Ends,
+) -> None:
+    """A repetition would otherwise mute a message more than it brings."""
+    written: list[int] = []
+
+    class Noting(SocketStream):
+        def write(self, data: bytes, messages: int = 0, **notes: Any) -> None:
+            written.append(messages)
+            super().write(data, messages, **notes)
+
+    ends.stream.__class__ = Noting
+    outbox = ends.outbox
+    in_thread(lambda: outbox.write_point(Point(name="other"))).result(PATIENCE_S)
+    outbox.write_point(Point(name="own"))
+    outbox.send_data()
+    outbox.flush()
+    assert ends.receive(2) == [Point(name="other"), Point(name="own")]
+    assert written == [1]
+
+
+def test_a_thread_waits_while_as_much_is_deferred_as_may_be(ends: Ends) -> None:
+    """It goes on once the repetition is over."""
+    outbox = ends.opened()
+    outbox.defer()
+    large = Point(name="x" * 100_000)
+    waited_for = watch(outbox)
+    count = -(-HELD_BYTES // len(RESPONSES.encode(large))) + 1
+
+    def write() -> None:
+        for _ in range(count):
+            outbox.write_point(large)
+
+    writing = in_thread(write)
+    assert waited_for.wait(PATIENCE_S)
+    assert not writing.done()
+    letting_out = in_thread(outbox.undefer)
+    assert ends.receive(count) == [large] * count
+    letting_out.result(PATIENCE_S)
+    writing.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("release", ["unhold", "close"])
+def test_other_threads_wait_while_the_outbox_is_on_hold(ends: Ends, release: str) -> None:
+    """Until the connection is theirs again, or is known to be somebody else's."""
+    outbox = ends.opened()
+    waited_for = watch(outbox)
+    outbox.hold()
+    writing = in_thread(lambda: outbox.write_point(Point(time=1)))
+    assert waited_for.wait(PATIENCE_S)
+    outbox.heartbeat()
+    assert ends.nothing_has_left()
+    if release == "close":
+        outbox.close()
+        with pytest.raises(ConnectionClosedError):
+            writing.result(PATIENCE_S)
+        assert ends.nothing_has_left()
+    else:
+        outbox.unhold()
+        writing.result(PATIENCE_S)
+        assert ends.receive(1) == [Point(time=1)]
+
+
+def test_answers_leave_once_they_are_many(ends: Ends) -> None:
+    """However often a long snapshot is asked for in one go, it is not kept so often."""
+    answer = SnapshotResponse(snapshot=b"x" * 30_000)
+
+    def answer_five() -> None:
+        for _ in range(5):
+            ends.outbox.answer(answer)
+
+    sending = in_thread(answer_five)
+    assert ends.receive(3) == [answer] * 3
+    sending.result(PATIENCE_S)
+    assert ends.nothing_has_left()
+    ends.outbox.flush()
+    assert ends.receive(2) == [answer] * 2
+
+
+# --- heartbeats ---
+
+
+def test_a_heartbeat_leaves_at_once_with_what_is_pending(ends: Ends) -> None:
+    """From any thread, and even before there may be data."""
+    outbox = ends.outbox
+    outbox.write_point(Point(time=1))
+    in_thread(outbox.heartbeat).result(PATIENCE_S)
+    assert ends.receive(1) == [KeepaliveResponse(time=HEARTBEAT_TIME)]
+    outbox.send_data()
+    outbox.write_point(Point(time=2))
+    in_thread(outbox.heartbeat).result(PATIENCE_S)
+    assert ends.receive(3) == [
+        Point(time=1), Point(time=2), KeepaliveResponse(time=HEARTBEAT_TIME),
+    ]  # fmt: skip
+
+
+def test_a_heartbeat_goes_by_without_a_word_where_it_may_not_or_need_not_be(ends: Ends) -> None:
+    """While somebody writes, while input is repeated, and once the connection has ended."""
+    outbox = ends.opened()
+    with outbox._lock:
+        outbox.heartbeat()
+    outbox.defer()
+    outbox.heartbeat()
+    outbox.undefer()
+    outbox.close()
+    outbox.heartbeat()
+    assert ends.nothing_has_left()
+
+
+def test_a_heartbeat_waits_for_no_peer(ends: Ends) -> None:
+    """One that does not read holds up nobody else's heartbeats."""
+    outbox = ends.opened()
+    ends.stream._socket.settimeout(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ends.stream._socket.send(bytes(1000))
+    in_thread(outbox.heartbeat).result(PATIENCE_S)
+    assert outbox.bytes == 0
+
+
+def test_a_heartbeat_on_a_broken_connection_is_no_error(ends: Ends) -> None:
+    """The agent's own next write tells."""
+    outbox = ends.opened()
+    ends.peer.close()
+    outbox.heartbeat()
+    with pytest.raises(ConnectionClosedError):
+        outbox.flush(Progress())

@@ -218,7 +218,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
         if config_file is not None and error.function is not None:
             error.add_note(f"functions.{error.function}.handler in {config_file}")
         raise
-    if threading.active_count() > 1:
+    if settings.in_one_process and threading.active_count() > 1:
         # A handler hangs, or started threads and left them. The interpreter would
         # wait for those, perhaps for ever, and the grace period is over.
         logging.shutdown()
@@ -282,9 +282,12 @@ def _serve_by_workers(
     *,
     watches_code: bool,
 ) -> int:
+    from kapudf_cli import log_writer
     from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.supervisor import Supervisor
 
+    # A reader of the log that stops must hold up no heartbeat.
+    log_writer.install()
     signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with signals, contextlib.ExitStack() as stack:
         watch = None

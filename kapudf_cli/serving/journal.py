@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 _RING_HALF_BYTES: Final = 512 * 1024
 _RING: Final = (LEDGER_BYTES, LEDGER_BYTES + _RING_HALF_BYTES)
 _INPUT: Final = LEDGER_BYTES + 2 * _RING_HALF_BYTES
+#: What the outbox may hand over at once besides a frame: what was held back until Kapacitor
+#: could take data, and what it flushes at.
+_BESIDES_FRAME_BYTES: Final = 2 * 1024 * 1024
 #: Where a read is put that nothing is to be kept of: at the end of a half.
 _SCRATCH_BYTES: Final = 64 * 1024
 #: A journal that cannot be cut, as in the middle of a batch, may grow to this many times
@@ -70,8 +73,9 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
     half = -(-half // mmap.PAGESIZE) * mmap.PAGESIZE
     descriptor = os.memfd_create("kapudf-connection")
     try:
-        # Besides the frame a long piece may have a few that are short, of what came before.
-        long = -(-max_frame_bytes // mmap.PAGESIZE) * mmap.PAGESIZE + _RING_HALF_BYTES
+        # What is held back may end with a frame as long as may be, and one more follow it.
+        long = 2 * max_frame_bytes + _BESIDES_FRAME_BYTES
+        long = -(-long // mmap.PAGESIZE) * mmap.PAGESIZE
         os.ftruncate(descriptor, _INPUT + 2 * half + 2 * long)
         with mmap.mmap(descriptor, LEDGER_BYTES) as memory:
             ledger = Ledger(memory)
@@ -191,7 +195,8 @@ class Journal:
             )
         )
         if used > _KEPT_BYTES:
-            self._give_back(self._half_start(old), used)
+            # Of one that was outgrown, more came than there was room for.
+            self._give_back(self._half_start(old), min(used, self._half_bytes))
         return True
 
     # --- the way back ---
@@ -280,9 +285,9 @@ class Journal:
             start = self._half_start(2)
             if start <= end <= start + self._long_bytes:
                 start += self._long_bytes
-            # The pages of the last long piece may still be on their way; they are left
-            # to whoever reads them, and new ones taken.
-            self._give_back(start, size)
+            # The pages of earlier ones may still be on their way; they are left to whoever
+            # reads them, and new ones taken.
+            self._give_back(self._half_start(2), 2 * self._long_bytes)
             return start
         if size >= mmap.PAGESIZE:
             # sendfile(2) takes whole pages, of which one more costs it another round.

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 #: How faulthandler names the thread that a fault came from.
 _FAULTY_THREAD: Final = re.compile(r"^Current thread 0x([0-9a-f]+) ", re.MULTILINE)
-#: How long a connection waits that a worker had no descriptor or thread for.
-_RETRY_S: Final = 0.5
+#: How long a connection waits at most that a worker had no descriptor or thread for; the
+#: time is doubled with each refusal.
+_LONGEST_RETRY_S: Final = 30.0
 
 
 class Placement:
@@ -224,10 +225,11 @@ class Placement:
                 connection=served.number,
                 worker=worker.number,
                 error=report.problem,
-                retry_s=_RETRY_S,
+                retry_s=served.retry_s,
             )
             served.worker = None
-            served.not_before_s = time.monotonic() + _RETRY_S
+            served.not_before_s = time.monotonic() + served.retry_s
+            served.retry_s = min(served.retry_s * 2, _LONGEST_RETRY_S)
             return
         served.give_up(report.problem)
         self._assign(served)

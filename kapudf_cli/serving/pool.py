@@ -124,6 +124,11 @@ class Pool:
         """Whether every worker has loaded the handler, or had once."""
         return self._was_ready
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is ready, or has died at its start, which it may do for a long time."""
+        return self._was_ready or self._vain_starts > 0
+
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
         connection = socket_file.accept()
@@ -476,7 +481,10 @@ class Pool:
             served.points > served.points_before for served in orphans
         )
         self._placement.on_death(worker, how, stacks, drops_poison=self.settings.on_error != "fail")
-        if was_coming or was_dismissed or self._stopping or state is WorkerState.RETIRING:
+        if self._stopping:
+            self._serve_the_rest()
+            return
+        if was_coming or was_dismissed or state is WorkerState.RETIRING:
             return
         self._vain_starts = 0 if lived else self._vain_starts + 1
         pause_s = min(_FIRST_PAUSE_S * 2**self._vain_starts, _LONGEST_PAUSE_S) if not lived else 0.0
@@ -484,6 +492,14 @@ class Pool:
         if not pause_s:
             self._restart_at_s = None
             self._replace_dead()
+
+    def _serve_the_rest(self) -> None:
+        """Start one more worker, for what a dead one has left at the very end."""
+        if self._placement.has_waiting and not self._killing and not self.workers:
+            try:
+                self.workers.append(self._start_worker(self.settings))
+            except OSError as error:
+                self._log.error("worker cannot start", error=str(error))
 
     def _replace_dead(self) -> None:
         serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]

@@ -35,6 +35,7 @@ _MOST_DEATHS: Final = 20
 _LONGEST_DYING_S: Final = 600.0
 
 
+_FIRST_RETRY_S: Final = 0.5
 #: Over how long a rate is taken.
 _RATE_S: Final = 1.0
 
@@ -65,6 +66,7 @@ class ServedConnection:
         was_served: whether a worker was ever told to serve it.
         is_neglected: whether input waits that its worker does not even read.
         isolated: whether it is not to be with others that are suspected as it is.
+        retry_s: how long it waits after a worker could not take it.
         not_before_s: when it may next be given to a worker, of the monotonic clock.
         points_per_s: how many points came of late, on average.
         points_before: how many points it had had when its worker got it.
@@ -91,6 +93,7 @@ class ServedConnection:
         self.was_served = False
         self.isolated = False
         self.not_before_s = 0.0
+        self.retry_s = _FIRST_RETRY_S
         self.points_before = 0
         self.points_per_s = 0.0
         self.is_neglected = False

@@ -175,6 +175,8 @@ class Supervisor:
         return [each.pool for each in (*self._functions.values(), *self._leaving)]
 
     def _listen_where_ready(self) -> None:
+        if not self._is_up and not all(each.pool.is_settled for each in self._functions.values()):
+            return  # If one cannot be served at all, none is.
         for name, function in self._functions.items():
             if not function.listens and function.pool.is_ready:
                 function.listens = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kapudf_cli.agent import Agent
 from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.streams import SocketStream
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
 from tests.serve_process import PATIENCE_S
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from kapudf_cli.account import Account
     from kapudf_cli.callee import HandlerFactory
+    from kapudf_cli.checkpoints import Checkpoints
+    from kapudf_cli.on_error import OnError
 
 T = TypeVar("T")
 
@@ -57,11 +60,20 @@ def agent_with(
     handler: HandlerFactory,
     *,
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+    on_error: OnError = DEFAULT_ON_ERROR,
+    checkpoints: Checkpoints | None = None,
     on_init: Callable[[Account], None] | None = None,
 ) -> Iterator[ServedAgent]:
     """Let an agent serve `handler` in a thread; its connection is closed on exit."""
     ours, theirs = socket.socketpair()
-    agent = Agent(SocketStream(theirs), handler, max_frame_bytes=max_frame_bytes, on_init=on_init)
+    agent = Agent(
+        SocketStream(theirs),
+        handler,
+        max_frame_bytes=max_frame_bytes,
+        on_error=on_error,
+        checkpoints=checkpoints,
+        on_init=on_init,
+    )
     with KapacitorSide(ours, timeout_s=PATIENCE_S) as side:
         ended = in_thread(agent.run)
         try:

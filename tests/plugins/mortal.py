@@ -156,3 +156,11 @@ class Poisoned(Count):
             case "hang":
                 time.sleep(600)
         super().point(point)
+
+
+class Slow(Poisoned):
+    """Counts, after as many milliseconds for each point as its field `ms` says."""
+
+    def point(self, point: Point, /) -> None:
+        time.sleep(point.fieldsInt.get("ms", 0) / 1000)
+        super().point(point)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Self
+
+import pytest
 
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, HEARTBEAT_TIME, FrameReader
@@ -20,6 +24,7 @@ from kapudf_cli.wire.udf_pb2 import (
 from tests.conftest import plugin
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S, ServeProcess
+from tests.serving.ongoing import await_status, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,3 +159,40 @@ def test_a_handler_that_hangs_while_it_holds_the_interpreter_is_replaced(
         assert "laden.py" in process.event("worker died", how="SIGKILL")["stacks"]
         process.event("dropped what killed the worker")
     assert process.event("connection finished", task_id="task")["failures"] == 1
+
+
+@pytest.mark.parametrize("why", ["another handler keeps the interpreter", "the worker is stopped"])
+def test_a_task_that_has_nothing_to_do_gets_heartbeats_where_its_worker_does_not_even_read(
+    serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Its keepalive lies in the socket, and is answered as soon as that is over."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    monkeypatch.setenv("GATE", str(gate))
+    serve(plugin("unruly.py:Grasping"))
+    with StrictKapacitor(socket_path) as beside, StrictKapacitor(socket_path) as peer:
+        await_keepalives(peer, 1)
+        (worker,) = status_of(socket_path)["workers"]
+        if why == "the worker is stopped":
+            os.kill(worker["pid"], signal.SIGSTOP)
+        else:
+            beside.send(Point(name="grasp"))
+            await_status(
+                socket_path,
+                lambda status: "busy" in [each["state"] for each in status["connections"]],
+            )
+        try:
+            # Each comes within the time-out; a keepalive that was read before is one answer.
+            heartbeats = 0
+            while heartbeats < 5:
+                response = next(peer.responses)
+                assert isinstance(response, KeepaliveResponse)
+                heartbeats += response.time == HEARTBEAT_TIME
+            answered = peer.asked
+        finally:
+            os.kill(worker["pid"], signal.SIGCONT)
+            gate_end = os.open(gate, os.O_RDWR)
+            os.write(gate_end, b"x")
+        expected = KeepaliveResponse(time=answered)
+        assert next(each for each in peer.responses if each == expected) == expected
+        os.close(gate_end)

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.wire.udf_pb2 import ErrorResponse, InitRequest, InitResponse, Point
+from kapudf_cli.wire.udf_pb2 import (
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InitRequest,
+    InitResponse,
+    Point,
+)
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S
 from tests.serving.ongoing import await_status, kapudf
-from tests.serving.tasks import play, points
+from tests.serving.tasks import batches, play, points
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,3 +80,15 @@ def test_failures_show_in_the_status(serve: Serve, socket_path: str) -> None:
         await_status(socket_path, lambda status: status["connections"][0]["points_in"] == 200)
         (shown,) = json.loads(kapudf("status", "--socket", socket_path, "--json"))["connections"]
         assert (shown["points_in"], shown["points_out"], shown["failures"]) == (200, 198, 2)
+
+
+def test_a_long_batch_of_which_many_points_fail_keeps_all_others(
+    serve: Serve, socket_path: str
+) -> None:
+    """Each failure makes the handler anew, from the batch's begin; none is met twice for it."""
+    process = serve(plugin("unruly.py:ClumsyWithBatches"), "--on-error", "restart")
+    begin, *back, end = play(socket_path, batches(1, 1_000))
+    assert (type(begin), type(end)) == (BeginBatch, EndBatch)
+    assert [each.time for each in back] == [n for n in range(1_000) if n % 10]  # type: ignore[union-attr]
+    finished = process.event("connection finished")
+    assert (finished["failures"], finished["restarts"]) == (100, 100)

@@ -1,0 +1,84 @@
+"""Listening sockets in a loop, where accepting fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli import logs
+from kapudf_cli.serving.listeners import Listeners
+from kapudf_cli.serving.socket_file import SocketFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Long after any rest is over.
+LATER_S = 60.0
+
+
+class Accepting:
+    """Takes connections off sockets, or fails as the system does without descriptors."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.fails = True
+
+    def __call__(self, key: str, socket_file: SocketFile) -> bool:
+        if self.fails:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        connection = socket_file.accept()
+        if connection is None:
+            return False
+        connection.close()
+        self.taken.append(key)
+        return True
+
+
+@pytest.fixture
+def selector() -> Iterator[selectors.BaseSelector]:
+    """Give a selector with nothing registered."""
+    with selectors.DefaultSelector() as made:
+        yield made
+
+
+def bound(folder: Path, name: str) -> SocketFile:
+    """Listen at a path."""
+    return SocketFile.bind(str(folder / name))
+
+
+@pytest.mark.parametrize("rests", [False, True], ids=["at first", "in a rest"])
+def test_a_socket_can_be_removed_where_nobody_can_be_accepted(
+    short_folder: Path, selector: selectors.BaseSelector, *, rests: bool
+) -> None:
+    """It is closed and nothing of it stays registered; the others are listened on again later."""
+    accepting = Accepting()
+    listeners: Listeners[str] = Listeners(selector, accepting, logs.get_logger())
+    sockets = {name: bound(short_folder, name) for name in ("going", "staying")}
+    for name, socket_file in sockets.items():
+        listeners.add(name, socket_file)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(sockets["staying"].path)
+        if rests:
+            for key, _ in selector.select():
+                key.data()
+            assert not selector.get_map()
+        listeners.remove("going")
+        assert sockets["going"].listener.fileno() == -1
+        assert not selector.get_map()
+
+        accepting.fails = False
+        assert listeners.wait_s(time.monotonic() + LATER_S) is None
+        ((key, _),) = selector.select()
+        key.data()
+        assert accepting.taken == ["staying"]
+    listeners.remove("staying")
+    assert not selector.get_map()
+    for socket_file in sockets.values():
+        socket_file.release()
