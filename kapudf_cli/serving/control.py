@@ -150,6 +150,9 @@ def ask(socket_path: str, command: str, *, timeout_s: float) -> dict[str, Any]:
     except TimeoutError as error:
         problem = f"{path}: no answer within {timeout_s:g} s"
         raise ControlError(problem) from error
+    except ConnectionRefusedError as error:
+        problem = f"{path}: connection refused; `kapudf serve` is gone, start it again"
+        raise ControlError(problem) from error
     except FileNotFoundError as error:
         problem = f"{path}: there is no such socket; is `kapudf serve` running there, with workers?"
         raise ControlError(problem) from error
