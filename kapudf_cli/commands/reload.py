@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 
 @click.command(short_help="Load code and settings anew, while tasks run.")
@@ -45,6 +46,13 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     from kapudf_cli.errors import ControlError
     from kapudf_cli.serving import control
 
+    if path is not None and file is not None:
+        # What stands in the environment is only for when nothing is said.
+        source = click.get_current_context().get_parameter_source
+        if source("path") is ParameterSource.ENVIRONMENT:
+            path = None
+        elif source("file") is ParameterSource.ENVIRONMENT:
+            file = None
     if (path is None) == (file is None):
         raise click.UsageError("name either a --socket or a --config file")
     paths = [path] if path is not None else []
