@@ -110,7 +110,8 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
 
     SIGINT or SIGTERM: connections process what has arrived, handlers flush, the
     socket is removed, exit 0. A second signal ends at once with 1. SIGHUP: the
-    configuration and the handlers' code are loaded anew, and no task notices.
+    configuration and the handlers' code are loaded anew, and no task notices;
+    without workers it changes nothing.
     """
     from kapudf_cli import logs
     from kapudf_cli.errors import PluginError
@@ -163,7 +164,8 @@ def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
     from kapudf_cli.serving.socket_file import SocketFile
 
     # A signal that comes while handlers are loaded is dealt with as soon as they are.
-    with SignalQueue((signal.SIGINT, signal.SIGTERM)) as signals, contextlib.ExitStack() as undo:
+    queue = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    with queue as signals, contextlib.ExitStack() as undo:
         functions = [
             Function(name, load_handler(each.handler, function=name, log=log), each)
             for name, each in chosen.functions.items()
