@@ -119,6 +119,8 @@ class Agent:
         self._on_paused: Callable[[], None] | None = None
         # Set when a pause is over, one way or the other.
         self._decided = threading.Event()
+        # Whether nothing will be decided any more, for nobody is left who would.
+        self._on_its_own = False
         self._released = False
         self._takes_over = resumption is not None
 
@@ -132,6 +134,7 @@ class Agent:
     def abort(self) -> None:
         """Break the connection, so that a peer that does not read holds nobody up."""
         self._stream.abort()
+        self._on_its_own = True
         self._decided.set()
 
     def pause(self, on_paused: Callable[[], None]) -> None:
@@ -156,6 +159,7 @@ class Agent:
     def decide_alone(self) -> None:
         """Go on after a pause, but do not take over: whoever would decide is gone."""
         self._released = self._released or self._takes_over
+        self._on_its_own = True
         self._decided.set()
 
     def heartbeat(self) -> None:
@@ -324,6 +328,10 @@ class Agent:
             return
         self._intake.cut()
         self._outbox.hold()
+        # What was said before is no answer to what is said now.
+        self._decided.clear()
+        if self._on_its_own:
+            self._decided.set()
         self._on_paused()
         self._await_decision()
         self._outbox.unhold()

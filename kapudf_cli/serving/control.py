@@ -104,7 +104,11 @@ class _Client:
         elif b"\n" in self._request:
             # What is asked may take its time; it is not to be asked again meanwhile.
             self._selector.unregister(self._socket)
-            self._command(_command_of(self._request), self._reply)
+            try:
+                self._command(_command_of(self._request), self._reply)
+            except BaseException:
+                self.close()  # Nobody will answer.
+                raise
 
     def _reply(self, answer: dict[str, Any]) -> None:
         if not self._ended:
