@@ -358,9 +358,12 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTa
     for number in range(3):
         served.agent.pause(lambda number=number: stood.append(number))  # type: ignore[misc]
     task.wait_until(lambda: stood)
-    for _ in range(3):
+
+    def goes_on() -> bool:
         served.agent.go()
-    task.wait_until(lambda: served.stream.waits or (served.agent.go() is None and False))
+        return served.stream.waits
+
+    task.wait_until(goes_on)
     ask_each(task, range(2, 4))
 
 
