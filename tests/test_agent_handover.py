@@ -358,13 +358,19 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTa
     for number in range(3):
         served.agent.pause(lambda number=number: stood.append(number))  # type: ignore[misc]
     task.wait_until(lambda: stood)
+    task.send(Point(time=2))
+    said = 0
 
-    def goes_on() -> bool:
-        served.agent.go()
-        return served.stream.waits
+    def has_gone_on() -> bool:
+        """Say once that it may, for each time that it has said that it stands still."""
+        nonlocal said
+        while said < len(stood):
+            said += 1
+            served.agent.go()
+        return task.ledger.marks.progress.points_in == 2
 
-    task.wait_until(goes_on)
-    ask_each(task, range(2, 4))
+    task.wait_until(has_gone_on)
+    assert task.side.receive() == counted(2)
 
 
 def test_a_pause_waits_for_the_handler(tasks: Callable[..., KeptTask]) -> None:

@@ -6,6 +6,7 @@ Either side notices the other's death by the end of its input.
 
 from __future__ import annotations
 
+import array
 import socket
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 #: Far more than any message; a datagram that does not fit is cut, and then no JSON.
 _LARGEST_BYTES: Final = 128 * 1024
-#: A connection's socket and its memory.
-_MOST_DESCRIPTORS: Final = 2
+_INT_BYTES: Final = array.array("i").itemsize
+#: Room for two: a connection's socket and its memory.
+_DESCRIPTORS_BYTES: Final = socket.CMSG_LEN(2 * _INT_BYTES)
 #: Longer texts, of an error say, are cut before they are sent.
 TEXT_CHARACTERS: Final = 16_000
 
@@ -186,14 +188,20 @@ class Channel:
     def receive(self) -> tuple[Any, list[int]] | None:
         """Wait for a message; return it with its descriptors, None once the other side is gone."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._socket, _LARGEST_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            # Not recv_fds(): up to Python 3.11 it forgets the flag, and whatever a handler
+            # starts would keep the connection open.
+            data, ancillary, _, _ = self._socket.recvmsg(
+                _LARGEST_BYTES, _DESCRIPTORS_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:
             return None
         if not data:
             return None
-        return _DECODER.decode(data), descriptors
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(content[: len(content) // _INT_BYTES * _INT_BYTES])
+        return _DECODER.decode(data), descriptors.tolist()
 
     def close(self) -> None:
         """Close this end."""

@@ -1,0 +1,395 @@
+"""A connection as the supervisor has it: whose fault a death is, and heartbeats."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kapudf_cli.account import Progress
+from kapudf_cli.serving import served as source
+from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
+from kapudf_cli.serving.served import Move, ServedConnection
+from kapudf_cli.wire.framing import HEARTBEAT
+from tests.journals import KeptConnection
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.serving.channel import Take
+
+
+class Kept(KeptConnection):
+    """A connection with its supervisor's side, and steps that a worker would take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served = ServedConnection(
+            7, self.connection.dup(), os.dup(self.memory), None, busy_limit_s=10.0
+        )
+
+    def got_to(self, offset: int, *, in_hand: int | None = None, received: int = 100) -> None:
+        """Have a worker be busy with a frame, having dealt with all before an offset."""
+        ledger = self.served.ledger
+        ledger.put_in_force(ledger.marks._replace(progress=Progress(offset)))
+        ledger.in_hand = offset if in_hand is None else in_hand
+        ledger.received = received
+        ledger.busy_since_ns = 1
+
+    def waits(self) -> None:
+        """Have a worker wait for input."""
+        self.served.ledger.busy_since_ns = 0
+        self.served.ledger.in_hand = NOTHING_IN_HAND
+
+    def dies(
+        self,
+        *,
+        accused: bool | None = True,
+        alone: bool = True,
+        drops_poison: bool = True,
+        how: str = "SIGSEGV",
+    ) -> Take:
+        """Have the worker die; return what the next one is told."""
+        self.served.note_death(how, accused=accused, alone=alone, drops_poison=drops_poison)
+        return self.served.take()[0]
+
+    def close(self) -> None:
+        self.served.close()
+        super().close()
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """Give a connection that a worker was told to serve."""
+    kept = Kept()
+    order, descriptors = kept.served.take()
+    assert (order.connection, order.takes_over, order.waits) == (7, False, False)
+    assert len(descriptors) == 2
+    yield kept
+    kept.close()
+
+
+# --- poison ---
+
+
+def test_after_a_death_frames_that_had_come_are_dealt_with_one_by_one(kept: Kept) -> None:
+    """One of them may be the cause."""
+    kept.got_to(40, received=90)
+    order = kept.dies()
+    assert (order.takes_over, order.until, order.poison, order.give_up) == (True, 90, (), None)
+    assert kept.served.takeovers == 1
+    assert kept.served.is_careful
+
+
+def test_a_frame_that_faults_by_itself_is_poison(kept: Kept) -> None:
+    """The first fault could have been any frame's; the second is that of the one in hand."""
+    kept.got_to(40)
+    kept.dies()
+    kept.got_to(52)
+    order = kept.dies()
+    assert (order.poison, order.give_up) == ((52,), None)
+    kept.got_to(64)
+    assert kept.dies().poison == (52, 64)
+
+
+def test_a_kill_may_have_hit_a_frame_by_chance(kept: Kept) -> None:
+    """Of those it takes one more."""
+    kept.got_to(40)
+    assert kept.dies(accused=None, how="SIGKILL").poison == ()
+    assert kept.dies(accused=None, how="SIGKILL").poison == ()
+    assert kept.dies(accused=None, how="SIGKILL").poison == (40,)
+
+
+def test_kills_at_one_frame_after_the_other_find_no_poison(kept: Kept) -> None:
+    """Somebody kills workers, and each time they have got further."""
+    for offset in range(0, 90, 3):
+        kept.got_to(offset)
+        order = kept.dies(accused=None, how="SIGKILL")
+        assert (order.poison, order.give_up) == ((), None)
+
+
+def test_a_frame_that_is_not_in_hand_is_not_poison(kept: Kept) -> None:
+    """A death while history is repeated, say, or before the next frame was begun with."""
+    kept.got_to(40)
+    kept.dies()
+    for in_hand in (HISTORY_IN_HAND, NOTHING_IN_HAND, 20):
+        kept.got_to(40, in_hand=in_hand)
+        assert kept.dies().poison == ()
+
+
+def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
+    """Once the journal is cut past it."""
+    kept.got_to(40)
+    kept.dies()
+    assert kept.dies().poison == (40,)
+    ledger = kept.served.ledger
+    ledger.put_in_force(ledger.marks._replace(cut=41))
+    kept.got_to(80)
+    assert kept.dies().poison == (80,)
+
+
+def test_with_fail_the_connection_is_given_up_for_poison(kept: Kept) -> None:
+    """The reason says where it was, how it ended, and what would help."""
+    kept.got_to(40)
+    kept.dies(drops_poison=False)
+    order = kept.dies(drops_poison=False)
+    assert order.poison == ()
+    assert order.give_up == (
+        "the frame at byte 40 killed 2 workers, the last one by SIGSEGV; "
+        "on_error: skip would drop it"
+    )
+
+
+# --- innocents ---
+
+
+def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept: Kept) -> None:
+    """However often that happens."""
+    for _ in range(30):
+        kept.got_to(100)
+        kept.waits()
+        order = kept.dies(accused=None)
+        assert (order.until, order.poison, order.give_up) == (0, (), None)
+    assert kept.served.takeovers == 30
+
+
+def test_a_connection_that_is_known_not_to_be_the_cause_is_not_suspected(kept: Kept) -> None:
+    """However busy it was: the fault came from another's thread."""
+    for _ in range(30):
+        kept.got_to(40)
+        order = kept.dies(accused=False)
+        assert (order.until, order.poison, order.give_up) == (0, (), None)
+
+
+def test_where_several_might_be_the_cause_none_is_found_guilty(kept: Kept) -> None:
+    """They are put apart, so that the next death tells."""
+    kept.got_to(40)
+    kept.dies(accused=None, how="SIGKILL")
+    assert not kept.served.isolated
+    for _ in range(5):
+        assert kept.dies(accused=None, alone=False, how="SIGKILL").poison == ()
+        assert kept.served.isolated
+    kept.got_to(60)
+    kept.dies(accused=None, alone=False)
+    assert not kept.served.isolated
+
+
+def test_a_step_forward_takes_suspicion_away(kept: Kept) -> None:
+    """A frame that was dealt with killed nobody."""
+    kept.got_to(40)
+    kept.dies(accused=None)
+    kept.dies(accused=None)
+    kept.got_to(50)
+    assert kept.dies(accused=None).poison == ()
+    assert kept.dies(accused=None).poison == (50,)
+
+
+# --- give-up ---
+
+
+def test_faults_without_a_frame_to_blame_end_in_giving_up(kept: Kept) -> None:
+    """It would take down every worker there is."""
+    kept.got_to(40, in_hand=HISTORY_IN_HAND)
+    orders = [kept.dies(how="SIGABRT") for _ in range(source._MOST_FAULTS)]
+    assert [order.give_up for order in orders[:-1]] == [None] * 5
+    assert orders[-1].give_up == "6 workers died of it, the last one by SIGABRT"
+
+
+def test_kills_end_in_giving_up_only_if_they_go_on_for_long(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be somebody else's doing, as where memory is short."""
+    kept.got_to(40, in_hand=HISTORY_IN_HAND)
+    for _ in range(2 * source._MOST_DEATHS):
+        assert kept.dies(accused=None, how="SIGKILL").give_up is None
+    begun_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: begun_s + source._LONGEST_DYING_S)
+    assert "workers died of it, the last one by SIGKILL" in (
+        kept.dies(accused=None, how="SIGKILL").give_up or ""
+    )
+
+
+def test_what_the_owner_gives_up_is_given_up(kept: Kept) -> None:
+    """As where a state cannot be had any more."""
+    kept.served.give_up("Restore was refused")
+    assert kept.served.take()[0].give_up == "Restore was refused"
+
+
+# --- heartbeats ---
+
+
+def read(kept: Kept) -> bytes:
+    kept.peer.settimeout(0)
+    try:
+        return kept.peer.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+def test_a_heartbeat_is_sent_between_messages(kept: Kept) -> None:
+    """Before the first one, and after all that is in force was sent."""
+    held = kept.open()
+    kept.served.beat()
+    held.put(b"answer", 1, in_batch=False, progress=None)
+    held.send(held.unsent)
+    kept.served.beat()
+    held._connection.close()
+    held.close()
+    assert read(kept) == HEARTBEAT + b"answer" + HEARTBEAT
+
+
+@pytest.mark.parametrize("sent", [0, 3])
+@pytest.mark.parametrize("size", [6, 1_000_000])
+def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
+    kept: Kept, sent: int, size: int
+) -> None:
+    """It would be a part of a message; nor after a long one that follows one as long."""
+    held = kept.open()
+    received = bytearray()
+    kept.peer.settimeout(0)
+    for _ in range(2):
+        held.put(bytes(size), 1, in_batch=False, progress=None)
+        while unsent := held.unsent:
+            try:
+                held.send(unsent)
+            except BlockingIOError:
+                received += kept.peer.recv(1 << 20)
+    held.put(b"x" * size, 1, in_batch=False, progress=None)
+    received += read(kept)
+    if sent:
+        assert held.unsent == size
+        held.send(sent)
+    held._connection.close()
+    held.close()
+    kept.served.beat()
+    received += read(kept)
+    assert bytes(received).strip(b"\0") == b"x" * sent
+
+
+def test_no_heartbeat_is_sent_while_a_worker_is_sending(kept: Kept) -> None:
+    """It has the memory locked, be it between two of its steps."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - another process
+        fcntl.lockf(kept.memory, fcntl.LOCK_EX)
+        os.write(theirs, b"locked")
+        os.read(ours, 1)  # until it is killed
+        os._exit(0)
+    assert os.read(ours, 6) == b"locked"
+    try:
+        kept.served.beat()
+        assert read(kept) == b""
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        os.close(ours)
+        os.close(theirs)
+    kept.served.beat()
+    assert read(kept) == HEARTBEAT
+
+
+def test_a_heartbeat_waits_for_nobody(kept: Kept) -> None:
+    """A peer that does not read or is gone holds up no other connection."""
+    try:
+        while True:
+            kept.connection.send(bytes(1000))
+    except BlockingIOError:
+        pass
+    in_thread(kept.served.beat).result(PATIENCE_S)
+    kept.peer.close()
+    in_thread(kept.served.beat).result(PATIENCE_S)
+
+
+# --- looks ---
+
+
+def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
+    """Not while it waits for input, or for Kapacitor to read."""
+
+    def beats() -> bool:
+        kept.served.look(1.0)
+        kept.served.look(2.0)
+        return kept.served.watch.beats
+
+    kept.served.worker = object()  # type: ignore[assignment]  # somebody
+    kept.got_to(40)
+    assert beats()
+    assert kept.served.state == "busy"
+    kept.served.ledger.waits_for_peer = 1
+    assert not beats()
+    assert kept.served.state == "waiting on Kapacitor"
+    kept.served.ledger.waits_for_peer = 0
+    kept.waits()
+    assert not beats()
+    assert kept.served.state == "idle"
+    kept.served.worker = None
+    assert beats()
+    assert kept.served.state == "waiting for a worker"
+    kept.served.worker = object()  # type: ignore[assignment]
+    kept.served.move = Move(object())  # type: ignore[arg-type]
+    assert beats()
+    assert kept.served.state == "being handed over"
+
+
+def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
+    """Its worker may be stopped, or held up by another handler."""
+    kept.served.worker = object()  # type: ignore[assignment]
+    kept.waits()
+    seen = []
+    for step in (lambda: None, lambda: kept.peer.send(b"input"), lambda: None, lambda: None):
+        step()
+        kept.served.look(1.0)
+        seen.append(kept.served.is_neglected)
+    assert seen == [False, False, True, True]
+    kept.connection.recv(5)
+    kept.served.look(1.0)
+    assert not kept.served.is_neglected
+
+
+def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:
+    """Taken about once a second."""
+    started_s = kept.served.started_s
+    ledger = kept.served.ledger
+    ledger.put_in_force(ledger.marks._replace(progress=Progress(points_in=300)))
+    kept.served.look(started_s + 0.5)
+    assert kept.served.points_per_s == 0
+    kept.served.look(started_s + 2.0)
+    assert kept.served.points_per_s == pytest.approx(150)
+    kept.served.look(started_s + 4.0)
+    assert kept.served.points_per_s == 0
+
+
+def test_the_peer_sees_the_end_once_it_is_closed(kept: Kept) -> None:
+    """Even if some other process has the socket too, such as a handler's child."""
+    child = kept.connection.dup()
+    kept.served.close()
+    assert kept.peer.recv(1) == b""
+    child.close()
+    kept.served = ServedConnection(
+        8, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
+    )
+
+
+def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -> None:
+    """In the words of the one event that there is for each."""
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    class Log:
+        def error(self, event: str, **facts: Any) -> None:
+            events.append((event, facts))
+
+    ledger = kept.served.ledger
+    ledger.task = ("task", "node")
+    ledger.received = 99
+    ledger.put_in_force(ledger.marks._replace(progress=Progress(90, points_in=3, points_out=2)))
+    kept.served.log_abandoned(Log())  # type: ignore[arg-type]
+    ((event, facts),) = events
+    assert event == "connection finished"
+    assert facts["reason"] == "abandoned"
+    assert (facts["task_id"], facts["points_in"], facts["points_out"]) == ("task", 3, 2)
+    assert facts["bytes_in"] == 99
