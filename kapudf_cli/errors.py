@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class KapudfError(Exception):
-    """The root: catch it to catch whatever kapudf raises on purpose."""
+    """The root: catch it to catch whatever kapudf raises on purpose.
+
+    Attributes:
+        wrong_call: whether what was asked for is wrong, so that trying again is no use.
+    """
+
+    wrong_call: bool = False
 
 
 # --- The peer's fault: bytes that are not the protocol --------------------------
@@ -175,6 +181,8 @@ class CallError(KapudfError):
         reason: what is wrong, without the place.
     """
 
+    wrong_call = True
+
     def __init__(self, column: int, reason: str) -> None:
         super().__init__(f"character {column} of the options: {reason}")
         self.column = column
@@ -187,6 +195,8 @@ class WindowsTooFullError(KapudfError):
 
 class MisfitError(KapudfError):
     """A UDF, a recording, and what was asked for do not go together."""
+
+    wrong_call = True
 
 
 class ReplayError(KapudfError):
@@ -209,6 +219,8 @@ class PluginError(KapudfError):
 class UnknownHandlerError(PluginError):
     """No installed distribution offers a handler of that name."""
 
+    wrong_call = True
+
     def __init__(self, name: str, known: Sequence[str], nearest: str | None) -> None:
         hint = f"; did you mean '{nearest}'?" if nearest else ""
         installed = ", ".join(known) if known else "none"
@@ -220,6 +232,8 @@ class UnknownHandlerError(PluginError):
 
 class AmbiguousHandlerError(PluginError):
     """Two or more distributions offer a handler of the same name."""
+
+    wrong_call = True
 
     def __init__(self, name: str, sources: Sequence[str]) -> None:
         super().__init__(
@@ -258,6 +272,8 @@ class WorkerStartError(PluginError):
 
 class NotAHandlerError(PluginError):
     """What was named exists, but is no usable handler class."""
+
+    wrong_call = True
 
 
 # --- The socket, the configuration, the other side ------------------------------
@@ -309,6 +325,8 @@ class ConfigError(KapudfError):
         faults: one line each: the path of the setting, and what is wrong.
     """
 
+    wrong_call = True
+
     def __init__(self, source: str, faults: Sequence[str]) -> None:
         super().__init__("; ".join(f"{source}: {fault}" for fault in faults))
         self.source = source
@@ -317,6 +335,8 @@ class ConfigError(KapudfError):
 
 class ProjectNameError(KapudfError):
     """No plugin project can have this name, for the reason that the message gives."""
+
+    wrong_call = True
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"no project can be called '{name}': {problem}")

@@ -18,7 +18,7 @@ FLOORS = [
     {"checkpoints", "patch", "streams"},
     {"stdio_stream"},
     {"calls", "grouping", "handler", "line_protocol", "rfc3339"},
-    {"batches", "columns", "outbox", "plugins", "kapacitor", "config"},
+    {"batches", "columns", "outbox", "plugins", "kapacitor", "config", "config_file"},
     {"callee", "recordings"},
     {"dispatch"},
     {"repetition"},

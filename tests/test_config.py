@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from kapudf_cli import config
+from kapudf_cli import config, config_file
 from kapudf_cli.config import FunctionSettings, Settings
 from kapudf_cli.errors import ConfigError
 from tests.plugins.unprivileged import run_unprivileged
@@ -86,7 +86,7 @@ def check(tmp_path: Path) -> Callable[[str | bytes], Settings]:
     def write_and_check(content: str | bytes) -> Settings:
         file = tmp_path / "kapudf.yaml"
         file.write_bytes(content.encode() if isinstance(content, str) else content)
-        return config.check(config.read(file), source="kapudf.yaml")
+        return config.check(config_file.read(file), source="kapudf.yaml")
 
     return write_and_check
 
@@ -184,7 +184,7 @@ def test_other_numbers_are_numbers(tmp_path: Path, written: str, number: int) ->
     """Only a leading zero is special."""
     file = tmp_path / "kapudf.yaml"
     file.write_text(f"number: {written}\n")
-    assert config.read(file) == {"number": number}
+    assert config_file.read(file) == {"number": number}
 
 
 def test_a_whole_number_of_seconds_is_a_time(check: Callable[[str], Settings]) -> None:
@@ -508,14 +508,14 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """The error names the file and the reason."""
     file = tmp_path / "no.yaml"
     with pytest.raises(ConfigError) as caught:
-        config.read(file)
+        config_file.read(file)
     assert str(caught.value) == f"{file}: cannot be read: No such file or directory"
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     """The error names the folder and the reason."""
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        config.read(tmp_path)
+        config_file.read(tmp_path)
 
 
 def test_a_file_without_permission_is_refused(short_folder: Path) -> None:
@@ -525,10 +525,10 @@ def test_a_file_without_permission_is_refused(short_folder: Path) -> None:
     file.chmod(0)
     short_folder.chmod(0o755)
     result = run_unprivileged(
-        "import sys, pathlib, encodings.utf_8\nfrom kapudf_cli import config, errors\n",
+        "import sys, pathlib, encodings.utf_8\nfrom kapudf_cli import config_file, errors\n",
         """
 try:
-    config.read(pathlib.Path(sys.argv[1]))
+    config_file.read(pathlib.Path(sys.argv[1]))
 except errors.ConfigError as error:
     print(error)
 """,
@@ -613,13 +613,13 @@ def test_flags_over_a_wrong_file_leave_its_faults_to_the_check(functions: object
 def test_the_example_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example passes the check, and shows more than one function."""
     monkeypatch.chdir("/")
-    settings = config.check(config.read(EXAMPLE), source=EXAMPLE.name)
+    settings = config.check(config_file.read(EXAMPLE), source=EXAMPLE.name)
     assert len(settings.functions) == 2
 
 
 def test_the_example_shows_every_setting_with_its_default() -> None:
     """A setting that is forgotten there, or whose default has changed, fails here."""
-    raw = config.read(EXAMPLE)
+    raw = config_file.read(EXAMPLE)
     functions = raw.pop("functions")
     assert raw == defaults(Settings)
     shown = next(iter(functions.values()))

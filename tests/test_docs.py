@@ -625,8 +625,9 @@ def test_load_prints_the_rows_that_the_page_on_testing_shows() -> None:
 
 def events_in_source() -> set[str]:
     """Return the names of the events that whoever runs `kapudf serve` may see in its log."""
+    parts = ("agent", "handler", "intake", "log_writer", "logs", "on_error", "repetition")
     files = [*(ROOT / "kapudf_cli" / "serving").glob("*.py")]
-    files += [ROOT / "kapudf_cli" / name for name in ("agent.py", "on_error.py", "logs.py")]
+    files += [ROOT / "kapudf_cli" / f"{part}.py" for part in parts]
     found: set[str] = set()
     for file in files:
         text = file.read_text(encoding="utf-8")

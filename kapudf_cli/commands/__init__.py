@@ -13,29 +13,12 @@ from typing import Any, Final
 import click
 
 from kapudf_cli.commands import standard_streams
-from kapudf_cli.errors import (
-    AmbiguousHandlerError,
-    CallError,
-    ConfigError,
-    KapudfError,
-    MisfitError,
-    ProjectNameError,
-    UnknownHandlerError,
-)
+from kapudf_cli.errors import ConfigError, KapudfError
 
 #: What the user asked for cannot be done as it was asked; trying again is no use.
 EXIT_USAGE: Final = 2
 #: It was asked well, and failed.
 EXIT_FAILURE: Final = 1
-
-#: Errors in what was asked for.
-_WRONG_CALLS: Final = (
-    AmbiguousHandlerError,
-    CallError,
-    MisfitError,
-    ProjectNameError,
-    UnknownHandlerError,
-)
 
 #: Each command, and the module and name of its function.
 _COMMANDS: Final = {
@@ -94,8 +77,7 @@ class Commands(click.Group):
         except KapudfError as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             click.echo(f"Error: {error}{notes}", err=True)
-            wrong_call = isinstance(error, _WRONG_CALLS) or getattr(error, "wrong_call", False)
-            ctx.exit(EXIT_USAGE if wrong_call else EXIT_FAILURE)
+            ctx.exit(EXIT_USAGE if error.wrong_call else EXIT_FAILURE)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -22,10 +22,10 @@ def check_config(file: Path, *, as_kapacitor: bool) -> None:
 
     Says OK, or names every setting that is wrong and exits with 2.
     """
-    from kapudf_cli import config, plugins
+    from kapudf_cli import config, config_file, plugins
     from kapudf_cli.errors import ConfigError, PluginError
 
-    settings = config.check(config.read(file), source=str(file))
+    settings = config.check(config_file.read(file), source=str(file))
     faults = []
     for name, function in settings.functions.items():
         try:

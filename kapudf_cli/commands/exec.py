@@ -11,74 +11,18 @@ from typing import Any
 
 import click
 
-from kapudf_cli.commands.settings import checked
+from kapudf_cli.commands import settings
 
 
 @click.command("exec")
-@click.option(
-    "--handler",
-    metavar="HANDLER",
-    required=True,
-    envvar="KAPUDF_HANDLER",
-    show_envvar=True,
-    callback=checked("handler", of_function=True),
-    help="Installed handler by name, package.module:Class, or file.py:Class.",
-)
-@click.option(
-    "--max-frame-bytes",
-    metavar="N",
-    type=int,
-    envvar="KAPUDF_MAX_FRAME_BYTES",
-    show_envvar=True,
-    callback=checked("max_frame_bytes", of_function=True),
-    help="Longest message taken or sent.  [default: 67108864]",
-)
-@click.option(
-    "--linger-ms",
-    metavar="MS",
-    type=float,
-    envvar="KAPUDF_LINGER_MS",
-    show_envvar=True,
-    callback=checked("linger_ms", of_function=True),
-    help="Longest pause before a read under load, so that points gather.  [default: 0.5]",
-)
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip", "restart"]),
-    envvar="KAPUDF_ON_ERROR",
-    show_envvar=True,
-    help="What an exception of the handler over data does, as for `kapudf serve`.  [default: fail]",
-)
-@click.option(
-    "--grace-period",
-    "grace_period_s",
-    metavar="SECONDS",
-    type=float,
-    default=10.0,
-    envvar="KAPUDF_GRACE_PERIOD",
-    show_envvar=True,
-    callback=checked("grace_period_s", of_function=False),
-    help="How long the connection may take to finish after a signal.  [default: 10]",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(["auto", "console", "json"]),
-    default="auto",
-    envvar="KAPUDF_LOG_FORMAT",
-    show_envvar=True,
-    help="auto: console on a terminal, JSON elsewhere.  [default: auto]",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    envvar="KAPUDF_LOG_LEVEL",
-    show_envvar=True,
-    help="Least important event shown.  [default: info]",
-)
-def execute(
-    handler: str, grace_period_s: float, log_format: str, log_level: str, **settings: Any
-) -> None:
+@settings.setting("--handler", metavar="HANDLER", required=True, help=settings.HANDLER_HELP)
+@settings.max_frame_bytes
+@settings.linger_ms
+@settings.on_error
+@settings.grace_period
+@settings.log_format
+@settings.log_level
+def execute(handler: str, **flags: Any) -> None:
     """Run a handler as a process UDF, on stdin and stdout.
 
     Kapacitor starts it: name it as prog and args in kapacitor.conf. Nothing but the
@@ -89,23 +33,28 @@ def execute(
     flushes, exit 0. A handler that fails is exit 1.
     """
     from kapudf_cli import logs, plugins
-    from kapudf_cli.config import FunctionSettings
     from kapudf_cli.serving.connections import Function
     from kapudf_cli.serving.loading import load_handler
     from kapudf_cli.serving.stdio import StdioServer, take_over_stdio
 
     _refuse_what_is_no_kapacitor()
     plugin = plugins.find(handler)
+    given = {name: value for name, value in flags.items() if value is not None}
+    # It has no socket, and no worker could take over what Kapacitor starts by itself.
+    given |= {"handler": handler, "socket": "stdio", "workers": 0}
+    chosen = settings.combined({}, given, source="command line")
+    (of_function,) = chosen.functions.values()
     stream = take_over_stdio()
-    logs.configure(log_format, log_level)  # type: ignore[arg-type]  # click has checked both
+    logs.configure(chosen.log_format, chosen.log_level)
     log = logs.get_logger()
     loaded = load_handler(handler, function=plugin.name, log=log)
-    given = {name: value for name, value in settings.items() if value is not None}
-    # It has no socket, and no worker could take over what Kapacitor starts by itself.
-    function = Function(
-        plugin.name, loaded, FunctionSettings(handler=handler, socket="-", workers=0, **given)
+    server = StdioServer(
+        Function(plugin.name, loaded, of_function),
+        stream,
+        grace_period_s=chosen.grace_period_s,
+        log=log,
     )
-    status = StdioServer(function, stream, grace_period_s=grace_period_s, log=log).run()
+    status = server.run()
     if threading.active_count() > 1:
         # A handler hangs, or started threads and left them: Kapacitor waits for this
         # process to exit, and must not wait for those.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 
 @click.command(short_help="Load code and settings anew, while tasks run.")
@@ -18,7 +19,7 @@ import click
 )
 @click.option(
     "--config",
-    "config_file",
+    "file",
     metavar="FILE",
     envvar="KAPUDF_CONFIG",
     show_envvar=True,
@@ -34,22 +35,29 @@ import click
     show_default=True,
     help="How long to wait until every connection is handed over.",
 )
-def reload(path: str | None, config_file: Path | None, timeout_s: float) -> None:
+def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     """Have a running `kapudf serve` load a handler's code and its settings anew.
 
     New workers are ready before old ones let go, and take over the state; not
     a point is lost. If the new code fails, the old code goes on, and this
     says why and exits with 1.
     """
-    from kapudf_cli import config
+    from kapudf_cli import config, config_file
     from kapudf_cli.errors import ControlError
     from kapudf_cli.serving import control
 
-    if (path is None) == (config_file is None):
+    if path is not None and file is not None:
+        # What stands in the environment is only for when nothing is said.
+        source = click.get_current_context().get_parameter_source
+        if source("path") is ParameterSource.ENVIRONMENT:
+            path = None
+        elif source("file") is ParameterSource.ENVIRONMENT:
+            file = None
+    if (path is None) == (file is None):
         raise click.UsageError("name either a --socket or a --config file")
     paths = [path] if path is not None else []
-    if config_file is not None:
-        settings = config.check(config.read(config_file), source=str(config_file))
+    if file is not None:
+        settings = config.check(config_file.read(file), source=str(file))
         paths = [function.socket for function in settings.functions.values()]
     failed = False
     for each in paths:

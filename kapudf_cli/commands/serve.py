@@ -9,11 +9,11 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kapudf_cli.commands.settings import checked
+from kapudf_cli.commands import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,22 +24,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--socket",
-    metavar="PATH",
-    envvar="KAPUDF_SOCKET",
-    show_envvar=True,
-    callback=checked("socket", of_function=True),
-    help="Unix socket to listen on.",
-)
-@click.option(
-    "--handler",
-    metavar="HANDLER",
-    envvar="KAPUDF_HANDLER",
-    show_envvar=True,
-    callback=checked("handler", of_function=True),
-    help="Installed handler by name, package.module:Class, or file.py:Class.",
-)
+@settings.setting("--socket", metavar="PATH", help="Unix socket to listen on.")
+@settings.setting("--handler", metavar="HANDLER", help=settings.HANDLER_HELP)
 @click.option(
     "--config",
     "config_file",
@@ -49,20 +35,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="YAML file with one or more functions.",
 )
-@click.option(
+@settings.setting(
     "--socket-mode",
     metavar="MODE",
-    envvar="KAPUDF_SOCKET_MODE",
-    show_envvar=True,
-    callback=checked("socket_mode", of_function=True),
     help="Permissions of the socket, in octal.  [default: 0660]",
 )
-@click.option(
+@settings.setting(
     "--socket-group",
     metavar="GROUP",
-    envvar="KAPUDF_SOCKET_GROUP",
-    show_envvar=True,
-    callback=checked("socket_group", of_function=True),
     help="Group of the socket.  [default: that of the process]",
 )
 @click.option(
@@ -72,86 +52,45 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Remove a socket left over at the path that nobody serves.  [default: keep]",
 )
-@click.option(
-    "--max-frame-bytes",
-    metavar="N",
-    type=int,
-    envvar="KAPUDF_MAX_FRAME_BYTES",
-    show_envvar=True,
-    callback=checked("max_frame_bytes", of_function=True),
-    help="Longest message taken or sent.  [default: 67108864]",
-)
-@click.option(
-    "--linger-ms",
-    metavar="MS",
-    type=float,
-    envvar="KAPUDF_LINGER_MS",
-    show_envvar=True,
-    callback=checked("linger_ms", of_function=True),
-    help="Longest pause before a read under load, so that points gather.  [default: 0.5]",
-)
-@click.option(
+@settings.max_frame_bytes
+@settings.linger_ms
+@settings.setting(
     "--workers",
     metavar="N",
     type=int,
-    envvar="KAPUDF_WORKERS",
-    show_envvar=True,
-    callback=checked("workers", of_function=True),
     help="Worker processes of each function; 0 serves all in this one.  [default: 1]",
 )
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip", "restart"]),
-    envvar="KAPUDF_ON_ERROR",
-    show_envvar=True,
-    help="What an exception of a handler over data does: fail the task; skip the point or batch; "
-    "that, and restart the handler with its state.  [default: fail]",
-)
-@click.option(
+@settings.on_error
+@settings.setting(
     "--snapshot-interval",
     "snapshot_interval_s",
     metavar="SECONDS",
     type=float,
-    envvar="KAPUDF_SNAPSHOT_INTERVAL",
-    show_envvar=True,
-    callback=checked("snapshot_interval_s", of_function=True),
     help="How long input is kept at most before a snapshot takes its place.  [default: 10]",
 )
-@click.option(
+@settings.setting(
     "--journal-mb",
     metavar="MB",
     type=float,
-    envvar="KAPUDF_JOURNAL_MB",
-    show_envvar=True,
-    callback=checked("journal_mb", of_function=True),
     help="How much input of a connection is kept before that.  [default: 32]",
 )
-@click.option(
+@settings.setting(
     "--busy-limit",
     "busy_limit_s",
     metavar="SECONDS",
     type=float,
-    envvar="KAPUDF_BUSY_LIMIT",
-    show_envvar=True,
-    callback=checked("busy_limit_s", of_function=True),
     help="How long one call of a handler may take before its worker is replaced.  [default: 300]",
 )
-@click.option(
+@settings.setting(
     "--max-points",
     metavar="N",
     type=int,
-    envvar="KAPUDF_MAX_POINTS",
-    show_envvar=True,
-    callback=checked("max_points", of_function=True),
     help="Replace a worker after so many points.  [default: never]",
 )
-@click.option(
+@settings.setting(
     "--max-rss-mb",
     metavar="MB",
     type=float,
-    envvar="KAPUDF_MAX_RSS_MB",
-    show_envvar=True,
-    callback=checked("max_rss_mb", of_function=True),
     help="Replace a worker that has so much memory.  [default: never]",
 )
 @click.option(
@@ -160,30 +99,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Reload whenever the handler's code changes; for development, needs kapudf[reload].",
 )
-@click.option(
-    "--grace-period",
-    "grace_period_s",
-    metavar="SECONDS",
-    type=float,
-    envvar="KAPUDF_GRACE_PERIOD",
-    show_envvar=True,
-    callback=checked("grace_period_s", of_function=False),
-    help="How long connections may take to finish after a signal.  [default: 10]",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(["auto", "console", "json"]),
-    envvar="KAPUDF_LOG_FORMAT",
-    show_envvar=True,
-    help="auto: console on a terminal, JSON elsewhere.  [default: auto]",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    envvar="KAPUDF_LOG_LEVEL",
-    show_envvar=True,
-    help="Least important event shown.  [default: info]",
-)
+@settings.grace_period
+@settings.log_format
+@settings.log_level
 def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> None:
     """Serve handlers to Kapacitor on Unix sockets.
 
@@ -192,7 +110,8 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
 
     SIGINT or SIGTERM: connections process what has arrived, handlers flush, the
     socket is removed, exit 0. A second signal ends at once with 1. SIGHUP: the
-    configuration and the handlers' code are loaded anew, and no task notices.
+    configuration and the handlers' code are loaded anew, and no task notices;
+    without workers it changes nothing.
     """
     from kapudf_cli import logs
     from kapudf_cli.errors import PluginError
@@ -201,24 +120,24 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     given = {name: value for name, value in flags.items() if value is not None}
     if config_file is None and not {"socket", "handler"} <= given.keys():
         raise click.UsageError("name --socket and --handler, or a --config file")
-    settings = _settings(config_file, given)
-    logs.configure(settings.log_format, settings.log_level)
+    chosen = _settings(config_file, given)
+    logs.configure(chosen.log_format, chosen.log_level)
     log = logs.get_logger()
-    if settings.in_one_process and watches_code:
+    if chosen.in_one_process and watches_code:
         raise click.UsageError("--reload needs workers; leave --workers 0 out")
     raise_descriptor_limit()
     try:
-        if settings.in_one_process:
-            status = _serve_in_one_process(settings, log)
+        if chosen.in_one_process:
+            status = _serve_in_one_process(chosen, log)
         else:
             status = _serve_by_workers(
-                settings, lambda: _settings(config_file, given), log, watches_code=watches_code
+                chosen, lambda: _settings(config_file, given), log, watches_code=watches_code
             )
     except PluginError as error:
         if config_file is not None and error.function is not None:
             error.add_note(f"functions.{error.function}.handler in {config_file}")
         raise
-    if settings.in_one_process and threading.active_count() > 1:
+    if chosen.in_one_process and threading.active_count() > 1:
         # A handler hangs, or started threads and left them. The interpreter would
         # wait for those, perhaps for ever, and the grace period is over.
         logging.shutdown()
@@ -227,22 +146,17 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     click.get_current_context().exit(status)
 
 
-def _settings(config_file: Path | None, given: dict[str, object]) -> Settings:
+def _settings(config_file: Path | None, given: dict[str, Any]) -> Settings:
     """Return the settings of the file, the environment and the flags."""
-    from kapudf_cli import config
+    if config_file is None:
+        return settings.combined({}, given, source="command line")
+    # Imported only then: many a server has no file.
+    from kapudf_cli.config_file import read
 
-    source = str(config_file) if config_file else "command line"
-    top = {name: given[name] for name in given if name in config.Settings.__struct_fields__}
-    raw = config.overlay(
-        config.read(config_file) if config_file else {},
-        top=top,
-        function={name: given[name] for name in given if name not in top},
-        source=source,
-    )
-    return config.check(raw, source=source)
+    return settings.combined(read(config_file), given, source=str(config_file))
 
 
-def _serve_in_one_process(settings: Settings, log: BoundLogger) -> int:
+def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
     from kapudf_cli.serving.connections import Function
     from kapudf_cli.serving.loading import load_handler
     from kapudf_cli.serving.server import Server
@@ -250,10 +164,11 @@ def _serve_in_one_process(settings: Settings, log: BoundLogger) -> int:
     from kapudf_cli.serving.socket_file import SocketFile
 
     # A signal that comes while handlers are loaded is dealt with as soon as they are.
-    with SignalQueue((signal.SIGINT, signal.SIGTERM)) as signals, contextlib.ExitStack() as undo:
+    queue = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    with queue as signals, contextlib.ExitStack() as undo:
         functions = [
             Function(name, load_handler(each.handler, function=name, log=log), each)
-            for name, each in settings.functions.items()
+            for name, each in chosen.functions.items()
         ]
         sockets = []
         for function in functions:
@@ -269,14 +184,14 @@ def _serve_in_one_process(settings: Settings, log: BoundLogger) -> int:
         undo.pop_all()
         server = Server(
             list(zip(functions, sockets, strict=True)),
-            grace_period_s=settings.grace_period_s,
+            grace_period_s=chosen.grace_period_s,
             log=log,
         )
         return server.run(signals)
 
 
 def _serve_by_workers(
-    settings: Settings,
+    chosen: Settings,
     reload_settings: Callable[[], Settings],
     log: BoundLogger,
     *,
@@ -298,4 +213,4 @@ def _serve_by_workers(
             # whoever tries things out may save twice in one.
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             watch = stack.enter_context(CodeWatch(lambda: signals.put(signal.SIGHUP), log))
-        return Supervisor(settings, log=log, code_watch=watch).run(signals, reload_settings)
+        return Supervisor(chosen, log=log, code_watch=watch).run(signals, reload_settings)

@@ -5,6 +5,7 @@ Needs the extra `kapudf[reload]`.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Self
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from structlog.stdlib import BoundLogger
+
+# It would tell of each change itself, beside the event that says which file it was.
+logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 #: How long no file must change until it is told: an editor saves in several steps, and a
 #: checkout changes many files.

@@ -104,7 +104,11 @@ class _Client:
         elif b"\n" in self._request:
             # What is asked may take its time; it is not to be asked again meanwhile.
             self._selector.unregister(self._socket)
-            self._command(_command_of(self._request), self._reply)
+            try:
+                self._command(_command_of(self._request), self._reply)
+            except BaseException:
+                self.close()  # Nobody will answer.
+                raise
 
     def _reply(self, answer: dict[str, Any]) -> None:
         if not self._ended:
@@ -149,6 +153,9 @@ def ask(socket_path: str, command: str, *, timeout_s: float) -> dict[str, Any]:
                 received += data
     except TimeoutError as error:
         problem = f"{path}: no answer within {timeout_s:g} s"
+        raise ControlError(problem) from error
+    except ConnectionRefusedError as error:
+        problem = f"{path}: connection refused; `kapudf serve` is gone, start it again"
         raise ControlError(problem) from error
     except FileNotFoundError as error:
         problem = f"{path}: there is no such socket; is `kapudf serve` running there, with workers?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ _LONG_LIFE_S: Final = 10.0
 #: No worker is recycled sooner: one whose handler needs more memory than it may have would
 #: be for ever.
 _SHORTEST_LIFE_S: Final = 2.0
+#: That many descriptors does a connection take here, besides its own.
+_DESCRIPTORS_OF_CONNECTION: Final = 3
 #: How long a worker that hangs has to write where.
 _DUMP_PAUSE_S: Final = 0.3
 #: How many lines of stacks are logged.
@@ -131,7 +134,13 @@ class Pool:
 
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
-        connection = socket_file.accept()
+        # What it needs besides is had before it is taken from the queue, where it is safer
+        # than with somebody who cannot serve it: a memory, mapped once for good and, while
+        # it is made, once more.
+        with contextlib.ExitStack() as reserved:
+            for _ in range(_DESCRIPTORS_OF_CONNECTION):
+                reserved.callback(os.close, os.dup(socket_file.listener.fileno()))
+            connection = socket_file.accept()
         if connection is None:
             return False
         try:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import selectors
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ from kapudf_cli.serving.socket_file import peer_credentials
 from kapudf_cli.streams import SocketStream
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Sequence
 
     from structlog.stdlib import BoundLogger
@@ -86,7 +86,7 @@ class Server:
                 listeners.add(name, socket_file)
             while True:
                 ready = selector.select(listeners.wait_s(time.monotonic()))
-                taken = self._signals.take()
+                taken = self._take_ends()
                 if taken:
                     # Whoever is in a queue was connected before the signal came.
                     for name in self._sockets:
@@ -95,6 +95,13 @@ class Server:
                 for key, _ in ready:
                     if key.data is not None and key.fileobj in selector.get_map():
                         key.data()
+
+    def _take_ends(self) -> list[signal.Signals]:
+        """Return the signals that end it; SIGHUP must not, whose default is to kill."""
+        taken = self._signals.take()
+        if signal.SIGHUP in taken:
+            self._log.warning("no reload without workers, everything goes on as it was")
+        return [number for number in taken if number is not signal.SIGHUP]
 
     def _start(self, name: str, socket_file: SocketFile) -> bool:
         """Serve the next connection of a function, if there is one; see `Listeners`."""
@@ -161,6 +168,6 @@ class Server:
                 if left_s <= 0:
                     return False
                 selector.select(left_s)
-                if self._signals.take():
+                if self._take_ends():
                     return True
         return False

@@ -69,8 +69,11 @@ def _of_connection(served: ServedConnection) -> dict[str, Any]:
 
 
 def _own_rss_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * _STATM_PAGES
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * _STATM_PAGES
+    except OSError:
+        return 0  # No descriptor is left, say; the rest is known all the same.
 
 
 def _megabytes(count: int) -> float:

@@ -23,9 +23,7 @@ from kapudf_cli import logs
 from kapudf_cli.account import Account, Reason
 from kapudf_cli.checkpoints import Resumption
 from kapudf_cli.errors import (
-    AmbiguousHandlerError,
     PluginError,
-    UnknownHandlerError,
 )
 from kapudf_cli.serving.channel import (
     TEXT_CHARACTERS,
@@ -275,9 +273,8 @@ def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
     try:
         handler = load_handler(begin.settings.handler, function=begin.name, log=log)
     except PluginError as error:
-        wrong_call = isinstance(error, UnknownHandlerError | AmbiguousHandlerError)
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        channel.send(Failed(f"{error}{notes}"[:TEXT_CHARACTERS], wrong_call))
+        channel.send(Failed(f"{error}{notes}"[:TEXT_CHARACTERS], error.wrong_call))
         return None
     folders = tuple(code_folders(handler)[:_MOST_FOLDERS])
     channel.send(Ready(handler.__name__, folders))

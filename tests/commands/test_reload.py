@@ -26,6 +26,19 @@ def test_either_a_socket_or_a_file_is_named(arguments: list[str]) -> None:
     assert "name either a --socket or a --config file" in kapudf("reload", *arguments, status=2)
 
 
+def test_what_is_said_beats_the_environment(
+    socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container has its socket there, and may still have another file reloaded."""
+    monkeypatch.setenv("KAPUDF_SOCKET", socket_path)
+    file = str(tmp_path / "gone.yaml")
+    assert kapudf("reload", "--config", file, status=2).startswith(f"Error: {file}: cannot be read")
+    monkeypatch.delenv("KAPUDF_SOCKET")
+    monkeypatch.setenv("KAPUDF_CONFIG", file)
+    said = kapudf("reload", "--socket", socket_path, status=1)
+    assert said.startswith(f"Error: {socket_path}.control: ")
+
+
 def test_no_such_socket_is_a_line(socket_path: str) -> None:
     """It says what may be missing."""
     said = kapudf("reload", "--socket", socket_path, status=1)

@@ -610,7 +610,7 @@ def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path
 def test_what_is_no_handler_is_refused(short_folder: Path, handler: str, problem: str) -> None:
     """The line says what is wrong with what was named."""
     (short_folder / "acme_plain.py").write_text(PLAIN)
-    said = serve_with(short_folder, handler, status=1)
+    said = serve_with(short_folder, handler, status=2)
     assert said.startswith("Error: handler '")
     assert problem in said
     assert said.count("\n") == 1

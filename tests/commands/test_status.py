@@ -229,7 +229,8 @@ def test_a_socket_that_nobody_serves_is_a_line(socket_path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left_over:
         left_over.bind(f"{socket_path}.control")
     said = kapudf("status", "--socket", socket_path, status=1)
-    assert said == f"Error: {socket_path}.control: cannot ask: Connection refused\n"
+    told = "connection refused; `kapudf serve` is gone, start it again"
+    assert said == f"Error: {socket_path}.control: {told}\n"
 
 
 @pytest.mark.parametrize(

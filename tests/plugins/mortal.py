@@ -30,6 +30,9 @@ from kapudf_cli.serving import journal, ledger
 PASSES = 3
 ENOUGH_DEATHS = 5
 
+#: What a wordy handler adds to a point.
+BALLAST = "b" * 4_000
+
 #: What each place in the ledger is called in $DIE_AT.
 MARKS = {
     ledger._IN_FORCE: "in_force",
@@ -163,4 +166,20 @@ class Slow(Poisoned):
 
     def point(self, point: Point, /) -> None:
         time.sleep(point.fieldsInt.get("ms", 0) / 1000)
+        super().point(point)
+
+
+class Wordy(Handler):
+    """Sends much more back than it gets."""
+
+    def point(self, point: Point, /) -> None:
+        set_field(point, "ballast", BALLAST)
+        self.agent.write_point(point)
+
+
+class WordyCount(Count):
+    """Counts, and sends much more back than it gets."""
+
+    def point(self, point: Point, /) -> None:
+        set_field(point, "ballast", BALLAST)
         super().point(point)

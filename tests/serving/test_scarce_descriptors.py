@@ -75,6 +75,27 @@ def test_a_supervisor_without_descriptors_ends_nothing_for_who_asks(
     assert process.stop() == 0
 
 
+@pytest.mark.parametrize("spare", [1, 2, 3, 4])
+def test_a_supervisor_with_too_few_descriptors_answers_in_the_end(
+    serve: Serve, socket_path: str, spare: int
+) -> None:
+    """Whoever could be accepted, and no more, is not turned away for it."""
+    process = serve(plugin("mortal.py:Count"))
+    with started_task(socket_path) as task:
+        with few_descriptors(process.pid, spare):
+            newcomer = in_thread(partial(play, socket_path, points(30)))
+            others = [
+                in_thread(partial(control.ask, socket_path, "status", timeout_s=PATIENCE_S))
+                for _ in range(6)
+            ]
+            echo(task)
+        assert newcomer.result(PATIENCE_S) == tallied(points(30))
+        for other in others:
+            assert other.result(PATIENCE_S)["workers"]
+        echo(task)
+    assert process.stop() == 0
+
+
 @pytest.mark.parametrize("spare", [0, 1, 2, 3])
 def test_a_worker_without_descriptors_serves_on_and_takes_others_later(
     serve: Serve, socket_path: str, spare: int

@@ -59,6 +59,18 @@ def test_a_signal_ends_it_well(serve: Serve, socket_path: str, number: signal.Si
     assert [event["event"] for event in process.events] == ["listening", "stopping", "stopped"]
 
 
+def test_sighup_without_workers_ends_nothing(serve: Serve, socket_path: str) -> None:
+    """There is nothing to reload with, and the log says so."""
+    process = serve("mirror", "--workers", "0")
+    with started_task(socket_path) as side:
+        process.signal(signal.SIGHUP)
+        process.event("no reload without workers, everything goes on as it was")
+        side.send(Point(name="cpu"))
+        side.send(KeepaliveRequest(time=1))
+        assert side.receive() == Point(name="cpu")
+    assert process.stop() == 0
+
+
 def test_what_had_arrived_before_sigterm_is_answered(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

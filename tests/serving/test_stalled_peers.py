@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
@@ -23,8 +23,9 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 from tests.conftest import plugin
 from tests.peers import in_thread
+from tests.plugins.mortal import BALLAST
 from tests.serve_process import PATIENCE_S, ServeProcess
-from tests.serving.ongoing import await_status, kapudf
+from tests.serving.ongoing import await_status, kapudf, status_of
 from tests.serving.tasks import points, tallied
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 #: With `long_points`, more than all buffers on the way hold, and what is read ahead.
 COUNT = 10_000
 AT_ONCE = 1_000
+#: The same, for what a wordy handler makes of it.
+WORDY_COUNT = 8_000
 
 
 class StallingPeer:
@@ -94,6 +97,12 @@ def _waits_for_peer(status: dict[str, list[dict[str, object]]]) -> bool:
     return connection["state"] == "waiting on Kapacitor" and connection["worker"] is not None
 
 
+def points_in(status: dict[str, Any]) -> int:
+    """Return how many points the only connection is noted to have dealt with."""
+    (connection,) = status["connections"]
+    return int(connection["points_in"])
+
+
 def long_points(count: int) -> list[Point]:
     """Return points of some 300 bytes."""
     made = list(points(count))
@@ -102,26 +111,34 @@ def long_points(count: int) -> list[Point]:
     return made
 
 
-@pytest.mark.parametrize("handler", ["mirror", plugin("mortal.py:Count")], ids=["mirror", "count"])
+@pytest.mark.parametrize("handler", ["Wordy", "WordyCount"])
 def test_what_was_read_ahead_for_a_peer_that_stalls_outlives_every_worker(
     serve: Serve, socket_path: str, handler: str
 ) -> None:
-    """Three die while the peer does not read; in between it reads a little, and the journal is cut.
+    """Three die while the peer does not read, after it has read a little and the journal was cut.
 
     What a dead worker left is sent first, and every point comes back once.
     """
-    process = serve(handler, "--snapshot-interval", "0.1")
-    sent = long_points(COUNT)
+    process = serve(plugin(f"mortal.py:{handler}"), "--snapshot-interval", "0.1")
+    sent = list(points(WORDY_COUNT))
     back: list[ResponseMessage | None] = []
     with StallingPeer(socket_path) as peer:
         peer.begin_to_send(sent)
         for deaths in range(1, 4):
+            peer.stall()
+            # Until what was read in one piece is dealt with, and what was read ahead is next.
+            noted = points_in(status_of(socket_path))
+            while points_in(status_of(socket_path)) == noted:
+                back += peer.read(20)
             os.kill(peer.stall(), signal.SIGKILL)
             process.await_events("worker died", deaths, how="SIGKILL")
-            back += peer.read(AT_ONCE)
+            back += peer.read(AT_ONCE // 2)
             process.await_events("connection taken over", deaths)
-        back += peer.read(COUNT - len(back) + 1)
-    assert back == [*(sent if handler == "mirror" else tallied(sent)), None]
+        back += peer.read(WORDY_COUNT - len(back) + 1)
+    expected = tallied(sent) if handler == "WordyCount" else sent
+    for point in expected:
+        point.fieldsString["ballast"] = BALLAST
+    assert back == [*expected, None]
     assert process.event("connection finished")["takeovers"] == 3
 
 
