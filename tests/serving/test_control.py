@@ -154,6 +154,22 @@ def test_a_client_that_is_gone_when_it_is_answered_does_no_harm(loop: Loop, when
     assert not loop.selector.get_map()
 
 
+def test_a_command_that_fails_lets_its_client_go(loop: Loop) -> None:
+    """Nobody will answer it; whoever runs the loop gets the error."""
+    ours, theirs = socket.socketpair()
+
+    def fail(command: str, reply: Reply) -> None:
+        del reply
+        raise ValueError(command)
+
+    loop.clients.add(ours, fail)
+    theirs.sendall(request("status"))
+    with pytest.raises(ValueError, match="status"):
+        loop.turn()
+    assert has_ended(theirs)
+    theirs.close()
+
+
 def test_an_answer_after_everybody_was_let_go_does_no_harm(loop: Loop) -> None:
     """As of a reload that is over when the supervisor ends."""
     with loop.connect() as client:
@@ -298,7 +314,9 @@ def test_a_supervisor_that_does_not_answer_is_waited_for_no_longer_than_asked(
         over.set()
 
 
-@pytest.mark.parametrize(("there", "problem"), [(False, "no such socket"), (True, "cannot ask")])
+@pytest.mark.parametrize(
+    ("there", "problem"), [(False, "no such socket"), (True, "connection refused")]
+)
 def test_where_nobody_can_be_asked_that_is_told(
     socket_path: str, problem: str, *, there: bool
 ) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -271,24 +272,26 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
     assert bytes(received).strip(b"\0") == b"x" * sent
 
 
+#: Locks the memory, as a worker does while it sends, and waits to be killed.
+LOCKING = """
+import fcntl, signal, sys
+fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX)
+print("locked", flush=True)
+signal.pause()
+"""
+
+
 def test_no_heartbeat_is_sent_while_a_worker_is_sending(kept: Kept) -> None:
     """It has the memory locked, be it between two of its steps."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:  # pragma: no cover - another process
-        fcntl.lockf(kept.memory, fcntl.LOCK_EX)
-        os.write(theirs, b"locked")
-        os.read(ours, 1)  # until it is killed
-        os._exit(0)
-    assert os.read(ours, 6) == b"locked"
-    try:
-        kept.served.beat()
-        assert read(kept) == b""
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-        os.close(ours)
-        os.close(theirs)
+    command = [sys.executable, "-c", LOCKING, str(kept.memory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[kept.memory]) as worker:
+        assert worker.stdout is not None
+        try:
+            assert worker.stdout.readline() == b"locked\n"
+            kept.served.beat()
+            assert read(kept) == b""
+        finally:
+            worker.kill()
     kept.served.beat()
     assert read(kept) == HEARTBEAT
 
