@@ -221,7 +221,7 @@ class ServedConnection:
         # A worker that another handler holds up, or that is stopped, cannot even note that
         # something has come for this one.
         unread = 0 if busy else self._unread_bytes()
-        self.is_neglected = 0 < unread == self._unread_before
+        self.is_neglected = 0 < self._unread_before <= unread
         self._unread_before = unread
 
         if now_s - self._rated_s >= _RATE_S:
