@@ -115,6 +115,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     """
     from kapudf_cli import logs
     from kapudf_cli.errors import PluginError
+    from kapudf_cli.serving import read_count
     from kapudf_cli.serving.limits import raise_descriptor_limit
 
     given = {name: value for name, value in flags.items() if value is not None}
@@ -126,8 +127,12 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     if chosen.in_one_process and watches_code:
         raise click.UsageError("--reload needs workers; leave --workers 0 out")
     raise_descriptor_limit()
+    alone = chosen.in_one_process
+    if not alone and not read_count.is_supported():
+        log.warning("this system lacks what workers need, serving in one process (needs Linux)")
+        alone = True
     try:
-        if chosen.in_one_process:
+        if alone:
             status = _serve_in_one_process(chosen, log)
         else:
             status = _serve_by_workers(
@@ -137,7 +142,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
         if config_file is not None and error.function is not None:
             error.add_note(f"functions.{error.function}.handler in {config_file}")
         raise
-    if chosen.in_one_process and threading.active_count() > 1:
+    if alone and threading.active_count() > 1:
         # A handler hangs, or started threads and left them. The interpreter would
         # wait for those, perhaps for ever, and the grace period is over.
         logging.shutdown()

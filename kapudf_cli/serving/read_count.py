@@ -8,6 +8,7 @@ peeking, it counts what was read, and it belongs to the connection, not to a pro
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,8 @@ _NO_RESET: Final = -1
 
 def is_supported() -> bool:
     """Return whether this kernel counts so; Linux since 3.4 does, some stand-ins for it do not."""
+    if not hasattr(os, "memfd_create"):
+        return False
     ours, theirs = socket.socketpair()
     with ours, theirs:
         try:
