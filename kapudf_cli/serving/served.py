@@ -64,7 +64,7 @@ class ServedConnection:
         watch: whether its handler is busy.
         takeovers: how often another worker took it over after a death.
         was_served: whether a worker was ever told to serve it.
-        is_neglected: whether input waits that its worker does not even read.
+        is_neglected: whether input waits, and its worker has read nothing since the last look.
         isolated: whether it is not to be with others that are suspected as it is.
         retry_s: how long it waits after a worker could not take it.
         not_before_s: when it may next be given to a worker, of the monotonic clock.
@@ -97,7 +97,7 @@ class ServedConnection:
         self.points_before = 0
         self.points_per_s = 0.0
         self.is_neglected = False
-        self._unread_before = 0
+        self._received_before = 0
         self._rated_s = self.started_s
         self._rated_points = 0
         self._socket = connection
@@ -219,10 +219,12 @@ class ServedConnection:
         in_hand = (marks.progress.offset, ledger.in_hand) if busy else None
         self.watch.look(now_s, in_hand=in_hand, sent=(marks.out_end, marks.progress.offset))
         # A worker that another handler holds up, or that is stopped, cannot even note that
-        # something has come for this one.
-        unread = 0 if busy else self._unread_bytes()
-        self.is_neglected = 0 < self._unread_before <= unread
-        self._unread_before = unread
+        # something has come for this one. Kapacitor is told at the first look that finds that:
+        # it asks after half of its time-out, and gives up after the other half.
+        received = ledger.received
+        reads = busy or received != self._received_before
+        self.is_neglected = not reads and self._unread_bytes() > 0
+        self._received_before = received
 
         if now_s - self._rated_s >= _RATE_S:
             points = marks.progress.points_in

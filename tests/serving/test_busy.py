@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
-#: Kapacitor's time-out, as the peer here has it.
-TIMEOUT_S = 2.0
+#: Kapacitor's time-out, as the peer here has it. It asks for a keepalive after half of it,
+#: and a heartbeat may take another half second, so that a second is left to a slow machine.
+TIMEOUT_S = 3.0
 
 
 class StrictKapacitor:
