@@ -16,7 +16,6 @@ FLOORS = [
     {"literals", "on_error", "tickscript"},
     {"account", "declared", "linger", "options", "points", "state", "log_writer", "logs"},
     {"checkpoints", "patch", "streams"},
-    {"stdio_stream"},
     {"calls", "grouping", "handler", "line_protocol", "rfc3339"},
     {"batches", "columns", "outbox", "plugins", "kapacitor", "config", "config_file"},
     {"callee", "recordings"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -12,8 +13,6 @@ from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import SocketStream
 
 if TYPE_CHECKING:
-    import socket
-
     from kapudf_cli.account import Progress
     from kapudf_cli.serving.journal import Journal
     from kapudf_cli.serving.ledger import Marks
@@ -51,8 +50,8 @@ class JournaledStream(SocketStream):
             snapshot_interval_s: how long it may be left uncut.
             wake: a pipe to wake the reader by.
         """
-        super().__init__(connection, wake)
-        connection.settimeout(0)  # sendfile(2) knows no MSG_DONTWAIT
+        left = journal.unprocessed() if journal.marks.covered else b""
+        super().__init__(connection, wake, receive=self._receive, left=left)
         self._journal = journal
         self._journal_bytes = journal_bytes
         self._snapshot_interval_s = snapshot_interval_s
@@ -65,10 +64,6 @@ class JournaledStream(SocketStream):
         self._exact = False
         # Guards the journal: a writer that waits for room reads ahead.
         self._noting = threading.RLock()
-        left = journal.unprocessed() if journal.marks.covered else b""
-        if left:
-            self._ahead.append(left)
-            self._ahead_bytes = len(left)
 
     @property
     def marks(self) -> Marks:
@@ -142,10 +137,10 @@ class JournaledStream(SocketStream):
             self._journal.close()
         return unread
 
-    def _receive(self, limit: int, flags: int) -> bytes:
+    def _receive(self, limit: int) -> bytes:
         with self._noting:
             self._exact = False
-            return self._journal.receive(limit, flags)
+            return self._journal.receive(limit, socket.MSG_DONTWAIT)
 
     def _wait_for_input(self) -> None:
         ledger = self._journal.ledger
@@ -161,7 +156,7 @@ class JournaledStream(SocketStream):
     def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
         """Return whether the journal should be cut; see `Checkpoints.is_due`."""
         journal = self._journal
-        if self._ahead:
+        if self.ahead_bytes:
             return False  # What was read ahead is not dealt with, nor an unfinished frame.
         if stateless:
             # Only until Init is kept by itself; from then on, each write forgets.
@@ -177,7 +172,7 @@ class JournaledStream(SocketStream):
         """Begin the journal anew; see `Checkpoints.cut`."""
         self._due_s = time.monotonic() + self._snapshot_interval_s
         with self._noting:
-            if not self._ahead and len(remainder) <= _LONGEST_REMAINDER_BYTES:
+            if not self.ahead_bytes and len(remainder) <= _LONGEST_REMAINDER_BYTES:
                 self._journal.cut(prefix, remainder)
 
     def postpone(self) -> None:

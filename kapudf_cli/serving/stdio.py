@@ -13,7 +13,7 @@ from kapudf_cli.serving.connection_log import where
 from kapudf_cli.serving.connections import Connections, checkpoints_for
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.signals import SignalQueue
-from kapudf_cli.stdio_stream import StdioStream
+from kapudf_cli.streams import StdioStream
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger

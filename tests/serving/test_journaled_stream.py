@@ -32,8 +32,8 @@ MUCH = random.Random(0).randbytes(3 * 1024 * 1024)  # noqa: S311 - nothing is se
 @pytest.fixture(autouse=True)
 def stalls_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a write read ahead as soon as it has to wait."""
-    monkeypatch.setattr("kapudf_cli.streams._STALLED_S", 0.001)
-    monkeypatch.setattr("kapudf_cli.streams._STALLED_MAX_S", 0.001)
+    monkeypatch.setattr("kapudf_cli.streams.input._STALLED_S", 0.001)
+    monkeypatch.setattr("kapudf_cli.streams.input._STALLED_MAX_S", 0.001)
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
     assert first.read() == b"Init"
     writing = stalled_write(first, progress=Progress(4))
     kept.peer.sendall(b"ahead")
-    wait_until(lambda: first._ahead_bytes == 5)
+    wait_until(lambda: first.ahead_bytes == 5)
     assert read_all(kept, len(MUCH)) == MUCH
     writing.result(PATIENCE_S)
 

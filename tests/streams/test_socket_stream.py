@@ -192,7 +192,7 @@ def test_any_number_of_interrupts_is_one(ends: tuple[SocketStream, socket.socket
         assert stream.read() == b""
     finally:
         while not interrupting.done():
-            os.read(stream._wake, 1 << 16)
+            os.read(stream._waker._readable, 1 << 16)
 
 
 def test_an_abort_ends_a_blocked_write(ends: tuple[SocketStream, socket.socket]) -> None:
@@ -217,8 +217,8 @@ def test_an_abort_ends_a_blocked_read(ends: tuple[SocketStream, socket.socket]) 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a write that waits read ahead soon."""
-    monkeypatch.setattr("kapudf_cli.streams._STALLED_S", 0.01)
-    monkeypatch.setattr("kapudf_cli.streams._STALLED_MAX_S", 0.01)
+    monkeypatch.setattr("kapudf_cli.streams.input._STALLED_S", 0.01)
+    monkeypatch.setattr("kapudf_cli.streams.input._STALLED_MAX_S", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -324,7 +324,7 @@ def test_close_ends_the_connection_and_leaves_no_descriptor_open() -> None:
     ours, theirs = socket.socketpair()
     with ours:
         stream = SocketStream(theirs)
-        descriptors = (theirs.fileno(), stream._wake, stream._waker)
+        descriptors = (theirs.fileno(), stream._waker._readable, stream._waker._writable)
         stream.close()
         assert ours.recv(1) == b""
         for descriptor in descriptors:
@@ -336,7 +336,7 @@ def test_calls_after_close_touch_no_descriptor() -> None:
     """Descriptors that have taken over the numbers are neither written to nor shut down."""
     ours, theirs = socket.socketpair()
     stream = SocketStream(theirs)
-    numbers = (theirs.fileno(), stream._wake, stream._waker)
+    numbers = (theirs.fileno(), stream._waker._readable, stream._waker._writable)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ours)
         stranger, its_peer = map(stack.enter_context, socket.socketpair())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.stdio_stream import StdioStream
+from kapudf_cli.streams import StdioStream
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 
