@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import SocketStream
 
 if TYPE_CHECKING:
+    import socket
+
     from kapudf_cli.account import Progress
     from kapudf_cli.serving.journal import Journal
     from kapudf_cli.serving.ledger import Marks
@@ -140,7 +141,7 @@ class JournaledStream(SocketStream):
     def _receive(self, limit: int) -> bytes:
         with self._noting:
             self._exact = False
-            return self._journal.receive(limit, socket.MSG_DONTWAIT)
+            return self._journal.receive(limit, 0)
 
     def _wait_for_input(self) -> None:
         ledger = self._journal.ledger
@@ -156,7 +157,7 @@ class JournaledStream(SocketStream):
     def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
         """Return whether the journal should be cut; see `Checkpoints.is_due`."""
         journal = self._journal
-        if self.ahead_bytes:
+        if self.input.ahead_bytes:
             return False  # What was read ahead is not dealt with, nor an unfinished frame.
         if stateless:
             # Only until Init is kept by itself; from then on, each write forgets.
@@ -172,7 +173,7 @@ class JournaledStream(SocketStream):
         """Begin the journal anew; see `Checkpoints.cut`."""
         self._due_s = time.monotonic() + self._snapshot_interval_s
         with self._noting:
-            if not self.ahead_bytes and len(remainder) <= _LONGEST_REMAINDER_BYTES:
+            if not self.input.ahead_bytes and len(remainder) <= _LONGEST_REMAINDER_BYTES:
                 self._journal.cut(prefix, remainder)
 
     def postpone(self) -> None:

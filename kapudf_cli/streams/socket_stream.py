@@ -27,7 +27,15 @@ _READ_BYTES: Final = 48 * 1024
 
 
 class SocketStream:
-    """A connected stream socket, of which it becomes the owner; see `streams.Stream`."""
+    """A connected stream socket, of which it becomes the owner; see `streams.Stream`.
+
+    Attributes:
+        input: its input on its way.
+        read: see `Stream.read`. It is the input's own, for under load a call in between
+            would cost as much as all that is asked before the system is.
+    """
+
+    read: Callable[[], bytes]
 
     def __init__(
         self,
@@ -45,13 +53,13 @@ class SocketStream:
             receive: how input is taken from the socket, where not by its own recv().
             left: input that was taken from it before, to be read first.
         """
-        connection.settimeout(0)
+        connection.settimeout(0)  # sendfile(2), which some send by, knows no MSG_DONTWAIT
         self._socket = connection
         self._waker = Waker(wake)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._poll.register(self._waker, select.POLLIN)
-        self._input = Input(
+        self.input = Input(
             self._waker,
             receive=receive or connection.recv,
             wait=self._wait_for_input,
@@ -59,6 +67,7 @@ class SocketStream:
             piece_bytes=_READ_BYTES,
             left=left,
         )
+        self.read = self.input.read
         # Guards the socket against use after close: its number may belong to somebody
         # else by then.
         self._open = True
@@ -67,16 +76,7 @@ class SocketStream:
     @property
     def waits(self) -> bool:
         """Whether the reader waits; see `Stream.waits`."""
-        return self._input.waits
-
-    @property
-    def ahead_bytes(self) -> int:
-        """How much input was taken from the socket that nobody has read."""
-        return self._input.ahead_bytes
-
-    def read(self) -> bytes:
-        """Wait for input and return it; see `Stream.read`."""
-        return self._input.read()
+        return self.input.waits
 
     def write(
         self,
@@ -131,7 +131,7 @@ class SocketStream:
             if not self._open:
                 return 0
             self._open = False
-            unread = self._unread() + self._input.ahead_bytes
+            unread = self._unread() + self.input.ahead_bytes
             self._socket.close()
             self._waker.close()
         return unread
@@ -146,6 +146,6 @@ class SocketStream:
     def _wait_for_room(self) -> None:
         """Wait until something can be written; where that takes long, read ahead."""
         descriptor = self._socket.fileno()
-        self._input.read_ahead_until(
+        self.input.read_ahead_until(
             lambda patience_s: wait_for(descriptor, select.POLLOUT, patience_s=patience_s)
         )

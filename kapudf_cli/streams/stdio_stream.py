@@ -17,6 +17,8 @@ from kapudf_cli.streams.settling import settle
 from kapudf_cli.streams.waker import Waker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kapudf_cli.account import Progress
 
 #: As much as a pipe holds by default, see pipe(7).
@@ -28,7 +30,12 @@ class StdioStream:
 
     Both are made non-blocking, and put back as they were at the end, for others may
     share what is behind them.
+
+    Attributes:
+        read: see `Stream.read`; it is the input's own.
     """
+
+    read: Callable[[], bytes]
 
     def __init__(self, requests: int, responses: int) -> None:
         """Take over a descriptor to read from and one to write to."""
@@ -50,6 +57,7 @@ class StdioStream:
             count=self._unread,
             piece_bytes=_READ_BYTES,
         )
+        self.read = self._input.read
         # Guards the descriptors against use after close.
         self._open = True
         self._lifetime = threading.Lock()
@@ -58,10 +66,6 @@ class StdioStream:
     def waits(self) -> bool:
         """Whether the reader waits; see `Stream.waits`."""
         return self._input.waits
-
-    def read(self) -> bytes:
-        """Wait for input and return it; see `Stream.read`."""
-        return self._input.read()
 
     def write(
         self,

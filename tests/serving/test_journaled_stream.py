@@ -233,7 +233,7 @@ def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
     assert first.read() == b"Init"
     writing = stalled_write(first, progress=Progress(4))
     kept.peer.sendall(b"ahead")
-    wait_until(lambda: first.ahead_bytes == 5)
+    wait_until(lambda: first.input.ahead_bytes == 5)
     assert read_all(kept, len(MUCH)) == MUCH
     writing.result(PATIENCE_S)
 
