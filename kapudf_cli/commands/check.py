@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kapudf_cli.commands import EXIT_FAILURE
-from kapudf_cli.commands.numbers import Number
+from kapudf_cli.commands import EXIT_FAILURE, shared_options
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.targets import silenced, target_options
 
@@ -37,17 +36,11 @@ _WIDTH = 100
     help="Options to start it with, as in TICKscript: \".field('value').size(10)\".  "
     "[default: made from what it declares]",
 )
-@click.option(
-    "--timeout",
-    "timeout_s",
-    metavar="SECONDS",
-    type=Number(min=0.05, max=3600),
-    default=5.0,
-    show_default=True,
-    help="How long each answer may take; kapacitor.conf's timeout, or shorter.",
+@shared_options.timeout(
+    "How long each answer may take; kapacitor.conf's timeout, or shorter.", least=0.05, default=5.0
 )
 @click.option("--verbose", is_flag=True, help="Show each check's rule and the rule's source.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for machines.")
+@shared_options.as_json
 def check(
     target: Target, calls: str | None, timeout_s: float, *, verbose: bool, as_json: bool
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kapudf_cli.commands import shared_options
 from kapudf_cli.commands.numbers import Number
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.tables import aligned
@@ -17,6 +18,7 @@ from kapudf_cli.commands.targets import silenced, target_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kapudf_cli.commands.settings import Decorator
     from kapudf_cli.load.engine import Measured
     from kapudf_cli.load.shape import Shape
     from kapudf_cli.targets import Target
@@ -29,60 +31,32 @@ _RECORDED_MESSAGES = 100_000
 _DEFAULT_DURATION_S = 10.0
 
 
+def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decorator:
+    """Return an option for how many there shall be of something."""
+    least, most = within
+    return click.option(
+        flag,
+        metavar="N",
+        type=click.IntRange(least, most),
+        default=default,
+        show_default=True,
+        help=text,
+    )
+
+
 @click.command(short_help="Put a load on a UDF, and measure it.")
 @target_options
-@click.option(
-    "--options",
-    "calls",
-    metavar="CALLS",
-    default="",
-    help="Options of the UDF, as a TICKscript calls them: .field('usage_idle').size(10)",
-)
+@shared_options.calls(example=".field('usage_idle').size(10)")
 @click.option(
     "--recording",
     type=click.Path(exists=True, dir_okay=False, readable=True),
     help="Send what a recording has, over and over, instead of made-up points.",
 )
-@click.option(
-    "--fields",
-    metavar="N",
-    type=click.IntRange(1, 10_000),
-    default=10,
-    show_default=True,
-    help="Double fields of each point; the default is telegraf's cpu.",
-)
-@click.option(
-    "--tags",
-    metavar="N",
-    type=click.IntRange(0, 1_000),
-    default=2,
-    show_default=True,
-    help="Tags of each point.",
-)
-@click.option(
-    "--groups",
-    metavar="N",
-    type=click.IntRange(1, 1_000),
-    default=8,
-    show_default=True,
-    help="Groups that the points are of, in turn.",
-)
-@click.option(
-    "--batch-size",
-    metavar="N",
-    type=click.IntRange(1, 1_000),
-    default=100,
-    show_default=True,
-    help="Points of each batch, for a UDF that wants batches.",
-)
-@click.option(
-    "--connections",
-    metavar="N",
-    type=click.IntRange(1, 500),
-    default=1,
-    show_default=True,
-    help="Connections to spread the points over, as many tasks would.",
-)
+@_count("--fields", (1, 10_000), 10, "Double fields of each point; the default is telegraf's cpu.")
+@_count("--tags", (0, 1_000), 2, "Tags of each point.")
+@_count("--groups", (1, 1_000), 8, "Groups that the points are of, in turn.")
+@_count("--batch-size", (1, 1_000), 100, "Points of each batch, for a UDF that wants batches.")
+@_count("--connections", (1, 500), 1, "Connections to spread the points over, as many tasks would.")
 @click.option(
     "--rate",
     type=Number(min=0, min_open=True, max=1e8),
@@ -102,16 +76,8 @@ _DEFAULT_DURATION_S = 10.0
     is_flag=True,
     help="Send many points with a call. Else each with two, as Kapacitor does.",
 )
-@click.option(
-    "--timeout",
-    "timeout_s",
-    metavar="SECONDS",
-    type=Number(min=0, min_open=True, max=3600),
-    default=10.0,
-    show_default=True,
-    help="How long the UDF may be silent.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for machines.")
+@shared_options.timeout("How long the UDF may be silent.")
+@shared_options.as_json
 def load(
     target: Target, calls: str, recording: str | None, timeout_s: float, *, as_json: bool,
     **how: Any,

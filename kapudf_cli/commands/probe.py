@@ -7,29 +7,13 @@ from pathlib import Path
 
 import click
 
-from kapudf_cli.commands.numbers import Number
+from kapudf_cli.commands import shared_options
 
 
 @click.command(short_help="Ask a running UDF what it is.")
-@click.option(
-    "--socket",
-    "path",
-    metavar="PATH",
-    required=True,
-    envvar="KAPUDF_SOCKET",
-    show_envvar=True,
-    help="Unix socket of the UDF.",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    metavar="SECONDS",
-    type=Number(min=0, min_open=True, max=3600),
-    default=10.0,
-    show_default=True,
-    help="How long to wait for the answer, connecting included.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for machines.")
+@shared_options.socket_path("Unix socket of the UDF.")
+@shared_options.timeout("How long to wait for the answer, connecting included.")
+@shared_options.as_json
 def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
     """Ask the UDF at a socket what it is, as Kapacitor does at its start.
 

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
+from kapudf_cli.commands import shared_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @click.command(short_help="Load code and settings anew, while tasks run.")
-@click.option(
-    "--socket",
-    "path",
-    metavar="PATH",
-    envvar="KAPUDF_SOCKET",
-    show_envvar=True,
-    help="Unix socket of the function to reload.",
-)
-@click.option(
-    "--config",
-    "file",
-    metavar="FILE",
-    envvar="KAPUDF_CONFIG",
-    show_envvar=True,
-    type=click.Path(path_type=Path),
-    help="Reload every function of a configuration file instead.",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0.1, max=600),
-    default=60.0,
-    show_default=True,
-    help="How long to wait until every connection is handed over.",
+@shared_options.socket_path("Unix socket of the function to reload.", required=False)
+@shared_options.config_file("file", "Reload every function of a configuration file instead.")
+@shared_options.timeout(
+    "How long to wait until every connection is handed over.", least=0.1, most=600, default=60.0
 )
 def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     """Have a running `kapudf serve` load a handler's code and its settings anew.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from kapudf_cli.commands import shared_options
 from kapudf_cli.commands.numbers import Number
 from kapudf_cli.commands.progress import progress
 from kapudf_cli.commands.stdout import own_stdout
@@ -82,13 +83,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
 @click.command(short_help="Send a recording through a UDF, see what it does.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @target_options
-@click.option(
-    "--options",
-    "calls",
-    metavar="CALLS",
-    default="",
-    help="Options of the UDF, as a TICKscript calls them: .field('usage', 42.0).every(10s)",
-)
+@shared_options.calls(example=".field('usage', 42.0).every(10s)")
 @click.option("--group-by", metavar="TAGS", help="Group the stream by these tags, or by all: '*'.")
 @click.option("--by-name", is_flag=True, help="Group by measurement as well.")
 @click.option("--measurement", metavar="NAME", help="Send this measurement only.")
@@ -133,14 +128,8 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     help="How to print what comes back: line protocol, a JSON object a line, or a table.",
 )
 @click.option("--diff", is_flag=True, help="Print what the UDF changed, point by point, instead.")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    metavar="SECONDS",
-    type=Number(min=0, min_open=True, max=3600),
-    default=10.0,
-    show_default=True,
-    help="How long the UDF may be silent, as timeout of kapacitor.conf; keepalives go at half.",
+@shared_options.timeout(
+    "How long the UDF may be silent, as timeout of kapacitor.conf; keepalives go at half."
 )
 @click.option(
     "--snapshot-to",

@@ -8,15 +8,15 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kapudf_cli.commands import settings
+from kapudf_cli.commands import settings, shared_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from structlog.stdlib import BoundLogger
 
@@ -26,15 +26,7 @@ if TYPE_CHECKING:
 @click.command()
 @settings.setting("--socket", metavar="PATH", help="Unix socket to listen on.")
 @settings.setting("--handler", metavar="HANDLER", help=settings.HANDLER_HELP)
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    envvar="KAPUDF_CONFIG",
-    show_envvar=True,
-    type=click.Path(path_type=Path),
-    help="YAML file with one or more functions.",
-)
+@shared_options.config_file("config_file", "YAML file with one or more functions.")
 @settings.setting(
     "--socket-mode",
     metavar="MODE",

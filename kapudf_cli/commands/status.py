@@ -7,21 +7,15 @@ from typing import Any
 
 import click
 
+from kapudf_cli.commands import shared_options
+
 #: The supervisor answers at once; a machine that swaps may take longer.
 _TIMEOUT_S = 10.0
 
 
 @click.command(short_help="Show how a function, its workers and tasks do.")
-@click.option(
-    "--socket",
-    "path",
-    metavar="PATH",
-    required=True,
-    envvar="KAPUDF_SOCKET",
-    show_envvar=True,
-    help="Unix socket of the function.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for machines.")
+@shared_options.socket_path("Unix socket of the function.")
+@shared_options.as_json
 def status(path: str, *, as_json: bool) -> None:
     """Show how a function that `kapudf serve` serves does.
 
