@@ -6,11 +6,12 @@ import contextlib
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.journaled_tasks import KeptTask
 from tests.serve_process import ServeProcess
 
 if TYPE_CHECKING:
@@ -52,6 +53,17 @@ def serve(socket_path: str) -> Iterator[Callable[..., ServeProcess]]:
             return processes.enter_context(process).ready()
 
         yield start
+
+
+@pytest.fixture
+def tasks() -> Iterator[Callable[..., KeptTask]]:
+    """Give a way to have tasks' connections, all of which are closed in the end."""
+    with contextlib.ExitStack() as made:
+
+        def make(*arguments: Any, **more: Any) -> KeptTask:
+            return made.enter_context(contextlib.closing(KeptTask(*arguments, **more)))
+
+        yield make
 
 
 def plugin(name: str) -> str:

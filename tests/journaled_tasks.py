@@ -14,23 +14,18 @@ from kapudf_cli.checkpoints import Resumption
 from kapudf_cli.kapacitor import KapacitorSide
 from kapudf_cli.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.serving.ledger import LEDGER_BYTES, Ledger
-from kapudf_cli.wire.codec import REQUESTS
 from tests.journals import DiedError, DyingLedger, KeptConnection
-from tests.peers import in_thread
+from tests.peers import encoded, in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection
 
     from kapudf_cli.account import Account
     from kapudf_cli.callee import HandlerFactory
     from kapudf_cli.on_error import OnError
     from kapudf_cli.serving.journaled_stream import JournaledStream
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
-
-
-def encoded(messages: Iterable[RequestMessage]) -> bytes:
-    return b"".join(map(REQUESTS.encode, messages))
 
 
 class ServedAgent:

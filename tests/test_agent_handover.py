@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,44 +14,20 @@ from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     BeginBatch,
     EndBatch,
-    InitRequest,
-    InitResponse,
     Point,
     RestoreRequest,
     RestoreResponse,
     SnapshotResponse,
 )
-from tests.journaled_tasks import KeptTask, encoded
-from tests.peers import in_thread
+from tests.counters import Counter, counted
+from tests.peers import INIT, INITIALIZED, encoded, in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from kapudf_cli.handler import Writer
-    from tests.journaled_tasks import ServedAgent
-
-INIT = InitRequest(taskID="task", nodeID="node")
-INITIALIZED = InitResponse(success=True)
-
-
-class Counter(Handler):
-    """Sends each point back with its number."""
-
-    def __init__(self, agent: Writer) -> None:
-        super().__init__(agent)
-        self.count = 0
-
-    def point(self, point: Point, /) -> None:
-        self.count += 1
-        self.agent.write_point(Point(time=point.time, fieldsInt={"count": self.count}))
-
-    def snapshot(self) -> SnapshotResponse:
-        return SnapshotResponse(snapshot=json.dumps(self.count).encode())
-
-    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
-        self.count = json.loads(request.snapshot)
-        return RestoreResponse(success=True)
+    from tests.journaled_tasks import KeptTask, ServedAgent
 
 
 class Batches(Handler):
@@ -65,29 +40,11 @@ class Batches(Handler):
         self.agent.write_point(point)
 
 
-def counted(number: int) -> Point:
-    return Point(time=number, fieldsInt={"count": number})
-
-
-@pytest.fixture
-def tasks() -> Iterator[Callable[..., KeptTask]]:
-    """Give a way to have tasks' connections, all of which are closed in the end."""
-    made: list[KeptTask] = []
-
-    def make(*arguments: Any, **more: Any) -> KeptTask:
-        made.append(KeptTask(*arguments, **more))
-        return made[-1]
-
-    yield make
-    for task in made:
-        task.close()
-
-
 def begun(task: KeptTask) -> ServedAgent:
     """Return an agent that has dealt with Init and the point of time 1."""
     served = task.serve()
     assert task.ask(INIT) == INITIALIZED
-    assert task.ask(Point(time=1)) == counted(1)
+    assert task.ask(Point(time=1)) == counted(1, 1)
     return served
 
 
@@ -100,7 +57,7 @@ def paused(served: ServedAgent) -> None:
 
 def ask_each(task: KeptTask, numbers: range) -> None:
     for number in numbers:
-        assert task.ask(Point(time=number)) == counted(number)
+        assert task.ask(Point(time=number)) == counted(number, number)
 
 
 # --- handed over ---
@@ -121,7 +78,7 @@ def test_a_connection_goes_from_agent_to_agent_with_its_state(
         assert served.account().reason is Reason.HANDED_OVER
         assert not following.ended.done()
         following.agent.go()
-        assert task.side.receive() == counted(number)
+        assert task.side.receive() == counted(number, number)
         served = following
     task.end()
     account = served.account()
@@ -165,7 +122,7 @@ def test_a_part_of_a_frame_is_handed_over_with_the_rest(tasks: Callable[..., Kep
     served.agent.release()
     following.agent.go()
     task.side.send_bytes(data[3:])
-    assert task.side.receive() == counted(2)
+    assert task.side.receive() == counted(2, 2)
 
 
 def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., KeptTask]) -> None:
@@ -183,7 +140,7 @@ def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., Kept
     following = task.take_over(waits=True)
     served.agent.release()
     following.agent.go()
-    assert task.ask(Point(time=2)) == counted(2)
+    assert task.ask(Point(time=2)) == counted(2, 2)
 
 
 def test_a_thread_that_writes_waits_and_is_told_where_it_is_not_served_any_more(
@@ -248,7 +205,7 @@ def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., KeptTas
     served.agent.release()
     assert served.account().reason is Reason.HANDED_OVER
     following.agent.go()
-    assert task.side.receive() == counted(2)
+    assert task.side.receive() == counted(2, 2)
 
 
 @pytest.mark.parametrize("last_word", ["decide_alone", "abort"])
@@ -334,7 +291,7 @@ def test_a_stop_during_a_pause_is_obeyed_after_it(
         getattr(served.agent, word)()
     account = served.account()
     assert (account.reason, account.points_in) == (Reason.STOPPED, 3)
-    assert [task.side.receive() for _ in range(2)] == [counted(2), counted(3)]
+    assert [task.side.receive() for _ in range(2)] == [counted(2, 2), counted(3, 3)]
 
 
 def test_a_pause_after_the_end_is_never_answered(tasks: Callable[..., KeptTask]) -> None:
@@ -370,7 +327,7 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTa
         return task.ledger.marks.progress.points_in == 2
 
     task.wait_until(has_gone_on)
-    assert task.side.receive() == counted(2)
+    assert task.side.receive() == counted(2, 2)
 
 
 def test_a_pause_waits_for_the_handler(tasks: Callable[..., KeptTask]) -> None:
@@ -394,4 +351,4 @@ def test_a_pause_waits_for_the_handler(tasks: Callable[..., KeptTask]) -> None:
     go_on.set()
     assert stands.wait(PATIENCE_S)
     assert task.ledger.marks.progress.points_in == 2
-    assert task.side.receive() == counted(2)
+    assert task.side.receive() == counted(2, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +11,7 @@ from kapudf_cli.account import Reason
 from kapudf_cli.batches import Batch, BatchHandler
 from kapudf_cli.checkpoints import LastSnapshot
 from kapudf_cli.handler import Handler
-from kapudf_cli.wire.codec import REQUESTS, decode_point
+from kapudf_cli.wire.codec import decode_point
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     BeginBatch,
@@ -22,11 +21,11 @@ from kapudf_cli.wire.udf_pb2 import (
     InitResponse,
     Point,
     RestoreRequest,
-    RestoreResponse,
     SnapshotRequest,
     SnapshotResponse,
 )
-from tests.peers import agent_with
+from tests.counters import Counting
+from tests.peers import INIT, INITIALIZED, agent_with, encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.point_frames import RawPoint
     from tests.peers import ServedAgent
 
-INIT = InitRequest(taskID="task", nodeID="node")
-INITIALIZED = InitResponse(success=True)
 BAD = "bad"
 
 each_way_on = pytest.mark.parametrize("on_error", ["skip", "restart"])
@@ -69,27 +66,19 @@ class RawMirror(Mirror):
         self.agent.forward(raw)
 
 
-class Counter(Handler):
-    """Counts points and sends each back with its number; its state is a number."""
+class Counter(Counting):
+    """Counts points and sends each back with its number."""
 
     made: ClassVar[int] = 0
 
     def __init__(self, agent: Writer) -> None:
         super().__init__(agent)
         type(self).made += 1
-        self.count = 0
 
     def point(self, point: Point, /) -> None:
         self.count += 1
         check(point.name)
         self.agent.write_point(Point(time=self.count))
-
-    def snapshot(self) -> SnapshotResponse:
-        return SnapshotResponse(snapshot=json.dumps(self.count).encode())
-
-    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
-        self.count = json.loads(request.snapshot)
-        return RestoreResponse(success=True)
 
 
 class Batches(Handler):
@@ -135,10 +124,6 @@ class HalfBatches(BatchHandler):
             self.agent.write_point(point)
         check(batch.name)
         self.agent.write_end_batch(EndBatch(name=batch.name))
-
-
-def encoded(messages: Iterable[RequestMessage]) -> bytes:
-    return b"".join(map(REQUESTS.encode, messages))
 
 
 def play(served: ServedAgent, messages: Iterable[RequestMessage]) -> list[ResponseMessage]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
@@ -25,44 +24,30 @@ from kapudf_cli.wire.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
-from tests.journaled_tasks import KeptTask, encoded
+from tests.counters import Counting, counted
 from tests.journals import DiedError
-from tests.peers import in_thread
+from tests.peers import INIT, INITIALIZED, encoded, in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from kapudf_cli.handler import Writer
     from kapudf_cli.on_error import OnError
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
-
-INIT = InitRequest(taskID="task", nodeID="node")
-INITIALIZED = InitResponse(success=True)
+    from tests.journaled_tasks import KeptTask
 
 
-class Counter(Handler):
+class Counter(Counting):
     """Sends each point back with its number; raises over those named so."""
 
     seen: ClassVar[list[int]] = []
-
-    def __init__(self, agent: Writer) -> None:
-        super().__init__(agent)
-        self.count = 0
 
     def point(self, point: Point, /) -> None:
         self.seen.append(point.time)
         self.count += 1
         if point.name == "raise":
             raise ValueError(point.time)
-        self.agent.write_point(Point(time=point.time, fieldsInt={"count": self.count}))
-
-    def snapshot(self) -> SnapshotResponse:
-        return SnapshotResponse(snapshot=json.dumps(self.count).encode())
-
-    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
-        self.count = json.loads(request.snapshot)
-        return RestoreResponse(success=True)
+        self.agent.write_point(counted(point.time, self.count))
 
 
 class Mirror(Handler):
@@ -79,25 +64,12 @@ class RawMirror(Mirror):
         self.raw_point = self.agent.forward
 
 
-class Sums(BatchHandler):
+class Sums(Counting, BatchHandler):
     """Sends a batch back with the number of batches so far in each point."""
-
-    def __init__(self, agent: Writer) -> None:
-        super().__init__(agent)
-        self.count = 0
 
     def batch(self, batch: Batch, /) -> Batch:
         self.count += 1
-        return batch.copy_with(
-            Point(time=point.time, fieldsInt={"count": self.count}) for point in batch.points
-        )
-
-    def snapshot(self) -> SnapshotResponse:
-        return SnapshotResponse(snapshot=json.dumps(self.count).encode())
-
-    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
-        self.count = json.loads(request.snapshot)
-        return RestoreResponse(success=True)
+        return batch.copy_with(counted(point.time, self.count) for point in batch.points)
 
 
 class Batches(Handler):
@@ -113,20 +85,6 @@ class Batches(Handler):
         if end.name == "raise":
             raise ValueError(end.name)
         super().end_batch(end)
-
-
-@pytest.fixture
-def tasks() -> Iterator[Callable[..., KeptTask]]:
-    """Give a way to have tasks' connections, all of which are closed in the end."""
-    made: list[KeptTask] = []
-
-    def make(*arguments: Any, **more: Any) -> KeptTask:
-        made.append(KeptTask(*arguments, **more))
-        return made[-1]
-
-    yield make
-    for task in made:
-        task.close()
 
 
 # --- at every mark in turn ---
@@ -282,10 +240,6 @@ def test_the_history_is_repeated_without_a_word(tasks: Callable[..., KeptTask]) 
     account = served.account()
     assert (account.takeovers, account.points_in, account.points_out) == (1, 3, 3)
     assert (account.task_id, account.node_id) == ("task", "node")
-
-
-def counted(time: int, count: int) -> Point:
-    return Point(time=time, fieldsInt={"count": count})
 
 
 def test_a_new_version_whose_batch_does_not_fit_leaves_it_out(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,8 @@ import pytest
 
 from kapudf_cli.conformance.runner import CHECKS
 from tests.conftest import plugin
-from tests.serve_process import KAPUDF, PATIENCE_S
+from tests.run_kapudf import run_kapudf
+from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,15 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def check(*arguments: str) -> tuple[int, str, str]:
     """Run the command and return its exit status, stdout and stderr."""
-    result = subprocess.run(
-        [*KAPUDF, "check", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=4 * PATIENCE_S,
-        cwd=ROOT,
-        check=False,
-    )
+    result = run_kapudf("check", *arguments, cwd=ROOT, patience_s=4 * PATIENCE_S)
     return result.returncode, result.stdout, result.stderr
 
 

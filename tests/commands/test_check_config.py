@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.conftest import plugin
 from tests.plugins.distributions import environment, install
-from tests.serve_process import KAPUDF, PATIENCE_S
+from tests.run_kapudf import run_kapudf
+
+if TYPE_CHECKING:
+    import subprocess
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 
 
 def check_config(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder."""
-    return subprocess.run(
-        [*KAPUDF, "check-config", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=environment(folder),
-        cwd=folder,
-        check=False,
-    )
+    return run_kapudf("check-config", *arguments, env=environment(folder), cwd=folder)
 
 
 def faults(folder: Path, text: str) -> list[str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import kapudf_cli
 from tests.plugins.distributions import PLAIN, environment, install
-from tests.serve_process import KAPUDF, PATIENCE_S
+from tests.run_kapudf import run_kapudf
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 OPTIONS = '''
@@ -51,16 +51,7 @@ def bad_info(body: str) -> str:
 
 def list_handlers(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command where the distributions in `folder` are installed."""
-    return subprocess.run(
-        [*KAPUDF, "list-handlers", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=environment(folder),
-        cwd=folder,
-        check=False,
-    )
+    return run_kapudf("list-handlers", *arguments, env=environment(folder), cwd=folder)
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.run_kapudf import run_kapudf
 from tests.serve_process import KAPUDF, PATIENCE_S
 
 if TYPE_CHECKING:
@@ -21,14 +21,7 @@ RECORDINGS = Path(__file__).parent.parent / "recordings"
 
 def load(*arguments: str) -> tuple[int, str, str]:
     """Run the command and return its exit status, stdout and stderr."""
-    result = subprocess.run(
-        [*KAPUDF, "load", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE_S,
-        check=False,
-    )
+    result = run_kapudf("load", *arguments, patience_s=2 * PATIENCE_S)
     return result.returncode, result.stdout, result.stderr
 
 

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 import kapudf_cli
 from kapudf_cli.commands import main
-from tests.serve_process import KAPUDF, PATIENCE_S
+from tests.run_kapudf import run_kapudf
+from tests.serve_process import PATIENCE_S
 
 COMMANDS = [
     "serve",
@@ -25,18 +26,6 @@ COMMANDS = [
     "check-config",
     "new",
 ]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run kapudf to its end."""
-    return subprocess.run(
-        [*KAPUDF, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -61,7 +50,7 @@ def test_each_command_has_help(command: str) -> None:
 
 def test_the_version_is_the_distribution_s() -> None:
     """`kapudf --version` says what is installed."""
-    result = run("--version")
+    result = run_kapudf("--version")
     assert (result.returncode, result.stdout) == (0, f"kapudf {kapudf_cli.__version__}\n")
 
 
@@ -82,7 +71,7 @@ def test_an_unknown_option_is_refused() -> None:
 
 def test_the_program_is_called_kapudf() -> None:
     """Help shows the name that people type, not Python's for the module."""
-    assert run("--help").stdout.startswith("Usage: kapudf [OPTIONS]")
+    assert run_kapudf("--help").stdout.startswith("Usage: kapudf [OPTIONS]")
 
 
 @pytest.mark.parametrize("module", ["structlog", "yaml", "kapudf_cli.serving.server"])

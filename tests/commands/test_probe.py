@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import threading
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,8 @@ from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.udf_pb2 import ErrorResponse, InitResponse, KeepaliveResponse
 from tests.conftest import plugin
 from tests.plugins.unprivileged import run_unprivileged
-from tests.serve_process import KAPUDF, PATIENCE_S
+from tests.run_kapudf import run_kapudf
+from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,15 +27,7 @@ if TYPE_CHECKING:
 
 def probe(path: str, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
     """Run the command and return its exit status, stdout and stderr."""
-    result = subprocess.run(
-        [*KAPUDF, "probe", "--socket", path, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
+    result = run_kapudf("probe", "--socket", path, *arguments, env={**os.environ, **(env or {})})
     return result.returncode, result.stdout, result.stderr
 
 
@@ -151,13 +143,7 @@ def test_the_path_may_be_in_the_environment(
 ) -> None:
     """A health check in a container needs no arguments."""
     serve("mirror")
-    result = subprocess.run(
-        [*KAPUDF, "probe"],
-        capture_output=True,
-        timeout=PATIENCE_S,
-        env={**os.environ, "KAPUDF_SOCKET": socket_path},
-        check=False,
-    )
+    result = run_kapudf("probe", env={**os.environ, "KAPUDF_SOCKET": socket_path})
     assert result.returncode == 0
 
 
@@ -336,14 +322,7 @@ def test_a_timeout_that_is_none(socket_path: str, timeout: str) -> None:
 def test_a_probe_without_a_path() -> None:
     """The path is required, and the message says where else it may stand."""
     kept = {name: value for name, value in os.environ.items() if name != "KAPUDF_SOCKET"}
-    result = subprocess.run(
-        [*KAPUDF, "probe"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=kept,
-        check=False,
-    )
+    result = run_kapudf("probe", env=kept)
     assert result.returncode == 2
     assert "Missing option '--socket'" in result.stderr
     assert "KAPUDF_SOCKET" in result.stderr

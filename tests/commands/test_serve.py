@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import stat
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +15,11 @@ import pytest
 from kapudf_cli.kapacitor import KapacitorSide, probe
 from tests.conftest import plugin
 from tests.plugins.distributions import PLAIN, environment, install
-from tests.serve_process import KAPUDF, PATIENCE_S, ServeProcess
+from tests.run_kapudf import run_kapudf
+from tests.serve_process import PATIENCE_S, ServeProcess
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
@@ -29,15 +30,7 @@ HUGE_FRAME = b"\xff\xff\xff\xff\x0f"
 def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `kapudf serve` to its end, which must come by itself."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KAPUDF_")}
-    return subprocess.run(
-        [*KAPUDF, "serve", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env={**kept, **(env or {})},
-        check=False,
-    )
+    return run_kapudf("serve", *arguments, env={**kept, **(env or {})})
 
 
 def refusal(*arguments: str, status: int = 2, env: Mapping[str, str] | None = None) -> str:

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import statistics
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +20,7 @@ from kapudf_cli.batches import Batch
 from kapudf_cli.testing import Task, TaskFailedError
 from tests.handlers import recordings
 from tests.plugins.distributions import environment
-from tests.serve_process import KAPUDF, PATIENCE_S
+from tests.run_kapudf import run_kapudf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -331,22 +330,9 @@ def without_scipy(folder: Path) -> dict[str, str]:
     return environment(folder)
 
 
-def run(folder: Path, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*KAPUDF, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=env,
-        cwd=folder,
-        check=False,
-    )
-
-
 def test_without_scipy_the_list_says_what_to_install(tmp_path: Path) -> None:
     """The row of the t-test is broken for a stated reason, and no other row is."""
-    result = run(tmp_path, without_scipy(tmp_path), "list-handlers", "--json")
+    result = run_kapudf("list-handlers", "--json", env=without_scipy(tmp_path), cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads(result.stdout)}
     assert "it needs scipy: pip install 'kapudf[stats]'" in rows["ttest"]["error"]
@@ -355,7 +341,7 @@ def test_without_scipy_the_list_says_what_to_install(tmp_path: Path) -> None:
 
 def test_without_scipy_the_table_says_what_to_install(tmp_path: Path) -> None:
     """People read it in the row's one line."""
-    result = run(tmp_path, without_scipy(tmp_path), "list-handlers")
+    result = run_kapudf("list-handlers", env=without_scipy(tmp_path), cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     (row,) = [line for line in result.stdout.splitlines() if line.startswith("ttest ")]
     assert "pip install 'kapudf[stats]'" in row
@@ -364,9 +350,8 @@ def test_without_scipy_the_table_says_what_to_install(tmp_path: Path) -> None:
 def test_without_scipy_serving_it_says_what_to_install(tmp_path: Path) -> None:
     """The process does not start, rather than fail each task later."""
     socket = os.path.join(tmp_path, "udf.sock")
-    result = run(
-        tmp_path, without_scipy(tmp_path), "serve", "--socket", socket, "--handler", "ttest"
-    )
+    arguments = ("serve", "--socket", socket, "--handler", "ttest")
+    result = run_kapudf(*arguments, env=without_scipy(tmp_path), cwd=tmp_path)
     assert result.returncode != 0
     assert "pip install 'kapudf[stats]'" in result.stderr
     assert not os.path.exists(socket)

@@ -13,18 +13,30 @@ from kapudf_cli.agent import Agent
 from kapudf_cli.kapacitor import KapacitorSide
 from kapudf_cli.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.streams import SocketStream
+from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from kapudf_cli.account import Account
     from kapudf_cli.callee import HandlerFactory
     from kapudf_cli.checkpoints import Checkpoints
     from kapudf_cli.on_error import OnError
+    from kapudf_cli.wire.codec import RequestMessage
 
 T = TypeVar("T")
+
+#: How a task begins, and a handler that has nothing against it.
+INIT = InitRequest(taskID="task", nodeID="node")
+INITIALIZED = InitResponse(success=True)
+
+
+def encoded(messages: Iterable[RequestMessage]) -> bytes:
+    """Return what Kapacitor sends for them."""
+    return b"".join(map(REQUESTS.encode, messages))
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:

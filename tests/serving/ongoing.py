@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 from kapudf_cli.kapacitor import KapacitorSide
 from kapudf_cli.serving import control
 from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
-from tests.serve_process import KAPUDF, PATIENCE_S
+from tests.run_kapudf import run_kapudf
+from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,14 +176,7 @@ def _is_right(back: Any, place: int) -> bool:
 
 def kapudf(*arguments: str, status: int = 0) -> str:
     """Run a command of kapudf to its end; return what it said on the stream of its success."""
-    result = subprocess.run(
-        [*KAPUDF, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    result = run_kapudf(*arguments)
     assert result.returncode == status, (result.stdout, result.stderr)
     assert "Traceback" not in result.stderr
     return result.stderr if status and result.stderr else result.stdout

@@ -20,15 +20,14 @@ from kapudf_cli.serving.connections import Connections, Function, checkpoints_fo
 from kapudf_cli.serving.socket_file import PeerCredentials
 from kapudf_cli.streams import SocketStream
 from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.wire.udf_pb2 import InitResponse, Point
+from tests.peers import INIT
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kapudf_cli.on_error import OnError
-
-INIT = InitRequest(taskID="task", nodeID="node")
 
 
 class Mirror(Handler):

@@ -20,13 +20,12 @@ from kapudf_cli.serving.connections import Connections, Function
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.streams import SocketStream
 from kapudf_cli.wire.framing import HEARTBEAT
-from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.wire.udf_pb2 import InitResponse, Point
+from tests.peers import INIT
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-INIT = InitRequest(taskID="task", nodeID="node")
 
 
 class Slow(Handler):

@@ -38,14 +38,6 @@ READ_BYTES = 48 * 1024
 
 
 @pytest.fixture
-def kept() -> Iterator[KeptConnection]:
-    """Give a connection that nothing has come over yet."""
-    kept = KeptConnection()
-    yield kept
-    kept.close()
-
-
-@pytest.fixture
 def held(kept: KeptConnection) -> Iterator[Journal]:
     """Give its journal, as the first worker has it."""
     held = kept.open()

@@ -37,14 +37,6 @@ def stalls_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def kept() -> Iterator[KeptConnection]:
-    """Give a connection that nothing has come over yet."""
-    kept = KeptConnection()
-    yield kept
-    kept.close()
-
-
-@pytest.fixture
 def stream(kept: KeptConnection) -> Iterator[JournaledStream]:
     """Give the stream of its first worker."""
     stream = kept.serve()
