@@ -144,13 +144,14 @@ def test_an_end_that_was_met_ahead_is_the_readers_after_what_came_before_it(
 def test_a_break_that_was_met_ahead_is_the_readers_after_what_came_before_it(
     piped: Piped,
 ) -> None:
-    """Whoever met it waits for something else."""
-    pieces = iter([b"last"])
+    """A socket tells its error once, to whoever asks first; from then on it has just ended."""
+    told: list[bytes | OSError] = [b"last", ConnectionResetError()]
 
     def receive(_: int) -> bytes:
-        for piece in pieces:
-            return piece
-        raise ConnectionResetError
+        answer = told.pop(0) if told else b""
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
     incoming = piped.input(receive=receive)
     incoming.read_ahead_until(piped.room_after(5))
