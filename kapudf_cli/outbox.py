@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
-#: Enough to make a write call cheap beside the points in it, and the most that is
-#: kept for a peer that does not read: past it, whoever writes waits.
-_FLUSH_BYTES = 64 * 1024
+#: As much as a read brings. Enough to make a write call cheap beside the points in it, and
+#: the most that is kept for a peer that does not read: past it, whoever writes waits.
+_FLUSH_BYTES = 96 * 1024
 #: The most that is kept while Kapacitor cannot take data yet.
 _HELD_BYTES = 1024 * 1024
 #: Enough for any sentence; an exception's text can be as long as its data.

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
 HELD_BYTES = 1024 * 1024
-FLUSH_BYTES = 64 * 1024
+FLUSH_BYTES = 96 * 1024
 
 
 class Ends:
@@ -748,7 +748,7 @@ def test_other_threads_wait_while_the_outbox_is_on_hold(ends: Ends, release: str
 
 def test_answers_leave_once_they_are_many(ends: Ends) -> None:
     """However often a long snapshot is asked for in one go, it is not kept so often."""
-    answer = SnapshotResponse(snapshot=b"x" * 30_000)
+    answer = SnapshotResponse(snapshot=b"x" * 40_000)
 
     def answer_five() -> None:
         for _ in range(5):
