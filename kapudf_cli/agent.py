@@ -174,7 +174,7 @@ class Agent:
     @property
     def bytes_sent(self) -> int:
         """How many bytes were sent."""
-        return self._outbox.bytes
+        return self._outbox.bytes_sent
 
     # --- the connection's thread ---
 
@@ -378,7 +378,7 @@ class Agent:
         account.unprocessed_bytes = account.bytes_in - self._requests.offset + unread
         account.points_out = self._outbox.points
         account.batches_out = self._outbox.batches
-        account.bytes_out = self._outbox.bytes
+        account.bytes_out = self._outbox.bytes_sent
         account.batch_unfinished = self._outbox.in_batch
 
     def _tell(self, error: KapudfError | None) -> None:

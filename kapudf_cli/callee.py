@@ -76,7 +76,7 @@ class Callee:
 
     def blame(self, method: str, error: BaseException) -> HandlerError | ConnectionClosedError:
         """Return whose fault it is that a method raised: the handler's, or a lost connection's."""
-        if self._outbox.broken is not None and is_caused_by(error, ConnectionClosedError):
+        if self._outbox.is_broken and is_caused_by(error, ConnectionClosedError):
             return ConnectionClosedError(str(error))
         return HandlerError(self._name, method, error)
 

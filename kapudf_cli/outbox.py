@@ -6,14 +6,15 @@ thread; the agent answers through it and flushes it when the input runs dry.
 
 from __future__ import annotations
 
-import collections
 import enum
-import math
 import threading
 from threading import get_ident
 from typing import TYPE_CHECKING
 
+from kapudf_cli.backlog import BACKLOG_BYTES, Backlog
+from kapudf_cli.departures import FLUSH_BYTES, Departures
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
+from kapudf_cli.muting import Muting
 from kapudf_cli.wire.codec import RESPONSES, decode_point, encode_point
 from kapudf_cli.wire.conversation import OutgoingOrder
 from kapudf_cli.wire.framing import HEARTBEAT, encode_varint
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
-#: Enough to make a write call cheap beside the points in it, and the most that is
-#: kept for a peer that does not read: past it, whoever writes waits.
-_FLUSH_BYTES = 64 * 1024
-#: The most that is kept while Kapacitor cannot take data yet.
-_HELD_BYTES = 1024 * 1024
 #: Enough for any sentence; an exception's text can be as long as its data.
 _ERROR_BYTES = 4096
 
@@ -63,9 +59,7 @@ class Outbox:
     Attributes:
         in_hand: the undecoded point that the handler has been given, if it takes them so.
         batches: batches ended.
-        bytes: bytes handed to the stream.
         failure: what another thread tried to write first and may not, None if nothing.
-        broken: why the stream can no longer be written to, None while it can.
     """
 
     def __init__(
@@ -93,38 +87,23 @@ class Outbox:
         self._order.declare(provides)
         # Whether a point of the own thread may leave just so; see write_point.
         self._direct = False
-        self._own_points = 0
-        # How many messages of the own thread's have gone the long way, or in runs of
-        # which but one was counted; and of all of its messages, how many have left.
-        self._own_others = 0
-        self._own_left = 0
-        # How many messages of the own thread's are still to be muted.
-        self._muted: float = 0
+        self._departures = Departures(stream)
+        # What the own thread writes while input is repeated; and what was counted before.
+        self._muting = Muting()
         self._counted = (0, 0, 0)
-        self._sent_in_batch = False
-        # A batch is left out to its end: Kapacitor knows nothing of its begin.
-        self._leaving_out = False
         self._on_hold = False
         # What other threads write while input is repeated: it leaves after that.
         self._deferring = False
-        self._deferred: list[bytes] = []
-        self._deferred_bytes = 0
+        self._deferred = Backlog()
         self.in_hand: RawPoint | None = None
         # Guards everything below, and the order of bytes on the stream.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._data = Data.HELD
-        # Each with whether it is the own thread's.
-        self._held: list[tuple[bytes, bool]] = []
-        self._held_bytes = 0
-        self._pending: collections.deque[bytes] = collections.deque()
-        # Not exact where several threads write, and it need not be.
-        self._pending_bytes = 0
+        self._held = Backlog()
         self._other_points = 0
         self.batches = 0
-        self.bytes = 0
         self.failure: InvalidWriteError | None = None
-        self.broken: OSError | None = None
 
     # --- for handlers: see kapudf_cli.handler.Writer ---
 
@@ -137,10 +116,11 @@ class Outbox:
             frame = encode_point(point)
             size = len(frame)
             if size <= self._max_written_bytes:
-                self._pending.append(frame)
-                self._own_points += 1
-                self._pending_bytes += size
-                if self._pending_bytes >= _FLUSH_BYTES:
+                departures = self._departures
+                departures.frames.append(frame)
+                departures.own_points += 1
+                departures.size += size
+                if departures.size >= FLUSH_BYTES:
                     self.flush()
                 return
         self._write(point, Point)
@@ -159,7 +139,7 @@ class Outbox:
         if raw is not self.in_hand or get_ident() != self._owner:
             problem = "bytes that are not the point in hand; forward it before raw_point returns"
             raise InvalidWriteError(problem)
-        if self._muted and self._data is Data.SENT:
+        if self._muting.messages and self._data is Data.SENT:
             self._mute_point(len(raw))
             return
         frame: bytes | None = raw
@@ -171,10 +151,11 @@ class Outbox:
                 patch.apply(point)
             self.write_point(point)
             return
-        self._pending.append(frame)
-        self._own_points += 1
-        self._pending_bytes += len(frame)
-        if self._pending_bytes >= _FLUSH_BYTES:
+        departures = self._departures
+        departures.frames.append(frame)
+        departures.own_points += 1
+        departures.size += len(frame)
+        if departures.size >= FLUSH_BYTES:
             self.flush()
 
     # --- for the agent ---
@@ -186,12 +167,22 @@ class Outbox:
     @property
     def points(self) -> int:
         """How many points were sent."""
-        return self._own_points + self._other_points
+        return self._departures.own_points + self._other_points
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes were handed to the stream."""
+        return self._departures.bytes
 
     @property
     def bytes_written(self) -> int:
         """How many bytes were sent, or are about to be."""
-        return self.bytes + self._pending_bytes
+        return self._departures.bytes + self._departures.size
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the stream can no longer be written to."""
+        return self._departures.broken is not None
 
     @property
     def in_batch(self) -> bool:
@@ -215,7 +206,7 @@ class Outbox:
         """Let out the data held back so far, and whatever follows."""
         with self._lock:
             if self._data is Data.HELD:
-                held = self._held
+                held = self._held.take()
                 self._release(Data.SENT)
                 for frame, own in held:
                     self._queue(frame, own=own)
@@ -235,11 +226,12 @@ class Outbox:
         """
         if not self._direct:
             return False
-        if self._pending_bytes >= _FLUSH_BYTES:
+        departures = self._departures
+        if departures.size >= FLUSH_BYTES:
             self.flush()
-        self._pending.append(frames)
-        self._own_points += count
-        self._pending_bytes += len(frames)
+        departures.frames.append(frames)
+        departures.own_points += count
+        departures.size += len(frames)
         return True
 
     def close(self) -> None:
@@ -258,7 +250,7 @@ class Outbox:
         with self._lock:
             self._queue(frame, own=True)
             # A snapshot may be long, and be asked for again and again.
-            if self._pending_bytes >= _FLUSH_BYTES:
+            if self._departures.size >= FLUSH_BYTES:
                 self._flush()
 
     # --- for an agent that repeats input ---
@@ -266,13 +258,10 @@ class Outbox:
     def mute(self) -> None:
         """Mute whatever the own thread writes, as if nothing had been said yet."""
         with self._lock:
-            if not self._muted:
-                self._counted = (self._other_points, self.batches, self.bytes)
-                self._sent_in_batch = self._order.in_batch
-            self._muted = math.inf
-            self._leaving_out = False
-            self._held = []
-            self._held_bytes = 0
+            if not self._muting.messages:
+                self._counted = (self._other_points, self.batches, self._departures.bytes)
+            self._muting.begin(in_batch=self._order.in_batch)
+            self._held.take()
             self._data = Data.HELD
             self._order.declare(self._order.provides)
             self._redirect()
@@ -280,9 +269,8 @@ class Outbox:
     def unmute(self) -> None:
         """Send what comes from now on, after what was sent before `mute`."""
         with self._lock:
-            self._other_points, self.batches, self.bytes = self._counted
-            self._muted = 0
-            self._meet_kapacitor()
+            self._other_points, self.batches, self._departures.bytes = self._counted
+            self._muting.end(in_batch=self._order.in_batch)
             self._redirect()
 
     def unmute_after(self, messages: int, *, in_batch: bool, progress: Progress) -> None:
@@ -295,11 +283,8 @@ class Outbox:
         """
         with self._lock:
             self._other_points, self.batches = progress.points_out, progress.batches_out
-            self.bytes = progress.bytes_out
-            self._muted = messages
-            self._sent_in_batch = in_batch
-            if not messages:
-                self._meet_kapacitor()
+            self._departures.bytes = progress.bytes_out
+            self._muting.end_after(messages, sent_in_batch=in_batch, in_batch=self._order.in_batch)
             self._redirect()
 
     def abandon_batch(self) -> None:
@@ -307,7 +292,7 @@ class Outbox:
         with self._lock:
             if self._order.in_batch:
                 self._order.declare(self._order.provides)
-                self._leaving_out = False
+                self._muting.end_batch()
                 self._redirect()
 
     def defer(self) -> None:
@@ -323,10 +308,8 @@ class Outbox:
         """Let out what was kept, and whatever other threads write from now on."""
         with self._lock:
             self._deferring = False
-            for frame in self._deferred:
-                self._queue(frame, own=False)
-            self._deferred = []
-            self._deferred_bytes = 0
+            for frame, own in self._deferred.take():
+                self._queue(frame, own=own)
             self._changed.notify_all()
             # As if they had been written just now.
             self._flush()
@@ -351,8 +334,7 @@ class Outbox:
             try:
                 still = self._on_hold or self._deferring or not self._stream.has_room()
                 if self._data is not Data.REFUSED and not still:
-                    self._pending.append(HEARTBEAT)
-                    self._pending_bytes += len(HEARTBEAT)
+                    self._departures.add(HEARTBEAT)
                     self._flush()
             except ConnectionClosedError:
                 pass  # The agent's own next write tells.
@@ -394,9 +376,9 @@ class Outbox:
             with self._lock:
                 if not own_thread:
                     self._changed.wait_for(self._has_room)
-                if self.broken is not None:
+                if (broken := self._departures.broken) is not None:
                     problem = "Kapacitor has closed the connection"
-                    raise ConnectionClosedError(problem) from self.broken
+                    raise ConnectionClosedError(problem) from broken
                 if self._data is Data.REFUSED:
                     problem = "the connection has ended; nothing can be written any more"
                     raise ConnectionClosedError(problem)
@@ -405,7 +387,7 @@ class Outbox:
                 self._admit(message, own=own_thread)
                 if self._deferring and not own_thread:
                     return
-                if not own_thread or self._pending_bytes >= _FLUSH_BYTES:
+                if not own_thread or self._departures.size >= FLUSH_BYTES:
                     self._flush()
         except InvalidWriteError as error:
             if not own_thread:
@@ -416,9 +398,9 @@ class Outbox:
             raise
 
     def _admit(self, message: DataMessage, *, own: bool) -> None:
-        if self._data is Data.HELD and self._held_bytes >= _HELD_BYTES:
+        if self._data is Data.HELD and self._held.is_full:
             problem = (
-                f"more than {_HELD_BYTES} bytes of data before Kapacitor can take any; "
+                f"more than {BACKLOG_BYTES} bytes of data before Kapacitor can take any; "
                 "write them once the first point or batch has come"
             )
             raise InvalidWriteError(problem)
@@ -437,52 +419,40 @@ class Outbox:
         elif isinstance(message, EndBatch):
             self.batches += 1
         if self._data is Data.HELD:
-            self._held.append((frame, own))
-            self._held_bytes += len(frame)
+            self._held.add(frame, own=own)
         else:
             self._queue(frame, own=own)
-            if self._leaving_out and isinstance(message, EndBatch):
-                self._leaving_out = False
+            if self._muting.leaves_out and isinstance(message, EndBatch):
+                self._muting.end_batch()
                 self._redirect()
 
     def _queue(self, frame: bytes, *, own: bool) -> None:
         """Let a message out, unless it was sent before or is not to be."""
         if self._deferring and not own:
-            self._deferred.append(frame)
-            self._deferred_bytes += len(frame)
+            self._deferred.add(frame, own=own)
             return
         if own:
-            if self._muted:
-                self._muted -= 1
-                self.bytes += len(frame)
-                if not self._muted:
-                    self._meet_kapacitor()
-                    self._redirect()
+            if self._muting.messages:
+                self._mute_one(len(frame))
                 return
-            if self._leaving_out:
+            if self._muting.leaves_out:
                 return
-            self._own_others += 1
-        self._pending.append(frame)
-        self._pending_bytes += len(frame)
+            self._departures.own_others += 1
+        self._departures.add(frame)
 
     def _mute_point(self, size: int) -> None:
         """Mute a point that would have been forwarded. Takes the lock."""
         with self._lock:
             self._order.point()
             self._other_points += 1
-            self._muted -= 1
-            self.bytes += size
-            if not self._muted:
-                self._meet_kapacitor()
-                self._redirect()
+            self._mute_one(size)
 
-    def _meet_kapacitor(self) -> None:
-        """See to it that what follows goes with what was sent, whatever the repetition was like.
-
-        An EndBatch, say, that Kapacitor has no BeginBatch for would crash it. The handler
-        of which the output does not follow from the input loses that batch.
-        """
-        self._leaving_out = self._order.in_batch and not self._sent_in_batch
+    def _mute_one(self, size: int) -> None:
+        """Count a message of the own thread's as sent, which it was before."""
+        self._departures.bytes += size
+        self._muting.mute_one(in_batch=self._order.in_batch)
+        if not self._muting.messages:
+            self._redirect()
 
     def _encode(self, message: ResponseMessage) -> bytes:
         frame = RESPONSES.encode(message)
@@ -496,46 +466,31 @@ class Outbox:
 
     def _has_room(self) -> bool:
         """Return whether a thread of the handler's own need not wait."""
-        if self._data is Data.REFUSED or self.broken is not None:
+        if self._data is Data.REFUSED or self.is_broken:
             return True  # to be told so
-        full = self._data is Data.HELD and self._held_bytes >= _HELD_BYTES
-        return not full and not self._on_hold and self._deferred_bytes < _HELD_BYTES
+        full = (self._data is Data.HELD and self._held.is_full) or self._deferred.is_full
+        return not full and not self._on_hold
 
     def _release(self, data: Data) -> None:
-        self._held = []
-        self._held_bytes = 0
+        self._held.take()
         self._data = data
         self._redirect()
         self._changed.notify_all()
 
     def _redirect(self) -> None:
         in_order = self._data is Data.SENT and self._order.takes_points
-        as_usual = not self._muted and not self._leaving_out
-        self._direct = in_order and as_usual and self.broken is None
+        self._direct = in_order and self._muting.is_over and not self.is_broken
 
     def _flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
-        # The own thread may add while this one takes: only what was there is taken. The
-        # count of its messages may then be one short until the next flush.
-        data = b"".join([self._pending.popleft() for _ in range(len(self._pending))])
-        self._pending_bytes = 0
-        messages = self._own_points + self._own_others - self._own_left
-        self._own_left += messages
-        if progress is not None:
-            messages = int(self._muted)
+        muted = self._muting.messages
         try:
-            if self.broken is not None:
-                raise self.broken
-            if data or progress is not None:
-                self._stream.write(
-                    data,
-                    messages,
-                    in_batch=self._order.in_batch,
-                    progress=progress,
-                    forgets=forgets,
-                )
-        except OSError as error:
-            self.broken = error
+            self._departures.flush(
+                progress,
+                in_batch=self._order.in_batch,
+                # Infinitely many are, as long as progress is not known.
+                muted=0 if progress is None else int(muted),
+                forgets=forgets,
+            )
+        except ConnectionClosedError:
             self._redirect()
-            problem = f"Kapacitor closed the connection ({error.strerror or error})"
-            raise ConnectionClosedError(problem) from error
-        self.bytes += len(data)
+            raise

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
 #: Far more than anything here takes, so that a slow machine fails no test.
@@ -27,10 +27,15 @@ KAPUDF = (sys.executable, "-m", "kapudf_cli")
 class ServeProcess:
     """`kapudf serve ARGUMENTS` with its log as JSON; ended, at the latest, on exit."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-        """Start it; `env` is added to the environment."""
+    def __init__(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        kapudf: Sequence[str] = KAPUDF,
+    ) -> None:
+        """Start it; `env` is added to the environment, `kapudf` is how it is called."""
         self._process = subprocess.Popen(
-            [*KAPUDF, "serve", "--log-format", "json", *arguments],
+            [*kapudf, "serve", "--log-format", "json", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -34,13 +34,28 @@ class Mirror(Handler):
 
 
 @pytest.fixture
-def outbox() -> Iterator[Outbox]:
-    """Give an outbox that nobody reads from."""
+def ends() -> Iterator[tuple[socket.socket, SocketStream]]:
+    """Give both ends of a connection: Kapacitor's, and the outbox's."""
     ours, theirs = socket.socketpair()
     stream = SocketStream(theirs)
-    yield Outbox(stream, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_failure=stream.interrupt)
+    yield ours, stream
     stream.close()
     ours.close()
+
+
+@pytest.fixture
+def outbox(ends: tuple[socket.socket, SocketStream]) -> Outbox:
+    """Give an outbox that nobody reads from."""
+    _, stream = ends
+    return Outbox(stream, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_failure=stream.interrupt)
+
+
+def break_off(ends: tuple[socket.socket, SocketStream], outbox: Outbox) -> None:
+    """Let the outbox find out that nobody is at the other end."""
+    ends[0].close()
+    outbox.answer(InitResponse())
+    with pytest.raises(ConnectionClosedError):
+        outbox.flush()
 
 
 def fail() -> None:
@@ -101,7 +116,7 @@ def test_an_answer_must_be_of_its_kind(outbox: Outbox) -> None:
 @pytest.mark.parametrize("broken", [True, False])
 @pytest.mark.parametrize("style", ["itself", "cause", "context", "other"])
 def test_a_lost_connection_is_nobodys_fault_but_only_where_it_is_the_cause(
-    outbox: Outbox, style: str, *, broken: bool
+    ends: tuple[socket.socket, SocketStream], outbox: Outbox, style: str, *, broken: bool
 ) -> None:
     """An error of the handler's own stays its own, on a lost connection too."""
     lost = ConnectionClosedError("gone")
@@ -113,7 +128,7 @@ def test_a_lost_connection_is_nobodys_fault_but_only_where_it_is_the_cause(
     elif style == "context":
         error.__context__ = lost
     if broken:
-        outbox.broken = BrokenPipeError()
+        break_off(ends, outbox)
     blamed = Callee(Mirror, outbox).blame("point", error)
     excused = broken and style != "other"
     assert isinstance(blamed, ConnectionClosedError if excused else HandlerError)

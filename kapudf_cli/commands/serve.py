@@ -121,6 +121,8 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     raise_descriptor_limit()
     alone = chosen.in_one_process
     if not alone and not read_count.is_supported():
+        if watches_code:
+            raise click.UsageError("--reload needs workers, which this system lacks (needs Linux)")
         log.warning("this system lacks what workers need, serving in one process (needs Linux)")
         alone = True
     try:

@@ -77,7 +77,7 @@ class CodeWatch:
             self._thread = None
 
     def _watch(self, folders: frozenset[str], stop: threading.Event) -> None:
-        self._log.info("watching code", folders=sorted(folders))
+        is_up = False
         try:
             for changes in watchfiles.watch(
                 *folders,
@@ -86,8 +86,15 @@ class CodeWatch:
                 step=_QUIET_MS,
                 stop_event=stop,
                 recursive=False,
+                rust_timeout=_QUIET_MS,
+                yield_on_timeout=True,
             ):
-                self._log.info("code changed", files=sorted({path for _, path in changes}))
-                self._on_change()
+                # Only what is saved from here on is seen.
+                if not is_up:
+                    self._log.info("watching code", folders=sorted(folders))
+                    is_up = True
+                if changes:
+                    self._log.info("code changed", files=sorted({path for _, path in changes}))
+                    self._on_change()
         except Exception as error:  # noqa: BLE001 - a lost folder, or no more watches to be had
             self._log.error("code is watched no more", error=describe(error))

@@ -51,7 +51,7 @@ _INPUT: Final = LEDGER_BYTES + 2 * _RING_HALF_BYTES
 #: could take data, and what it flushes at.
 _BESIDES_FRAME_BYTES: Final = 2 * 1024 * 1024
 #: Where a read is put that nothing is to be kept of: at the end of a half.
-_SCRATCH_BYTES: Final = 64 * 1024
+_SCRATCH_BYTES: Final = 96 * 1024
 #: A journal that cannot be cut, as in the middle of a batch, may grow to this many times
 #: what is asked for. Past that the connection goes on, but a death would end it.
 _OVERDRAFT: Final = 4
@@ -118,6 +118,11 @@ class Journal:
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.marks = self.ledger.marks
         self.received = self.ledger.received = read_count.total(connection, self.ledger)
+        # Where the next input is put, and how far it may reach.
+        self._input_at = self._input_end = 0
+        self._aim()
+        # When the kernel's count is next to be set high.
+        self._reset_at = read_count.keep_high(connection, self.ledger, self.received)
         # Where the file stands; the kernel moves it with what is sent.
         self._at = os.lseek(descriptor, 0, os.SEEK_CUR)
 
@@ -141,17 +146,15 @@ class Journal:
         Raises:
             OSError: as the socket does; BlockingIOError if nothing is there.
         """
-        start = self._place_of(self.received)
-        end = self._half_start(self.marks.half) + self._half_bytes
-        if self.marks.covered and start + limit > end - _SCRATCH_BYTES:
-            self._put_in_force(self.marks._replace(covered=0))
-        if not self.marks.covered:
-            start = end - _SCRATCH_BYTES
-            limit = min(limit, _SCRATCH_BYTES)
+        start = self._input_at
+        if start + limit > self._input_end:
+            start, limit = self._place_for_more(limit)
         count = self._connection.recv_into(self._view[start : start + limit], 0, flags)
-        self.received += count
-        self.ledger.received = self.received
-        read_count.keep_high(self._connection, self.ledger, self.received)
+        self.received = received = self.received + count
+        self.ledger.received = received
+        self._input_at = start + count
+        if received >= self._reset_at:
+            self._reset_at = read_count.keep_high(self._connection, self.ledger, received)
         return bytes(self._view[start : start + count])
 
     @property
@@ -194,6 +197,7 @@ class Journal:
                 covered=1,
             )
         )
+        self._aim()
         if used > _KEPT_BYTES:
             # Of one that was outgrown, more came than there was room for.
             self._give_back(self._half_start(old), min(used, self._half_bytes))
@@ -222,8 +226,9 @@ class Journal:
         """
         marks = self.marks
         cut, covered = marks.cut, marks.covered
-        if forgets and progress and progress.offset == self.received and marks.prefix_bytes:
-            # There is no more to a cut where no unfinished frame is to be kept.
+        # There is no more to a cut where no unfinished frame is to be kept.
+        cuts = forgets and progress and progress.offset == self.received and marks.prefix_bytes
+        if cuts:
             cut, covered = self.received, 1
         out_at, out_end = marks.out_at, marks.out_end
         if piece:
@@ -244,6 +249,8 @@ class Journal:
                 progress or marks.progress,
             )
         )
+        if cuts:
+            self._aim()
 
     @property
     def unsent(self) -> int:
@@ -269,6 +276,22 @@ class Journal:
     def _put_in_force(self, marks: Marks) -> None:
         self.ledger.put_in_force(marks)
         self.marks = marks
+
+    def _aim(self) -> None:
+        """Find out where the next input is put, for the marks have changed."""
+        marks = self.marks
+        end = self._half_start(marks.half) + self._half_bytes - _SCRATCH_BYTES
+        self._input_at = self._place_of(self.received)
+        # Of what is not kept, each read is put into the scratch, so that none may just go on.
+        self._input_end = end if marks.covered else 0
+
+    def _place_for_more(self, limit: int) -> tuple[int, int]:
+        """Return where input that has outgrown its half is put, and how much at once."""
+        if self.marks.covered:
+            self._put_in_force(self.marks._replace(covered=0))
+            self._aim()
+        scratch = self._half_start(self.marks.half) + self._half_bytes - _SCRATCH_BYTES
+        return scratch, min(limit, _SCRATCH_BYTES)
 
     def _half_start(self, half: int) -> int:
         return _INPUT + half * self._half_bytes

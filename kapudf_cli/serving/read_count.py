@@ -54,11 +54,16 @@ def total(connection: socket.socket, ledger: Ledger) -> int:
     return ledger.peek_base + _HIGHEST - _get(connection)
 
 
-def keep_high(connection: socket.socket, ledger: Ledger, received: int) -> None:
-    """Set the offset high again in good time, `received` being the total."""
+def keep_high(connection: socket.socket, ledger: Ledger, received: int) -> int:
+    """Set the offset high again in good time, `received` being the total.
+
+    Returns:
+        At what total that is next to be done.
+    """
     if received - ledger.peek_base >= _RESET_AFTER_BYTES:
         ledger.peek_reset = received
         _finish_reset(connection, ledger)
+    return ledger.peek_base + _RESET_AFTER_BYTES
 
 
 def _finish_reset(connection: socket.socket, ledger: Ledger) -> None:

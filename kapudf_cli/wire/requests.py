@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 #: took them.
 TakeRun: TypeAlias = "Callable[[bytes, int], bool]"
 
-#: A run is cut here, so that what it leaves in can be flushed in between.
-_MAX_RUN_BYTES = 64 * 1024
+#: A run is cut here, so that what it leaves in can be flushed in between. As much as a read
+#: brings: a frame that was begun before it makes two of it.
+_MAX_RUN_BYTES = 96 * 1024
 
 
 class RequestReader(FrameReader["RequestMessage | RawPoint"]):

@@ -8,23 +8,37 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kapudf_cli.kapacitor import KapacitorSide, probe
+from kapudf_cli.serving.socket_file import peer_credentials
+from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
 from tests.conftest import plugin
 from tests.plugins.distributions import PLAIN, environment, install
 from tests.run_kapudf import run_kapudf
 from tests.serve_process import PATIENCE_S, ServeProcess
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 #: A frame's length that is beyond any limit, and nothing more.
 HUGE_FRAME = b"\xff\xff\xff\xff\x0f"
+
+
+#: `kapudf` where the kernel does not count what is read from a socket, as on other systems.
+ELSEWHERE = (
+    sys.executable,
+    "-c",
+    (
+        "from kapudf_cli.serving import read_count as r; r._SO_PEEK_OFF = 9999; "
+        "from kapudf_cli.commands import main; main()"
+    ),
+)
 
 
 def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -663,3 +677,39 @@ def test_help_shows_every_default() -> None:
         assert f"[default: {default}]" in text
     for name in ("SOCKET", "HANDLER", "CONFIG", "SOCKET_MODE", "REMOVE_STALE", "GRACE_PERIOD"):
         assert f"[env var: KAPUDF_{name}]" in text
+
+
+# --- on other systems ---
+
+
+def test_where_the_system_lacks_what_workers_need_one_process_serves(socket_path: str) -> None:
+    """It says so, once; nobody else has to know."""
+    arguments = ["--socket", socket_path, "--handler", "mirror"]
+    with ServeProcess(*arguments, kapudf=ELSEWHERE) as process:
+        process.ready()
+        (said,) = [each for each in process.events if each["level"] == "warning"]
+        assert "serving in one process" in said["event"]
+        with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
+            assert isinstance(side.connection, socket.socket)
+            peer = peer_credentials(side.connection)
+            assert peer is not None
+            assert peer.pid == process.pid
+            side.send(InitRequest(taskID="task", nodeID="node"))
+            assert side.receive() == InitResponse(success=True)
+            side.send(Point(time=1))
+            assert side.receive() == Point(time=1)
+        assert process.stop() == 0
+
+
+def test_where_there_can_be_no_workers_there_is_no_reload(socket_path: str) -> None:
+    """Which a person should know before the first change of the code."""
+    result = subprocess.run(
+        [*ELSEWHERE, "serve", "--socket", socket_path, "--handler", "mirror", "--reload"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "--reload needs workers, which this system lacks" in result.stderr

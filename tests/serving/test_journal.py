@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RING_HALF_BYTES = journal._RING_HALF_BYTES
 #: As much of the input as the journal holds before it is outgrown, or a little more.
 HALF_BYTES = 4 * JOURNAL_BYTES + 2 * MAX_FRAME_BYTES
-READ_BYTES = 48 * 1024
+READ_BYTES = 96 * 1024
 
 
 @pytest.fixture

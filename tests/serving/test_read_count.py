@@ -74,8 +74,9 @@ def test_the_count_goes_on_past_what_the_kernel_can_hold(
     for size in [700] * 20:
         theirs.sendall(b"x" * size)
         received += len(ours.recv(size))
-        read_count.keep_high(ours, ledger, received)
+        due = read_count.keep_high(ours, ledger, received)
         bases.add(ledger.peek_base)
+        assert received < due == ledger.peek_base + RESET_AFTER_BYTES
         assert read_count.total(ours, ledger) == received
     assert bases == {0, *range(1400, 14_001, 1400)}
 

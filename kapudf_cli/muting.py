@@ -1,0 +1,82 @@
+"""What a repetition brings that was sent before, and is not to be sent again; sans-I/O.
+
+A handler that is made anew is given its input again, and writes again what its predecessor
+wrote: that much is muted. What follows goes with what was sent, whatever the repetition was
+like: a handler of which the output does not follow from the input must not end a batch,
+say, that Kapacitor knows no begin of, which would crash it.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+class Muting:
+    """Says of each message, in the order in which they are written, whether it may leave.
+
+    Attributes:
+        messages: how many are still muted; infinitely many until `end`.
+        leaves_out: whether a batch is left out to its end: of its begin, Kapacitor knows
+            nothing.
+    """
+
+    __slots__ = ("_sent_in_batch", "leaves_out", "messages")
+
+    def __init__(self) -> None:
+        """Mute nothing."""
+        self.messages: float = 0
+        self.leaves_out = False
+        self._sent_in_batch = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every message may leave."""
+        return not self.messages and not self.leaves_out
+
+    def begin(self, *, in_batch: bool) -> None:
+        """Mute whatever comes, as if nothing had been said yet.
+
+        Args:
+            in_batch: whether the last message that was sent is of a batch that has not
+                ended; of no account where muting has begun already.
+        """
+        if not self.messages:
+            self._sent_in_batch = in_batch
+        self.messages = math.inf
+        self.leaves_out = False
+
+    def end(self, *, in_batch: bool) -> None:
+        """Let out what comes from now on.
+
+        Args:
+            in_batch: whether the repetition has begun a batch and not ended it.
+        """
+        self.messages = 0
+        self._meet(in_batch=in_batch)
+
+    def end_after(self, messages: int, *, sent_in_batch: bool, in_batch: bool) -> None:
+        """Mute so many more, of which the last is, or is not, of a batch that has not ended.
+
+        Args:
+            messages: how many of what comes next were sent already.
+            sent_in_batch: whether the last message that was sent is of such a batch.
+            in_batch: whether the repetition has begun a batch and not ended it.
+        """
+        self.messages = messages
+        self._sent_in_batch = sent_in_batch
+        if not messages:
+            self._meet(in_batch=in_batch)
+
+    def mute_one(self, *, in_batch: bool) -> None:
+        """Count a message that is muted; `in_batch` after it."""
+        self.messages -= 1
+        if not self.messages:
+            self._meet(in_batch=in_batch)
+
+    def end_batch(self) -> None:
+        """Let out what comes after a batch that was left out, if one was."""
+        self.leaves_out = False
+
+    def _meet(self, *, in_batch: bool) -> None:
+        """See to it that what follows goes with what was sent."""
+        self.leaves_out = in_batch and not self._sent_in_batch
