@@ -39,6 +39,13 @@ def test_what_is_said_beats_the_environment(
     assert said.startswith(f"Error: {socket_path}.control: ")
 
 
+@pytest.mark.parametrize("timeout", ["0", "601", "nan"])
+def test_a_time_that_cannot_be_waited_for_is_a_wrong_call(socket_path: str, timeout: str) -> None:
+    """Whether or not somebody serves there."""
+    said = kapudf("reload", "--socket", socket_path, "--timeout", timeout, status=2)
+    assert "Invalid value for '--timeout'" in said
+
+
 def test_no_such_socket_is_a_line(socket_path: str) -> None:
     """It says what may be missing."""
     said = kapudf("reload", "--socket", socket_path, status=1)
