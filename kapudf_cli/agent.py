@@ -253,10 +253,7 @@ class Agent:
             forgets = dispatcher.stateless and dispatcher.order.state is Incoming.READY
             self._outbox.flush(intake.progress(), forgets=forgets)
             now_s = time.monotonic()
-            if intake.wants_cut or self._checkpoints.is_due(
-                now_s, stateless=dispatcher.stateless, asked=dispatcher.snapshot_asked
-            ):
-                intake.cut()
+            intake.cut_if_due(now_s)
             # Nothing waits in the outbox while this thread does.
             pause_s = self._linger.pause_s(now_s, messages)
             if pause_s:

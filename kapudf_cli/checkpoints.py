@@ -69,7 +69,8 @@ class Checkpoints(Protocol):
         Args:
             prefix: Init, and a Restore where there is a snapshot, as frames: what leads
                 to the state as it is now.
-            remainder: the unfinished frame that was received after that.
+            remainder: what was received after that: the frame in hand and what follows it,
+                or one that is not whole.
         """
 
     def postpone(self) -> None:

@@ -8,6 +8,7 @@ and a handler made anew over an exception.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.account import Progress
@@ -16,7 +17,7 @@ from kapudf_cli.errors import HandlerError
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.conversation import Incoming
 from kapudf_cli.wire.requests import RequestReader
-from kapudf_cli.wire.udf_pb2 import Point, RestoreRequest
+from kapudf_cli.wire.udf_pb2 import BeginBatch, Point, RestoreRequest
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,7 +37,7 @@ class Intake:
 
     Attributes:
         requests: cuts it into requests; its offset is that of the frame in hand.
-        wants_cut: whether what is kept for a new handler should be cut short.
+        wants_cut: whether what is kept for a new handler should be cut short in any case.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Intake:
         handler = self._callee.handler
         point = handler.point
         raw_point = handler.raw_point or dispatcher.decode_raw
-        points = others = 0
+        account = self._account
+        points = others = counted = 0
         self._run_points = 0
         try:
             for message in requests.feed(data):
@@ -100,6 +102,10 @@ class Intake:
                     dispatcher.failed(method, error, requests.offset)
                 else:
                     others += 1
+                    if kind is BeginBatch:
+                        account.points_in += points + self._run_points - counted
+                        counted = points + self._run_points
+                        self._cut_before_batch()
                     dispatcher.dispatch(message, requests.offset)
                 if dispatcher.wants_restart:
                     self._restart()
@@ -111,7 +117,7 @@ class Intake:
                 self.choose_form()
         finally:
             outbox.in_hand = None
-            self._account.points_in += points + self._run_points
+            account.points_in += points + self._run_points - counted
         return points + self._run_points + others
 
     def choose_form(self) -> None:
@@ -184,6 +190,27 @@ class Intake:
             account.takeovers,
         )
 
+    def cut_if_due(self, now_s: float) -> None:
+        """Cut, if what is kept has become long or old; `now_s` is the monotonic clock's time."""
+        if self._is_cut_due(now_s):
+            self.cut()
+
+    def _cut_before_batch(self) -> None:
+        """Cut between two batches, if a cut is due.
+
+        Where batches follow each other without a pause, reads end in the midst of one each
+        time, and this is the only chance there is.
+        """
+        if self._is_cut_due(time.monotonic()):
+            self._outbox.flush(self.progress())
+            self.cut()
+
+    def _is_cut_due(self, now_s: float) -> bool:
+        dispatcher = self._dispatcher
+        return self.wants_cut or self._checkpoints.is_due(
+            now_s, stateless=dispatcher.stateless, asked=dispatcher.snapshot_asked
+        )
+
     def cut(self) -> None:
         """Have the input that has been dealt with forgotten, for the state that came of it."""
         dispatcher = self._dispatcher
@@ -208,7 +235,7 @@ class Intake:
                 prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
         self.wants_cut = dispatcher.snapshot_asked = False
         self._repetition.forget()
-        self._checkpoints.cut(prefix, self.requests.unfinished)
+        self._checkpoints.cut(prefix, self.requests.rest)
 
     def _restart(self) -> None:
         """Make the handler anew, with the state that it had before the frame in hand."""

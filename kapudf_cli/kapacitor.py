@@ -117,7 +117,7 @@ class KapacitorSide:
     @property
     def unfinished(self) -> bytes:
         """What has come of a response that is not whole."""
-        return self._frames.unfinished
+        return self._frames.rest
 
     def extend(self, timeout_s: float) -> None:
         """Give whatever follows `timeout_s` seconds from now."""

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.ledger import Marks
 
 #: A journal is not cut while an unfinished frame is longer, which would be copied each time.
-_LONGEST_REMAINDER_BYTES = 64 * 1024
+#: It is more than a read, which may bring much of the next batch with the end of one.
+_LONGEST_REMAINDER_BYTES = 128 * 1024
 #: What a stateless handler has dealt with may be left that long, where each read ends in
 #: the midst of a frame, until it is cut.
 _KEPT_BYTES = 128 * 1024
-#: After a cut that failed, or had no room: no sooner is another tried.
+#: After a cut, no sooner is another tried: a snapshot may take its time.
 _RETRY_S = 1.0
+#: But one is where so many times as much is kept as should be, lest the journal be outgrown,
+#: unless the last one failed.
+_HURRY = 2
 
 
 class JournaledStream(SocketStream):
@@ -56,7 +60,9 @@ class JournaledStream(SocketStream):
         self._journal = journal
         self._journal_bytes = journal_bytes
         self._snapshot_interval_s = snapshot_interval_s
-        self._due_s = time.monotonic() + snapshot_interval_s
+        self._tried_s = time.monotonic()
+        self._due_s = self._tried_s + snapshot_interval_s
+        self._failed = False
         if journal.marks.progress.offset > journal.marks.cut:
             # Another worker died over this. Whatever becomes of this one, the next shall
             # have less to repeat.
@@ -167,18 +173,21 @@ class JournaledStream(SocketStream):
         if now_s >= self._due_s:
             return journal.kept_bytes > 0
         overdue = journal.kept_bytes > self._journal_bytes or not journal.marks.covered
-        return overdue and now_s >= self._due_s - self._snapshot_interval_s + _RETRY_S
+        hurries = journal.kept_bytes > _HURRY * self._journal_bytes and not self._failed
+        return overdue and (hurries or now_s >= self._tried_s + _RETRY_S)
 
     def cut(self, prefix: bytes, remainder: bytes) -> None:
         """Begin the journal anew; see `Checkpoints.cut`."""
-        self._due_s = time.monotonic() + self._snapshot_interval_s
+        self.postpone()
         with self._noting:
             if not self.input.ahead_bytes and len(remainder) <= _LONGEST_REMAINDER_BYTES:
-                self._journal.cut(prefix, remainder)
+                self._failed = not self._journal.cut(prefix, remainder)
 
     def postpone(self) -> None:
         """Ask for no cut for a while; see `Checkpoints.postpone`."""
-        self._due_s = time.monotonic() + self._snapshot_interval_s
+        self._tried_s = time.monotonic()
+        self._due_s = self._tried_s + self._snapshot_interval_s
+        self._failed = True
 
     def history(self, until: int) -> bytes:
         """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""

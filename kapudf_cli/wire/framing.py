@@ -66,13 +66,16 @@ class FrameReader(Generic[T]):
             at rest, it is where the next or the unfinished frame starts.
     """
 
-    __slots__ = ("_fed", "_limit", "_needed", "_pending", "decode", "offset")
+    __slots__ = ("_base", "_data", "_fed", "_limit", "_needed", "_pending", "decode", "offset")
 
     def __init__(self, decode: Decode[T], max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
         self.decode = decode
         self._limit = max_frame_bytes
         self._fed = 0
         self._pending = bytearray()
+        # The bytes in hand while they are cut, and how many were fed before them.
+        self._data = b""
+        self._base = 0
         # How long `_pending` must be before another look at it can tell more.
         # Without it, a large frame that comes in small pieces would be copied
         # once per piece.
@@ -100,6 +103,7 @@ class FrameReader(Generic[T]):
         base = self._fed - len(data)
         end = len(data)
         start = 0
+        self._data, self._base = data, base
         while start < end:
             start = yield from self._take_known(data, start, end, base)
             if start == end:
@@ -126,6 +130,7 @@ class FrameReader(Generic[T]):
             yield self.decode(data, place, following)
             start = following
         self.offset = base + start
+        self._data = b""
 
     def _take_known(self, data: bytes, start: int, end: int, base: int) -> Generator[T, None, int]:
         """Yield what frames hold that can be told at a glance; return where that ends.
@@ -160,9 +165,11 @@ class FrameReader(Generic[T]):
         raise VarintTooLongError(problem, offset=self.offset)
 
     @property
-    def unfinished(self) -> bytes:
-        """What has come of a frame that is not whole."""
-        return bytes(self._pending)
+    def rest(self) -> bytes:
+        """What has come from `offset` on: at rest, that of a frame that is not whole."""
+        if self._pending:
+            return bytes(self._pending)
+        return self._data[self.offset - self._base :]
 
     def resume_at(self, offset: int) -> None:
         """Count from an offset on, where a frame starts; before anything is fed."""
@@ -186,3 +193,4 @@ class FrameReader(Generic[T]):
     def _keep(self, unfinished: bytes, *, needed: int) -> None:
         self._pending += unfinished
         self._needed = needed
+        self._data = b""

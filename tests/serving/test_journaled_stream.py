@@ -283,6 +283,23 @@ def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: KeptConnection) ->
     stream.close()
 
 
+def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: KeptConnection) -> None:
+    """However soon after the last one, unless that failed."""
+    stream = kept.serve(snapshot_interval_s=100.0)
+    read = 0
+    due = []
+    for times in (1, 2):
+        while read <= times * JOURNAL_BYTES:
+            kept.peer.sendall(bytes(16_000))
+            read += len(stream.read())
+        stream.write(b"", progress=Progress(read))
+        due.append(stream.is_due(time.monotonic(), stateless=False, asked=False))
+    assert due == [False, True]
+    stream.postpone()
+    assert not stream.is_due(time.monotonic(), stateless=False, asked=False)
+    stream.close()
+
+
 def test_whoever_takes_over_what_another_has_died_over_cuts_soon(kept: KeptConnection) -> None:
     """So that the next one has less to repeat."""
     first = kept.serve()
@@ -303,7 +320,7 @@ def test_a_long_part_of_a_frame_is_not_copied_from_cut_to_cut(
     kept.peer.sendall(b"Init")
     stream.read()
     stream.write(b"", progress=Progress(4))
-    stream.cut(b"Init", bytes(100_000))
+    stream.cut(b"Init", bytes(200_000))
     assert stream.marks.cut == 0
     stream.cut(b"Init", b"")
     assert stream.marks.cut == 4

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
@@ -20,12 +21,15 @@ from kapudf_cli.wire.udf_pb2 import (
     SnapshotResponse,
 )
 from tests.conftest import plugin
+from tests.peers import in_thread
 from tests.plugins.unruly import MOST_KEPT
 from tests.serve_process import PATIENCE_S, ServeProcess
-from tests.serving.ongoing import await_status, kapudf
+from tests.serving.ongoing import await_status, kapudf, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kapudf_cli.wire.codec import RequestMessage
 
     Serve = Callable[..., ServeProcess]
 
@@ -134,3 +138,34 @@ def test_a_handler_is_made_anew_from_the_last_snapshot_where_more_is_not_kept(
         assert side.receive() is None
     finished = process.event("connection finished")
     assert (finished["reason"], finished["failures"], finished["restarts"]) == ("closed", 1, 1)
+
+
+@pytest.mark.parametrize("handler", [plugin("mortal.py:CountBatches"), "batch-mirror"])
+def test_batches_that_follow_each_other_without_a_pause_do_not_outgrow_it(
+    serve: Serve, socket_path: str, handler: str
+) -> None:
+    """Though hardly a read ends between two: a kill in the midst of the last costs nothing."""
+    serve(handler, *SMALL)
+    count, size = 120, 20
+    points = [Point(time=n, fieldsString={"s": BALLAST}) for n in range(size)]
+    begin, end = BeginBatch(name="m", group="g", size=size), EndBatch(name="m", group="g")
+    with started_task(socket_path) as side:
+        batch: list[RequestMessage] = [begin, *points, end]
+        unfinished = (batch * count)[:-1]
+        sending = in_thread(lambda: side.send_bytes(b"".join(map(REQUESTS.encode, unfinished))))
+        came = [[side.receive() for _ in batch] for _ in range(count - 1)]
+        sending.result(PATIENCE_S)
+        await_status(
+            socket_path,
+            lambda status: status["connections"][0]["points_in"] == count * size,
+        )
+        (worker,) = status_of(socket_path)["workers"]
+        os.kill(worker["pid"], signal.SIGKILL)
+        side.send(end)
+        came.append([side.receive() for _ in batch])
+    for number, messages in enumerate(came, start=1):
+        expected = {"count": number} if handler != "batch-mirror" else {}
+        for point in points:
+            point.ClearField("fieldsInt")
+            point.fieldsInt.update(expected)
+        assert messages == [begin, *points, end]

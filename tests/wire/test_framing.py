@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tracemalloc
 from dataclasses import dataclass
@@ -190,6 +191,22 @@ def test_the_end_of_input_is_refused_inside_a_frame_only(
     assert caught.value.received == vector.unfinished.received
     assert caught.value.expected == vector.unfinished.expected
     assert caught.value.offset == reader.offset == vector.offset
+
+
+@each_way
+@each_vector
+def test_the_rest_is_what_has_come_from_the_frame_in_hand_on(
+    vector: Vector, pieces: Callable[[bytes], Iterator[bytes]]
+) -> None:
+    """While frames are taken, and at rest, when it is the frame that is not whole."""
+    reader = FrameReader(frame_body, LIMIT)
+    fed = b""
+    for piece in pieces(vector.data):
+        fed += piece
+        with contextlib.suppress(ProtocolError):
+            for _ in reader.feed(piece):
+                assert reader.rest == fed[reader.offset :]
+            assert reader.rest == fed[reader.offset :]
 
 
 @each_way
