@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
     from kapudf_cli.account import Progress
 
-#: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default), so a much
-#: larger buffer would never fill. What comes of so much, with a field or two more on each
-#: point, is still at most the 16 pages that sendfile(2) takes at once.
-_READ_BYTES: Final = 48 * 1024
+#: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default). With half of
+#: that at once, reader and writer are busy side by side; see docs/performance.md.
+_READ_BYTES: Final = 96 * 1024
 
 
 class SocketStream:
