@@ -79,6 +79,12 @@ class Placement:
             if served.worker is worker:
                 yield served
 
+    def points_of(self, worker: WorkerProcess) -> int:
+        """Return how many points a worker has dealt with."""
+        return worker.points_of_ended + sum(
+            served.points - served.points_before for served in self.of(worker)
+        )
+
     def on_report(
         self, worker: WorkerProcess, report: orders.Paused | orders.Taken | orders.NotTaken
     ) -> None:

@@ -12,6 +12,8 @@ from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import channel as orders
 from kapudf_cli.serving import journal
 from kapudf_cli.serving.placement import Placement
+from kapudf_cli.serving.recycling import Recycling, Wear
+from kapudf_cli.serving.restart_backoff import RestartBackoff
 from kapudf_cli.serving.served import ServedConnection
 from kapudf_cli.serving.socket_file import peer_credentials
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
@@ -25,14 +27,6 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.channel import Report
     from kapudf_cli.serving.socket_file import SocketFile
 
-#: The pause before a worker that came to nothing is replaced, doubled each time.
-_FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 30.0
-#: A worker that has lived so long has come to something, whatever became of it.
-_LONG_LIFE_S: Final = 10.0
-#: No worker is recycled sooner: one whose handler needs more memory than it may have would
-#: be for ever.
-_SHORTEST_LIFE_S: Final = 2.0
 #: That many descriptors does a connection take here, besides its own.
 _DESCRIPTORS_OF_CONNECTION: Final = 3
 #: How long a worker that hangs has to write where.
@@ -103,9 +97,8 @@ class Pool:
         # Workers that were to replace others and are not wanted any more.
         self._dismissed: list[WorkerProcess] = []
         self._next_settings: FunctionSettings | None = None
-        self._vain_starts = 0
-        self._restart_at_s: float | None = None
-        self._recycle_at_s = 0.0
+        self._backoff = RestartBackoff()
+        self._recycling = Recycling()
         self._hanging: dict[int, float] = {}
         self._stopping = self._killing = False
         self._was_ready = False
@@ -130,7 +123,7 @@ class Pool:
     @property
     def is_settled(self) -> bool:
         """Whether it is ready, or has died at its start, which it may do for a long time."""
-        return self._was_ready or self._vain_starts > 0
+        return self._was_ready or self._backoff.vain_starts > 0
 
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
@@ -207,10 +200,8 @@ class Pool:
         self._kill_hanging(now_s)
         if self._stopping:
             return
-        if self._restart_at_s is not None and now_s >= self._restart_at_s:
-            self._restart_at_s = None
-            self._replace_dead()
-        self._recycle()
+        self._replace_dead(now_s)
+        self._recycle(now_s)
         self._placement.place_waiting(now_s)
         if not self._placement.move_on() and not self._coming:
             stay = sum(served.stays for served in self.connections.values())
@@ -257,7 +248,7 @@ class Pool:
     def stop(self) -> None:
         """Let every worker process what has arrived, and end."""
         self._stopping = True
-        self._restart_at_s = None
+        self._backoff.cancel()
         self._give_coming_up("kapudf was told to stop")
         self._placement.abandon_moves()
         left_alone = self._placement.has_waiting
@@ -283,9 +274,7 @@ class Pool:
     @property
     def needs_looks(self) -> bool:
         """Whether there is anything that `look` could have to do."""
-        return bool(
-            self.connections or self._coming or self._hanging or self._restart_at_s is not None
-        )
+        return bool(self.connections or self._coming or self._hanging or self._backoff.is_pending)
 
     def abort(self) -> None:
         """Have the connections broken that are left after a stop."""
@@ -391,7 +380,7 @@ class Pool:
     def _on_coming_failed(self, problem: str) -> None:
         if self._next_settings is None:
             self._log.error("worker cannot be recycled", error=problem)
-            self._recycle_at_s = time.monotonic() + _LONGEST_PAUSE_S
+            self._recycling.pause(time.monotonic())
         else:
             self._log.error("reload failed, the old code goes on", error=problem)
         self._give_coming_up(problem)
@@ -409,33 +398,25 @@ class Pool:
         if on_done is not None:
             on_done(reloaded)
 
-    def _recycle(self) -> None:
+    def _recycle(self, now_s: float) -> None:
         """Have a worker replaced that has had its time, one at a time."""
-        settings = self.settings
-        if self._coming or (not settings.max_points and not settings.max_rss_mb):
+        if self._coming:
             return
-        if time.monotonic() < self._recycle_at_s:
-            return
-        for worker in self.workers:
-            if worker.state is not WorkerState.SERVING or worker.age_s < _SHORTEST_LIFE_S:
-                continue
-            rss_mb = worker.rss_bytes() / 1e6
-            points = self._points(worker)
-            if (settings.max_points and points >= settings.max_points) or (
-                settings.max_rss_mb and rss_mb >= settings.max_rss_mb
-            ):
-                self._log.info(
-                    "worker is recycled", worker=worker.number, points=points, rss_mb=round(rss_mb)
-                )
-                self._coming = [self._start_worker(settings)]
-                self._going = [worker]
-                return
-
-    def _points(self, worker: WorkerProcess) -> int:
-        """Return how many points a worker has dealt with."""
-        return worker.points_of_ended + sum(
-            served.points - served.points_before for served in self._placement.of(worker)
+        wears = (
+            Wear(each, each.age_s, self._placement.points_of(each), each.rss_bytes() / 1e6)
+            for each in self.workers
+            if each.state is WorkerState.SERVING
         )
+        worn = self._recycling.choose(wears, self.settings, now_s)
+        if worn is not None:
+            self._log.info(
+                "worker is recycled",
+                worker=worn.worker.number,
+                points=worn.points,
+                rss_mb=round(worn.rss_mb),
+            )
+            self._coming = [self._start_worker(self.settings)]
+            self._going = [worn.worker]
 
     # --- death ---
 
@@ -486,21 +467,14 @@ class Pool:
             )
         if was_coming:
             self._on_coming_failed(f"a new worker died: {how}")
-        lived = worker.age_s >= _LONG_LIFE_S or any(
-            served.points > served.points_before for served in orphans
-        )
+        has_worked = any(served.points > served.points_before for served in orphans)
         self._placement.on_death(worker, how, stacks, drops_poison=self.settings.on_error != "fail")
         if self._stopping:
             self._serve_the_rest()
-            return
-        if was_coming or was_dismissed or state is WorkerState.RETIRING:
-            return
-        self._vain_starts = 0 if lived else self._vain_starts + 1
-        pause_s = min(_FIRST_PAUSE_S * 2**self._vain_starts, _LONGEST_PAUSE_S) if not lived else 0.0
-        self._restart_at_s = time.monotonic() + pause_s
-        if not pause_s:
-            self._restart_at_s = None
-            self._replace_dead()
+        elif not was_coming and not was_dismissed and state is not WorkerState.RETIRING:
+            now_s = time.monotonic()
+            self._backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
+            self._replace_dead(now_s)
 
     def _serve_the_rest(self) -> None:
         """Start one more worker, for what a dead one has left at the very end."""
@@ -510,14 +484,17 @@ class Pool:
             except OSError as error:
                 self._log.error("worker cannot start", error=str(error))
 
-    def _replace_dead(self) -> None:
+    def _replace_dead(self, now_s: float) -> None:
+        """Start as many workers as are missing, if it is time to."""
+        if not self._backoff.take_due(now_s):
+            return
         serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
         for _ in range(self.settings.workers - len(serving)):
             try:
                 self.workers.append(self._start_worker(self.settings))
             except OSError as error:
                 self._log.error("worker cannot start", error=str(error))
-                self._restart_at_s = time.monotonic() + _FIRST_PAUSE_S
+                self._backoff.retry(time.monotonic())
                 return
 
     def all_workers(self) -> list[WorkerProcess]:

@@ -344,7 +344,6 @@ def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
     kept.served.worker = object()  # type: ignore[assignment]
     kept.waits()
 
-
     def is_neglected() -> bool:
         kept.served.look(1.0)
         return kept.served.is_neglected
