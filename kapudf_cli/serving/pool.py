@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import channel as orders
-from kapudf_cli.serving import journal
+from kapudf_cli.serving import stacks as dumps
+from kapudf_cli.serving.acceptance import accept
+from kapudf_cli.serving.hanging import HangingWorkers
 from kapudf_cli.serving.placement import Placement
 from kapudf_cli.serving.recycling import Recycling, Wear
 from kapudf_cli.serving.restart_backoff import RestartBackoff
-from kapudf_cli.serving.served import ServedConnection
-from kapudf_cli.serving.socket_file import peer_credentials
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
+from kapudf_cli.serving.worker_reports import WorkerReports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import selectors
+    from collections.abc import Callable, Iterator
 
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.serving.channel import Report
     from kapudf_cli.serving.socket_file import SocketFile
-
-#: That many descriptors does a connection take here, besides its own.
-_DESCRIPTORS_OF_CONNECTION: Final = 3
-#: How long a worker that hangs has to write where.
-_DUMP_PAUSE_S: Final = 0.3
-#: How many lines of stacks are logged.
-_STACK_LINES: Final = 60
 
 
 @dataclass(frozen=True)
@@ -59,10 +52,9 @@ class Pool:
         settings: FunctionSettings,
         logging: Settings,
         *,
-        number_worker: Callable[[], int],
-        number_connection: Callable[[], int],
-        watch: Callable[[Pool, WorkerProcess], None],
-        unwatch: Callable[[WorkerProcess], None],
+        worker_numbers: Iterator[int],
+        connection_numbers: Iterator[int],
+        selector: selectors.BaseSelector,
         log: BoundLogger,
     ) -> None:
         """Serve a function.
@@ -71,19 +63,17 @@ class Pool:
             name: what a TICKscript calls.
             settings: of the function.
             logging: where the form and level of the log are in.
-            number_worker: numbers a new worker; likewise the next a connection.
-            number_connection: see above.
-            watch: has `on_readable` called when a worker's channel is readable.
-            unwatch: ends that.
+            worker_numbers: what the log calls new workers; likewise the next, connections.
+            connection_numbers: see above.
+            selector: workers are registered with it, with a callable as data.
             log: where events go.
         """
         self.name = name
         self.settings = settings
         self._logging = logging
-        self._number_worker = number_worker
-        self._number_connection = number_connection
-        self._watch = watch
-        self._unwatch = unwatch
+        self._worker_numbers = worker_numbers
+        self._connection_numbers = connection_numbers
+        self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._bury)
         self._log = log.bind(function=name)
         self.workers: list[WorkerProcess] = []
         self._placement = Placement(self.workers, on_left=self._let_retire, log=self._log)
@@ -99,7 +89,7 @@ class Pool:
         self._next_settings: FunctionSettings | None = None
         self._backoff = RestartBackoff()
         self._recycling = Recycling()
-        self._hanging: dict[int, float] = {}
+        self._hanging = HangingWorkers(self._log)
         self._stopping = self._killing = False
         self._was_ready = False
         self._on_reloaded: Callable[[Reloaded], None] | None = None
@@ -127,61 +117,10 @@ class Pool:
 
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
-        # What it needs besides is had before it is taken from the queue, where it is safer
-        # than with somebody who cannot serve it: a memory, mapped once for good and, while
-        # it is made, once more.
-        with contextlib.ExitStack() as reserved:
-            for _ in range(_DESCRIPTORS_OF_CONNECTION):
-                reserved.callback(os.close, os.dup(socket_file.listener.fileno()))
-            connection = socket_file.accept()
-        if connection is None:
-            return False
-        try:
-            memory = journal.create(
-                connection,
-                journal_bytes=self.settings.journal_bytes,
-                max_frame_bytes=self.settings.max_frame_bytes,
-            )
-        except OSError:
-            connection.close()
-            raise
-        try:
-            served = ServedConnection(
-                self._number_connection(),
-                connection,
-                memory,
-                peer_credentials(connection),
-                busy_limit_s=self.settings.busy_limit_s,
-            )
-        except OSError:
-            os.close(memory)
-            connection.close()
-            raise
-        self._placement.add(served)
-        return True
-
-    def on_readable(self, worker: WorkerProcess) -> None:
-        """Deal with what a worker reports, or with its death."""
-        try:
-            received = worker.channel.receive()
-        except BlockingIOError:
-            return
-        if received is None:
-            self._bury(worker)
-        else:
-            self._on_report(worker, received[0])
-
-    def on_exit(self, worker: WorkerProcess) -> None:
-        """Deal with the death of a worker, after what it reported before."""
-        while True:
-            try:
-                received = worker.channel.receive()
-            except BlockingIOError:
-                received = None
-            if received is None:
-                self._bury(worker)
-                return
-            self._on_report(worker, received[0])
+        served = accept(socket_file, self.settings, self._connection_numbers)
+        if served is not None:
+            self._placement.add(served)
+        return served is not None
 
     def _on_report(self, worker: WorkerProcess, report: Report) -> None:
         match report:
@@ -197,7 +136,7 @@ class Pool:
     def look(self, now_s: float) -> None:
         """Look after everything; to be called a few times a second."""
         self._look_at_connections(now_s)
-        self._kill_hanging(now_s)
+        self._hanging.kill_due(now_s)
         if self._stopping:
             return
         self._replace_dead(now_s)
@@ -214,16 +153,7 @@ class Pool:
             if served.watch.beats or served.is_neglected:
                 served.beat()
             if served.watch.has_just_passed_limit and served.worker is not None:
-                self._on_hanging(served, served.worker, now_s)
-
-    def _kill_hanging(self, now_s: float) -> None:
-        """Kill the workers that hang, once they have had a moment to write where."""
-        for number, dumped_s in list(self._hanging.items()):
-            if now_s - dumped_s >= _DUMP_PAUSE_S:
-                del self._hanging[number]
-                for worker in self.workers:
-                    if worker.number == number:
-                        worker.kill()
+                self._hanging.note(served, served.worker, now_s)
 
     def reload(
         self, settings: FunctionSettings, on_done: Callable[[Reloaded], None] | None = None
@@ -274,7 +204,12 @@ class Pool:
     @property
     def needs_looks(self) -> bool:
         """Whether there is anything that `look` could have to do."""
-        return bool(self.connections or self._coming or self._hanging or self._backoff.is_pending)
+        return bool(
+            self.connections
+            or self._coming
+            or self._backoff.is_pending
+            or not self._hanging.is_empty
+        )
 
     def abort(self) -> None:
         """Have the connections broken that are left after a stop."""
@@ -294,7 +229,7 @@ class Pool:
                 worker=worker.number,
                 pid=worker.pid,
                 connections=len(worker.connections),
-                stacks=_beginning(worker.stacks()),
+                stacks=dumps.beginning(worker.stacks()),
             )
 
     def abandon(self) -> int:
@@ -343,13 +278,13 @@ class Pool:
         worker = WorkerProcess(
             orders.Begin(
                 self.name,
-                self._number_worker(),
+                next(self._worker_numbers),
                 settings,
                 self._logging.log_format,
                 self._logging.log_level,
             )
         )
-        self._watch(self, worker)
+        self._reports.watch(worker)
         return worker
 
     def _switch(self) -> None:
@@ -420,29 +355,11 @@ class Pool:
 
     # --- death ---
 
-    def _on_hanging(self, served: ServedConnection, worker: WorkerProcess, now_s: float) -> None:
-        """Have a worker write where it hangs, before it is killed."""
-        if served.number not in worker.hung:
-            if not worker.hung:
-                worker.ask_for_stacks()
-                self._hanging[worker.number] = now_s
-            worker.hung.add(served.number)
-            task_id, node_id = served.ledger.task
-            self._log.error(
-                "handler hangs, its worker is replaced",
-                connection=served.number,
-                task_id=task_id,
-                node_id=node_id,
-                worker=worker.number,
-                pid=worker.pid,
-                busy_s=round(served.watch.busy_s, 1),
-            )
-
     def _bury(self, worker: WorkerProcess) -> None:
         """Deal with a worker's end, expected or not."""
         state = worker.state
-        self._hanging.pop(worker.number, None)
-        self._unwatch(worker)
+        self._hanging.forget(worker)
+        self._reports.unwatch(worker)
         how = worker.reap()
         stacks = worker.stacks()
         worker.close()
@@ -463,7 +380,7 @@ class Pool:
                 pid=worker.pid,
                 how=how,
                 connections=len(orphans),
-                **({"stacks": _beginning(stacks)} if stacks else {}),
+                **({"stacks": dumps.beginning(stacks)} if stacks else {}),
             )
         if was_coming:
             self._on_coming_failed(f"a new worker died: {how}")
@@ -500,8 +417,3 @@ class Pool:
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
         return [*self.workers, *self._coming, *self._dismissed]
-
-
-def _beginning(stacks: str) -> str:
-    """Return as much of what faulthandler wrote as a log can bear."""
-    return "\n".join(stacks.splitlines()[:_STACK_LINES])

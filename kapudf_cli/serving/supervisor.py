@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.control import Reply
     from kapudf_cli.serving.pool import Reloaded
     from kapudf_cli.serving.signals import SignalQueue
-    from kapudf_cli.serving.worker_process import WorkerProcess
 
 #: How often everything is looked after, while there is anything to look after.
 _LOOK_S: Final = 0.25
@@ -214,30 +213,14 @@ class Supervisor:
             name,
             settings,
             self._settings,
-            number_worker=lambda: next(self._worker_numbers),
-            number_connection=lambda: next(self._connection_numbers),
-            watch=self._watch,
-            unwatch=self._unwatch,
+            worker_numbers=self._worker_numbers,
+            connection_numbers=self._connection_numbers,
+            selector=self._selector,
             log=self._log,
         )
         if control_file is not None:
             self._control_listeners.add(name, control_file)
         return _Function(pool, socket_file, control_file)
-
-    def _watch(self, pool: Pool, worker: WorkerProcess) -> None:
-        self._selector.register(
-            worker.channel, selectors.EVENT_READ, lambda: pool.on_readable(worker)
-        )
-        if worker.exit_notice >= 0:
-            # A child that a handler has forked may keep the channel open.
-            self._selector.register(
-                worker.exit_notice, selectors.EVENT_READ, lambda: pool.on_exit(worker)
-            )
-
-    def _unwatch(self, worker: WorkerProcess) -> None:
-        self._selector.unregister(worker.channel)
-        if worker.exit_notice >= 0:
-            self._selector.unregister(worker.exit_notice)
 
     def _remove(self, name: str) -> None:
         function = self._functions[name]
