@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import WorkerStartError
@@ -14,6 +13,7 @@ from kapudf_cli.serving.hanging import HangingWorkers
 from kapudf_cli.serving.placement import Placement
 from kapudf_cli.serving.recycling import Recycling, Wear
 from kapudf_cli.serving.restart_backoff import RestartBackoff
+from kapudf_cli.serving.succession import Reloaded, Succession
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
 from kapudf_cli.serving.worker_reports import WorkerReports
 
@@ -26,21 +26,6 @@ if TYPE_CHECKING:
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.serving.channel import Report
     from kapudf_cli.serving.socket_file import SocketFile
-
-
-@dataclass(frozen=True)
-class Reloaded:
-    """What came of a reload.
-
-    Attributes:
-        connections: how many connections the new code serves.
-        stay: how many the old code goes on with, for the new one could not take them over.
-        problem: why there are no new workers, None if there are.
-    """
-
-    connections: int = 0
-    stay: int = 0
-    problem: str | None = None
 
 
 class Pool:
@@ -81,18 +66,12 @@ class Pool:
         self.deaths = 0
         self.handler = ""
         self.folders: tuple[str, ...] = ()
-        # Workers that are to replace others once all of them are ready, and those others.
-        self._coming: list[WorkerProcess] = []
-        self._going: list[WorkerProcess] = []
-        # Workers that were to replace others and are not wanted any more.
-        self._dismissed: list[WorkerProcess] = []
-        self._next_settings: FunctionSettings | None = None
         self._backoff = RestartBackoff()
         self._recycling = Recycling()
         self._hanging = HangingWorkers(self._log)
+        self._succession = Succession(self._log)
         self._stopping = self._killing = False
         self._was_ready = False
-        self._on_reloaded: Callable[[Reloaded], None] | None = None
 
     # --- for the supervisor ---
 
@@ -142,10 +121,10 @@ class Pool:
         self._replace_dead(now_s)
         self._recycle(now_s)
         self._placement.place_waiting(now_s)
-        if not self._placement.move_on() and not self._coming:
+        if not self._placement.move_on() and not self._succession.is_under_way:
             stay = sum(served.stays for served in self.connections.values())
             count = len(self.connections) - stay
-            self._tell_reloaded(Reloaded(connections=count, stay=stay))
+            self._succession.tell(Reloaded(connections=count, stay=stay))
 
     def _look_at_connections(self, now_s: float) -> None:
         for served in list(self.connections.values()):
@@ -167,19 +146,17 @@ class Pool:
         Raises:
             OSError: the system has no process, memory or descriptor left.
         """
-        self._give_coming_up("another reload began")
-        self._next_settings = settings
-        self._on_reloaded = on_done
+        self._succession.give_up("another reload began")
+        self._succession.begin_reload(settings, on_done)
         self._log.info("reload begins", workers=settings.workers)
         for _ in range(settings.workers):
-            self._coming.append(self._start_worker(settings))
-        self._going = list(self.workers)
+            self._succession.add(self._start_worker(settings))
 
     def stop(self) -> None:
         """Let every worker process what has arrived, and end."""
         self._stopping = True
         self._backoff.cancel()
-        self._give_coming_up("kapudf was told to stop")
+        self._succession.give_up("kapudf was told to stop")
         self._placement.abandon_moves()
         left_alone = self._placement.has_waiting
         for worker in self.all_workers():
@@ -199,14 +176,14 @@ class Pool:
     @property
     def is_empty(self) -> bool:
         """Whether no worker is left."""
-        return not self.workers and not self._coming and not self._dismissed
+        return not self.all_workers()
 
     @property
     def needs_looks(self) -> bool:
         """Whether there is anything that `look` could have to do."""
         return bool(
             self.connections
-            or self._coming
+            or self._succession.is_under_way
             or self._backoff.is_pending
             or not self._hanging.is_empty
         )
@@ -252,9 +229,8 @@ class Pool:
             return
         worker.state = WorkerState.SERVING
         self.handler, self.folders = report.handler, report.folders
-        if worker in self._coming:
-            if all(each.state is WorkerState.SERVING for each in self._coming):
-                self._switch()
+        if worker in self._succession.coming:
+            self._switch_if_ready()
         else:
             self._was_ready = self._was_ready or all(
                 each.state is WorkerState.SERVING for each in self.workers
@@ -265,7 +241,7 @@ class Pool:
 
     def _on_failed(self, worker: WorkerProcess, report: orders.Failed) -> None:
         worker.state = WorkerState.DEAD
-        if worker in self._coming:
+        if worker in self._succession.coming:
             self._on_coming_failed(report.problem)
             return
         if not self._was_ready:
@@ -287,25 +263,26 @@ class Pool:
         self._reports.watch(worker)
         return worker
 
-    def _switch(self) -> None:
-        """Put the workers that have come in the place of those that go."""
-        coming, going = self._coming, self._going
-        self._coming, self._going = [], []
-        if self._next_settings is not None:
+    def _switch_if_ready(self) -> None:
+        """Put the workers that have come in the place of those that go, if all have."""
+        successors = self._succession.take_ready()
+        if successors is None:
+            return
+        going = [] if successors.going is None else [successors.going]
+        if successors.settings is not None:
             # One that died meanwhile has been replaced.
             going = list(self.workers)
-            self.settings, self._next_settings = self._next_settings, None
+            self.settings = successors.settings
             for served in self.connections.values():
                 served.watch.limit_s = self.settings.busy_limit_s
-        for worker in self.workers:
-            if worker in going:
-                worker.state = WorkerState.RETIRING
-        self.workers += coming  # in place: others look at this list
+        for worker in going:
+            worker.state = WorkerState.RETIRING
+        self.workers += successors.coming  # in place: others look at this list
         for worker in going:
             # What other code could not take, this may.
             self._placement.begin_moves(worker)
             self._let_retire(worker)
-        self._log.info("new workers serve", workers=[worker.number for worker in coming])
+        self._log.info("new workers serve", workers=[worker.number for worker in successors.coming])
 
     def _let_retire(self, worker: WorkerProcess) -> None:
         """Let a retiring worker end, once it serves nobody."""
@@ -313,29 +290,13 @@ class Pool:
             worker.send(orders.Stop())
 
     def _on_coming_failed(self, problem: str) -> None:
-        if self._next_settings is None:
-            self._log.error("worker cannot be recycled", error=problem)
+        if not self._succession.is_reload:
             self._recycling.pause(time.monotonic())
-        else:
-            self._log.error("reload failed, the old code goes on", error=problem)
-        self._give_coming_up(problem)
-
-    def _give_coming_up(self, problem: str) -> None:
-        for worker in self._coming:
-            worker.kill()
-        self._dismissed += self._coming
-        self._coming, self._going = [], []
-        self._next_settings = None
-        self._tell_reloaded(Reloaded(problem=problem))
-
-    def _tell_reloaded(self, reloaded: Reloaded) -> None:
-        on_done, self._on_reloaded = self._on_reloaded, None
-        if on_done is not None:
-            on_done(reloaded)
+        self._succession.fail(problem)
 
     def _recycle(self, now_s: float) -> None:
         """Have a worker replaced that has had its time, one at a time."""
-        if self._coming:
+        if self._succession.is_under_way:
             return
         wears = (
             Wear(each, each.age_s, self._placement.points_of(each), each.rss_bytes() / 1e6)
@@ -350,8 +311,7 @@ class Pool:
                 points=worn.points,
                 rss_mb=round(worn.rss_mb),
             )
-            self._coming = [self._start_worker(self.settings)]
-            self._going = [worn.worker]
+            self._succession.begin_recycling(worn.worker, self._start_worker(self.settings))
 
     # --- death ---
 
@@ -363,11 +323,11 @@ class Pool:
         how = worker.reap()
         stacks = worker.stacks()
         worker.close()
-        was_coming = worker in self._coming
-        was_dismissed = worker in self._dismissed
-        for workers in (self.workers, self._coming, self._going, self._dismissed):
-            if worker in workers:
-                workers.remove(worker)
+        was_coming = worker in self._succession.coming
+        was_dismissed = worker in self._succession.dismissed
+        self._succession.forget(worker)
+        if worker in self.workers:
+            self.workers.remove(worker)
         told = state in {WorkerState.RETIRING, WorkerState.DEAD} or self._stopping
         was_idle = self._stopping and state is WorkerState.STARTING
         expected = self._killing or was_dismissed or was_idle or (told and how == "exit status 0")
@@ -416,4 +376,4 @@ class Pool:
 
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
-        return [*self.workers, *self._coming, *self._dismissed]
+        return [*self.workers, *self._succession.coming, *self._succession.dismissed]

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.serving.code_watch import CodeWatch
     from kapudf_cli.serving.control import Reply
-    from kapudf_cli.serving.pool import Reloaded
     from kapudf_cli.serving.signals import SignalQueue
+    from kapudf_cli.serving.succession import Reloaded
 
 #: How often everything is looked after, while there is anything to look after.
 _LOOK_S: Final = 0.25
