@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import channel as orders
-from kapudf_cli.serving import stacks as dumps
 from kapudf_cli.serving.acceptance import accept
 from kapudf_cli.serving.hanging import HangingWorkers
 from kapudf_cli.serving.placement import Placement
 from kapudf_cli.serving.recycling import Recycling, Wear
 from kapudf_cli.serving.restart_backoff import RestartBackoff
 from kapudf_cli.serving.succession import Reloaded, Succession
+from kapudf_cli.serving.worker_death import WorkerDeath
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
 from kapudf_cli.serving.worker_reports import WorkerReports
 
@@ -188,27 +188,6 @@ class Pool:
             or not self._hanging.is_empty
         )
 
-    def abort(self) -> None:
-        """Have the connections broken that are left after a stop."""
-        for worker in self.all_workers():
-            worker.send(orders.Abort())
-
-    def ask_for_stacks(self) -> None:
-        """Have every worker write where it is, for `log_hanging`."""
-        for worker in self.all_workers():
-            worker.ask_for_stacks()
-
-    def log_hanging(self) -> None:
-        """Log where each worker is that does not even break its connections."""
-        for worker in self.all_workers():
-            self._log.error(
-                "worker hangs at the end, and is killed",
-                worker=worker.number,
-                pid=worker.pid,
-                connections=len(worker.connections),
-                stacks=dumps.beginning(worker.stacks()),
-            )
-
     def abandon(self) -> int:
         """Log how far those connections got that do not come to their end; return how many."""
         for served in self.connections.values():
@@ -317,38 +296,28 @@ class Pool:
 
     def _bury(self, worker: WorkerProcess) -> None:
         """Deal with a worker's end, expected or not."""
-        state = worker.state
         self._hanging.forget(worker)
         self._reports.unwatch(worker)
-        how = worker.reap()
-        stacks = worker.stacks()
-        worker.close()
+        death = WorkerDeath.of(worker)
         was_coming = worker in self._succession.coming
         was_dismissed = worker in self._succession.dismissed
         self._succession.forget(worker)
         if worker in self.workers:
             self.workers.remove(worker)
-        told = state in {WorkerState.RETIRING, WorkerState.DEAD} or self._stopping
-        was_idle = self._stopping and state is WorkerState.STARTING
-        expected = self._killing or was_dismissed or was_idle or (told and how == "exit status 0")
         orphans = list(self._placement.of(worker))
+        expected = self._killing or was_dismissed or death.is_expected(stopping=self._stopping)
         if not expected:
             self.deaths += 1
-            self._log.error(
-                "worker died",
-                worker=worker.number,
-                pid=worker.pid,
-                how=how,
-                connections=len(orphans),
-                **({"stacks": dumps.beginning(stacks)} if stacks else {}),
-            )
+            death.log(self._log, connections=len(orphans))
         if was_coming:
-            self._on_coming_failed(f"a new worker died: {how}")
+            self._on_coming_failed(f"a new worker died: {death.how}")
         has_worked = any(served.points > served.points_before for served in orphans)
-        self._placement.on_death(worker, how, stacks, drops_poison=self.settings.on_error != "fail")
+        self._placement.on_death(
+            worker, death.how, death.stacks, drops_poison=self.settings.on_error != "fail"
+        )
         if self._stopping:
             self._serve_the_rest()
-        elif not was_coming and not was_dismissed and state is not WorkerState.RETIRING:
+        elif not was_coming and not was_dismissed and death.state is not WorkerState.RETIRING:
             now_s = time.monotonic()
             self._backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
             self._replace_dead(now_s)
