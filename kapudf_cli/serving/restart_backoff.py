@@ -21,6 +21,7 @@ class RestartBackoff:
     def __init__(self) -> None:
         """Begin with nobody to replace."""
         self.vain_starts = 0
+        self._pause_s = _FIRST_PAUSE_S
         self._due_s: float | None = None
 
     @property
@@ -38,10 +39,12 @@ class RestartBackoff:
         """
         if has_worked or age_s >= _LONG_LIFE_S:
             self.vain_starts = 0
+            self._pause_s = _FIRST_PAUSE_S
             self._due_s = now_s
         else:
             self.vain_starts += 1
-            self._due_s = now_s + min(_FIRST_PAUSE_S * 2**self.vain_starts, _LONGEST_PAUSE_S)
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            self._due_s = now_s + self._pause_s
 
     def retry(self, now_s: float) -> None:
         """Have it tried again soon, for the system had no room for another process."""

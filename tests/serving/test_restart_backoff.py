@@ -50,6 +50,15 @@ def test_the_pause_doubles_up_to_half_a_minute(backoff: RestartBackoff) -> None:
     assert backoff.vain_starts == 11
 
 
+def test_it_is_tried_for_as_long_as_it_takes(backoff: RestartBackoff) -> None:
+    """A night of workers that come to nothing; doubling must not go on for ever."""
+    for number in range(3000):
+        now_s = number * 30.0
+        backoff.note_death(now_s, age_s=0.5, has_worked=False)
+        assert backoff.take_due(now_s + 30.0)
+    assert backoff.vain_starts == 3000
+
+
 def test_a_worker_that_comes_to_something_ends_the_row(backoff: RestartBackoff) -> None:
     """The next that does not is replaced as the first was."""
     first = pause_s(backoff)
