@@ -144,13 +144,18 @@ class Pool:
             on_done: called once it is known what came of it.
 
         Raises:
-            OSError: the system has no process, memory or descriptor left.
+            OSError: the system has no process, memory or descriptor left; the old workers go on.
         """
         self._succession.give_up("another reload began")
-        self._succession.begin_reload(settings, on_done)
         self._log.info("reload begins", workers=settings.workers)
-        for _ in range(settings.workers):
-            self._succession.add(self._start_worker(settings))
+        successors: list[WorkerProcess] = []
+        try:
+            for _ in range(settings.workers):
+                successors.append(self._start_worker(settings))  # noqa: PERF401 - some are kept
+        except OSError:
+            self._succession.dismiss(successors)
+            raise
+        self._succession.begin_reload(settings, successors, on_done)
 
     def stop(self) -> None:
         """Let every worker process what has arrived, and end."""
@@ -290,7 +295,13 @@ class Pool:
                 points=worn.points,
                 rss_mb=round(worn.rss_mb),
             )
-            self._succession.begin_recycling(worn.worker, self._start_worker(self.settings))
+            try:
+                successor = self._start_worker(self.settings)
+            except OSError as error:
+                self._log.error("worker cannot be recycled", error=str(error))
+                self._recycling.pause(now_s)
+            else:
+                self._succession.begin_recycling(worn.worker, successor)
 
     # --- death ---
 
@@ -325,23 +336,24 @@ class Pool:
     def _serve_the_rest(self) -> None:
         """Start one more worker, for what a dead one has left at the very end."""
         if self._placement.has_waiting and not self._killing and not self.workers:
-            try:
-                self.workers.append(self._start_worker(self.settings))
-            except OSError as error:
-                self._log.error("worker cannot start", error=str(error))
+            self._start_missing(1)
 
     def _replace_dead(self, now_s: float) -> None:
         """Start as many workers as are missing, if it is time to."""
-        if not self._backoff.take_due(now_s):
-            return
-        serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
-        for _ in range(self.settings.workers - len(serving)):
-            try:
-                self.workers.append(self._start_worker(self.settings))
-            except OSError as error:
-                self._log.error("worker cannot start", error=str(error))
+        if self._backoff.take_due(now_s):
+            serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
+            if not self._start_missing(self.settings.workers - len(serving)):
                 self._backoff.retry(time.monotonic())
-                return
+
+    def _start_missing(self, count: int) -> bool:
+        """Start so many workers; return whether there was room for all of them."""
+        try:
+            for _ in range(count):
+                self.workers.append(self._start_worker(self.settings))
+        except OSError as error:
+            self._log.error("worker cannot start", error=str(error))
+            return False
+        return True
 
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""

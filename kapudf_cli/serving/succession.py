@@ -85,20 +85,21 @@ class Succession:
     # --- how it begins ---
 
     def begin_reload(
-        self, settings: FunctionSettings, on_done: Callable[[Reloaded], None] | None
+        self,
+        settings: FunctionSettings,
+        successors: list[WorkerProcess],
+        on_done: Callable[[Reloaded], None] | None,
     ) -> None:
-        """Have those that are added from now on take over from all others.
+        """Have some that have just been started take over from all others.
 
         Args:
             settings: of the function, once they have.
+            successors: those.
             on_done: called once it is known what came of it.
         """
+        self.coming = successors
         self._settings = settings
         self._on_reloaded = on_done
-
-    def add(self, worker: WorkerProcess) -> None:
-        """Have a worker that has just been started be one of those that take over."""
-        self.coming.append(worker)
 
     def begin_recycling(self, worker: WorkerProcess, successor: WorkerProcess) -> None:
         """Have one that has just been started take over from one that has had its time."""
@@ -125,11 +126,15 @@ class Succession:
 
     def give_up(self, problem: str) -> None:
         """Have none take over, if any were to, and tell whoever waits for a reload why."""
-        for worker in self.coming:
-            worker.kill()
-        self.dismissed += self.coming
+        self.dismiss(self.coming)
         self.coming, self._going, self._settings = [], None, None
         self.tell(Reloaded(problem=problem))
+
+    def dismiss(self, workers: Sequence[WorkerProcess]) -> None:
+        """End some that are not wanted after all."""
+        for worker in workers:
+            worker.kill()
+        self.dismissed += workers
 
     def tell(self, reloaded: Reloaded) -> None:
         """Tell whoever waits for a reload, if anybody still does, what came of it."""

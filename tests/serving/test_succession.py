@@ -37,9 +37,7 @@ class Reload:
     def __init__(self, succession: Succession, workers: Workers) -> None:
         self.told: list[Reloaded] = []
         self.coming = [workers.start() for _ in range(2)]
-        succession.begin_reload(SETTINGS, self.told.append)
-        for worker in self.coming:
-            succession.add(worker)
+        succession.begin_reload(SETTINGS, list(self.coming), self.told.append)
 
 
 def serve(*workers: WorkerProcess) -> None:
