@@ -212,4 +212,5 @@ def _serve_by_workers(
             # whoever tries things out may save twice in one.
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             watch = stack.enter_context(CodeWatch(lambda: signals.put(signal.SIGHUP), log))
-        return Supervisor(chosen, log=log, code_watch=watch).run(signals, reload_settings)
+        supervisor = Supervisor(chosen, reload_settings, log=log, code_watch=watch)
+        return supervisor.run(signals)

@@ -8,11 +8,11 @@ handler's state, and goes on if that fails.
 
 from __future__ import annotations
 
-import re
 import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.serving import channel as orders
+from kapudf_cli.serving import stacks as dumps
 from kapudf_cli.serving.served import Move
 from kapudf_cli.serving.worker_process import WorkerState
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.served import ServedConnection
     from kapudf_cli.serving.worker_process import WorkerProcess
 
-#: How faulthandler names the thread that a fault came from.
-_FAULTY_THREAD: Final = re.compile(r"^Current thread 0x([0-9a-f]+) ", re.MULTILINE)
 #: How long a connection waits at most that a worker had no descriptor or thread for; the
 #: time is doubled with each refusal.
 _LONGEST_RETRY_S: Final = 30.0
@@ -78,6 +76,12 @@ class Placement:
         for served in self.connections.values():
             if served.worker is worker:
                 yield served
+
+    def points_of(self, worker: WorkerProcess) -> int:
+        """Return how many points a worker has dealt with."""
+        return worker.points_of_ended + sum(
+            served.points - served.points_before for served in self.of(worker)
+        )
 
     def on_report(
         self, worker: WorkerProcess, report: orders.Paused | orders.Taken | orders.NotTaken
@@ -178,8 +182,7 @@ class Placement:
                 given up.
         """
         orphans = self._orphans_of(worker)
-        faulty = _FAULTY_THREAD.search(stacks)
-        thread = int(faulty[1], 16) if faulty is not None and not worker.hung else None
+        thread = None if worker.hung else dumps.faulty_thread(stacks)
         careful = sum(served.is_careful for served in orphans)
         for served in orphans:
             accused: bool | None = None

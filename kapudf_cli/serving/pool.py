@@ -2,58 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import channel as orders
-from kapudf_cli.serving import journal
+from kapudf_cli.serving.acceptance import accept
+from kapudf_cli.serving.hanging import HangingWorkers
 from kapudf_cli.serving.placement import Placement
-from kapudf_cli.serving.served import ServedConnection
-from kapudf_cli.serving.socket_file import peer_credentials
+from kapudf_cli.serving.recycling import Recycling, Wear
+from kapudf_cli.serving.restart_backoff import RestartBackoff
+from kapudf_cli.serving.succession import Reloaded, Succession
+from kapudf_cli.serving.worker_death import WorkerDeath
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
+from kapudf_cli.serving.worker_reports import WorkerReports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import selectors
+    from collections.abc import Callable, Iterator
 
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.serving.channel import Report
     from kapudf_cli.serving.socket_file import SocketFile
-
-#: The pause before a worker that came to nothing is replaced, doubled each time.
-_FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 30.0
-#: A worker that has lived so long has come to something, whatever became of it.
-_LONG_LIFE_S: Final = 10.0
-#: No worker is recycled sooner: one whose handler needs more memory than it may have would
-#: be for ever.
-_SHORTEST_LIFE_S: Final = 2.0
-#: That many descriptors does a connection take here, besides its own.
-_DESCRIPTORS_OF_CONNECTION: Final = 3
-#: How long a worker that hangs has to write where.
-_DUMP_PAUSE_S: Final = 0.3
-#: How many lines of stacks are logged.
-_STACK_LINES: Final = 60
-
-
-@dataclass(frozen=True)
-class Reloaded:
-    """What came of a reload.
-
-    Attributes:
-        connections: how many connections the new code serves.
-        stay: how many the old code goes on with, for the new one could not take them over.
-        problem: why there are no new workers, None if there are.
-    """
-
-    connections: int = 0
-    stay: int = 0
-    problem: str | None = None
 
 
 class Pool:
@@ -65,10 +37,9 @@ class Pool:
         settings: FunctionSettings,
         logging: Settings,
         *,
-        number_worker: Callable[[], int],
-        number_connection: Callable[[], int],
-        watch: Callable[[Pool, WorkerProcess], None],
-        unwatch: Callable[[WorkerProcess], None],
+        worker_numbers: Iterator[int],
+        connection_numbers: Iterator[int],
+        selector: selectors.BaseSelector,
         log: BoundLogger,
     ) -> None:
         """Serve a function.
@@ -77,19 +48,17 @@ class Pool:
             name: what a TICKscript calls.
             settings: of the function.
             logging: where the form and level of the log are in.
-            number_worker: numbers a new worker; likewise the next a connection.
-            number_connection: see above.
-            watch: has `on_readable` called when a worker's channel is readable.
-            unwatch: ends that.
+            worker_numbers: what the log calls new workers; likewise the next, connections.
+            connection_numbers: see above.
+            selector: workers are registered with it, with a callable as data.
             log: where events go.
         """
         self.name = name
         self.settings = settings
         self._logging = logging
-        self._number_worker = number_worker
-        self._number_connection = number_connection
-        self._watch = watch
-        self._unwatch = unwatch
+        self._worker_numbers = worker_numbers
+        self._connection_numbers = connection_numbers
+        self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._bury)
         self._log = log.bind(function=name)
         self.workers: list[WorkerProcess] = []
         self._placement = Placement(self.workers, on_left=self._let_retire, log=self._log)
@@ -97,19 +66,12 @@ class Pool:
         self.deaths = 0
         self.handler = ""
         self.folders: tuple[str, ...] = ()
-        # Workers that are to replace others once all of them are ready, and those others.
-        self._coming: list[WorkerProcess] = []
-        self._going: list[WorkerProcess] = []
-        # Workers that were to replace others and are not wanted any more.
-        self._dismissed: list[WorkerProcess] = []
-        self._next_settings: FunctionSettings | None = None
-        self._vain_starts = 0
-        self._restart_at_s: float | None = None
-        self._recycle_at_s = 0.0
-        self._hanging: dict[int, float] = {}
+        self._backoff = RestartBackoff()
+        self._recycling = Recycling()
+        self._hanging = HangingWorkers(self._log)
+        self._succession = Succession(self._log)
         self._stopping = self._killing = False
         self._was_ready = False
-        self._on_reloaded: Callable[[Reloaded], None] | None = None
 
     # --- for the supervisor ---
 
@@ -130,65 +92,14 @@ class Pool:
     @property
     def is_settled(self) -> bool:
         """Whether it is ready, or has died at its start, which it may do for a long time."""
-        return self._was_ready or self._vain_starts > 0
+        return self._was_ready or self._backoff.vain_starts > 0
 
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
-        # What it needs besides is had before it is taken from the queue, where it is safer
-        # than with somebody who cannot serve it: a memory, mapped once for good and, while
-        # it is made, once more.
-        with contextlib.ExitStack() as reserved:
-            for _ in range(_DESCRIPTORS_OF_CONNECTION):
-                reserved.callback(os.close, os.dup(socket_file.listener.fileno()))
-            connection = socket_file.accept()
-        if connection is None:
-            return False
-        try:
-            memory = journal.create(
-                connection,
-                journal_bytes=self.settings.journal_bytes,
-                max_frame_bytes=self.settings.max_frame_bytes,
-            )
-        except OSError:
-            connection.close()
-            raise
-        try:
-            served = ServedConnection(
-                self._number_connection(),
-                connection,
-                memory,
-                peer_credentials(connection),
-                busy_limit_s=self.settings.busy_limit_s,
-            )
-        except OSError:
-            os.close(memory)
-            connection.close()
-            raise
-        self._placement.add(served)
-        return True
-
-    def on_readable(self, worker: WorkerProcess) -> None:
-        """Deal with what a worker reports, or with its death."""
-        try:
-            received = worker.channel.receive()
-        except BlockingIOError:
-            return
-        if received is None:
-            self._bury(worker)
-        else:
-            self._on_report(worker, received[0])
-
-    def on_exit(self, worker: WorkerProcess) -> None:
-        """Deal with the death of a worker, after what it reported before."""
-        while True:
-            try:
-                received = worker.channel.receive()
-            except BlockingIOError:
-                received = None
-            if received is None:
-                self._bury(worker)
-                return
-            self._on_report(worker, received[0])
+        served = accept(socket_file, self.settings, self._connection_numbers)
+        if served is not None:
+            self._placement.add(served)
+        return served is not None
 
     def _on_report(self, worker: WorkerProcess, report: Report) -> None:
         match report:
@@ -204,18 +115,16 @@ class Pool:
     def look(self, now_s: float) -> None:
         """Look after everything; to be called a few times a second."""
         self._look_at_connections(now_s)
-        self._kill_hanging(now_s)
+        self._hanging.kill_due(now_s)
         if self._stopping:
             return
-        if self._restart_at_s is not None and now_s >= self._restart_at_s:
-            self._restart_at_s = None
-            self._replace_dead()
-        self._recycle()
+        self._replace_dead(now_s)
+        self._recycle(now_s)
         self._placement.place_waiting(now_s)
-        if not self._placement.move_on() and not self._coming:
+        if not self._placement.move_on() and not self._succession.is_under_way:
             stay = sum(served.stays for served in self.connections.values())
             count = len(self.connections) - stay
-            self._tell_reloaded(Reloaded(connections=count, stay=stay))
+            self._succession.tell(Reloaded(connections=count, stay=stay))
 
     def _look_at_connections(self, now_s: float) -> None:
         for served in list(self.connections.values()):
@@ -223,16 +132,7 @@ class Pool:
             if served.watch.beats or served.is_neglected:
                 served.beat()
             if served.watch.has_just_passed_limit and served.worker is not None:
-                self._on_hanging(served, served.worker, now_s)
-
-    def _kill_hanging(self, now_s: float) -> None:
-        """Kill the workers that hang, once they have had a moment to write where."""
-        for number, dumped_s in list(self._hanging.items()):
-            if now_s - dumped_s >= _DUMP_PAUSE_S:
-                del self._hanging[number]
-                for worker in self.workers:
-                    if worker.number == number:
-                        worker.kill()
+                self._hanging.note(served, served.worker, now_s)
 
     def reload(
         self, settings: FunctionSettings, on_done: Callable[[Reloaded], None] | None = None
@@ -244,21 +144,24 @@ class Pool:
             on_done: called once it is known what came of it.
 
         Raises:
-            OSError: the system has no process, memory or descriptor left.
+            OSError: the system has no process, memory or descriptor left; the old workers go on.
         """
-        self._give_coming_up("another reload began")
-        self._next_settings = settings
-        self._on_reloaded = on_done
+        self._succession.give_up("another reload began")
         self._log.info("reload begins", workers=settings.workers)
-        for _ in range(settings.workers):
-            self._coming.append(self._start_worker(settings))
-        self._going = list(self.workers)
+        successors: list[WorkerProcess] = []
+        try:
+            for _ in range(settings.workers):
+                successors.append(self._start_worker(settings))  # noqa: PERF401 - some are kept
+        except OSError:
+            self._succession.dismiss(successors)
+            raise
+        self._succession.begin_reload(settings, successors, on_done)
 
     def stop(self) -> None:
         """Let every worker process what has arrived, and end."""
         self._stopping = True
-        self._restart_at_s = None
-        self._give_coming_up("kapudf was told to stop")
+        self._backoff.cancel()
+        self._succession.give_up("kapudf was told to stop")
         self._placement.abandon_moves()
         left_alone = self._placement.has_waiting
         for worker in self.all_workers():
@@ -278,35 +181,17 @@ class Pool:
     @property
     def is_empty(self) -> bool:
         """Whether no worker is left."""
-        return not self.workers and not self._coming and not self._dismissed
+        return not self.all_workers()
 
     @property
     def needs_looks(self) -> bool:
         """Whether there is anything that `look` could have to do."""
         return bool(
-            self.connections or self._coming or self._hanging or self._restart_at_s is not None
+            self.connections
+            or self._succession.is_under_way
+            or self._backoff.is_pending
+            or not self._hanging.is_empty
         )
-
-    def abort(self) -> None:
-        """Have the connections broken that are left after a stop."""
-        for worker in self.all_workers():
-            worker.send(orders.Abort())
-
-    def ask_for_stacks(self) -> None:
-        """Have every worker write where it is, for `log_hanging`."""
-        for worker in self.all_workers():
-            worker.ask_for_stacks()
-
-    def log_hanging(self) -> None:
-        """Log where each worker is that does not even break its connections."""
-        for worker in self.all_workers():
-            self._log.error(
-                "worker hangs at the end, and is killed",
-                worker=worker.number,
-                pid=worker.pid,
-                connections=len(worker.connections),
-                stacks=_beginning(worker.stacks()),
-            )
 
     def abandon(self) -> int:
         """Log how far those connections got that do not come to their end; return how many."""
@@ -328,9 +213,8 @@ class Pool:
             return
         worker.state = WorkerState.SERVING
         self.handler, self.folders = report.handler, report.folders
-        if worker in self._coming:
-            if all(each.state is WorkerState.SERVING for each in self._coming):
-                self._switch()
+        if worker in self._succession.coming:
+            self._switch_if_ready()
         else:
             self._was_ready = self._was_ready or all(
                 each.state is WorkerState.SERVING for each in self.workers
@@ -341,7 +225,7 @@ class Pool:
 
     def _on_failed(self, worker: WorkerProcess, report: orders.Failed) -> None:
         worker.state = WorkerState.DEAD
-        if worker in self._coming:
+        if worker in self._succession.coming:
             self._on_coming_failed(report.problem)
             return
         if not self._was_ready:
@@ -354,34 +238,35 @@ class Pool:
         worker = WorkerProcess(
             orders.Begin(
                 self.name,
-                self._number_worker(),
+                next(self._worker_numbers),
                 settings,
                 self._logging.log_format,
                 self._logging.log_level,
             )
         )
-        self._watch(self, worker)
+        self._reports.watch(worker)
         return worker
 
-    def _switch(self) -> None:
-        """Put the workers that have come in the place of those that go."""
-        coming, going = self._coming, self._going
-        self._coming, self._going = [], []
-        if self._next_settings is not None:
+    def _switch_if_ready(self) -> None:
+        """Put the workers that have come in the place of those that go, if all have."""
+        successors = self._succession.take_ready()
+        if successors is None:
+            return
+        going = [] if successors.going is None else [successors.going]
+        if successors.settings is not None:
             # One that died meanwhile has been replaced.
             going = list(self.workers)
-            self.settings, self._next_settings = self._next_settings, None
+            self.settings = successors.settings
             for served in self.connections.values():
                 served.watch.limit_s = self.settings.busy_limit_s
-        for worker in self.workers:
-            if worker in going:
-                worker.state = WorkerState.RETIRING
-        self.workers += coming  # in place: others look at this list
+        for worker in going:
+            worker.state = WorkerState.RETIRING
+        self.workers += successors.coming  # in place: others look at this list
         for worker in going:
             # What other code could not take, this may.
             self._placement.begin_moves(worker)
             self._let_retire(worker)
-        self._log.info("new workers serve", workers=[worker.number for worker in coming])
+        self._log.info("new workers serve", workers=[worker.number for worker in successors.coming])
 
     def _let_retire(self, worker: WorkerProcess) -> None:
         """Let a retiring worker end, once it serves nobody."""
@@ -389,142 +274,87 @@ class Pool:
             worker.send(orders.Stop())
 
     def _on_coming_failed(self, problem: str) -> None:
-        if self._next_settings is None:
-            self._log.error("worker cannot be recycled", error=problem)
-            self._recycle_at_s = time.monotonic() + _LONGEST_PAUSE_S
-        else:
-            self._log.error("reload failed, the old code goes on", error=problem)
-        self._give_coming_up(problem)
+        if not self._succession.is_reload:
+            self._recycling.pause(time.monotonic())
+        self._succession.fail(problem)
 
-    def _give_coming_up(self, problem: str) -> None:
-        for worker in self._coming:
-            worker.kill()
-        self._dismissed += self._coming
-        self._coming, self._going = [], []
-        self._next_settings = None
-        self._tell_reloaded(Reloaded(problem=problem))
-
-    def _tell_reloaded(self, reloaded: Reloaded) -> None:
-        on_done, self._on_reloaded = self._on_reloaded, None
-        if on_done is not None:
-            on_done(reloaded)
-
-    def _recycle(self) -> None:
+    def _recycle(self, now_s: float) -> None:
         """Have a worker replaced that has had its time, one at a time."""
-        settings = self.settings
-        if self._coming or (not settings.max_points and not settings.max_rss_mb):
+        if self._succession.is_under_way:
             return
-        if time.monotonic() < self._recycle_at_s:
-            return
-        for worker in self.workers:
-            if worker.state is not WorkerState.SERVING or worker.age_s < _SHORTEST_LIFE_S:
-                continue
-            rss_mb = worker.rss_bytes() / 1e6
-            points = self._points(worker)
-            if (settings.max_points and points >= settings.max_points) or (
-                settings.max_rss_mb and rss_mb >= settings.max_rss_mb
-            ):
-                self._log.info(
-                    "worker is recycled", worker=worker.number, points=points, rss_mb=round(rss_mb)
-                )
-                self._coming = [self._start_worker(settings)]
-                self._going = [worker]
-                return
-
-    def _points(self, worker: WorkerProcess) -> int:
-        """Return how many points a worker has dealt with."""
-        return worker.points_of_ended + sum(
-            served.points - served.points_before for served in self._placement.of(worker)
+        wears = (
+            Wear(each, each.age_s, self._placement.points_of(each), each.rss_bytes() / 1e6)
+            for each in self.workers
+            if each.state is WorkerState.SERVING
         )
+        worn = self._recycling.choose(wears, self.settings, now_s)
+        if worn is not None:
+            self._log.info(
+                "worker is recycled",
+                worker=worn.worker.number,
+                points=worn.points,
+                rss_mb=round(worn.rss_mb),
+            )
+            try:
+                successor = self._start_worker(self.settings)
+            except OSError as error:
+                self._log.error("worker cannot be recycled", error=str(error))
+                self._recycling.pause(now_s)
+            else:
+                self._succession.begin_recycling(worn.worker, successor)
 
     # --- death ---
 
-    def _on_hanging(self, served: ServedConnection, worker: WorkerProcess, now_s: float) -> None:
-        """Have a worker write where it hangs, before it is killed."""
-        if served.number not in worker.hung:
-            if not worker.hung:
-                worker.ask_for_stacks()
-                self._hanging[worker.number] = now_s
-            worker.hung.add(served.number)
-            task_id, node_id = served.ledger.task
-            self._log.error(
-                "handler hangs, its worker is replaced",
-                connection=served.number,
-                task_id=task_id,
-                node_id=node_id,
-                worker=worker.number,
-                pid=worker.pid,
-                busy_s=round(served.watch.busy_s, 1),
-            )
-
     def _bury(self, worker: WorkerProcess) -> None:
         """Deal with a worker's end, expected or not."""
-        state = worker.state
-        self._hanging.pop(worker.number, None)
-        self._unwatch(worker)
-        how = worker.reap()
-        stacks = worker.stacks()
-        worker.close()
-        was_coming = worker in self._coming
-        was_dismissed = worker in self._dismissed
-        for workers in (self.workers, self._coming, self._going, self._dismissed):
-            if worker in workers:
-                workers.remove(worker)
-        told = state in {WorkerState.RETIRING, WorkerState.DEAD} or self._stopping
-        was_idle = self._stopping and state is WorkerState.STARTING
-        expected = self._killing or was_dismissed or was_idle or (told and how == "exit status 0")
+        self._hanging.forget(worker)
+        self._reports.unwatch(worker)
+        death = WorkerDeath.of(worker)
+        was_coming = worker in self._succession.coming
+        was_dismissed = worker in self._succession.dismissed
+        self._succession.forget(worker)
+        if worker in self.workers:
+            self.workers.remove(worker)
         orphans = list(self._placement.of(worker))
+        expected = self._killing or was_dismissed or death.is_expected(stopping=self._stopping)
         if not expected:
             self.deaths += 1
-            self._log.error(
-                "worker died",
-                worker=worker.number,
-                pid=worker.pid,
-                how=how,
-                connections=len(orphans),
-                **({"stacks": _beginning(stacks)} if stacks else {}),
-            )
+            death.log(self._log, connections=len(orphans))
         if was_coming:
-            self._on_coming_failed(f"a new worker died: {how}")
-        lived = worker.age_s >= _LONG_LIFE_S or any(
-            served.points > served.points_before for served in orphans
+            self._on_coming_failed(f"a new worker died: {death.how}")
+        has_worked = any(served.points > served.points_before for served in orphans)
+        self._placement.on_death(
+            worker, death.how, death.stacks, drops_poison=self.settings.on_error != "fail"
         )
-        self._placement.on_death(worker, how, stacks, drops_poison=self.settings.on_error != "fail")
         if self._stopping:
             self._serve_the_rest()
-            return
-        if was_coming or was_dismissed or state is WorkerState.RETIRING:
-            return
-        self._vain_starts = 0 if lived else self._vain_starts + 1
-        pause_s = min(_FIRST_PAUSE_S * 2**self._vain_starts, _LONGEST_PAUSE_S) if not lived else 0.0
-        self._restart_at_s = time.monotonic() + pause_s
-        if not pause_s:
-            self._restart_at_s = None
-            self._replace_dead()
+        elif not was_coming and not was_dismissed and death.state is not WorkerState.RETIRING:
+            now_s = time.monotonic()
+            self._backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
+            self._replace_dead(now_s)
 
     def _serve_the_rest(self) -> None:
         """Start one more worker, for what a dead one has left at the very end."""
         if self._placement.has_waiting and not self._killing and not self.workers:
-            try:
-                self.workers.append(self._start_worker(self.settings))
-            except OSError as error:
-                self._log.error("worker cannot start", error=str(error))
+            self._start_missing(1)
 
-    def _replace_dead(self) -> None:
-        serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
-        for _ in range(self.settings.workers - len(serving)):
-            try:
+    def _replace_dead(self, now_s: float) -> None:
+        """Start as many workers as are missing, if it is time to."""
+        if self._backoff.take_due(now_s):
+            serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
+            if not self._start_missing(self.settings.workers - len(serving)):
+                self._backoff.retry(time.monotonic())
+
+    def _start_missing(self, count: int) -> bool:
+        """Start so many workers; return whether there was room for all of them."""
+        try:
+            for _ in range(count):
                 self.workers.append(self._start_worker(self.settings))
-            except OSError as error:
-                self._log.error("worker cannot start", error=str(error))
-                self._restart_at_s = time.monotonic() + _FIRST_PAUSE_S
-                return
+        except OSError as error:
+            self._log.error("worker cannot start", error=str(error))
+            return False
+        return True
 
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
-        return [*self.workers, *self._coming, *self._dismissed]
-
-
-def _beginning(stacks: str) -> str:
-    """Return as much of what faulthandler wrote as a log can bear."""
-    return "\n".join(stacks.splitlines()[:_STACK_LINES])
+        return [*self.workers, *self._succession.coming, *self._succession.dismissed]

@@ -1,4 +1,4 @@
-"""Workers that are replaced for what they have done or grown to; no task notices."""
+"""Workers that are replaced for what they have done or grown to: which, and no task notices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.config import FunctionSettings
 from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.serving.recycling import Recycling, Wear
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S
 from tests.serving.ongoing import Code, OngoingTask, await_status, check_count
@@ -68,3 +70,58 @@ def test_a_worker_that_cannot_be_replaced_goes_on(
         assert check_count(task) == [1]
     assert len(list(process.matching("worker is recycled"))) == 1
     assert process.stop() == 0
+
+
+def limits(*, max_points: int = 0, max_rss_mb: int = 0) -> FunctionSettings:
+    """Return settings with these limits."""
+    return FunctionSettings(
+        handler="mirror", socket="/m", max_points=max_points, max_rss_mb=max_rss_mb
+    )
+
+
+def wear(worker: str, *, age_s: float = 60.0, points: int = 0, rss_mb: float = 30.0) -> Wear[str]:
+    return Wear(worker, age_s, points, rss_mb)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        (limits(), None),
+        (limits(max_points=1000), "busy"),
+        (limits(max_points=1001), None),
+        (limits(max_rss_mb=90), "large"),
+        (limits(max_rss_mb=91), None),
+        (limits(max_points=1001, max_rss_mb=90), "large"),
+        (limits(max_points=1000, max_rss_mb=90), "busy"),
+    ],
+)
+def test_the_first_that_has_reached_a_limit_is_chosen(
+    settings: FunctionSettings, chosen: str | None
+) -> None:
+    """Either limit; 0 is none."""
+    workers = [wear("new"), wear("busy", points=1000), wear("large", rss_mb=90.0)]
+    worn = Recycling().choose(workers, settings, 100.0)
+    assert (None if worn is None else worn.worker) == chosen
+
+
+def test_a_young_worker_is_let_live() -> None:
+    """Or one that needs more memory than it may have would be replaced for ever."""
+    recycling, settings = Recycling(), limits(max_rss_mb=90)
+    assert recycling.choose([wear("young", age_s=1.9, rss_mb=500.0)], settings, 100.0) is None
+    grown = wear("grown", age_s=2.0, rss_mb=500.0)
+    young = wear("young", age_s=1.9, rss_mb=500.0)
+    assert recycling.choose([young, grown], settings, 100.0) is grown
+
+
+def test_none_is_chosen_for_a_while_after_one_could_not_be_replaced() -> None:
+    """So that the log says so now and then, and not at every look."""
+    recycling, settings, worn = Recycling(), limits(max_points=1), wear("worn", points=1)
+    recycling.pause(100.0)
+    assert recycling.choose([worn], settings, 129.9) is None
+    assert recycling.choose([worn], settings, 130.0) is worn
+
+
+def test_workers_are_not_even_measured_where_there_is_no_limit() -> None:
+    """It takes a file of each, a few times a second."""
+    measured = (wear(pytest.fail(f"{name} was measured")) for name in ["any"])
+    assert Recycling().choose(measured, limits(), 100.0) is None

@@ -1,0 +1,64 @@
+"""What may be asked for through a function's control socket: its status, and a reload."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from kapudf_cli.errors import KapudfError
+from kapudf_cli.serving import status
+
+if TYPE_CHECKING:
+    from kapudf_cli.serving.control import Reply
+    from kapudf_cli.serving.functions import Functions
+    from kapudf_cli.serving.reloading import Reloading
+    from kapudf_cli.serving.succession import Reloaded
+
+
+class ControlCommands:
+    """Answers whoever asks, at once or once it is known what came of it."""
+
+    def __init__(self, functions: Functions, reloading: Reloading) -> None:
+        """Answer for functions, from now on.
+
+        Args:
+            functions: which are served.
+            reloading: reloads one of them.
+        """
+        self._functions = functions
+        self._reloading = reloading
+        self._started_s = time.monotonic()
+
+    def obey(self, name: str, command: str, reply: Reply) -> None:
+        """Do what is asked.
+
+        Args:
+            name: of the function whose control socket it was asked through.
+            command: what is asked.
+            reply: is given the answer, an object for JSON with `error` if it cannot be done.
+        """
+        function = self._functions.get(name)
+        if function is None:
+            reply({"error": f"{name} is served no more"})
+        elif command == "status":
+            reply(
+                status.of_pool(
+                    function.pool,
+                    socket_path=function.socket_file.path,
+                    started_s=self._started_s,
+                )
+            )
+        elif command == "reload":
+            try:
+                self._reloading.reload_one(name, lambda came: reply(_answer(name, came)))
+            except (KapudfError, OSError) as error:
+                reply({"error": str(error)})
+        else:
+            reply({"error": "unknown command; there are status and reload"})
+
+
+def _answer(name: str, reloaded: Reloaded) -> dict[str, Any]:
+    """Return what came of a reload, as it is told."""
+    if reloaded.problem is not None:
+        return {"error": f"the old code goes on: {reloaded.problem}"}
+    return {"function": name, "connections": reloaded.connections, "stay": reloaded.stay}

@@ -1,0 +1,68 @@
+"""Workers whose handlers hang: each is asked where, and then killed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.serving.served import ServedConnection
+    from kapudf_cli.serving.worker_process import WorkerProcess
+
+#: How long a worker that hangs has to write where.
+_DUMP_PAUSE_S: Final = 0.3
+
+
+class HangingWorkers:
+    """Those that were asked where they hang, and are yet to be killed."""
+
+    def __init__(self, log: BoundLogger) -> None:
+        """Begin with none.
+
+        Args:
+            log: where it is said which handler hangs.
+        """
+        self._log = log
+        self._asked_s: dict[WorkerProcess, float] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether none is to be killed."""
+        return not self._asked_s
+
+    def note(self, served: ServedConnection, worker: WorkerProcess, now_s: float) -> None:
+        """Have a worker write where it hangs, before it is killed.
+
+        Args:
+            served: the connection whose handler hangs; each is told of once.
+            worker: who serves it.
+            now_s: a monotonic clock's time, in seconds.
+        """
+        if served.number in worker.hung:
+            return
+        if not worker.hung:
+            worker.ask_for_stacks()
+            self._asked_s[worker] = now_s
+        worker.hung.add(served.number)
+        task_id, node_id = served.ledger.task
+        self._log.error(
+            "handler hangs, its worker is replaced",
+            connection=served.number,
+            task_id=task_id,
+            node_id=node_id,
+            worker=worker.number,
+            pid=worker.pid,
+            busy_s=round(served.watch.busy_s, 1),
+        )
+
+    def kill_due(self, now_s: float) -> None:
+        """Kill those that have had a moment to write where they hang."""
+        for worker, asked_s in list(self._asked_s.items()):
+            if now_s - asked_s >= _DUMP_PAUSE_S:
+                del self._asked_s[worker]
+                worker.kill()
+
+    def forget(self, worker: WorkerProcess) -> None:
+        """Let go of one that has died, hanging or not."""
+        self._asked_s.pop(worker, None)

@@ -1,0 +1,110 @@
+"""The workers of one function, where the system has no room for another."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from kapudf_cli.serving import pool
+from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
+from tests.serving.loops import Loop
+from tests.serving.workers import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.serving.channel import Begin
+    from kapudf_cli.serving.succession import Reloaded
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """Give a loop."""
+    with Loop() as made:
+        yield made
+
+
+class Room:
+    """Room for some more processes, and no further one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        self.left = left
+        self.started: list[WorkerProcess] = []
+        self._start = WorkerProcess
+        monkeypatch.setattr(pool, "WorkerProcess", self)
+
+    def __call__(self, begin: Begin) -> WorkerProcess:
+        if not self.left:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self.left -= 1
+        self.started.append(self._start(begin))
+        return self.started[-1]
+
+
+def test_a_reload_whose_workers_cannot_all_be_started_changes_nothing(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that could be is not kept; the next reload is a whole one."""
+    served = loop.start_pool(SETTINGS)
+    old = list(served.workers)
+    wanted = msgspec.structs.replace(SETTINGS, workers=2)
+    told: list[Reloaded] = []
+    room = Room(monkeypatch, 1)
+    with pytest.raises(BlockingIOError):
+        served.reload(wanted, told.append)
+    loop.turn_until(lambda: len(served.all_workers()) == 1)
+    assert [each.state for each in room.started] == [WorkerState.DEAD]
+    assert served.workers == old
+    assert served.settings is SETTINGS
+    assert not told
+    assert served.deaths == 0
+
+    room.left = 2
+    served.reload(wanted, told.append)
+    loop.turn_until(lambda: bool(told))
+    assert told[0].problem is None
+    assert served.settings is wanted
+    loop.turn_until(lambda: len(served.all_workers()) == 2)
+    assert not set(served.workers) & set(old)
+
+
+def test_a_worker_that_cannot_be_recycled_for_want_of_room_goes_on(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again after a while, and not at every look."""
+    served = loop.start_pool(msgspec.structs.replace(SETTINGS, max_points=1))
+    (worker,) = served.workers
+    worker.points_of_ended = 1
+    Room(monkeypatch, 0)
+    monkeypatch.setattr("kapudf_cli.serving.recycling._SHORTEST_LIFE_S", 0.0)
+    with capture_logs() as events:
+        for now_s in (1e9, 1e9 + 1.0, 1e9 + 29.0):
+            served.look(now_s)
+    assert [each["event"] for each in events] == ["worker is recycled", "worker cannot be recycled"]
+    assert served.workers == [worker]
+    with capture_logs() as events:
+        served.look(1e9 + 30.0)
+    assert len(events) == 2
+
+
+def test_a_dead_worker_that_cannot_be_replaced_for_want_of_room_is_later(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log says so, and the connections wait."""
+    served = loop.start_pool(SETTINGS)
+    room = Room(monkeypatch, 0)
+    monkeypatch.setattr("kapudf_cli.serving.restart_backoff._LONG_LIFE_S", 0.0)
+    with capture_logs() as events:
+        served.workers[0].kill()
+        loop.turn_until(lambda: any(each["event"] == "worker cannot start" for each in events))
+        assert served.is_empty
+        assert served.needs_looks
+        room.left = 1
+        loop.turn_until(lambda: not served.is_empty)
+    assert served.deaths == 1
+    assert len(served.workers) == 1
