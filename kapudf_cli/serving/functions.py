@@ -60,6 +60,7 @@ class Functions:
         self._served: dict[str, ServedFunction] = {}
         # Those that are served no more, until their last worker has ended.
         self._leaving: list[ServedFunction] = []
+        self._ends = False
         try:
             for name, function in settings.functions.items():
                 self._bind(name, function)
@@ -92,6 +93,8 @@ class Functions:
 
     def listen_where_ready(self) -> None:
         """Have connections accepted for those that can serve them; tell systemd of the last."""
+        if self._ends:
+            return
         if not self.is_up and not all(each.pool.is_settled for each in self._served.values()):
             return  # If one cannot be served at all, none is.
         for name, function in self._served.items():
@@ -154,6 +157,7 @@ class Functions:
 
     def stop_listening(self) -> None:
         """Accept who is in the queues, for they were connected before, and then nobody."""
+        self._ends = True
         for name, function in self._served.items():
             if function.listens:
                 self._listeners.remove(name)

@@ -275,7 +275,10 @@ class Pool:
 
     def _on_coming_failed(self, problem: str) -> None:
         if not self._succession.is_reload:
-            self._recycling.pause(time.monotonic())
+            now_s = time.monotonic()
+            self._recycling.pause(now_s)
+            # In case that the one that had its time has died meanwhile.
+            self._backoff.retry(now_s)
         self._succession.fail(problem)
 
     def _recycle(self, now_s: float) -> None:
@@ -342,7 +345,8 @@ class Pool:
         """Start as many workers as are missing, if it is time to."""
         if self._backoff.take_due(now_s):
             serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
-            if not self._start_missing(self.settings.workers - len(serving)):
+            missing = self.settings.workers - len(serving) - self._succession.fills_gap
+            if not self._start_missing(missing):
                 self._backoff.retry(time.monotonic())
 
     def _start_missing(self, count: int) -> bool:

@@ -82,6 +82,11 @@ class Succession:
         """Whether those are to take over from all others, with other settings."""
         return self._settings is not None
 
+    @property
+    def fills_gap(self) -> bool:
+        """Whether one is to take over from one that has died meanwhile."""
+        return self.is_under_way and not self.is_reload and self._going is None
+
     # --- how it begins ---
 
     def begin_reload(
@@ -120,14 +125,15 @@ class Succession:
         """Give it up, for one that was to take over cannot, and say so in the log."""
         if self.is_reload:
             self._log.error("reload failed, the old code goes on", error=problem)
+            self.give_up(problem)
         else:
+            # Who waits for a reload waits for one that was before, and has succeeded.
             self._log.error("worker cannot be recycled", error=problem)
-        self.give_up(problem)
+            self._dismiss_coming()
 
     def give_up(self, problem: str) -> None:
         """Have none take over, if any were to, and tell whoever waits for a reload why."""
-        self.dismiss(self.coming)
-        self.coming, self._going, self._settings = [], None, None
+        self._dismiss_coming()
         self.tell(Reloaded(problem=problem))
 
     def dismiss(self, workers: Sequence[WorkerProcess]) -> None:
@@ -135,6 +141,10 @@ class Succession:
         for worker in workers:
             worker.kill()
         self.dismissed += workers
+
+    def _dismiss_coming(self) -> None:
+        self.dismiss(self.coming)
+        self.coming, self._going, self._settings = [], None, None
 
     def tell(self, reloaded: Reloaded) -> None:
         """Tell whoever waits for a reload, if anybody still does, what came of it."""

@@ -112,6 +112,19 @@ def test_who_waits_when_nobody_is_listened_to_any_more_is_served(
     loop.turn_until(lambda: not pool.connections)
 
 
+def test_one_that_is_ready_only_then_is_listened_on_no_more(short_folder: Path, loop: Loop) -> None:
+    """Who connects to it then would come just in time to be turned away."""
+    functions = loop.bind_functions(settings(short_folder, a="mirror"))
+    functions.start()
+    with capture_logs() as events:
+        functions.stop_listening()
+        (pool,) = functions.pools()
+        loop.turn_until(lambda: pool.is_ready)
+        functions.listen_where_ready()
+    assert not listening(events)
+    assert not functions.is_up
+
+
 def test_a_function_without_a_control_socket_is_served_all_the_same(
     short_folder: Path, loop: Loop
 ) -> None:

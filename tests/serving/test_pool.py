@@ -108,3 +108,26 @@ def test_a_dead_worker_that_cannot_be_replaced_for_want_of_room_is_later(
         loop.turn_until(lambda: not served.is_empty)
     assert served.deaths == 1
     assert len(served.workers) == 1
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["its successor comes", "nor it comes"])
+def test_one_that_dies_before_its_successor_is_ready_is_replaced_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, *, comes: bool
+) -> None:
+    """By its successor, or by another one where that dies too."""
+    served = loop.start_pool(msgspec.structs.replace(SETTINGS, max_points=1))
+    (worker,) = served.workers
+    worker.points_of_ended = 1
+    room = Room(monkeypatch, 10)
+    monkeypatch.setattr("kapudf_cli.serving.recycling._SHORTEST_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.serving.restart_backoff._LONG_LIFE_S", 0.0)
+    served.look(1e9)
+    (successor,) = room.started
+    if not comes:
+        successor.kill()
+    worker.kill()
+    loop.turn_until(lambda: worker not in served.all_workers())
+    loop.turn_until(lambda: [each.state for each in served.workers] == [WorkerState.SERVING])
+    assert len(served.all_workers()) == 1
+    assert (successor in served.workers) == comes
+    assert len(room.started) == (1 if comes else 2)

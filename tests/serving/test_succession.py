@@ -150,3 +150,33 @@ def test_giving_up_where_nobody_comes_changes_nothing(succession: Succession) ->
     succession.give_up("another reload began")
     assert not succession.is_under_way
     assert not succession.dismissed
+
+
+def test_a_gap_is_filled_by_whoever_was_to_take_over_from_the_dead(
+    succession: Succession, workers: Workers
+) -> None:
+    """Not by the workers of a reload, which take over from whoever there is."""
+    old, new = workers.start(), workers.start()
+    assert not succession.fills_gap
+    succession.begin_recycling(old, new)
+    seen = [succession.fills_gap]
+    succession.forget(old)
+    seen.append(succession.fills_gap)
+    succession.forget(new)
+    seen.append(succession.fills_gap)
+    Reload(succession, workers)
+    assert [*seen, succession.fills_gap] == [False, True, False, False]
+
+
+def test_who_waits_for_a_reload_learns_nothing_of_a_recycling_that_failed(
+    succession: Succession, workers: Workers
+) -> None:
+    """Connections may still move to the workers of the reload."""
+    reload = Reload(succession, workers)
+    serve(*reload.coming)
+    succession.take_ready()
+    succession.begin_recycling(reload.coming[0], workers.start())
+    succession.fail("there is no room")
+    assert not reload.told
+    succession.tell(Reloaded(connections=3))
+    assert reload.told == [Reloaded(connections=3)]
