@@ -24,12 +24,14 @@ from kapudf_cli.wire.udf_pb2 import (
 from tests.conftest import plugin
 from tests.plugins.mortal import ENOUGH_DEATHS
 from tests.serve_process import PATIENCE_S
+from tests.serving.ongoing import await_status
 from tests.serving.tasks import batches, interspersed, of_type, play, points, tallied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from kapudf_cli.wire.codec import RequestMessage
     from tests.serve_process import ServeProcess
 
     Serve = Callable[..., ServeProcess]
@@ -72,6 +74,14 @@ def count_deaths(process: ServeProcess) -> int:
     return sum(event["event"] == "worker died" for event in process.events)
 
 
+def with_rests(data: Iterable[RequestMessage], path: str, every: int) -> Iterator[RequestMessage]:
+    """Yield data, and now and then wait until the worker has nothing left to do."""
+    for number, message in enumerate(data, 1):
+        yield message
+        if number % every == 0:
+            await_status(path, lambda status: status["connections"][0]["state"] == "idle")
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_death_at_any_step_loses_and_doubles_nothing(
     serve: Serve,
@@ -84,7 +94,8 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
     monkeypatch.setenv("DIE_AT", step)
     process = serve(plugin("mortal.py:Count"), "--snapshot-interval", "0.1")
     sent = list(points(6_000))
-    back = play(socket_path, interspersed(sent, 100))
+    # How often a worker waits by itself depends on how fast input comes.
+    back = play(socket_path, with_rests(interspersed(sent, 100), socket_path, 1_500))
     assert of_type(back, Point) == tallied(sent)
     assert [each.time for each in of_type(back, KeepaliveResponse)] == [*range(100, 6_001, 100)]  # type: ignore[union-attr]
     assert len(of_type(back, SnapshotResponse)) == 60
@@ -94,7 +105,6 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
         6_000,
         6_000,
     )
-    # How often a worker waits for input depends on how fast it comes.
     assert 1 <= count_deaths(process) == deaths.stat().st_size <= ENOUGH_DEATHS
 
 
