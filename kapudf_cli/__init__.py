@@ -14,33 +14,33 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from msgspec import Meta as Meta
 
-    from kapudf_cli.batches import Batch as Batch
-    from kapudf_cli.batches import BatchHandler as BatchHandler
-    from kapudf_cli.batches import write_batch as write_batch
     from kapudf_cli.errors import ConnectionClosedError as ConnectionClosedError
     from kapudf_cli.errors import FieldValueError as FieldValueError
     from kapudf_cli.errors import InvalidWriteError as InvalidWriteError
     from kapudf_cli.errors import KapudfError as KapudfError
     from kapudf_cli.errors import OptionsError as OptionsError
-    from kapudf_cli.handler import Handler as Handler
-    from kapudf_cli.handler import Writer as Writer
-    from kapudf_cli.options import Flag as Flag
-    from kapudf_cli.options import Options as Options
-    from kapudf_cli.patch import FieldPatch as FieldPatch
-    from kapudf_cli.patch import PointPatch as PointPatch
-    from kapudf_cli.points import FieldValue as FieldValue
-    from kapudf_cli.points import drop_field as drop_field
-    from kapudf_cli.points import get_datetime as get_datetime
-    from kapudf_cli.points import get_field as get_field
-    from kapudf_cli.points import get_fields as get_fields
-    from kapudf_cli.points import get_number as get_number
-    from kapudf_cli.points import get_tag as get_tag
-    from kapudf_cli.points import like as like
-    from kapudf_cli.points import set_datetime as set_datetime
-    from kapudf_cli.points import set_field as set_field
-    from kapudf_cli.points import time_ns as time_ns
-    from kapudf_cli.state import PerGroup as PerGroup
-    from kapudf_cli.state import State as State
+    from kapudf_cli.kit.batches import Batch as Batch
+    from kapudf_cli.kit.batches import BatchHandler as BatchHandler
+    from kapudf_cli.kit.batches import write_batch as write_batch
+    from kapudf_cli.kit.handler import Handler as Handler
+    from kapudf_cli.kit.handler import Writer as Writer
+    from kapudf_cli.kit.options import Flag as Flag
+    from kapudf_cli.kit.options import Options as Options
+    from kapudf_cli.kit.patch import FieldPatch as FieldPatch
+    from kapudf_cli.kit.patch import PointPatch as PointPatch
+    from kapudf_cli.kit.points import FieldValue as FieldValue
+    from kapudf_cli.kit.points import drop_field as drop_field
+    from kapudf_cli.kit.points import get_datetime as get_datetime
+    from kapudf_cli.kit.points import get_field as get_field
+    from kapudf_cli.kit.points import get_fields as get_fields
+    from kapudf_cli.kit.points import get_number as get_number
+    from kapudf_cli.kit.points import get_tag as get_tag
+    from kapudf_cli.kit.points import like as like
+    from kapudf_cli.kit.points import set_datetime as set_datetime
+    from kapudf_cli.kit.points import set_field as set_field
+    from kapudf_cli.kit.points import time_ns as time_ns
+    from kapudf_cli.kit.state import PerGroup as PerGroup
+    from kapudf_cli.kit.state import State as State
     from kapudf_cli.wire.codec import decode_point as decode_point
     from kapudf_cli.wire.point_frames import RawPoint as RawPoint
     from kapudf_cli.wire.udf_pb2 import BATCH as BATCH
@@ -70,7 +70,7 @@ __version__ = "0.1.0"
 #: Where each public name is from. A test compares it with the imports above.
 _HOMES: Final = {
     "msgspec": ("Meta",),
-    "kapudf_cli.batches": ("Batch", "BatchHandler", "write_batch"),
+    "kapudf_cli.kit.batches": ("Batch", "BatchHandler", "write_batch"),
     "kapudf_cli.errors": (
         "ConnectionClosedError",
         "FieldValueError",
@@ -78,10 +78,10 @@ _HOMES: Final = {
         "KapudfError",
         "OptionsError",
     ),
-    "kapudf_cli.handler": ("Handler", "Writer"),
-    "kapudf_cli.options": ("Flag", "Options"),
-    "kapudf_cli.patch": ("FieldPatch", "PointPatch"),
-    "kapudf_cli.points": (
+    "kapudf_cli.kit.handler": ("Handler", "Writer"),
+    "kapudf_cli.kit.options": ("Flag", "Options"),
+    "kapudf_cli.kit.patch": ("FieldPatch", "PointPatch"),
+    "kapudf_cli.kit.points": (
         "FieldValue",
         "drop_field",
         "get_datetime",
@@ -94,7 +94,7 @@ _HOMES: Final = {
         "set_field",
         "time_ns",
     ),
-    "kapudf_cli.state": ("PerGroup", "State"),
+    "kapudf_cli.kit.state": ("PerGroup", "State"),
     "kapudf_cli.wire.codec": ("decode_point",),
     "kapudf_cli.wire.point_frames": ("RawPoint",),
     "kapudf_cli.wire.udf_pb2": (

@@ -7,15 +7,15 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent import Agent
+from kapudf_cli.agent.agent import Agent
 from kapudf_cli.kapacitor import KapacitorSide, ask_info
 from kapudf_cli.streams import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kapudf_cli.account import Account
-    from kapudf_cli.callee import HandlerFactory
+    from kapudf_cli.agent.account import Account
+    from kapudf_cli.agent.callee import HandlerFactory
     from kapudf_cli.wire.udf_pb2 import InfoResponse
 
 #: A handler that takes longer to say what it is would fail Kapacitor's start as well.

@@ -25,7 +25,7 @@ from kapudf_cli.errors import (
     UnknownHandlerError,
     describe,
 )
-from kapudf_cli.handler import Handler
+from kapudf_cli.kit.handler import Handler
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import pytest
 
-from kapudf_cli.batches import Batch, batch_messages
 from kapudf_cli.errors import KapudfError
-from kapudf_cli.grouping import Grouping
 from kapudf_cli.in_process import served
-from kapudf_cli.line_protocol import parse
-from kapudf_cli.options import Options, calls_of
+from kapudf_cli.kit.batches import Batch, batch_messages
+from kapudf_cli.kit.options import Options, calls_of
+from kapudf_cli.recordings.grouping import Grouping
+from kapudf_cli.recordings.line_protocol import parse
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
@@ -44,8 +44,8 @@ from kapudf_cli.wire.udf_pb2 import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from kapudf_cli.handler import Handler
     from kapudf_cli.kapacitor import KapacitorSide
+    from kapudf_cli.kit.handler import Handler
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
 
 A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)

@@ -9,10 +9,10 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent import Agent
-from kapudf_cli.checkpoints import Resumption
+from kapudf_cli.agent.agent import Agent
+from kapudf_cli.agent.checkpoints import Resumption
+from kapudf_cli.agent.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.serving.ledger import LEDGER_BYTES, Ledger
 from tests.journals import DiedError, DyingLedger, KeptConnection
 from tests.peers import encoded, in_thread
@@ -21,9 +21,9 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from kapudf_cli.account import Account
-    from kapudf_cli.callee import HandlerFactory
-    from kapudf_cli.on_error import OnError
+    from kapudf_cli.agent.account import Account
+    from kapudf_cli.agent.callee import HandlerFactory
+    from kapudf_cli.agent.on_error import OnError
     from kapudf_cli.serving.journaled_stream import JournaledStream
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
 

@@ -41,9 +41,9 @@ from kapudf_cli.commands import main
 from kapudf_cli.config import check
 from kapudf_cli.conformance.runner import CHECKS
 from kapudf_cli.in_process import describe
-from kapudf_cli.options import declare
+from kapudf_cli.kit.options import declare
 from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
-from kapudf_cli.tickscript import edge_name, signatures
+from kapudf_cli.tickscript.snippets import edge_name, signatures
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:
@@ -625,9 +625,8 @@ def test_load_prints_the_rows_that_the_page_on_testing_shows() -> None:
 
 def events_in_source() -> set[str]:
     """Return the names of the events that whoever runs `kapudf serve` may see in its log."""
-    parts = ("agent", "handler", "intake", "log_writer", "logs", "on_error", "repetition")
-    files = [*(ROOT / "kapudf_cli" / "serving").glob("*.py")]
-    files += [ROOT / "kapudf_cli" / f"{part}.py" for part in parts]
+    parts = ("agent/*", "kit/handler", "log_writer", "logs", "serving/*")
+    files = [file for part in parts for file in (ROOT / "kapudf_cli").glob(f"{part}.py")]
     found: set[str] = set()
     for file in files:
         text = file.read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from kapudf_cli.errors import ProbeError
-from kapudf_cli.handler import Handler
 from kapudf_cli.in_process import describe, served
+from kapudf_cli.kit.handler import Handler
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     DOUBLE,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.batches import Batch, BatchHandler
-from kapudf_cli.handler import Handler
-from kapudf_cli.options import Options
-from kapudf_cli.points import get_field, get_fields, like, set_field
+from kapudf_cli.kit.batches import Batch, BatchHandler
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.kit.options import Options
+from kapudf_cli.kit.points import get_field, get_fields, like, set_field
 from kapudf_cli.testing import Output, Task, TaskFailedError, grouped, lines
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,

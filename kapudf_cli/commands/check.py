@@ -88,9 +88,9 @@ def check(
 
 def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:
     """Return the calls that the user wrote, checked against what the UDF declares."""
-    from kapudf_cli.calls import check_calls, read_calls
     from kapudf_cli.errors import ProbeError
     from kapudf_cli.kapacitor import ask_info
+    from kapudf_cli.tickscript.calls import check_calls, read_calls
 
     read = read_calls(calls)
     with target.open(timeout_s=timeout_s) as connection:

@@ -53,8 +53,9 @@ def list_handlers(*, as_json: bool) -> None:
 
 
 def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
-    from kapudf_cli import in_process, tickscript
+    from kapudf_cli import in_process
     from kapudf_cli.errors import KapudfError
+    from kapudf_cli.tickscript import snippets
 
     row: dict[str, Any] = {
         "name": plugin.name,
@@ -74,9 +75,9 @@ def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
     except (KapudfError, OSError) as error:
         row["error"] = str(error)
         return row
-    row["wants"] = tickscript.edge_name(info.wants)
-    row["provides"] = tickscript.edge_name(info.provides)
-    row["options"] = tickscript.signatures(info)
+    row["wants"] = snippets.edge_name(info.wants)
+    row["provides"] = snippets.edge_name(info.provides)
+    row["options"] = snippets.signatures(info)
     if ambiguous:
         row["error"] = f"another distribution offers '{plugin.name}' too; uninstall one"
     return row

@@ -94,11 +94,11 @@ def load(
 
     Exits with 1 if the UDF failed, hung, or closed the connection.
     """
-    from kapudf_cli.calls import check_calls, read_calls
     from kapudf_cli.load.engine import Engine, Plan
     from kapudf_cli.load.shape import Shape
     from kapudf_cli.load.work import Work
     from kapudf_cli.replay.fit import info_of
+    from kapudf_cli.tickscript.calls import check_calls, read_calls
 
     target = silenced(target)
     read = read_calls(calls)

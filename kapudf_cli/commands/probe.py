@@ -20,15 +20,16 @@ def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
     Works with a UDF in any language. Exits with 0 if it answered well and with
     1 if not, so that it can serve as a health check.
     """
-    from kapudf_cli import kapacitor, tickscript
+    from kapudf_cli import kapacitor
+    from kapudf_cli.tickscript import snippets
 
     answer = kapacitor.probe(path, timeout_s=timeout_s)
     info = answer.info
-    call = tickscript.snippet(Path(path).stem, info)
+    call = snippets.snippet(Path(path).stem, info)
     facts = {
-        "wants": tickscript.edge_name(info.wants),
-        "provides": tickscript.edge_name(info.provides),
-        "options": tickscript.signatures(info),
+        "wants": snippets.edge_name(info.wants),
+        "provides": snippets.edge_name(info.provides),
+        "options": snippets.signatures(info),
         "tickscript": call,
         "round_trip_s": round(answer.round_trip_s, 6),
     }
@@ -37,6 +38,6 @@ def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
         return
     click.echo(f"wants       {facts['wants']}")
     click.echo(f"provides    {facts['provides']}")
-    click.echo(f"options     {' '.join(tickscript.signatures(info)) or 'none'}")
+    click.echo(f"options     {' '.join(snippets.signatures(info)) or 'none'}")
     click.echo(f"TICKscript  {call}")
     click.echo(f"round trip  {answer.round_trip_s * 1000:.2f} ms")

@@ -43,7 +43,7 @@ class _Period(click.ParamType[int]):
     name = "period"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from kapudf_cli.literals import read_literal
+        from kapudf_cli.tickscript.literals import read_literal
 
         try:
             literal, end = read_literal(value, 0)
@@ -174,15 +174,15 @@ def replay(
     Exits with 0 if all went well, with 1 if the UDF did what fails a task or a line is
     ill-formed, and with 2 if what was asked for does not fit.
     """
-    from kapudf_cli.calls import check_calls, read_calls
     from kapudf_cli.errors import KapudfError
-    from kapudf_cli.grouping import Grouping
     from kapudf_cli.recordings import open_recording
+    from kapudf_cli.recordings.grouping import Grouping
     from kapudf_cli.replay.difference_format import DifferenceFormat
     from kapudf_cli.replay.feed import Feed, Selection
     from kapudf_cli.replay.fit import check_fit, info_of
     from kapudf_cli.replay.session import Session
-    from kapudf_cli.windows import Windows
+    from kapudf_cli.replay.windows import Windows
+    from kapudf_cli.tickscript.calls import check_calls, read_calls
     from kapudf_cli.wire.udf_pb2 import InitRequest
 
     _refuse_two_shapes(diff=diff)

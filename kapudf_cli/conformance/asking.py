@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.conformance.check import Check, RuleBrokenError
-from kapudf_cli.identifiers import IDENTIFIER
-from kapudf_cli.tickscript import signatures
+from kapudf_cli.tickscript.identifiers import IDENTIFIER
+from kapudf_cli.tickscript.snippets import signatures
 from kapudf_cli.wire.udf_pb2 import EdgeType, ValueType
 
 if TYPE_CHECKING:

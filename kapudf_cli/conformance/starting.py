@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.calls import write_calls
 from kapudf_cli.conformance.check import Check, NotApplicableError, RuleBrokenError
 from kapudf_cli.conformance.options import mistyped, without_values
+from kapudf_cli.tickscript.calls import write_calls
 from kapudf_cli.wire.udf_pb2 import Option
 
 if TYPE_CHECKING:

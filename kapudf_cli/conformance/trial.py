@@ -11,7 +11,7 @@ from kapudf_cli.conformance.conversation import Conversation
 from kapudf_cli.conformance.data import HOSTS, batches, points
 from kapudf_cli.conformance.options import generated
 from kapudf_cli.targets import SocketTarget
-from kapudf_cli.tickscript import edge_name
+from kapudf_cli.tickscript.snippets import edge_name
 from kapudf_cli.wire.udf_pb2 import BATCH, STREAM
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kapudf_cli.batches import Batch
-from kapudf_cli.grouping import group_id
-from kapudf_cli.points import set_field
-from kapudf_cli.rfc3339 import read_time
+from kapudf_cli.kit.batches import Batch
+from kapudf_cli.kit.points import set_field
+from kapudf_cli.recordings.grouping import group_id
+from kapudf_cli.recordings.rfc3339 import read_time
 from kapudf_cli.wire.udf_pb2 import Point
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import LineProtocolError
-from kapudf_cli.line_protocol import is_unfinished, parse
+from kapudf_cli.recordings.line_protocol import is_unfinished, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,7 +24,7 @@ from kapudf_cli.recordings.points import read_lines, read_stream
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.batches import Batch
+    from kapudf_cli.kit.batches import Batch
     from kapudf_cli.recordings.lines import Refuse
     from kapudf_cli.wire.udf_pb2 import Point
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kapudf_cli.line_protocol import show_value
-from kapudf_cli.points import get_fields
+from kapudf_cli.kit.points import get_fields
+from kapudf_cli.recordings.line_protocol import show_value
+from kapudf_cli.recordings.rfc3339 import write_time
 from kapudf_cli.replay.differences import Difference, Differences, Fate
 from kapudf_cli.replay.formats import end_of, series
-from kapudf_cli.rfc3339 import write_time
 from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch
 
 if TYPE_CHECKING:

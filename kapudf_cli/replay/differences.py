@@ -13,9 +13,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from kapudf_cli.grouping import group_id
-from kapudf_cli.line_protocol import show_value
-from kapudf_cli.points import get_fields
+from kapudf_cli.kit.points import get_fields
+from kapudf_cli.recordings.grouping import group_id
+from kapudf_cli.recordings.line_protocol import show_value
 from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kapudf_cli.batches import Batch, batch_messages
-from kapudf_cli.grouping import Grouping
+from kapudf_cli.kit.batches import Batch, batch_messages
+from kapudf_cli.recordings.grouping import Grouping
 from kapudf_cli.wire.udf_pb2 import EndBatch, Point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kapudf_cli.windows import Windows
+    from kapudf_cli.replay.windows import Windows
     from kapudf_cli.wire.codec import DataMessage
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kapudf_cli.errors import MisfitError, ProbeError
 from kapudf_cli.kapacitor import ask_info
 from kapudf_cli.recordings import Kind
-from kapudf_cli.tickscript import edge_name
+from kapudf_cli.tickscript.snippets import edge_name
 from kapudf_cli.wire.udf_pb2 import BATCH, STREAM
 
 if TYPE_CHECKING:

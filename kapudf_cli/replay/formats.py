@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from kapudf_cli.errors import LineProtocolError
-from kapudf_cli.line_protocol import write
-from kapudf_cli.points import get_fields
-from kapudf_cli.rfc3339 import write_time
+from kapudf_cli.kit.points import get_fields
+from kapudf_cli.recordings.line_protocol import write
+from kapudf_cli.recordings.rfc3339 import write_time
 from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from kapudf_cli.account import Reason
+from kapudf_cli.agent.account import Reason
 
 if TYPE_CHECKING:
     import threading
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.account import Account
+    from kapudf_cli.agent.account import Account
 
 
 def where(thread: threading.Thread) -> str:

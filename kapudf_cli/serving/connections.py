@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from kapudf_cli.account import Account, Reason
-from kapudf_cli.agent import Agent
-from kapudf_cli.checkpoints import LastSnapshot, NothingKept
+from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.agent.agent import Agent
+from kapudf_cli.agent.checkpoints import LastSnapshot, NothingKept
 from kapudf_cli.serving.connection_log import log_finish
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.checkpoints import Checkpoints, Resumption
+    from kapudf_cli.agent.checkpoints import Checkpoints, Resumption
     from kapudf_cli.config import FunctionSettings
-    from kapudf_cli.handler import Handler
+    from kapudf_cli.kit.handler import Handler
     from kapudf_cli.serving.socket_file import PeerCredentials
     from kapudf_cli.streams import Stream
 

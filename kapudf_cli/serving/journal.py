@@ -40,7 +40,7 @@ from kapudf_cli.serving.ledger import LEDGER_BYTES, NOTHING_IN_HAND, Ledger, Mar
 if TYPE_CHECKING:
     import socket
 
-    from kapudf_cli.account import Progress
+    from kapudf_cli.streams.progress import Progress
 
 #: Half of the ring. Linux takes some 250 KiB for a Unix socket whose peer does not read, so
 #: that nothing of one half is on its way any more by the time that the other one is full.

@@ -14,9 +14,9 @@ from kapudf_cli.streams import SocketStream
 if TYPE_CHECKING:
     import socket
 
-    from kapudf_cli.account import Progress
     from kapudf_cli.serving.journal import Journal
     from kapudf_cli.serving.ledger import Marks
+    from kapudf_cli.streams.progress import Progress
 
 #: A journal is not cut while an unfinished frame is longer, which would be copied each time.
 #: It is more than a read, which may bring much of the next batch with the end of one.
@@ -34,7 +34,7 @@ _HURRY = 2
 class JournaledStream(SocketStream):
     """A stream that a worker can leave at any moment, and another take over.
 
-    It is the agent's journal as well; see `kapudf_cli.checkpoints.Checkpoints`.
+    It is the agent's journal as well; see `kapudf_cli.agent.checkpoints.Checkpoints`.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from kapudf_cli.errors import HandlerImportError, PluginError
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.handler import Handler
+    from kapudf_cli.kit.handler import Handler
 
 
 def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.account import Account
+    from kapudf_cli.agent.account import Account
     from kapudf_cli.serving.connections import Connection
     from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.socket_file import SocketFile

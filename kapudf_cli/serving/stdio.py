@@ -18,7 +18,7 @@ from kapudf_cli.streams import StdioStream
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.account import Account
+    from kapudf_cli.agent.account import Account
     from kapudf_cli.serving.connections import Function
 
 #: How long the thread may take to end after its connection was aborted.

@@ -20,8 +20,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from kapudf_cli import logs
-from kapudf_cli.account import Account, Reason
-from kapudf_cli.checkpoints import Resumption
+from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.agent.checkpoints import Resumption
 from kapudf_cli.errors import (
     PluginError,
 )

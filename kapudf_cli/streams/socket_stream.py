@@ -18,7 +18,7 @@ from kapudf_cli.streams.waker import Waker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.account import Progress
+    from kapudf_cli.streams.progress import Progress
 
 #: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default). With half of
 #: that at once, reader and writer are busy side by side; see docs/performance.md.

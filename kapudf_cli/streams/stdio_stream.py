@@ -19,7 +19,7 @@ from kapudf_cli.streams.waker import Waker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.account import Progress
+    from kapudf_cli.streams.progress import Progress
 
 #: As much as a pipe holds by default, see pipe(7).
 _READ_BYTES: Final = 64 * 1024

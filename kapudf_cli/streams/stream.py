@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from kapudf_cli.account import Progress
+    from kapudf_cli.streams.progress import Progress
 
 
 class ReadPaused(Exception):  # noqa: N818 - it is no error

@@ -14,8 +14,8 @@ from kapudf_cli.targets.target import Connection, Ending
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.account import Account
-    from kapudf_cli.handler import Handler
+    from kapudf_cli.agent.account import Account
+    from kapudf_cli.kit.handler import Handler
 
 
 @dataclass(frozen=True)

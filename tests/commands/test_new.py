@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import kapudf_cli
 from kapudf_cli import scaffold
 from kapudf_cli.commands import main
-from kapudf_cli.identifiers import IDENTIFIER
+from kapudf_cli.tickscript.identifiers import IDENTIFIER
 from tests.plugins.distributions import environment, install
 from tests.plugins.unprivileged import run_unprivileged
 from tests.serve_process import KAPUDF, PATIENCE_S

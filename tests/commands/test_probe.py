@@ -206,8 +206,9 @@ def test_a_socket_that_keeps_this_user_out(short_folder: Path) -> None:
         short_folder.chmod(0o755)
         os.chmod(path, 0)
         result = run_unprivileged(
-            "import sys, kapudf_cli.commands.probe, kapudf_cli.kapacitor, kapudf_cli.tickscript\n"
-            "import encodings.idna\nfrom kapudf_cli.commands import main\n",
+            "import sys, kapudf_cli.commands.probe, kapudf_cli.kapacitor\n"
+            "import kapudf_cli.tickscript.snippets, encodings.idna\n"
+            "from kapudf_cli.commands import main\n",
             "main(['probe', '--socket', sys.argv[1]])",
             path,
         )

@@ -19,10 +19,10 @@ import click
 import pytest
 
 from kapudf_cli import Point, get_fields
-from kapudf_cli.batches import Batch
 from kapudf_cli.commands.replay import replay as command
-from kapudf_cli.line_protocol import PRECISIONS, write
+from kapudf_cli.kit.batches import Batch
 from kapudf_cli.recordings import open_recording
+from kapudf_cli.recordings.line_protocol import PRECISIONS, write
 from kapudf_cli.testing import grouped, lines
 from tests.captured import points_of
 from tests.conftest import plugin

@@ -16,9 +16,9 @@ from kapudf_handlers.outliers import OutliersOptions
 from kapudf_handlers.ttest import TTestOptions
 from scipy import special
 
-from kapudf_cli.batches import Batch, batch_messages
 from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.options import calls_of
+from kapudf_cli.kit.batches import Batch, batch_messages
+from kapudf_cli.kit.options import calls_of
 from kapudf_cli.testing import grouped
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
@@ -42,7 +42,7 @@ from tests.test_captures import CAPTURES, requests_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kapudf_cli.options import Options
+    from kapudf_cli.kit.options import Options
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
     from tests.serve_process import ServeProcess
 

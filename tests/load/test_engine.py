@@ -13,7 +13,7 @@ import pytest
 from kapudf_handlers.mirror import BatchMirror, Mirror
 
 from kapudf_cli.errors import LoadError
-from kapudf_cli.handler import Handler
+from kapudf_cli.kit.handler import Handler
 from kapudf_cli.load.engine import Engine, Measured, Plan
 from kapudf_cli.load.shape import Shape
 from kapudf_cli.load.work import Work

@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from kapudf_cli.agent import Agent
+from kapudf_cli.agent.agent import Agent
+from kapudf_cli.agent.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.streams import SocketStream
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
@@ -21,10 +21,10 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from kapudf_cli.account import Account
-    from kapudf_cli.callee import HandlerFactory
-    from kapudf_cli.checkpoints import Checkpoints
-    from kapudf_cli.on_error import OnError
+    from kapudf_cli.agent.account import Account
+    from kapudf_cli.agent.callee import HandlerFactory
+    from kapudf_cli.agent.checkpoints import Checkpoints
+    from kapudf_cli.agent.on_error import OnError
     from kapudf_cli.wire.codec import RequestMessage
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kapudf_cli import BeginBatch, EndBatch, Point, drop_field, set_field
-from kapudf_cli.batches import Batch, batch_messages
+from kapudf_cli.kit.batches import Batch, batch_messages
 from kapudf_cli.replay import differences
 from kapudf_cli.replay.difference_format import DifferenceFormat
 from kapudf_cli.testing import grouped, lines

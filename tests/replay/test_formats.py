@@ -18,7 +18,7 @@ from tests.handlers import recordings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kapudf_cli.batches import Batch
+    from kapudf_cli.kit.batches import Batch
     from kapudf_cli.replay.formats import Format
     from kapudf_cli.wire.codec import DataMessage
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kapudf_handlers.mirror import Mirror
 
-from kapudf_cli.handler import Handler
+from kapudf_cli.kit.handler import Handler
 from kapudf_cli.serving.loading import code_folders
 from tests.plugins.distributions import PLAIN
 from tests.serve_process import PATIENCE_S

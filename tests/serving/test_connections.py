@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from kapudf_cli.account import Account, Progress, Reason
-from kapudf_cli.checkpoints import LastSnapshot, NothingKept, Resumption
+from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.agent.checkpoints import LastSnapshot, NothingKept, Resumption
 from kapudf_cli.config import FunctionSettings
-from kapudf_cli.handler import Handler
 from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.kit.handler import Handler
 from kapudf_cli.serving.connections import Connections, Function, checkpoints_for
 from kapudf_cli.serving.socket_file import PeerCredentials
 from kapudf_cli.streams import SocketStream
+from kapudf_cli.streams.progress import Progress
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.udf_pb2 import InitResponse, Point
 from tests.peers import INIT
@@ -27,7 +28,7 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.on_error import OnError
+    from kapudf_cli.agent.on_error import OnError
 
 
 class Mirror(Handler):

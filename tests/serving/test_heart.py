@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from kapudf_cli.account import Account, Reason
-from kapudf_cli.checkpoints import NothingKept
+from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.agent.checkpoints import NothingKept
 from kapudf_cli.config import FunctionSettings
-from kapudf_cli.handler import Handler
 from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.kit.handler import Handler
 from kapudf_cli.serving import heart as source
 from kapudf_cli.serving.connections import Connections, Function
 from kapudf_cli.serving.heart import Heart

@@ -19,9 +19,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from kapudf_cli.account import Progress
 from kapudf_cli.serving import journal
 from kapudf_cli.serving.ledger import NOTHING_IN_HAND, Ledger
+from kapudf_cli.streams.progress import Progress
 from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, DiedError, DyingLedger, KeptConnection
 from tests.journals import let_go as kill
 from tests.serve_process import PATIENCE_S

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.account import Progress
-from kapudf_cli.outbox import Outbox
+from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import ReadPaused
+from kapudf_cli.streams.progress import Progress
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.udf_pb2 import Point
 from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, KeptConnection

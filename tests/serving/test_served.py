@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kapudf_cli.account import Progress
 from kapudf_cli.serving import served as source
 from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.serving.served import Move, ServedConnection
+from kapudf_cli.streams.progress import Progress
 from kapudf_cli.wire.framing import HEARTBEAT
 from tests.journals import KeptConnection
 from tests.peers import in_thread

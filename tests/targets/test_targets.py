@@ -15,8 +15,8 @@ import pytest
 from kapudf_handlers.mirror import Mirror
 
 from kapudf_cli.errors import ProtocolError, TargetError
-from kapudf_cli.handler import Handler
 from kapudf_cli.kapacitor import ask_info
+from kapudf_cli.kit.handler import Handler
 from kapudf_cli.targets import CommandTarget, HandlerTarget, SocketTarget
 from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, KeepaliveRequest, Point
 from tests.serve_process import PATIENCE_S

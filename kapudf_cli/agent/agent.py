@@ -1,0 +1,389 @@
+"""The agent: one connection between Kapacitor and one handler at a time.
+
+It reads, dispatches and writes, and returns an account of how the connection
+went; it logs nothing of that itself and knows no path, process or signal. The handler
+may be made anew in between, and the connection be taken over by another agent.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.agent.callee import Callee, is_caused_by
+from kapudf_cli.agent.checkpoints import NothingKept
+from kapudf_cli.agent.dispatch import Dispatcher, RefusedError
+from kapudf_cli.agent.intake import Intake
+from kapudf_cli.agent.linger import DEFAULT_LINGER_MS, Linger
+from kapudf_cli.agent.on_error import DEFAULT_ON_ERROR
+from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.agent.repetition import Repetition
+from kapudf_cli.errors import (
+    ConnectionClosedError,
+    HandlerError,
+    KapudfError,
+    ProtocolError,
+    WorkerLostError,
+)
+from kapudf_cli.streams import ReadPaused
+from kapudf_cli.wire.conversation import Incoming
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.wire.udf_pb2 import STREAM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kapudf_cli.agent.callee import HandlerFactory
+    from kapudf_cli.agent.checkpoints import Checkpoints, Resumption
+    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.streams import Stream
+    from kapudf_cli.streams.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+#: How long Kapacitor may take to read what was sent last. Closing before it has would
+#: give its next write a broken pipe, for which it drops what it has not read: answers,
+#: or the error that the task should fail with.
+_SETTLE_TIMEOUT_S = 1.0
+
+
+class _HandedOver(Exception):  # noqa: N818 - it is no error
+    """Another agent serves the connection from here on."""
+
+
+class Agent:
+    """Serves one connection: `run` it in a thread; everything else may come from any other."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        handler: HandlerFactory,
+        *,
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        linger_ms: float = DEFAULT_LINGER_MS,
+        on_error: OnError = DEFAULT_ON_ERROR,
+        checkpoints: Checkpoints | None = None,
+        resumption: Resumption | None = None,
+        age_s: float = 0.0,
+        on_init: Callable[[Account], None] | None = None,
+        on_resumed: Callable[[str | None], None] | None = None,
+    ) -> None:
+        """Serve `stream`, which becomes the agent's, with a handler of its own.
+
+        Args:
+            stream: where the bytes come from and go to.
+            handler: makes the handler; its class, as a rule.
+            max_frame_bytes: the longest frame taken or sent, in bytes.
+            linger_ms: the longest pause before a read under load, in milliseconds.
+            on_error: what becomes of an exception that the handler raises over data.
+            checkpoints: what keeps the handler's state, nothing by default.
+            resumption: where the connection is taken over, if another agent had it.
+            age_s: how long ago the connection began, in seconds.
+            on_init: called once Init has named the task and node.
+            on_resumed: called once a connection that is taken over can go on, which it
+                then does at `go`; or with the reason why it cannot.
+        """
+        self._stream = stream
+        self._linger = Linger(linger_ms)
+        self._checkpoints = checkpoints or NothingKept()
+        self._resumption = resumption
+        self._age_s = age_s
+        self._on_resumed = on_resumed
+        self._outbox = Outbox(
+            stream,
+            max_frame_bytes=max_frame_bytes,
+            on_failure=stream.interrupt,
+            provides=getattr(handler, "provides", STREAM),
+        )
+        self._account = Account()
+        self._callee = Callee(handler, self._outbox)
+        self._dispatcher = Dispatcher(
+            self._callee, self._outbox, self._account, on_error=on_error, on_init=on_init
+        )
+        self._repetition = Repetition(
+            self._callee, self._dispatcher, self._outbox, max_frame_bytes=max_frame_bytes
+        )
+        self._intake = Intake(
+            self._callee,
+            self._dispatcher,
+            self._outbox,
+            self._account,
+            checkpoints=self._checkpoints,
+            repetition=self._repetition,
+            max_frame_bytes=max_frame_bytes,
+        )
+        self._requests = self._intake.requests
+        self._stopping = False
+        self._on_paused: Callable[[], None] | None = None
+        # Set when a pause is over, one way or the other.
+        self._decided = threading.Event()
+        # Whether nothing will be decided any more, for nobody is left who would.
+        self._on_its_own = False
+        self._released = False
+        self._takes_over = resumption is not None
+
+    # --- from any thread ---
+
+    def stop(self) -> None:
+        """Process what has arrived, then end; returns at once."""
+        self._stopping = True
+        self._stream.interrupt()
+
+    def abort(self) -> None:
+        """Break the connection, so that a peer that does not read holds nobody up."""
+        self._stream.abort()
+        self._on_its_own = True
+        self._decided.set()
+
+    def pause(self, on_paused: Callable[[], None]) -> None:
+        """Stand still at the next frame's boundary, call `on_paused`, and wait.
+
+        For `go`, `release`, `decide_alone` or `abort`; with an end of the connection before that
+        boundary, `on_paused` is never called.
+        """
+        self._on_paused = on_paused
+        self._stream.pause()
+
+    def go(self) -> None:
+        """Go on after a pause, or after the connection was taken over."""
+        self._takes_over = False
+        self._decided.set()
+
+    def release(self) -> None:
+        """Let go of the connection after a pause: another agent has it."""
+        self._released = True
+        self._decided.set()
+
+    def decide_alone(self) -> None:
+        """Go on after a pause, but do not take over: whoever would decide is gone."""
+        self._released = self._released or self._takes_over
+        self._on_its_own = True
+        self._decided.set()
+
+    def heartbeat(self) -> None:
+        """Tell Kapacitor that the handler is alive and busy, if it can be told without waiting."""
+        self._outbox.heartbeat()
+
+    @property
+    def in_hand(self) -> int | None:
+        """The offset of the frame in hand, in bytes; None while input is waited for."""
+        return None if self._stream.waits else self._requests.offset
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes were sent."""
+        return self._outbox.bytes_sent
+
+    # --- the connection's thread ---
+
+    def run(self) -> Account:
+        """Serve until the connection ends; close it and return the account.
+
+        Raises nothing: every failure is in the account.
+        """
+        started = time.monotonic() - self._age_s
+        self._outbox.adopt()
+        try:
+            self._serve()
+        except _HandedOver:
+            self._let_go()
+        except ConnectionClosedError:
+            self._end(Reason.CLOSED)
+        except ProtocolError as error:
+            self._end(Reason.PROTOCOL_ERROR, error)
+        except (HandlerError, WorkerLostError) as error:
+            self._end(Reason.HANDLER_ERROR, error)
+        except RefusedError as error:
+            self._account.refusal = str(error)
+            self._end(Reason.CLOSED)
+        else:
+            self._end(Reason.CLOSED)
+        self._account.duration_s = time.monotonic() - started
+        return self._account
+
+    def _serve(self) -> None:
+        try:
+            if self._resumption is None:
+                self._callee.make()
+            else:
+                self._resume(self._resumption)
+            self._serve_input()
+            self._raise_failure()
+            if not self._stopping:
+                self._requests.finish()
+        except ProtocolError as error:
+            if error.offset is None:
+                error.offset = self._requests.offset
+            raise
+        if self._dispatcher.order.state is Incoming.BEFORE_INIT:
+            self._outbox.drop_data()
+        else:
+            self._outbox.send_data()
+        self._callee.stop()
+        self._outbox.flush()
+        self._raise_failure()
+
+    def _serve_input(self) -> None:
+        """Deal with input until it ends."""
+        intake, dispatcher = self._intake, self._dispatcher
+        resumption = self._resumption
+        careful_until = 0 if resumption is None else resumption.until
+        poison = () if resumption is None else resumption.poison
+        while True:
+            try:
+                data = self._stream.read()
+            except ReadPaused:
+                self._stand_still()
+                continue
+            except OSError as error:
+                # A reset is how a connection ends when a task is disabled while data
+                # is on its way to Kapacitor. It is nobody's fault.
+                raise ConnectionClosedError(str(error)) from error
+            if not data:
+                return
+            self._account.bytes_in += len(data)
+            if self._requests.offset < careful_until:
+                messages = intake.take_carefully(data, poison)
+            else:
+                messages = intake.take(data)
+            if not messages:
+                continue  # a part of a frame; the rest is on its way
+            forgets = dispatcher.stateless and dispatcher.order.state is Incoming.READY
+            self._outbox.flush(intake.progress(), forgets=forgets)
+            now_s = time.monotonic()
+            intake.cut_if_due(now_s)
+            # Nothing waits in the outbox while this thread does.
+            pause_s = self._linger.pause_s(now_s, messages)
+            if pause_s:
+                time.sleep(pause_s)
+
+    def _raise_failure(self) -> None:
+        """Raise what a thread of the handler's own did wrong, if it did."""
+        if self._outbox.failure is not None:
+            raise self._callee.blame("write", self._outbox.failure)
+
+    def _resume(self, resumption: Resumption) -> None:
+        """Take the connection over: have the state that another agent's handler had.
+
+        Raises:
+            WorkerLostError: it is to be given up.
+            _HandedOver: the state cannot be had, or is not wanted any more.
+        """
+        account, progress = self._account, resumption.progress
+        account.task_id, account.node_id = resumption.task
+        if not resumption.waits:
+            # Whoever noted it died. One that only stands still has sent everything.
+            self._send_rest()
+        if resumption.give_up is not None:
+            self._requests.resume_at(progress.offset)
+            self._adopt(progress)
+            self._outbox.unmute_after(0, in_batch=resumption.in_batch, progress=progress)
+            raise WorkerLostError(resumption.give_up)
+        self._outbox.defer()
+        self._checkpoints.note_in_hand(None)
+        try:
+            self._repetition.repeat(resumption.history, progress.offset, resumption.poison)
+        except (KapudfError, RefusedError) as error:
+            self._report(str(error))
+            raise _HandedOver from error
+        self._adopt(progress)
+        if progress.points_in or progress.batches_in:
+            # Muted as well: what is written before there are data to answer.
+            self._outbox.send_data()
+        self._outbox.unmute_after(resumption.sent, in_batch=resumption.in_batch, progress=progress)
+        self._requests.resume_at(progress.offset)
+        self._intake.choose_form()
+        self._report(None)
+        self._await_decision()
+        self._outbox.undefer()
+
+    def _send_rest(self) -> None:
+        try:
+            self._checkpoints.send_rest()
+        except OSError as error:
+            raise ConnectionClosedError(str(error)) from error
+
+    # --- from one agent to another ---
+
+    def _adopt(self, progress: Progress) -> None:
+        """Count on from what the connection had done when another agent left it."""
+        account = self._account
+        account.points_in, account.batches_in = progress.points_in, progress.batches_in
+        account.failures, account.restarts = progress.failures, progress.restarts
+        account.takeovers = progress.takeovers + 1
+        account.bytes_in = progress.offset
+
+    def _stand_still(self) -> None:
+        """Wait until it is decided who serves the connection from here on.
+
+        Raises:
+            _HandedOver: another agent does.
+        """
+        if self._on_paused is None:
+            return
+        self._intake.cut()
+        self._outbox.hold()
+        # What was said before is no answer to what is said now.
+        self._decided.clear()
+        if self._on_its_own:
+            self._decided.set()
+        self._on_paused()
+        self._await_decision()
+        self._outbox.unhold()
+
+    def _await_decision(self) -> None:
+        self._decided.wait()
+        self._decided.clear()
+        if self._released:
+            raise _HandedOver
+
+    def _report(self, problem: str | None) -> None:
+        if self._on_resumed is not None:
+            self._on_resumed(problem)
+
+    def _let_go(self) -> None:
+        """Leave the connection as it is to whoever has it now."""
+        self._account.reason = Reason.HANDED_OVER
+        self._outbox.close()
+        self._repetition.stop_quietly()
+        self._stream.close()
+
+    # --- the end ---
+
+    def _end(self, reason: Reason, error: KapudfError | None = None) -> None:
+        """Tell Kapacitor, let the handler go, close, and complete the account."""
+        account = self._account
+        account.reason = Reason.STOPPED if self._stopping and reason is Reason.CLOSED else reason
+        account.error = error
+        self._tell(error)
+        self._outbox.close()
+        try:
+            self._callee.stop()
+        except ConnectionClosedError:
+            pass
+        except HandlerError as stop_error:
+            if not is_caused_by(stop_error, ConnectionClosedError):
+                account.stop_error = stop_error
+        unread = 0
+        if self._dispatcher.order.state is not Incoming.BEFORE_INIT or error is not None:
+            # A connection that only asked for Info is closed at once: kapacitord
+            # waits for that with its start.
+            unread = self._stream.settle(_SETTLE_TIMEOUT_S)
+        unread += self._stream.close()
+        account.unprocessed_bytes = account.bytes_in - self._requests.offset + unread
+        account.points_out = self._outbox.points
+        account.batches_out = self._outbox.batches
+        account.bytes_out = self._outbox.bytes_sent
+        account.batch_unfinished = self._outbox.in_batch
+
+    def _tell(self, error: KapudfError | None) -> None:
+        """Send what is pending and then the error, if Kapacitor is still there to be told."""
+        try:
+            if error is not None:
+                self._outbox.fail(str(error))
+            self._outbox.flush()
+        except ConnectionClosedError:
+            pass  # The account tells.

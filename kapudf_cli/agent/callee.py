@@ -1,0 +1,97 @@
+"""The handler as an agent calls it: each call answered, or somebody's fault."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
+
+from kapudf_cli.errors import ConnectionClosedError, HandlerError
+from kapudf_cli.wire.udf_pb2 import InfoResponse, InitResponse, RestoreResponse, SnapshotResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kapudf_cli.agent.outbox import Outbox
+    from kapudf_cli.kit.handler import Handler, Writer
+
+HandlerFactory: TypeAlias = "Callable[[Writer], Handler]"
+
+A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Callee:
+    """One handler at a time, made by a factory that may make it anew."""
+
+    def __init__(self, factory: HandlerFactory, outbox: Outbox) -> None:
+        """Make handlers with `factory`, to write to `outbox`."""
+        self._factory = factory
+        self._outbox = outbox
+        self._handler: Handler | None = None
+        self._name: str = getattr(factory, "__name__", "handler")
+
+    @property
+    def handler(self) -> Handler:
+        """The handler that was made last.
+
+        Raises:
+            ConnectionClosedError: it was stopped.
+        """
+        if self._handler is None:
+            problem = "the handler was stopped"
+            raise ConnectionClosedError(problem)
+        return self._handler
+
+    def make(self) -> None:
+        """Make a handler. Raises as `call` does."""
+        self._handler = self.call("__init__", self._factory, self._outbox)
+
+    def ask(
+        self,
+        expected: type[A],
+        method: str,
+        call: Callable[P, A],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> A:
+        """Call a method that must return a message; raises as `call` does."""
+        response = self.call(method, call, *args, **kwargs)
+        if type(response) is not expected:
+            problem = f"returned {type(response).__name__} where {expected.__name__} belongs"
+            raise self.blame(method, TypeError(problem))
+        return response
+
+    def call(self, method: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a method of the handler.
+
+        Raises:
+            HandlerError: it raised.
+            ConnectionClosedError: it raised because the connection was lost.
+        """
+        try:
+            return call(*args, **kwargs)
+        except BaseException as error:
+            # SystemExit too: a plugin's sys.exit() must not end a connection without a word.
+            raise self.blame(method, error) from error
+
+    def blame(self, method: str, error: BaseException) -> HandlerError | ConnectionClosedError:
+        """Return whose fault it is that a method raised: the handler's, or a lost connection's."""
+        if self._outbox.is_broken and is_caused_by(error, ConnectionClosedError):
+            return ConnectionClosedError(str(error))
+        return HandlerError(self._name, method, error)
+
+    def stop(self) -> None:
+        """Call the handler's last method, if there is a handler and it was not called yet."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            self.call("stop", handler.stop)
+
+
+def is_caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    """Return whether an exception, or one that it was raised from, is of a kind."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, kind):
+            return True
+        link = link.__cause__ or link.__context__
+    return False

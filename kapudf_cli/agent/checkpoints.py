@@ -1,0 +1,151 @@
+"""What lets a handler be made anew: what Kapacitor said to it, and its last snapshot.
+
+A handler's state follows from Init, the last snapshot and the input since. Whoever keeps
+these can replace the handler, after an exception or on another worker. Here is what an
+agent asks of such a keeper, and the simple one, which keeps no input: with it, a new
+handler goes on from the last snapshot.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from kapudf_cli.streams.progress import Progress
+
+#: The default of snapshot_interval_s.
+DEFAULT_SNAPSHOT_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where an agent takes a connection over from another that served it.
+
+    Attributes:
+        history: requests that lead to the handler's state; what they bring was sent.
+        sent: how many messages were sent, beyond those, of what the next input brings.
+        in_batch: whether the last message sent is of a batch that has not ended.
+        progress: what the connection had done by then.
+        until: up to this offset, frames are dealt with one at a time, each noted before
+            and after: the last agent died over one of them.
+        poison: the offsets of frames that are not given to the handler, for they killed
+            workers.
+        waits: whether the other agent stands still and may go on; else it died.
+        give_up: why the connection is to be failed instead, if it is.
+        task: the task's and the node's name, as far as they were known.
+    """
+
+    history: bytes
+    sent: int
+    in_batch: bool
+    progress: Progress
+    until: int = 0
+    poison: Collection[int] = ()
+    waits: bool = False
+    give_up: str | None = None
+    task: tuple[str, str] = ("", "")
+
+
+class Checkpoints(Protocol):
+    """Keeps what makes a handler's state."""
+
+    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+        """Return whether a cut is wanted.
+
+        Args:
+            now_s: the monotonic clock's time, in seconds.
+            stateless: whether the handler has no state, so that input which has been
+                dealt with need not be kept.
+            asked: whether Kapacitor has asked for a snapshot since the last cut.
+        """
+
+    def cut(self, prefix: bytes, remainder: bytes) -> None:
+        """Forget the input that has been dealt with.
+
+        Args:
+            prefix: Init, and a Restore where there is a snapshot, as frames: what leads
+                to the state as it is now.
+            remainder: what was received after that: the frame in hand and what follows it,
+                or one that is not whole.
+        """
+
+    def postpone(self) -> None:
+        """Ask for no cut for a while: the state could not be had."""
+
+    def history(self, until: int) -> bytes:
+        """Return requests, as frames, that lead to the state at an offset in the input."""
+
+    def send_rest(self) -> None:
+        """Send what another agent has noted as sent and could not send.
+
+        Raises:
+            OSError: the connection broke.
+        """
+
+    def note_in_hand(self, offset: int | None) -> None:
+        """Say which frame the handler is given, before it is; None for one of the history."""
+
+    def note_seen(self, offset: int) -> None:
+        """Say which frame was seen with the handler, from another thread."""
+
+
+class NothingKept:
+    """Keeps nothing, where no handler is made anew."""
+
+    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+        """Ask for no cut."""
+        del now_s, stateless, asked
+        return False
+
+    def cut(self, prefix: bytes, remainder: bytes) -> None:
+        """Keep nothing."""
+
+    def postpone(self) -> None:
+        """Go on asking for nothing."""
+
+    def history(self, until: int) -> bytes:
+        """Return nothing."""
+        del until
+        return b""
+
+    def send_rest(self) -> None:
+        """Send nothing: no other agent had the connection."""
+
+    def note_in_hand(self, offset: int | None) -> None:
+        """Note nothing: when this process dies, so does the note."""
+
+    def note_seen(self, offset: int) -> None:
+        """Note nothing, likewise."""
+
+
+class LastSnapshot(NothingKept):
+    """Keeps the last snapshot, for a handler that is made anew in the same process."""
+
+    def __init__(self, snapshot_interval_s: float = DEFAULT_SNAPSHOT_INTERVAL_S) -> None:
+        """Ask for a snapshot every `snapshot_interval_s` seconds."""
+        self._snapshot_interval_s = snapshot_interval_s
+        self._prefix = b""
+        self.postpone()
+
+    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+        """Return whether the last one is old; see `Checkpoints.is_due`."""
+        return not stateless and (asked or now_s >= self._due_s)
+
+    def cut(self, prefix: bytes, remainder: bytes) -> None:
+        """Keep Init and the snapshot; see `Checkpoints.cut`."""
+        del remainder
+        self.postpone()
+        self._prefix = prefix
+
+    def postpone(self) -> None:
+        """Keep the last one for a while; see `Checkpoints.postpone`."""
+        self._due_s = time.monotonic() + self._snapshot_interval_s
+
+    def history(self, until: int) -> bytes:
+        """Return Init and the last snapshot; what came since is not kept."""
+        del until
+        return self._prefix

@@ -1,0 +1,103 @@
+"""Frames that may leave, joined into few writes, and what is counted of them."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.errors import ConnectionClosedError
+
+if TYPE_CHECKING:
+    from kapudf_cli.streams import Stream
+    from kapudf_cli.streams.progress import Progress
+
+#: As much as a read brings. Enough to make a write call cheap beside the points in it, and
+#: the most that is kept for a peer that does not read: past it, whoever writes waits.
+FLUSH_BYTES: Final = 96 * 1024
+
+
+class Departures:
+    """What is on its way to a stream.
+
+    The thread that owns the connection adds frames at any time, without a lock: a deque
+    takes an item whole. Everybody else, and whoever flushes, holds the outbox's.
+
+    Attributes:
+        frames: what has not been flushed yet.
+        size: bytes in them; not exact where several threads write, and it need not be.
+        own_points: points that the own thread has added.
+        own_others: its other messages; of runs that went in one piece, which count as
+            points, nothing.
+        bytes: bytes handed to the stream.
+        broken: why the stream can no longer be written to, None while it can.
+    """
+
+    __slots__ = (
+        "_own_left",
+        "_stream",
+        "broken",
+        "bytes",
+        "frames",
+        "own_others",
+        "own_points",
+        "size",
+    )
+
+    def __init__(self, stream: Stream) -> None:
+        """Write to `stream`."""
+        self._stream = stream
+        self.frames: collections.deque[bytes] = collections.deque()
+        self.size = 0
+        self.own_points = 0
+        self.own_others = 0
+        # Of all of the own thread's messages, how many have left.
+        self._own_left = 0
+        self.bytes = 0
+        self.broken: OSError | None = None
+
+    def add(self, frame: bytes) -> None:
+        """Add a frame that nothing is counted of."""
+        self.frames.append(frame)
+        self.size += len(frame)
+
+    def flush(
+        self,
+        progress: Progress | None = None,
+        *,
+        in_batch: bool,
+        muted: int,
+        forgets: bool,
+    ) -> None:
+        """Hand everything to the stream, waiting while the peer does not read.
+
+        Args:
+            progress: how much input has been dealt with, None in the midst of it.
+            in_batch: whether a batch is begun, and not ended.
+            muted: how many of the messages that come next were sent before.
+            forgets: whether the handler needs none of the input again.
+
+        Raises:
+            ConnectionClosedError: the connection broke.
+        """
+        # The own thread may add while this one takes: only what was there is taken. The
+        # count of its messages may then be one short until the next flush.
+        data = b"".join([self.frames.popleft() for _ in range(len(self.frames))])
+        self.size = 0
+        messages = self.own_points + self.own_others - self._own_left
+        self._own_left += messages
+        try:
+            if self.broken is not None:
+                raise self.broken
+            if data or progress is not None:
+                self._stream.write(
+                    data,
+                    messages if progress is None else muted,
+                    in_batch=in_batch,
+                    progress=progress,
+                    forgets=forgets,
+                )
+        except OSError as error:
+            self.broken = error
+            problem = f"Kapacitor closed the connection ({error.strerror or error})"
+            raise ConnectionClosedError(problem) from error
+        self.bytes += len(data)

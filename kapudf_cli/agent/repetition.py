@@ -1,0 +1,93 @@
+"""Input repeated, so that a new handler has the state of the one before it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from kapudf_cli.agent.callee import is_caused_by
+from kapudf_cli.agent.dispatch import RepeatAgainError
+from kapudf_cli.errors import ConnectionClosedError, HandlerError
+from kapudf_cli.wire.requests import RequestReader
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from kapudf_cli.agent.callee import Callee
+    from kapudf_cli.agent.dispatch import Dispatcher
+    from kapudf_cli.agent.outbox import Outbox
+
+_log = logging.getLogger(__name__)
+
+
+class Repetition:
+    """Makes a handler anew and gives it what the old one was given, with the outbox muted."""
+
+    def __init__(
+        self, callee: Callee, dispatcher: Dispatcher, outbox: Outbox, *, max_frame_bytes: int
+    ) -> None:
+        """Repeat for the handler of `callee`."""
+        self._callee = callee
+        self._dispatcher = dispatcher
+        self._outbox = outbox
+        self._max_frame_bytes = max_frame_bytes
+        # The offsets of frames that failed or killed, of what may still be repeated.
+        self._failed: set[int] = set()
+
+    def leave_out(self, offset: int) -> None:
+        """Leave the frame at an offset out of whatever is repeated."""
+        self._failed.add(offset)
+
+    def forget(self) -> None:
+        """Forget what failed: the history begins anew after it."""
+        self._failed.clear()
+
+    def repeat(self, history: bytes, until: int, poison: Collection[int] = ()) -> None:
+        """Give a new handler a history, and leave the outbox muted.
+
+        Args:
+            history: requests, as frames: Init, perhaps a Restore, and data.
+            until: the offset in the input at which it ends.
+            poison: the offsets of frames that are left out.
+
+        Raises:
+            HandlerError: the handler raised, as the old one did not.
+            ProtocolError: the history is no history.
+            RefusedError: the handler refused Init or Restore.
+        """
+        # Whatever is repeated later shall not kill another worker with it.
+        self._failed |= set(poison)
+        self._dispatcher.repeats = True
+        try:
+            while True:
+                self.stop_quietly()
+                self._outbox.mute()
+                self._dispatcher.begin()
+                self._callee.make()
+                try:
+                    self._take(history, until)
+                except RepeatAgainError as again:
+                    self._failed.add(again.offset)
+                else:
+                    return
+        finally:
+            self._dispatcher.repeats = False
+            self._outbox.in_hand = None
+
+    def stop_quietly(self) -> None:
+        """Let the handler release what it holds; another one writes in its place."""
+        try:
+            self._callee.stop()
+        except (HandlerError, ConnectionClosedError) as error:
+            if not is_caused_by(error, ConnectionClosedError):
+                _log.warning("stop failed: %s", error, exc_info=error)
+
+    def _take(self, history: bytes, until: int) -> None:
+        requests = RequestReader(self._max_frame_bytes)
+        requests.resume_at(until - len(history))
+        for message in requests.feed(history):
+            if requests.offset in self._failed:
+                self._dispatcher.drop(message)
+            else:
+                self._dispatcher.dispatch(message, requests.offset)
+            requests.raw = self._callee.handler.raw_point is not None

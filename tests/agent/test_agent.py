@@ -1,0 +1,1131 @@
+"""One connection from its first byte to its account, with the agent at work in a thread."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import threading
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.errors import (
+    ConnectionClosedError,
+    EmptyMessageError,
+    FrameTooLongError,
+    HandlerError,
+    InvalidWriteError,
+    TruncatedFrameError,
+    UndecodableMessageError,
+    UnexpectedMessageError,
+    VarintTooLongError,
+)
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.wire.codec import REQUESTS, RESPONSES
+from kapudf_cli.wire.udf_pb2 import (
+    BATCH,
+    STREAM,
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InfoRequest,
+    InfoResponse,
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+from tests.peers import agent_with, in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from kapudf_cli.errors import ProtocolError
+    from kapudf_cli.kit.handler import Writer
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from tests.peers import ServedAgent
+
+INIT = InitRequest(taskID="task", nodeID="node2")
+INITIALIZED = InitResponse(success=True)
+#: A point of about 64 KiB, some hundred of which no socket holds.
+LARGE = Point(name="x" * 65_536)
+
+
+class Mirror(Handler):
+    """The least that a handler can be, and send points back."""
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
+
+
+class BatchMirror(Mirror):
+    """The same for batches."""
+
+    wants = BATCH
+    provides = BATCH
+
+
+class Recorder(Handler):
+    """Notes each call, and raises in one of them."""
+
+    wants = BATCH
+    provides = BATCH
+    calls: ClassVar[list[str]]
+    fails_in: ClassVar[str] = ""
+    error: ClassVar[BaseException] = ValueError("no good,\n  twice")
+
+    def __init__(self, agent: Writer) -> None:
+        super().__init__(agent)
+        self._note("__init__")
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if call == self.fails_in:
+            raise self.error
+
+    def info(self) -> InfoResponse:
+        self._note("info")
+        return super().info()
+
+    def init(self, request: InitRequest, /) -> InitResponse:
+        self._note("init")
+        return super().init(request)
+
+    def snapshot(self) -> SnapshotResponse:
+        self._note("snapshot")
+        return super().snapshot()
+
+    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
+        self._note("restore")
+        return super().restore(request)
+
+    def begin_batch(self, begin: BeginBatch, /) -> None:
+        self._note("begin_batch")
+        super().begin_batch(begin)
+
+    def point(self, point: Point, /) -> None:
+        self._note("point")
+        self.agent.write_point(point)
+
+    def end_batch(self, end: EndBatch, /) -> None:
+        self._note("end_batch")
+        super().end_batch(end)
+
+    def stop(self) -> None:
+        self._note("stop")
+
+
+#: Leads to a call of every method of a handler, in the order of METHODS.
+EVERYTHING: list[RequestMessage] = [
+    InfoRequest(),
+    INIT,
+    RestoreRequest(),
+    BeginBatch(),
+    Point(),
+    SnapshotRequest(),
+    EndBatch(),
+]
+METHODS = [
+    "__init__", "info", "init", "restore", "begin_batch", "point", "snapshot", "end_batch", "stop",
+]  # fmt: skip
+
+
+def encoded(*messages: RequestMessage) -> bytes:
+    return b"".join(map(REQUESTS.encode, messages))
+
+
+def play(served: ServedAgent, data: bytes) -> list[ResponseMessage]:
+    """Send `data`, end the input, and return every response."""
+    served.side.send_bytes(data)
+    served.side.half_close()
+    return list(served.side.responses())
+
+
+def play_until_error(served: ServedAgent, data: bytes) -> list[ResponseMessage]:
+    """Send `data`, and return the responses up to the error; hang up as Kapacitor does."""
+    served.side.send_bytes(data)
+    responses: list[ResponseMessage] = []
+    while not isinstance(responses[-1] if responses else None, ErrorResponse):
+        response = served.side.receive()
+        assert response is not None, responses
+        responses.append(response)
+    served.connection.shutdown(socket.SHUT_WR)
+    assert served.side.receive() is None
+    return responses
+
+
+def wait_for_bytes(served: ServedAgent) -> None:
+    """Wait until something has come from the agent, and leave it unread."""
+    assert served.connection.recv(1, socket.MSG_PEEK)
+
+
+# --- an ordinary connection ---
+
+
+def test_a_handler_with_nothing_but_a_point_method_is_enough() -> None:
+    """Info, init, restore and snapshot have answers without its doing."""
+    with agent_with(Mirror) as served:
+        responses = play(
+            served,
+            encoded(InfoRequest(), INIT, RestoreRequest(), Point(time=1), SnapshotRequest()),
+        )
+    assert responses == [
+        InfoResponse(wants=STREAM, provides=STREAM),
+        INITIALIZED,
+        RestoreResponse(success=True),
+        Point(time=1),
+        SnapshotResponse(),
+    ]
+    account = served.account()
+    assert (account.reason, account.error) == (Reason.CLOSED, None)
+
+
+def test_batches_are_passed_on_by_default() -> None:
+    """Begin and end of a batch need no method where batches go in and out."""
+    sent: list[RequestMessage] = [BeginBatch(name="b", size=1), Point(time=1), EndBatch(tmax=2)]
+    with agent_with(BatchMirror) as served:
+        assert play(served, encoded(INIT, *sent)) == [INITIALIZED, *sent]
+
+
+def test_what_a_connection_did_is_counted() -> None:
+    """Messages each way, bytes each way, and who it was for."""
+    data = encoded(
+        INIT, BeginBatch(), Point(), Point(), EndBatch(), BeginBatch(), Point(), EndBatch()
+    )
+    with agent_with(BatchMirror) as served:
+        responses = play(served, data)
+    account = served.account()
+    assert (account.task_id, account.node_id) == ("task", "node2")
+    assert (account.points_in, account.points_out) == (3, 3)
+    assert (account.batches_in, account.batches_out) == (2, 2)
+    assert account.bytes_in == len(data)
+    assert account.bytes_out == sum(len(RESPONSES.encode(response)) for response in responses)
+    assert account.unprocessed_bytes == 0
+    assert not account.batch_unfinished
+
+
+def test_a_connection_without_a_byte_is_an_ordinary_one() -> None:
+    """The handler is made and stopped, and the account is empty."""
+
+    class Idle(Recorder):
+        calls: ClassVar[list[str]] = []
+
+    with agent_with(Idle) as served:
+        assert play(served, b"") == []
+    account = served.account()
+    assert Idle.calls == ["__init__", "stop"]
+    account.duration_s = 0.0
+    assert account == Account()
+
+
+def test_whoever_serves_is_told_once_init_has_named_the_task() -> None:
+    """The account at that time has the names, and init has not been called yet."""
+
+    class Told(Recorder):
+        calls: ClassVar[list[str]] = []
+
+    told: list[tuple[str, str, list[str]]] = []
+
+    def on_init(account: Account) -> None:
+        told.append((account.task_id, account.node_id, Told.calls.copy()))
+
+    with agent_with(Told, on_init=on_init) as served:
+        play(served, encoded(InfoRequest(), INIT))
+    assert told == [("task", "node2", ["__init__", "info"])]
+
+
+def test_a_keepalive_is_answered_with_its_time() -> None:
+    """Before Init, after it, and inside a batch; no method of the handler is called."""
+
+    class Alive(Recorder):
+        calls: ClassVar[list[str]] = []
+
+    with agent_with(Alive) as served:
+        for time, before in enumerate((None, INIT, BeginBatch())):
+            if before is not None:
+                served.side.send(before)
+            served.side.send(KeepaliveRequest(time=time))
+            response = served.side.receive()
+            while not isinstance(response, KeepaliveResponse):
+                response = served.side.receive()
+            assert response.time == time
+        play(served, b"")
+    assert Alive.calls == ["__init__", "info", "init", "begin_batch", "stop"]
+
+
+def test_what_stop_writes_reaches_kapacitor() -> None:
+    """A task that ends by itself reads until the UDF closes."""
+
+    class Last(Mirror):
+        def stop(self) -> None:
+            self.agent.write_point(Point(name="last"))
+
+    with agent_with(Last) as served:
+        responses = play(served, encoded(INIT, Point(time=1)))
+    assert responses == [INITIALIZED, Point(time=1), Point(name="last")]
+
+
+def test_what_stop_writes_reaches_kapacitor_where_no_data_came() -> None:
+    """Once the input has ended no Restore can follow, and a summary of nothing is one too."""
+
+    class Last(Mirror):
+        def stop(self) -> None:
+            self.agent.write_point(Point(name="last"))
+
+    with agent_with(Last) as served:
+        responses = play(served, encoded(INIT))
+    assert responses == [INITIALIZED, Point(name="last")]
+    assert served.account().points_out == 1
+
+
+def test_what_stop_writes_without_init_is_not_sent() -> None:
+    """A connection that is there for Info takes no data, and counts none as sent."""
+
+    class Last(Mirror):
+        def stop(self) -> None:
+            self.agent.write_point(Point(name="last"))
+
+    with agent_with(Last) as served:
+        responses = play(served, encoded(InfoRequest()))
+    assert responses == [InfoResponse()]
+    assert served.account().points_out == 0
+
+
+def test_a_batch_that_the_handler_left_open_is_in_the_account() -> None:
+    """What it began has no end, which nobody else would learn of."""
+
+    class Unfinished(BatchMirror):
+        def end_batch(self, end: EndBatch, /) -> None:
+            del end
+
+    with agent_with(Unfinished) as served:
+        play(served, encoded(INIT, BeginBatch(), Point(), EndBatch()))
+    account = served.account()
+    assert account.batch_unfinished
+    assert (account.batches_in, account.batches_out) == (1, 0)
+
+
+# --- when data leaves ---
+
+
+class Eager(Mirror):
+    """Writes wherever it is asked for something."""
+
+    def init(self, request: InitRequest, /) -> InitResponse:
+        self.agent.write_point(Point(name="init"))
+        return super().init(request)
+
+    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
+        self.agent.write_point(Point(name="restore"))
+        return super().restore(request)
+
+    def snapshot(self) -> SnapshotResponse:
+        self.agent.write_point(Point(name="snapshot"))
+        return super().snapshot()
+
+
+def test_what_is_written_in_init_and_restore_leaves_after_their_answers() -> None:
+    """Kapacitor reads no data while it waits for them."""
+    with agent_with(Eager) as served:
+        served.side.send(INIT)
+        assert served.side.receive() == INITIALIZED
+        served.side.send(KeepaliveRequest(time=1))
+        assert served.side.receive() == KeepaliveResponse(time=1)
+        served.side.send(RestoreRequest())
+        responses = [served.side.receive() for _ in range(3)]
+    assert responses == [RestoreResponse(success=True), Point(name="init"), Point(name="restore")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        ([Point(time=1)], [Point(name="init"), Point(time=1)]),
+        (
+            [SnapshotRequest()],
+            [Point(name="init"), Point(name="snapshot"), SnapshotResponse()],
+        ),
+        (
+            [KeepaliveRequest(time=1), KeepaliveRequest(time=2)],
+            [KeepaliveResponse(time=1), KeepaliveResponse(time=2), Point(name="init")],
+        ),
+        ([BeginBatch()], [Point(name="init")]),
+    ],
+    ids=["point", "snapshot", "two keepalives", "begin"],
+)
+def test_what_is_written_in_init_leaves_once_no_restore_can_follow(
+    sent: list[RequestMessage], received: list[ResponseMessage]
+) -> None:
+    """Data, a snapshot, or a second keepalive tells that Kapacitor waits for no answer."""
+    with agent_with(Eager) as served:
+        served.side.send(INIT)
+        assert served.side.receive() == INITIALIZED
+        served.side.send_bytes(encoded(*sent))
+        assert [served.side.receive() for _ in received] == received
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_keepalives_before_init_let_no_data_out(before: int) -> None:
+    """The two that count are those after the answer to Init."""
+    early = [KeepaliveRequest(time=time) for time in range(before)]
+    with agent_with(Eager) as served:
+        served.side.send_bytes(encoded(*early, INIT, KeepaliveRequest(time=9), RestoreRequest()))
+        responses = [served.side.receive() for _ in range(before + 5)]
+    assert responses == [
+        *(KeepaliveResponse(time=keepalive.time) for keepalive in early),
+        INITIALIZED,
+        KeepaliveResponse(time=9),
+        RestoreResponse(success=True),
+        Point(name="init"),
+        Point(name="restore"),
+    ]
+
+
+def test_what_was_written_before_a_snapshot_answer_leaves_before_it() -> None:
+    """A state that counts some points as sent is never stored before they are."""
+    points = [Point(time=time) for time in range(100)]
+    with agent_with(Eager) as served:
+        responses = play(served, encoded(INIT, *points, SnapshotRequest(), Point(time=100)))
+    assert responses == [
+        INITIALIZED,
+        Point(name="init"),
+        *points,
+        Point(name="snapshot"),
+        SnapshotResponse(),
+        Point(time=100),
+    ]
+
+
+def test_a_thread_of_the_handlers_own_writes_at_any_time() -> None:
+    """Its points arrive while nothing comes in."""
+    write = threading.Event()
+
+    class Ticker(Mirror):
+        def init(self, request: InitRequest, /) -> InitResponse:
+            self._thread = in_thread(self._tick)
+            return super().init(request)
+
+        def _tick(self) -> None:
+            assert write.wait(PATIENCE_S)
+            self.agent.write_point(Point(name="tick"))
+
+        def stop(self) -> None:
+            self._thread.result(PATIENCE_S)
+
+    with agent_with(Ticker) as served:
+        served.side.send_bytes(encoded(INIT, Point(time=1)))
+        assert [served.side.receive() for _ in range(2)] == [INITIALIZED, Point(time=1)]
+        write.set()
+        assert served.side.receive() == Point(name="tick")
+        play(served, b"")
+    assert served.account().points_out == 2
+
+
+@pytest.mark.parametrize("opening", [[], [InfoRequest()], [INIT]], ids=["none", "info", "init"])
+def test_a_thread_that_waits_to_write_does_not_hold_up_the_end(
+    opening: list[RequestMessage],
+) -> None:
+    """A handler that joins its thread in stop can do so, even if no data could leave."""
+
+    class Producer(Mirror):
+        def __init__(self, agent: Writer) -> None:
+            super().__init__(agent)
+            self._thread = in_thread(self._produce)
+
+        def _produce(self) -> None:
+            for _ in range(40):
+                self.agent.write_point(LARGE)
+
+        def stop(self) -> None:
+            self._thread.exception(PATIENCE_S)
+
+    with agent_with(Producer) as served:
+        responses = play(served, encoded(*opening))
+        account = served.account()
+    assert [type(response) for response in responses[: len(opening)]] == [
+        InfoResponse if isinstance(request, InfoRequest) else InitResponse for request in opening
+    ]
+    assert account.error is None
+    assert account.stop_error is None
+
+
+# --- a handler that raises ---
+
+
+@pytest.mark.parametrize("error", [ValueError("no good,\n  twice"), SystemExit(3)], ids=type)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_raises_ends_the_connection_with_its_error(
+    method: str, error: BaseException
+) -> None:
+    """Kapacitor is told class, method and cause in a line, and the handler is stopped, once."""
+
+    class Broken(Recorder):
+        calls: ClassVar[list[str]] = []
+        fails_in = method
+
+    Broken.error = error
+    cause = "ValueError: no good, twice" if isinstance(error, ValueError) else "SystemExit: 3"
+    with agent_with(Broken) as served:
+        if method == "stop":
+            responses = play(served, encoded(*EVERYTHING))
+        else:
+            responses = play_until_error(served, encoded(*EVERYTHING))
+        account = served.account()
+
+    assert responses[-1] == ErrorResponse(error=f"Broken.{method} raised {cause}")
+    assert account.reason is Reason.HANDLER_ERROR
+    assert isinstance(account.error, HandlerError)
+    assert (account.error.handler, account.error.method) == ("Broken", method)
+    assert account.error.cause is account.error.__cause__ is error
+    assert account.stop_error is None
+    called = METHODS[: METHODS.index(method) + 1]
+    if method not in {"__init__", "stop"}:
+        called.append("stop")
+    if "init" in called:
+        called.insert(called.index("init"), "info")
+    assert Broken.calls == called
+
+
+def test_a_declaration_that_raises_at_init_is_named() -> None:
+    """At Init the handler is asked for its info too, on a connection that had no Info."""
+
+    class Broken(Recorder):
+        calls: ClassVar[list[str]] = []
+        fails_in = "info"
+
+    with agent_with(Broken) as served:
+        responses = play_until_error(served, encoded(INIT))
+        account = served.account()
+    assert responses == [ErrorResponse(error="Broken.info raised ValueError: no good, twice")]
+    assert account.reason is Reason.HANDLER_ERROR
+    assert Broken.calls == ["__init__", "info", "stop"]
+
+
+def test_what_was_written_before_an_error_leaves_before_it() -> None:
+    """The points that the handler had written are not lost."""
+
+    class Third(Mirror):
+        def point(self, point: Point, /) -> None:
+            if point.time == 3:
+                raise LookupError
+            super().point(point)
+
+    points = [Point(time=time) for time in (1, 2, 3, 4)]
+    with agent_with(Third) as served:
+        responses = play_until_error(served, encoded(INIT, *points))
+        account = served.account()
+    assert responses == [
+        INITIALIZED,
+        *points[:2],
+        ErrorResponse(error="Third.point raised LookupError"),
+    ]
+    assert (account.points_in, account.points_out) == (3, 2)
+    # The frame at which the handler failed is not processed, nor is what follows.
+    assert account.unprocessed_bytes == len(encoded(*points[2:]))
+
+
+def test_a_stop_that_raises_after_an_error_does_not_hide_it() -> None:
+    """The account has both, each in its place."""
+
+    class Twice(Mirror):
+        def point(self, point: Point, /) -> None:
+            raise ValueError(point.time)
+
+        def stop(self) -> None:
+            raise OSError("stuck")
+
+    with agent_with(Twice) as served:
+        play_until_error(served, encoded(INIT, Point(time=7)))
+        account = served.account()
+    assert account.reason is Reason.HANDLER_ERROR
+    assert str(account.error) == "Twice.point raised ValueError: 7"
+    assert str(account.stop_error) == "Twice.stop raised OSError: stuck"
+
+
+def test_a_stop_that_writes_after_an_error_is_no_second_error() -> None:
+    """It flushes as it always does, and cannot know that nobody listens."""
+    raised: list[Exception] = []
+
+    class Flusher(Mirror):
+        def point(self, point: Point, /) -> None:
+            raise ValueError(point.time)
+
+        def stop(self) -> None:
+            try:
+                self.agent.write_point(Point())
+            except ConnectionClosedError as error:
+                raised.append(error)
+                raise
+
+    with agent_with(Flusher) as served:
+        play_until_error(served, encoded(INIT, Point()))
+        account = served.account()
+    assert len(raised) == 1
+    assert account.reason is Reason.HANDLER_ERROR
+    assert account.stop_error is None
+
+
+class UnprintableError(Exception):
+    """An exception whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnprintableError(), ValueError("caf\udce9"), ValueError("x" * 2000)],
+    ids=["without a text", "not encodable", "over the frame limit"],
+)
+def test_an_error_that_cannot_be_told_as_it_is_ends_the_connection_in_order(
+    error: Exception,
+) -> None:
+    """Kapacitor is told what can be told, the handler is stopped, and the account is complete."""
+
+    class Broken(Recorder):
+        calls: ClassVar[list[str]] = []
+        fails_in = "init"
+
+    Broken.error = error
+    with agent_with(Broken, max_frame_bytes=1000) as served:
+        served.side.send(INIT)
+        account = served.account()
+        response = served.side.receive()
+    assert account.reason is Reason.HANDLER_ERROR
+    assert Broken.calls[-1] == "stop"
+    assert isinstance(response, ErrorResponse)
+    assert response.error.startswith(f"Broken.init raised {type(error).__name__}")
+
+
+@pytest.mark.parametrize(
+    ("method", "request_message"),
+    [
+        ("info", InfoRequest()),
+        ("init", INIT),
+        ("snapshot", SnapshotRequest()),
+        ("restore", RestoreRequest()),
+    ],
+)
+@pytest.mark.parametrize("answer", [None, True, ErrorResponse(error="no")], ids=type)
+def test_a_method_that_returns_no_answer_ends_the_connection(
+    method: str, request_message: RequestMessage, answer: object
+) -> None:
+    """The error says what was returned, and what belongs there."""
+
+    class Wrong(Mirror):
+        pass
+
+    def returns_answer(*_: object) -> object:
+        return answer
+
+    returns_answer.__name__ = method
+    setattr(Wrong, method, returns_answer)
+    opening = encoded(INIT) if method in {"snapshot", "restore"} else b""
+    with agent_with(Wrong) as served:
+        responses = play_until_error(served, opening + encoded(request_message))
+        account = served.account()
+    expected = f"{method.title()}Response"
+    assert responses[-1] == ErrorResponse(
+        error=f"Wrong.{method} raised TypeError: "
+        f"returned {type(answer).__name__} where {expected} belongs"
+    )
+    assert account.reason is Reason.HANDLER_ERROR
+
+
+def test_a_declaration_that_is_none_at_init_ends_the_connection() -> None:
+    """At Init, too, what info returns is checked before it is used."""
+
+    class Wrong(Recorder):
+        calls: ClassVar[list[str]] = []
+
+        def info(self) -> InfoResponse:
+            return None  # type: ignore[return-value]
+
+    with agent_with(Wrong) as served:
+        served.side.send(INIT)
+        account = served.account()
+        response = served.side.receive()
+    assert isinstance(response, ErrorResponse)
+    assert response.error.startswith("Wrong.info raised TypeError: returned NoneType")
+    assert account.reason is Reason.HANDLER_ERROR
+    assert Wrong.calls == ["__init__", "stop"]
+
+
+def test_a_method_that_is_no_function_is_blamed_by_its_place() -> None:
+    """A handler may choose at run time how it takes an end, and may fail there."""
+
+    def fail(reason: str, end: EndBatch) -> None:
+        raise ValueError(reason, end.tmax)
+
+    class Chooser(BatchMirror):
+        def init(self, request: InitRequest, /) -> InitResponse:
+            self.end_batch = functools.partial(fail, "chosen")  # type: ignore[method-assign]
+            return super().init(request)
+
+    with agent_with(Chooser) as served:
+        served.side.send_bytes(encoded(INIT, BeginBatch(), EndBatch(tmax=1)))
+        account = served.account()
+    assert str(account.error) == "Chooser.end_batch raised ValueError: ('chosen', 1)"
+
+
+def test_a_snapshot_over_the_frame_limit_ends_the_connection() -> None:
+    """The error blames the method that returned it."""
+
+    class Hoarder(Mirror):
+        def snapshot(self) -> SnapshotResponse:
+            return SnapshotResponse(snapshot=b"x" * 1000)
+
+    with agent_with(Hoarder, max_frame_bytes=500) as served:
+        responses = play_until_error(served, encoded(INIT, SnapshotRequest()))
+        account = served.account()
+    assert account.reason is Reason.HANDLER_ERROR
+    assert responses[0] == INITIALIZED
+    assert isinstance(responses[1], ErrorResponse)
+    assert responses[1].error.startswith(
+        "Hoarder.snapshot raised InvalidWriteError: a SnapshotResponse of 10"
+    )
+
+
+# --- writes that may not be ---
+
+
+def test_an_invalid_write_that_the_handler_does_not_catch_ends_the_connection() -> None:
+    """It is an error of the method that wrote."""
+
+    class Invalid(Mirror):
+        def point(self, point: Point, /) -> None:
+            self.agent.write_end_batch(EndBatch(tmax=point.time))
+
+    with agent_with(Invalid) as served:
+        responses = play_until_error(served, encoded(INIT, Point()))
+        account = served.account()
+    assert responses == [
+        INITIALIZED,
+        ErrorResponse(
+            error="Invalid.point raised InvalidWriteError: "
+            "an EndBatch without a BeginBatch before it"
+        ),
+    ]
+    assert account.reason is Reason.HANDLER_ERROR
+
+
+def test_an_invalid_write_that_the_handler_catches_changes_nothing() -> None:
+    """It was not sent, and the connection goes on."""
+
+    class Careful(Mirror):
+        def point(self, point: Point, /) -> None:
+            try:
+                self.agent.write_begin_batch(BeginBatch())
+            except InvalidWriteError:
+                super().point(point)
+
+    with agent_with(Careful) as served:
+        responses = play(served, encoded(INIT, Point(time=1), Point(time=2)))
+    assert responses == [INITIALIZED, Point(time=1), Point(time=2)]
+    assert served.account().reason is Reason.CLOSED
+
+
+def test_an_invalid_write_of_another_thread_ends_the_connection() -> None:
+    """The thread's exception would reach nobody, so the agent makes it the connection's."""
+    write = threading.Event()
+
+    class Invalid(Mirror):
+        def init(self, request: InitRequest, /) -> InitResponse:
+            self._thread = in_thread(self._write)
+            return super().init(request)
+
+        def _write(self) -> None:
+            assert write.wait(PATIENCE_S)
+            self.agent.write_end_batch(EndBatch())
+
+    with agent_with(Invalid) as served:
+        served.side.send(INIT)
+        assert served.side.receive() == INITIALIZED
+        write.set()
+        responses = play_until_error(served, b"")
+        account = served.account()
+    assert responses == [
+        ErrorResponse(
+            error="Invalid.write raised InvalidWriteError: "
+            "an EndBatch without a BeginBatch before it"
+        )
+    ]
+    assert account.reason is Reason.HANDLER_ERROR
+
+
+def test_an_invalid_write_of_another_thread_during_stop_is_in_the_account() -> None:
+    """A thread that flushes what it has when it is told to stop may fail there as well."""
+
+    class Invalid(Mirror):
+        def _write(self) -> None:
+            self.agent.write_end_batch(EndBatch())
+
+        def stop(self) -> None:
+            in_thread(self._write).exception(PATIENCE_S)
+
+    with agent_with(Invalid) as served:
+        play(served, encoded(INIT, Point()))
+        account = served.account()
+    assert account.reason is Reason.HANDLER_ERROR
+    assert isinstance(account.error, HandlerError)
+    assert isinstance(account.error.cause, InvalidWriteError)
+
+
+def test_a_handler_of_batches_cannot_write_a_bare_point_before_init() -> None:
+    """Its edge is known from its class, so no write slips past the check."""
+    refused: list[InvalidWriteError] = []
+
+    class Early(BatchMirror):
+        def __init__(self, agent: Writer) -> None:
+            super().__init__(agent)
+            try:
+                agent.write_point(Point(name="bare"))
+            except InvalidWriteError as error:
+                refused.append(error)
+
+    sent: list[RequestMessage] = [BeginBatch(), EndBatch()]
+    with agent_with(Early) as served:
+        assert play(served, encoded(INIT, *sent)) == [INITIALIZED, *sent]
+    assert len(refused) == 1
+
+
+# --- a peer that breaks the protocol ---
+
+#: Bytes after an Init, where among them the fault starts, and the error.
+FAULTS: dict[str, tuple[bytes, int, type[ProtocolError]]] = {
+    "a length of too many bits": (b"\xff\xff\xff\xff\x7f", 0, VarintTooLongError),
+    "a frame over the limit": (b"\x81\x80\x01", 0, FrameTooLongError),
+    "garbage": (b"\x03\xff\xff\xff", 0, UndecodableMessageError),
+    "text that is no UTF-8": (b"\x06\x8a\x01\x03\x12\x01\xff", 0, UndecodableMessageError),
+    "an empty request": (b"\x00", 0, EmptyMessageError),
+    "an empty request after another": (encoded(SnapshotRequest()) + b"\x00", 3, EmptyMessageError),
+    "a second init": (encoded(INIT), 0, UnexpectedMessageError),
+    "an end without a begin": (encoded(EndBatch()), 0, UnexpectedMessageError),
+    "a begin inside a batch": (encoded(BeginBatch(), BeginBatch()), 4, UnexpectedMessageError),
+    "an end after an end": (
+        encoded(BeginBatch(), EndBatch(), EndBatch()),
+        8,
+        UnexpectedMessageError,
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "offset", "kind"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_protocol_error_ends_the_connection_with_its_offset(
+    data: bytes, offset: int, kind: type[ProtocolError]
+) -> None:
+    """Kapacitor is told the problem and the place; the handler is stopped, once and last."""
+
+    class Innocent(Recorder):
+        calls: ClassVar[list[str]] = []
+
+    opening = encoded(KeepaliveRequest(time=1), INIT)
+    with agent_with(Innocent, max_frame_bytes=0x4000) as served:
+        responses = play_until_error(served, opening + data)
+        account = served.account()
+    assert account.reason is Reason.PROTOCOL_ERROR
+    error = account.error
+    assert isinstance(error, kind)
+    assert error.offset == len(opening) + offset
+    assert responses[-1] == ErrorResponse(error=str(error))
+    assert f"(in the frame at byte {error.offset})" in str(error)
+    assert account.unprocessed_bytes == len(data) - offset
+    assert Innocent.calls.count("stop") == 1
+    assert Innocent.calls[-1] == "stop"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Point(), BeginBatch(), EndBatch(), SnapshotRequest(), RestoreRequest()],
+    ids=lambda message: type(message).__name__,
+)
+def test_nothing_reaches_a_handler_before_init(message: RequestMessage) -> None:
+    """The offset of a fault in the very first frame is 0."""
+
+    class Innocent(Recorder):
+        calls: ClassVar[list[str]] = []
+
+    with agent_with(Innocent) as served:
+        responses = play_until_error(served, encoded(message))
+        account = served.account()
+    problem = f"a {type(message).__name__} may not come before Init (in the frame at byte 0)"
+    assert responses == [ErrorResponse(error=problem)]
+    assert account.reason is Reason.PROTOCOL_ERROR
+    assert Innocent.calls == ["__init__", "stop"]
+
+
+def test_an_input_that_ends_inside_a_frame_is_a_protocol_error() -> None:
+    """What came of the frame reached nobody, and the account says how much it was."""
+    data = encoded(INIT, Point(time=1), Point(time=2))
+    with agent_with(Mirror) as served:
+        responses = play(served, data[:-1])
+        account = served.account()
+    assert responses[:2] == [INITIALIZED, Point(time=1)]
+    assert isinstance(responses[2], ErrorResponse)
+    assert isinstance(account.error, TruncatedFrameError)
+    assert account.error.offset == len(encoded(INIT, Point(time=1)))
+    assert account.reason is Reason.PROTOCOL_ERROR
+    assert account.unprocessed_bytes == len(encoded(Point(time=2))) - 1
+
+
+def test_what_still_comes_after_an_error_is_counted_as_unprocessed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is read away until Kapacitor has read the error, and reaches nobody."""
+    monkeypatch.setattr("kapudf_cli.agent.agent._SETTLE_TIMEOUT_S", PATIENCE_S)
+    with agent_with(Mirror) as served:
+        served.side.send_bytes(encoded(INIT) + b"\x00")
+        wait_for_bytes(served)
+        served.side.send_bytes(b"x" * 1000)
+        responses = list(served.side.responses())
+        account = served.account()
+    assert responses[0] == INITIALIZED
+    assert isinstance(responses[1], ErrorResponse)
+    assert len(responses) == 2
+    assert account.unprocessed_bytes == 1 + 1000
+
+
+# --- a handler that refuses ---
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"), [("not now", "not now"), ("", "no reason given")], ids=["reason", "none"]
+)
+@pytest.mark.parametrize("method", ["init", "restore"])
+def test_a_connection_that_was_refused_ends_after_the_answer(
+    method: str, error: str, refusal: str
+) -> None:
+    """Kapacitor would leave it open; what follows the refusal reaches nobody."""
+
+    class Refuser(Recorder):
+        calls: ClassVar[list[str]] = []
+
+        def init(self, request: InitRequest, /) -> InitResponse:
+            super().init(request)
+            return InitResponse(success=method != "init", error=error)
+
+        def restore(self, request: RestoreRequest, /) -> RestoreResponse:
+            super().restore(request)
+            return RestoreResponse(success=False, error=error)
+
+    opening: list[RequestMessage] = [INIT] if method == "init" else [INIT, RestoreRequest()]
+    rest = encoded(BeginBatch(), Point())
+    with agent_with(Refuser) as served:
+        served.side.send_bytes(encoded(*opening) + rest)
+        responses = list(served.side.responses())
+        account = served.account()
+    answers: list[ResponseMessage] = [InitResponse(success=method != "init", error=error)]
+    if method == "restore":
+        answers.append(RestoreResponse(error=error))
+    assert responses == answers
+    assert (account.reason, account.error) == (Reason.CLOSED, None)
+    assert account.refusal == f"{method} was refused: {refusal}"
+    assert Refuser.calls[-2:] == [method, "stop"]
+    assert account.points_in == 0
+
+
+# --- a peer that goes away ---
+
+
+@pytest.mark.parametrize("style", ["lets it out", "wraps it", "swallows it"])
+def test_a_broken_pipe_is_the_ordinary_end_of_a_connection(style: str) -> None:
+    """A task that is disabled reads nothing more, and that is nobody's fault."""
+    entered, gone = threading.Event(), threading.Event()
+
+    class Writes(Mirror):
+        def point(self, point: Point, /) -> None:
+            entered.set()
+            assert gone.wait(PATIENCE_S)
+            try:
+                for _ in range(3):
+                    self.agent.write_point(LARGE)
+            except ConnectionClosedError as error:
+                if style == "wraps it":
+                    raise RuntimeError(point.time) from error
+                if style == "lets it out":
+                    raise
+
+    with agent_with(Writes) as served:
+        served.side.send_bytes(encoded(INIT, Point()))
+        assert entered.wait(PATIENCE_S)
+    gone.set()
+    account = served.account()
+    assert account.reason is Reason.CLOSED
+    assert account.error is None
+    assert account.stop_error is None
+
+
+def test_a_broken_pipe_at_a_flush_is_the_ordinary_end_of_a_connection() -> None:
+    """A few points that wait for the next flush are lost without a word."""
+    entered, gone = threading.Event(), threading.Event()
+
+    class Writes(Mirror):
+        def point(self, point: Point, /) -> None:
+            entered.set()
+            assert gone.wait(PATIENCE_S)
+            super().point(point)
+
+    with agent_with(Writes) as served:
+        served.side.send_bytes(encoded(INIT, Point()))
+        assert entered.wait(PATIENCE_S)
+    gone.set()
+    account = served.account()
+    assert (account.reason, account.error) == (Reason.CLOSED, None)
+    assert account.bytes_out == 0
+
+
+def test_a_reset_is_the_ordinary_end_of_a_connection() -> None:
+    """Kapacitor closes without having read all that was sent to it."""
+
+    class Stopped(Recorder):
+        calls: ClassVar[list[str]] = []
+
+    with agent_with(Stopped) as served:
+        served.side.send_bytes(encoded(INIT, BeginBatch(), Point()))
+        wait_for_bytes(served)
+    account = served.account()
+    assert (account.reason, account.error) == (Reason.CLOSED, None)
+    assert Stopped.calls[-1] == "stop"
+
+
+def test_a_handlers_own_error_on_a_lost_connection_is_still_the_handlers() -> None:
+    """An error that has nothing to do with the connection is not excused by it."""
+    entered, gone = threading.Event(), threading.Event()
+
+    class Fails(Mirror):
+        def point(self, point: Point, /) -> None:
+            entered.set()
+            assert gone.wait(PATIENCE_S)
+            raise ValueError(point.time)
+
+    with agent_with(Fails) as served:
+        served.side.send_bytes(encoded(INIT, Point()))
+        assert entered.wait(PATIENCE_S)
+    gone.set()
+    account = served.account()
+    assert account.reason is Reason.HANDLER_ERROR
+    assert str(account.error) == "Fails.point raised ValueError: 0"
+
+
+# --- stop and abort ---
+
+
+def test_an_idle_agent_stops_at_once() -> None:
+    """The handler is stopped, its last words are sent, and the connection closes."""
+
+    class Last(Mirror):
+        def stop(self) -> None:
+            self.agent.write_point(Point(name="last"))
+
+    with agent_with(Last) as served:
+        served.side.send_bytes(encoded(INIT, Point(time=1)))
+        assert [served.side.receive() for _ in range(2)] == [INITIALIZED, Point(time=1)]
+        served.agent.stop()
+        assert list(served.side.responses()) == [Point(name="last")]
+        account = served.account()
+    assert account.reason is Reason.STOPPED
+    assert account.error is None
+    assert account.unprocessed_bytes == 0
+
+
+def test_an_agent_that_is_stopped_processes_what_has_arrived() -> None:
+    """Every point that Kapacitor had sent by then is answered."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(Mirror):
+        def point(self, point: Point, /) -> None:
+            entered.set()
+            assert go_on.wait(PATIENCE_S)
+            super().point(point)
+
+    points = [Point(time=time, name="x" * 1000) for time in range(100)]
+    with agent_with(Slow) as served:
+        served.side.send_bytes(encoded(INIT, points[0]))
+        assert entered.wait(PATIENCE_S)
+        served.side.send_bytes(encoded(*points[1:]))
+        served.agent.stop()
+        go_on.set()
+        assert list(served.side.responses()) == [INITIALIZED, *points]
+        account = served.account()
+    assert account.reason is Reason.STOPPED
+    assert account.points_in == account.points_out == 100
+
+
+def test_an_agent_that_is_stopped_inside_a_frame_leaves_it_unprocessed() -> None:
+    """That the rest has not come is no error of the peer's."""
+    part = encoded(Point(time=1))[:-1]
+    with agent_with(Mirror) as served:
+        served.side.send(INIT)
+        assert served.side.receive() == INITIALIZED
+        served.side.send_bytes(part)
+        served.agent.stop()
+        assert list(served.side.responses()) == []
+        account = served.account()
+    assert (account.reason, account.error) == (Reason.STOPPED, None)
+    assert account.unprocessed_bytes == len(part)
+
+
+def test_a_handler_that_fails_while_it_stops_is_a_handler_that_fails() -> None:
+    """Being told to stop excuses nothing."""
+
+    class Broken(Recorder):
+        calls: ClassVar[list[str]] = []
+        fails_in = "stop"
+
+    with agent_with(Broken) as served:
+        served.side.send(INIT)
+        assert served.side.receive() == INITIALIZED
+        served.agent.stop()
+        response = served.side.receive()
+        served.connection.shutdown(socket.SHUT_WR)
+        account = served.account()
+    assert response == ErrorResponse(error="Broken.stop raised ValueError: no good, twice")
+    assert account.reason is Reason.HANDLER_ERROR
+    assert Broken.calls.count("stop") == 1
+
+
+def test_an_abort_frees_an_agent_whose_peer_does_not_read() -> None:
+    """It ends as if the peer had gone."""
+
+    class Flood(Mirror):
+        def point(self, point: Point, /) -> None:
+            del point
+            for _ in range(200):
+                self.agent.write_point(LARGE)
+
+    with agent_with(Flood) as served:
+        served.side.send_bytes(encoded(INIT, Point()))
+        wait_for_bytes(served)
+        served.agent.abort()
+        account = served.account()
+    assert (account.reason, account.error) == (Reason.CLOSED, None)
+
+
+def test_an_agent_that_has_ended_can_be_stopped_and_aborted() -> None:
+    """Whoever stops all agents need not know which have ended."""
+    with agent_with(Mirror) as served:
+        play(served, encoded(INIT))
+        account = served.account()
+        served.agent.stop()
+        served.agent.abort()
+    assert account.reason is Reason.CLOSED
+
+
+def test_nobody_can_write_once_the_connection_has_ended() -> None:
+    """A thread that outlives its connection is told so."""
+    writers: list[Writer] = []
+
+    class Kept(Mirror):
+        def __init__(self, agent: Writer) -> None:
+            super().__init__(agent)
+            writers.append(agent)
+
+    with agent_with(Kept) as served:
+        play(served, encoded(INIT, Point()))
+        served.account()
+    with pytest.raises(ConnectionClosedError):
+        writers[0].write_point(Point())

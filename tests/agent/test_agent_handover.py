@@ -1,0 +1,354 @@
+"""A connection that one agent hands to another, or keeps: pause, go, release, and all around."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.agent.account import Reason
+from kapudf_cli.errors import ConnectionClosedError
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.wire.udf_pb2 import (
+    BATCH,
+    BeginBatch,
+    EndBatch,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotResponse,
+)
+from tests.counters import Counter, counted
+from tests.peers import INIT, INITIALIZED, encoded, in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kapudf_cli.kit.handler import Writer
+    from tests.journaled_tasks import KeptTask, ServedAgent
+
+
+class Batches(Handler):
+    """Passes batches on."""
+
+    wants = BATCH
+    provides = BATCH
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
+
+
+def begun(task: KeptTask) -> ServedAgent:
+    """Return an agent that has dealt with Init and the point of time 1."""
+    served = task.serve()
+    assert task.ask(INIT) == INITIALIZED
+    assert task.ask(Point(time=1)) == counted(1, 1)
+    return served
+
+
+def paused(served: ServedAgent) -> None:
+    """Have an agent stand still."""
+    stands = threading.Event()
+    served.agent.pause(stands.set)
+    assert stands.wait(PATIENCE_S)
+
+
+def ask_each(task: KeptTask, numbers: range) -> None:
+    for number in numbers:
+        assert task.ask(Point(time=number)) == counted(number, number)
+
+
+# --- handed over ---
+
+
+def test_a_connection_goes_from_agent_to_agent_with_its_state(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """The old one has ended when the new one goes on, and Kapacitor notices nothing."""
+    task = tasks(Counter)
+    served = begun(task)
+    for number in range(2, 6):
+        paused(served)
+        following = task.take_over(waits=True)
+        assert following.resumed.result(PATIENCE_S) is None
+        task.send(Point(time=number))
+        served.agent.release()
+        assert served.account().reason is Reason.HANDED_OVER
+        assert not following.ended.done()
+        following.agent.go()
+        assert task.side.receive() == counted(number, number)
+        served = following
+    task.end()
+    account = served.account()
+    assert (account.reason, account.takeovers) == (Reason.CLOSED, 4)
+    assert (account.points_in, account.points_out) == (5, 5)
+    assert account.bytes_in == task.sent_bytes
+
+
+def test_a_batch_in_the_midst_is_handed_over_with_the_rest(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """Kapacitor gets it once, whole."""
+    task = tasks(Batches)
+    served = task.serve()
+    assert task.ask(INIT) == INITIALIZED
+    begin, end = BeginBatch(name="b"), EndBatch(name="b")
+    assert task.ask(begin) == begin
+    assert task.ask(Point(time=1)) == Point(time=1)
+    paused(served)
+    following = task.take_over(waits=True)
+    assert following.resumed.result(PATIENCE_S) is None
+    served.agent.release()
+    served.account()
+    following.agent.go()
+    assert task.ask(Point(time=2)) == Point(time=2)
+    assert task.ask(end) == end
+    task.end()
+    assert following.account().batches_out == 1
+
+
+def test_a_part_of_a_frame_is_handed_over_with_the_rest(tasks: Callable[..., KeptTask]) -> None:
+    """It may have been read already."""
+    task = tasks(Counter)
+    served = begun(task)
+    data = encoded([Point(time=2)])
+    task.side.send_bytes(data[:3])
+    task.wait_until(lambda: task.ledger.received == task.sent_bytes + 3)
+    paused(served)
+    following = task.take_over(waits=True)
+    assert following.resumed.result(PATIENCE_S) is None
+    served.agent.release()
+    following.agent.go()
+    task.side.send_bytes(data[3:])
+    assert task.side.receive() == counted(2, 2)
+
+
+def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., KeptTask]) -> None:
+    """Nobody else would know of it."""
+
+    class Writes(Counter):
+        def snapshot(self) -> SnapshotResponse:
+            self.agent.write_point(Point(name="snapshot"))
+            return super().snapshot()
+
+    task = tasks(Writes)
+    served = begun(task)
+    paused(served)
+    assert task.side.receive() == Point(name="snapshot")
+    following = task.take_over(waits=True)
+    served.agent.release()
+    following.agent.go()
+    assert task.ask(Point(time=2)) == counted(2, 2)
+
+
+def test_a_thread_that_writes_waits_and_is_told_where_it_is_not_served_any_more(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """The handler's thread of the old agent must not write between what the new one does."""
+    writers: list[Writer] = []
+
+    class Kept(Counter):
+        def setup(self) -> None:
+            writers.append(self.agent)
+
+    task = tasks(Kept)
+    served = begun(task)
+    paused(served)
+    writing = in_thread(lambda: writers[0].write_point(Point(name="thread")))
+    following = task.take_over(waits=True)
+    assert following.resumed.result(PATIENCE_S) is None
+    assert not writing.done()
+    served.agent.release()
+    with pytest.raises(ConnectionClosedError):
+        writing.result(PATIENCE_S)
+    following.agent.go()
+    in_thread(lambda: writers[-1].write_point(Point(name="thread"))).result(PATIENCE_S)
+    assert task.side.receive() == Point(name="thread")
+
+
+# --- kept ---
+
+
+def test_an_agent_goes_on_where_no_other_could_take_over(tasks: Callable[..., KeptTask]) -> None:
+    """As if nothing had been."""
+
+    class Broken(Counter):
+        def restore(self, request: RestoreRequest, /) -> RestoreResponse:
+            raise ValueError(request.snapshot)
+
+    task = tasks(Counter)
+    served = begun(task)
+    for number in range(2, 5):
+        paused(served)
+        failing = task.take_over(waits=True, handler=Broken)
+        assert "Broken.restore raised" in (failing.resumed.result(PATIENCE_S) or "")
+        assert failing.account().reason is Reason.HANDED_OVER
+        served.agent.go()
+        ask_each(task, range(number, number + 1))
+    task.end()
+    assert (served.account().reason, served.account().takeovers) == (Reason.CLOSED, 0)
+
+
+def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., KeptTask]) -> None:
+    """Two agents would read one connection else."""
+    task = tasks(Counter)
+    served = begun(task)
+    served.agent.go()
+    paused(served)
+    task.send(Point(time=2))
+    following = task.take_over(waits=True)
+    assert following.resumed.result(PATIENCE_S) is None
+    assert not served.ended.done()
+    assert task.ledger.marks.progress.points_in == 1
+    served.agent.release()
+    assert served.account().reason is Reason.HANDED_OVER
+    following.agent.go()
+    assert task.side.receive() == counted(2, 2)
+
+
+@pytest.mark.parametrize("last_word", ["decide_alone", "abort"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_agent_on_its_own_waits_for_no_word(
+    tasks: Callable[..., KeptTask], last_word: str, when: str
+) -> None:
+    """Whether the one who would say it was gone before it stood still, or after."""
+    task = tasks(Counter)
+    served = begun(task)
+    stands = threading.Event()
+    say = getattr(served.agent, last_word)
+    if when == "before":
+        say()
+        served.agent.pause(stands.set)
+    else:
+        paused(served)
+        say()
+    if last_word == "abort":
+        assert served.account().reason is Reason.CLOSED
+        return
+    ask_each(task, range(2, 4))
+    task.end()
+    assert served.account().reason is Reason.CLOSED
+
+
+def test_an_agent_that_was_to_take_over_leaves_it_to_the_old_one_where_nobody_decides(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """One of the two goes on, and only one."""
+    task = tasks(Counter)
+    served = begun(task)
+    paused(served)
+    following = task.take_over(waits=True)
+    assert following.resumed.result(PATIENCE_S) is None
+    following.agent.decide_alone()
+    served.agent.decide_alone()
+    assert following.account().reason is Reason.HANDED_OVER
+    ask_each(task, range(2, 4))
+
+
+def test_an_agent_that_took_over_is_an_agent_like_any_other(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """Left on its own later, it goes on."""
+    task = tasks(Counter)
+    served = begun(task)
+    paused(served)
+    following = task.take_over(waits=True)
+    served.agent.release()
+    following.agent.go()
+    ask_each(task, range(2, 4))
+    following.agent.decide_alone()
+    ask_each(task, range(4, 6))
+    following.agent.stop()
+    assert following.account().reason is Reason.STOPPED
+
+
+def test_a_release_that_is_too_early_ends_the_pause_when_it_comes(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """It is said only once another one serves the connection."""
+    task = tasks(Counter)
+    served = begun(task)
+    paused(served)
+    served.agent.release()
+    assert served.account().reason is Reason.HANDED_OVER
+    following = task.take_over()
+    ask_each(task, range(2, 4))
+    assert following.resumed.result(PATIENCE_S) is None
+
+
+@pytest.mark.parametrize("words", [("stop", "go"), ("go", "stop")])
+def test_a_stop_during_a_pause_is_obeyed_after_it(
+    tasks: Callable[..., KeptTask], words: tuple[str, str]
+) -> None:
+    """What has arrived by then is dealt with."""
+    task = tasks(Counter)
+    served = begun(task)
+    paused(served)
+    task.send(Point(time=2), Point(time=3))
+    for word in words:
+        getattr(served.agent, word)()
+    account = served.account()
+    assert (account.reason, account.points_in) == (Reason.STOPPED, 3)
+    assert [task.side.receive() for _ in range(2)] == [counted(2, 2), counted(3, 3)]
+
+
+def test_a_pause_after_the_end_is_never_answered(tasks: Callable[..., KeptTask]) -> None:
+    """Nor does any other word do harm."""
+    task = tasks(Counter)
+    served = begun(task)
+    task.end()
+    served.account()
+    stands = threading.Event()
+    served.agent.pause(stands.set)
+    for word in ("go", "release", "decide_alone", "stop", "abort", "heartbeat"):
+        getattr(served.agent, word)()
+    assert not stands.is_set()
+
+
+def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTask]) -> None:
+    """At least once; each go ends one."""
+    task = tasks(Counter)
+    served = begun(task)
+    stood: list[int] = []
+    for number in range(3):
+        served.agent.pause(lambda number=number: stood.append(number))  # type: ignore[misc]
+    task.wait_until(lambda: stood)
+    task.send(Point(time=2))
+    said = 0
+
+    def has_gone_on() -> bool:
+        """Say once that it may, for each time that it has said that it stands still."""
+        nonlocal said
+        while said < len(stood):
+            said += 1
+            served.agent.go()
+        return task.ledger.marks.progress.points_in == 2
+
+    task.wait_until(has_gone_on)
+    assert task.side.receive() == counted(2, 2)
+
+
+def test_a_pause_waits_for_the_handler(tasks: Callable[..., KeptTask]) -> None:
+    """Of a point in hand nobody can say yet what comes of it."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(Counter):
+        def point(self, point: Point, /) -> None:
+            if point.time == 2:
+                entered.set()
+                assert go_on.wait(PATIENCE_S)
+            super().point(point)
+
+    task = tasks(Slow)
+    served = begun(task)
+    task.send(Point(time=2))
+    assert entered.wait(PATIENCE_S)
+    stands = threading.Event()
+    served.agent.pause(stands.set)
+    assert not stands.is_set()
+    go_on.set()
+    assert stands.wait(PATIENCE_S)
+    assert task.ledger.marks.progress.points_in == 2
+    assert task.side.receive() == counted(2, 2)

@@ -1,0 +1,479 @@
+"""What becomes of an exception over data: the task fails, or goes on without that data."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from kapudf_cli.agent.account import Reason
+from kapudf_cli.agent.checkpoints import LastSnapshot
+from kapudf_cli.kit.batches import Batch, BatchHandler
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.wire.codec import decode_point
+from kapudf_cli.wire.udf_pb2 import (
+    BATCH,
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InitRequest,
+    InitResponse,
+    Point,
+    RestoreRequest,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+from tests.counters import Counting
+from tests.peers import INIT, INITIALIZED, agent_with, encoded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from kapudf_cli.agent.account import Account
+    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.kit.handler import Writer
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.wire.point_frames import RawPoint
+    from tests.peers import ServedAgent
+
+BAD = "bad"
+
+each_way_on = pytest.mark.parametrize("on_error", ["skip", "restart"])
+
+
+def check(name: str) -> None:
+    if name.startswith(BAD):
+        raise ValueError(name)
+
+
+class Mirror(Handler):
+    """Sends points back, but for bad ones."""
+
+    def point(self, point: Point, /) -> None:
+        check(point.name)
+        self.agent.write_point(point)
+
+
+class RawMirror(Mirror):
+    """The same, with points as they come."""
+
+    def setup(self) -> None:
+        self.raw_point = self._raw_point
+
+    def _raw_point(self, raw: RawPoint, /) -> None:
+        check(decode_point(raw).name)
+        self.agent.forward(raw)
+
+
+class Counter(Counting):
+    """Counts points and sends each back with its number."""
+
+    made: ClassVar[int] = 0
+
+    def __init__(self, agent: Writer) -> None:
+        super().__init__(agent)
+        type(self).made += 1
+
+    def point(self, point: Point, /) -> None:
+        self.count += 1
+        check(point.name)
+        self.agent.write_point(Point(time=self.count))
+
+
+class Batches(Handler):
+    """Passes batches on, and raises in the method that a name tells."""
+
+    wants = BATCH
+    provides = BATCH
+
+    def begin_batch(self, begin: BeginBatch, /) -> None:
+        check_in("before begin", begin.name)
+        super().begin_batch(begin)
+        check_in("after begin", begin.name)
+
+    def point(self, point: Point, /) -> None:
+        check(point.name)
+        self.agent.write_point(point)
+
+    def end_batch(self, end: EndBatch, /) -> None:
+        check_in("before end", end.name)
+        super().end_batch(end)
+        check_in("after end", end.name)
+
+
+def check_in(place: str, name: str) -> None:
+    if name == place:
+        raise ValueError(name)
+
+
+class WholeBatches(BatchHandler):
+    """Sends batches back, but for bad ones."""
+
+    def batch(self, batch: Batch, /) -> Batch:
+        check(batch.name)
+        return batch
+
+
+class HalfBatches(BatchHandler):
+    """Writes a batch by itself and may fail in the midst of it."""
+
+    def batch(self, batch: Batch, /) -> None:
+        self.agent.write_begin_batch(BeginBatch(name=batch.name))
+        for point in batch.points:
+            self.agent.write_point(point)
+        check(batch.name)
+        self.agent.write_end_batch(EndBatch(name=batch.name))
+
+
+def play(served: ServedAgent, messages: Iterable[RequestMessage]) -> list[ResponseMessage]:
+    served.side.send_bytes(encoded(messages))
+    served.side.half_close()
+    return list(served.side.responses())
+
+
+def batch_of(name: str, *points: Point) -> list[RequestMessage]:
+    return [BeginBatch(name=name, size=len(points)), *points, EndBatch(name=name)]
+
+
+def served_by(
+    handler: type[Handler], on_error: OnError, messages: Iterable[RequestMessage]
+) -> tuple[list[ResponseMessage], Account]:
+    """Play a whole connection; return the responses after the one to Init, and the account."""
+    checkpoints = LastSnapshot(3600.0) if on_error == "restart" else None
+    with agent_with(handler, on_error=on_error, checkpoints=checkpoints) as served:
+        first, *responses = play(served, [INIT, *messages])
+        account = served.account()
+    assert first == INITIALIZED
+    return responses, account
+
+
+# --- points ---
+
+MANY = [Point(time=time, name=BAD if time % 7 == 3 else "good") for time in range(100)]
+GOOD = [point for point in MANY if point.name != BAD]
+
+
+@each_way_on
+@pytest.mark.parametrize("handler", [Mirror, RawMirror])
+def test_every_other_point_comes_back_in_order(
+    handler: type[Handler], on_error: OnError, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those at which the handler raised are counted, and one of them is logged."""
+    responses, account = served_by(handler, on_error, MANY)
+    assert responses == GOOD
+    assert (account.reason, account.error) == (Reason.CLOSED, None)
+    assert account.failures == len(MANY) - len(GOOD)
+    assert account.restarts == (account.failures if on_error == "restart" else 0)
+    assert (account.points_in, account.points_out) == (len(MANY), len(GOOD))
+    assert account.bytes_out == len(encoded(GOOD)) + len(b"\x04\x12\x02\x08\x01")
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) < account.failures
+    assert f"{handler.__name__}.{'raw_' * (handler is RawMirror)}point" in errors[0].getMessage()
+    assert errors[0].exc_info is not None
+
+
+@each_way_on
+def test_what_a_handler_wrote_of_a_point_before_it_raised_is_sent(on_error: OnError) -> None:
+    """It was written, and stands."""
+
+    class Twice(Mirror):
+        def point(self, point: Point, /) -> None:
+            self.agent.write_point(point)
+            super().point(point)
+
+    responses, account = served_by(Twice, on_error, [Point(name="a"), Point(name=BAD)])
+    assert responses == [Point(name="a"), Point(name="a"), Point(name=BAD)]
+    assert account.failures == 1
+
+
+@each_way_on
+def test_an_exit_in_a_handler_is_an_exception_like_any_other(on_error: OnError) -> None:
+    """A plugin's sys.exit() ends neither the process nor the connection."""
+
+    class Exits(Mirror):
+        def point(self, point: Point, /) -> None:
+            if point.name == BAD:
+                raise SystemExit(3)
+            super().point(point)
+
+    responses, account = served_by(Exits, on_error, [Point(name=BAD), Point(time=1)])
+    assert responses == [Point(time=1)]
+    assert account.failures == 1
+
+
+def test_with_fail_the_first_exception_is_the_last() -> None:
+    """The default; Kapacitor is told."""
+    with agent_with(Mirror, on_error="fail") as served:
+        served.side.send_bytes(encoded([INIT, *MANY]))
+        responses = [served.side.receive() for _ in range(5)]
+        account = served.account()
+    assert responses[1:4] == MANY[:3]
+    assert isinstance(responses[4], ErrorResponse)
+    assert account.reason is Reason.HANDLER_ERROR
+    assert (account.failures, account.restarts) == (0, 0)
+
+
+@each_way_on
+@pytest.mark.parametrize("fault", ["init", "restore", "info", "__init__"])
+def test_what_is_no_data_always_fails_the_task(on_error: OnError, fault: str) -> None:
+    """There is nothing that could be left out."""
+
+    class Broken(Mirror):
+        pass
+
+    def fail(*_: object) -> None:
+        raise ValueError(fault)
+
+    setattr(Broken, fault, fail)
+    with agent_with(Broken, on_error=on_error, checkpoints=LastSnapshot()) as served:
+        served.side.send_bytes(encoded([INIT, RestoreRequest(), Point()]))
+        responses = list(served.side.responses())
+        account = served.account()
+    assert responses[-1] == ErrorResponse(error=f"Broken.{fault} raised ValueError: {fault}")
+    assert account.reason is Reason.HANDLER_ERROR
+
+
+# --- a handler made anew ---
+
+
+def test_without_a_restart_a_handler_keeps_what_it_did_to_its_state() -> None:
+    """Skip drops the point, and looks into no handler."""
+    Counter.made = 0
+    responses, account = served_by(Counter, "skip", [Point(), Point(name=BAD), Point()])
+    assert responses == [Point(time=1), Point(time=3)]
+    assert (Counter.made, account.failures) == (1, 1)
+
+
+def test_a_restarted_handler_has_the_state_of_the_last_snapshot() -> None:
+    """Where no input is kept, that is all that can be had."""
+    Counter.made = 0
+    messages: list[RequestMessage] = [Point(), Point(), Point(name=BAD), Point()]
+    with agent_with(Counter, on_error="restart", checkpoints=LastSnapshot()) as served:
+        opening: list[RequestMessage] = [INIT, Point(), Point(), SnapshotRequest()]
+        for message in opening:
+            served.side.send(message)
+            assert served.side.receive() is not None
+        responses = play(served, messages)
+        account = served.account()
+    # Two before the snapshot and two after it: the latter are forgotten by the new handler.
+    assert responses == [Point(time=3), Point(time=4), Point(time=3)]
+    assert Counter.made == 2
+    assert (account.failures, account.restarts) == (1, 1)
+
+
+def test_a_handler_that_cannot_be_made_anew_fails_the_task() -> None:
+    """The cause is told."""
+
+    class Once(Counter):
+        def init(self, request: InitRequest, /) -> InitResponse:
+            if self.made > 1:
+                raise OSError("no device left")
+            return super().init(request)
+
+    Once.made = 0
+    with agent_with(Once, on_error="restart", checkpoints=LastSnapshot()) as served:
+        served.side.send_bytes(encoded([INIT, Point(), Point(name=BAD), Point()]))
+        responses = list(served.side.responses())
+        account = served.account()
+    assert responses[-1] == ErrorResponse(error="Once.init raised OSError: no device left")
+    assert account.reason is Reason.HANDLER_ERROR
+
+
+def test_the_old_handler_is_stopped_before_the_new_one_is_made() -> None:
+    """What it held may be needed by the other; what it writes then is not sent."""
+    calls: list[str] = []
+
+    class Holds(Mirror):
+        def __init__(self, agent: Writer) -> None:
+            super().__init__(agent)
+            calls.append("made")
+
+        def stop(self) -> None:
+            calls.append("stopped")
+            self.agent.write_point(Point(name=f"stop {len(calls)}"))
+
+    responses, account = served_by(Holds, "restart", [Point(name=BAD), Point(name="good")])
+    assert calls == ["made", "stopped", "made", "stopped"]
+    assert responses == [Point(name="good"), Point(name="stop 4")]
+    assert account.stop_error is None
+
+
+# --- batches ---
+
+
+@each_way_on
+@pytest.mark.parametrize("name", ["before begin", "after begin", "before end", "after end"])
+@pytest.mark.parametrize("first", [True, False], ids=["first batch", "later batch"])
+def test_a_batch_at_whose_begin_or_end_a_handler_raises_is_dropped(
+    on_error: OnError, name: str, *, first: bool
+) -> None:
+    """Those before and after it are whole, and Kapacitor can take whatever comes of it."""
+    good = [batch_of(f"good {number}", Point(time=1), Point(time=2)) for number in range(4)]
+    batches = [batch_of(name, Point(time=8), Point(time=9)), *good]
+    if not first:
+        batches.insert(0, batches.pop(1))
+    responses, account = served_by(Batches, on_error, [each for one in batches for each in one])
+    assert whole_batches(responses) == [
+        each for each in batches if each[0] != BeginBatch(name=name, size=2) or name == "after end"
+    ]
+    assert account.failures == 1
+    assert (account.batches_in, account.batches_out) == (5, 5 if name == "after end" else 4)
+    assert not account.batch_unfinished
+
+
+@each_way_on
+def test_a_bad_point_of_a_batch_is_dropped_and_the_batch_goes_on(on_error: OnError) -> None:
+    """As of a stream."""
+    good = [Point(time=1), Point(time=3)]
+    batch = batch_of("b", good[0], Point(name=BAD), good[1])
+    responses, account = served_by(Batches, on_error, [*batch, *batch])
+    if on_error == "skip":
+        assert responses == [batch[0], *good, batch[-1]] * 2
+    # Without a journal, a new handler knows nothing of the begin, and the rest is left out.
+    assert all(len(each) == 4 for each in whole_batches(responses))
+    assert account.failures == 2
+
+
+@each_way_on
+@pytest.mark.parametrize("handler", [WholeBatches, HalfBatches])
+def test_a_handler_of_whole_batches_drops_the_bad_ones(
+    handler: type[BatchHandler], on_error: OnError
+) -> None:
+    """However much of them it had written."""
+    batches = [
+        batch_of(BAD if number % 3 == 1 else "good", Point(time=number)) for number in range(9)
+    ]
+    good = [batch for batch in batches if batch[-1] != EndBatch(name=BAD)]
+    responses, account = served_by(handler, on_error, [each for one in batches for each in one])
+    found = whole_batches(responses)
+    assert [each[1:] for each in found] == [each[1:] for each in good]
+    assert (account.failures, account.batches_in, account.batches_out) == (3, 9, 6)
+
+
+@each_way_on
+def test_a_batch_too_long_loses_its_points_and_nothing_else(on_error: OnError) -> None:
+    """The limit keeps memory, not the task, from its end."""
+
+    class Short(WholeBatches):
+        max_batch_points = 2
+
+    long = batch_of("long", *(Point(time=time) for time in range(5)))
+    short = batch_of("short", Point(time=1))
+    responses, account = served_by(Short, on_error, [*long, *short])
+    assert whole_batches(responses)[-1][1:] == short[1:]
+    assert account.reason is Reason.CLOSED
+    assert account.failures >= 1
+
+
+def whole_batches(responses: Iterable[ResponseMessage]) -> list[list[ResponseMessage]]:
+    """Return the batches that Kapacitor would make of it; it drops one that is begun anew."""
+    batches: list[list[ResponseMessage]] = []
+    current: list[ResponseMessage] | None = None
+    for response in responses:
+        if isinstance(response, BeginBatch):
+            current = [response]
+            continue
+        assert current is not None, "kapacitord would have crashed"
+        current.append(response)
+        if isinstance(response, EndBatch):
+            batches.append(current)
+            current = None
+    return batches
+
+
+# --- snapshots ---
+
+
+def ask_each(
+    served: ServedAgent, messages: Iterable[RequestMessage]
+) -> list[ResponseMessage | None]:
+    """Send Init and each message, and return what it was answered with, Init left out."""
+    served.side.send(INIT)
+    assert served.side.receive() == INITIALIZED
+    answers = []
+    for message in messages:
+        served.side.send(message)
+        answers.append(served.side.receive())
+    return answers
+
+
+class BadSnapshots(Counter):
+    """Has a state that cannot be had while the last point was a bad one."""
+
+    def point(self, point: Point, /) -> None:
+        self.count += 1
+        self.bad = point.name == BAD
+        self.agent.write_point(Point(time=self.count))
+
+    def snapshot(self) -> SnapshotResponse:
+        if self.bad:
+            raise ValueError("no state")
+        return super().snapshot()
+
+
+@each_way_on
+def test_a_snapshot_that_raises_is_answered_with_the_last_good_one(on_error: OnError) -> None:
+    """Kapacitor fails the task where none comes; an older one is better."""
+    with agent_with(BadSnapshots, on_error=on_error, checkpoints=LastSnapshot()) as served:
+        answers = ask_each(served, [Point(), SnapshotRequest(), Point(name=BAD), SnapshotRequest()])
+        play(served, [])
+        account = served.account()
+    assert answers[1] == answers[3] == SnapshotResponse(snapshot=b"1")
+    assert account.failures == 1
+    assert account.reason is Reason.CLOSED
+
+
+@each_way_on
+def test_the_last_good_snapshot_may_be_the_one_that_was_restored(on_error: OnError) -> None:
+    """Or be empty, where there never was one."""
+    for before in ([], [RestoreRequest(snapshot=b"41")]):
+        with agent_with(BadSnapshots, on_error=on_error, checkpoints=LastSnapshot()) as served:
+            answers = ask_each(served, [*before, Point(name=BAD), SnapshotRequest()])
+            play(served, [])
+        assert answers[-1] == SnapshotResponse(snapshot=b"41" if before else b"")
+
+
+def test_a_snapshot_that_raises_fails_the_task_by_default() -> None:
+    """As the protocol foresees."""
+    with agent_with(BadSnapshots, on_error="fail") as served:
+        served.side.send_bytes(encoded([INIT, Point(name=BAD), SnapshotRequest()]))
+        responses = list(served.side.responses())
+        account = served.account()
+    assert responses[-1] == ErrorResponse(error="BadSnapshots.snapshot raised ValueError: no state")
+    assert account.reason is Reason.HANDLER_ERROR
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip", "restart"])
+def test_a_snapshot_that_nobody_asked_for_may_fail(
+    on_error: OnError, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is kept is longer for that, and the task goes on."""
+    with agent_with(BadSnapshots, on_error=on_error, checkpoints=LastSnapshot(0.0)) as served:
+        responses = play(served, [INIT, Point(name=BAD), Point(name=BAD)])
+        account = served.account()
+    assert responses == [INITIALIZED, Point(time=1), Point(time=2)]
+    assert account.reason is Reason.CLOSED
+    assert "snapshot failed: BadSnapshots.snapshot raised ValueError: no state" in caplog.text
+
+
+def test_what_a_snapshot_writes_that_nobody_asked_for_leaves_at_once() -> None:
+    """It does not wait for the next input."""
+
+    class Writes(Counter):
+        def snapshot(self) -> SnapshotResponse:
+            self.agent.write_point(Point(name="snapshot"))
+            return super().snapshot()
+
+    with agent_with(Writes, checkpoints=LastSnapshot(0.0)) as served:
+        served.side.send_bytes(encoded([INIT, Point()]))
+        responses = [served.side.receive() for _ in range(3)]
+        play(served, [])
+    assert responses == [INITIALIZED, Point(time=1), Point(name="snapshot")]
+
+
+@pytest.fixture(autouse=True)
+def captured_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Have every event of this module's agents."""
+    with caplog.at_level(logging.DEBUG):
+        yield

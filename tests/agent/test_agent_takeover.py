@@ -1,0 +1,569 @@
+"""A connection that goes from agent to agent, each of which dies over one mark of the journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.kit.batches import Batch, BatchHandler
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.wire.udf_pb2 import (
+    BATCH,
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+from tests.counters import Counting, counted
+from tests.journals import DiedError
+from tests.peers import INIT, INITIALIZED, encoded, in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from tests.journaled_tasks import KeptTask
+
+
+class Counter(Counting):
+    """Sends each point back with its number; raises over those named so."""
+
+    seen: ClassVar[list[int]] = []
+
+    def point(self, point: Point, /) -> None:
+        self.seen.append(point.time)
+        self.count += 1
+        if point.name == "raise":
+            raise ValueError(point.time)
+        self.agent.write_point(counted(point.time, self.count))
+
+
+class Mirror(Handler):
+    """Sends points back as they came."""
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
+
+
+class RawMirror(Mirror):
+    """The same, undecoded."""
+
+    def setup(self) -> None:
+        self.raw_point = self.agent.forward
+
+
+class Sums(Counting, BatchHandler):
+    """Sends a batch back with the number of batches so far in each point."""
+
+    def batch(self, batch: Batch, /) -> Batch:
+        self.count += 1
+        return batch.copy_with(counted(point.time, self.count) for point in batch.points)
+
+
+class Batches(Handler):
+    """Passes batches on; raises over what is named so."""
+
+    wants = BATCH
+    provides = BATCH
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
+
+    def end_batch(self, end: EndBatch, /) -> None:
+        if end.name == "raise":
+            raise ValueError(end.name)
+        super().end_batch(end)
+
+
+# --- at every mark in turn ---
+
+#: What is sent in one write each, so that there are many marks.
+STREAM_INPUT: list[list[RequestMessage]] = [
+    [INIT],
+    [Point(time=1), Point(time=2)],
+    [KeepaliveRequest(time=7), Point(time=3)],
+    [SnapshotRequest()],
+    [Point(time=time) for time in range(4, 40)],
+    [Point(time=40), SnapshotRequest(), Point(time=41)],
+    [Point(time=42, name="x" * 100_000), Point(time=43)],
+    [Point(time=44)],
+]
+BATCH_INPUT: list[list[RequestMessage]] = [
+    [INIT, BeginBatch(name="a", size=2)],
+    [Point(time=1)],
+    [Point(time=2), KeepaliveRequest(time=5)],
+    [EndBatch(name="a")],
+    [SnapshotRequest(), BeginBatch(name="b", size=1), Point(time=3), EndBatch(name="b")],
+    [BeginBatch(name="c", size=40), *(Point(time=time) for time in range(40))],
+    [EndBatch(name="c"), BeginBatch(name="d", size=1)],
+    [Point(time=9, name="x" * 100_000)],
+    [SnapshotRequest(), EndBatch(name="d")],
+]
+CASES: dict[str, tuple[type[Handler], list[list[RequestMessage]]]] = {
+    "a count": (Counter, STREAM_INPUT),
+    "no state": (Mirror, STREAM_INPUT),
+    "no state and raw": (RawMirror, STREAM_INPUT),
+    "batches passed on": (Batches, BATCH_INPUT),
+    "whole batches with a count": (Sums, BATCH_INPUT),
+}
+
+
+def outcome(
+    task: KeptTask, pieces: list[list[RequestMessage]], survives: int | None, *, after: bool
+) -> tuple[list[ResponseMessage], Account, int]:
+    """Play input, with an agent that dies over a mark, and others that do not.
+
+    Returns what Kapacitor got, the last account, and how many agents died.
+    """
+    served = task.serve(survives=survives, after=after)
+    deaths = 0
+    receiving = in_thread(lambda: list(task.side.responses()))
+    for piece in pieces:
+        task.send(*piece)
+        while not task.await_dealt_with(served):
+            with pytest.raises(DiedError):
+                served.account()
+            served.stream.close()
+            deaths += 1
+            served = task.take_over()
+    task.end()
+    try:
+        account = served.account()
+    except DiedError:
+        served.stream.close()
+        deaths += 1
+        account = task.take_over().account()
+    task.hang_up()
+    return receiving.result(PATIENCE_S), account, deaths
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the mark", "after it"])
+@pytest.mark.parametrize(("handler", "pieces"), CASES.values(), ids=CASES.keys())
+def test_a_death_over_any_mark_changes_nothing_for_kapacitor(
+    tasks: Callable[..., KeptTask],
+    handler: type[Handler],
+    pieces: list[list[RequestMessage]],
+    *,
+    after: bool,
+) -> None:
+    """Every response comes once, in its order, with the state that it would have had."""
+    expected, undisturbed, _ = outcome(tasks(handler), pieces, None, after=after)
+    survives, deaths = 0, 1
+    while deaths:
+        responses, account, deaths = outcome(tasks(handler), pieces, survives, after=after)
+        assert responses == expected, survives
+        assert (account.reason, account.error) == (Reason.CLOSED, None)
+        assert account.takeovers == deaths
+        for name in ("points_in", "points_out", "batches_in", "batches_out", "bytes_out"):
+            assert getattr(account, name) == getattr(undisturbed, name), (survives, name)
+        survives += 1
+    assert survives > len(pieces)
+
+
+@pytest.mark.parametrize("snapshot_interval_s", [0.0, 3600.0], ids=["cut often", "never cut"])
+@pytest.mark.parametrize(("handler", "pieces"), CASES.values(), ids=CASES.keys())
+def test_an_agent_a_piece_changes_nothing_for_kapacitor(
+    tasks: Callable[..., KeptTask],
+    handler: type[Handler],
+    pieces: list[list[RequestMessage]],
+    snapshot_interval_s: float,
+) -> None:
+    """Each takes over from one that died over its second mark."""
+    expected, _, _ = outcome(tasks(handler), pieces, None, after=True)
+    task = tasks(handler, snapshot_interval_s=snapshot_interval_s)
+    receiving = in_thread(lambda: list(task.side.responses()))
+    served = task.serve(survives=2)
+    for piece in pieces:
+        task.send(*piece)
+        while not task.await_dealt_with(served):
+            served.stream.close()
+            served = task.take_over(survives=3)
+    served.agent.abort()
+    served.ended.exception(PATIENCE_S)
+    served.stream.close()
+    task.hang_up()
+    assert receiving.result(PATIENCE_S) == expected
+
+
+# --- what another agent finds ---
+
+
+def died(
+    task: KeptTask, *messages: RequestMessage, survives: int, after: bool = True
+) -> list[RequestMessage]:
+    """Have an agent die over one of its marks while it deals with messages sent one by one.
+
+    Returns those that were not sent any more.
+    """
+    served = task.serve(survives=survives, after=after)
+    rest = list(messages)
+    while rest:
+        task.send(rest.pop(0))
+        if not task.await_dealt_with(served):
+            break
+    with pytest.raises(DiedError):
+        served.account()
+    served.stream.close()
+    return rest
+
+
+def test_the_history_is_repeated_without_a_word(tasks: Callable[..., KeptTask]) -> None:
+    """The new handler is given all of it, and Kapacitor hears nothing of that."""
+
+    class Seen(Counter):
+        seen: ClassVar[list[int]] = []
+
+    task = tasks(Seen)
+    died(task, INIT, Point(time=1), Point(time=2), KeepaliveRequest(time=5), survives=3)
+    Seen.seen.clear()
+    served = task.take_over()
+    assert served.resumed.result(PATIENCE_S) is None
+    assert task.ask(Point(time=3)) == INITIALIZED
+    rest = [task.side.receive() for _ in range(4)]
+    assert Seen.seen == [1, 2, 3]
+    assert rest == [
+        counted(1, 1), counted(2, 2), KeepaliveResponse(time=5), counted(3, 3),
+    ]  # fmt: skip
+    task.end()
+    account = served.account()
+    assert (account.takeovers, account.points_in, account.points_out) == (1, 3, 3)
+    assert (account.task_id, account.node_id) == ("task", "node")
+
+
+def test_a_new_version_whose_batch_does_not_fit_leaves_it_out(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """Of a batch that Kapacitor has no begin of, it gets no end either: that would crash it."""
+
+    class Late(Batches):
+        """Begins a batch only with its end; the last version had no batch at all by then."""
+
+        def begin_batch(self, begin: BeginBatch, /) -> None:
+            if begin.name != "late":
+                super().begin_batch(begin)
+
+        def point(self, point: Point, /) -> None:
+            if point.name != "late":
+                super().point(point)
+
+        def end_batch(self, end: EndBatch, /) -> None:
+            if end.name != "late":
+                super().end_batch(end)
+
+    task = tasks(Late)
+    died(task, INIT, BeginBatch(name="late"), Point(name="late", time=1), survives=2)
+    served = task.take_over(handler=Batches)
+    responses = [task.side.receive()]
+    task.send(Point(name="late", time=2), EndBatch(name="late"))
+    whole: list[RequestMessage] = [BeginBatch(name="b"), Point(time=3), EndBatch(name="b")]
+    task.send(*whole)
+    responses += [task.side.receive() for _ in range(3)]
+    assert responses == [INITIALIZED, *whole]
+    task.end()
+    assert served.account().reason is Reason.CLOSED
+
+
+def test_a_state_that_cannot_be_had_leaves_the_connection_as_it_is(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """The reason is told to whoever asked, nothing to Kapacitor; another can still take it."""
+
+    class Broken(Counter):
+        def restore(self, request: RestoreRequest, /) -> RestoreResponse:
+            raise ValueError("not mine", len(request.snapshot))
+
+    class Refuses(Counter):
+        def init(self, request: InitRequest, /) -> InitResponse:
+            del request
+            return InitResponse(error="no such option")
+
+    task = tasks(Counter, snapshot_interval_s=0.0)
+    died(task, INIT, Point(time=1), Point(time=2), survives=6)
+    for handler, problem in (
+        (Broken, "Broken.restore raised ValueError: ('not mine', 1)"),
+        (Refuses, "init was refused: no such option"),
+    ):
+        failing = task.take_over(handler=handler)
+        assert failing.resumed.result(PATIENCE_S) == problem
+        assert failing.account().reason is Reason.HANDED_OVER
+    served = task.take_over()
+    assert [task.side.receive() for _ in range(3)] == [INITIALIZED, counted(1, 1), counted(2, 2)]
+    assert task.ask(Point(time=3)) == counted(3, 3)
+    task.end()
+    assert served.account().reason is Reason.CLOSED
+
+
+def test_a_connection_that_is_given_up_ends_with_the_reason(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """After what was in force; no handler is made for it."""
+    task = tasks(Counter)
+    died(task, INIT, Point(time=1), survives=1)
+    served = task.take_over(give_up="six workers died of it")
+    responses = [task.side.receive() for _ in range(3)]
+    task.end()
+    account = served.account()
+    assert responses[:2] == [INITIALIZED, counted(1, 1)]
+    assert isinstance(responses[2], ErrorResponse)
+    assert "six workers died of it" in responses[2].error
+    assert account.reason is Reason.HANDLER_ERROR
+    assert (account.task_id, account.points_in, account.points_out) == ("task", 1, 1)
+
+
+def test_a_peer_that_is_gone_meanwhile_is_no_error(tasks: Callable[..., KeptTask]) -> None:
+    """A task that was disabled while nobody served it has ended as any other."""
+    task = tasks(Mirror)
+    died(task, INIT, Point(time=1), survives=1)
+    task.hang_up()
+    account = task.take_over().account()
+    assert (account.reason, account.error) == (Reason.CLOSED, None)
+
+
+# --- frames that kill ---
+
+
+def test_poison_is_left_out_of_the_history_and_of_what_follows(
+    tasks: Callable[..., KeptTask], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is given to no handler, is logged when it is dropped, and all others are answered."""
+
+    class Seen(Counter):
+        seen: ClassVar[list[int]] = []
+
+    task = tasks(Seen)
+    offsets = []
+    messages: list[RequestMessage] = [INIT, *(Point(time=time) for time in range(6))]
+    for message in messages:
+        offsets.append(task.sent_bytes)
+        task.sent_bytes += len(encoded([message]))
+    task.sent_bytes = 0
+    # The first is dealt with up to the point of time 2, and then all of the rest has come.
+    died(task, *messages[:4], survives=3)
+    task.send(*messages[4:])
+    Seen.seen.clear()
+    poison = {offsets[2], offsets[5]}
+    served = task.take_over(until=task.sent_bytes, poison=poison)
+    responses = [task.side.receive() for _ in range(6)]
+    assert Seen.seen == [0, 2, 3, 5]
+    # The one that is history now was answered, by a handler that it did not kill.
+    assert [each.time for each in responses if isinstance(each, Point)] == [0, 1, 2, 3, 5]
+    dropped = [record for record in caplog.records if "killed the worker" in record.getMessage()]
+    assert [record.__dict__["offset"] for record in dropped] == [offsets[5]]
+    assert "time: 4" in dropped[0].__dict__["frame"]
+    task.end()
+    account = served.account()
+    assert (account.failures, account.points_in, account.points_out) == (1, 6, 5)
+
+
+def test_poison_is_left_out_of_what_a_restart_repeats(tasks: Callable[..., KeptTask]) -> None:
+    """It would kill the new handler's worker as it did the others."""
+
+    class Seen(Counter):
+        seen: ClassVar[list[int]] = []
+
+    task = tasks(Seen, on_error="restart")
+    # Before anything is in force: else a cut would be due at once.
+    died(task, INIT, survives=0, after=False)
+    task.send(Point(time=1))
+    poison = {task.sent_bytes}
+    task.send(Point(time=2))
+    served = task.take_over(until=task.sent_bytes, poison=poison)
+    assert [task.side.receive() for _ in range(2)] == [INITIALIZED, counted(1, 1)]
+    task.await_dealt_with(served)
+    assert task.ask(Point(time=3)) == counted(3, 2)
+    Seen.seen.clear()
+    task.send(Point(time=4, name="raise"), Point(time=5))
+    assert task.side.receive() == counted(5, 3)
+    assert Seen.seen == [4, 1, 3, 5]
+    task.end()
+    assert (served.account().failures, served.account().restarts) == (2, 1)
+
+
+@pytest.mark.parametrize("which", ["begin", "point", "end"])
+def test_poison_in_a_batch_costs_no_other_batch(tasks: Callable[..., KeptTask], which: str) -> None:
+    """A bad begin or end takes its batch along, a bad point only itself."""
+    batch: list[RequestMessage] = [
+        BeginBatch(name="bad"), Point(time=1), Point(time=2), EndBatch(name="bad"),
+    ]  # fmt: skip
+    good: list[RequestMessage] = [BeginBatch(name="good"), Point(time=3), EndBatch(name="good")]
+    task = tasks(Batches)
+    died(task, INIT, survives=0)
+    offsets = [task.sent_bytes + len(encoded(batch[:number])) for number in range(4)]
+    task.send(*batch, *good)
+    poison = {offsets[{"begin": 0, "point": 1, "end": 3}[which]]}
+    served = task.take_over(until=task.sent_bytes, poison=poison)
+    expected = {"begin": [], "point": [batch[0], *batch[2:]], "end": batch[:3]}[which]
+    responses = [task.side.receive() for _ in range(1 + len(expected) + len(good))]
+    assert responses == [INITIALIZED, *expected, *good]
+    task.end()
+    account = served.account()
+    assert account.reason is Reason.CLOSED
+    assert (account.failures, account.batches_in) == (1, 2)
+
+
+def test_a_snapshot_request_that_kills_is_answered_with_the_last_snapshot(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """Kapacitor would fail the task where no answer comes."""
+    task = tasks(Counter, snapshot_interval_s=0.0)
+    # Three marks each: the answer, what the snapshot has written, and the cut.
+    died(task, INIT, Point(time=1), survives=5)
+    poison = {task.sent_bytes}
+    task.send(SnapshotRequest(), Point(time=2))
+    served = task.take_over(until=task.sent_bytes, poison=poison)
+    responses = [task.side.receive() for _ in range(4)]
+    assert responses == [
+        INITIALIZED, counted(1, 1), SnapshotResponse(snapshot=b"1"), counted(2, 2),
+    ]  # fmt: skip
+    task.end()
+    assert served.account().failures == 1
+
+
+def test_an_init_that_kills_fails_the_task_with_a_word(tasks: Callable[..., KeptTask]) -> None:
+    """Nothing can go on without it, and Kapacitor waits for an answer."""
+    task = tasks(Counter)
+    died(task, INIT, survives=0, after=False)
+    served = task.take_over(until=task.sent_bytes, poison={0})
+    response = task.side.receive()
+    task.end()
+    account = served.account()
+    assert isinstance(response, ErrorResponse)
+    assert "InitRequest killed" in response.error
+    assert account.reason is Reason.HANDLER_ERROR
+
+
+def test_frames_under_suspicion_are_noted_one_by_one(tasks: Callable[..., KeptTask]) -> None:
+    """Up to the offset that is given, and together from then on."""
+    noted: list[tuple[int, int]] = []
+
+    class Notes(Mirror):
+        def point(self, point: Point, /) -> None:
+            noted.append((task.ledger.in_hand, task.ledger.marks.progress.offset))
+            super().point(point)
+
+    task = tasks(Notes)
+    died(task, INIT, survives=0)
+    points = [Point(time=time) for time in range(1, 5)]
+    size = len(encoded(points[:1]))
+    begin = task.sent_bytes
+    task.send(*points)
+    served = task.take_over(until=task.sent_bytes)
+    assert [task.side.receive() for _ in range(5)] == [INITIALIZED, *points]
+    assert noted == [(begin + number * size, begin + number * size) for number in range(4)]
+    task.await_dealt_with(served)
+    noted.clear()
+    task.send(*points)
+    assert [task.side.receive() for _ in range(4)] == points
+    assert len({offset for _, offset in noted}) == 1
+    task.end()
+    served.account()
+
+
+# --- exceptions, with a journal ---
+
+
+@pytest.mark.parametrize("snapshot_interval_s", [0.0, 3600.0], ids=["cut often", "never cut"])
+def test_a_handler_made_anew_has_the_state_it_had_before_the_point_that_failed(
+    tasks: Callable[..., KeptTask], snapshot_interval_s: float
+) -> None:
+    """With a journal, all of it; however often, and whatever failed before."""
+    task = tasks(Counter, on_error="restart", snapshot_interval_s=snapshot_interval_s)
+    served = task.serve()
+    assert task.ask(INIT) == INITIALIZED
+    points = [Point(time=time, name="raise" if time % 5 == 2 else "") for time in range(60)]
+    for place in range(0, 60, 7):
+        task.send(*points[place : place + 7])
+        task.await_dealt_with(served)
+    good = [point.time for point in points if not point.name]
+    expected = [counted(time, number) for number, time in enumerate(good, 1)]
+    assert [task.side.receive() for _ in good] == expected
+    task.end()
+    account = served.account()
+    assert (account.failures, account.restarts) == (12, 12)
+    assert (account.points_in, account.points_out) == (60, 48)
+
+
+@pytest.mark.parametrize("on_error", ["skip", "restart"])
+@pytest.mark.parametrize("handler", [Batches, Sums])
+def test_a_batch_at_the_end_of_which_a_handler_raises_costs_no_other_batch(
+    tasks: Callable[..., KeptTask], handler: type[Handler], on_error: OnError
+) -> None:
+    """Also where it is in the history that a new handler is given."""
+
+    class Raises(handler):  # type: ignore[misc,valid-type]
+        def end_batch(self, end: EndBatch, /) -> None:
+            if end.name == "raise":
+                raise ValueError(end.name)
+            super().end_batch(end)
+
+    task = tasks(Raises, on_error=on_error)
+    served = task.serve()
+    assert task.ask(INIT) == INITIALIZED
+    names = ["a", "raise", "b", "raise", "raise", "c"]
+    for name in names:
+        task.send(BeginBatch(name=name), Point(time=1), EndBatch(name=name))
+        task.await_dealt_with(served)
+    task.end()
+    account = served.account()
+    task.hang_up()
+    ended = [each.name for each in task.side.responses() if isinstance(each, EndBatch)]
+    assert ended == ["a", "b", "c"]
+    assert (account.failures, account.batches_in, account.batches_out) == (3, 6, 3)
+
+
+def test_a_restart_in_the_midst_of_a_batch_goes_on_with_it(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """The history goes back to its begin; Kapacitor gets it once and whole."""
+
+    class Raises(Batches):
+        def point(self, point: Point, /) -> None:
+            if point.name == "raise":
+                raise ValueError(point.time)
+            super().point(point)
+
+    task = tasks(Raises, on_error="restart")
+    served = task.serve()
+    assert task.ask(INIT) == INITIALIZED
+    messages: list[RequestMessage] = [
+        BeginBatch(name="b"), Point(time=1), Point(name="raise"), Point(time=2),
+        Point(name="raise"), EndBatch(name="b"),
+    ]  # fmt: skip
+    for message in messages:
+        task.send(message)
+        task.await_dealt_with(served)
+    responses = [task.side.receive() for _ in range(4)]
+    assert responses == [BeginBatch(name="b"), Point(time=1), Point(time=2), EndBatch(name="b")]
+    task.end()
+    assert served.account().batches_out == 1
+
+
+def test_what_failed_in_its_time_fails_again_in_the_history_without_harm(
+    tasks: Callable[..., KeptTask],
+) -> None:
+    """Another agent repeats it, and has the same state."""
+    for on_error in ("skip", "restart"):
+        task = tasks(Counter, on_error=on_error)
+        points = [Point(time=1), Point(time=2, name="raise"), Point(time=3)]
+        rest = died(task, INIT, *points, survives=3)
+        served = task.take_over()
+        task.send(*rest)
+        count = 3 if on_error == "skip" else 2
+        responses = [task.side.receive() for _ in range(3)]
+        assert responses == [INITIALIZED, counted(1, 1), counted(3, count)]
+        assert task.ask(Point(time=4)) == counted(4, count + 1)
+        task.end()
+        account = served.account()
+        assert (account.failures, account.reason) == (1, Reason.CLOSED)

@@ -1,0 +1,299 @@
+"""From a request to the handler's method and its answer, one request at a time."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from kapudf_cli.agent.account import Account
+from kapudf_cli.agent.callee import Callee
+from kapudf_cli.agent.dispatch import Dispatcher, RefusedError, RepeatAgainError, excerpt
+from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.errors import HandlerError, UnexpectedMessageError, WorkerLostError
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.streams import SocketStream
+from kapudf_cli.wire.codec import REQUESTS, RESPONSES
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader, frame_body
+from kapudf_cli.wire.point_frames import RawPoint
+from kapudf_cli.wire.udf_pb2 import (
+    BATCH,
+    BeginBatch,
+    EndBatch,
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+
+
+class Batches(Handler):
+    """Passes batches on, and raises over what is named so."""
+
+    wants = BATCH
+    provides = BATCH
+    calls: ClassVar[list[str]] = []
+
+    def begin_batch(self, begin: BeginBatch, /) -> None:
+        self.note("begin", begin.name)
+        super().begin_batch(begin)
+
+    def point(self, point: Point, /) -> None:
+        self.note("point", point.name)
+        self.agent.write_point(point)
+
+    def end_batch(self, end: EndBatch, /) -> None:
+        self.note("end", end.name)
+        super().end_batch(end)
+
+    def snapshot(self) -> SnapshotResponse:
+        return SnapshotResponse(snapshot=b"taken")
+
+    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
+        return RestoreResponse(success=request.snapshot != b"foreign", error="foreign")
+
+    def note(self, call: str, name: str) -> None:
+        self.calls.append(call)
+        if name == f"raise in {call}":
+            raise ValueError(name)
+
+
+class Room:
+    """A dispatcher with all that it works on, and Kapacitor's end."""
+
+    def __init__(self, handler: type[Handler], on_error: OnError = "fail") -> None:
+        self.peer, theirs = socket.socketpair()
+        self.peer.settimeout(0)
+        self.stream = SocketStream(theirs)
+        self.outbox = Outbox(
+            self.stream, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_failure=self.stream.interrupt
+        )
+        self.account = Account()
+        self.callee = Callee(handler, self.outbox)
+        self.dispatcher = Dispatcher(
+            self.callee, self.outbox, self.account, on_error=on_error, on_init=None
+        )
+        self.callee.make()
+        self.give(InitRequest(taskID="task"))
+        assert self.responses() == [InitResponse(success=True)]
+        Batches.calls.clear()
+
+    def give(self, *messages: RequestMessage | RawPoint) -> None:
+        for message in messages:
+            self.dispatcher.dispatch(message, 7)
+
+    def responses(self) -> list[ResponseMessage]:
+        self.outbox.flush()
+        try:
+            data = self.peer.recv(1 << 20)
+        except BlockingIOError:
+            return []
+        return [RESPONSES.decode(frame) for frame in FrameReader(frame_body).feed(data)]
+
+    def close(self) -> None:
+        self.stream.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def rooms() -> Iterator[Callable[..., Room]]:
+    """Give a way to have rooms, all of which are closed in the end."""
+    made: list[Room] = []
+
+    def make(handler: type[Handler] = Batches, on_error: OnError = "fail") -> Room:
+        made.append(Room(handler, on_error))
+        return made[-1]
+
+    yield make
+    for room in made:
+        room.close()
+
+
+WHOLE: list[RequestMessage] = [BeginBatch(name="b"), Point(time=1), EndBatch(name="b")]
+
+
+# --- exceptions ---
+
+
+@pytest.mark.parametrize("call", ["begin", "point", "end"])
+def test_with_fail_an_exception_is_raised_to_the_agent(
+    rooms: Callable[..., Room], call: str
+) -> None:
+    """And nothing is counted as passed over."""
+    room = rooms()
+    name = f"raise in {call}"
+    with pytest.raises(HandlerError, match=name):
+        room.give(BeginBatch(name=name), Point(name=name), EndBatch(name=name))
+    assert room.account.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "calls", "sent"),
+    [
+        ("begin", ["begin"], []),
+        ("point", ["begin", "point", "end"], [BeginBatch, EndBatch]),
+        ("end", ["begin", "point", "end"], [BeginBatch, Point]),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["skip", "restart"])
+def test_an_exception_costs_its_point_or_its_batch(
+    rooms: Callable[..., Room], on_error: OnError, call: str, calls: list[str], sent: list[type]
+) -> None:
+    """The batch after it is whole, and the handler is given no half of one."""
+    room = rooms(on_error=on_error)
+    name = f"raise in {call}"
+    room.give(BeginBatch(name=name), Point(name=name), EndBatch(name=name))
+    assert Batches.calls == calls
+    assert room.dispatcher.wants_restart == (on_error == "restart")
+    assert room.account.failures == 1
+    assert (room.account.points_in, room.account.batches_in) == (1, 1)
+    assert [type(each) for each in room.responses()] == sent
+    room.give(*WHOLE)
+    assert room.responses() == WHOLE
+    assert not room.outbox.in_batch
+
+
+@pytest.mark.parametrize("on_error", ["skip", "restart"])
+def test_an_exception_in_a_repetition_is_known_already(
+    rooms: Callable[..., Room], on_error: OnError
+) -> None:
+    """It is passed over again, or repeated without; nothing is counted or logged twice."""
+    room = rooms(on_error=on_error)
+    room.dispatcher.repeats = True
+    room.give(WHOLE[0])
+    bad = Point(name="raise in point")
+    if on_error == "restart":
+        with pytest.raises(RepeatAgainError) as caught:
+            room.give(bad)
+        assert caught.value.offset == 7
+    else:
+        room.give(bad)
+    assert (room.account.failures, room.dispatcher.wants_restart) == (0, False)
+
+
+def test_each_point_of_a_batch_that_is_left_out_is_counted_and_given_to_nobody(
+    rooms: Callable[..., Room],
+) -> None:
+    """The agent must not take the next one by itself."""
+    room = rooms()
+    room.give(*WHOLE, WHOLE[0])
+    room.dispatcher.leave_batch_out()
+    Batches.calls.clear()
+    for _ in range(3):
+        room.give(Point())
+        assert not room.dispatcher.order.takes_points
+    room.give(RawPoint(REQUESTS.encode(Point())), KeepaliveRequest(time=1), WHOLE[2])
+    assert Batches.calls == []
+    assert (room.account.points_in, room.account.batches_in) == (5, 2)
+    assert room.responses() == [*WHOLE, WHOLE[0], KeepaliveResponse(time=1)]
+    room.give(*WHOLE)
+    assert room.responses() == WHOLE
+
+
+# --- what is dropped ---
+
+
+def test_what_is_dropped_is_counted_and_given_to_nobody(rooms: Callable[..., Room]) -> None:
+    """In an order that may be, as if it had been dealt with."""
+    room = rooms()
+    for message in WHOLE:
+        room.dispatcher.drop(message)
+    assert Batches.calls == []
+    assert (room.account.points_in, room.account.batches_in) == (1, 1)
+    with pytest.raises(UnexpectedMessageError):
+        room.dispatcher.drop(EndBatch())
+    assert room.responses() == []
+    room.give(*WHOLE)
+    assert room.responses() == WHOLE
+
+
+def test_a_batch_of_which_the_end_is_dropped_is_abandoned(rooms: Callable[..., Room]) -> None:
+    """What was sent of it, Kapacitor drops at the next begin."""
+    room = rooms()
+    room.give(*WHOLE[:2])
+    room.dispatcher.drop(WHOLE[2])
+    assert not room.outbox.in_batch
+    room.give(*WHOLE)
+    assert room.responses() == [*WHOLE[:2], *WHOLE]
+
+
+def test_a_dropped_request_for_a_snapshot_is_answered_with_the_last_one(
+    rooms: Callable[..., Room],
+) -> None:
+    """Be it taken or restored; before there is one, it is empty."""
+    room = rooms()
+    answers = []
+    for before in ([], [RestoreRequest(snapshot=b"restored")], [SnapshotRequest()]):
+        room.give(*before)
+        room.dispatcher.drop(SnapshotRequest())
+        answers.append(room.responses()[-1])
+    assert answers == [SnapshotResponse(snapshot=each) for each in (b"", b"restored", b"taken")]
+
+
+def test_what_nothing_can_go_on_without_cannot_be_dropped(rooms: Callable[..., Room]) -> None:
+    """That is an error that Kapacitor is told of."""
+    room = rooms()
+    with pytest.raises(WorkerLostError, match="RestoreRequest killed the worker"):
+        room.dispatcher.drop(RestoreRequest())
+
+
+# --- answers ---
+
+
+def test_that_kapacitor_asked_for_a_snapshot_is_noted(rooms: Callable[..., Room]) -> None:
+    """What is kept can be cut by it."""
+    room = rooms()
+    asked = [room.dispatcher.snapshot_asked]
+    room.give(SnapshotRequest())
+    asked.append(room.dispatcher.snapshot_asked)
+    assert asked == [False, True]
+    assert room.responses() == [SnapshotResponse(snapshot=b"taken")]
+
+
+def test_a_refused_restore_is_answered_and_raised(rooms: Callable[..., Room]) -> None:
+    """Kapacitor fails the task, and the connection is to be closed."""
+    room = rooms()
+    with pytest.raises(RefusedError, match="restore was refused: foreign"):
+        room.give(RestoreRequest(snapshot=b"foreign"))
+    assert room.responses() == [RestoreResponse(error="foreign")]
+
+
+def test_whether_a_handler_has_a_state_is_known_from_init_on(rooms: Callable[..., Room]) -> None:
+    """And forgotten with the conversation."""
+
+    class Stateless(Handler):
+        def point(self, point: Point, /) -> None:
+            del point
+
+    stateful, stateless = rooms(), rooms(Stateless)
+    assert (stateful.dispatcher.stateless, stateless.dispatcher.stateless) == (False, True)
+    assert stateless.dispatcher.init_frame == REQUESTS.encode(InitRequest(taskID="task"))
+    stateless.dispatcher.begin()
+    assert (stateless.dispatcher.stateless, stateless.dispatcher.init_frame) == (False, b"")
+    with pytest.raises(UnexpectedMessageError):
+        stateless.give(Point())
+
+
+# --- excerpts ---
+
+
+def test_an_excerpt_is_one_line_of_bounded_length() -> None:
+    """Of a message, of an undecoded point, and of bytes that are none."""
+    point = Point(name="cpu", time=7)
+    assert excerpt(point) == 'Point time: 7 name: "cpu"'
+    assert excerpt(RawPoint(RESPONSES.encode(point))) == excerpt(point)
+    long = excerpt(Point(name="x" * 10_000))
+    assert len(long) == 256
+    assert "\n" not in excerpt(RawPoint(b"\x05\xff\xff\xff\xff\xff"))

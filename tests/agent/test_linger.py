@@ -1,0 +1,72 @@
+"""When a reader pauses, shown on the reads of whole traffics."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from kapudf_cli.agent.linger import MAX_LINGER_MS, Linger
+
+MICROSECOND = 1e-6
+
+
+def pauses(linger: Linger, reads: list[tuple[float, int]]) -> list[float]:
+    """Return the pause after each read, given the time since the one before and what it brought."""
+    now_s = 100.0
+    found = []
+    for gap_s, messages in reads:
+        now_s += gap_s
+        found.append(linger.pause_s(now_s, messages))
+        now_s += found[-1]
+    return found
+
+
+def test_slow_traffic_is_never_kept_waiting() -> None:
+    """A thousand messages a second, each in two reads, see no pause."""
+    reads = [(990 * MICROSECOND, 1), (10 * MICROSECOND, 1)] * 500
+    assert set(pauses(Linger(0.5), reads)) == {0.0}
+
+
+def test_dense_traffic_is_read_in_pauses() -> None:
+    """Once reads follow each other closely, and a pause brings several messages, it stays."""
+    reads = [(25 * MICROSECOND, 1)] * 9 + [(10 * MICROSECOND, 10)] * 50
+    found = pauses(Linger(0.5), reads)
+    assert found[0] == 0.0
+    assert found[-50:] == [0.0005] * 50
+
+
+def test_a_peer_that_waits_for_each_answer_is_hardly_kept_waiting() -> None:
+    """A pause that brings one message is tried less and less often."""
+    linger = Linger(0.5)
+    found = pauses(linger, [(50 * MICROSECOND, 1)] * 100_000)
+    tried = [place for place, pause in enumerate(found) if pause]
+    assert 0 < len(tried) <= 10
+    gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert gaps == sorted(gaps)
+
+
+def test_the_end_of_dense_traffic_ends_the_pauses() -> None:
+    """The first pause that brings little is the last one."""
+    linger = Linger(0.5)
+    pauses(linger, [(25 * MICROSECOND, 1)] * 20 + [(10 * MICROSECOND, 10)] * 10)
+    assert linger.pause_s(200.0, 1) == 0.0
+    assert linger.pause_s(200.1, 1) == 0.0
+
+
+def test_full_reads_need_no_pause() -> None:
+    """Where a read brings a buffer full, the peer is faster than the handler already."""
+    assert set(pauses(Linger(0.5), [(10 * MICROSECOND, 180)] * 1000)) == {0.0}
+
+
+def test_it_can_be_turned_off() -> None:
+    """With 0 there is no pause, however dense the traffic."""
+    assert set(pauses(Linger(0), [(10 * MICROSECOND, 1)] * 1000)) == {0.0}
+
+
+@pytest.mark.parametrize("gap_us", [1, 10, 50, 150, 250, 1000])
+@pytest.mark.parametrize("messages", [1, 3, 4, 20, 63, 64, 500])
+def test_no_pause_is_longer_than_the_setting(gap_us: int, messages: int) -> None:
+    """Whatever comes, a message waits for at most the longest pause."""
+    found = pauses(Linger(MAX_LINGER_MS), [(gap_us * MICROSECOND, messages)] * 2000)
+    assert max(found) <= MAX_LINGER_MS / 1000

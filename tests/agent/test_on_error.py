@@ -1,0 +1,35 @@
+"""What is said of data that was dropped for an exception."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from kapudf_cli.agent.on_error import DroppedLog
+from kapudf_cli.errors import HandlerError
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_what_was_dropped_is_logged_at_most_once_a_second_and_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that raises at every point fills no disk, and none goes uncounted."""
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    dropped = DroppedLog()
+    error = HandlerError("Mirror", "point", ValueError("no good"))
+    with caplog.at_level(logging.DEBUG):
+        for tick in range(35):
+            now_s = 1000.0 + tick / 10
+            dropped.note(error, what="point", offset=tick, on_error="skip")
+    events = [record.__dict__ for record in caplog.records]
+    assert [event["offset"] for event in events] == [0, 10, 20, 30]
+    assert [event["dropped_since_last_event"] for event in events] == [1, 10, 10, 10]
+    assert {event["on_error"] for event in events} == {"skip"}
+    assert caplog.messages[0] == "point dropped: Mirror.point raised ValueError: no good"
+    assert caplog.records[0].levelno == logging.ERROR
+    assert caplog.records[0].exc_info is not None
+    assert caplog.records[0].exc_info[1] is error.cause

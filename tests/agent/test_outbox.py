@@ -1,0 +1,812 @@
+"""The way back: what leaves, when, and in which order."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
+from kapudf_cli.streams import SocketStream
+from kapudf_cli.streams.progress import Progress
+from kapudf_cli.wire.codec import RESPONSES
+from kapudf_cli.wire.framing import (
+    DEFAULT_MAX_FRAME_BYTES,
+    HEARTBEAT_TIME,
+    FrameReader,
+    frame_body,
+)
+from kapudf_cli.wire.point_frames import RawPoint
+from kapudf_cli.wire.udf_pb2 import (
+    BATCH,
+    STREAM,
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InitResponse,
+    KeepaliveResponse,
+    Point,
+    SnapshotResponse,
+)
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from kapudf_cli.wire.codec import ResponseMessage
+    from kapudf_cli.wire.udf_pb2 import EdgeType
+
+HELD_BYTES = 1024 * 1024
+FLUSH_BYTES = 96 * 1024
+
+
+class Ends:
+    """An outbox of this thread, and the socket that its bytes arrive at."""
+
+    def __init__(self) -> None:
+        self.peer, theirs = socket.socketpair()
+        self.peer.settimeout(PATIENCE_S)
+        self.stream = SocketStream(theirs)
+        self.outbox = self.outbox_of(DEFAULT_MAX_FRAME_BYTES)
+        #: How often the outbox has reported a failure.
+        self.failures = 0
+        self._frames = FrameReader(frame_body)
+
+    def outbox_of(self, max_frame_bytes: int) -> Outbox:
+        return Outbox(self.stream, max_frame_bytes=max_frame_bytes, on_failure=self._count_failure)
+
+    def opened(self, provides: EdgeType = STREAM) -> Outbox:
+        """Return the outbox, open for data."""
+        self.outbox.declare(provides)
+        self.outbox.send_data()
+        return self.outbox
+
+    def nothing_has_left(self) -> bool:
+        """Say whether the peer would have to wait for a byte."""
+        return not select.select([self.peer], [], [], 0)[0]
+
+    def receive(self, count: int) -> list[ResponseMessage]:
+        """Wait for so many messages; there must be no more of them."""
+        messages: list[ResponseMessage] = []
+        while len(messages) < count:
+            data = self.peer.recv(1 << 20)
+            assert data, messages
+            messages += [RESPONSES.decode(frame) for frame in self._frames.feed(data)]
+        assert len(messages) == count
+        return messages
+
+    def _count_failure(self) -> None:
+        self.failures += 1
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """Give an outbox on a socket pair."""
+    ends = Ends()
+    yield ends
+    ends.stream.abort()
+    ends.stream.close()
+    ends.peer.close()
+
+
+class WatchedCondition(threading.Condition):
+    """A condition that tells when somebody waits for it."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__(lock)
+        self.waited_for = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited_for.set()
+        return super().wait(timeout)
+
+
+def watch(outbox: Outbox) -> threading.Event:
+    """Return an event that is set once a thread waits for the outbox to take data."""
+    condition = WatchedCondition(outbox._lock)
+    outbox._changed = condition
+    return condition.waited_for
+
+
+def times(messages: Sequence[ResponseMessage]) -> list[int]:
+    """Return when each point was; there must be nothing but points."""
+    points = [message for message in messages if isinstance(message, Point)]
+    assert len(points) == len(messages)
+    return [point.time for point in points]
+
+
+def fill(outbox: Outbox) -> int:
+    """Write points until the outbox holds all that it may; return how many."""
+    count = 0
+    while outbox._held.size < HELD_BYTES:
+        outbox.write_point(Point(time=count, name="x" * 10_000))
+        count += 1
+    return count
+
+
+# --- held back ---
+
+
+def test_data_is_held_back_until_the_outbox_is_opened(ends: Ends) -> None:
+    """An answer written later leaves, and the data stays until Kapacitor can take it."""
+    ends.outbox.write_point(Point(time=1))
+    ends.outbox.answer(InitResponse(success=True))
+    ends.outbox.flush()
+    assert ends.receive(1) == [InitResponse(success=True)]
+    assert ends.nothing_has_left()
+
+    ends.outbox.send_data()
+    ends.outbox.write_point(Point(time=2))
+    ends.outbox.flush()
+    assert ends.receive(2) == [Point(time=1), Point(time=2)]
+
+
+def test_opening_an_open_outbox_changes_nothing(ends: Ends) -> None:
+    """What was held back leaves once."""
+    ends.outbox.write_point(Point(time=1))
+    ends.outbox.send_data()
+    ends.outbox.send_data()
+    ends.outbox.flush()
+    assert ends.receive(1) == [Point(time=1)]
+
+
+def test_data_of_another_thread_is_held_back_too(ends: Ends) -> None:
+    """A foreign thread's write returns at once where there is room."""
+    in_thread(lambda: ends.outbox.write_point(Point(time=1))).result(PATIENCE_S)
+    assert ends.nothing_has_left()
+    ends.outbox.send_data()
+    ends.outbox.flush()
+    assert ends.receive(1) == [Point(time=1)]
+
+
+def test_the_own_thread_may_not_have_more_held_back_than_there_is_room_for(ends: Ends) -> None:
+    """It must not wait, for it is the thread that would open the outbox."""
+    count = fill(ends.outbox)
+    with pytest.raises(InvalidWriteError, match="before Kapacitor can take any"):
+        ends.outbox.write_point(Point(time=-1))
+    ends.outbox.send_data()
+    sending = in_thread(ends.outbox.flush)
+    assert times(ends.receive(count)) == list(range(count))
+    sending.result(PATIENCE_S)
+
+
+def test_a_write_refused_for_want_of_room_changes_nothing(ends: Ends) -> None:
+    """What was refused is not counted, and opens no batch."""
+    ends.outbox.declare(BATCH)
+    ends.outbox.write_begin_batch(BeginBatch())
+    count = fill(ends.outbox)
+    with pytest.raises(InvalidWriteError):
+        ends.outbox.write_point(Point())
+    with pytest.raises(InvalidWriteError):
+        ends.outbox.write_end_batch(EndBatch())
+    assert ends.outbox.points == count
+    assert ends.outbox.batches == 0
+    assert ends.outbox.in_batch
+
+
+@pytest.mark.parametrize("release", ["send_data", "close"])
+def test_a_foreign_writer_waits_for_room(ends: Ends, release: str) -> None:
+    """It goes on once data may leave, and is refused once the outbox is closed."""
+    outbox = ends.outbox
+    waited_for = watch(outbox)
+    count = fill(outbox)
+    writing = in_thread(lambda: outbox.write_point(Point(time=-1)))
+    assert waited_for.wait(PATIENCE_S)
+    assert not writing.done()
+
+    if release == "close":
+        outbox.close()
+        with pytest.raises(ConnectionClosedError):
+            writing.result(PATIENCE_S)
+        assert outbox.points == count
+        assert ends.failures == 0
+        return
+    outbox.send_data()
+    assert times(ends.receive(count + 1)) == [*range(count), -1]
+    writing.result(PATIENCE_S)
+
+
+# --- when it leaves ---
+
+
+def test_the_own_threads_writes_leave_in_order_with_the_next_flush(ends: Ends) -> None:
+    """Points and answers leave as they were written, and not before."""
+    outbox = ends.opened()
+    outbox.write_point(Point(time=1))
+    outbox.answer(KeepaliveResponse(time=2))
+    outbox.write_point(Point(time=3))
+    assert ends.nothing_has_left()
+    outbox.flush()
+    assert ends.receive(3) == [Point(time=1), KeepaliveResponse(time=2), Point(time=3)]
+    outbox.flush()
+    assert ends.nothing_has_left()
+
+
+def test_the_own_threads_writes_leave_once_they_are_many(ends: Ends) -> None:
+    """At 64 KiB they leave without a flush."""
+    outbox = ends.opened()
+    point = Point(name="x" * 1000)
+    frame_bytes = len(RESPONSES.encode(point))
+    count = -(-FLUSH_BYTES // frame_bytes)
+    for _ in range(count - 1):
+        outbox.write_point(point)
+    assert ends.nothing_has_left()
+    outbox.write_point(point)
+    assert ends.receive(count) == [point] * count
+    assert outbox.bytes_sent == count * frame_bytes
+
+
+def test_a_foreign_threads_write_leaves_at_once(ends: Ends) -> None:
+    """Nobody knows when the next flush would be; what waits for it leaves with the write."""
+    outbox = ends.opened()
+    outbox.write_point(Point(time=1))
+    in_thread(lambda: outbox.write_point(Point(time=2))).result(PATIENCE_S)
+    assert ends.receive(2) == [Point(time=1), Point(time=2)]
+
+
+def test_the_thread_that_adopts_an_outbox_is_its_own(ends: Ends) -> None:
+    """From then on the thread that made it is a foreign one."""
+    outbox = ends.opened()
+
+    def adopt_and_write() -> None:
+        outbox.adopt()
+        outbox.write_point(Point(time=1))
+
+    in_thread(adopt_and_write).result(PATIENCE_S)
+    assert ends.nothing_has_left()
+    outbox.write_point(Point(time=2))
+    assert ends.receive(2) == [Point(time=1), Point(time=2)]
+
+
+def test_a_message_may_be_changed_after_it_was_written(ends: Ends) -> None:
+    """Its bytes were taken at the call."""
+    outbox = ends.opened()
+    point = Point(time=1)
+    outbox.write_point(point)
+    point.time = 2
+    outbox.write_point(point)
+    outbox.flush()
+    assert ends.receive(2) == [Point(time=1), Point(time=2)]
+
+
+def test_points_of_many_threads_leave_whole_and_in_each_threads_order(ends: Ends) -> None:
+    """However the threads take turns, no frame is torn and none overtakes its predecessor."""
+    outbox = ends.opened()
+
+    def write(name: str) -> Callable[[], None]:
+        def run() -> None:
+            for time in range(200):
+                outbox.write_point(Point(name=name, time=time))
+
+        return run
+
+    names = ["a", "b", "c", "d"]
+    threads = [in_thread(write(name)) for name in names]
+    points = ends.receive(800)
+    for thread in threads:
+        thread.result(PATIENCE_S)
+    for name in names:
+        own = [point for point in points if isinstance(point, Point) and point.name == name]
+        assert times(own) == list(range(200))
+
+
+def test_what_has_left_is_counted(ends: Ends) -> None:
+    """Points, whole batches, and bytes with those of the answers."""
+    outbox = ends.opened(BATCH)
+    outbox.write_begin_batch(BeginBatch(size=2))
+    outbox.write_point(Point(time=1))
+    outbox.write_point(Point(time=2))
+    assert (outbox.points, outbox.batches, outbox.bytes_sent) == (2, 0, 0)
+    outbox.write_end_batch(EndBatch())
+    outbox.answer(KeepaliveResponse(time=1))
+    outbox.flush()
+    assert not outbox.in_batch
+    assert (outbox.points, outbox.batches) == (2, 1)
+    assert outbox.bytes_sent == len(ends.peer.recv(1000))
+
+
+# --- what may not leave ---
+
+INVALID: dict[str, tuple[EdgeType, Callable[[Outbox], None], str]] = {
+    "a begin on a stream": (
+        STREAM, lambda outbox: outbox.write_begin_batch(BeginBatch()), "provides a stream",
+    ),
+    "an end without a begin": (
+        BATCH, lambda outbox: outbox.write_end_batch(EndBatch()), "without a BeginBatch",
+    ),
+    "a bare point among batches": (
+        BATCH, lambda outbox: outbox.write_point(Point()), "outside a batch",
+    ),
+    "a negative size": (
+        BATCH, lambda outbox: outbox.write_begin_batch(BeginBatch(size=-1)), "of size -1",
+    ),
+    "an absurd size": (
+        BATCH, lambda outbox: outbox.write_begin_batch(BeginBatch(size=1 << 60)), "of size 115292",
+    ),
+    "a point written as a begin": (
+        BATCH,
+        lambda outbox: outbox.write_begin_batch(Point()),  # type: ignore[arg-type]
+        "a Point where a BeginBatch belongs",
+    ),
+    "an end written as a point": (
+        STREAM,
+        lambda outbox: outbox.write_point(EndBatch()),  # type: ignore[arg-type]
+        "a EndBatch where a Point belongs",
+    ),
+    "nothing written as an end": (
+        BATCH,
+        lambda outbox: outbox.write_end_batch(None),  # type: ignore[arg-type]
+        "a NoneType where a EndBatch belongs",
+    ),
+}  # fmt: skip
+
+each_invalid_write = pytest.mark.parametrize(
+    ("provides", "write", "problem"), INVALID.values(), ids=INVALID.keys()
+)
+
+
+@each_invalid_write
+def test_an_invalid_write_is_refused_and_nothing_of_it_is_sent(
+    ends: Ends, provides: EdgeType, write: Callable[[Outbox], None], problem: str
+) -> None:
+    """The own thread gets the error, which says what is wrong, and may go on."""
+    outbox = ends.opened(provides)
+    with pytest.raises(InvalidWriteError, match=problem):
+        write(outbox)
+    outbox.answer(KeepaliveResponse(time=1))
+    outbox.flush()
+    assert ends.receive(1) == [KeepaliveResponse(time=1)]
+    assert (outbox.points, outbox.batches, outbox.in_batch) == (0, 0, False)
+    assert outbox.failure is None
+    assert ends.failures == 0
+
+
+@each_invalid_write
+def test_a_foreign_threads_invalid_write_is_reported(
+    ends: Ends, provides: EdgeType, write: Callable[[Outbox], None], problem: str
+) -> None:
+    """The thread gets the error, and the agent learns of it."""
+    outbox = ends.opened(provides)
+    with pytest.raises(InvalidWriteError, match=problem) as caught:
+        in_thread(lambda: write(outbox)).result(PATIENCE_S)
+    assert outbox.failure is caught.value
+    assert ends.failures == 1
+    assert ends.nothing_has_left()
+
+
+def test_a_begin_inside_a_batch_is_refused_and_the_batch_goes_on(ends: Ends) -> None:
+    """The open batch is not harmed by it."""
+    outbox = ends.opened(BATCH)
+    outbox.write_begin_batch(BeginBatch(name="open"))
+    with pytest.raises(InvalidWriteError, match="inside a batch"):
+        outbox.write_begin_batch(BeginBatch(name="refused"))
+    outbox.write_end_batch(EndBatch(name="open"))
+    outbox.flush()
+    assert ends.receive(2) == [BeginBatch(name="open"), EndBatch(name="open")]
+
+
+def test_a_message_of_exactly_the_frame_limit_is_sent(ends: Ends) -> None:
+    """The limit is that of the frames that are taken: it counts a frame without its length."""
+    point = Point(name="x" * 300)
+    data = RESPONSES.encode(point)
+    (frame,) = FrameReader(frame_body).feed(data)
+    assert list(FrameReader(frame_body, len(frame)).feed(data)) == [frame]
+
+    outbox = ends.outbox_of(len(frame))
+    outbox.send_data()
+    outbox.write_point(point)
+    outbox.flush()
+    assert ends.receive(1) == [point]
+
+
+@pytest.mark.parametrize(
+    ("in_batch", "write"),
+    [
+        (True, lambda outbox: outbox.write_point(Point(name="x" * 100))),
+        (False, lambda outbox: outbox.write_begin_batch(BeginBatch(name="x" * 100))),
+        (True, lambda outbox: outbox.write_end_batch(EndBatch(name="x" * 100))),
+        (False, lambda outbox: outbox.answer(SnapshotResponse(snapshot=b"x" * 100))),
+    ],
+    ids=["point", "begin", "end", "answer"],
+)
+def test_a_message_over_the_frame_limit_is_refused(
+    ends: Ends, *, in_batch: bool, write: Callable[[Outbox], None]
+) -> None:
+    """Whatever it is, it is not sent, and changes neither counts nor state."""
+    outbox = ends.outbox_of(100)
+    outbox.declare(BATCH)
+    outbox.send_data()
+    if in_batch:
+        outbox.write_begin_batch(BeginBatch())
+    with pytest.raises(InvalidWriteError, match="the limit max_frame_bytes is 100"):
+        write(outbox)
+    assert (outbox.points, outbox.batches, outbox.in_batch) == (0, 0, in_batch)
+
+
+# --- the end ---
+
+
+def test_a_failure_is_the_last_message(ends: Ends) -> None:
+    """It leaves after what was written before it."""
+    outbox = ends.opened()
+    outbox.write_point(Point(time=1))
+    outbox.fail("it broke")
+    outbox.flush()
+    assert ends.receive(2) == [Point(time=1), ErrorResponse(error="it broke")]
+
+
+def test_a_broken_stream_closes_the_connection_for_the_handler(ends: Ends) -> None:
+    """The flush that finds out says why, and so does every later write of any thread."""
+    outbox = ends.opened()
+    ends.peer.close()
+    outbox.write_point(Point())
+    with pytest.raises(ConnectionClosedError, match="Broken pipe") as caught:
+        outbox.flush()
+    assert outbox.is_broken
+    assert isinstance(caught.value.__cause__, BrokenPipeError)
+    with pytest.raises(ConnectionClosedError) as later:
+        outbox.write_point(Point())
+    assert later.value.__cause__ is caught.value.__cause__
+    with pytest.raises(ConnectionClosedError):
+        in_thread(lambda: outbox.write_point(Point())).result(PATIENCE_S)
+    assert outbox.bytes_sent == 0
+    assert ends.failures == 0
+
+
+def test_a_foreign_thread_finds_out_that_the_stream_is_broken(ends: Ends) -> None:
+    """That is no fault of the handler's, and nothing is reported."""
+    outbox = ends.opened()
+    ends.peer.close()
+    with pytest.raises(ConnectionClosedError, match="Broken pipe"):
+        in_thread(lambda: outbox.write_point(Point())).result(PATIENCE_S)
+    assert outbox.is_broken
+    assert ends.failures == 0
+
+
+@pytest.mark.parametrize("opened", ["before", "never"])
+def test_a_closed_outbox_refuses_data_of_any_thread(ends: Ends, opened: str) -> None:
+    """Whether it had been opened for data or not."""
+    outbox = ends.outbox
+    if opened == "before":
+        outbox.send_data()
+    outbox.close()
+    with pytest.raises(ConnectionClosedError, match="the connection has ended"):
+        outbox.write_point(Point())
+    with pytest.raises(ConnectionClosedError, match="the connection has ended"):
+        in_thread(lambda: outbox.write_point(Point())).result(PATIENCE_S)
+    outbox.flush()
+    assert ends.nothing_has_left()
+    assert outbox.points == 0
+    assert ends.failures == 0
+
+
+# --- input that is repeated ---
+
+NOTHING_SENT = Progress()
+
+
+def muted(ends: Ends, provides: EdgeType = STREAM) -> Outbox:
+    """Return an outbox that is muted in the midst of a connection."""
+    outbox = ends.opened(provides)
+    outbox.mute()
+    outbox.send_data()
+    return outbox
+
+
+def write_batch(outbox: Outbox, name: str, size: int = 1) -> list[ResponseMessage]:
+    """Write a batch whole, and return what it is."""
+    outbox.write_begin_batch(BeginBatch(name=name))
+    for time in range(size):
+        outbox.write_point(Point(time=time))
+    outbox.write_end_batch(EndBatch(name=name))
+    return [BeginBatch(name=name), *(Point(time=time) for time in range(size)), EndBatch(name=name)]
+
+
+def test_what_is_repeated_is_neither_sent_nor_counted(ends: Ends) -> None:
+    """What comes after is, and what was pending before still leaves."""
+    outbox = ends.opened()
+    outbox.write_point(Point(time=1))
+    outbox.mute()
+    outbox.send_data()
+    for time in range(10):
+        outbox.write_point(Point(time=time))
+    outbox.answer(KeepaliveResponse(time=5))
+    outbox.unmute()
+    outbox.write_point(Point(time=2))
+    outbox.flush()
+    assert ends.receive(2) == [Point(time=1), Point(time=2)]
+    assert outbox.points == 2
+
+
+def test_what_is_held_back_while_it_is_muted_is_sent_with_the_first_data(ends: Ends) -> None:
+    """A handler made anew writes in init what nobody could have been sent yet."""
+    outbox = ends.outbox
+    outbox.mute()
+    outbox.write_point(Point(time=1))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    outbox.answer(InitResponse())
+    outbox.flush()
+    assert ends.receive(1) == [InitResponse()]
+    outbox.send_data()
+    outbox.flush()
+    assert ends.receive(1) == [Point(time=1)]
+
+
+@pytest.mark.parametrize("sent", range(6))
+def test_so_many_messages_are_muted_as_were_sent(ends: Ends, sent: int) -> None:
+    """Points and answers alike, and all is counted on from what the other one did."""
+    outbox = muted(ends)
+    outbox.unmute_after(
+        sent, in_batch=False, progress=Progress(points_out=100, batches_out=7, bytes_out=1000)
+    )
+    messages: list[ResponseMessage] = []
+    for time in range(3):
+        outbox.write_point(Point(time=time))
+        outbox.answer(KeepaliveResponse(time=time))
+        messages += [Point(time=time), KeepaliveResponse(time=time)]
+    outbox.flush()
+    assert ends.receive(6 - sent) == messages[sent:]
+    assert (outbox.points, outbox.batches) == (103, 7)
+    assert outbox.bytes_sent == 1000 + sum(len(RESPONSES.encode(message)) for message in messages)
+
+
+def test_points_that_are_forwarded_are_muted_as_well(ends: Ends) -> None:
+    """As many as were sent, and not one more."""
+    outbox = muted(ends)
+    outbox.unmute_after(2, in_batch=False, progress=NOTHING_SENT)
+    frames = [RawPoint(RESPONSES.encode(Point(time=time))) for time in range(4)]
+    assert not outbox.forward_run(b"".join(frames[:2]), 2)
+    for frame in frames[:3]:
+        outbox.in_hand = frame
+        outbox.forward(frame)
+    assert outbox.forward_run(frames[3], 1)
+    outbox.flush()
+    assert ends.receive(2) == [Point(time=2), Point(time=3)]
+    assert outbox.points == 4
+
+
+def test_a_batch_in_the_midst_of_which_the_other_got_lost_goes_on(ends: Ends) -> None:
+    """Kapacitor has its begin and some of its points; the rest follows."""
+    outbox = muted(ends, BATCH)
+    outbox.unmute_after(2, in_batch=True, progress=NOTHING_SENT)
+    batch = write_batch(outbox, "b", 3)
+    outbox.flush()
+    assert ends.receive(3) == batch[2:]
+    assert not outbox.in_batch
+
+
+@pytest.mark.parametrize("sent", [1, 2])
+def test_a_batch_that_kapacitor_has_no_begin_of_is_left_out_to_its_end(
+    ends: Ends, sent: int
+) -> None:
+    """An EndBatch alone would crash it; the batch after that is whole."""
+    outbox = muted(ends, BATCH)
+    # The handler does not what the one before it did, which had ended its batch by then.
+    outbox.unmute_after(sent, in_batch=False, progress=NOTHING_SENT)
+    write_batch(outbox, "left out", 3)
+    batch = write_batch(outbox, "whole", 2)
+    outbox.flush()
+    assert ends.receive(4) == batch
+
+
+def test_a_batch_begun_in_the_repetition_alone_is_left_out(ends: Ends) -> None:
+    """Where nothing is to be muted any more, that is clear at once."""
+    outbox = muted(ends, BATCH)
+    outbox.write_begin_batch(BeginBatch(name="left out"))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    outbox.write_point(Point())
+    outbox.answer(KeepaliveResponse(time=1))
+    outbox.write_end_batch(EndBatch(name="left out"))
+    batch = write_batch(outbox, "whole")
+    outbox.flush()
+    responses = ends.receive(len(batch))
+    assert responses == batch
+
+
+def test_a_batch_that_was_begun_before_it_was_muted_goes_on_after(ends: Ends) -> None:
+    """For Kapacitor there was no repetition."""
+    outbox = ends.opened(BATCH)
+    outbox.write_begin_batch(BeginBatch(name="b"))
+    outbox.write_point(Point(time=0))
+    outbox.mute()
+    outbox.send_data()
+    outbox.write_begin_batch(BeginBatch(name="b"))
+    outbox.write_point(Point(time=0))
+    outbox.unmute()
+    outbox.write_point(Point(time=1))
+    outbox.write_end_batch(EndBatch(name="b"))
+    outbox.flush()
+    assert ends.receive(4) == [
+        BeginBatch(name="b"), Point(time=0), Point(time=1), EndBatch(name="b"),
+    ]  # fmt: skip
+    assert (outbox.points, outbox.batches) == (2, 1)
+
+
+def test_an_abandoned_batch_lets_the_next_one_begin(ends: Ends) -> None:
+    """Kapacitor drops what it has of one at the next BeginBatch."""
+    outbox = ends.opened(BATCH)
+    outbox.write_begin_batch(BeginBatch(name="abandoned"))
+    outbox.write_point(Point())
+    outbox.abandon_batch()
+    assert not outbox.in_batch
+    with pytest.raises(InvalidWriteError, match="outside a batch"):
+        outbox.write_point(Point())
+    with pytest.raises(InvalidWriteError, match="without a BeginBatch"):
+        outbox.write_end_batch(EndBatch())
+    batch = write_batch(outbox, "whole")
+    outbox.flush()
+    assert ends.receive(5) == [BeginBatch(name="abandoned"), Point(), *batch]
+
+
+def test_where_no_batch_is_open_none_is_abandoned(ends: Ends) -> None:
+    """A stream goes on as it was."""
+    outbox = ends.opened()
+    outbox.abandon_batch()
+    outbox.write_point(Point())
+    outbox.flush()
+    assert ends.receive(1) == [Point()]
+
+
+def test_an_abandoned_batch_that_was_left_out_takes_no_other_with_it(ends: Ends) -> None:
+    """It ends there, though no EndBatch was written."""
+    outbox = muted(ends, BATCH)
+    outbox.write_begin_batch(BeginBatch(name="left out"))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    outbox.abandon_batch()
+    batch = write_batch(outbox, "whole")
+    outbox.flush()
+    assert ends.receive(3) == batch
+
+
+def test_what_other_threads_write_during_a_repetition_leaves_after_it(ends: Ends) -> None:
+    """It was never sent, so that it is not muted, and mutes nothing of the own thread's."""
+    outbox = ends.outbox
+    outbox.defer()
+    outbox.mute()
+    in_thread(lambda: outbox.write_point(Point(name="before data"))).result(PATIENCE_S)
+    outbox.send_data()
+    in_thread(lambda: outbox.write_point(Point(name="among data"))).result(PATIENCE_S)
+    outbox.write_point(Point(time=0))
+    outbox.unmute_after(1, in_batch=False, progress=NOTHING_SENT)
+    assert ends.nothing_has_left()
+    outbox.undefer()
+    assert ends.receive(2) == [Point(name="before data"), Point(name="among data")]
+    outbox.write_point(Point(time=1))
+    outbox.write_point(Point(time=2))
+    outbox.flush()
+    assert times(ends.receive(1)) == [2]
+
+
+def test_what_other_threads_wrote_before_any_data_is_not_taken_for_the_own_threads(
+    ends: Ends,
+) -> None:
+    """A repetition would otherwise mute a message more than it brings."""
+    written: list[int] = []
+
+    class Noting(SocketStream):
+        def write(self, data: bytes, messages: int = 0, **notes: Any) -> None:
+            written.append(messages)
+            super().write(data, messages, **notes)
+
+    ends.stream.__class__ = Noting
+    outbox = ends.outbox
+    in_thread(lambda: outbox.write_point(Point(name="other"))).result(PATIENCE_S)
+    outbox.write_point(Point(name="own"))
+    outbox.send_data()
+    outbox.flush()
+    assert ends.receive(2) == [Point(name="other"), Point(name="own")]
+    assert written == [1]
+
+
+def test_a_thread_waits_while_as_much_is_deferred_as_may_be(ends: Ends) -> None:
+    """It goes on once the repetition is over."""
+    outbox = ends.opened()
+    outbox.defer()
+    large = Point(name="x" * 100_000)
+    waited_for = watch(outbox)
+    count = -(-HELD_BYTES // len(RESPONSES.encode(large))) + 1
+
+    def write() -> None:
+        for _ in range(count):
+            outbox.write_point(large)
+
+    writing = in_thread(write)
+    assert waited_for.wait(PATIENCE_S)
+    assert not writing.done()
+    letting_out = in_thread(outbox.undefer)
+    assert ends.receive(count) == [large] * count
+    letting_out.result(PATIENCE_S)
+    writing.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("release", ["unhold", "close"])
+def test_other_threads_wait_while_the_outbox_is_on_hold(ends: Ends, release: str) -> None:
+    """Until the connection is theirs again, or is known to be somebody else's."""
+    outbox = ends.opened()
+    waited_for = watch(outbox)
+    outbox.hold()
+    writing = in_thread(lambda: outbox.write_point(Point(time=1)))
+    assert waited_for.wait(PATIENCE_S)
+    outbox.heartbeat()
+    assert ends.nothing_has_left()
+    if release == "close":
+        outbox.close()
+        with pytest.raises(ConnectionClosedError):
+            writing.result(PATIENCE_S)
+        assert ends.nothing_has_left()
+    else:
+        outbox.unhold()
+        writing.result(PATIENCE_S)
+        assert ends.receive(1) == [Point(time=1)]
+
+
+def test_answers_leave_once_they_are_many(ends: Ends) -> None:
+    """However often a long snapshot is asked for in one go, it is not kept so often."""
+    answer = SnapshotResponse(snapshot=b"x" * 40_000)
+
+    def answer_five() -> None:
+        for _ in range(5):
+            ends.outbox.answer(answer)
+
+    sending = in_thread(answer_five)
+    assert ends.receive(3) == [answer] * 3
+    sending.result(PATIENCE_S)
+    assert ends.nothing_has_left()
+    ends.outbox.flush()
+    assert ends.receive(2) == [answer] * 2
+
+
+# --- heartbeats ---
+
+
+def test_a_heartbeat_leaves_at_once_with_what_is_pending(ends: Ends) -> None:
+    """From any thread, and even before there may be data."""
+    outbox = ends.outbox
+    outbox.write_point(Point(time=1))
+    in_thread(outbox.heartbeat).result(PATIENCE_S)
+    assert ends.receive(1) == [KeepaliveResponse(time=HEARTBEAT_TIME)]
+    outbox.send_data()
+    outbox.write_point(Point(time=2))
+    in_thread(outbox.heartbeat).result(PATIENCE_S)
+    assert ends.receive(3) == [
+        Point(time=1), Point(time=2), KeepaliveResponse(time=HEARTBEAT_TIME),
+    ]  # fmt: skip
+
+
+def test_a_heartbeat_goes_by_without_a_word_where_it_may_not_or_need_not_be(ends: Ends) -> None:
+    """While somebody writes, while input is repeated, and once the connection has ended."""
+    outbox = ends.opened()
+    with outbox._lock:
+        outbox.heartbeat()
+    outbox.defer()
+    outbox.heartbeat()
+    outbox.undefer()
+    outbox.close()
+    outbox.heartbeat()
+    assert ends.nothing_has_left()
+
+
+def test_a_heartbeat_waits_for_no_peer(ends: Ends) -> None:
+    """One that does not read holds up nobody else's heartbeats."""
+    outbox = ends.opened()
+    ends.stream._socket.settimeout(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ends.stream._socket.send(bytes(1000))
+    in_thread(outbox.heartbeat).result(PATIENCE_S)
+    assert outbox.bytes_sent == 0
+
+
+def test_a_heartbeat_on_a_broken_connection_is_no_error(ends: Ends) -> None:
+    """The agent's own next write tells."""
+    outbox = ends.opened()
+    ends.peer.close()
+    outbox.heartbeat()
+    with pytest.raises(ConnectionClosedError):
+        outbox.flush(Progress())

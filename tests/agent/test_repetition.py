@@ -1,0 +1,216 @@
+"""Input repeated, so that a new handler has the state of the one before it."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from kapudf_cli.agent.account import Account
+from kapudf_cli.agent.callee import Callee
+from kapudf_cli.agent.dispatch import Dispatcher, RefusedError
+from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.agent.repetition import Repetition
+from kapudf_cli.errors import HandlerError, UnexpectedMessageError
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.streams import SocketStream
+from kapudf_cli.wire.codec import REQUESTS, decode_point
+from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.wire.udf_pb2 import (
+    EndBatch,
+    InitRequest,
+    InitResponse,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.kit.handler import Writer
+    from kapudf_cli.wire.codec import RequestMessage
+    from kapudf_cli.wire.point_frames import RawPoint
+
+
+class Notes(Handler):
+    """Notes what it is given, and raises over what is named so."""
+
+    made: ClassVar[list[Notes]] = []
+
+    def __init__(self, agent: Writer) -> None:
+        super().__init__(agent)
+        self.seen: list[int] = []
+        self.restored = b""
+        self.stopped = False
+        self.made.append(self)
+
+    def point(self, point: Point, /) -> None:
+        if point.name == "raise":
+            raise ValueError(point.time)
+        self.seen.append(point.time)
+        self.agent.write_point(point)
+
+    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
+        self.restored = request.snapshot
+        return RestoreResponse(success=True)
+
+    def stop(self) -> None:
+        self.stopped = True
+        raise OSError("stuck")
+
+
+class RawNotes(Notes):
+    """The same, with points as they come."""
+
+    def setup(self) -> None:
+        self.raw_point = self._raw_point
+
+    def _raw_point(self, raw: RawPoint, /) -> None:
+        self.point(decode_point(raw))
+
+
+class Refuses(Notes):
+    def init(self, request: InitRequest, /) -> InitResponse:
+        return InitResponse(error=f"not {request.taskID}")
+
+
+class Room:
+    """A repetition with all that it works on, and where what leaves would arrive."""
+
+    def __init__(self, handler: type[Handler], on_error: OnError = "fail") -> None:
+        self.peer, theirs = socket.socketpair()
+        self.peer.settimeout(0)
+        self.stream = SocketStream(theirs)
+        self.outbox = Outbox(
+            self.stream,
+            max_frame_bytes=DEFAULT_MAX_FRAME_BYTES,
+            on_failure=self.stream.interrupt,
+        )
+        self.account = Account()
+        self.callee = Callee(handler, self.outbox)
+        self.dispatcher = Dispatcher(
+            self.callee, self.outbox, self.account, on_error=on_error, on_init=None
+        )
+        self.repetition = Repetition(
+            self.callee, self.dispatcher, self.outbox, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES
+        )
+
+    def close(self) -> None:
+        self.outbox.flush()
+        with pytest.raises(BlockingIOError):
+            self.peer.recv(1)
+        self.stream.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def rooms() -> Iterator[list[Room]]:
+    """Give a list of rooms, out of none of which anything may leave."""
+    rooms: list[Room] = []
+    Notes.made.clear()
+    yield rooms
+    for room in rooms:
+        room.close()
+
+
+def encoded(*messages: RequestMessage) -> bytes:
+    return b"".join(map(REQUESTS.encode, messages))
+
+
+PREFIX = encoded(InitRequest(taskID="task"), RestoreRequest(snapshot=b"state"))
+
+
+def points(*names: str) -> list[Point]:
+    return [Point(time=time, name=name) for time, name in enumerate(names)]
+
+
+def seen(handler: Handler) -> list[int]:
+    assert isinstance(handler, Notes)
+    return handler.seen
+
+
+@pytest.mark.parametrize("handler", [Notes, RawNotes])
+def test_a_new_handler_is_given_all_of_the_history(
+    rooms: list[Room], handler: type[Handler]
+) -> None:
+    """The old one is stopped first, and what goes wrong there is nobody else's matter."""
+    room = Room(handler)
+    rooms.append(room)
+    data = encoded(*points("a", "b", "c"))
+    for _ in range(2):
+        room.repetition.repeat(PREFIX + data, 1000)
+    assert len(Notes.made) == 2
+    assert [each.stopped for each in Notes.made] == [True, False]
+    assert seen(room.callee.handler) == [0, 1, 2]
+    assert Notes.made[1].restored == b"state"
+    assert not room.dispatcher.repeats
+
+
+@pytest.mark.parametrize("handler", [Notes, RawNotes])
+def test_frames_are_left_out_by_where_they_are_in_the_input(
+    rooms: list[Room], handler: type[Handler]
+) -> None:
+    """The end of the history is at the offset that is given, wherever it begins."""
+    room = Room(handler)
+    rooms.append(room)
+    some = points("a", "b", "c", "d")
+    until = 5000
+    offsets = [until - len(encoded(*some[number:])) for number in range(4)]
+    room.repetition.leave_out(offsets[3])
+    room.repetition.repeat(PREFIX + encoded(*some), until, poison={offsets[1]})
+    assert seen(room.callee.handler) == [0, 2]
+    room.repetition.repeat(PREFIX + encoded(*some), until)
+    assert seen(room.callee.handler) == [0, 2], "what killed once is left out for good"
+    room.repetition.forget()
+    room.repetition.repeat(PREFIX + encoded(*some), until)
+    assert seen(room.callee.handler) == [0, 1, 2, 3]
+
+
+def test_with_restart_what_fails_is_left_out_and_the_rest_repeated_once_more(
+    rooms: list[Room],
+) -> None:
+    """As it was in its time; the next repetition knows it."""
+    room = Room(Notes, "restart")
+    rooms.append(room)
+    history = PREFIX + encoded(*points("a", "raise", "b", "raise", "c"))
+    room.repetition.repeat(history, 1000)
+    assert seen(room.callee.handler) == [0, 2, 4]
+    assert len(Notes.made) == 3
+    room.repetition.repeat(history, 1000)
+    assert len(Notes.made) == 4
+    assert (room.account.failures, room.account.restarts) == (0, 0)
+
+
+def test_with_skip_what_fails_is_passed_over_again(rooms: list[Room]) -> None:
+    """By the same handler, and is not counted twice."""
+    room = Room(Notes, "skip")
+    rooms.append(room)
+    room.repetition.repeat(PREFIX + encoded(*points("a", "raise", "b")), 1000)
+    assert seen(room.callee.handler) == [0, 2]
+    assert len(Notes.made) == 1
+    assert room.account.failures == 0
+    assert not room.dispatcher.wants_restart
+
+
+def test_what_cannot_be_repeated_is_told(rooms: list[Room]) -> None:
+    """A handler that raises or refuses now, or a history that is none."""
+    room, refusing = Room(Notes), Room(Refuses)
+    rooms += [room, refusing]
+    with pytest.raises(HandlerError, match="ValueError: 1"):
+        room.repetition.repeat(PREFIX + encoded(*points("a", "raise")), 1000)
+    assert not room.dispatcher.repeats
+    with pytest.raises(UnexpectedMessageError):
+        room.repetition.repeat(PREFIX + encoded(EndBatch()), 1000)
+    with pytest.raises(RefusedError, match="not task"):
+        refusing.repetition.repeat(PREFIX, 1000)
+
+
+def test_a_history_of_nothing_makes_a_handler_all_the_same(rooms: list[Room]) -> None:
+    """As where a worker died before Init was dealt with."""
+    room = Room(Notes)
+    rooms.append(room)
+    room.repetition.repeat(b"", 0)
+    assert seen(room.callee.handler) == []

@@ -1,0 +1,345 @@
+"""Recordings: told by their content, read to the last point, and ill-formed lines told."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kapudf_cli import Point, get_fields, set_field
+from kapudf_cli.errors import RecordingError
+from kapudf_cli.kit.batches import Batch
+from kapudf_cli.recordings import Kind, open_recording
+from kapudf_cli.recordings.line_protocol import write
+from tests.handlers import recordings
+from tests.recordings.test_line_protocol import STRINGS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read(path: Path, precision: str = "ns") -> tuple[Kind, list[Point | Batch], list[str]]:
+    """Return what a recording is, its records, and what was passed over."""
+    faults: list[RecordingError] = []
+    with open_recording(str(path), precision=precision, refuse=faults.append) as recording:
+        records = list(recording.records)
+    return recording.kind, records, [str(fault).removeprefix(f"{path}: ") for fault in faults]
+
+
+def points(path: Path) -> list[Point]:
+    """Return the points of a recording that is in order."""
+    _, records, faults = read(path)
+    assert faults == []
+    return [record for record in records if isinstance(record, Point)]
+
+
+def batch(**changes: Any) -> dict[str, Any]:
+    """Return a batch as JSON has it."""
+    return {
+        "name": "cpu",
+        "tmax": "2020-09-13T12:27:40Z",
+        "tags": {"host": "a"},
+        "points": [{"fields": {"x": 1}, "tags": {"host": "a"}, "time": "2020-09-13T12:26:40Z"}],
+        **changes,
+    }
+
+
+# --- what a file is ---
+
+
+def test_the_stream_recording_of_kapacitor() -> None:
+    """550 points, the first as `kapacitor record` wrote it."""
+    kind, records, faults = read(recordings.STREAM)
+    assert (kind, len(records), faults) == (Kind.STREAM, 550, [])
+    first = records[0]
+    assert isinstance(first, Point)
+    assert (first.database, first.retentionPolicy, first.time) == (
+        "telegraf",
+        "autogen",
+        1_600_000_100_000_000_000,
+    )
+    assert get_fields(first) == {
+        "n_cpus": 42,
+        "state": "",
+        "up": True,
+        "usage_idle": 23.7965,
+        "usage_user": 54.4229,
+    }
+
+
+def test_the_batch_recording_of_kapacitor() -> None:
+    """30 batches of 20 points; a number is a float."""
+    kind, records, faults = read(recordings.BATCH)
+    assert (kind, len(records), faults) == (Kind.BATCH, 30, [])
+    first = records[0]
+    assert isinstance(first, Batch)
+    assert (first.name, first.group, first.tags) == ("cpu", "host=server00", {"host": "server00"})
+    assert first.tmax_ns == 1_600_000_060_000_000_000
+    assert get_fields(first.points[0]) == {"n_cpus": 13.0, "usage_idle": 66.7721}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("db\nrp\nm x=1 1\n", Kind.STREAM),
+        ("\n\nm x=1 1\n", Kind.STREAM),
+        ("m x=1 1\n", Kind.LINES),
+        ("m x=1 1", Kind.LINES),
+        ("# comment\n\nm x=1 1\nm x=2 2\n", Kind.LINES),
+        ("nonsense\nm x=1 1\nm x=2 2\n", Kind.LINES),
+        ("nonsense", Kind.LINES),
+        ("", Kind.LINES),
+        (json.dumps(batch()), Kind.BATCH),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_what_a_file_is_is_told_by_its_content(
+    tmp_path: Path,
+    text: str,
+    kind: Kind,
+    packed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Its name says nothing."""
+    path = tmp_path / "recording"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    assert read(path)[0] is kind
+
+
+def test_every_form_of_one_recording_reads_the_same(tmp_path: Path) -> None:
+    """Plain or compressed; as lines without database and retention policy."""
+    plain = tmp_path / "plain"
+    plain.write_bytes(gzip.decompress(recordings.STREAM.read_bytes()))
+    expected = points(recordings.STREAM)
+    assert points(plain) == expected
+    as_lines = tmp_path / "lines"
+    as_lines.write_text("".join(f"{write(point)}\n" for point in expected), encoding="utf-8")
+    for point in expected:
+        point.database = point.retentionPolicy = ""
+    assert points(as_lines) == expected
+
+
+# --- points ---
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(STRINGS, STRINGS), min_size=1, max_size=5))
+def test_strings_over_several_lines_read_back(
+    tmp_path: Path, strings: list[tuple[str, str]]
+) -> None:
+    """In both kinds of files, though Kapacitor itself cannot replay what it recorded then."""
+    originals = []
+    for number, (one, other) in enumerate(strings):
+        point = Point(name="m", time=number, database="db", retentionPolicy="rp")
+        set_field(point, "one", one)
+        set_field(point, "other", other)
+        originals.append(point)
+    recording = tmp_path / "recording"
+    recording.write_text("".join(f"db\nrp\n{write(each)}\n" for each in originals), newline="")
+    assert points(recording) == originals
+    recording.write_text("".join(f"{write(each)}\n" for each in originals), newline="")
+    for point in originals:
+        point.database = point.retentionPolicy = ""
+    assert points(recording) == originals
+
+
+def test_a_time_counts_in_the_precision(tmp_path: Path) -> None:
+    """Of every line."""
+    path = tmp_path / "lines"
+    path.write_text("m x=1 1600000000\n", encoding="utf-8")
+    _, (point,), _ = read(path, "s")
+    assert isinstance(point, Point)
+    assert point.time == 1_600_000_000_000_000_000
+
+
+def test_lines_end_as_on_windows(tmp_path: Path) -> None:
+    """A carriage return is no part of a database's name."""
+    path = tmp_path / "recording"
+    path.write_bytes(b'db\r\nrp\r\nm x="a"\r\n')
+    (point,) = points(path)
+    assert get_fields(point) == {"x": "a"}
+    assert (point.database, point.retentionPolicy) == ("db", "rp")
+
+
+# --- ill-formed lines ---
+
+
+@pytest.mark.parametrize(
+    ("content", "faults"),
+    [
+        (b"m x=1 1\nm x=\nm x=2 2\n", ["line 2: failed to parse value of field"]),
+        (b"m x=1 1\n\n# c\nm x=1u 1\nm x=2 2\n", ["line 4: Kapacitor has no unsigned integers,"]),
+        (b"m x=1 1\nm x=\xff\nm x=2 2\n", ["line 2: this is no UTF-8: invalid start byte"]),
+        (b'm x=1 1\nm x="open 1\nm x=2 2\n', ["line 2: a string is not closed"]),
+        (b'm x=1 1\nm x="a 1\nm y= 2\nm x=2 2', ["line 2: a string is not", "line 3: failed to"]),
+        (b"m x=1 1\nm x=2 2\n" + b"x" * 2000, ["line 3: a line of more than 1000 bytes"]),
+        (b"m x=1 1\n" + b"x" * 200_000 + b"\nm x=2 2\n", ["line 2: a line of more than 1000"]),
+        (b"db\nrp\nm x=1 1\ndb\nrp\nm\ndb\nrp\nm x=2 2\n", ["line 6: there is no field; a line"]),
+        (b"db\nrp\nm x=1 1\ndb\n\xff\nm x=1 1\ndb\nrp\nm x=2 2", ["line 5: this is no UTF-8"]),
+        (b"db\nrp\nm x=1 1\ndb\nrp\nm x=2 2\ndb\nrp\n", ["line 7: the recording ends inside a"]),
+    ],
+)
+def test_the_lines_around_an_ill_formed_one_are_read(
+    tmp_path: Path, content: bytes, faults: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault has its line's number and the reason."""
+    monkeypatch.setattr("kapudf_cli.recordings.recording.MAX_POINT_BYTES", 1000)
+    path = tmp_path / "recording"
+    path.write_bytes(content)
+    _, records, told = read(path)
+    assert [record.time for record in records if isinstance(record, Point)] == [1, 2]
+    assert [fault[: len(start)] for fault, start in zip(told, faults, strict=True)] == faults
+
+
+def test_a_string_that_is_never_closed_is_not_looked_for_for_ever(tmp_path: Path) -> None:
+    """Its line is passed over, and the thousands after it are read."""
+    path = tmp_path / "lines"
+    path.write_text('m x="open\n' + "m x=1 1\n" * 5000, encoding="utf-8")
+    _, records, faults = read(path)
+    assert (len(records), faults) == (5000, ["line 1: a string is not closed"])
+
+
+def test_an_error_ends_the_reading_where_that_is_wanted(tmp_path: Path) -> None:
+    """With the file, the line and the reason."""
+    path = tmp_path / "lines"
+    path.write_text("m x=1 1\nm\n", encoding="utf-8")
+
+    def refuse(error: RecordingError) -> None:
+        raise error
+
+    with open_recording(str(path), precision="ns", refuse=refuse) as recording:
+        assert isinstance(next(recording.records), Point)
+        with pytest.raises(RecordingError) as refused:
+            next(recording.records)
+    assert (refused.value.place, refused.value.reason[:17]) == (
+        f"{path}: line 2",
+        "there is no field",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("{", "this is no JSON: Input data was truncated"),
+        ('{"points": 3}', "this is no batch: Expected `array`, got `int` - at `$.points`"),
+        (
+            json.dumps(batch(tmax="yesterday")),
+            "'yesterday' is no time such as 2020-09-13T12:27:40Z",
+        ),
+        (
+            json.dumps(batch(points=[{"fields": {"x": None}, "time": "2020-09-13T12:26:40Z"}])),
+            "field 'x' is null, on which Kapacitor panics",
+        ),
+        (
+            json.dumps(batch(points=[{"fields": {"x": 1}, "time": "0001-01-01T00:00:00Z"}])),
+            "the time 0001-01-01T00:00:00Z is out of range",
+        ),
+        (
+            '{"name":"cpu","fields":{"x":1.0},"tags":{},"time":"2020-09-13T12:26:40Z"}',
+            "this is a point, and not a batch",
+        ),
+    ],
+)
+def test_an_ill_formed_batch_is_told(tmp_path: Path, line: str, fault: str) -> None:
+    """And those around it are read."""
+    path = tmp_path / "recording"
+    path.write_text(f"{json.dumps(batch())}\n{line}\n\n{json.dumps(batch())}\n", encoding="utf-8")
+    _, records, faults = read(path)
+    assert (len(records), faults) == (2, [f"line 2: {fault}"])
+
+
+# --- batches ---
+
+
+def test_a_batch_is_read_as_kapacitor_reads_it(tmp_path: Path) -> None:
+    """Tags of a point, the group, the end, and what has no points."""
+    path = tmp_path / "recording"
+    late = {"fields": {"x": 1}, "time": "2020-09-13T12:27:41Z"}
+    path.write_text(
+        json.dumps(batch(byname=True, group="wrong", points=[late]))
+        + "\n"
+        + json.dumps(batch(points=[])),
+        encoding="utf-8",
+    )
+    _, (read_batch,), faults = read(path)
+    assert isinstance(read_batch, Batch)
+    assert (faults, read_batch.group, read_batch.by_name) == ([], "cpu\nhost=a", True)
+    assert read_batch.tmax_ns == read_batch.points[0].time == 1_600_000_061_000_000_000
+    assert dict(read_batch.points[0].tags) == {"host": "a"}
+
+
+def test_the_queries_of_a_zip_are_merged_by_time(tmp_path: Path) -> None:
+    """Each is a member, and its batches stay in order."""
+    path = tmp_path / "recording"
+    ends = {"0": [1, 4, 5], "1": [2, 3], "10": [6]}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for query, minutes in ends.items():
+            rows = [batch(tmax=f"2020-09-13T12:3{minute}:00Z") for minute in minutes]
+            archive.writestr(query, "".join(f"{json.dumps(row)}\n" for row in rows))
+    _, records, faults = read(path)
+    assert faults == []
+    started = 1_600_000_200_000_000_000
+    read_ends = [record.end_ns for record in records if isinstance(record, Batch)]
+    assert [(end - started) // (60 * 10**9) for end in read_ends] == [1, 2, 3, 4, 5, 6]
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:-12],
+            "the compressed data are damaged or cut off",
+        ),
+        (
+            gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:-8] + b"damaged!",
+            "the compressed data are damaged",
+        ),
+        (b"PK\x03\x04nothing of a zip", "the zip is damaged or not one that can be read"),
+    ],
+)
+def test_damage_is_told_and_ends_the_reading(tmp_path: Path, content: bytes, reason: str) -> None:
+    """Whatever is to be done with ill-formed lines."""
+    path = tmp_path / "recording"
+    path.write_bytes(content)
+    with pytest.raises(RecordingError) as refused:
+        read(path)
+    assert refused.value.reason.startswith(reason)
+
+
+def test_a_zip_with_a_damaged_member_is_told(tmp_path: Path) -> None:
+    """Its checksum says so."""
+    path = tmp_path / "recording"
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("0", json.dumps(batch()))
+    path.write_bytes(data.getvalue().replace(b"cpu", b"CPU"))
+    with pytest.raises(RecordingError, match="damaged or cut off"):
+        read(path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    """The message has the path."""
+    with pytest.raises(RecordingError, match="/nothing: cannot be read: No such file"):
+        read(tmp_path / "nothing")
+
+
+# --- memory ---
+
+
+def test_a_long_file_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    """A line is gone once the next one is read."""
+    path = tmp_path / "lines"
+    path.write_text("".join(f"m x={number}.0 {number}\n" for number in range(50_000)))
+    with open_recording(str(path), precision="ns", refuse=lambda _: None) as recording:
+        next(recording.records)
+        assert recording.read_bytes <= 512 * 1024
+        assert recording.size_bytes == path.stat().st_size
+        assert sum(1 for _ in recording.records) == 49_999
