@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_every_part_has_its_floor() -> None:
     """A new module is put on a floor on purpose."""
     parts = {path.relative_to(ROOT / "kapudf_cli").parts[0].removesuffix(".py") for path in MODULES}
     assert parts == set().union(*FLOORS)
+
+
+def test_the_page_on_architecture_has_the_same_floors() -> None:
+    """In the same order, and every file that it names is there."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| part \|.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    rows = table.splitlines()[1:]
+    assert [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in rows] == FLOORS
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("[kt]*/**/*.py")]
+    for named in re.findall(r"`([\w/]+\.py)`", page):
+        assert any(file.endswith(f"/{named}") or file == named for file in files), named
 
 
 @pytest.mark.parametrize(
