@@ -14,12 +14,13 @@ DEFAULT_LINGER_MS = 0.5
 #: Kapacitor's keepalives and the answers to them can bear this much.
 MAX_LINGER_MS = 1.0
 
-#: Reads that follow each other faster than this are worth a try: 5,000 a second.
-_FAST_S = 0.0002
+#: Reads that follow each other faster than this are worth a try: some 3,500 messages a second.
+_FAST_S = 0.0003
 #: How many of them in a row: a length and a body are two, of one message.
 _FAST_READS = 8
-#: A pause that brings fewer messages than this is not worth its latency.
-_WORTHWHILE = 4
+#: A pause that brings fewer messages than this is not worth its latency. Two for one wake-up
+#: take a third to a half of the processor time; see docs/performance.md.
+_WORTHWHILE = 2
 #: A read that brings as many anyway needs no pause.
 _PLENTY = 64
 #: How long until the next try after one that was in vain, doubled each time.

@@ -36,6 +36,15 @@ def test_dense_traffic_is_read_in_pauses() -> None:
     assert found[-50:] == [0.0005] * 50
 
 
+def test_an_even_pace_is_read_in_pauses_where_each_brings_two_messages() -> None:
+    """As 5,000 a second do, each in two reads, with pauses of half a millisecond."""
+    linger = Linger(0.5)
+    found = pauses(linger, [(10 * MICROSECOND, 1), (190 * MICROSECOND, 0)] * 4)
+    assert set(found) == {0.0}
+    found = pauses(linger, [(10 * MICROSECOND, 1)] + [(100 * MICROSECOND, 3), (0.0, 2)] * 50)
+    assert set(found) == {0.0005}
+
+
 def test_a_peer_that_waits_for_each_answer_is_hardly_kept_waiting() -> None:
     """A pause that brings one message is tried less and less often."""
     linger = Linger(0.5)
