@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.udf_pb2 import EndBatch, InitRequest, InitResponse, Point
+from kapudf_cli.wire.udf_pb2 import EndBatch, ErrorResponse, InitRequest, InitResponse, Point
 
 if TYPE_CHECKING:
     import socket
@@ -40,7 +40,7 @@ class Exchange:
         """Begin a task, and learn by one block how many bytes come back for each.
 
         Raises:
-            RuntimeError: the UDF refused, or closed the connection.
+            RuntimeError: the UDF refused, failed, or closed the connection.
         """
         work = self.work
         self._side.extend(timeout_s)
@@ -58,9 +58,13 @@ class Exchange:
         sender.start()
         while left:
             response = self._side.receive()
-            if response is None:
-                message = "the UDF closed the connection"
-                raise RuntimeError(message)
+            match response:
+                case None:
+                    message = "the UDF closed the connection"
+                    raise RuntimeError(message)
+                case ErrorResponse():
+                    message = f"the UDF failed: {response.error}"
+                    raise RuntimeError(message)
             left -= isinstance(response, counted)
             # A response is as long in the one envelope as in the other.
             self.answer_bytes += len(REQUESTS.encode(response))  # type: ignore[arg-type]

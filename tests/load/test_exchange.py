@@ -1,0 +1,133 @@
+"""Driving by counting bytes, on a UDF that answers, and on some that do not."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.load.exchange import Exchange, bulk, head_bytes, ping_pong, receive, wait_until
+from kapudf_cli.load.shape import Shape
+from kapudf_cli.load.work import Work
+from kapudf_cli.wire.codec import REQUESTS
+from kapudf_cli.wire.udf_pb2 import DOUBLE, STRING, Option, OptionValue, Point
+from tests.conftest import plugin
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.serve_process import ServeProcess
+
+    Serve = Callable[..., ServeProcess]
+
+POINTS = Work(list(Shape().points(200)))
+BATCHES = Work(list(Shape().batches(100, 20)))
+
+
+@contextmanager
+def exchange(path: str, work: Work) -> Iterator[Exchange]:
+    """Connect, and get through Init and the first block."""
+    side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
+    assert isinstance(side.connection, socket.socket)
+    made = Exchange(side, side.connection, work)
+    try:
+        made.start(PATIENCE_S)
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("handler", "work"), [("mirror", POINTS), ("batch-mirror", BATCHES)], ids=["points", "batches"]
+)
+def test_what_comes_back_for_a_block_is_learnt_from_the_first(
+    serve: Serve, socket_path: str, handler: str, work: Work
+) -> None:
+    """From a mirror, as much as was sent: and so much is waited for, over each connection."""
+    process = serve(handler)
+    with exchange(socket_path, work) as one, exchange(socket_path, work) as other:
+        assert one.answer_bytes == other.answer_bytes == len(one.block)
+        assert bulk([one, other], 30) > 0
+        for each in (one, other):
+            each.socket.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                each.socket.recv(1)
+    finished = process.await_events("connection finished", 2, task_id="load")
+    assert [each["points_out"] for each in finished] == [31 * work.points] * 2
+
+
+def test_an_answer_may_be_longer_than_what_it_answers(serve: Serve, socket_path: str) -> None:
+    """By a field that the handler sets."""
+    serve("mirror")
+    values = [
+        OptionValue(type=STRING, stringValue="more"),
+        OptionValue(type=DOUBLE, doubleValue=1.0),
+    ]
+    work = Work(POINTS.messages, [Option(name="field", values=values)])
+    with exchange(socket_path, work) as made:
+        assert made.answer_bytes > len(made.block)
+        assert bulk([made], 3) > 0
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 0.001])
+def test_points_are_timed_one_by_one(serve: Serve, socket_path: str, interval_s: float) -> None:
+    """At rest, or each when it is due, which takes as long as that."""
+    process = serve("mirror")
+    started = time.perf_counter()
+    with exchange(socket_path, POINTS) as made:
+        times = ping_pong(made, 100, interval_s)
+    assert time.perf_counter() - started >= 100 * interval_s
+    assert len(times) == 100
+    assert all(0 < each < PATIENCE_S for each in times)
+    finished = process.event("connection finished", task_id="load")
+    assert finished["points_out"] == POINTS.points + 100
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        ("against_kapacitor.py:Refuser", "Init was answered with error: .*no licence"),
+        ("laden.py:Clumsy", "the UDF failed: .*point 37 is bad"),
+    ],
+)
+def test_a_udf_that_does_not_get_through_the_first_block_is_told_of(
+    serve: Serve, socket_path: str, handler: str, said: str
+) -> None:
+    """What would be measured is nothing."""
+    serve(plugin(handler))
+    work = Work([Point(time=number) for number in range(50)])
+    with pytest.raises(RuntimeError, match=said), exchange(socket_path, work):
+        pass
+
+
+def test_what_is_waited_for_must_come() -> None:
+    """An end before that is none of the measured kind."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.sendall(b"four")
+        receive(ours, 4)
+        theirs.close()
+        with pytest.raises(RuntimeError, match="closed the connection"):
+            receive(ours, 1)
+
+
+def test_a_wait_ends_when_it_is_time() -> None:
+    """Not before, and at once if that is over."""
+    due = time.perf_counter() + 0.01
+    wait_until(due)
+    assert time.perf_counter() >= due
+    wait_until(due - 1)
+
+
+@pytest.mark.parametrize("size", [0, 50, 100, 20_000])
+def test_a_head_is_what_says_how_long_the_frame_is(size: int) -> None:
+    """The rest is the body."""
+    frame = REQUESTS.encode(Point(name="x" * size))
+    head = head_bytes(frame)
+    length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(frame[:head]))
+    assert length == len(frame) - head
