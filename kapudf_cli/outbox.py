@@ -258,7 +258,7 @@ class Outbox:
     def mute(self) -> None:
         """Mute whatever the own thread writes, as if nothing had been said yet."""
         with self._lock:
-            if not self._muting.messages:
+            if not self._muting.is_endless:
                 self._counted = (self._other_points, self.batches, self._departures.bytes)
             self._muting.begin(in_batch=self._order.in_batch)
             self._held.take()
@@ -486,7 +486,7 @@ class Outbox:
         try:
             self._departures.flush(
                 progress,
-                in_batch=self._order.in_batch,
+                in_batch=self._muting.sent_in_batch(in_batch=self._order.in_batch),
                 # Infinitely many are, as long as progress is not known.
                 muted=0 if progress is None else int(muted),
                 forgets=forgets,

@@ -628,6 +628,24 @@ def test_a_batch_that_was_begun_before_it_was_muted_goes_on_after(ends: Ends) ->
     assert (outbox.points, outbox.batches) == (2, 1)
 
 
+def test_a_repetition_in_the_midst_of_what_was_sent_changes_nothing(ends: Ends) -> None:
+    """Neither what leaves after it, nor what is counted."""
+    outbox = muted(ends)
+    outbox.unmute_after(3, in_batch=False, progress=Progress(points_out=100, bytes_out=1000))
+    outbox.write_point(Point(time=1))
+    before = (outbox.points, outbox.bytes_sent)
+    outbox.mute()
+    outbox.write_point(Point(time=1))
+    outbox.send_data()
+    outbox.unmute()
+    assert (outbox.points, outbox.bytes_sent) == before
+    for time in range(2, 6):
+        outbox.write_point(Point(time=time))
+    outbox.flush()
+    assert ends.receive(2) == [Point(time=4), Point(time=5)]
+    assert outbox.points == 105
+
+
 def test_an_abandoned_batch_lets_the_next_one_begin(ends: Ends) -> None:
     """Kapacitor drops what it has of one at the next BeginBatch."""
     outbox = ends.opened(BATCH)
