@@ -345,7 +345,11 @@ class Outbox:
         """Send an ErrorResponse, the last message of the connection, cut to a bounded length."""
         room = min(_ERROR_BYTES, self._max_frame_bytes // 2)
         text = error.encode("utf-8", "backslashreplace")[:room].decode("utf-8", "ignore")
-        self.answer(ErrorResponse(error=text))
+        frame = self._encode(ErrorResponse(error=text))
+        with self._lock:
+            # It is told though what else comes is muted, or of a batch that is left out.
+            self._departures.own_others += 1
+            self._departures.add(frame)
 
     def flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
         """Hand what may leave to the stream, waiting while the peer does not read.

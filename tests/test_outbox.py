@@ -441,6 +441,16 @@ def test_a_failure_is_the_last_message(ends: Ends) -> None:
     assert ends.receive(2) == [Point(time=1), ErrorResponse(error="it broke")]
 
 
+def test_a_failure_is_told_though_what_comes_is_muted(ends: Ends) -> None:
+    """Kapacitor would learn of a connection that ends, and not why."""
+    outbox = ends.opened()
+    outbox.mute()
+    outbox.unmute_after(2, in_batch=False, progress=NOTHING_SENT)
+    outbox.fail("it broke")
+    outbox.flush()
+    assert ends.receive(1) == [ErrorResponse(error="it broke")]
+
+
 def test_a_broken_stream_closes_the_connection_for_the_handler(ends: Ends) -> None:
     """The flush that finds out says why, and so does every later write of any thread."""
     outbox = ends.opened()
