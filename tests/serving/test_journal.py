@@ -239,6 +239,21 @@ def test_the_memory_of_what_was_cut_is_given_back(kept: KeptConnection, held: Jo
     assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
 
 
+@pytest.mark.parametrize("size", [HALF_BYTES // 2, 2 * HALF_BYTES], ids=["long", "outgrown"])
+def test_the_memory_of_what_is_forgotten_in_place_is_given_back(
+    kept: KeptConnection, held: Journal, size: int
+) -> None:
+    """A handler without state takes no more for ever because one batch was long."""
+    feed(held, kept, b"Init")
+    put(held, b"", progress=Progress(4))
+    assert held.cut(b"Init", b"")
+    feed(held, kept, content(size, 2))
+    put(held, b"", progress=Progress(held.received), forgets=True)
+    assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
+    feed(held, kept, b"more")
+    assert held.history(held.received) == b"Initmore"
+
+
 # --- the way back ---
 
 
