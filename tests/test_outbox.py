@@ -229,7 +229,7 @@ def test_the_own_threads_writes_leave_in_order_with_the_next_flush(ends: Ends) -
 
 
 def test_the_own_threads_writes_leave_once_they_are_many(ends: Ends) -> None:
-    """At 64 KiB they leave without a flush."""
+    """At 96 KiB they leave without a flush."""
     outbox = ends.opened()
     point = Point(name="x" * 1000)
     frame_bytes = len(RESPONSES.encode(point))

@@ -180,8 +180,11 @@ class Journal:
             remainder: the input received since that offset.
 
         Returns:
-            Whether there was room for it.
+            Whether there was room for it, and the remainder is all there is. It is not where
+            another thread reads ahead just now.
         """
+        if self.marks.progress.offset + len(remainder) != self.received:
+            return False
         if len(prefix) + len(remainder) + 2 * _SCRATCH_BYTES > self._half_bytes:
             return False
         old, used = self.marks.half, self.marks.prefix_bytes + self.kept_bytes
