@@ -20,12 +20,14 @@ class Muting:
             nothing.
     """
 
-    __slots__ = ("_sent_in_batch", "leaves_out", "messages")
+    __slots__ = ("_left", "_sent_in_batch", "leaves_out", "messages")
 
     def __init__(self) -> None:
         """Mute nothing."""
         self.messages: float = 0
         self.leaves_out = False
+        # How many were still muted when `begin` came.
+        self._left: float = 0
         self._sent_in_batch = False
 
     @property
@@ -33,28 +35,41 @@ class Muting:
         """Whether every message may leave."""
         return not self.messages and not self.leaves_out
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether whatever comes is muted, until `end`."""
+        return self.messages == math.inf
+
+    def sent_in_batch(self, *, in_batch: bool) -> bool:
+        """Return whether the last message that has left is of a batch that has not ended.
+
+        Args:
+            in_batch: whether the last one that was written is, be it muted.
+        """
+        return in_batch if self.is_over else self._sent_in_batch
+
     def begin(self, *, in_batch: bool) -> None:
         """Mute whatever comes, as if nothing had been said yet.
 
         Args:
-            in_batch: whether the last message that was sent is of a batch that has not
-                ended; of no account where muting has begun already.
+            in_batch: whether the last message that was written is of a batch that has not
+                ended; of no account where it was muted.
         """
-        if not self.messages:
-            self._sent_in_batch = in_batch
+        self._sent_in_batch = self.sent_in_batch(in_batch=in_batch)
+        if not self.is_endless:
+            self._left = self.messages
         self.messages = math.inf
         self.leaves_out = False
 
     def end(self, *, in_batch: bool) -> None:
-        """Let out what comes from now on.
+        """Let out what comes from now on, or after what was still muted before `begin`.
 
         Args:
             in_batch: whether the repetition has begun a batch and not ended it.
         """
-        self.messages = 0
-        self._meet(in_batch=in_batch)
+        self.end_after(self._left, sent_in_batch=self._sent_in_batch, in_batch=in_batch)
 
-    def end_after(self, messages: int, *, sent_in_batch: bool, in_batch: bool) -> None:
+    def end_after(self, messages: float, *, sent_in_batch: bool, in_batch: bool) -> None:
         """Mute so many more, of which the last is, or is not, of a batch that has not ended.
 
         Args:

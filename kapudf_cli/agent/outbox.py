@@ -258,7 +258,7 @@ class Outbox:
     def mute(self) -> None:
         """Mute whatever the own thread writes, as if nothing had been said yet."""
         with self._lock:
-            if not self._muting.messages:
+            if not self._muting.is_endless:
                 self._counted = (self._other_points, self.batches, self._departures.bytes)
             self._muting.begin(in_batch=self._order.in_batch)
             self._held.take()
@@ -345,7 +345,11 @@ class Outbox:
         """Send an ErrorResponse, the last message of the connection, cut to a bounded length."""
         room = min(_ERROR_BYTES, self._max_frame_bytes // 2)
         text = error.encode("utf-8", "backslashreplace")[:room].decode("utf-8", "ignore")
-        self.answer(ErrorResponse(error=text))
+        frame = self._encode(ErrorResponse(error=text))
+        with self._lock:
+            # It is told though what else comes is muted, or of a batch that is left out.
+            self._departures.own_others += 1
+            self._departures.add(frame)
 
     def flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
         """Hand what may leave to the stream, waiting while the peer does not read.
@@ -486,7 +490,7 @@ class Outbox:
         try:
             self._departures.flush(
                 progress,
-                in_batch=self._order.in_batch,
+                in_batch=self._muting.sent_in_batch(in_batch=self._order.in_batch),
                 # Infinitely many are, as long as progress is not known.
                 muted=0 if progress is None else int(muted),
                 forgets=forgets,

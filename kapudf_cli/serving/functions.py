@@ -26,6 +26,7 @@ class Functions:
         settings: what is served, and how it logs.
         is_up: whether all that there were at the start have been ready; then whatever fails
             ends nothing else.
+        ends: whether `stop_listening` was called, and nobody is to begin anything more.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Functions:
         self._served: dict[str, ServedFunction] = {}
         # Those that are served no more, until their last worker has ended.
         self._leaving: list[ServedFunction] = []
-        self._ends = False
+        self.ends = False
         try:
             for name, function in settings.functions.items():
                 self._bind(name, function)
@@ -93,7 +94,7 @@ class Functions:
 
     def listen_where_ready(self) -> None:
         """Have connections accepted for those that can serve them; tell systemd of the last."""
-        if self._ends:
+        if self.ends:
             return
         if not self.is_up and not all(each.pool.is_settled for each in self._served.values()):
             return  # If one cannot be served at all, none is.
@@ -157,7 +158,7 @@ class Functions:
 
     def stop_listening(self) -> None:
         """Accept who is in the queues, for they were connected before, and then nobody."""
-        self._ends = True
+        self.ends = True
         for name, function in self._served.items():
             if function.listens:
                 self._listeners.remove(name)

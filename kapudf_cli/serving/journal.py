@@ -180,8 +180,11 @@ class Journal:
             remainder: the input received since that offset.
 
         Returns:
-            Whether there was room for it.
+            Whether there was room for it, and the remainder is all there is. It is not where
+            another thread reads ahead just now.
         """
+        if self.marks.progress.offset + len(remainder) != self.received:
+            return False
         if len(prefix) + len(remainder) + 2 * _SCRATCH_BYTES > self._half_bytes:
             return False
         old, used = self.marks.half, self.marks.prefix_bytes + self.kept_bytes
@@ -251,6 +254,7 @@ class Journal:
         )
         if cuts:
             self._aim()
+            self._give_back_forgotten(marks)
 
     @property
     def unsent(self) -> int:
@@ -337,6 +341,13 @@ class Journal:
         """Return how many bytes the peer has not taken yet, or a little more: unix(7)."""
         answer = fcntl.ioctl(self._connection, termios.TIOCOUTQ, b"\0" * 4)
         return int(struct.unpack("i", answer)[0])
+
+    def _give_back_forgotten(self, before: Marks) -> None:
+        """Give back what a long batch took that is forgotten in place: all but the prefix."""
+        if (forgotten := self.received - before.cut) > _KEPT_BYTES:
+            start = -(-before.prefix_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = min(before.prefix_bytes + forgotten, self._half_bytes)
+            self._give_back(self._half_start(before.half) + start, end - start)
 
     def _give_back(self, start: int, size: int) -> None:
         """Give the pages of a part back to the system; they read as zeros from then on."""

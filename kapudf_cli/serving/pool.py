@@ -146,6 +146,9 @@ class Pool:
         Raises:
             OSError: the system has no process, memory or descriptor left; the old workers go on.
         """
+        if self._succession.fills_gap:
+            # Its successor is not to come after all, and the reload may come to nothing.
+            self._backoff.retry(time.monotonic())
         self._succession.give_up("another reload began")
         self._log.info("reload begins", workers=settings.workers)
         successors: list[WorkerProcess] = []

@@ -67,6 +67,8 @@ class Reloading:
             KapudfError: that cannot even begin, and everything goes on as it was.
             OSError: likewise, for the system has no process, memory or descriptor left.
         """
+        if self._functions.ends:
+            raise ControlError("kapudf was told to stop, and reloads nothing any more")
         wanted = self._settings_anew().functions.get(name)
         function = self._functions.get(name)
         if wanted is None or function is None:

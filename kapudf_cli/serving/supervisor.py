@@ -118,7 +118,8 @@ class Supervisor:
         look_s = _LOOK_S if needs_looks else None
         waits = [each for each in (*rests_s, look_s, longest_s) if each is not None]
         for key, _ in self._selector.select(max(min(waits), 0.0) if waits else None):
-            if key.data is not None and self._selector.get_map().get(key.fileobj) is key:
+            # Asked by its number: what was dealt with before may have closed it.
+            if key.data is not None and self._selector.get_map().get(key.fd) is key:
                 self._deal_with(key.data)
         now_s = time.monotonic()
         for pool in self._functions.pools():

@@ -31,6 +31,7 @@ from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from kapudf_cli.agent.on_error import OnError
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
@@ -195,6 +196,72 @@ def test_an_agent_a_piece_changes_nothing_for_kapacitor(
     served.stream.close()
     task.hang_up()
     assert receiving.result(PATIENCE_S) == expected
+
+
+class Growing(Batches):
+    """Passes batches on, and has so much to say of a point that it leaves at once."""
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(Point(time=point.time, name=point.name * 120_000))
+
+
+class Talkative(Counter):
+    """Counts, raises, and has so long a snapshot that it leaves at once."""
+
+    def snapshot(self) -> SnapshotResponse:
+        return SnapshotResponse(snapshot=super().snapshot().snapshot + b" " * 120_000)
+
+
+#: What one read brings, of which a part has left before the rest is dealt with.
+GROWING_INPUT: list[RequestMessage] = [
+    BeginBatch(name="a"), Point(time=1), EndBatch(name="a"),
+    BeginBatch(name="b"), Point(time=2), Point(time=3, name="x"), Point(time=4),
+    EndBatch(name="b"),
+]  # fmt: skip
+FAILING_INPUT: list[RequestMessage] = [
+    Point(time=1), Point(time=2, name="raise"), Point(time=3), SnapshotRequest(),
+    Point(time=4, name="raise"), Point(time=5),
+]  # fmt: skip
+
+
+def receiving_from(task: KeptTask) -> Future[list[ResponseMessage]]:
+    return in_thread(lambda: list(task.side.responses()))
+
+
+@pytest.mark.parametrize("careful", [False, True], ids=["as usual", "one at a time"])
+@pytest.mark.parametrize(
+    ("handler", "piece", "on_error"),
+    [(Growing, GROWING_INPUT, "fail"), (Talkative, FAILING_INPUT, "restart")],
+    ids=["batches that grow", "a handler that begins anew"],
+)
+def test_two_deaths_in_a_row_over_what_has_left_in_part_change_nothing(
+    tasks: Callable[..., KeptTask],
+    handler: type[Handler],
+    piece: list[RequestMessage],
+    on_error: OnError,
+    *,
+    careful: bool,
+) -> None:
+    """The second agent dies when it has not yet come to what the first one sent last."""
+    pieces: list[list[RequestMessage]] = [[INIT], piece]
+    expected, _, _ = outcome(tasks(handler, on_error=on_error), pieces, None, after=True)
+    for first in range(1, 4):
+        for second in range(10):
+            task = tasks(handler, on_error=on_error)
+            receiving = receiving_from(task)
+            served = task.serve(survives=first)
+            task.send(INIT)
+            task.send(*piece)
+            survives = iter((second,))
+            while not task.await_dealt_with(served):
+                served.stream.close()
+                until = task.ledger.received if careful else 0
+                served = task.take_over(survives=next(survives, None), until=until)
+            served.agent.stop()
+            served.ended.exception(PATIENCE_S)
+            served.stream.close()
+            task.hang_up()
+            assert receiving.result(PATIENCE_S) == expected, (first, second)
 
 
 # --- what another agent finds ---

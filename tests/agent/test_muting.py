@@ -63,3 +63,31 @@ def test_a_repetition_that_begins_again_remembers_what_was_sent() -> None:
     muting.begin(in_batch=False)
     muting.end(in_batch=True)
     assert not muting.leaves_out
+
+
+@pytest.mark.parametrize("sent_in_batch", [False, True])
+def test_what_was_still_muted_is_muted_after_a_repetition_as_well(*, sent_in_batch: bool) -> None:
+    """A repetition in the midst of it neither counts for it nor ends it."""
+    muting = Muting()
+    muting.end_after(3, sent_in_batch=sent_in_batch, in_batch=False)
+    muting.mute_one(in_batch=True)
+    for _ in range(2):
+        muting.begin(in_batch=True)
+        muting.mute_one(in_batch=False)
+    muting.end(in_batch=True)
+    assert muting.messages == 2
+    for _ in range(2):
+        assert muting.sent_in_batch(in_batch=True) == sent_in_batch
+        muting.mute_one(in_batch=True)
+    assert muting.leaves_out != sent_in_batch
+
+
+def test_a_batch_that_is_left_out_was_not_sent() -> None:
+    """Nor is it after a repetition that begins in the midst of it."""
+    muting = Muting()
+    muting.end_after(0, sent_in_batch=False, in_batch=True)
+    assert not muting.sent_in_batch(in_batch=True)
+    muting.begin(in_batch=True)
+    assert not muting.sent_in_batch(in_batch=True)
+    muting.end(in_batch=True)
+    assert muting.leaves_out

@@ -229,7 +229,7 @@ def test_the_own_threads_writes_leave_in_order_with_the_next_flush(ends: Ends) -
 
 
 def test_the_own_threads_writes_leave_once_they_are_many(ends: Ends) -> None:
-    """At 64 KiB they leave without a flush."""
+    """At 96 KiB they leave without a flush."""
     outbox = ends.opened()
     point = Point(name="x" * 1000)
     frame_bytes = len(RESPONSES.encode(point))
@@ -441,6 +441,16 @@ def test_a_failure_is_the_last_message(ends: Ends) -> None:
     assert ends.receive(2) == [Point(time=1), ErrorResponse(error="it broke")]
 
 
+def test_a_failure_is_told_though_what_comes_is_muted(ends: Ends) -> None:
+    """Kapacitor would learn of a connection that ends, and not why."""
+    outbox = ends.opened()
+    outbox.mute()
+    outbox.unmute_after(2, in_batch=False, progress=NOTHING_SENT)
+    outbox.fail("it broke")
+    outbox.flush()
+    assert ends.receive(1) == [ErrorResponse(error="it broke")]
+
+
 def test_a_broken_stream_closes_the_connection_for_the_handler(ends: Ends) -> None:
     """The flush that finds out says why, and so does every later write of any thread."""
     outbox = ends.opened()
@@ -626,6 +636,24 @@ def test_a_batch_that_was_begun_before_it_was_muted_goes_on_after(ends: Ends) ->
         BeginBatch(name="b"), Point(time=0), Point(time=1), EndBatch(name="b"),
     ]  # fmt: skip
     assert (outbox.points, outbox.batches) == (2, 1)
+
+
+def test_a_repetition_in_the_midst_of_what_was_sent_changes_nothing(ends: Ends) -> None:
+    """Neither what leaves after it, nor what is counted."""
+    outbox = muted(ends)
+    outbox.unmute_after(3, in_batch=False, progress=Progress(points_out=100, bytes_out=1000))
+    outbox.write_point(Point(time=1))
+    before = (outbox.points, outbox.bytes_sent)
+    outbox.mute()
+    outbox.write_point(Point(time=1))
+    outbox.send_data()
+    outbox.unmute()
+    assert (outbox.points, outbox.bytes_sent) == before
+    for time in range(2, 6):
+        outbox.write_point(Point(time=time))
+    outbox.flush()
+    assert ends.receive(2) == [Point(time=4), Point(time=5)]
+    assert outbox.points == 105
 
 
 def test_an_abandoned_batch_lets_the_next_one_begin(ends: Ends) -> None:

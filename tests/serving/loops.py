@@ -48,7 +48,7 @@ class Loop:
         while not is_done():
             assert time.monotonic() < deadline
             for key, _ in self.selector.select(0.05):
-                if self.selector.get_map().get(key.fileobj) is key:
+                if self.selector.get_map().get(key.fd) is key:
                     key.data()
             for pool in self.pools():
                 pool.look(time.monotonic())

@@ -230,6 +230,16 @@ def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
     kill(held)
 
 
+def test_a_journal_is_not_cut_for_less_than_has_come(kept: KeptConnection, held: Journal) -> None:
+    """Another thread has read on since; what it has would be nowhere."""
+    feed(held, kept, b"processed, rest")
+    put(held, b"", progress=Progress(9))
+    before = held.marks
+    assert not held.cut(b"Init", b", re")
+    assert held.marks == before
+    assert held.unprocessed() == b", rest"
+
+
 def test_the_memory_of_what_was_cut_is_given_back(kept: KeptConnection, held: Journal) -> None:
     """A journal that was long once does not take that much for ever."""
     feed(held, kept, content(HALF_BYTES // 2, 2))
@@ -237,6 +247,21 @@ def test_the_memory_of_what_was_cut_is_given_back(kept: KeptConnection, held: Jo
     assert os.fstat(kept.memory).st_blocks * 512 >= HALF_BYTES // 2
     assert held.cut(b"Init", b"")
     assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
+
+
+@pytest.mark.parametrize("size", [HALF_BYTES // 2, 2 * HALF_BYTES], ids=["long", "outgrown"])
+def test_the_memory_of_what_is_forgotten_in_place_is_given_back(
+    kept: KeptConnection, held: Journal, size: int
+) -> None:
+    """A handler without state takes no more for ever because one batch was long."""
+    feed(held, kept, b"Init")
+    put(held, b"", progress=Progress(4))
+    assert held.cut(b"Init", b"")
+    feed(held, kept, content(size, 2))
+    put(held, b"", progress=Progress(held.received), forgets=True)
+    assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
+    feed(held, kept, b"more")
+    assert held.history(held.received) == b"Initmore"
 
 
 # --- the way back ---

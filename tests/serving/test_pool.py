@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -131,3 +133,30 @@ def test_one_that_dies_before_its_successor_is_ready_is_replaced_once(
     assert len(served.all_workers()) == 1
     assert (successor in served.workers) == comes
     assert len(room.started) == (1 if comes else 2)
+
+
+@pytest.mark.parametrize("left", [0, 10], ids=["no room for a reload", "a reload that fails"])
+def test_one_that_died_is_replaced_though_its_successor_is_dismissed(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """A reload wants none of who was to come, and may come to nothing itself."""
+    served = loop.start_pool(msgspec.structs.replace(SETTINGS, max_points=1))
+    (worker,) = served.workers
+    worker.points_of_ended = 1
+    room = Room(monkeypatch, 1)
+    monkeypatch.setattr("kapudf_cli.serving.recycling._SHORTEST_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.serving.restart_backoff._LONG_LIFE_S", 0.0)
+    served.look(1e9)
+    (successor,) = room.started
+    os.kill(successor.pid, signal.SIGSTOP)
+    worker.kill()
+    loop.turn_until(lambda: worker not in served.all_workers())
+    assert not served.workers
+
+    room.left = left
+    with contextlib.suppress(BlockingIOError):
+        served.reload(msgspec.structs.replace(SETTINGS, handler="not-there"))
+    loop.turn_until(lambda: successor not in served.all_workers())
+    room.left = 10
+    loop.turn_until(lambda: [each.state for each in served.workers] == [WorkerState.SERVING])
+    assert served.settings.handler == "mirror"

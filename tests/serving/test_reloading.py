@@ -153,6 +153,12 @@ def test_one_alone_neither_goes_nor_moves(file: File) -> None:
     assert file.sockets() == {"a", "b"}
 
 
+def test_nothing_is_reloaded_during_the_drain(file: File) -> None:
+    """New workers would only hold up the end, and whoever waits for them is told nothing."""
+    file.functions.stop_listening()
+    assert file.is_refused("a", ControlError, "told to stop")
+
+
 def test_one_alone_that_cannot_begin_is_logged_and_told(file: File) -> None:
     """The others are not touched in any case."""
     file.write(a=file.function("a", socket_group="no-such-group"))

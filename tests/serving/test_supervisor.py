@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,23 @@ if TYPE_CHECKING:
 #: Three quarters of it are the interpreter and the libraries for settings and the log. It has
 #: 28 to 30 MiB; a first start, which compiles the modules, takes a little more.
 MOST_RSS_BYTES = 33 * 2**20
+
+#: The first worker that loads it leaves a child behind that has everything open which it had.
+FORKING = """
+import os, time
+from kapudf_cli import Handler
+
+if not os.path.exists({file!r}):
+    if not (child := os.fork()):
+        time.sleep(600)
+        os._exit(0)
+    open({file!r}, "w").write(str(child))
+
+
+class Forking(Handler):
+    def point(self, point):
+        self.agent.write_point(point)
+"""
 
 
 @pytest.fixture
@@ -58,6 +77,35 @@ def test_the_supervisor_loads_neither_protobuf_nor_a_handler(
     importers = {int(line) for line in trace.read_text(encoding="utf-8").split()}
     assert len(importers) == 3
     assert process.pid not in importers
+
+
+def await_end(pid: int) -> None:
+    """Wait until a process has ended, be it buried or not."""
+    deadline = time.monotonic() + PATIENCE_S
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        stat = Path(f"/proc/{pid}/stat")
+        while stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def test_a_worker_and_its_child_that_end_at_once_are_one_death(
+    serve: Serve, socket_path: str, tmp_path: Path
+) -> None:
+    """The worker's channel, which the child had open, is found closed when it is buried already."""
+    file, child_file = tmp_path / "forking.py", tmp_path / "child"
+    file.write_text(FORKING.format(file=str(child_file)), encoding="utf-8")
+    process = serve(f"{file}:Forking")
+    child = int(child_file.read_text(encoding="utf-8"))
+    (worker,) = status_of(socket_path)["workers"]
+    process.signal(signal.SIGSTOP)
+    for pid in (worker["pid"], child):
+        os.kill(pid, signal.SIGKILL)
+        await_end(pid)
+    process.signal(signal.SIGCONT)
+    await_status(socket_path, lambda status: worker not in status["workers"])
+    assert process.stop() == 0
+    assert len(list(process.matching("worker died"))) == 1
 
 
 def test_the_supervisor_is_small(socket_path: str) -> None:
