@@ -63,7 +63,7 @@ class Checkpoints(Protocol):
             asked: whether Kapacitor has asked for a snapshot since the last cut.
         """
 
-    def cut(self, prefix: bytes, remainder: bytes) -> None:
+    def cut(self, prefix: bytes, remainder: bytes) -> bool:
         """Forget the input that has been dealt with.
 
         Args:
@@ -71,6 +71,9 @@ class Checkpoints(Protocol):
                 to the state as it is now.
             remainder: what was received after that: the frame in hand and what follows it,
                 or one that is not whole.
+
+        Returns:
+            Whether it is forgotten; there may be no room for what is to take its place.
         """
 
     def postpone(self) -> None:
@@ -101,8 +104,10 @@ class NothingKept:
         del now_s, stateless, asked
         return False
 
-    def cut(self, prefix: bytes, remainder: bytes) -> None:
+    def cut(self, prefix: bytes, remainder: bytes) -> bool:
         """Keep nothing."""
+        del prefix, remainder
+        return True
 
     def postpone(self) -> None:
         """Go on asking for nothing."""
@@ -135,11 +140,12 @@ class LastSnapshot(NothingKept):
         """Return whether the last one is old; see `Checkpoints.is_due`."""
         return not stateless and (asked or now_s >= self._due_s)
 
-    def cut(self, prefix: bytes, remainder: bytes) -> None:
+    def cut(self, prefix: bytes, remainder: bytes) -> bool:
         """Keep Init and the snapshot; see `Checkpoints.cut`."""
         del remainder
         self.postpone()
         self._prefix = prefix
+        return True
 
     def postpone(self) -> None:
         """Keep the last one for a while; see `Checkpoints.postpone`."""

@@ -234,8 +234,8 @@ class Intake:
             if snapshot:
                 prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
         self.wants_cut = dispatcher.snapshot_asked = False
-        self._repetition.forget()
-        self._checkpoints.cut(prefix, self.requests.rest)
+        if self._checkpoints.cut(prefix, self.requests.rest):
+            self._repetition.forget()
 
     def _restart(self) -> None:
         """Make the handler anew, with the state that it had before the frame in hand."""

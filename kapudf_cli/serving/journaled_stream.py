@@ -176,18 +176,25 @@ class JournaledStream(SocketStream):
         hurries = journal.kept_bytes > _HURRY * self._journal_bytes and not self._failed
         return overdue and (hurries or now_s >= self._tried_s + _RETRY_S)
 
-    def cut(self, prefix: bytes, remainder: bytes) -> None:
+    def cut(self, prefix: bytes, remainder: bytes) -> bool:
         """Begin the journal anew; see `Checkpoints.cut`."""
-        self.postpone()
         with self._noting:
-            if not self.input.ahead_bytes and len(remainder) <= _LONGEST_REMAINDER_BYTES:
-                self._failed = not self._journal.cut(prefix, remainder)
+            done = (
+                not self.input.ahead_bytes
+                and len(remainder) <= _LONGEST_REMAINDER_BYTES
+                and self._journal.cut(prefix, remainder)
+            )
+        self._note_try(failed=not done)
+        return done
 
     def postpone(self) -> None:
         """Ask for no cut for a while; see `Checkpoints.postpone`."""
+        self._note_try(failed=True)
+
+    def _note_try(self, *, failed: bool) -> None:
         self._tried_s = time.monotonic()
         self._due_s = self._tried_s + self._snapshot_interval_s
-        self._failed = True
+        self._failed = failed
 
     def history(self, until: int) -> bytes:
         """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""

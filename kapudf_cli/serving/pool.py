@@ -79,10 +79,13 @@ class Pool:
         """Start the first workers.
 
         Raises:
-            OSError: the system has no process, memory or descriptor left.
+            OSError: the system has no process, memory or descriptor left. It is tried again
+                for those that are missing.
         """
+        self._backoff.retry(time.monotonic())
         for _ in range(self.settings.workers):
             self.workers.append(self._start_worker(self.settings))
+        self._backoff.cancel()
 
     @property
     def is_ready(self) -> bool:
@@ -122,9 +125,12 @@ class Pool:
         self._recycle(now_s)
         self._placement.place_waiting(now_s)
         if not self._placement.move_on() and not self._succession.is_under_way:
-            stay = sum(served.stays for served in self.connections.values())
-            count = len(self.connections) - stay
-            self._succession.tell(Reloaded(connections=count, stay=stay))
+            self._tell_reloaded()
+
+    def _tell_reloaded(self) -> None:
+        """Tell whoever waits for a reload how many connections its workers serve now."""
+        stay = sum(served.stays for served in self.connections.values())
+        self._succession.tell(Reloaded(connections=len(self.connections) - stay, stay=stay))
 
     def _look_at_connections(self, now_s: float) -> None:
         for served in list(self.connections.values()):
@@ -149,6 +155,9 @@ class Pool:
         if self._succession.fills_gap:
             # Its successor is not to come after all, and the reload may come to nothing.
             self._backoff.retry(time.monotonic())
+        if not self._succession.is_under_way:
+            # What is left of an earlier one, this one does.
+            self._tell_reloaded()
         self._succession.give_up("another reload began")
         self._log.info("reload begins", workers=settings.workers)
         successors: list[WorkerProcess] = []

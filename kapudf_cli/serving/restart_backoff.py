@@ -43,8 +43,8 @@ class RestartBackoff:
             self._due_s = now_s
         else:
             self.vain_starts += 1
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             self._due_s = now_s + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def retry(self, now_s: float) -> None:
         """Have it tried again soon, for the system had no room for another process."""

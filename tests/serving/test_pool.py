@@ -12,16 +12,18 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from kapudf_cli.config import Settings
 from kapudf_cli.serving import pool
+from kapudf_cli.serving.succession import Reloaded
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
 from tests.serving.loops import Loop
 from tests.serving.workers import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from kapudf_cli.serving.channel import Begin
-    from kapudf_cli.serving.succession import Reloaded
 
 
 @pytest.fixture
@@ -160,3 +162,37 @@ def test_one_that_died_is_replaced_though_its_successor_is_dismissed(
     room.left = 10
     loop.turn_until(lambda: [each.state for each in served.workers] == [WorkerState.SERVING])
     assert served.settings.handler == "mirror"
+
+
+def test_workers_that_could_not_be_started_at_first_are_later(
+    short_folder: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a function that a reload adds, in a system that is full."""
+    room = Room(monkeypatch, 1)
+    wanted = msgspec.structs.replace(SETTINGS, workers=2, socket=str(short_folder / "f"))
+    functions = loop.bind_functions(Settings(functions={}, log_format="json"))
+    with capture_logs() as events:
+        functions.add("f", wanted)
+    assert [each["event"] for each in events] == ["function cannot be served"]
+    (served,) = functions.pools()
+    assert len(served.workers) == 1
+    room.left = 1
+    loop.turn_until(lambda: served.is_ready)
+    assert [each.state for each in served.workers] == [WorkerState.SERVING] * 2
+
+
+def test_who_waits_for_a_reload_is_told_of_it_when_another_one_begins(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That its code serves, if its workers do, though connections still move."""
+    served = loop.start_pool(SETTINGS)
+    monkeypatch.setattr(served._placement, "move_on", lambda: True)
+    told: list[Reloaded] = []
+    served.reload(SETTINGS, told.append)
+    (coming,) = served._succession.coming
+    loop.turn_until(lambda: served.workers == [coming])
+    assert not told
+    served.reload(SETTINGS, told.append)
+    assert told == [Reloaded()]
+    served.reload(SETTINGS)
+    assert told[1:] == [Reloaded(problem="another reload began")]
