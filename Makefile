@@ -10,7 +10,7 @@ RECORDINGS := tests/recordings
 .PHONY: help demo serve test soak bench check format proto clean
 
 help:
-	@echo 'make demo    send recordings of Kapacitor through handlers, and show what they change'
+	@echo 'make demo    serve a handler, send recordings of Kapacitor through it and others, see what they change'
 	@echo 'make serve   serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
 	@echo 'make test    run the tests'
 	@echo 'make soak    kill 250 workers and reload 50 times under load (some minutes)'
@@ -27,9 +27,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
+# The first part is by a server on a socket of its own, which is stopped whatever happens.
 demo: $(INSTALLED)
+	@folder=$$(mktemp -d) && socket=$$folder/mirror.sock && \
+	echo "$(BIN)/kapudf serve --socket $$socket --handler mirror &" && \
+	{ $(BIN)/kapudf serve --socket $$socket --handler mirror --log-level warning & server=$$!; } && \
+	trap 'kill $$server 2>/dev/null; wait $$server; rm -rf $$folder' EXIT && \
+	tries=0 && until [ -S $$socket ]; do \
+		kill -0 $$server && [ $$((tries += 1)) -le 100 ] && sleep 0.1 || exit 1; \
+	done && \
+	echo "$(BIN)/kapudf replay $(RECORDINGS)/stream.srpl --limit 5 --diff \\" && \
+	echo "	--socket $$socket --options \".field('mycustom_field', 42.0)\"" && \
 	$(BIN)/kapudf replay $(RECORDINGS)/stream.srpl --limit 5 --diff \
-		--handler mirror --options ".field('mycustom_field', 42.0)"
+		--socket $$socket --options ".field('mycustom_field', 42.0)"
 	@echo
 	$(BIN)/kapudf replay $(RECORDINGS)/stream.srpl --limit 5 --diff --group-by host \
 		--handler moving-average --options ".field('usage_idle').size(3)"
