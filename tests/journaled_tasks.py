@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import socket
-import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -17,9 +16,10 @@ from kapudf_cli.serving.ledger import LEDGER_BYTES, Ledger
 from tests.journals import DiedError, DyingLedger, KeptConnection
 from tests.peers import encoded, in_thread
 from tests.serve_process import PATIENCE_S
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from kapudf_cli.agent.account import Account
     from kapudf_cli.agent.callee import HandlerFactory
@@ -157,17 +157,11 @@ class KeptTask:
 
     def await_dealt_with(self, served: ServedAgent) -> bool:
         """Wait until all that was sent is dealt with; return False if the agent died over it."""
-        self.wait_until(
+        wait_until(
             lambda: self.ledger.marks.progress.offset >= self.sent_bytes or served.ended.done()
         )
         # One that has just noted it may be about to die over what it does next.
         return not served.ended.done()
-
-    def wait_until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.0005)
 
     def end(self) -> None:
         """Say that no more will come."""

@@ -22,6 +22,7 @@ from kapudf_cli.wire.udf_pb2 import (
 from tests.counters import Counter, counted
 from tests.peers import INIT, INITIALIZED, encoded, in_thread
 from tests.serve_process import PATIENCE_S
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +116,7 @@ def test_a_part_of_a_frame_is_handed_over_with_the_rest(tasks: Callable[..., Kep
     served = begun(task)
     data = encoded([Point(time=2)])
     task.side.send_bytes(data[:3])
-    task.wait_until(lambda: task.ledger.received == task.sent_bytes + 3)
+    wait_until(lambda: task.ledger.received == task.sent_bytes + 3)
     paused(served)
     following = task.take_over(waits=True)
     assert following.resumed.result(PATIENCE_S) is None
@@ -314,7 +315,7 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTa
     stood: list[int] = []
     for number in range(3):
         served.agent.pause(lambda number=number: stood.append(number))  # type: ignore[misc]
-    task.wait_until(lambda: stood)
+    wait_until(lambda: stood)
     task.send(Point(time=2))
     said = 0
 
@@ -326,7 +327,7 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTa
             served.agent.go()
         return task.ledger.marks.progress.points_in == 2
 
-    task.wait_until(has_gone_on)
+    wait_until(has_gone_on)
     assert task.side.receive() == counted(2, 2)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.journals import KeptConnection
+from tests.serving.loops import Loop
+from tests.serving.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,3 +20,17 @@ def kept() -> Iterator[KeptConnection]:
     kept = KeptConnection()
     yield kept
     kept.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """Give a loop."""
+    with Loop() as made:
+        yield made
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    """Give somebody who starts workers."""
+    with Workers() as starter:
+        yield starter

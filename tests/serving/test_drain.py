@@ -12,20 +12,11 @@ from structlog.testing import capture_logs
 from kapudf_cli import logs
 from kapudf_cli.serving.channel import Abort, Order, Stop
 from kapudf_cli.serving.drain import Drain
-from tests.serving.loops import Loop
 from tests.serving.workers import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kapudf_cli.serving.pool import Pool
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """Give a loop."""
-    with Loop() as made:
-        yield made
+    from tests.serving.loops import Loop
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from structlog.testing import capture_logs
 from kapudf_cli.config import FunctionSettings, Settings
 from kapudf_cli.errors import SocketPathError
 from tests.serve_process import PATIENCE_S
-from tests.serving.loops import Loop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from tests.serving.loops import Loop
 
 
 #: Is loaded once a file is there.
@@ -31,13 +32,6 @@ while not os.path.exists({gate!r}):
 class Slow(Mirror):
     pass
 """
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """Give a loop."""
-    with Loop() as made:
-        yield made
 
 
 def settings(folder: Path, **handlers: str) -> Settings:

@@ -18,9 +18,10 @@ from kapudf_cli.wire.udf_pb2 import Point
 from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, KeptConnection
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from kapudf_cli.serving.journaled_stream import JournaledStream
@@ -42,14 +43,6 @@ def stream(kept: KeptConnection) -> Iterator[JournaledStream]:
     stream = kept.serve()
     yield stream
     stream.close()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for what another thread is to bring about."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def wait_for_wait(stream: JournaledStream) -> None:

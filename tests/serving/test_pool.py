@@ -16,21 +16,13 @@ from kapudf_cli.config import Settings
 from kapudf_cli.serving import pool
 from kapudf_cli.serving.succession import Reloaded
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
-from tests.serving.loops import Loop
 from tests.serving.workers import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kapudf_cli.serving.channel import Begin
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """Give a loop."""
-    with Loop() as made:
-        yield made
+    from tests.serving.loops import Loop
 
 
 class Room:

@@ -13,16 +13,7 @@ from kapudf_cli.serving.worker_process import WorkerState
 from tests.serving.workers import SETTINGS, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kapudf_cli.serving.worker_process import WorkerProcess
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    """Give somebody who starts workers."""
-    with Workers() as starter:
-        yield starter
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.serving.ongoing import Code, OngoingTask, await_status, check_count, kapudf, status_of
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,12 +81,13 @@ def test_the_supervisor_loads_neither_protobuf_nor_a_handler(
 
 def await_end(pid: int) -> None:
     """Wait until a process has ended, be it buried or not."""
-    deadline = time.monotonic() + PATIENCE_S
+    stat = Path(f"/proc/{pid}/stat")
+
+    def is_zombie() -> bool:
+        return stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        stat = Path(f"/proc/{pid}/stat")
-        while stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z":
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(is_zombie)
 
 
 def test_a_worker_and_its_child_that_end_at_once_are_one_death(

@@ -13,19 +13,11 @@ from kapudf_cli import logs
 from kapudf_cli.serving.channel import Stop
 from kapudf_cli.serving.worker_death import WorkerDeath
 from kapudf_cli.serving.worker_process import WorkerState
-from tests.serving.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.serving.workers import Workers
 
 STARTING, SERVING, RETIRING, DEAD = WorkerState
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    """Give somebody who starts workers."""
-    with Workers() as starter:
-        yield starter
 
 
 def test_a_worker_that_was_told_to_end_has_ended_well(workers: Workers) -> None:

@@ -10,7 +10,6 @@ import pytest
 from kapudf_cli.serving.channel import Failed, Ready
 from kapudf_cli.serving.worker_reports import WorkerReports
 from tests.serving.loops import Loop
-from tests.serving.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.serving.channel import Report
     from kapudf_cli.serving.worker_process import WorkerProcess
+    from tests.serving.workers import Workers
 
 #: Loads, and leaves a child behind that has everything open which its parent had.
 FORKING = """
@@ -58,13 +58,6 @@ def watched() -> Iterator[Watched]:
     """Give a loop without workers."""
     with Loop() as loop:
         yield Watched(loop)
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    """Give somebody who starts workers."""
-    with Workers() as starter:
-        yield starter
 
 
 def test_each_worker_reports_under_its_own_name(watched: Watched, workers: Workers) -> None:
