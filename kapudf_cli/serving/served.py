@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.worker_process import WorkerProcess
 
 #: So many deaths over one frame, dealt with by itself, make it poison. After a fault,
-#: such as a segmentation fault, one is enough; a kill may have hit it by chance.
-_DEATHS_BY_KILL: Final = 2
+#: such as a segmentation fault, one is enough; a kill may have hit it by chance, and on a
+#: machine that is short of everything even the next one, for there a frame is long in hand.
+_DEATHS_BY_KILL: Final = 3
 #: So many deaths in a row without a step forward, and the connection is given up: it
 #: would take down every worker there is. A kill may be somebody else's doing: of those,
 #: so many and over so long a time.
 _MOST_FAULTS: Final = 6
 _MOST_DEATHS: Final = 20
 _LONGEST_DYING_S: Final = 600.0
-
 
 _FIRST_RETRY_S: Final = 0.5
 #: Over how long a rate is taken.
@@ -119,6 +119,10 @@ class ServedConnection:
         """Return the order to serve it, and the descriptors that go with it."""
         takes_over, self.was_served = self.was_served, True
         self.ledger.thread = 0
+        if not waits:
+            # What the last worker had in hand, this one has not been given yet: were it to
+            # die before, that is no death over the frame.
+            self.ledger.in_hand = NOTHING_IN_HAND
         order = Take(
             self.number,
             None if self.peer is None else self.peer.pid,

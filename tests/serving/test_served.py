@@ -99,10 +99,23 @@ def test_a_frame_that_faults_by_itself_is_poison(kept: Kept) -> None:
 
 
 def test_a_kill_may_have_hit_a_frame_by_chance(kept: Kept) -> None:
-    """Of those it takes one more."""
+    """Of those it takes more."""
+    for poison in ((), (), (), (40,)):
+        kept.got_to(40)
+        assert kept.dies(accused=None, how="SIGKILL").poison == poison
+
+
+def test_a_worker_that_dies_before_it_has_a_frame_in_hand_does_not_make_it_poison(
+    kept: Kept,
+) -> None:
+    """The frame is one that the last worker had in hand, not this one."""
+    for _ in range(source._DEATHS_BY_KILL):
+        kept.got_to(40)
+        assert kept.dies(accused=None, how="SIGKILL").poison == ()
+    for _ in range(5):
+        order = kept.dies(accused=None, how="SIGKILL")
+        assert (order.poison, order.give_up) == ((), None)
     kept.got_to(40)
-    assert kept.dies(accused=None, how="SIGKILL").poison == ()
-    assert kept.dies(accused=None, how="SIGKILL").poison == ()
     assert kept.dies(accused=None, how="SIGKILL").poison == (40,)
 
 
@@ -127,6 +140,7 @@ def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
     """Once the journal is cut past it."""
     kept.got_to(40)
     kept.dies()
+    kept.got_to(40)
     assert kept.dies().poison == (40,)
     ledger = kept.served.ledger
     ledger.put_in_force(ledger.marks._replace(cut=41))
@@ -138,6 +152,7 @@ def test_with_fail_the_connection_is_given_up_for_poison(kept: Kept) -> None:
     """The reason says where it was, how it ended, and what would help."""
     kept.got_to(40)
     kept.dies(drops_poison=False)
+    kept.got_to(40)
     order = kept.dies(drops_poison=False)
     assert order.poison == ()
     assert order.give_up == (
@@ -173,6 +188,7 @@ def test_where_several_might_be_the_cause_none_is_found_guilty(kept: Kept) -> No
     kept.dies(accused=None, how="SIGKILL")
     assert not kept.served.isolated
     for _ in range(5):
+        kept.got_to(40)
         assert kept.dies(accused=None, alone=False, how="SIGKILL").poison == ()
         assert kept.served.isolated
     kept.got_to(60)
@@ -182,11 +198,13 @@ def test_where_several_might_be_the_cause_none_is_found_guilty(kept: Kept) -> No
 
 def test_a_step_forward_takes_suspicion_away(kept: Kept) -> None:
     """A frame that was dealt with killed nobody."""
-    kept.got_to(40)
-    kept.dies(accused=None)
-    kept.dies(accused=None)
+    for _ in range(source._DEATHS_BY_KILL):
+        kept.got_to(40)
+        kept.dies(accused=None)
+    for _ in range(source._DEATHS_BY_KILL - 1):
+        kept.got_to(50)
+        assert kept.dies(accused=None).poison == ()
     kept.got_to(50)
-    assert kept.dies(accused=None).poison == ()
     assert kept.dies(accused=None).poison == (50,)
 
 

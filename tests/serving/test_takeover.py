@@ -69,9 +69,11 @@ def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def count_deaths(process: ServeProcess) -> int:
-    """Return how many deaths were logged."""
-    return sum(event["event"] == "worker died" for event in process.events)
+def deaths_of(process: ServeProcess) -> list[tuple[int, str]]:
+    """Return which workers died, as the log has it, and how."""
+    return [
+        (event["pid"], event["how"]) for event in process.events if event["event"] == "worker died"
+    ]
 
 
 def with_rests(data: Iterable[RequestMessage], path: str, every: int) -> Iterator[RequestMessage]:
@@ -105,7 +107,7 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
         6_000,
         6_000,
     )
-    assert 1 <= count_deaths(process) == deaths.stat().st_size <= ENOUGH_DEATHS
+    assert 1 <= len(deaths_of(process)) == deaths.stat().st_size <= ENOUGH_DEATHS
 
 
 @pytest.mark.parametrize("step", ["receive.received.before", "put.in_force.after", "send.half"])
@@ -149,6 +151,7 @@ def test_workers_killed_at_random_change_nothing_for_eight_tasks(
                 yield point
 
         back = play(socket_path, until_killed(), task=task)
+        assert of_type(back, ErrorResponse) == []
         assert back == tallied(sent)
         return len(sent)
 
@@ -161,7 +164,8 @@ def test_workers_killed_at_random_change_nothing_for_eight_tasks(
         counts = [task.result(PATIENCE_S * 4) for task in tasks]
     finished = process.await_events("connection finished", 8, reason="closed")
     assert sorted(event["points_out"] for event in finished) == sorted(counts)
-    assert count_deaths(process) == len(dead) == KILLS
+    assert sorted(deaths_of(process)) == [(pid, "SIGKILL") for pid in sorted(dead)]
+    assert len(dead) == KILLS
 
 
 def kill_one(path: str, chance: random.Random, pause: threading.Event) -> set[int]:
