@@ -14,9 +14,10 @@ recognised as such.
 from __future__ import annotations
 
 import json
+import threading
 import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -76,6 +77,22 @@ class _OpenedEnvelope(_Envelope):
     state: msgspec.Raw
 
 
+#: msgspec looks at a struct's fields when it first reads one, and keeps what it found before
+#: it is complete: two threads that do so at once are a segmentation fault. Connections have
+#: a thread each, and after a death many restore the same kind of state at once.
+_LOOKING_AT_FIELDS: Final = threading.Lock()
+
+
+def _reader(wanted: type[C]) -> msgspec.json.Decoder[C]:
+    """Return what reads structs from JSON; from then on, any thread may read them."""
+    with _LOOKING_AT_FIELDS:
+        return msgspec.json.Decoder(wanted)
+
+
+_OPENED: Final = _reader(_OpenedEnvelope)
+_PLAIN: Final = _reader(_Envelope)
+
+
 @dataclass(slots=True)
 class _Entry(Generic[S]):
     state: S
@@ -103,6 +120,7 @@ class PerGroup(Generic[S]):
     ) -> None:
         """Make states with `make()`; keep at most `limit` groups, each for `expiry`."""
         self._make = make
+        self._reader: msgspec.json.Decoder[_KeptGroups[S]] = _reader(_KeptGroups[make])  # type: ignore[valid-type]  # made at run time
         self._limit = limit
         self._expiry_ns = (
             None
@@ -169,7 +187,7 @@ class PerGroup(Generic[S]):
         return _KeptGroups(self._newest_ns, kept)
 
     def _load(self, content: object) -> None:
-        kept: _KeptGroups[S] = _convert(content, _KeptGroups[self._make])  # type: ignore[name-defined]  # made at run time
+        kept = _read(content, self._reader)
         self._entries = {each.group: _Entry(each.state, each.last_ns) for each in kept.groups}
         self._newest_ns = kept.newest_ns
         # The handler may have been given a lower limit since.
@@ -256,28 +274,28 @@ def peek(snapshot: bytes) -> tuple[str, int, object]:
 def _check_fields(state: type[State]) -> None:
     """Find out now what would show at the first point, or at the first Restore."""
     state()
-    msgspec.json.Decoder(state)
+    _reader(state)
 
 
 def _open(snapshot: bytes) -> _Envelope:
     try:
-        return msgspec.json.decode(snapshot, type=_OpenedEnvelope)
+        return _OPENED.decode(snapshot)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # Python's own reader takes NaN and infinities too.
-        return _guarded(_FOREIGN, lambda: msgspec.convert(json.loads(snapshot), _Envelope))
+        return _guarded(_FOREIGN, lambda: msgspec.convert(json.loads(snapshot), _PLAIN.type))
 
 
 def _fill(state: AnyState, content: object) -> AnyState:
     if isinstance(state, PerGroup):
         _guarded(_UNFIT, lambda: state._load(content))  # noqa: SLF001 - its other half
         return state
-    return _guarded(_UNFIT, lambda: _convert(content, type(state)))
+    return _guarded(_UNFIT, lambda: _read(content, _reader(type(state))))
 
 
-def _convert(content: object, wanted: type[C]) -> C:
+def _read(content: object, reader: msgspec.json.Decoder[C]) -> C:
     if isinstance(content, msgspec.Raw):
-        return msgspec.json.decode(content, type=wanted)
-    return msgspec.convert(content, wanted)
+        return reader.decode(content)
+    return msgspec.convert(content, reader.type)
 
 
 def _plain(content: object) -> object:

@@ -7,6 +7,8 @@ import contextlib
 import datetime as dt
 import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import hypothesis.strategies as st
@@ -335,6 +337,49 @@ def test_a_plain_snapshot_does_not_fit_groups_and_the_reverse() -> None:
 
 
 # --- plain Python, for a migration ---
+
+
+#: Fresh kinds of state, each restored for the first time by eight threads at once.
+FIRST_USES = """
+import sys, threading
+from kapudf_cli.kit.state import PerGroup, State, dump, load, make
+from kapudf_cli.wire.udf_pb2 import Point
+
+sys.setswitchinterval(1e-6)
+
+def restored(kind, before, snapshot, counts):
+    before.wait()
+    state = load(make(kind, limit=None, expiry=None), snapshot, handler="h", version=1)
+    counts.append((state.of(Point(group="g")) if kind is per_group else state).count)
+
+for number in range(40):
+    class Fresh(State):
+        count: int = 0
+        total: float = 0.0
+    per_group = PerGroup[Fresh]
+    groups = make(per_group, limit=None, expiry=None)
+    groups.of(Point(group="g")).count = number
+    for kind, state in ((per_group, groups), (Fresh, Fresh(number))):
+        snapshot, before, counts = dump(state, handler="h", version=1), threading.Barrier(8), []
+        arguments = (kind, before, snapshot, counts)
+        threads = [threading.Thread(target=restored, args=arguments) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert counts == [number] * 8, counts
+"""
+
+
+def test_many_threads_may_restore_a_state_for_the_first_time_at_once() -> None:
+    """As after a death, where they once ended the process with a segmentation fault."""
+    run = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", FIRST_USES],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_a_look_into_a_snapshot_gives_plain_python() -> None:
