@@ -201,7 +201,7 @@ def _serve_by_workers(
     from kapudf_cli.serving.supervisor import Supervisor
 
     # A reader of the log that stops must hold up no heartbeat.
-    log_writer.install()
+    log_writer.install(log_writer.LogWriter)
     signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with signals, contextlib.ExitStack() as stack:
         watch = None
