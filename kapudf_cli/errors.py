@@ -154,7 +154,7 @@ class LineProtocolError(KapudfError, ValueError):
     """
 
     def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f"no line protocol: {text!r:.200}: {reason}")
+        super().__init__(f"not line protocol: {text!r:.200}: {reason}")
         self.text = text
         self.reason = reason
 

@@ -203,7 +203,7 @@ def test_what_is_no_handler_class_is_refused(site: Path, text: str) -> None:
     with pytest.raises(NotAHandlerError) as caught:
         load("bad")
     assert str(caught.value) == (
-        "handler 'bad': acme_thing:Thing is no subclass of kapudf_cli.Handler"
+        "handler 'bad': acme_thing:Thing is not a subclass of kapudf_cli.Handler"
     )
 
 
@@ -219,12 +219,12 @@ UNUSABLE = {
     "an option of no type": (
         "from kapudf_cli import Options\nclass Bad(Options):\n    size: dict = {}\n",
         "options: Bad",
-        "TypeError: Bad.size: <class 'dict'> is no type of an option; use str, int, float, ",
+        "TypeError: Bad.size: <class 'dict'> is not a type of option; use str, int, float, ",
     ),
     "options that are none": (
         "class Bad: pass\n",
         "options: Bad",
-        "is no subclass of kapudf_cli.Options",
+        "is not a subclass of kapudf_cli.Options",
     ),
     "a state without defaults": (
         "from kapudf_cli import State\nclass Bad(State):\n    count: int\n",

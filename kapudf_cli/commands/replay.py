@@ -50,7 +50,7 @@ class _Period(click.ParamType[int]):
         except ValueError:
             end = -1
         if end != len(value) or literal.durationValue <= 0:
-            self.fail(f"{value!r} is no duration such as 500ms, 10s or 1m", param, ctx)
+            self.fail(f"{value!r} is not a duration such as 500ms, 10s or 1m", param, ctx)
         return int(literal.durationValue)
 
 

@@ -94,7 +94,7 @@ def _point(content: _Point, tags: dict[str, str], group: str) -> Point:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, msgspec.ValidationError):
-        return f"this is no batch: {error}"
+        return f"this is not a batch: {error}"
     if isinstance(error, msgspec.DecodeError):
-        return f"this is no JSON: {error}"
+        return f"this is not JSON: {error}"
     return str(error)

@@ -78,7 +78,7 @@ class LineReader:
         try:
             text = data.removesuffix(b"\n").decode()
         except UnicodeDecodeError as error:
-            return Line(self._number, "", f"this is no UTF-8: {error.reason}")
+            return Line(self._number, "", f"this is not UTF-8: {error.reason}")
         return Line(self._number, text)
 
     def unread(self, lines: Iterable[Line]) -> None:

@@ -115,7 +115,7 @@ def write(names: Names, target: Path) -> list[Path]:
             if any(target.iterdir()):
                 raise ProjectTargetError(target, "this folder is not empty; name another")
         elif os.path.lexists(target):
-            raise ProjectTargetError(target, "this is no folder; name another")
+            raise ProjectTargetError(target, "this is not a folder; name another")
         with contextlib.ExitStack() as undo:
             for place, template in _FILES.items():
                 path = target / string.Template(place).substitute(fill)

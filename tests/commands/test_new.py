@@ -296,7 +296,7 @@ def test_what_is_no_folder_is_left_alone(tmp_path: Path, kind: str) -> None:
         target.symlink_to("nowhere")
     result = new(tmp_path, "my-average")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "Error: my-average: this is no folder; name another\n"
+    assert result.stderr == "Error: my-average: this is not a folder; name another\n"
     assert [path.name for path in tmp_path.iterdir()] == ["my-average"]
 
 

@@ -83,7 +83,7 @@ def test_no_calls(text: str) -> None:
         (".every(1h30m)", 10, ".every(): a comma or ) belongs after 1h, not '30m)'"),
         (".size(1e3)", 8, ".size(): a comma or ) belongs after 1, not 'e3)'"),
         (".size(1,)", 9, ".size(): a value is missing"),
-        (".field(usage, 1.0)", 8, ".field(): 'usage' is no value; a string stands in single"),
+        (".field(usage, 1.0)", 8, ".field(): 'usage' is not a value; a string stands in single"),
         (".field('usage, 1.0)", 8, ".field(): a string is not closed"),
     ],
 )
