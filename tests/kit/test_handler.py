@@ -462,7 +462,10 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
         b"17",
         "the snapshot is not one that a State wrote: Expected `object`, got `int`",
     ),
-    "another encoding": (b'{"handler":"C\xf6unt","version":1,"state":{}}', "the snapshot is not one"),
+    "another encoding": (
+        b'{"handler":"C\xf6unt","version":1,"state":{}}',
+        "the snapshot is not one",
+    ),
     "deep": (
         b'{"handler":"Count","version":1,"state":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
         "the snapshot ",
