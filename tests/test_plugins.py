@@ -177,6 +177,15 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_cause(site: Path, ki
     assert caught.value.__cause__ is caught.value.cause
 
 
+def test_the_line_that_failed_is_named(files: Path) -> None:
+    """The deepest one, in the file that the handler's own imports."""
+    inner = write(files / "acme_inner.py", "x = 1\n1 / 0\n")
+    spec = f"{write(files / 'acme_outer.py', 'import acme_inner')}:Bad"
+    with pytest.raises(HandlerImportError) as caught:
+        load(spec)
+    assert str(caught.value).endswith(f"ZeroDivisionError: division by zero ({inner}, line 2)")
+
+
 def test_a_module_that_is_not_there_is_named(site: Path) -> None:
     """An entry point that leads nowhere is an import that fails."""
     install(site, "acme", {"bad": "acme_gone:Bad"}, {})
