@@ -96,7 +96,7 @@ def names_of(name: str) -> Names:
     if _is_distribution(name):
         raise ProjectNameError(name, "a distribution of that name is installed")
     if _is_module(package):
-        raise ProjectNameError(name, f"a module {package} is installed")
+        raise ProjectNameError(name, f"a module named {package} is installed")
     return Names(name, package, class_name, function=package)
 
 
@@ -128,7 +128,8 @@ def write(names: Names, target: Path) -> list[Path]:
                 written.append(path)
             undo.pop_all()
     except OSError as error:
-        problem = f"cannot be written: {error.filename}: {error.strerror}"
+        where = "" if Path(error.filename or target) == target else f"{error.filename}: "
+        problem = f"cannot be written: {where}{error.strerror}"
         raise ProjectTargetError(target, problem) from error
     return written
 

@@ -441,6 +441,31 @@ def test_output_that_cannot_be_written() -> None:
     assert (result.returncode, result.stderr) == (1, f"Error: {problem}\n")
 
 
+def test_a_snapshot_that_cannot_be_written() -> None:
+    """The points have come back, and the status says that the rest has not."""
+    udf = ("--handler", "moving-average", "--options", ".field('usage_idle').size(2)")
+    said = failure(STREAM, *udf, "--limit", "1", "--snapshot-to", "/dev/full")
+    assert said == "/dev/full: the snapshot cannot be written: No space left on device"
+
+
+def test_a_selection_that_nothing_matches_is_told() -> None:
+    """A misspelt measurement must not look like a UDF that lets nothing through."""
+    result = replay(STREAM, "--handler", "mirror", "--measurement", "cpuu")
+    assert result.returncode == 0
+    assert result.stderr.splitlines()[0] == (
+        "not sent: the recording has no points of this measurement, database and retention policy"
+    )
+
+
+def test_tags_to_group_by_may_have_blanks_between_them() -> None:
+    """As people write them in a TICKscript."""
+    shape = ("--limit", "1", "--format", "json")
+    (shown,) = replayed(
+        STREAM, "--handler", "mirror", *shape, "--group-by", "host, cpu"
+    ).splitlines()
+    assert json.loads(shown)["dimensions"] == ["cpu", "host"]
+
+
 def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
     """The UDF is timed only while it is waited for."""
     path = tmp_path / "lines"

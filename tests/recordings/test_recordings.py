@@ -227,6 +227,7 @@ def test_an_error_ends_the_reading_where_that_is_wanted(tmp_path: Path) -> None:
     [
         ("{", "this is not JSON: Input data was truncated"),
         ('{"points": 3}', "this is not a batch: Expected `array`, got `int` - at `$.points`"),
+        ('{"level": "info"}', "this is not a batch: it has neither points nor a name"),
         (
             json.dumps(batch(tmax="yesterday")),
             "'yesterday' is not a time such as 2020-09-13T12:27:40Z",
@@ -297,6 +298,10 @@ def test_the_queries_of_a_zip_are_merged_by_time(tmp_path: Path) -> None:
         (
             gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:-12],
             "the compressed data are damaged or cut off",
+        ),
+        (
+            gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:15],
+            "the compressed data are damaged or cut off before any line could be read: ",
         ),
         (
             gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:-8] + b"damaged!",
