@@ -640,6 +640,13 @@ class Exits(Handler):
     def point(self, point):
         print("out of memory", file=sys.stderr, flush=True)
         os._exit(7)
+
+class CannotBeMade(Handler):
+    def __init__(self, agent):
+        raise LookupError("no model")
+
+    def point(self, point):
+        self.agent.write_point(point)
 """
 
 
@@ -649,6 +656,14 @@ def handlers(tmp_path: Path) -> str:
     path = tmp_path / "wrong.py"
     path.write_text(HANDLERS, encoding="utf-8")
     return str(path)
+
+
+def test_a_handler_that_cannot_be_made(handlers: str) -> None:
+    """Its exception is told once."""
+    assert failure(STREAM, "--handler", f"{handlers}:CannotBeMade") == (
+        f"{handlers}:CannotBeMade: the UDF answered with an error: "
+        "CannotBeMade.__init__ raised LookupError: no model"
+    )
 
 
 def test_a_handler_that_raises(handlers: str) -> None:
