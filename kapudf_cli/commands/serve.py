@@ -77,13 +77,13 @@ if TYPE_CHECKING:
     "--max-points",
     metavar="N",
     type=int,
-    help="Replace a worker after so many points.  [default: never]",
+    help="Replace a worker after this many points.  [default: never]",
 )
 @settings.setting(
     "--max-rss-mb",
     metavar="MB",
     type=float,
-    help="Replace a worker that has so much memory.  [default: never]",
+    help="Replace a worker that uses this much memory.  [default: never]",
 )
 @click.option(
     "--reload",
