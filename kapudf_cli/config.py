@@ -26,6 +26,9 @@ from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+#: Beside each function's socket is one for status and reload, at its path with this.
+CONTROL_SUFFIX = ".control"
+
 #: A worker that has loaded nothing but kapudf takes about 35 MB; less could never be kept.
 _MIN_RSS_MB = 64
 
@@ -266,6 +269,13 @@ def _check_sockets(functions: dict[str, FunctionSettings], faults: list[str]) ->
         first = users.setdefault(path, name)
         if first != name:
             faults.append(f"{place}: {function.socket} is the socket of functions.{first} already")
+    for path, name in users.items():
+        beside = path.removesuffix(CONTROL_SUFFIX)
+        if beside != path and beside in users and functions[users[beside]].workers:
+            faults.append(
+                f"functions.{name}.socket: {functions[name].socket} is where "
+                f"functions.{users[beside]} is asked for its status; choose another path"
+            )
 
 
 def _description(annotation: object) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import structlog
 
 if TYPE_CHECKING:
-    from structlog.typing import Processor
+    from structlog.typing import EventDict, Processor
 
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
@@ -43,6 +43,7 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
     else:
         render += [
             structlog.processors.format_exc_info,
+            _put_first,
             structlog.processors.JSONRenderer(default=repr, ensure_ascii=False),
         ]
     output = logging.StreamHandler(sys.stderr)
@@ -70,6 +71,13 @@ def get_logger() -> structlog.stdlib.BoundLogger:
     """Return the logger of kapudf's own events."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("kapudf")
     return logger
+
+
+def _put_first(logger: object, method: str, event: EventDict) -> EventDict:
+    """Have each line begin with when, how bad and what: people read JSON, too."""
+    del logger, method
+    first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
+    return {**first, **event}
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:

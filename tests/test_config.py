@@ -373,6 +373,31 @@ def test_two_functions_cannot_have_one_socket(
     ]
 
 
+def beside_each_other(workers: int) -> dict[str, Any]:
+    """Return a function, and one with its socket where the first has that for its status."""
+    common = {"handler": "mirror", "workers": workers}
+    return {
+        "functions": {
+            "first": {**common, "socket": "/run/udf.sock"},
+            "second": {**common, "socket": "/run/udf.sock.control"},
+        }
+    }
+
+
+def test_no_function_can_be_served_where_another_is_asked_for_its_status() -> None:
+    """Beside the socket of a function that has workers is another one, for that."""
+    (fault,) = faults_of_raw(beside_each_other(workers=1))
+    assert fault == (
+        "functions.second.socket: /run/udf.sock.control is where functions.first is asked for "
+        "its status; choose another path"
+    )
+
+
+def test_without_workers_there_is_no_other_socket_in_the_way() -> None:
+    """Nobody can be asked there."""
+    assert config.check(beside_each_other(workers=0), source="file").in_one_process
+
+
 def test_sockets_of_one_name_in_two_folders_are_two(check: Callable[[str], Settings]) -> None:
     """Only the same path is a duplicate."""
     settings = check(

@@ -78,6 +78,12 @@ def test_an_event_is_a_json_object_in_a_line() -> None:
     }
 
 
+def test_an_event_begins_with_when_how_bad_and_what() -> None:
+    """People read JSON, too, and the facts of each event are others."""
+    (event,) = events("log.bind(zone='a').warning('it happened', count=3)")
+    assert list(event)[:3] == ["timestamp", "level", "event"]
+
+
 def test_whatever_is_logged_is_one_line() -> None:
     """Line breaks, other alphabets and values without a JSON form break nothing."""
     (event,) = events("log.info('a\\nb', text='ü\\n漢', thing={1, 2}, data=b'x', odd='\\udcff')")

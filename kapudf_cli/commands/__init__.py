@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 from typing import Any, Final
 
 import click
 
-from kapudf_cli.commands import standard_streams
+from kapudf_cli.commands import interruption, standard_streams
 from kapudf_cli.errors import ConfigError, KapudfError
 
 #: What the user asked for cannot be done as it was asked; trying again is no use.
@@ -68,9 +69,14 @@ class Commands(click.Group):
             ctx.fail(f"{error.message} Did you mean '{nearest[0]}'?")
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the program; a full disk under stdout is a line, be it for help or for results."""
+        """Run the program, and end by what ends it.
+
+        A full disk under stdout is a line, be it for help or for results.
+        """
         try:
             return super().main(*args, **extra)
+        except interruption.Interrupted as interrupted:
+            interruption.die_of(interrupted.number)
         except OSError as error:
             if not standard_streams.is_full(error):
                 raise
@@ -81,8 +87,11 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; an error of the project's own is a line, not a traceback."""
         standard_streams.make_usable()
+        interruption.raise_on_sigterm()
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise interruption.Interrupted(signal.SIGINT) from None
         except ConfigError as error:
             for fault in error.faults:
                 click.echo(f"Error: {error.source}: {fault}", err=True)

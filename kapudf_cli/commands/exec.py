@@ -19,6 +19,7 @@ from kapudf_cli.commands import settings
 @settings.max_frame_bytes
 @settings.linger_ms
 @settings.on_error
+@settings.busy_limit
 @settings.grace_period
 @settings.log_format
 @settings.log_level

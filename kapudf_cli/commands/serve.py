@@ -66,13 +66,7 @@ if TYPE_CHECKING:
     type=float,
     help="How much input of a connection is kept before that.  [default: 32]",
 )
-@settings.setting(
-    "--busy-limit",
-    "busy_limit_s",
-    metavar="SECONDS",
-    type=float,
-    help="How long one call of a handler may take before its worker is replaced.  [default: 300]",
-)
+@settings.busy_limit
 @settings.setting(
     "--max-points",
     metavar="N",

@@ -100,6 +100,14 @@ on_error: Final = setting(
     help="What an exception of a handler over data does: fail the task; skip the point or batch; "
     "that, and restart the handler with its state.  [default: fail]",
 )
+busy_limit: Final = setting(
+    "--busy-limit",
+    "busy_limit_s",
+    metavar="SECONDS",
+    type=float,
+    help="How long one call of a handler may take. Then its worker is replaced; where it has none, "
+    "Kapacitor is no longer told that the handler is busy.  [default: 300]",
+)
 grace_period: Final = setting(
     "--grace-period",
     "grace_period_s",

@@ -154,7 +154,7 @@ class Engine:
         for response in self._exchange(connection, [request], InitResponse):
             if isinstance(response, InitResponse) and not response.success:
                 reason = " ".join(response.error.split()) or "no reason given"
-                raise LoadError(f"the UDF refused the options: {reason:.300}")
+                raise LoadError(f"the UDF refused Init: {reason:.300}")
 
     def _answer_of(self, connection: Connection) -> int:
         """Return what to time: what answers each unit one for one, or else keepalives."""

@@ -25,7 +25,7 @@ def refused(question: str, reason: str) -> str:
 
 def reported(text: str) -> str:
     """Return what to say of an ErrorResponse."""
-    return f"the UDF reported an error, which fails the task: {_one_line(text) or '(no text)'}"
+    return f"the UDF failed the task: {_one_line(text) or '(no text)'}"
 
 
 def silent(timeout_s: float, counts: Counts, *, after_data: bool) -> str:

@@ -13,13 +13,12 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from kapudf_cli.config import CONTROL_SUFFIX
 from kapudf_cli.errors import ControlError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Added to the path of the function's socket.
-SUFFIX: Final = ".control"
 #: A request is one short word; nobody needs more.
 _REQUEST_BYTES: Final = 4096
 #: Whoever has not been answered by then is a client that does not read, or asks nothing.
@@ -142,7 +141,7 @@ def ask(socket_path: str, command: str, *, timeout_s: float) -> dict[str, Any]:
     Raises:
         ControlError: there is none, or it does not answer, or says that it cannot.
     """
-    path = socket_path + SUFFIX
+    path = socket_path + CONTROL_SUFFIX
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)

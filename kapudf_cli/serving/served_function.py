@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kapudf_cli.config import CONTROL_SUFFIX
 from kapudf_cli.errors import SocketPathError
-from kapudf_cli.serving import control
 from kapudf_cli.serving.socket_file import SocketFile
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ServedFunction:
         self.listens = False
         try:
             self.control_file = self.socket_file.bind_beside(
-                control.SUFFIX, mode=settings.mode, group=settings.socket_group
+                CONTROL_SUFFIX, mode=settings.mode, group=settings.socket_group
             )
         except SocketPathError as error:
             log.warning("no status and reload by socket", function=pool.name, error=str(error))

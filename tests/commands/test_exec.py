@@ -169,6 +169,17 @@ def test_a_signal_lets_it_finish(
     assert log.await_event("connection finished")["reason"] == "stopped"
 
 
+def test_a_handler_that_hangs_is_told_of_after_the_busy_limit() -> None:
+    """Kapacitor is not told any more that it is busy, and will end the task."""
+    log = Log()
+    with executed(plugin("laden.py:Busy"), "--busy-limit", "1", log=log) as connection:
+        started(connection)
+        connection.side.send(Point(time=1, tags={"how": "python"}, fieldsInt={"s": 3}))
+        hangs = log.await_event("handler hangs, no more heartbeats")
+        assert isinstance(connection.side.receive(), Point)
+    assert "laden.py" in hangs["where"]
+
+
 def test_a_handler_that_hangs_is_given_up_after_the_grace_period() -> None:
     """The log says where it hangs, and a thread that it left does not hold the exit up."""
     log = Log()

@@ -101,7 +101,7 @@ def test_batches_are_made_for_a_udf_that_wants_them() -> None:
         (["--handler", "mirror", "--fields", "0"], "--fields", 2),
         (["--handler", "mirror", "--recording", "/nowhere.srpl"], "does not exist", 2),
         (["--handler", "mirror", "--options", ".nothing()"], "no option .nothing()", 2),
-        (["--handler", "moving-average"], "refused the options: .field() is missing", 1),
+        (["--handler", "moving-average"], "refused Init: .field() is missing", 1),
         (["--socket", "/nowhere.sock"], "there is no such socket; is the UDF running?", 1),
         (["--exec", "true"], "", 1),
         (["--handler", "mirror", "--recording", str(RECORDINGS / "batch.brpl")], "", 2),

@@ -671,8 +671,7 @@ def test_a_handler_that_raises(handlers: str) -> None:
     result = replay("-", "--handler", f"{handlers}:Raises", stdin=b"m x=1 1\nm x=1 2\nm x=1 3\n")
     assert (result.returncode, result.stdout) == (1, "m x=1.0 1\nm x=1.0 2\n")
     assert result.stderr.splitlines()[-1] == (
-        "Error: the UDF reported an error, which fails the task: "
-        "Raises.point raised LookupError: no model"
+        "Error: the UDF failed the task: Raises.point raised LookupError: no model"
     )
 
 
@@ -697,7 +696,7 @@ PEERS = {
     "ends_what_was_not_begun": "the UDF sent an EndBatch without a BeginBatch before it; "
     "kapacitord would crash, and every task with it",
     "exits_with_1": "the UDF ended badly, with 550 points back of 550 sent (exited with status",
-    "fails_without_field": "the UDF reported an error, which fails the task: KeyError: 'value'",
+    "fails_without_field": "the UDF failed the task: KeyError: 'value'",
     "garbage": ": the answer is not a UDF's: the input ended inside a frame",
     "hangs_at_info": ": no answer to Info within 3 s; is the UDF stuck?",
     "negative_size": "the UDF sent a BeginBatch of size -1, not 0 (unknown) to 16777216; kapac",

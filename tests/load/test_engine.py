@@ -223,7 +223,7 @@ class Refuses(Handler):
 @pytest.mark.parametrize(
     ("target", "options", "told"),
     [
-        (MIRROR, [Option(name="nothing")], "the UDF refused the options: there is no option"),
+        (MIRROR, [Option(name="nothing")], "the UDF refused Init: there is no option"),
         (peer("fails_without_field"), [], "the UDF failed the task: KeyError: 'value'"),
         (peer("empty_response"), [], "the UDF broke the connection: a Response in which no"),
     ],

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.config import CONTROL_SUFFIX
 from kapudf_cli.errors import ControlError
 from kapudf_cli.serving import control
-from kapudf_cli.serving.control import SUFFIX, ControlClients, ask
+from kapudf_cli.serving.control import ControlClients, ask
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 
@@ -248,7 +249,7 @@ def test_more_clients_than_may_be_are_let_go_at_once(loop: Loop) -> None:
 def answering(path: str, answer: Callable[[socket.socket], None]) -> Iterator[None]:
     """Be a supervisor that answers one client somehow."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path + SUFFIX)
+        listener.bind(path + CONTROL_SUFFIX)
         listener.listen()
 
         def serve() -> None:
@@ -323,6 +324,6 @@ def test_where_nobody_can_be_asked_that_is_told(
     """With what to do about it, where that is known."""
     if there:
         with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(socket_path + SUFFIX)
+            dead.bind(socket_path + CONTROL_SUFFIX)
     with pytest.raises(ControlError, match=problem):
         ask(socket_path, "status", timeout_s=PATIENCE_S)

@@ -14,6 +14,7 @@ from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
 from tests.conftest import plugin
 from tests.peers import in_thread
+from tests.processes import is_alive
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.serving.ongoing import await_status, status_of
 from tests.serving.tasks import play, points, tallied
@@ -96,15 +97,6 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for line in file.read_text(encoding="ascii").splitlines():
         if is_alive(int(line)):
             os.kill(int(line), signal.SIGKILL)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process is there, and has not ended."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_child_that_outlives_a_worker_hides_neither_its_death_nor_the_end(

@@ -1,0 +1,12 @@
+"""Processes that are not a test's own children."""
+
+from __future__ import annotations
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process is there, and has not ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
