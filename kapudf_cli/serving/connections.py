@@ -64,7 +64,10 @@ class Connections:
     """The connections that this process serves."""
 
     def __init__(self, log: BoundLogger, on_end: Callable[[int, Account], None]) -> None:
-        """Log to `log`; `on_end` is called in a connection's thread, as its last deed."""
+        """Log to `log`; `on_end` is called in a connection's thread, as its last deed.
+
+        It is called before anybody finds the connection gone, and must not ask for any.
+        """
         self._log = log
         self._on_end = on_end
         self._connections: dict[int, Connection] = {}
@@ -138,7 +141,8 @@ class Connections:
                 log.info("connection started")
             thread.start()
         except BaseException:
-            self._forget(connection)
+            with self._lock:
+                self._forget(connection)
             stream.close()
             raise
 
@@ -162,11 +166,14 @@ class Connections:
             if account.reason is not Reason.HANDED_OVER:
                 log_finish(connection.log, account)
         finally:
-            self._forget(connection)
-            self._on_end(connection.number, account)
+            # Both at once: a worker ends when it finds none left, and what it is told after
+            # that, it tells nobody.
+            with self._lock:
+                self._forget(connection)
+                self._on_end(connection.number, account)
 
     def _forget(self, connection: Connection) -> None:
-        with self._lock:
-            # Another agent may have the number by now, where this one let go of it.
-            if self._connections.get(connection.number) is connection:
-                del self._connections[connection.number]
+        """Let go of a connection; the lock is held."""
+        # Another agent may have the number by now, where this one let go of it.
+        if self._connections.get(connection.number) is connection:
+            del self._connections[connection.number]

@@ -109,6 +109,8 @@ class Worker:
                     selector.unregister(self._channel)
                     self._become_orphan()
                 self._send_reports()
+            # The last end may have come after the last look.
+            self._send_reports()
             heart.stop()
 
     def _is_done(self) -> bool:
