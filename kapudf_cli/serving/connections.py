@@ -84,6 +84,7 @@ class Connections:
         checkpoints: Checkpoints,
         resumption: Resumption | None = None,
         age_s: float = 0.0,
+        on_thread: Callable[[], None] | None = None,
         on_task: Callable[[str, str], None] | None = None,
         on_resumed: Callable[[str | None], None] | None = None,
     ) -> None:
@@ -97,6 +98,7 @@ class Connections:
             checkpoints: what keeps the handler's state.
             resumption: where it is taken over from another agent, if it is.
             age_s: how long ago it began, in seconds.
+            on_thread: called in that thread, as its first deed.
             on_task: called with the task's and the node's name once they are known.
             on_resumed: see `Agent`.
 
@@ -129,7 +131,7 @@ class Connections:
             on_resumed=on_resumed,
         )
         thread = threading.Thread(
-            target=lambda: self._serve(connection),
+            target=lambda: self._serve(connection, on_thread),
             name=f"{function.name}-{number}",
             daemon=True,
         )
@@ -156,8 +158,10 @@ class Connections:
         with self._lock:
             return list(self._connections.values())
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection, on_thread: Callable[[], None] | None) -> None:
         """Run an agent to its end; the target of a connection's thread."""
+        if on_thread is not None:
+            on_thread()
         # What the handler logs in this thread says where it comes from.
         structlog.contextvars.bind_contextvars(**structlog.get_context(connection.log))
         account = Account()
