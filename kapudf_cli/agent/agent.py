@@ -98,6 +98,9 @@ class Agent:
             on_failure=stream.interrupt,
             provides=getattr(handler, "provides", STREAM),
         )
+        if resumption is not None:
+            # Heartbeats too: one in the midst of what another agent left would take its place.
+            self._outbox.defer()
         self._account = Account()
         self._callee = Callee(handler, self._outbox)
         self._dispatcher = Dispatcher(
@@ -282,7 +285,6 @@ class Agent:
             self._adopt(progress)
             self._outbox.unmute_after(0, in_batch=resumption.in_batch, progress=progress)
             raise WorkerLostError(resumption.give_up)
-        self._outbox.defer()
         self._checkpoints.note_in_hand(None)
         try:
             self._repetition.repeat(resumption.history, progress.offset, resumption.poison)

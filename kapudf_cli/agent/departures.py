@@ -26,19 +26,16 @@ class Departures:
         frames: what has not been flushed yet.
         size: bytes in them; not exact where several threads write, and it need not be.
         own_points: points that the own thread has added.
-        own_others: its other messages; of runs that went in one piece, which count as
-            points, nothing.
         bytes: bytes handed to the stream.
         broken: why the stream can no longer be written to, None while it can.
     """
 
     __slots__ = (
-        "_own_left",
+        "_own_beyond_frames",
         "_stream",
         "broken",
         "bytes",
         "frames",
-        "own_others",
         "own_points",
         "size",
     )
@@ -49,16 +46,24 @@ class Departures:
         self.frames: collections.deque[bytes] = collections.deque()
         self.size = 0
         self.own_points = 0
-        self.own_others = 0
-        # Of all of the own thread's messages, how many have left.
-        self._own_left = 0
+        # By how many the own thread's messages in `frames` are more than these: each frame
+        # is one, but for runs, and for what others have added.
+        self._own_beyond_frames = 0
         self.bytes = 0
         self.broken: OSError | None = None
 
-    def add(self, frame: bytes) -> None:
-        """Add a frame that nothing is counted of."""
+    def add(self, frame: bytes, *, own: bool) -> None:
+        """Add a frame, which counts as a message if it is the own thread's."""
         self.frames.append(frame)
         self.size += len(frame)
+        self._own_beyond_frames -= not own
+
+    def add_run(self, frames: bytes, count: int) -> None:
+        """Add points of the own thread's in one piece."""
+        self.frames.append(frames)
+        self.size += len(frames)
+        self.own_points += count
+        self._own_beyond_frames += count - 1
 
     def flush(
         self,
@@ -79,12 +84,13 @@ class Departures:
         Raises:
             ConnectionClosedError: the connection broke.
         """
-        # The own thread may add while this one takes: only what was there is taken. The
-        # count of its messages may then be one short until the next flush.
-        data = b"".join([self.frames.popleft() for _ in range(len(self.frames))])
+        # The own thread may add while this one takes: only what was there is taken, and only
+        # that is counted. Were this process to die, what was counted too much would be lost.
         self.size = 0
-        messages = self.own_points + self.own_others - self._own_left
-        self._own_left += messages
+        taken = [self.frames.popleft() for _ in range(len(self.frames))]
+        messages = len(taken) + self._own_beyond_frames
+        self._own_beyond_frames = 0
+        data = b"".join(taken)
         try:
             if self.broken is not None:
                 raise self.broken

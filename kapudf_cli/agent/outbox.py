@@ -229,9 +229,8 @@ class Outbox:
         departures = self._departures
         if departures.size >= FLUSH_BYTES:
             self.flush()
-        departures.frames.append(frames)
-        departures.own_points += count
-        departures.size += len(frames)
+        with self._lock:
+            departures.add_run(frames, count)
         return True
 
     def close(self) -> None:
@@ -334,7 +333,7 @@ class Outbox:
             try:
                 still = self._on_hold or self._deferring or not self._stream.has_room()
                 if self._data is not Data.REFUSED and not still:
-                    self._departures.add(HEARTBEAT)
+                    self._departures.add(HEARTBEAT, own=False)
                     self._flush()
             except ConnectionClosedError:
                 pass  # The agent's own next write tells.
@@ -348,8 +347,7 @@ class Outbox:
         frame = self._encode(ErrorResponse(error=text))
         with self._lock:
             # It is told though what else comes is muted, or of a batch that is left out.
-            self._departures.own_others += 1
-            self._departures.add(frame)
+            self._departures.add(frame, own=True)
 
     def flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
         """Hand what may leave to the stream, waiting while the peer does not read.
@@ -441,8 +439,7 @@ class Outbox:
                 return
             if self._muting.leaves_out:
                 return
-            self._departures.own_others += 1
-        self._departures.add(frame)
+        self._departures.add(frame, own=own)
 
     def _mute_point(self, size: int) -> None:
         """Mute a point that would have been forwarded. Takes the lock."""

@@ -64,7 +64,10 @@ class Connections:
     """The connections that this process serves."""
 
     def __init__(self, log: BoundLogger, on_end: Callable[[int, Account], None]) -> None:
-        """Log to `log`; `on_end` is called in a connection's thread, as its last deed."""
+        """Log to `log`; `on_end` is called in a connection's thread, as its last deed.
+
+        It is called before anybody finds the connection gone, and must not ask for any.
+        """
         self._log = log
         self._on_end = on_end
         self._connections: dict[int, Connection] = {}
@@ -81,6 +84,7 @@ class Connections:
         checkpoints: Checkpoints,
         resumption: Resumption | None = None,
         age_s: float = 0.0,
+        on_thread: Callable[[], None] | None = None,
         on_task: Callable[[str, str], None] | None = None,
         on_resumed: Callable[[str | None], None] | None = None,
     ) -> None:
@@ -94,6 +98,7 @@ class Connections:
             checkpoints: what keeps the handler's state.
             resumption: where it is taken over from another agent, if it is.
             age_s: how long ago it began, in seconds.
+            on_thread: called in that thread, as its first deed.
             on_task: called with the task's and the node's name once they are known.
             on_resumed: see `Agent`.
 
@@ -126,7 +131,7 @@ class Connections:
             on_resumed=on_resumed,
         )
         thread = threading.Thread(
-            target=lambda: self._serve(connection),
+            target=lambda: self._serve(connection, on_thread),
             name=f"{function.name}-{number}",
             daemon=True,
         )
@@ -138,7 +143,8 @@ class Connections:
                 log.info("connection started")
             thread.start()
         except BaseException:
-            self._forget(connection)
+            with self._lock:
+                self._forget(connection)
             stream.close()
             raise
 
@@ -152,8 +158,10 @@ class Connections:
         with self._lock:
             return list(self._connections.values())
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection, on_thread: Callable[[], None] | None) -> None:
         """Run an agent to its end; the target of a connection's thread."""
+        if on_thread is not None:
+            on_thread()
         # What the handler logs in this thread says where it comes from.
         structlog.contextvars.bind_contextvars(**structlog.get_context(connection.log))
         account = Account()
@@ -162,11 +170,14 @@ class Connections:
             if account.reason is not Reason.HANDED_OVER:
                 log_finish(connection.log, account)
         finally:
-            self._forget(connection)
-            self._on_end(connection.number, account)
+            # Both at once: a worker ends when it finds none left, and what it is told after
+            # that, it tells nobody.
+            with self._lock:
+                self._forget(connection)
+                self._on_end(connection.number, account)
 
     def _forget(self, connection: Connection) -> None:
-        with self._lock:
-            # Another agent may have the number by now, where this one let go of it.
-            if self._connections.get(connection.number) is connection:
-                del self._connections[connection.number]
+        """Let go of a connection; the lock is held."""
+        # Another agent may have the number by now, where this one let go of it.
+        if self._connections.get(connection.number) is connection:
+            del self._connections[connection.number]

@@ -105,6 +105,10 @@ class ServedConnection:
             # What the last worker had in hand, this one has not been given yet: were it to
             # die before, that is no death over the frame.
             self.ledger.in_hand = NOTHING_IN_HAND
+            # Nor does this one wait, for input or for Kapacitor, as the last one did: it is at
+            # work until it says so, and may hang over what it repeats.
+            self.ledger.busy_since_ns = time.monotonic_ns()
+            self.ledger.waits_for_peer = 0
         order = Take(
             self.number,
             None if self.peer is None else self.peer.pid,

@@ -110,6 +110,8 @@ class Worker:
                     selector.unregister(self._channel)
                     self._become_orphan()
                 self._send_reports()
+            # The last end may have come after the last look.
+            self._send_reports()
             heart.stop()
 
     def _is_done(self) -> bool:
@@ -185,6 +187,8 @@ class Worker:
                 checkpoints=stream,
                 resumption=_resumption(stream, order) if order.takes_over else None,
                 age_s=order.age_s,
+                # By the thread itself: the handler may fault before this one goes on.
+                on_thread=lambda: stream.note_thread(threading.get_ident()),
                 on_task=stream.note_task,
                 on_resumed=on_resumed,
             )
@@ -194,10 +198,8 @@ class Worker:
         # A connection that begins here waits for no word; one left over would be taken, at
         # its first handover, for the answer to come.
         started = self._connections.get(number)
-        if started is not None:
-            stream.note_thread(started.thread.ident or 0)
-            if order.takes_over and not order.waits:
-                started.agent.go()
+        if started is not None and order.takes_over and not order.waits:
+            started.agent.go()
         if self._stopping:
             # Another worker has died since.
             self._stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.kit.batches import Batch, BatchHandler
 from kapudf_cli.kit.handler import Handler
+from kapudf_cli.serving.journaled_stream import JournaledStream
+from kapudf_cli.streams.progress import Progress
+from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
     BeginBatch,
@@ -25,7 +29,7 @@ from kapudf_cli.wire.udf_pb2 import (
     SnapshotResponse,
 )
 from tests.counters import Counting, counted
-from tests.journals import DiedError
+from tests.journals import DiedError, let_go
 from tests.peers import INIT, INITIALIZED, encoded, in_thread
 from tests.serve_process import PATIENCE_S
 
@@ -396,6 +400,41 @@ def test_a_peer_that_is_gone_meanwhile_is_no_error(tasks: Callable[..., KeptTask
     task.hang_up()
     account = task.take_over().account()
     assert (account.reason, account.error) == (Reason.CLOSED, None)
+
+
+def test_no_heartbeat_comes_in_the_midst_of_what_another_agent_left(
+    tasks: Callable[..., KeptTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in its place: what has not left yet would be lost."""
+    left = [Point(time=number, name="n" * 300) for number in range(1, 1501)]
+    task = tasks(Mirror)
+    task.send(INIT)
+    held = task._kept.open()
+    assert held.receive(1000, 0)
+    piece = b"".join(map(RESPONSES.encode, left))
+    held.put(piece, 0, in_batch=False, progress=Progress(task.sent_bytes))
+    let_go(held)
+
+    wait_for_room = JournaledStream._wait_for_room
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def wait_long(stream: JournaledStream) -> None:
+        waits.set()
+        assert goes_on.wait(PATIENCE_S)
+        wait_for_room(stream)
+
+    monkeypatch.setattr(JournaledStream, "_wait_for_room", wait_long)
+    served = task.take_over()
+    assert waits.wait(PATIENCE_S)
+    came = []
+    while not served.stream.has_room():
+        came.append(task.side.receive())
+    served.agent.heartbeat()
+    goes_on.set()
+    came += [task.side.receive() for _ in left[len(came) :]]
+    assert came == left
+    task.end()
+    assert served.account().reason is Reason.CLOSED
 
 
 # --- frames that kill ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,11 +62,11 @@ def flush(
 def test_everything_leaves_in_order_in_one_write(
     stream: NotedWrites, departures: Departures
 ) -> None:
-    """And what was not counted counts as nothing."""
-    for frame in (b"a point", b"an answer", b"a heartbeat"):
-        departures.add(frame)
-    departures.own_points += 1
-    departures.own_others += 1
+    """And what is not the own thread's counts as nothing."""
+    departures.frames.append(b"a point")
+    departures.size += 7
+    departures.add(b"an answer", own=True)
+    departures.add(b"a heartbeat", own=False)
     assert departures.size == 27
     flush(departures, in_batch=True)
     assert stream.writes == [(b"a pointan answera heartbeat", 2, True, None, False)]
@@ -86,23 +87,63 @@ def test_with_progress_what_was_sent_before_is_told_in_place_of_what_leaves(
     stream: NotedWrites, departures: Departures
 ) -> None:
     """Messages count from the last progress on: what leaves with one is part of it."""
-    departures.add(b"a point")
-    departures.own_points += 1
+    departures.add(b"a point", own=True)
     flush(departures, Progress(offset=7), muted=3)
-    departures.add(b"another")
-    departures.own_points += 1
+    departures.add(b"another", own=True)
     flush(departures)
     assert [messages for _, messages, *_ in stream.writes] == [3, 1]
+
+
+def test_a_run_counts_as_its_points(stream: NotedWrites, departures: Departures) -> None:
+    """It is one piece, and each of its points a message."""
+    departures.add_run(b"three points", 3)
+    departures.add(b"another's", own=False)
+    assert departures.own_points == 3
+    flush(departures)
+    departures.add(b"an answer", own=True)
+    flush(departures)
+    assert [messages for _, messages, *_ in stream.writes] == [3, 1]
+
+
+class Interrupted(collections.deque[bytes]):
+    """Frames of which one more is added as soon as the last one was taken."""
+
+    def __init__(self, departures: Departures) -> None:
+        super().__init__()
+        self._departures = departures
+        self.ready = True
+
+    def popleft(self) -> bytes:
+        frame = super().popleft()
+        if not self and self.ready:
+            self.ready = False
+            self.append(b"late")
+            self._departures.own_points += 1
+        return frame
+
+
+def test_what_is_added_while_others_are_taken_is_counted_once_it_leaves(
+    stream: NotedWrites, departures: Departures
+) -> None:
+    """Noted as sent before, it would be lost if the worker died, for it would not be sent again."""
+    departures.frames = Interrupted(departures)
+    departures.add(b"a heartbeat", own=False)
+    flush(departures)
+    flush(departures)
+    assert [(data, messages) for data, messages, *_ in stream.writes] == [
+        (b"a heartbeat", 0),
+        (b"late", 1),
+    ]
 
 
 def test_a_stream_that_broke_stays_broken(stream: NotedWrites, departures: Departures) -> None:
     """Each flush says why, and nothing is counted as sent."""
     stream.problem = BrokenPipeError(32, "Broken pipe")
-    departures.add(b"a point")
+    departures.add(b"a point", own=True)
     with pytest.raises(ConnectionClosedError, match="Broken pipe"):
         flush(departures)
     stream.problem = None
-    departures.add(b"another")
+    departures.add(b"another", own=True)
     with pytest.raises(ConnectionClosedError, match="Broken pipe") as caught:
         flush(departures)
     assert isinstance(caught.value.__cause__, BrokenPipeError)

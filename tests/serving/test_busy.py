@@ -20,6 +20,8 @@ from kapudf_cli.wire.udf_pb2 import (
     KeepaliveRequest,
     KeepaliveResponse,
     Point,
+    SnapshotRequest,
+    SnapshotResponse,
 )
 from tests.conftest import plugin
 from tests.peers import in_thread
@@ -56,7 +58,7 @@ class StrictKapacitor:
         assert next(self.responses) == InitResponse(success=True)
         self._keepalives.start()
 
-    def send(self, message: InitRequest | Point | KeepaliveRequest) -> None:
+    def send(self, message: InitRequest | Point | KeepaliveRequest | SnapshotRequest) -> None:
         """Send a request."""
         self._socket.sendall(REQUESTS.encode(message))
 
@@ -160,6 +162,28 @@ def test_a_handler_that_hangs_while_it_holds_the_interpreter_is_replaced(
         assert "laden.py" in process.event("worker died", how="SIGKILL")["stacks"]
         process.event("dropped what killed the worker")
     assert process.event("connection finished", task_id="task")["failures"] == 1
+
+
+def test_a_handler_that_hangs_while_it_takes_over_from_an_idle_one_is_replaced(
+    serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The idle one had noted that it waits for input; that says nothing of the one after it."""
+    monkeypatch.setenv("GATE", str(tmp_path / "gate"))
+    process = serve(plugin("laden.py:HeldUp"), "--busy-limit", "1")
+    with StrictKapacitor(socket_path) as peer:
+        points = (each for each in peer.responses if isinstance(each, Point))
+        peer.send(Point(time=1))
+        assert next(points).fieldsInt["count"] == 1
+        peer.send(SnapshotRequest())
+        assert next(each for each in peer.responses if isinstance(each, SnapshotResponse)).snapshot
+        idle = await_status(socket_path, lambda status: status["connections"][0]["state"] == "idle")
+        gate = tmp_path / "gate.restore"
+        os.mkfifo(gate)
+        os.kill(idle["workers"][0]["pid"], signal.SIGKILL)
+        process.event("handler hangs, its worker is replaced", task_id="task")
+        gate.unlink()
+        peer.send(Point(time=2))
+        assert next(points).fieldsInt["count"] == 2
 
 
 @pytest.mark.parametrize("why", ["another handler keeps the interpreter", "the worker is stopped"])

@@ -108,6 +108,28 @@ def test_a_connection_is_there_until_it_has_ended(held: Held) -> None:
     assert held.ended[7].reason is Reason.CLOSED
 
 
+def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) -> None:
+    """A worker ends when it finds none left, and must have nothing more to tell by then."""
+    told: list[bool] = []
+
+    def look() -> None:
+        assert held.connections.current() == []
+        told.append(1 in held.ended)
+
+    looker = threading.Thread(target=look)
+
+    def tell(number: int, account: Account) -> None:
+        looker.start()
+        looker.join(0.1)  # It needs less, where nothing holds it up.
+        held.ended[number] = account
+
+    held.connections._on_end = tell
+    held.connect()
+    held.end()
+    looker.join(PATIENCE_S)
+    assert told == [True]
+
+
 def test_what_is_logged_of_a_connection_says_which_one_it_is(held: Held) -> None:
     """What its handler logs, too."""
     side = held.connect(number=7)

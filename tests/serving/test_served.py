@@ -252,6 +252,19 @@ def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
     assert kept.served.state == "being handed over"
 
 
+def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: Kept) -> None:
+    """Whatever the last one waited for when it died: it may hang over what it repeats."""
+    kept.waits()
+    kept.served.ledger.waits_for_peer = 1
+    order = kept.dies(accused=None, how="SIGKILL")
+    assert (order.takes_over, order.waits) == (True, False)
+    kept.served.worker = object()  # type: ignore[assignment]  # somebody
+    assert kept.served.state == "busy"
+    for now_s in (1.0, 2.0, 12.0):
+        kept.served.look(now_s)
+    assert kept.served.watch.has_just_passed_limit
+
+
 def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
     """Its worker may be stopped, or held up by another handler."""
     kept.served.worker = object()  # type: ignore[assignment]

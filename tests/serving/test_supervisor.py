@@ -43,6 +43,28 @@ class Forking(Handler):
         self.agent.write_point(point)
 """
 
+#: Each end is reported a little later than the one before, as where a thread has to wait for
+#: the interpreter.
+LATE = """
+import sys, time
+from kapudf_cli import Handler
+
+Worker = getattr(sys.modules["__main__"], "Worker", None)
+if Worker is not None:
+    report = Worker._on_end
+
+    def report_late(self, number, account):
+        time.sleep(0.1 * number)
+        report(self, number, account)
+
+    Worker._on_end = report_late
+
+
+class Late(Handler):
+    def point(self, point):
+        self.agent.write_point(point)
+"""
+
 
 @pytest.fixture
 def code(tmp_path: Path) -> Code:
@@ -230,6 +252,24 @@ def test_workers_that_die_at_their_start_are_started_more_and_more_rarely(
             task.await_version(3)
             assert check_count(task) == [3]
         assert process.stop() == 0
+
+
+def test_connections_that_end_together_at_a_stop_end_once(socket_path: str, tmp_path: Path) -> None:
+    """The worker ends with the last of them, and has told of each, so that none is taken over."""
+    file = tmp_path / "late.py"
+    file.write_text(LATE, encoding="utf-8")
+    with (
+        ServeProcess("--socket", socket_path, "--handler", f"{file}:Late") as process,
+        contextlib.ExitStack() as sides,
+    ):
+        process.ready()
+        for number in range(3):
+            side = sides.enter_context(KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S))
+            side.send(InitRequest(taskID=f"task-{number}", nodeID="node"))
+            assert side.receive() == InitResponse(success=True)
+        assert process.stop() == 0
+    finished = [event["task_id"] for event in process.matching("connection finished")]
+    assert sorted(finished) == ["task-0", "task-1", "task-2"]
 
 
 def test_a_second_signal_ends_the_workers_too(serve: Serve, socket_path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -11,10 +12,15 @@ from structlog.testing import capture_logs
 
 from kapudf_cli import logs
 from kapudf_cli.serving.channel import Stop
+from kapudf_cli.serving.served import ServedConnection
+from kapudf_cli.serving.stacks import faulty_thread
 from kapudf_cli.serving.worker_death import WorkerDeath
 from kapudf_cli.serving.worker_process import WorkerState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.journals import KeptConnection
     from tests.serving.workers import Workers
 
 STARTING, SERVING, RETIRING, DEAD = WorkerState
@@ -49,6 +55,38 @@ def test_a_fault_says_where(workers: Workers) -> None:
         "how": "SIGSEGV",
         "connections": 3,
     }
+
+
+#: A handler that faults at the first thing that is asked of it.
+FAULTING = """
+import ctypes
+from kapudf_cli import Handler
+
+
+class Faulting(Handler):
+    def __init__(self, agent):
+        ctypes.string_at(0)
+
+    def point(self, point):
+        pass
+"""
+
+
+def test_a_fault_is_that_of_a_connection_from_its_threads_first_moment(
+    workers: Workers, kept: KeptConnection, tmp_path: Path
+) -> None:
+    """As of a handler that faults as soon as it is made, which no kill by chance explains."""
+    file = tmp_path / "faulting.py"
+    file.write_text(FAULTING, encoding="utf-8")
+    worker = workers.start_ready(f"{file}:Faulting")
+    served = ServedConnection(
+        7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
+    )
+    with contextlib.closing(served):
+        worker.send(*served.take())
+        death = WorkerDeath.of(worker)
+        assert death.how == "SIGSEGV"
+        assert served.ledger.thread == faulty_thread(death.stacks)
 
 
 def test_a_kill_has_no_stacks_to_log(workers: Workers) -> None:
