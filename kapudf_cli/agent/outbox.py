@@ -11,7 +11,7 @@ import threading
 from threading import get_ident
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent.backlog import BACKLOG_BYTES, Backlog
+from kapudf_cli.agent.backlog import BACKLOG_BYTES, Backlog, Written
 from kapudf_cli.agent.departures import FLUSH_BYTES, Departures
 from kapudf_cli.agent.muting import Muting
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
@@ -58,7 +58,7 @@ class Outbox:
 
     Attributes:
         in_hand: the undecoded point that the handler has been given, if it takes them so.
-        batches: batches ended.
+        batches: batches sent whole, their ends counted.
         failure: what another thread tried to write first and may not, None if nothing.
     """
 
@@ -88,9 +88,8 @@ class Outbox:
         # Whether a point of the own thread may leave just so; see write_point.
         self._direct = False
         self._departures = Departures(stream)
-        # What the own thread writes while input is repeated; and what was counted before.
+        # What the own thread writes while input is repeated.
         self._muting = Muting()
-        self._counted = (0, 0, 0)
         self._on_hold = False
         # What other threads write while input is repeated: it leaves after that.
         self._deferring = False
@@ -139,8 +138,10 @@ class Outbox:
         if raw is not self.in_hand or get_ident() != self._owner:
             problem = "bytes that are not the point in hand; forward it before raw_point returns"
             raise InvalidWriteError(problem)
-        if self._muting.messages and self._data is Data.SENT:
-            self._mute_point(len(raw))
+        if self._muting.is_endless and self._data is Data.SENT:
+            # A history may be long: its points are not decoded just to be muted.
+            with self._lock:
+                self._order.point()
             return
         frame: bytes | None = raw
         if patch is not None:
@@ -208,14 +209,13 @@ class Outbox:
             if self._data is Data.HELD:
                 held = self._held.take()
                 self._release(Data.SENT)
-                for frame, own in held:
-                    self._queue(frame, own=own)
+                for written in held:
+                    self._queue(written)
 
     def drop_data(self) -> None:
         """Drop what is held back, and whatever follows: nobody has asked for data."""
         with self._lock:
             if self._data is Data.HELD:
-                self._other_points = self.batches = 0
                 self._release(Data.DROPPED)
 
     def forward_run(self, frames: bytes, count: int) -> bool:
@@ -248,7 +248,7 @@ class Outbox:
         """
         frame = self._encode(message)
         with self._lock:
-            self._queue(frame, own=True)
+            self._queue(Written(frame, type(message), own=True))
             # A snapshot may be long, and be asked for again and again.
             if self._departures.size >= FLUSH_BYTES:
                 self._flush()
@@ -258,8 +258,6 @@ class Outbox:
     def mute(self) -> None:
         """Mute whatever the own thread writes, as if nothing had been said yet."""
         with self._lock:
-            if not self._muting.is_endless:
-                self._counted = (self._other_points, self.batches, self._departures.bytes)
             self._muting.begin(in_batch=self._order.in_batch)
             self._held.take()
             self._data = Data.HELD
@@ -269,7 +267,6 @@ class Outbox:
     def unmute(self) -> None:
         """Send what comes from now on, after what was sent before `mute`."""
         with self._lock:
-            self._other_points, self.batches, self._departures.bytes = self._counted
             self._muting.end(in_batch=self._order.in_batch)
             self._redirect()
 
@@ -282,8 +279,9 @@ class Outbox:
             progress: what was sent before them.
         """
         with self._lock:
-            self._other_points, self.batches = progress.points_out, progress.batches_out
-            self._departures.bytes = progress.bytes_out
+            self._other_points += progress.points_out
+            self.batches += progress.batches_out
+            self._departures.bytes += progress.bytes_out
             self._muting.end_after(messages, sent_in_batch=in_batch, in_batch=self._order.in_batch)
             self._redirect()
 
@@ -308,8 +306,8 @@ class Outbox:
         """Let out what was kept, and whatever other threads write from now on."""
         with self._lock:
             self._deferring = False
-            for frame, own in self._deferred.take():
-                self._queue(frame, own=own)
+            for written in self._deferred.take():
+                self._queue(written)
             self._changed.notify_all()
             # As if they had been written just now.
             self._flush()
@@ -416,47 +414,44 @@ class Outbox:
         else:
             self._order.end_batch()
         self._redirect()
-        if self._data is Data.DROPPED:
-            return
-        if isinstance(message, Point):
-            self._other_points += 1
-        elif isinstance(message, EndBatch):
-            self.batches += 1
+        written = Written(frame, type(message), own=own)
         if self._data is Data.HELD:
-            self._held.add(frame, own=own)
-        else:
-            self._queue(frame, own=own)
-            if self._muting.leaves_out and isinstance(message, EndBatch):
+            self._held.add(written)
+        elif self._data is Data.SENT:
+            self._queue(written)
+
+    def _queue(self, written: Written) -> None:
+        """Let a message out, unless it was sent before or is not to be."""
+        if self._deferring and not written.own:
+            self._deferred.add(written)
+            return
+        if written.own and self._muting.messages:
+            self._mute_one(written)
+            return
+        if written.own and self._muting.leaves_out:
+            if written.kind is EndBatch:
                 self._muting.end_batch()
                 self._redirect()
-
-    def _queue(self, frame: bytes, *, own: bool) -> None:
-        """Let a message out, unless it was sent before or is not to be."""
-        if self._deferring and not own:
-            self._deferred.add(frame, own=own)
             return
-        if own:
-            if self._muting.messages:
-                self._mute_one(len(frame))
-                return
-            if self._muting.leaves_out:
-                return
+        if written.own:
             self._departures.own_others += 1
-        self._departures.add(frame)
+        self._count(written.kind)
+        self._departures.add(written.frame)
 
-    def _mute_point(self, size: int) -> None:
-        """Mute a point that would have been forwarded. Takes the lock."""
-        with self._lock:
-            self._order.point()
-            self._other_points += 1
-            self._mute_one(size)
-
-    def _mute_one(self, size: int) -> None:
-        """Count a message of the own thread's as sent, which it was before."""
-        self._departures.bytes += size
+    def _mute_one(self, written: Written) -> None:
+        """Mute a message; unless nobody knows how often it comes, count it as sent before."""
+        if not self._muting.is_endless:
+            self._count(written.kind)
+            self._departures.bytes += len(written.frame)
         self._muting.mute_one(in_batch=self._order.in_batch)
         if not self._muting.messages:
             self._redirect()
+
+    def _count(self, kind: type) -> None:
+        if kind is Point:
+            self._other_points += 1
+        elif kind is EndBatch:
+            self.batches += 1
 
     def _encode(self, message: ResponseMessage) -> bytes:
         frame = RESPONSES.encode(message)

@@ -185,9 +185,9 @@ def test_a_write_refused_for_want_of_room_changes_nothing(ends: Ends) -> None:
         ends.outbox.write_point(Point())
     with pytest.raises(InvalidWriteError):
         ends.outbox.write_end_batch(EndBatch())
-    assert ends.outbox.points == count
-    assert ends.outbox.batches == 0
     assert ends.outbox.in_batch
+    ends.outbox.send_data()
+    assert (ends.outbox.points, ends.outbox.batches) == (count, 0)
 
 
 @pytest.mark.parametrize("release", ["send_data", "close"])
@@ -204,7 +204,7 @@ def test_a_foreign_writer_waits_for_room(ends: Ends, release: str) -> None:
         outbox.close()
         with pytest.raises(ConnectionClosedError):
             writing.result(PATIENCE_S)
-        assert outbox.points == count
+        assert outbox.points == 0
         assert ends.failures == 0
         return
     outbox.send_data()
@@ -546,6 +546,29 @@ def test_what_is_held_back_while_it_is_muted_is_sent_with_the_first_data(ends: E
     outbox.send_data()
     outbox.flush()
     assert ends.receive(1) == [Point(time=1)]
+    assert outbox.points == 1
+
+
+def test_what_other_threads_write_during_a_restart_is_counted(ends: Ends) -> None:
+    """It leaves, whatever the repetition is like, and unlike that it was never sent before."""
+    outbox = muted(ends)
+    outbox.write_point(Point(name="repeated"))
+    in_thread(lambda: outbox.write_point(Point(name="other"))).result(PATIENCE_S)
+    outbox.unmute()
+    frame = RESPONSES.encode(Point(name="other"))
+    assert ends.peer.recv(1000) == frame
+    assert (outbox.points, outbox.bytes_sent) == (1, len(frame))
+
+
+def test_what_other_threads_write_during_a_takeover_is_counted_once_it_leaves(ends: Ends) -> None:
+    """On top of what the connection had sent before."""
+    outbox = muted(ends)
+    outbox.defer()
+    in_thread(lambda: outbox.write_point(Point())).result(PATIENCE_S)
+    outbox.unmute_after(0, in_batch=False, progress=Progress(points_out=100))
+    assert outbox.points == 100
+    outbox.undefer()
+    assert outbox.points == 101
 
 
 @pytest.mark.parametrize("sent", range(6))
