@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
+#: What a batch is made of, and what is no answer.
+_DATA = frozenset({BeginBatch, Point, EndBatch})
+
 #: Enough for any sentence; an exception's text can be as long as its data.
 _ERROR_BYTES = 4096
 
@@ -258,7 +261,7 @@ class Outbox:
     def mute(self) -> None:
         """Mute whatever the own thread writes, as if nothing had been said yet."""
         with self._lock:
-            self._muting.begin(in_batch=self._order.in_batch)
+            self._muting.begin(in_batch=self._let_out_in_batch)
             self._held.take()
             self._data = Data.HELD
             self._order.declare(self._order.provides)
@@ -267,7 +270,7 @@ class Outbox:
     def unmute(self) -> None:
         """Send what comes from now on, after what was sent before `mute`."""
         with self._lock:
-            self._muting.end(in_batch=self._order.in_batch)
+            self._muting.end(in_batch=self._let_out_in_batch)
             self._redirect()
 
     def unmute_after(self, messages: int, *, in_batch: bool, progress: Progress) -> None:
@@ -282,7 +285,9 @@ class Outbox:
             self._other_points += progress.points_out
             self.batches += progress.batches_out
             self._departures.bytes += progress.bytes_out
-            self._muting.end_after(messages, sent_in_batch=in_batch, in_batch=self._order.in_batch)
+            self._muting.end_after(
+                messages, sent_in_batch=in_batch, in_batch=self._let_out_in_batch
+            )
             self._redirect()
 
     def abandon_batch(self) -> None:
@@ -307,7 +312,7 @@ class Outbox:
         with self._lock:
             self._deferring = False
             for written in self._deferred.take():
-                self._queue(written)
+                self._send(written)
             self._changed.notify_all()
             # As if they had been written just now.
             self._flush()
@@ -428,11 +433,15 @@ class Outbox:
         if written.own and self._muting.messages:
             self._mute_one(written)
             return
-        if written.own and self._muting.leaves_out:
+        # All data is of the batch that is begun, and Kapacitor knows no begin of it.
+        if self._muting.leaves_out and written.kind in _DATA:
             if written.kind is EndBatch:
                 self._muting.end_batch()
                 self._redirect()
             return
+        self._send(written)
+
+    def _send(self, written: Written) -> None:
         if written.own:
             self._departures.own_others += 1
         self._count(written.kind)
@@ -443,9 +452,14 @@ class Outbox:
         if not self._muting.is_endless:
             self._count(written.kind)
             self._departures.bytes += len(written.frame)
-        self._muting.mute_one(in_batch=self._order.in_batch)
+        self._muting.mute_one(in_batch=self._let_out_in_batch)
         if not self._muting.messages:
             self._redirect()
+
+    @property
+    def _let_out_in_batch(self) -> bool:
+        """Whether a batch is begun by what is not held back, be it muted, and not ended."""
+        return self._order.in_batch and self._data is Data.SENT
 
     def _count(self, kind: type) -> None:
         if kind is Point:
@@ -485,7 +499,7 @@ class Outbox:
         try:
             self._departures.flush(
                 progress,
-                in_batch=self._muting.sent_in_batch(in_batch=self._order.in_batch),
+                in_batch=self._muting.sent_in_batch(in_batch=self._let_out_in_batch),
                 # Infinitely many are, as long as progress is not known.
                 muted=0 if progress is None else int(muted),
                 forgets=forgets,

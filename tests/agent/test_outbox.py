@@ -629,7 +629,7 @@ def test_a_batch_that_kapacitor_has_no_begin_of_is_left_out_to_its_end(
 
 
 def test_a_batch_begun_in_the_repetition_alone_is_left_out(ends: Ends) -> None:
-    """Where nothing is to be muted any more, that is clear at once."""
+    """Where nothing is to be muted any more, that is clear at once. Answers are no part of it."""
     outbox = muted(ends, BATCH)
     outbox.write_begin_batch(BeginBatch(name="left out"))
     outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
@@ -638,8 +638,50 @@ def test_a_batch_begun_in_the_repetition_alone_is_left_out(ends: Ends) -> None:
     outbox.write_end_batch(EndBatch(name="left out"))
     batch = write_batch(outbox, "whole")
     outbox.flush()
-    responses = ends.receive(len(batch))
-    assert responses == batch
+    assert ends.receive(1 + len(batch)) == [KeepaliveResponse(time=1), *batch]
+
+
+def test_a_batch_begun_before_there_may_be_data_leaves_whole_after_a_takeover(ends: Ends) -> None:
+    """It is held back with its begin, so that Kapacitor will know that."""
+    outbox = ends.outbox
+    outbox.declare(BATCH)
+    outbox.mute()
+    outbox.write_begin_batch(BeginBatch(name="b"))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    outbox.send_data()
+    outbox.write_end_batch(EndBatch(name="b"))
+    outbox.flush()
+    assert ends.receive(2) == [BeginBatch(name="b"), EndBatch(name="b")]
+
+
+def test_what_was_deferred_is_no_part_of_a_batch_that_is_left_out(ends: Ends) -> None:
+    """It was written before, and leaves."""
+    outbox = muted(ends, BATCH)
+    outbox.defer()
+    other = in_thread(lambda: write_batch(outbox, "other")).result(PATIENCE_S)
+    outbox.write_begin_batch(BeginBatch(name="left out"))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    outbox.undefer()
+    assert ends.receive(len(other)) == other
+    outbox.write_end_batch(EndBatch(name="left out"))
+    batch = write_batch(outbox, "whole")
+    outbox.flush()
+    assert ends.receive(len(batch)) == batch
+
+
+def test_what_another_thread_adds_to_a_batch_that_is_left_out_is_left_out_with_it(
+    ends: Ends,
+) -> None:
+    """Its EndBatch least of all may leave alone."""
+    outbox = muted(ends, BATCH)
+    outbox.write_begin_batch(BeginBatch(name="left out"))
+    outbox.unmute_after(0, in_batch=False, progress=NOTHING_SENT)
+    in_thread(lambda: outbox.write_point(Point())).result(PATIENCE_S)
+    in_thread(lambda: outbox.write_end_batch(EndBatch(name="left out"))).result(PATIENCE_S)
+    assert ends.nothing_has_left()
+    batch = write_batch(outbox, "whole")
+    outbox.flush()
+    assert ends.receive(len(batch)) == batch
 
 
 def test_a_batch_that_was_begun_before_it_was_muted_goes_on_after(ends: Ends) -> None:
