@@ -325,14 +325,14 @@ class Agent:
         if self._on_paused is None:
             return
         self._intake.cut()
-        self._outbox.hold()
+        self._outbox.block_others()
         # What was said before is no answer to what is said now.
         self._decided.clear()
         if self._on_its_own:
             self._decided.set()
         self._on_paused()
         self._await_decision()
-        self._outbox.unhold()
+        self._outbox.unblock_others()
 
     def _await_decision(self) -> None:
         self._decided.wait()

@@ -14,12 +14,12 @@ class Written(NamedTuple):
     Attributes:
         frame: the whole frame.
         kind: the class of the message in it.
-        own: whether the connection's own thread wrote it.
+        by_owner: whether the thread that reads the connection's input wrote it.
     """
 
     frame: bytes
     kind: type
-    own: bool
+    by_owner: bool
 
 
 class Backlog:

@@ -19,27 +19,26 @@ FLUSH_BYTES: Final = 96 * 1024
 class Departures:
     """What is on its way to a stream.
 
-    The thread that owns the connection adds frames at any time, without a lock: a deque
-    takes an item whole. Everybody else, and whoever flushes, holds the outbox's.
+    The outbox's owner adds points at any time, without a lock: a deque takes an item
+    whole. Everybody else, and whoever flushes, holds the outbox's lock.
 
     Attributes:
         frames: what has not been flushed yet.
         size: bytes in them; not exact where several threads write, and it need not be.
-        own_points: points that the own thread has added.
-        own_others: its other messages; of runs that went in one piece, which count as
-            points, nothing.
-        bytes: bytes handed to the stream.
+        owner_points: points that the owner has added without a lock, one by one or in runs.
+        owner_others: messages of the owner's apart from those.
+        bytes: bytes handed to the stream, here or by the outboxes that had it before.
         broken: why the stream can no longer be written to, None while it can.
     """
 
     __slots__ = (
-        "_own_left",
+        "_owner_left",
         "_stream",
         "broken",
         "bytes",
         "frames",
-        "own_others",
-        "own_points",
+        "owner_others",
+        "owner_points",
         "size",
     )
 
@@ -48,10 +47,10 @@ class Departures:
         self._stream = stream
         self.frames: collections.deque[bytes] = collections.deque()
         self.size = 0
-        self.own_points = 0
-        self.own_others = 0
-        # Of all of the own thread's messages, how many have left.
-        self._own_left = 0
+        self.owner_points = 0
+        self.owner_others = 0
+        # Of all of the owner's messages, how many have left.
+        self._owner_left = 0
         self.bytes = 0
         self.broken: OSError | None = None
 
@@ -79,12 +78,12 @@ class Departures:
         Raises:
             ConnectionClosedError: the connection broke.
         """
-        # The own thread may add while this one takes: only what was there is taken. The
+        # The owner may add while another thread takes: only what was there is taken. The
         # count of its messages may then be one short until the next flush.
         data = b"".join([self.frames.popleft() for _ in range(len(self.frames))])
         self.size = 0
-        messages = self.own_points + self.own_others - self._own_left
-        self._own_left += messages
+        messages = self.owner_points + self.owner_others - self._owner_left
+        self._owner_left += messages
         try:
             if self.broken is not None:
                 raise self.broken

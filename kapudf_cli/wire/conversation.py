@@ -117,6 +117,16 @@ class OutgoingOrder:
         self.in_batch = False
         self.takes_points = provides != BATCH
 
+    def write(self, message: BeginBatch | Point | EndBatch) -> None:
+        """Note a message of any of the three; raises as the others do."""
+        match message:
+            case BeginBatch():
+                self.begin_batch(message)
+            case Point():
+                self.point()
+            case _:
+                self.end_batch()
+
     def begin_batch(self, begin: BeginBatch) -> None:
         """Note a BeginBatch.
 

@@ -10,7 +10,10 @@ def test_what_is_added_is_taken_in_order_once() -> None:
     """Each as it was added."""
     backlog = Backlog()
     assert not backlog
-    first, second = Written(b"first", Point, own=True), Written(b"second", Point, own=False)
+    first, second = (
+        Written(b"first", Point, by_owner=True),
+        Written(b"second", Point, by_owner=False),
+    )
     backlog.add(first)
     backlog.add(second)
     assert backlog
@@ -25,8 +28,8 @@ def test_it_is_full_once_its_limit_is_reached() -> None:
     """Whoever adds looks before; it has room again once all was taken."""
     backlog = Backlog()
     steps = [
-        lambda: backlog.add(Written(bytes(BACKLOG_BYTES - 1), Point, own=True)),
-        lambda: backlog.add(Written(bytes(1), Point, own=True)),
+        lambda: backlog.add(Written(bytes(BACKLOG_BYTES - 1), Point, by_owner=True)),
+        lambda: backlog.add(Written(bytes(1), Point, by_owner=True)),
         backlog.take,
     ]
     seen = []

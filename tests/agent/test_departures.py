@@ -64,8 +64,8 @@ def test_everything_leaves_in_order_in_one_write(
     """And what was not counted counts as nothing."""
     for frame in (b"a point", b"an answer", b"a heartbeat"):
         departures.add(frame)
-    departures.own_points += 1
-    departures.own_others += 1
+    departures.owner_points += 1
+    departures.owner_others += 1
     assert departures.size == 27
     flush(departures, in_batch=True)
     assert stream.writes == [(b"a pointan answera heartbeat", 2, True, None, False)]
@@ -87,10 +87,10 @@ def test_with_progress_what_was_sent_before_is_told_in_place_of_what_leaves(
 ) -> None:
     """Messages count from the last progress on: what leaves with one is part of it."""
     departures.add(b"a point")
-    departures.own_points += 1
+    departures.owner_points += 1
     flush(departures, Progress(offset=7), muted=3)
     departures.add(b"another")
-    departures.own_points += 1
+    departures.owner_points += 1
     flush(departures)
     assert [messages for _, messages, *_ in stream.writes] == [3, 1]
 
