@@ -144,7 +144,7 @@ class Agent:
         self._handover.go()
 
     def release(self) -> None:
-        """Let go of the connection after a pause: another agent has it."""
+        """Let go of the connection after a pause: another agent has it from here on."""
         self._handover.release()
 
     def decide_alone(self) -> None:
@@ -249,7 +249,7 @@ class Agent:
                 time.sleep(pause_s)
 
     def _raise_failure(self) -> None:
-        """Raise what a thread of the handler's own did wrong, if it did."""
+        """Raise what a thread that the handler has started wrote and may not, if it did."""
         if self._outbox.failure is not None:
             raise self._callee.blame("write", self._outbox.failure)
 

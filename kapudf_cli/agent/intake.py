@@ -65,7 +65,7 @@ class Intake:
 
         Raises:
             ProtocolError: the bytes are no requests, or not in an order that may be.
-            HandlerError: the handler raised, and that is not to be passed over.
+            HandlerError: the handler raised, and `on_error` is to fail.
             ConnectionClosedError: the connection broke.
             RefusedError: the handler refused Init or Restore.
         """
@@ -133,8 +133,8 @@ class Intake:
     def take_carefully(self, data: bytes, poison: Collection[int]) -> int:
         """Deal with requests one at a time, each noted before and after; return how many.
 
-        The last agent died over one of them, and the one may do it again: what is before
-        it shall be done with, and it shall be known.
+        The last agent died over one of them, which may kill this one too. Then what came
+        before it must be done with, and it must be known which one it was.
 
         Args:
             data: input, as for `take`.

@@ -79,7 +79,7 @@ class Recovery:
         )
 
     def leave_out(self, offset: int) -> None:
-        """Leave the frame at an offset in the input out of whatever is repeated."""
+        """Leave the frame at this offset in the input out of every repetition."""
         self._repetition.leave_out(offset)
 
     # --- cuts ---

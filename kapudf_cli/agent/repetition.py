@@ -30,11 +30,11 @@ class Repetition:
         self._failed: set[int] = set()
 
     def leave_out(self, offset: int) -> None:
-        """Leave the frame at an offset out of whatever is repeated."""
+        """Leave the frame at this offset out of every repetition."""
         self._failed.add(offset)
 
     def forget(self) -> None:
-        """Forget what failed: the history begins anew after it."""
+        """Forget what failed: from now on, the history begins after it."""
         self._failed.clear()
 
     def repeat(self, history: bytes, until: int, poison: Collection[int] = ()) -> None:
@@ -46,8 +46,8 @@ class Repetition:
             poison: the offsets of frames that are left out.
 
         Raises:
-            HandlerError: the handler raised, as the old one did not.
-            ProtocolError: the history is no history.
+            HandlerError: the handler raised where the old one did not.
+            ProtocolError: the history is not made of requests in an order that may be.
             RefusedError: the handler refused Init or Restore.
         """
         # Whatever is repeated later shall not kill another worker with it.
