@@ -183,7 +183,18 @@ def check_value(settings: type[msgspec.Struct], name: str, value: object) -> str
         msgspec.convert(value, type=field.type, strict=True)
     except msgspec.ValidationError:
         return f"expected {_description(field.type)}, got {value!r}"
+    if isinstance(value, str) and not _is_unicode(value):
+        # A command line may hold any bytes; a worker is told its settings as JSON.
+        return f"expected {_description(field.type)}, in UTF-8, got {value!r}"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_functions(entries: dict[Any, Any], faults: list[str]) -> dict[str, FunctionSettings]:
@@ -247,6 +258,10 @@ def _check_sockets(functions: dict[str, FunctionSettings], faults: list[str]) ->
             os.fsencode(path)
         except ValueError as error:
             faults.append(f"{place}: no file can have the path {function.socket!r}: {error}")
+            continue
+        except OSError as error:
+            reason = f"the current folder cannot be had: {error.strerror}"
+            faults.append(f"{place}: {function.socket}: {reason}; use an absolute path")
             continue
         first = users.setdefault(path, name)
         if first != name:

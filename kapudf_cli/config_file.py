@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise ConfigError(str(path), ["is no mapping of settings to values"])
+        raise ConfigError(str(path), ["is not a mapping of settings to values"])
     return content
 
 

@@ -154,7 +154,7 @@ class LineProtocolError(KapudfError, ValueError):
     """
 
     def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f"no line protocol: {text!r:.200}: {reason}")
+        super().__init__(f"not line protocol: {text!r:.200}: {reason}")
         self.text = text
         self.reason = reason
 
@@ -224,7 +224,10 @@ class UnknownHandlerError(PluginError):
     def __init__(self, name: str, known: Sequence[str], nearest: str | None) -> None:
         hint = f"; did you mean '{nearest}'?" if nearest else ""
         installed = ", ".join(known) if known else "none"
-        super().__init__(f"no handler is named '{name}'{hint} (installed: {installed})")
+        super().__init__(
+            f"no handler is named '{name}'{hint} (installed: {installed}; "
+            "a class that is not is named as file.py:Class or package.module:Class)"
+        )
         self.name = name
         self.known = tuple(known)
         self.nearest = nearest
@@ -245,12 +248,19 @@ class AmbiguousHandlerError(PluginError):
 
 
 class HandlerImportError(PluginError):
-    """The code of a handler could not be imported; the cause is the `__cause__`."""
+    """The code of a handler could not be imported; the cause is the `__cause__`.
+
+    Attributes:
+        name: what the user called the handler.
+        source: where it comes from.
+        cause: what the import raised.
+    """
 
     def __init__(self, name: str, source: str, cause: BaseException) -> None:
         # What was named by its class comes from where it says.
         origin = "" if source == name else f" of {source}"
-        super().__init__(f"handler '{name}'{origin} cannot be imported: {describe(cause)}")
+        reason = f"{describe(cause)}{_place_in_import(cause)}"
+        super().__init__(f"handler '{name}'{origin} cannot be imported: {reason}")
         self.name = name
         self.source = source
         self.cause = cause
@@ -404,6 +414,24 @@ class OutputError(KapudfError):
 
 class ProbeError(KapudfError):
     """A UDF did not answer as Kapacitor needs it to."""
+
+
+def _place_in_import(error: BaseException) -> str:
+    """Return which line of the imported code raised, if one did and the text does not say."""
+    if isinstance(error, SyntaxError):
+        return ""
+    place = ""
+    importing = False
+    trace = error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if file.startswith("<frozen importlib"):
+            # What has run until now has led to the import, and is no part of the code.
+            importing, place = True, ""
+        elif importing:
+            place = f" ({file}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
 
 
 def describe(error: BaseException) -> str:

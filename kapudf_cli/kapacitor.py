@@ -262,7 +262,7 @@ def ask_info(side: KapacitorSide) -> InfoResponse:
         side.half_close()
         response = side.receive()
     except ProtocolError as error:
-        problem = f"the answer is no UDF's: {error}"
+        problem = f"the answer is not a UDF's: {error}"
         raise ProbeError(problem) from error
     except (BrokenPipeError, ConnectionResetError) as error:
         problem = "the UDF closed the connection without an answer; its log may say why"
@@ -284,8 +284,8 @@ _REFUSALS = {
     errno.ENOENT: "there is no such socket; is the UDF running?",
     errno.ECONNREFUSED: "connection refused; no process serves this path",
     errno.EACCES: "permission denied; the socket's mode or group keeps this user out",
-    errno.EPROTOTYPE: "this is no stream socket",
-    errno.ENOTDIR: "a part of this path is no folder",
+    errno.EPROTOTYPE: "this is not a stream socket",
+    errno.ENOTDIR: "a part of this path is not a folder",
 }
 
 
@@ -293,5 +293,5 @@ def why_not_connected(path: str, error: OSError) -> str:
     """Return what a refusal of the system means to whoever named the path."""
     with contextlib.suppress(OSError):
         if error.errno == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
-            return "this is no socket"
+            return "this is not a socket"
     return _REFUSALS.get(error.errno or 0, f"cannot connect: {error.strerror or error}")

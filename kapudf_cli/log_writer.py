@@ -1,7 +1,7 @@
 """A log that holds nobody up: written by a thread of its own, and cut short rather than waited for.
 
 Whoever reads stderr may stop reading: a terminal that is paused, a pipe that is full. The
-supervisor must send heartbeats all the same.
+supervisor must send heartbeats all the same, and a worker answer.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import contextlib
 import logging
 import logging.handlers
 import queue
+import select
 import threading
 import time
-from typing import Final
+from typing import Any, Final
 
 #: A reader that is this far behind has stopped reading. An event is about 300 bytes.
 _MOST_EVENTS: Final = 10_000
@@ -27,7 +28,7 @@ class LogWriter(logging.handlers.QueueHandler):
         lost: how many events found no room.
     """
 
-    def __init__(self, output: logging.Handler) -> None:
+    def __init__(self, output: logging.StreamHandler[Any]) -> None:
         """Feed `output`, with what its formatter makes of each record."""
         self._events: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_EVENTS)
         super().__init__(self._events)
@@ -44,6 +45,10 @@ class LogWriter(logging.handlers.QueueHandler):
         except queue.Full:
             self.lost += 1
 
+    def _write_now(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):
+            self._output.handle(record)
+
     def close(self) -> None:
         """Wait a moment until everything is written."""
         deadline = time.monotonic() + _PATIENCE_S
@@ -55,8 +60,7 @@ class LogWriter(logging.handlers.QueueHandler):
     def _write(self) -> None:
         while True:
             record = self._events.get()
-            with contextlib.suppress(Exception):
-                self._output.handle(record)
+            self._write_now(record)
             if self.lost and self._events.empty():
                 lost, self.lost = self.lost, 0
                 logging.getLogger("kapudf").error(
@@ -65,9 +69,36 @@ class LogWriter(logging.handlers.QueueHandler):
             self._events.task_done()
 
 
-def install() -> None:
-    """Have the root logger's handler fed by a thread from now on."""
+class PromptLogWriter(LogWriter):
+    """The same for a process that may die at any moment, and whose last words matter.
+
+    What the reader has room for is written at once; only what it has not is left to the
+    thread.
+    """
+
+    def __init__(self, output: logging.StreamHandler[Any]) -> None:
+        """Feed `output`, as a `LogWriter` does."""
+        super().__init__(output)
+        self._room = select.poll()
+        self._room.register(output.stream, select.POLLOUT)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Write an event, or leave it to the thread where that could take time."""
+        if self._events.unfinished_tasks or not self._has_room(record):
+            super().enqueue(record)
+        else:
+            self._write_now(record)
+
+    def _has_room(self, record: logging.LogRecord) -> bool:
+        # A pipe that can be written to at all takes so much without a wait: pipe(7).
+        size = len(record.getMessage().encode("utf-8", "backslashreplace")) + 1
+        return size <= select.PIPE_BUF and bool(self._room.poll(0))
+
+
+def install(writer: type[LogWriter]) -> None:
+    """Have the root logger's handlers fed by writers of a kind from now on."""
     root = logging.getLogger()
     for handler in list(root.handlers):
-        root.removeHandler(handler)
-        root.addHandler(LogWriter(handler))
+        if isinstance(handler, logging.StreamHandler):
+            root.removeHandler(handler)
+            root.addHandler(writer(handler))

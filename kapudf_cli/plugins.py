@@ -107,7 +107,9 @@ class Plugin:
 
     def _checked(self, found: object) -> type[Handler]:
         if not (inspect.isclass(found) and issubclass(found, Handler)):
-            problem = f"handler '{self.name}': {self.target} is no subclass of kapudf_cli.Handler"
+            problem = (
+                f"handler '{self.name}': {self.target} is not a subclass of kapudf_cli.Handler"
+            )
             raise NotAHandlerError(problem)
         if inspect.isabstract(found):
             missing = ", ".join(sorted(found.__abstractmethods__))
@@ -193,7 +195,7 @@ def _import_file(path: Path) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        problem = f"{path} is no Python file"
+        problem = f"{path} is not a Python file"
         raise ImportError(problem)
     _search_in(path.parent)
     module = importlib.util.module_from_spec(spec)

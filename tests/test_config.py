@@ -453,7 +453,7 @@ def test_a_file_that_is_no_mapping_is_refused(
     faults: Callable[[str], list[str]], text: str
 ) -> None:
     """A list or a lone value is not a configuration."""
-    assert faults(text) == ["is no mapping of settings to values"]
+    assert faults(text) == ["is not a mapping of settings to values"]
 
 
 @pytest.mark.parametrize(

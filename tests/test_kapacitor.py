@@ -134,14 +134,17 @@ BAD_ANSWERS = {
     ),
     "half an answer": (
         RESPONSES.encode(INFO)[:-1],
-        "the answer is no UDF's: the input ended inside a frame",
+        "the answer is not a UDF's: the input ended inside a frame",
     ),
-    "no message": (b"\x00", "the answer is no UDF's: a Response in which no message is set"),
-    "another protocol": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "the answer is no UDF's: "),
-    "a length without end": (b"\xff" * 10, "the answer is no UDF's: a frame's length takes more"),
+    "no message": (b"\x00", "the answer is not a UDF's: a Response in which no message is set"),
+    "another protocol": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "the answer is not a UDF's: "),
+    "a length without end": (
+        b"\xff" * 10,
+        "the answer is not a UDF's: a frame's length takes more",
+    ),
     "a length of gigabytes": (
         b"\xff\xff\xff\xff\x0f",
-        "the answer is no UDF's: a frame of 4294967295 bytes is announced",
+        "the answer is not a UDF's: a frame of 4294967295 bytes is announced",
     ),
 }
 
@@ -225,7 +228,7 @@ def test_what_is_no_socket_fails_the_probe(short_folder: Path) -> None:
     file = short_folder / "file"
     file.touch()
     for path in (file, short_folder):
-        with pytest.raises(ProbeError, match=f"^{path}: this is no socket$"):
+        with pytest.raises(ProbeError, match=f"^{path}: this is not a socket$"):
             probe(str(path), timeout_s=PATIENCE_S)
 
 
@@ -233,7 +236,7 @@ def test_a_socket_of_another_type_fails_the_probe(socket_path: str) -> None:
     """A datagram socket cannot carry a stream."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
         datagrams.bind(socket_path)
-        with pytest.raises(ProbeError, match=f"^{socket_path}: this is no stream socket$"):
+        with pytest.raises(ProbeError, match=f"^{socket_path}: this is not a stream socket$"):
             probe(socket_path, timeout_s=PATIENCE_S)
 
 
@@ -241,7 +244,7 @@ def test_a_path_through_a_file_fails_the_probe(short_folder: Path) -> None:
     """What is wrong is the path, not the UDF."""
     (short_folder / "file").touch()
     path = str(short_folder / "file" / "udf.sock")
-    with pytest.raises(ProbeError, match=f"^{path}: a part of this path is no folder$"):
+    with pytest.raises(ProbeError, match=f"^{path}: a part of this path is not a folder$"):
         probe(path, timeout_s=PATIENCE_S)
 
 

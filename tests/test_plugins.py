@@ -177,6 +177,15 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_cause(site: Path, ki
     assert caught.value.__cause__ is caught.value.cause
 
 
+def test_the_line_that_failed_is_named(files: Path) -> None:
+    """The deepest one, in the file that the handler's own imports."""
+    inner = write(files / "acme_inner.py", "x = 1\n1 / 0\n")
+    spec = f"{write(files / 'acme_outer.py', 'import acme_inner')}:Bad"
+    with pytest.raises(HandlerImportError) as caught:
+        load(spec)
+    assert str(caught.value).endswith(f"ZeroDivisionError: division by zero ({inner}, line 2)")
+
+
 def test_a_module_that_is_not_there_is_named(site: Path) -> None:
     """An entry point that leads nowhere is an import that fails."""
     install(site, "acme", {"bad": "acme_gone:Bad"}, {})
@@ -203,7 +212,7 @@ def test_what_is_no_handler_class_is_refused(site: Path, text: str) -> None:
     with pytest.raises(NotAHandlerError) as caught:
         load("bad")
     assert str(caught.value) == (
-        "handler 'bad': acme_thing:Thing is no subclass of kapudf_cli.Handler"
+        "handler 'bad': acme_thing:Thing is not a subclass of kapudf_cli.Handler"
     )
 
 
@@ -219,12 +228,12 @@ UNUSABLE = {
     "an option of no type": (
         "from kapudf_cli import Options\nclass Bad(Options):\n    size: dict = {}\n",
         "options: Bad",
-        "TypeError: Bad.size: <class 'dict'> is no type of an option; use str, int, float, ",
+        "TypeError: Bad.size: <class 'dict'> is not a type of option; use str, int, float, ",
     ),
     "options that are none": (
         "class Bad: pass\n",
         "options: Bad",
-        "is no subclass of kapudf_cli.Options",
+        "is not a subclass of kapudf_cli.Options",
     ),
     "a state without defaults": (
         "from kapudf_cli import State\nclass Bad(State):\n    count: int\n",

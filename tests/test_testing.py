@@ -538,7 +538,7 @@ def test_lines_may_stand_in_one_text_or_in_several() -> None:
 )
 def test_what_is_no_line_protocol_is_refused_with_the_line(line: str) -> None:
     """So that a test's author sees which one it is."""
-    with pytest.raises(ValueError, match="no line protocol: ") as caught:
+    with pytest.raises(ValueError, match="not line protocol: ") as caught:
         lines("m v=1", line)
     assert repr(line.strip()) in str(caught.value)
 

@@ -6,6 +6,7 @@ with when it runs: what one of them needs, `kapudf --help` does not wait for.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import Any, Final
@@ -53,6 +54,18 @@ class Commands(click.Group):
         module, _, name = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is called, or fail with the likely one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            nearest = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            if not nearest:
+                raise
+            ctx.fail(f"{error.message} Did you mean '{nearest[0]}'?")
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the program; a full disk under stdout is a line, be it for help or for results."""

@@ -48,7 +48,8 @@ def check(
 
     Asks, starts, feeds, stops and cuts it as Kapacitor would, and prints a line for
     each rule: passed, FAILED with the reason, or - where the rule does not apply. Its
-    tasks are called kapudf-check, and the data is made up: use no UDF in production.
+    tasks are called kapudf-check, and the data is made up, so do not run it against a
+    UDF that tasks in production use.
 
     Exits with 0 if no check failed, and with 1 if one did.
     """

@@ -24,6 +24,7 @@ def check_config(file: Path, *, as_kapacitor: bool) -> None:
     """
     from kapudf_cli import config, config_file, plugins
     from kapudf_cli.errors import ConfigError, PluginError
+    from kapudf_cli.replay.summary import counted
 
     settings = config.check(config_file.read(file), source=str(file))
     faults = []
@@ -34,7 +35,7 @@ def check_config(file: Path, *, as_kapacitor: bool) -> None:
             faults.append(f"functions.{name}.handler: {error}")
     if faults:
         raise ConfigError(str(file), faults)
-    click.echo(f"{file}: OK, {len(settings.functions)} function(s)", err=as_kapacitor)
+    click.echo(f"{file}: OK, {counted(len(settings.functions), 'function')}", err=as_kapacitor)
     if as_kapacitor:
         for name, function in settings.functions.items():
             # A JSON string is a TOML string, but for one control character.

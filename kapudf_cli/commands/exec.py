@@ -67,8 +67,8 @@ def execute(handler: str, **flags: Any) -> None:
 def _refuse_what_is_no_kapacitor() -> None:
     if sys.stdin.isatty() or sys.stdout.isatty():
         raise click.UsageError(
-            "this speaks Kapacitor's protocol on stdin and stdout, and here is a terminal; "
-            "kapacitor.conf starts it as prog and args, and to try it there is "
+            "exec speaks Kapacitor's protocol on stdin and stdout, and this is a terminal; have "
+            "Kapacitor start it (prog and args in kapacitor.conf), or try it with "
             "kapudf check --exec 'kapudf exec --handler NAME'"
         )
     responses, log = os.fstat(1), os.fstat(2)

@@ -74,7 +74,7 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
 @click.option(
     "--bulk",
     is_flag=True,
-    help="Send many points with a call. Else each with two, as Kapacitor does.",
+    help="Send many points in one system call, not each in two as Kapacitor does.",
 )
 @shared_options.timeout("How long the UDF may be silent.")
 @shared_options.as_json

@@ -17,5 +17,5 @@ class Number(click.FloatRange):
         """Return the number, or fail as click's own types do."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
-            self.fail("nan is no number", param, ctx)
+            self.fail("nan is not a number", param, ctx)
         return number

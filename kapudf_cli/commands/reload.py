@@ -28,6 +28,7 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     """
     from kapudf_cli import config, config_file
     from kapudf_cli.errors import ControlError
+    from kapudf_cli.replay.summary import counted
     from kapudf_cli.serving import control
 
     if path is not None and file is not None:
@@ -53,8 +54,13 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
             continue
         failed = failed or answer["stay"] > 0
         click.echo(
-            f"{answer['function']}: reloaded, {answer['connections']} connection(s) served anew"
-            + (f", {answer['stay']} by the old code; the log says why" if answer["stay"] else "")
+            f"{answer['function']}: reloaded, "
+            f"{counted(answer['connections'], 'connection')} handed over"
+            + (
+                f", {answer['stay']} kept by the old code; the log says why"
+                if answer["stay"]
+                else ""
+            )
         )
     if failed:
         click.get_current_context().exit(1)

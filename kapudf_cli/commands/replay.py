@@ -50,7 +50,7 @@ class _Period(click.ParamType[int]):
         except ValueError:
             end = -1
         if end != len(value) or literal.durationValue <= 0:
-            self.fail(f"{value!r} is no duration such as 500ms, 10s or 1m", param, ctx)
+            self.fail(f"{value!r} is not a duration above 0, such as 500ms, 10s or 1m", param, ctx)
         return int(literal.durationValue)
 
 
@@ -90,9 +90,9 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
 @click.option(
     "--database",
     metavar="NAME",
-    help="Send this database only; points of line protocol, which names none, are of it.",
+    help="Send this database only; line protocol names none, and its points are given this one.",
 )
-@click.option("--retention-policy", metavar="NAME", help="Likewise, for the retention policy.")
+@click.option("--retention-policy", metavar="NAME", help="The same for the retention policy.")
 @click.option(
     "--precision",
     type=click.Choice(["ns", "u", "ms", "s", "m", "h"]),
@@ -111,7 +111,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     "--speed",
     metavar="FACTOR",
     type=Number(min=0, min_open=True, max=1e9),
-    help="Send by the recorded times, so many times faster; 1 is as it was. Else at full speed.",
+    help="Send at the recorded pace times FACTOR; 1 is the recorded pace.  [default: full speed]",
 )
 @click.option(
     "--limit",
@@ -144,7 +144,11 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     type=click.Path(exists=True, dir_okay=False, readable=True),
     help="Give this snapshot back right after Init.",
 )
-@click.option("--keep-going", is_flag=True, help="Pass over ill-formed lines, and count them.")
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Pass over ill-formed lines, and count them; they do not make the exit status 1.",
+)
 def replay(
     *,
     file: str,
@@ -253,10 +257,13 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, snapshot: bytes) -> None:
+    from kapudf_cli.errors import OutputError
+
     try:
         Path(path).write_bytes(snapshot)
     except OSError as error:
-        raise click.FileError(path, error.strerror) from error
+        problem = f"{path}: the snapshot cannot be written: {error.strerror}"
+        raise OutputError(problem) from error
 
 
 def _refuse_two_shapes(*, diff: bool) -> None:
@@ -266,7 +273,7 @@ def _refuse_two_shapes(*, diff: bool) -> None:
 
 
 def _tags(group_by: str | None) -> tuple[str, ...] | None:
-    tags = tuple(tag for tag in (group_by or "").split(",") if tag)
+    tags = tuple(tag for tag in map(str.strip, (group_by or "").split(",")) if tag)
     return None if tags == ("*",) else tags
 
 
@@ -310,6 +317,7 @@ def _noted(messages: Iterator[DataMessage], differences: Differences) -> Iterato
 
 def _report(counts: Counts, seconds: float, errors: int, shown: Format, feed: Feed) -> None:
     """Print to stderr what the replay comes to, and what of it got lost on the way."""
+    from kapudf_cli.replay.feed import Selection
     from kapudf_cli.replay.formats import LineFormat
     from kapudf_cli.replay.summary import counted, summary
 
@@ -317,6 +325,9 @@ def _report(counts: Counts, seconds: float, errors: int, shown: Format, feed: Fe
         errors += shown.unwritable
         what = counted(shown.unwritable, "point")
         click.echo(f"not printed: {what}; the first: {shown.first_unwritable}", err=True)
+    if not (counts.points_sent or errors or feed.limit == 0) and feed.selection != Selection():
+        what = "measurement, database and retention policy"
+        click.echo(f"not sent: the recording has no points of this {what}", err=True)
     if feed.windows is not None and feed.windows.held:
         held = counted(feed.windows.held, "point")
         click.echo(f"not sent: {held} in windows that no later point closed", err=True)

@@ -77,13 +77,13 @@ if TYPE_CHECKING:
     "--max-points",
     metavar="N",
     type=int,
-    help="Replace a worker after so many points.  [default: never]",
+    help="Replace a worker after this many points.  [default: never]",
 )
 @settings.setting(
     "--max-rss-mb",
     metavar="MB",
     type=float,
-    help="Replace a worker that has so much memory.  [default: never]",
+    help="Replace a worker that uses this much memory.  [default: never]",
 )
 @click.option(
     "--reload",
@@ -201,7 +201,7 @@ def _serve_by_workers(
     from kapudf_cli.serving.supervisor import Supervisor
 
     # A reader of the log that stops must hold up no heartbeat.
-    log_writer.install()
+    log_writer.install(log_writer.LogWriter)
     signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with signals, contextlib.ExitStack() as stack:
         watch = None

@@ -86,7 +86,7 @@ max_frame_bytes: Final = setting(
     "--max-frame-bytes",
     metavar="N",
     type=int,
-    help="Longest message taken or sent.  [default: 67108864]",
+    help="Longest message taken or sent, in bytes.  [default: 67108864]",
 )
 linger_ms: Final = setting(
     "--linger-ms",

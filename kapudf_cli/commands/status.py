@@ -1,4 +1,4 @@
-"""`kapudf status`: how a function, its workers and its connections do."""
+"""`kapudf status`: how a function, its workers and its connections are doing."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from kapudf_cli.commands import shared_options
 _TIMEOUT_S = 10.0
 
 
-@click.command(short_help="Show how a function, its workers and tasks do.")
+@click.command(short_help="Show how a function, its workers and tasks are doing.")
 @shared_options.socket_path("Unix socket of the function.")
 @shared_options.as_json
 def status(path: str, *, as_json: bool) -> None:
-    """Show how a function that `kapudf serve` serves does.
+    """Show how a function served by `kapudf serve` is doing.
 
     Its supervisor and workers, and each connection: the task, points in and
     out, and whether it is idle, busy or waiting on Kapacitor.
     """
     from kapudf_cli.commands.tables import aligned
+    from kapudf_cli.replay.summary import counted
     from kapudf_cli.serving import control
 
     answer = control.ask(path, "status", timeout_s=_TIMEOUT_S)
@@ -33,7 +34,7 @@ def status(path: str, *, as_json: bool) -> None:
     click.echo(f"function    {answer['function']} ({answer['handler']}) at {answer['socket']}")
     click.echo(
         f"supervisor  pid {supervisor['pid']}, {supervisor['rss_mb']} MB, "
-        f"up {_duration(supervisor['age_s'])}, {answer['worker_deaths']} worker death(s)"
+        f"up {_duration(supervisor['age_s'])}, {counted(answer['worker_deaths'], 'worker death')}"
     )
     for rows in (_workers(answer["workers"]), _connections(answer["connections"])):
         click.echo()

@@ -54,6 +54,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _target(socket: str | None, command: str | None, handler: str | None) -> Target:
     from kapudf_cli import plugins
+    from kapudf_cli.errors import TargetError
     from kapudf_cli.targets import CommandTarget, HandlerTarget, SocketTarget
 
     given = [value for value in (socket, command, handler) if value is not None]
@@ -66,7 +67,10 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
         wrong = "name one UDF only" if given else "name the UDF"
         raise click.UsageError(f"{wrong}: --socket PATH, --exec 'COMMAND …' or --handler NAME")
     if command is not None:
-        return CommandTarget.parse(command, stderr=sys.stderr.buffer)
+        try:
+            return CommandTarget.parse(command, stderr=sys.stderr.buffer)
+        except TargetError as error:
+            raise click.BadParameter(str(error), param_hint="'--exec'") from error
     if handler is not None:
         plugin = plugins.find(handler)
         with own_stdout():

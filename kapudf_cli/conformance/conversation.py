@@ -266,7 +266,7 @@ class Conversation:
         came = self._side.unfinished
         if not came:
             return ""
-        return f"; {len(came)} bytes came that are no whole frame: {came[:_SHOWN_BYTES]!r}"
+        return f"; {len(came)} bytes came that are not a whole frame: {came[:_SHOWN_BYTES]!r}"
 
     def _closed(self, when: str) -> str:
         problem = f"closed the connection {when}"

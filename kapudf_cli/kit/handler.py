@@ -265,7 +265,7 @@ class Handler(abc.ABC):
             return None
         if isinstance(annotation, type) and issubclass(annotation, options.Options):
             return annotation
-        message = f"{cls.__name__}.options: {annotation!r} is no subclass of kapudf_cli.Options"
+        message = f"{cls.__name__}.options: {annotation!r} is not a subclass of kapudf_cli.Options"
         raise TypeError(message)
 
     @classmethod

@@ -183,7 +183,7 @@ def _value_type(options: type[msgspec.Struct], attribute: str, annotation: Any) 
 
 def _unfit(options: type[msgspec.Struct], attribute: str, annotation: Any) -> TypeError:
     return TypeError(
-        f"{options.__name__}.{attribute}: {annotation!r} is no type of an option; "
+        f"{options.__name__}.{attribute}: {annotation!r} is not a type of option; "
         "use str, int, float, bool, timedelta, Literal, a tuple or a list of these, or Flag"
     )
 

@@ -46,7 +46,7 @@ C = TypeVar("C")
 #: Before any time that a point can have.
 _LONG_AGO_NS = -(2**63)
 
-_FOREIGN = "the snapshot is none of this kind"
+_FOREIGN = "the snapshot is not one that a State wrote"
 _UNFIT = "the snapshot does not fit the state"
 
 

@@ -65,6 +65,9 @@ def _batch(content: _Batch) -> Batch:
     if content.fields is not msgspec.UNSET:
         message = "this is a point, and not a batch"
         raise ValueError(message)
+    if not (content.points or content.name or content.tags or content.tmax):
+        message = "this is not a batch: it has neither points nor a name"
+        raise ValueError(message)
     tags = content.tags or {}
     group = group_id(content.name, tags, sorted(tags), by_name=content.byname)
     points = [_point(each, tags, group) for each in content.points]
@@ -94,7 +97,7 @@ def _point(content: _Point, tags: dict[str, str], group: str) -> Point:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, msgspec.ValidationError):
-        return f"this is no batch: {error}"
+        return f"this is not a batch: {error}"
     if isinstance(error, msgspec.DecodeError):
-        return f"this is no JSON: {error}"
+        return f"this is not JSON: {error}"
     return str(error)

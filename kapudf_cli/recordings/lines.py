@@ -78,7 +78,7 @@ class LineReader:
         try:
             text = data.removesuffix(b"\n").decode()
         except UnicodeDecodeError as error:
-            return Line(self._number, "", f"this is no UTF-8: {error.reason}")
+            return Line(self._number, "", f"this is not UTF-8: {error.reason}")
         return Line(self._number, text)
 
     def unread(self, lines: Iterable[Line]) -> None:
@@ -93,10 +93,14 @@ class LineReader:
         try:
             return self._file.readline(limit)
         except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-            reason = (
-                f"the compressed data are damaged or cut off somewhere after line {self._number}"
-            )
+            reason = f"the compressed data are damaged or cut off {self._place()}"
             raise RecordingError(self.name, f"{reason}: {error}") from error
         except OSError as error:
-            reason = f"cannot be read on after line {self._number}: {error.strerror or error}"
+            reason = f"cannot be read on {self._place()}: {error.strerror or error}"
             raise RecordingError(self.name, reason) from error
+
+    def _place(self) -> str:
+        # A file is read ahead, so the damage may be further on.
+        if not self._number:
+            return "before any line could be read"
+        return f"somewhere after line {self._number}"

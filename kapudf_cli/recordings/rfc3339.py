@@ -20,7 +20,7 @@ def read_time(text: str) -> int:
     """
     found = _TIME.fullmatch(text)
     if found is None:
-        message = f"'{text:.40}' is no time such as 2020-09-13T12:27:40Z"
+        message = f"'{text:.40}' is not a time such as 2020-09-13T12:27:40Z"
         raise ValueError(message)
     date, time, fraction, zone = found.groups()
     zone = "+00:00" if zone in "Zz" else zone

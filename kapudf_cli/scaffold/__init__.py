@@ -96,7 +96,7 @@ def names_of(name: str) -> Names:
     if _is_distribution(name):
         raise ProjectNameError(name, "a distribution of that name is installed")
     if _is_module(package):
-        raise ProjectNameError(name, f"a module {package} is installed")
+        raise ProjectNameError(name, f"a module named {package} is installed")
     return Names(name, package, class_name, function=package)
 
 
@@ -115,7 +115,7 @@ def write(names: Names, target: Path) -> list[Path]:
             if any(target.iterdir()):
                 raise ProjectTargetError(target, "this folder is not empty; name another")
         elif os.path.lexists(target):
-            raise ProjectTargetError(target, "this is no folder; name another")
+            raise ProjectTargetError(target, "this is not a folder; name another")
         with contextlib.ExitStack() as undo:
             for place, template in _FILES.items():
                 path = target / string.Template(place).substitute(fill)
@@ -128,7 +128,8 @@ def write(names: Names, target: Path) -> list[Path]:
                 written.append(path)
             undo.pop_all()
     except OSError as error:
-        problem = f"cannot be written: {error.filename}: {error.strerror}"
+        where = "" if Path(error.filename or target) == target else f"{error.filename}: "
+        problem = f"cannot be written: {where}{error.strerror}"
         raise ProjectTargetError(target, problem) from error
     return written
 

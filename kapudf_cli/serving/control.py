@@ -158,7 +158,10 @@ def ask(socket_path: str, command: str, *, timeout_s: float) -> dict[str, Any]:
         problem = f"{path}: connection refused; `kapudf serve` is gone, start it again"
         raise ControlError(problem) from error
     except FileNotFoundError as error:
-        problem = f"{path}: there is no such socket; is `kapudf serve` running there, with workers?"
+        problem = (
+            f"{socket_path}: there is no {path} to ask; "
+            "is `kapudf serve` running here, with workers?"
+        )
         raise ControlError(problem) from error
     except OSError as error:
         problem = f"{path}: cannot ask: {error.strerror or error}"
@@ -170,6 +173,6 @@ def ask(socket_path: str, command: str, *, timeout_s: float) -> dict[str, Any]:
         raise ControlError(problem) from error
     if not isinstance(answer, dict) or "error" in answer:
         said = answer.get("error") if isinstance(answer, dict) else answer
-        problem = f"{path}: {said}"
+        problem = f"{socket_path}: {said}"
         raise ControlError(problem)
     return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from kapudf_cli.errors import KapudfError
+from kapudf_cli.errors import KapudfError, WorkerStartError
 from kapudf_cli.serving import systemd
 from kapudf_cli.serving.pool import Pool
 from kapudf_cli.serving.served_function import ServedFunction
@@ -87,10 +87,14 @@ class Functions:
         """Start the first workers of all.
 
         Raises:
-            OSError: the system has no process, memory or descriptor left.
+            WorkerStartError: the system has no process, memory or descriptor left.
         """
-        for function in self._served.values():
-            function.pool.start()
+        for name, function in self._served.items():
+            try:
+                function.pool.start()
+            except OSError as error:
+                problem = f"no worker of {name} can be started: {error}"
+                raise WorkerStartError(problem, function=name, wrong_call=False) from error
 
     def listen_where_ready(self) -> None:
         """Have connections accepted for those that can serve them; tell systemd of the last."""

@@ -200,7 +200,7 @@ class Placement:
     def _assign(self, served: ServedConnection) -> None:
         """Give a connection to the worker with the fewest, or leave it until there is one."""
         worker = self._least_busy()
-        if worker is not None and served.isolated and self._has_isolated(worker):
+        if worker is not None and served.suspicion.isolated and self._has_isolated(worker):
             worker = None  # If this one dies too, it shall be known over which of them.
         served.worker = worker
         served.begin_with_worker()
@@ -210,7 +210,7 @@ class Placement:
             worker.send(order, descriptors)
 
     def _has_isolated(self, worker: WorkerProcess) -> bool:
-        return any(served.isolated and served.is_careful for served in self.of(worker))
+        return any(served.suspicion.isolated and served.is_careful for served in self.of(worker))
 
     def _least_busy(self) -> WorkerProcess | None:
         serving = [each for each in self._workers if each.state is WorkerState.SERVING]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.serving.channel import Take
 from kapudf_cli.serving.ledger import LEDGER_BYTES, NOTHING_IN_HAND, Ledger
 from kapudf_cli.serving.pulse import BusyWatch
+from kapudf_cli.serving.suspicion import Scene, Suspicion
 from kapudf_cli.wire.framing import HEARTBEAT
 
 if TYPE_CHECKING:
@@ -23,17 +24,6 @@ if TYPE_CHECKING:
 
     from kapudf_cli.serving.socket_file import PeerCredentials
     from kapudf_cli.serving.worker_process import WorkerProcess
-
-#: So many deaths over one frame, dealt with by itself, make it poison. After a fault,
-#: such as a segmentation fault, one is enough; a kill may have hit it by chance, and on a
-#: machine that is short of everything even the next one, for there a frame is long in hand.
-_DEATHS_BY_KILL: Final = 3
-#: So many deaths in a row without a step forward, and the connection is given up: it
-#: would take down every worker there is. A kill may be somebody else's doing: of those,
-#: so many and over so long a time.
-_MOST_FAULTS: Final = 6
-_MOST_DEATHS: Final = 20
-_LONGEST_DYING_S: Final = 600.0
 
 _FIRST_RETRY_S: Final = 0.5
 #: Over how long a rate is taken.
@@ -65,7 +55,7 @@ class ServedConnection:
         takeovers: how often another worker took it over after a death.
         was_served: whether a worker was ever told to serve it.
         is_neglected: whether input waits, and its worker has read nothing since the last look.
-        isolated: whether it is not to be with others that are suspected as it is.
+        suspicion: what the deaths of its workers say about its frames.
         retry_s: how long it waits after a worker could not take it.
         not_before_s: when it may next be given to a worker, of the monotonic clock.
         points_per_s: how many points came of late, on average.
@@ -91,7 +81,7 @@ class ServedConnection:
         self.watch = BusyWatch(busy_limit_s)
         self.takeovers = 0
         self.was_served = False
-        self.isolated = False
+        self.suspicion = Suspicion()
         self.not_before_s = 0.0
         self.retry_s = _FIRST_RETRY_S
         self.points_before = 0
@@ -104,14 +94,6 @@ class ServedConnection:
         self._memory = memory
         self._map = mmap.mmap(memory, LEDGER_BYTES)
         self.ledger = Ledger(self._map)
-        # What is known of deaths since it last got a step forward.
-        self._deaths = self._faults = 0
-        self._died_at = -1
-        self._dying_since_s = 0.0
-        self._until = 0
-        self._suspects: dict[int, int] = {}
-        self._poison: set[int] = set()
-        self._give_up: str | None = None
 
     # --- to workers ---
 
@@ -130,9 +112,9 @@ class ServedConnection:
             time.monotonic() - self.started_s,
             takes_over=takes_over,
             waits=waits,
-            until=self._until,
-            poison=tuple(sorted(self._poison)),
-            give_up=self._give_up,
+            until=self.suspicion.until,
+            poison=tuple(sorted(self.suspicion.poison)),
+            give_up=self.suspicion.give_up,
         )
         return order, [self._socket.fileno(), self._memory]
 
@@ -148,14 +130,14 @@ class ServedConnection:
 
     def give_up(self, reason: str) -> None:
         """Have the next worker fail it, with the reason."""
-        self._give_up = reason
+        self.suspicion.give_up = reason
 
     # --- after a death ---
 
     @property
     def is_careful(self) -> bool:
         """Whether its worker deals with one frame at a time, for one killed the last worker."""
-        return self.ledger.marks.progress.offset < self._until
+        return self.ledger.marks.progress.offset < self.suspicion.until
 
     def note_death(
         self, how: str, *, accused: bool | None, alone: bool, drops_poison: bool
@@ -172,45 +154,21 @@ class ServedConnection:
         """
         self.takeovers += 1
         ledger, marks = self.ledger, self.ledger.marks
-        offset, in_hand = marks.progress.offset, ledger.in_hand
-        self._poison = {place for place in self._poison if place >= marks.cut}
-        waited = ledger.busy_since_ns == 0 and in_hand == NOTHING_IN_HAND
-        if offset > self._died_at or waited:
-            self._deaths = self._faults = 0
-            self._suspects.clear()
-            self.isolated = False
-        if waited or accused is False:
-            return  # Whatever the cause was, it is not here.
-        was_careful = self.is_careful
-        if not self._deaths:
-            self._dying_since_s = time.monotonic()
-        self._deaths += 1
-        self._faults += accused is True
-        self._died_at = offset
-        self._until = max(self._until, ledger.received)
-        # Next time, it shall be known over which connection a worker dies.
-        self.isolated = self._deaths > 1
-        if was_careful and in_hand == offset and (accused or alone):
-            deaths = self._suspects[in_hand] = self._suspects.get(in_hand, 0) + 1
-            if deaths >= (1 if accused else _DEATHS_BY_KILL):
-                self._find(in_hand, how, drops_poison=drops_poison)
-                return
-        dying_s = time.monotonic() - self._dying_since_s
-        killed = self._deaths >= _MOST_DEATHS and dying_s >= _LONGEST_DYING_S
-        if self._faults >= _MOST_FAULTS or killed:
-            self._give_up = f"{self._deaths} workers died of it, the last one by {how}"
-
-    def _find(self, offset: int, how: str, *, drops_poison: bool) -> None:
-        """Have a frame dropped that was found to kill workers, or the connection given up."""
-        if drops_poison:
-            self._poison.add(offset)
-            self._deaths = self._faults = 0
-            self.isolated = False
-        else:
-            self._give_up = (
-                f"the frame at byte {offset} killed {self._deaths} workers, "
-                f"the last one by {how}; on_error: skip would drop it"
-            )
+        scene = Scene(
+            offset=marks.progress.offset,
+            in_hand=ledger.in_hand,
+            received=ledger.received,
+            cut=marks.cut,
+            was_busy=ledger.busy_since_ns != 0,
+        )
+        self.suspicion.note_death(
+            scene,
+            how,
+            time.monotonic(),
+            accused=accused,
+            alone=alone,
+            drops_poison=drops_poison,
+        )
 
     # --- while its handler is busy ---
 

@@ -211,7 +211,9 @@ class _PathLock:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 holder = os.read(self._descriptor, _LOCK_BYTES)
                 if not holder.strip().isdigit() and holder:
-                    problem = "this is no lock of kapudf's, and was left alone; choose another path"
+                    problem = (
+                        "this is not a lock of kapudf's, and was left alone; choose another path"
+                    )
                     raise SocketPathError(self._path, problem)
                 # Whoever held it last may have removed the file between our open
                 # and our lock; then the lock is on nothing that others see.
@@ -256,7 +258,7 @@ def _check_path(path: str) -> None:
     except OSError as error:
         raise SocketPathError(path, _explain(error)) from error
     if not stat.S_ISDIR(mode):
-        problem = f"{folder} is no folder; choose another path"
+        problem = f"{folder} is not a folder; choose another path"
         raise SocketPathError(path, problem)
 
 
@@ -280,7 +282,7 @@ def _make_way(path: str, *, remove_stale: bool) -> None:
         raise SocketPathError(path, _explain(error)) from error
     if not stat.S_ISSOCK(found.st_mode):
         problem = (
-            f"{_kind(found.st_mode)} is here, no socket; it was left alone, choose another path"
+            f"{_kind(found.st_mode)} is here, not a socket; it was left alone, choose another path"
         )
         raise SocketPathError(path, problem)
     if not _is_served(path):

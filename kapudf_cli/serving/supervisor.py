@@ -82,8 +82,8 @@ class Supervisor:
             signals: a queue of these and of SIGHUP, which reloads.
 
         Raises:
-            WorkerStartError: a handler cannot be loaded, at the very start.
-            OSError: no process could be started, at the very start.
+            WorkerStartError: a handler cannot be loaded, or no process be started, at the very
+                start.
         """
         self._selector.register(signals, selectors.EVENT_READ)
         abandoned = 0

@@ -65,8 +65,10 @@ class WorkerProcess:
         # Each thread's stack is written here, on demand and by a fault.
         self._dump = os.memfd_create("kapudf-stacks")
         self._dump_read = 0
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._dump)
             self.channel, theirs = Channel.pair()
+            undo.callback(self.channel.close)
             with theirs:
                 command = [sys.executable, "-P", "-m", "kapudf_cli.serving.worker"]
                 self._process = subprocess.Popen(  # noqa: S603 - our own module
@@ -77,9 +79,7 @@ class WorkerProcess:
                     process_group=0,
                 )
             self.channel.send(begin, [self._dump])
-        except BaseException:
-            os.close(self._dump)
-            raise
+            undo.pop_all()
         self.exit_notice = -1
         with contextlib.suppress(OSError):
             self.exit_notice = os.pidfd_open(self.pid)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kapudf_cli.errors import CallError
 from kapudf_cli.tickscript.literals import TYPE_WORDS, read_literal, write_literal
 from kapudf_cli.tickscript.snippets import signatures
-from kapudf_cli.wire.udf_pb2 import Option, OptionValue
+from kapudf_cli.wire.udf_pb2 import BOOL, Option, OptionValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +87,9 @@ def check_calls(calls: Sequence[Call], info: InfoResponse) -> list[Option]:
         for number, value in enumerate(call.values):
             if value.type != declared.valueTypes[number]:
                 which = f" as value {number + 1}" if len(expected) > 1 else ""
-                got = f"{write_literal(value)}, {TYPE_WORDS[value.type]}"
+                got = write_literal(value)
+                if value.type != BOOL:
+                    got += f", {TYPE_WORDS[value.type]}"
                 reason = f".{call.name}() expects {expected[number]}{which}, got {got}"
                 raise CallError(call.columns[number + 1], reason)
     return [call.option for call in calls]
@@ -107,6 +109,9 @@ def _read_call(text: str, place: int) -> tuple[Call, int]:
         place = _skip_blank(text, place)
         try:
             value, after = read_literal(text, place)
+        except UnicodeEncodeError:
+            # What a command line holds that is not text comes as lone surrogates.
+            raise CallError(place + 1, f".{head[1]}(): a string is not UTF-8") from None
         except ValueError as error:
             raise CallError(place + 1, f".{head[1]}(): {error}") from None
         separator = _SEPARATOR.match(text, after)

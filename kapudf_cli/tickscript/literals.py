@@ -120,7 +120,7 @@ def _whole(minus: str, digits: str, *, base: int, unit: str | None = None) -> in
         number = int(digits, base) * (1 if unit is None else _UNITS[unit])
     except ValueError:
         # Octal, or more digits than Python is willing to read.
-        message = f"'{digits:.40}' is no number; one that begins with 0 is octal"
+        message = f"'{digits:.40}' is not a number; one that begins with 0 is octal"
         raise ValueError(message) from None
     # The minus is an operator on what was a number before: the smallest cannot be written.
     if number not in _INT64:
@@ -152,7 +152,7 @@ def _problem(text: str, place: int) -> str:
         return "a string stands in single quotes: 'text'"
     word = re.match(r"[^\s,()]+", rest)
     if word is None:
-        return "a value is missing" if rest[:1] in {"", ",", ")"} else f"'{rest[0]}' is no value"
+        return "a value is missing" if rest[:1] in {"", ",", ")"} else f"'{rest[0]}' is not a value"
     if word[0].upper() in {"TRUE", "FALSE"}:
-        return f"'{word[0]}' is no value; write {word[0].upper()}"
-    return f"'{word[0]}' is no value; a string stands in single quotes: 'text'"
+        return f"'{word[0]}' is not a value; write {word[0].upper()}"
+    return f"'{word[0]}' is not a value; a string stands in single quotes: 'text'"

@@ -104,7 +104,7 @@ class Codec(Generic[M]):
                 return Point.FromString(data[place:end])  # type: ignore[return-value]  # of both codecs
             envelope = self._envelope.FromString(data[start:end])
         except DecodeError as error:
-            problem = f"{end - start} bytes are no {self._name}: {error}"
+            problem = f"{end - start} bytes are not a {self._name}: {error}"
             raise UndecodableMessageError(problem) from error
         which = envelope.WhichOneof("message")
         if which is None:
@@ -120,7 +120,7 @@ class Codec(Generic[M]):
         """
         tag = self._tags.get(type(message))
         if tag is None:
-            problem = f"a {type(message).__name__} is no message of a {self._name}"
+            problem = f"a {type(message).__name__} is not a message of a {self._name}"
             raise TypeError(problem)
         body = cast("Message", message).SerializeToString()
         envelope = tag + encode_varint(len(body))

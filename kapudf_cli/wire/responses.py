@@ -126,10 +126,10 @@ def fault_of(error: ProtocolError) -> ResponseFaultError:
             # It allocates a frame's length before the frame comes; text in place of
             # frames announces lengths that need not be absurd.
             consequence = "kapacitord allocates all of it at once, and may crash"
-            fault = ResponseFaultError(f"sent bytes that are no frames: {error}", consequence)
+            fault = ResponseFaultError(f"sent bytes that are not frames: {error}", consequence)
         case _:
             consequence = "the task would fail with a read error"
-            fault = ResponseFaultError(f"sent bytes that are no frames: {error}", consequence)
+            fault = ResponseFaultError(f"sent bytes that are not frames: {error}", consequence)
     fault.__cause__ = error
     return fault
 

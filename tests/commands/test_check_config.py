@@ -51,7 +51,7 @@ def test_a_good_file_is_ok(tmp_path: Path) -> None:
     )
     result = check_config(tmp_path, "kapudf.yaml")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == "kapudf.yaml: OK, 2 function(s)\n"
+    assert result.stdout == "kapudf.yaml: OK, 2 functions\n"
 
 
 def test_the_example_is_ok(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_stdout_has_the_section_alone(tmp_path: Path) -> None:
     (tmp_path / "kapudf.yaml").write_text("functions: {a: {handler: mirror, socket: a.sock}}")
     result = check_config(tmp_path, "kapudf.yaml", "--kapacitor")
     assert "OK" not in result.stdout
-    assert result.stderr == "kapudf.yaml: OK, 1 function(s)\n"
+    assert result.stderr == "kapudf.yaml: OK, 1 function\n"
 
 
 def test_the_section_can_be_pasted_into_the_file_that_kapacitor_ships(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_at_a_terminal_it_says_what_it_is_for() -> None:
         os.close(controller)
         os.close(terminal)
     assert process.returncode == 2
-    assert b"kapacitor.conf starts it as prog and args" in process.stderr
+    assert b"have Kapacitor start it (prog and args in kapacitor.conf)" in process.stderr
 
 
 def test_a_log_that_would_get_between_the_frames_is_refused() -> None:

@@ -153,7 +153,7 @@ def test_a_broken_plugin_is_a_row_and_hides_no_other(tmp_path: Path) -> None:
         ("acme_m:Bad", "import no_such_module_anywhere", "no_such_module_anywhere"),
         ("acme_m:Bad", "import sys; sys.exit(3)", "SystemExit: 3"),
         ("acme_m:Bad", PLAIN, "acme_m has no 'Bad'; handlers there: Plain"),
-        ("acme_m:Bad", "Bad = 1", "is no subclass of kapudf_cli.Handler"),
+        ("acme_m:Bad", "Bad = 1", "is not a subclass of kapudf_cli.Handler"),
         ("acme_gone:Bad", "", "No module named 'acme_gone'"),
         ("acme_m", PLAIN, ""),
     ],

@@ -95,7 +95,7 @@ def test_batches_are_made_for_a_udf_that_wants_them() -> None:
     [
         ([], "name the UDF: --socket PATH", 2),
         (["--handler", "mirror", "--rate", "0"], "--rate", 2),
-        (["--handler", "mirror", "--rate", "nan"], "nan is no number", 2),
+        (["--handler", "mirror", "--rate", "nan"], "nan is not a number", 2),
         (["--handler", "mirror", "--points", "0"], "--points", 2),
         (["--handler", "mirror", "--connections", "0"], "--connections", 2),
         (["--handler", "mirror", "--fields", "0"], "--fields", 2),

@@ -58,7 +58,7 @@ def test_an_unknown_command_is_refused() -> None:
     """The command is named, and the exit status says that the call was wrong."""
     result = CliRunner().invoke(main, ["sreve"])
     assert result.exit_code == 2
-    assert "No such command 'sreve'" in result.stderr
+    assert "No such command 'sreve'. Did you mean 'serve'?" in result.stderr
 
 
 def test_an_unknown_option_is_refused() -> None:

@@ -55,9 +55,9 @@ WRONG_NAMES = {
     "JSON": "json is a module of Python's standard library",
     "numpy": "a distribution of that name is installed",
     "kapudf": "a distribution of that name is installed",
-    "kapudf-cli": "a module kapudf_cli is installed",
-    "google": "a module google is installed",
-    "yaml": "a module yaml is installed",
+    "kapudf-cli": "a module named kapudf_cli is installed",
+    "google": "a module named google is installed",
+    "yaml": "a module named yaml is installed",
     "moving-average": "a handler of that name is installed: kapudf",
 }
 
@@ -296,7 +296,7 @@ def test_what_is_no_folder_is_left_alone(tmp_path: Path, kind: str) -> None:
         target.symlink_to("nowhere")
     result = new(tmp_path, "my-average")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "Error: my-average: this is no folder; name another\n"
+    assert result.stderr == "Error: my-average: this is not a folder; name another\n"
     assert [path.name for path in tmp_path.iterdir()] == ["my-average"]
 
 
@@ -319,8 +319,7 @@ def test_a_folder_without_permission_is_refused(short_folder: Path) -> None:
     target = short_folder / "my-average"
     result = run_unprivileged(imports, code, str(target))
     assert (result.returncode, result.stdout) == (1, "")
-    problem = f"cannot be written: {target}: Permission denied"
-    assert result.stderr == f"Error: {target}: {problem}\n"
+    assert result.stderr == f"Error: {target}: cannot be written: Permission denied\n"
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

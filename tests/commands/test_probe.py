@@ -166,7 +166,7 @@ def test_no_such_path(socket_path: str) -> None:
 def test_a_path_through_a_file(short_folder: Path) -> None:
     """A part of the path is a file."""
     (short_folder / "file").touch()
-    assert failure(f"{short_folder}/file/udf.sock") == "a part of this path is no folder"
+    assert failure(f"{short_folder}/file/udf.sock") == "a part of this path is not a folder"
 
 
 def test_a_path_that_is_too_long(short_folder: Path) -> None:
@@ -189,14 +189,14 @@ def test_what_is_no_socket(socket_path: str, kind: str) -> None:
             pass
     else:
         os.mkdir(socket_path)
-    assert "no socket" in failure(socket_path)
+    assert "not a socket" in failure(socket_path)
 
 
 def test_a_socket_of_another_type(socket_path: str) -> None:
     """A datagram socket cannot be a UDF's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(socket_path)
-        assert failure(socket_path) == "this is no stream socket"
+        assert failure(socket_path) == "this is not a stream socket"
 
 
 def test_a_socket_that_keeps_this_user_out(short_folder: Path) -> None:
@@ -277,11 +277,11 @@ def test_a_udf_that_reads_and_closes(socket_path: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"x" * 100, "72 bytes are no Response"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"x" * 100, "72 bytes are not a Response"),
         (b"\x04\x0a\x02", "the input ended inside a frame"),
         (b"\x00", "a Response in which no message is set"),
         (b"\xff" * 11, "length"),
-        (b"\x03\xff\xff\xff", "3 bytes are no Response"),
+        (b"\x03\xff\xff\xff", "3 bytes are not a Response"),
         (b"\xff\xff\xff\xff\x0f", "a frame of 4294967295 bytes is announced"),
     ],
     ids=["HTTP", "cut off", "empty", "endless length", "no protobuf", "4 GiB"],
@@ -290,7 +290,7 @@ def test_a_peer_that_is_no_udf(socket_path: str, answer: bytes, problem: str) ->
     """Garbage is called that, with what is wrong with it."""
     with answering(socket_path, answer):
         line = failure(socket_path)
-    assert line.startswith("the answer is no UDF's: ")
+    assert line.startswith("the answer is not a UDF's: ")
     assert problem in line
 
 

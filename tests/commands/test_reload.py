@@ -36,7 +36,7 @@ def test_what_is_said_beats_the_environment(
     monkeypatch.delenv("KAPUDF_SOCKET")
     monkeypatch.setenv("KAPUDF_CONFIG", file)
     said = kapudf("reload", "--socket", socket_path, status=1)
-    assert said.startswith(f"Error: {socket_path}.control: ")
+    assert said.startswith(f"Error: {socket_path}: ")
 
 
 @pytest.mark.parametrize("timeout", ["0", "601", "nan"])
@@ -49,7 +49,7 @@ def test_a_time_that_cannot_be_waited_for_is_a_wrong_call(socket_path: str, time
 def test_no_such_socket_is_a_line(socket_path: str) -> None:
     """It says what may be missing."""
     said = kapudf("reload", "--socket", socket_path, status=1)
-    assert said.startswith(f"Error: {socket_path}.control: there is no such socket")
+    assert said.startswith(f"Error: {socket_path}: there is no {socket_path}.control to ask")
 
 
 def test_a_wrong_file_is_a_wrong_call(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_one_function_that_fails_keeps_no_other_from_its_reload(
         task.await_version(1)
         code.change()
         said = kapudf("reload", "--config", str(file), status=1)
-        assert f"{gone}.control: there is no such socket" in said
+        assert f"{gone}: there is no {gone}.control to ask" in said
         task.await_version(2)
         assert check_count(task) == [1, 2]
 

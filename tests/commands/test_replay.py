@@ -261,7 +261,7 @@ def test_what_cannot_be_printed_is_counted(tmp_path: Path) -> None:
     )
     result = replay("-", "--handler", f"{handler}:Strip", stdin=b"m x=1 1\nm y=1i 2\n")
     assert (result.returncode, result.stdout) == (0, "m y=1i 2\n")
-    assert "not printed: 1 point; the first: no line protocol: 'm': a point" in result.stderr
+    assert "not printed: 1 point; the first: not line protocol: 'm': a point" in result.stderr
     assert "2 points sent, 2 points came back, 1 error;" in result.stderr
     assert result.stderr.count("on stdout") == 2
 
@@ -441,6 +441,31 @@ def test_output_that_cannot_be_written() -> None:
     assert (result.returncode, result.stderr) == (1, f"Error: {problem}\n")
 
 
+def test_a_snapshot_that_cannot_be_written() -> None:
+    """The points have come back, and the status says that the rest has not."""
+    udf = ("--handler", "moving-average", "--options", ".field('usage_idle').size(2)")
+    said = failure(STREAM, *udf, "--limit", "1", "--snapshot-to", "/dev/full")
+    assert said == "/dev/full: the snapshot cannot be written: No space left on device"
+
+
+def test_a_selection_that_nothing_matches_is_told() -> None:
+    """A misspelt measurement must not look like a UDF that lets nothing through."""
+    result = replay(STREAM, "--handler", "mirror", "--measurement", "cpuu")
+    assert result.returncode == 0
+    assert result.stderr.splitlines()[0] == (
+        "not sent: the recording has no points of this measurement, database and retention policy"
+    )
+
+
+def test_tags_to_group_by_may_have_blanks_between_them() -> None:
+    """As people write them in a TICKscript."""
+    shape = ("--limit", "1", "--format", "json")
+    (shown,) = replayed(
+        STREAM, "--handler", "mirror", *shape, "--group-by", "host, cpu"
+    ).splitlines()
+    assert json.loads(shown)["dimensions"] == ["cpu", "host"]
+
+
 def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
     """The UDF is timed only while it is waited for."""
     path = tmp_path / "lines"
@@ -487,7 +512,7 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
         ),
         (
             (STREAM, "--handler", "mirror", "--options", ".field(x)"),
-            "character 8 of the options: .field(): 'x' is no value; a string stands in single",
+            "character 8 of the options: .field(): 'x' is not a value; a string stands in single",
         ),
         ((STREAM, "--handler", "miror"), "no handler is named 'miror'; did you mean 'mirror'?"),
         ((STREAM,), "name the UDF: --socket PATH, --exec 'COMMAND …' or --handler NAME"),
@@ -615,6 +640,13 @@ class Exits(Handler):
     def point(self, point):
         print("out of memory", file=sys.stderr, flush=True)
         os._exit(7)
+
+class CannotBeMade(Handler):
+    def __init__(self, agent):
+        raise LookupError("no model")
+
+    def point(self, point):
+        self.agent.write_point(point)
 """
 
 
@@ -624,6 +656,14 @@ def handlers(tmp_path: Path) -> str:
     path = tmp_path / "wrong.py"
     path.write_text(HANDLERS, encoding="utf-8")
     return str(path)
+
+
+def test_a_handler_that_cannot_be_made(handlers: str) -> None:
+    """Its exception is told once."""
+    assert failure(STREAM, "--handler", f"{handlers}:CannotBeMade") == (
+        f"{handlers}:CannotBeMade: the UDF answered with an error: "
+        "CannotBeMade.__init__ raised LookupError: no model"
+    )
 
 
 def test_a_handler_that_raises(handlers: str) -> None:
@@ -648,7 +688,7 @@ def test_a_process_that_dies(handlers: str) -> None:
 PEERS = {
     "absurd_size": "the UDF sent a BeginBatch of size 1152921504606846976, not 0 (unknown) to "
     "16777216; kapacitord would crash, and every task with it",
-    "announces_terabytes": ": the answer is no UDF's: a frame's length takes more than 32 bits",
+    "announces_terabytes": ": the answer is not a UDF's: a frame's length takes more than 32 bits",
     "answers_init_twice": "the UDF sent an InitResponse that nobody asked for; Kapacitor drops it",
     "batches_into_a_stream": "the UDF sent a BeginBatch, and provides a stream; the task's next",
     "begins_without_end": "the UDF sent a BeginBatch inside a batch; Kapacitor would drop",
@@ -658,11 +698,11 @@ PEERS = {
     "kapacitord would crash, and every task with it",
     "exits_with_1": "the UDF ended badly, with 550 points back of 550 sent (exited with status",
     "fails_without_field": "the UDF reported an error, which fails the task: KeyError: 'value'",
-    "garbage": ": the answer is no UDF's: the input ended inside a frame",
+    "garbage": ": the answer is not a UDF's: the input ended inside a frame",
     "hangs_at_info": ": no answer to Info within 3 s; is the UDF stuck?",
     "negative_size": "the UDF sent a BeginBatch of size -1, not 0 (unknown) to 16777216; kapac",
     "points_without_batch": "the UDF sent a Point outside a batch, and provides batches; the",
-    "prints": "the UDF sent bytes that are no frames: ",
+    "prints": "the UDF sent bytes that are not frames: ",
     "refuses_in_silence": "the UDF refused Init: it gives no reason; set `error` in its answer",
     "stays_at_the_end": "nothing came from the UDF for 3 s after the end of the data (550 points",
 }

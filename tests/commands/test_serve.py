@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import itertools
 import json
 import os
 import socket
@@ -510,6 +511,34 @@ def test_a_missing_file_is_a_line(short_folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("option", ["--socket", "--handler"])
+def test_a_name_that_is_not_utf_8_is_a_wrong_call(socket_path: str, option: str) -> None:
+    """Linux takes any bytes for an argument; the settings go to workers as text."""
+    name = os.fsdecode(b"/n\xff")
+    arguments = {"--socket": socket_path, "--handler": "mirror", option: name}
+    said = refusal(*itertools.chain.from_iterable(arguments.items()))
+    assert "in UTF-8, got '/n\\udcff'\n" in said
+
+
+def test_a_folder_that_is_gone_is_a_wrong_place_for_a_relative_path(tmp_path: Path) -> None:
+    """As of a terminal that stayed in a folder which was removed meanwhile."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = (
+        f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); "
+        "from kapudf_cli.commands import main; "
+        "main(['serve', '--socket', 'udf.sock', '--handler', 'mirror'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "Error: command line: functions.udf.socket: udf.sock: the current folder cannot be had: "
+        "No such file or directory; use an absolute path\n"
+    )
+
+
 def test_an_unknown_group_is_a_line(socket_path: str) -> None:
     """It was asked well, and failed: the group may be there tomorrow."""
     arguments = ["--socket", socket_path, "--handler", "mirror", "--socket-group", "no-such-group"]
@@ -551,7 +580,7 @@ def test_an_unknown_handler_brings_the_known_ones_and_the_nearest(short_folder: 
     install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     said = serve_with(short_folder, "miror", status=2)
     assert said.startswith("Error: no handler is named 'miror'; did you mean 'mirror'? (installed:")
-    assert "mirror, moving-average, outliers, plain, ttest)" in said
+    assert "mirror, moving-average, outliers, plain, ttest; a class that is not is named" in said
     assert said.count("\n") == 1
 
 
@@ -567,6 +596,7 @@ def test_an_import_failure_is_one_line(short_folder: Path) -> None:
     assert serve_with(short_folder, "bad", status=1) == (
         "Error: handler 'bad' of acme-udfs 2.3 (acme_bad:Bad) cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_module_anywhere' "
+        f"({short_folder}/acme_bad.py, line 1) "
         "(the traceback is shown with --log-level debug)\n"
     )
 
@@ -609,7 +639,7 @@ def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path
     [
         ("gone.py:Gone", "there is no file gone.py"),
         ("acme_plain:Gone", "acme_plain has no 'Gone'; handlers there: Plain"),
-        ("json:JSONDecoder", "json:JSONDecoder is no subclass of kapudf_cli.Handler"),
+        ("json:JSONDecoder", "json:JSONDecoder is not a subclass of kapudf_cli.Handler"),
         ("kapudf_cli:Handler", "kapudf_cli:Handler does not define point()"),
         ("acme_plain.py", "names no class; write package.module:Class or file.py:Class"),
     ],

@@ -60,7 +60,7 @@ def test_the_table_has_the_function_its_workers_and_its_connections(
         ).splitlines()
     assert head == f"function    udf (Mirror) at {socket_path}"
     assert re.fullmatch(
-        rf"supervisor  pid {process.pid}, [\d.]+ MB, up [\d.]+ s, 0 worker death\(s\)", supervisor
+        rf"supervisor  pid {process.pid}, [\d.]+ MB, up [\d.]+ s, 0 worker deaths", supervisor
     )
     assert workers[0].split() == ["WORKER", "PID", "STATE", "CONNECTIONS", "MEMORY", "AGE"]
     for number, row in enumerate(workers[1:], 1):
@@ -211,8 +211,8 @@ def test_who_may_not_feed_the_function_may_not_ask(
 def test_no_such_socket_is_a_line(socket_path: str) -> None:
     """It says what may be missing."""
     assert kapudf("status", "--socket", socket_path, status=1) == (
-        f"Error: {socket_path}.control: there is no such socket; "
-        "is `kapudf serve` running there, with workers?\n"
+        f"Error: {socket_path}: there is no {socket_path}.control to ask; "
+        "is `kapudf serve` running here, with workers?\n"
     )
 
 
@@ -220,7 +220,7 @@ def test_a_server_that_has_stopped_leaves_no_socket_to_ask(serve: Serve, socket_
     """Neither its own nor the one beside it."""
     process = serve("mirror")
     assert process.stop() == 0
-    assert "there is no such socket" in kapudf("status", "--socket", socket_path, status=1)
+    assert "is `kapudf serve` running" in kapudf("status", "--socket", socket_path, status=1)
     assert not os.path.exists(f"{socket_path}.control")
 
 
@@ -236,10 +236,10 @@ def test_a_socket_that_nobody_serves_is_a_line(socket_path: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "cause"),
     [
-        (b"", "closed without an answer; the log of `kapudf serve` may say why"),
-        (b"\xff\x00garbage", "closed without an answer"),
-        (b"[1, 2]\n", "[1, 2]"),
-        (b'{"error": "not today"}\n', "not today"),
+        (b"", ".control: closed without an answer; the log of `kapudf serve` may say why"),
+        (b"\xff\x00garbage", ".control: closed without an answer"),
+        (b"[1, 2]\n", ": [1, 2]"),
+        (b'{"error": "not today"}\n', ": not today"),
     ],
 )
 def test_an_answer_that_is_none_is_a_line(socket_path: str, answer: bytes, cause: str) -> None:
@@ -257,7 +257,7 @@ def test_an_answer_that_is_none_is_a_line(socket_path: str, answer: bytes, cause
         served = in_thread(serve_one)
         said = kapudf("status", "--socket", socket_path, status=1)
         served.result(PATIENCE_S)
-    assert said.startswith(f"Error: {socket_path}.control: {cause}")
+    assert said.startswith(f"Error: {socket_path}{cause}")
     assert said.count("\n") == 1
 
 

@@ -29,7 +29,7 @@ LOST = "Kapacitor would drop the points that it has collected"
 #: For each script: the check that finds it, and what that says.
 FOUND = {
     "hangs_at_info": ("info", f"gave no answer to Info within {SHORT_S:g} s"),
-    "garbage": ("info", "35 bytes came that are no whole frame: b'This is a UDF"),
+    "garbage": ("info", "35 bytes came that are not a whole frame: b'This is a UDF"),
     "announces_terabytes": ("info", "kapacitord allocates all of it at once, and may crash"),
     "answers_with_another": ("info", "sent an InitResponse that nobody asked for"),
     "keepalives_for_ever": ("info", "is still not done after"),
@@ -56,7 +56,7 @@ FOUND = {
     ),
     "forgets_its_state": ("restore-keeps", "took its own snapshot back with success, and forgot"),
     "empty_response": ("point-types", f"sent a Response in which no message is set; {CRASH}"),
-    "prints": ("point-types", "sent bytes that are no frames: "),
+    "prints": ("point-types", "sent bytes that are not frames: "),
     "batches_into_a_stream": ("point-types", "sent a BeginBatch, and provides a stream"),
     "fails_without_field": ("point-lacks-field", "failed the task with an error: KeyError: 'val"),
     "ends_what_was_not_begun": (

@@ -263,7 +263,7 @@ class AsyncBatch(BatchHandler):
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
-        (NoOptions, "NoOptions.options: dict[str, str] is no subclass of kapudf_cli.Options"),
+        (NoOptions, "NoOptions.options: dict[str, str] is not a subclass of kapudf_cli.Options"),
         (NoState, "state: dict[str, str] is neither a subclass of State nor PerGroup of one"),
         (ForTypeCheckers, "name 'Decimal' is not defined"),
         (EdgeAsText, "EdgeAsText.wants: 'batch' is neither STREAM nor BATCH"),
@@ -458,8 +458,14 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
         b'{"handler":"Count","version":1,"state":{"count":"x"}}',
         "the snapshot does not fit the state: Expected `int`, got `str` - at `$.count`",
     ),
-    "older code": (b"17", "the snapshot is none of this kind: Expected `object`, got `int`"),
-    "another encoding": (b'{"handler":"C\xf6unt","version":1,"state":{}}', "the snapshot is none"),
+    "older code": (
+        b"17",
+        "the snapshot is not one that a State wrote: Expected `object`, got `int`",
+    ),
+    "another encoding": (
+        b'{"handler":"C\xf6unt","version":1,"state":{}}',
+        "the snapshot is not one",
+    ),
     "deep": (
         b'{"handler":"Count","version":1,"state":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
         "the snapshot ",

@@ -91,7 +91,7 @@ UNFIT: dict[str, Any] = {
 @pytest.mark.parametrize("annotation", UNFIT.values(), ids=UNFIT)
 def test_an_annotation_that_no_option_can_have_is_refused_when_declared(annotation: Any) -> None:
     """The message names the class and the field; Kapacitor learns at its start."""
-    with pytest.raises(TypeError, match=r"^Made\.name: .* is no type of an option; use str, "):
+    with pytest.raises(TypeError, match=r"^Made\.name: .* is not a type of option; use str, "):
         declarations(struct_with(annotation))
 
 

@@ -266,14 +266,20 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     ),
     "no state": (
         b'{"handler":"Count","version":1}',
-        "the snapshot is none of this kind: Object missing required field `state`",
+        "the snapshot is not one that a State wrote: Object missing required field `state`",
     ),
-    "empty": (b"", "the snapshot is none of this kind: "),
-    "of older code": (b"17", "the snapshot is none of this kind: Expected `object`, got `int`"),
-    "pickled": (b"\x80\x04K\x03.", "the snapshot is none of this kind: "),
-    "cut off": (GOOD[:-3], "the snapshot is none of this kind: "),
-    "with more behind it": (GOOD + b"x", "the snapshot is none of this kind: "),
-    "another encoding": (GOOD.replace(b"Count", b"Co\xfcnt"), "the snapshot is none of this kind"),
+    "empty": (b"", "the snapshot is not one that a State wrote: "),
+    "of older code": (
+        b"17",
+        "the snapshot is not one that a State wrote: Expected `object`, got `int`",
+    ),
+    "pickled": (b"\x80\x04K\x03.", "the snapshot is not one that a State wrote: "),
+    "cut off": (GOOD[:-3], "the snapshot is not one that a State wrote: "),
+    "with more behind it": (GOOD + b"x", "the snapshot is not one that a State wrote: "),
+    "another encoding": (
+        GOOD.replace(b"Count", b"Co\xfcnt"),
+        "the snapshot is not one that a State wrote",
+    ),
     "endless": (
         b'{"handler":"Count","version":1,"state":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "the snapshot ",

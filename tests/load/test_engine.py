@@ -251,7 +251,7 @@ Dies().run()
         ("raise SystemExit('out of memory')", "it exited with status 1: out of memory"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "it was ended by SIGKILL"),
         ("self.write_bytes(bytes(1))", "sent a Response in which no message is set; kapacitord"),
-        ("self.write_bytes(b'hello' * 100)", "sent bytes that are no frames"),
+        ("self.write_bytes(b'hello' * 100)", "sent bytes that are not frames"),
         ("import time; time.sleep(60)", "nothing came from the UDF for"),
     ],
     ids=["exits", "killed", "empty", "garbage", "hangs"],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -93,3 +95,13 @@ class ClumsyWithBatches(Handler):
 
     def end_batch(self, end: EndBatch, /) -> None:
         self.agent.write_end_batch(end)
+
+
+class Chatty(Handler):
+    """Logs much about each point, and dies right after at a point named `last`."""
+
+    def point(self, point: Point, /) -> None:
+        logging.getLogger("chatty").info("%s %d: %s", point.name, point.time, "." * 1_000)
+        if point.name == "last":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.agent.write_point(point)

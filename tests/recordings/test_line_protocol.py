@@ -114,7 +114,7 @@ def test_what_is_no_line_protocol_is_refused_with_the_reason(line: str, reason: 
     with pytest.raises(LineProtocolError) as refused:
         parse(line)
     assert refused.value.reason == reason
-    assert str(refused.value) == f"no line protocol: {line!r}: {reason}"
+    assert str(refused.value) == f"not line protocol: {line!r}: {reason}"
 
 
 def test_a_time_out_of_range_names_the_precision() -> None:

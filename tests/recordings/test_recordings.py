@@ -174,13 +174,13 @@ def test_lines_end_as_on_windows(tmp_path: Path) -> None:
     [
         (b"m x=1 1\nm x=\nm x=2 2\n", ["line 2: failed to parse value of field"]),
         (b"m x=1 1\n\n# c\nm x=1u 1\nm x=2 2\n", ["line 4: Kapacitor has no unsigned integers,"]),
-        (b"m x=1 1\nm x=\xff\nm x=2 2\n", ["line 2: this is no UTF-8: invalid start byte"]),
+        (b"m x=1 1\nm x=\xff\nm x=2 2\n", ["line 2: this is not UTF-8: invalid start byte"]),
         (b'm x=1 1\nm x="open 1\nm x=2 2\n', ["line 2: a string is not closed"]),
         (b'm x=1 1\nm x="a 1\nm y= 2\nm x=2 2', ["line 2: a string is not", "line 3: failed to"]),
         (b"m x=1 1\nm x=2 2\n" + b"x" * 2000, ["line 3: a line of more than 1000 bytes"]),
         (b"m x=1 1\n" + b"x" * 200_000 + b"\nm x=2 2\n", ["line 2: a line of more than 1000"]),
         (b"db\nrp\nm x=1 1\ndb\nrp\nm\ndb\nrp\nm x=2 2\n", ["line 6: there is no field; a line"]),
-        (b"db\nrp\nm x=1 1\ndb\n\xff\nm x=1 1\ndb\nrp\nm x=2 2", ["line 5: this is no UTF-8"]),
+        (b"db\nrp\nm x=1 1\ndb\n\xff\nm x=1 1\ndb\nrp\nm x=2 2", ["line 5: this is not UTF-8"]),
         (b"db\nrp\nm x=1 1\ndb\nrp\nm x=2 2\ndb\nrp\n", ["line 7: the recording ends inside a"]),
     ],
 )
@@ -225,11 +225,12 @@ def test_an_error_ends_the_reading_where_that_is_wanted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("{", "this is no JSON: Input data was truncated"),
-        ('{"points": 3}', "this is no batch: Expected `array`, got `int` - at `$.points`"),
+        ("{", "this is not JSON: Input data was truncated"),
+        ('{"points": 3}', "this is not a batch: Expected `array`, got `int` - at `$.points`"),
+        ('{"level": "info"}', "this is not a batch: it has neither points nor a name"),
         (
             json.dumps(batch(tmax="yesterday")),
-            "'yesterday' is no time such as 2020-09-13T12:27:40Z",
+            "'yesterday' is not a time such as 2020-09-13T12:27:40Z",
         ),
         (
             json.dumps(batch(points=[{"fields": {"x": None}, "time": "2020-09-13T12:26:40Z"}])),
@@ -297,6 +298,10 @@ def test_the_queries_of_a_zip_are_merged_by_time(tmp_path: Path) -> None:
         (
             gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:-12],
             "the compressed data are damaged or cut off",
+        ),
+        (
+            gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:15],
+            "the compressed data are damaged or cut off before any line could be read: ",
         ),
         (
             gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:-8] + b"damaged!",

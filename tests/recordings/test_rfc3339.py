@@ -41,5 +41,5 @@ def test_zeros_at_the_end_of_a_fraction_are_not_written() -> None:
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
     """One without a zone as well: nobody knows when it is."""
-    with pytest.raises(ValueError, match=r"is no time|month must be"):
+    with pytest.raises(ValueError, match=r"is not a time|month must be"):
         read_time(text)

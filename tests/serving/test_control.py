@@ -279,8 +279,8 @@ def test_whoever_asks_gets_the_answer(socket_path: str) -> None:
         (b'{"answer": ', "closed without an answer"),
         (b"[" * 100_000, "closed without an answer"),
         (b"\xff\n", "closed without an answer"),
-        (b'{"error": "no such command"}\n', "no such command"),
-        (b"[1, 2]\n", "[1, 2]"),
+        (b'{"error": "no such command"}\n', ": no such command"),
+        (b"[1, 2]\n", ": [1, 2]"),
     ],
     ids=["nothing", "a part", "too deep", "no text", "an error", "no object"],
 )
@@ -293,7 +293,7 @@ def test_an_answer_that_is_none_is_told(socket_path: str, said: bytes, problem: 
 
     with answering(socket_path, answer), pytest.raises(ControlError) as caught:
         ask(socket_path, "status", timeout_s=PATIENCE_S)
-    assert str(caught.value).startswith(f"{socket_path}{SUFFIX}: ")
+    assert str(caught.value).startswith(socket_path)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -315,7 +315,7 @@ def test_a_supervisor_that_does_not_answer_is_waited_for_no_longer_than_asked(
 
 
 @pytest.mark.parametrize(
-    ("there", "problem"), [(False, "no such socket"), (True, "connection refused")]
+    ("there", "problem"), [(False, r"there is no .*\.control to ask"), (True, "connection refused")]
 )
 def test_where_nobody_can_be_asked_that_is_told(
     socket_path: str, problem: str, *, there: bool

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.config import FunctionSettings, Settings
-from kapudf_cli.errors import SocketPathError
+from kapudf_cli.errors import SocketPathError, WorkerStartError
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -117,6 +118,21 @@ def test_one_that_is_ready_only_then_is_listened_on_no_more(short_folder: Path, 
         functions.listen_where_ready()
     assert not listening(events)
     assert not functions.is_up
+
+
+def test_a_worker_that_the_system_cannot_start_is_told_with_the_reason(
+    short_folder: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the very start, when there is nobody yet for whom to try again."""
+    functions = loop.bind_functions(settings(short_folder, a="mirror"))
+    python = str(short_folder / "no-python")
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(WorkerStartError) as caught:
+        functions.start()
+    assert str(caught.value) == (
+        f"no worker of a can be started: [Errno 2] No such file or directory: '{python}'"
+    )
+    assert (caught.value.function, caught.value.wrong_call) == ("a", False)
 
 
 def test_a_function_without_a_control_socket_is_served_all_the_same(

@@ -70,7 +70,7 @@ def test_a_reload_leaves_an_outgrown_journal_to_the_old_worker(
     with started_task(socket_path) as side:
         outgrow(side, 0)
         said = kapudf("reload", "--socket", socket_path, status=1)
-        assert "0 connection(s) served anew, 1 by the old code" in said
+        assert "0 connections handed over, 1 kept by the old code" in said
         failed = process.event("handover failed, the old worker goes on")
         assert CAUSE in failed["error"]
         side.send(Point(time=COUNT))
@@ -116,7 +116,7 @@ def test_a_batch_may_be_longer_than_the_journal(
         side.send(SnapshotRequest())
         assert isinstance(side.receive(), SnapshotResponse)
         said = kapudf("reload", "--socket", socket_path)
-        assert "1 connection(s) served anew" in said
+        assert "1 connection handed over" in said
 
 
 def test_a_handler_is_made_anew_from_the_last_snapshot_where_more_is_not_kept(

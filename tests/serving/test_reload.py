@@ -89,11 +89,11 @@ def test_new_code_goes_on_with_the_state_of_the_old(
                 configured.process.event("connection handed over")
             case "--socket":
                 said = kapudf("reload", "--socket", path)
-                assert said == "first: reloaded, 1 connection(s) served anew\n"
+                assert said == "first: reloaded, 1 connection handed over\n"
             case _:
                 assert kapudf("reload", "--config", str(configured.file)) == (
-                    "first: reloaded, 1 connection(s) served anew\n"
-                    "second: reloaded, 0 connection(s) served anew\n"
+                    "first: reloaded, 1 connection handed over\n"
+                    "second: reloaded, 0 connections handed over\n"
                 )
         task.await_version(2)
         assert check_count(task) == [1, 2]
@@ -174,7 +174,7 @@ def test_where_new_code_cannot_be_loaded_the_old_goes_on(
     with OngoingTask(socket_path) as task:
         code.change(more)
         said = kapudf("reload", "--socket", socket_path, status=1)
-        assert said.startswith(f"Error: {socket_path}.control: the old code goes on: ")
+        assert said.startswith(f"Error: {socket_path}: the old code goes on: ")
         assert cause in said
         assert said.count("\n") == 1
         logged = process.event("reload failed, the old code goes on")
@@ -206,14 +206,14 @@ def test_where_new_code_cannot_take_the_state_the_old_goes_on(
         code.change(more)
         said = kapudf("reload", "--socket", socket_path, status=1)
         assert said == (
-            "count: reloaded, 0 connection(s) served anew, 1 by the old code; the log says why\n"
+            "count: reloaded, 0 connections handed over, 1 kept by the old code; the log says why\n"
         ).replace("count", "udf")
         assert process.event("handover failed, the old worker goes on")["error"] == cause
         task.await_more()
 
         code.change()
         said = kapudf("reload", "--socket", socket_path)
-        assert said == "udf: reloaded, 1 connection(s) served anew\n"
+        assert said == "udf: reloaded, 1 connection handed over\n"
         task.await_version(3)
         assert check_count(task) == [1, 3]
         await_status(socket_path, lambda status: len(status["workers"]) == 1)
@@ -409,7 +409,7 @@ def test_settings_that_cannot_be_change_nothing(
             del configured.functions["first"][name]
         configured.write()
         said = kapudf("reload", "--socket", path)
-        assert said == "first: reloaded, 1 connection(s) served anew\n"
+        assert said == "first: reloaded, 1 connection handed over\n"
         check_count(task)
 
 

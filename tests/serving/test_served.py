@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kapudf_cli.serving import served as source
-from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
+from kapudf_cli.serving.ledger import NOTHING_IN_HAND
 from kapudf_cli.serving.served import Move, ServedConnection
 from kapudf_cli.streams.progress import Progress
 from kapudf_cli.wire.framing import HEARTBEAT
@@ -75,41 +73,42 @@ def kept() -> Iterator[Kept]:
     kept.close()
 
 
-# --- poison ---
+# --- deaths ---
 
 
-def test_after_a_death_frames_that_had_come_are_dealt_with_one_by_one(kept: Kept) -> None:
-    """One of them may be the cause."""
+def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Kept) -> None:
+    """From where on it may go at full speed, what to leave out, and whether to give up."""
     kept.got_to(40, received=90)
     order = kept.dies()
     assert (order.takes_over, order.until, order.poison, order.give_up) == (True, 90, (), None)
     assert kept.served.takeovers == 1
     assert kept.served.is_careful
-
-
-def test_a_frame_that_faults_by_itself_is_poison(kept: Kept) -> None:
-    """The first fault could have been any frame's; the second is that of the one in hand."""
     kept.got_to(40)
-    kept.dies()
-    kept.got_to(52)
-    order = kept.dies()
-    assert (order.poison, order.give_up) == ((52,), None)
-    kept.got_to(64)
-    assert kept.dies().poison == (52, 64)
+    assert kept.dies().poison == (40,)
+    for _ in range(2):
+        kept.got_to(64)
+        order = kept.dies(drops_poison=False)
+    assert order.poison == (40,)
+    assert "the frame at byte 64 killed" in (order.give_up or "")
 
 
-def test_a_kill_may_have_hit_a_frame_by_chance(kept: Kept) -> None:
-    """Of those it takes more."""
-    for poison in ((), (), (), (40,)):
+def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
+    """Once the journal is cut past it."""
+    for _ in range(2):
         kept.got_to(40)
-        assert kept.dies(accused=None, how="SIGKILL").poison == poison
+        order = kept.dies()
+    assert order.poison == (40,)
+    ledger = kept.served.ledger
+    ledger.put_in_force(ledger.marks._replace(cut=41))
+    kept.got_to(80)
+    assert 40 not in kept.dies().poison
 
 
 def test_a_worker_that_dies_before_it_has_a_frame_in_hand_does_not_make_it_poison(
     kept: Kept,
 ) -> None:
     """The frame is one that the last worker had in hand, not this one."""
-    for _ in range(source._DEATHS_BY_KILL):
+    for _ in range(3):
         kept.got_to(40)
         assert kept.dies(accused=None, how="SIGKILL").poison == ()
     for _ in range(5):
@@ -117,51 +116,6 @@ def test_a_worker_that_dies_before_it_has_a_frame_in_hand_does_not_make_it_poiso
         assert (order.poison, order.give_up) == ((), None)
     kept.got_to(40)
     assert kept.dies(accused=None, how="SIGKILL").poison == (40,)
-
-
-def test_kills_at_one_frame_after_the_other_find_no_poison(kept: Kept) -> None:
-    """Somebody kills workers, and each time they have got further."""
-    for offset in range(0, 90, 3):
-        kept.got_to(offset)
-        order = kept.dies(accused=None, how="SIGKILL")
-        assert (order.poison, order.give_up) == ((), None)
-
-
-def test_a_frame_that_is_not_in_hand_is_not_poison(kept: Kept) -> None:
-    """A death while history is repeated, say, or before the next frame was begun with."""
-    kept.got_to(40)
-    kept.dies()
-    for in_hand in (HISTORY_IN_HAND, NOTHING_IN_HAND, 20):
-        kept.got_to(40, in_hand=in_hand)
-        assert kept.dies().poison == ()
-
-
-def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
-    """Once the journal is cut past it."""
-    kept.got_to(40)
-    kept.dies()
-    kept.got_to(40)
-    assert kept.dies().poison == (40,)
-    ledger = kept.served.ledger
-    ledger.put_in_force(ledger.marks._replace(cut=41))
-    kept.got_to(80)
-    assert kept.dies().poison == (80,)
-
-
-def test_with_fail_the_connection_is_given_up_for_poison(kept: Kept) -> None:
-    """The reason says where it was, how it ended, and what would help."""
-    kept.got_to(40)
-    kept.dies(drops_poison=False)
-    kept.got_to(40)
-    order = kept.dies(drops_poison=False)
-    assert order.poison == ()
-    assert order.give_up == (
-        "the frame at byte 40 killed 2 workers, the last one by SIGSEGV; "
-        "on_error: skip would drop it"
-    )
-
-
-# --- innocents ---
 
 
 def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept: Kept) -> None:
@@ -172,65 +126,6 @@ def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept:
         order = kept.dies(accused=None)
         assert (order.until, order.poison, order.give_up) == (0, (), None)
     assert kept.served.takeovers == 30
-
-
-def test_a_connection_that_is_known_not_to_be_the_cause_is_not_suspected(kept: Kept) -> None:
-    """However busy it was: the fault came from another's thread."""
-    for _ in range(30):
-        kept.got_to(40)
-        order = kept.dies(accused=False)
-        assert (order.until, order.poison, order.give_up) == (0, (), None)
-
-
-def test_where_several_might_be_the_cause_none_is_found_guilty(kept: Kept) -> None:
-    """They are put apart, so that the next death tells."""
-    kept.got_to(40)
-    kept.dies(accused=None, how="SIGKILL")
-    assert not kept.served.isolated
-    for _ in range(5):
-        kept.got_to(40)
-        assert kept.dies(accused=None, alone=False, how="SIGKILL").poison == ()
-        assert kept.served.isolated
-    kept.got_to(60)
-    kept.dies(accused=None, alone=False)
-    assert not kept.served.isolated
-
-
-def test_a_step_forward_takes_suspicion_away(kept: Kept) -> None:
-    """A frame that was dealt with killed nobody."""
-    for _ in range(source._DEATHS_BY_KILL):
-        kept.got_to(40)
-        kept.dies(accused=None)
-    for _ in range(source._DEATHS_BY_KILL - 1):
-        kept.got_to(50)
-        assert kept.dies(accused=None).poison == ()
-    kept.got_to(50)
-    assert kept.dies(accused=None).poison == (50,)
-
-
-# --- give-up ---
-
-
-def test_faults_without_a_frame_to_blame_end_in_giving_up(kept: Kept) -> None:
-    """It would take down every worker there is."""
-    kept.got_to(40, in_hand=HISTORY_IN_HAND)
-    orders = [kept.dies(how="SIGABRT") for _ in range(source._MOST_FAULTS)]
-    assert [order.give_up for order in orders[:-1]] == [None] * 5
-    assert orders[-1].give_up == "6 workers died of it, the last one by SIGABRT"
-
-
-def test_kills_end_in_giving_up_only_if_they_go_on_for_long(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They may be somebody else's doing, as where memory is short."""
-    kept.got_to(40, in_hand=HISTORY_IN_HAND)
-    for _ in range(2 * source._MOST_DEATHS):
-        assert kept.dies(accused=None, how="SIGKILL").give_up is None
-    begun_s = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: begun_s + source._LONGEST_DYING_S)
-    assert "workers died of it, the last one by SIGKILL" in (
-        kept.dies(accused=None, how="SIGKILL").give_up or ""
-    )
 
 
 def test_what_the_owner_gives_up_is_given_up(kept: Kept) -> None:

@@ -462,7 +462,7 @@ def test_what_is_no_socket_is_left_alone(
     make(socket_path)
     before = fingerprint(socket_path)
     listing = sorted(os.listdir(os.path.dirname(socket_path)))
-    with pytest.raises(SocketPathError, match=f"{kind} is here, no socket"):
+    with pytest.raises(SocketPathError, match=f"{kind} is here, not a socket"):
         SocketFile.bind(socket_path, remove_stale=remove_stale)
     assert fingerprint(socket_path) == before
     assert sorted(os.listdir(os.path.dirname(socket_path))) == listing

@@ -147,8 +147,8 @@ def test_without_workers_there_is_one_process(serve: Serve, socket_path: str) ->
     for command in ("status", "reload"):
         said = kapudf(command, "--socket", socket_path, status=1)
         assert said == (
-            f"Error: {socket_path}.control: there is no such socket; "
-            "is `kapudf serve` running there, with workers?\n"
+            f"Error: {socket_path}: there is no {socket_path}.control to ask; "
+            "is `kapudf serve` running here, with workers?\n"
         )
 
 

@@ -83,7 +83,8 @@ def test_no_calls(text: str) -> None:
         (".every(1h30m)", 10, ".every(): a comma or ) belongs after 1h, not '30m)'"),
         (".size(1e3)", 8, ".size(): a comma or ) belongs after 1, not 'e3)'"),
         (".size(1,)", 9, ".size(): a value is missing"),
-        (".field(usage, 1.0)", 8, ".field(): 'usage' is no value; a string stands in single"),
+        (".field('\udcff', 1.0)", 8, ".field(): a string is not UTF-8"),
+        (".field(usage, 1.0)", 8, ".field(): 'usage' is not a value; a string stands in single"),
         (".field('usage, 1.0)", 8, ".field(): a string is not closed"),
     ],
 )
@@ -112,6 +113,7 @@ def test_what_is_no_call_is_refused_with_its_place(text: str, column: int, reaso
         (".field('x', 42)", 13, ".field() expects a float as value 2, got 42, a whole number"),
         (".size(1).size(1.0)", 15, ".size() expects a whole number, got 1.0, a float"),
         (".every(10)", 8, ".every() expects a duration, got 10, a whole number"),
+        (".size(TRUE)", 7, ".size() expects a whole number, got TRUE"),
     ],
 )
 def test_calls_that_the_udf_does_not_declare(text: str, column: int, reason: str) -> None:

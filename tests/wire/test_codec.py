@@ -283,13 +283,13 @@ GARBAGE = {
 @pytest.mark.parametrize("frame", GARBAGE.values(), ids=GARBAGE.keys())
 def test_bytes_that_are_no_request_are_refused(frame: bytes) -> None:
     """The error tells how many bytes it was that were no Request."""
-    with pytest.raises(UndecodableMessageError, match=f"^{len(frame)} bytes are no Request: "):
+    with pytest.raises(UndecodableMessageError, match=f"^{len(frame)} bytes are not a Request: "):
         REQUESTS.decode(frame)
 
 
 def test_a_response_is_refused_where_it_is_not_utf_8() -> None:
     """The other direction is decoded as strictly, and named by its own name."""
-    with pytest.raises(UndecodableMessageError, match="bytes are no Response"):
+    with pytest.raises(UndecodableMessageError, match="bytes are not a Response"):
         RESPONSES.decode(field(6, b"\x0a\x01\xff"))
 
 
@@ -298,14 +298,14 @@ def test_a_response_is_refused_where_it_is_not_utf_8() -> None:
 )
 def test_what_is_no_request_is_not_encoded(message: object) -> None:
     """Only what the envelope has a place for goes into it."""
-    with pytest.raises(TypeError, match=f"a {type_name(message)} is no message of a Request"):
+    with pytest.raises(TypeError, match=f"a {type_name(message)} is not a message of a Request"):
         REQUESTS.encode(message)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("message", [InitRequest(), Response(), Option(), b""], ids=type_name)
 def test_what_is_no_response_is_not_encoded(message: object) -> None:
     """Only what the envelope has a place for goes into it."""
-    with pytest.raises(TypeError, match=f"a {type_name(message)} is no message of a Response"):
+    with pytest.raises(TypeError, match=f"a {type_name(message)} is not a message of a Response"):
         RESPONSES.encode(message)  # type: ignore[arg-type]
 
 

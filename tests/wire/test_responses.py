@@ -109,8 +109,8 @@ def test_a_batch_that_is_never_ended_is_told() -> None:
     ("data", "told"),
     [
         (b"\x00", "a Response in which no message is set; kapacitord would crash"),
-        (b"\x02\xff\xff", "bytes that are no frames: .*; the task would fail with a read error"),
-        (b"\xff" * 5, "no frames: .*; kapacitord allocates"),
+        (b"\x02\xff\xff", "bytes that are not frames: .*; the task would fail with a read error"),
+        (b"\xff" * 5, "not frames: .*; kapacitord allocates"),
     ],
 )
 def test_bytes_that_are_not_the_protocol_are_told(data: bytes, told: str) -> None:
