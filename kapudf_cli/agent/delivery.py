@@ -79,7 +79,7 @@ class Delivery:
     @property
     def lets_points_out(self) -> bool:
         """Whether the owner's points leave, whatever they are: nothing else is done to them."""
-        return self.data is Data.SENT and self._order.takes_points and self._muting.is_over
+        return self._order.takes_points and self.data is Data.SENT and self._muting.is_over
 
     @property
     def mutes_all(self) -> bool:
@@ -128,7 +128,7 @@ class Delivery:
             )
             raise InvalidWriteError(problem)
         self._order.write(message)
-        written = Written(frame, type(message), by_owner=by_owner)
+        written = Written(frame, type(message), by_owner)
         if self.data is Data.HELD:
             self._held.add(written)
         elif self.data is Data.SENT:

@@ -311,17 +311,19 @@ class Outbox:
 
     def _redirect(self) -> None:
         """Find out anew whether a point of the owner may leave just so."""
-        self._direct = self._delivery.lets_points_out and not self.is_broken
+        self._direct = self._delivery.lets_points_out and self._departures.broken is None
 
     def _write(self, message: DataMessage, expected: type) -> None:
         """Check a handler's message and let it out. Takes the lock."""
         by_owner = get_ident() == self._owner
         try:
-            _check_type(message, expected)
+            if type(message) is not expected:
+                raise _wrong_type(message, expected)
             with self._lock:
                 if not by_owner:
                     self._changed.wait_for(self._need_not_wait)
-                self._check_open()
+                if self._departures.broken is not None or self._delivery.data is Data.REFUSED:
+                    raise self._closed() from self._departures.broken
                 # Encoded under the lock: a batch is only whole if its messages
                 # leave in the order in which they were checked.
                 self._delivery.write(message, self._encode(message), by_owner=by_owner)
@@ -355,14 +357,11 @@ class Outbox:
             return True  # to be told so
         return not self._delivery.is_full and not self._blocks_others
 
-    def _check_open(self) -> None:
-        """Raise ConnectionClosedError where nothing can be written any more."""
-        if (broken := self._departures.broken) is not None:
-            problem = "Kapacitor has closed the connection"
-            raise ConnectionClosedError(problem) from broken
-        if self._delivery.data is Data.REFUSED:
-            problem = "the connection has ended; nothing can be written any more"
-            raise ConnectionClosedError(problem)
+    def _closed(self) -> ConnectionClosedError:
+        """Return why nothing can be written any more."""
+        if self.is_broken:
+            return ConnectionClosedError("Kapacitor has closed the connection")
+        return ConnectionClosedError("the connection has ended; nothing can be written any more")
 
     def _encode(self, message: ResponseMessage) -> bytes:
         frame = RESPONSES.encode(message)
@@ -389,12 +388,10 @@ class Outbox:
             raise
 
 
-def _check_type(message: object, expected: type) -> None:
-    """Raise InvalidWriteError for a message of another class than the method is for."""
+def _wrong_type(message: object, expected: type) -> InvalidWriteError:
+    """Return what is wrong with a message of another class than the method is for."""
     kind = type(message)
-    if kind is not expected:
-        # InfluxData's own classes have the same names.
-        stranger = kind.__name__ == expected.__name__
-        name = f"{kind.__module__}.{kind.__name__}" if stranger else kind.__name__
-        problem = f"a {name} where a {expected.__name__} belongs"
-        raise InvalidWriteError(problem)
+    # InfluxData's own classes have the same names.
+    stranger = kind.__name__ == expected.__name__
+    name = f"{kind.__module__}.{kind.__name__}" if stranger else kind.__name__
+    return InvalidWriteError(f"a {name} where a {expected.__name__} belongs")

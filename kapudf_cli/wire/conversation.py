@@ -119,13 +119,12 @@ class OutgoingOrder:
 
     def write(self, message: BeginBatch | Point | EndBatch) -> None:
         """Note a message of any of the three; raises as the others do."""
-        match message:
-            case BeginBatch():
-                self.begin_batch(message)
-            case Point():
-                self.point()
-            case _:
-                self.end_batch()
+        if isinstance(message, Point):
+            self.point()
+        elif isinstance(message, BeginBatch):
+            self.begin_batch(message)
+        else:
+            self.end_batch()
 
     def begin_batch(self, begin: BeginBatch) -> None:
         """Note a BeginBatch.
