@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kapudf_cli.kit.batches import write_batch as write_batch
     from kapudf_cli.kit.handler import Handler as Handler
     from kapudf_cli.kit.handler import Writer as Writer
-    from kapudf_cli.kit.options import Flag as Flag
+    from kapudf_cli.kit.option_declarations import Flag as Flag
     from kapudf_cli.kit.options import Options as Options
     from kapudf_cli.kit.patch import FieldPatch as FieldPatch
     from kapudf_cli.kit.patch import PointPatch as PointPatch
@@ -79,7 +79,8 @@ _HOMES: Final = {
         "OptionsError",
     ),
     "kapudf_cli.kit.handler": ("Handler", "Writer"),
-    "kapudf_cli.kit.options": ("Flag", "Options"),
+    "kapudf_cli.kit.option_declarations": ("Flag",),
+    "kapudf_cli.kit.options": ("Options",),
     "kapudf_cli.kit.patch": ("FieldPatch", "PointPatch"),
     "kapudf_cli.kit.points": (
         "FieldValue",

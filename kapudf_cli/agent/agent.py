@@ -7,8 +7,6 @@ may be made anew in between, and the connection be taken over by another agent.
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -16,11 +14,12 @@ from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.agent.callee import Callee, is_caused_by
 from kapudf_cli.agent.checkpoints import NothingKept
 from kapudf_cli.agent.dispatch import Dispatcher, RefusedError
+from kapudf_cli.agent.handover import HandedOver, Handover
 from kapudf_cli.agent.intake import Intake
 from kapudf_cli.agent.linger import DEFAULT_LINGER_MS, Linger
 from kapudf_cli.agent.on_error import DEFAULT_ON_ERROR
 from kapudf_cli.agent.outbox import Outbox
-from kapudf_cli.agent.repetition import Repetition
+from kapudf_cli.agent.recovery import Recovery
 from kapudf_cli.errors import (
     ConnectionClosedError,
     HandlerError,
@@ -31,6 +30,7 @@ from kapudf_cli.errors import (
 from kapudf_cli.streams import ReadPaused
 from kapudf_cli.wire.conversation import Incoming
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.wire.requests import RequestReader
 from kapudf_cli.wire.udf_pb2 import STREAM
 
 if TYPE_CHECKING:
@@ -40,18 +40,11 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.checkpoints import Checkpoints, Resumption
     from kapudf_cli.agent.on_error import OnError
     from kapudf_cli.streams import Stream
-    from kapudf_cli.streams.progress import Progress
-
-_log = logging.getLogger(__name__)
 
 #: How long Kapacitor may take to read what was sent last. Closing before it has would
 #: give its next write a broken pipe, for which it drops what it has not read: answers,
 #: or the error that the task should fail with.
 _SETTLE_TIMEOUT_S = 1.0
-
-
-class _HandedOver(Exception):  # noqa: N818 - it is no error
-    """Another agent serves the connection from here on."""
 
 
 class Agent:
@@ -106,27 +99,27 @@ class Agent:
         self._dispatcher = Dispatcher(
             self._callee, self._outbox, self._account, on_error=on_error, on_init=on_init
         )
-        self._repetition = Repetition(
-            self._callee, self._dispatcher, self._outbox, max_frame_bytes=max_frame_bytes
+        self._requests = RequestReader(max_frame_bytes)
+        self._recovery = Recovery(
+            self._callee,
+            self._dispatcher,
+            self._outbox,
+            self._account,
+            self._requests,
+            checkpoints=self._checkpoints,
+            max_frame_bytes=max_frame_bytes,
         )
         self._intake = Intake(
             self._callee,
             self._dispatcher,
             self._outbox,
             self._account,
+            self._requests,
             checkpoints=self._checkpoints,
-            repetition=self._repetition,
-            max_frame_bytes=max_frame_bytes,
+            recovery=self._recovery,
         )
-        self._requests = self._intake.requests
         self._stopping = False
-        self._on_paused: Callable[[], None] | None = None
-        # Set when a pause is over, one way or the other.
-        self._decided = threading.Event()
-        # Whether nothing will be decided any more, for nobody is left who would.
-        self._on_its_own = False
-        self._released = False
-        self._takes_over = resumption is not None
+        self._handover = Handover(takes_over=resumption is not None)
 
     # --- from any thread ---
 
@@ -138,8 +131,7 @@ class Agent:
     def abort(self) -> None:
         """Break the connection, so that a peer that does not read holds nobody up."""
         self._stream.abort()
-        self._on_its_own = True
-        self._decided.set()
+        self._handover.stop_waiting()
 
     def pause(self, on_paused: Callable[[], None]) -> None:
         """Stand still at the next frame's boundary, call `on_paused`, and wait.
@@ -147,24 +139,20 @@ class Agent:
         For `go`, `release`, `decide_alone` or `abort`; with an end of the connection before that
         boundary, `on_paused` is never called.
         """
-        self._on_paused = on_paused
+        self._handover.propose(on_paused)
         self._stream.pause()
 
     def go(self) -> None:
         """Go on after a pause, or after the connection was taken over."""
-        self._takes_over = False
-        self._decided.set()
+        self._handover.go()
 
     def release(self) -> None:
-        """Let go of the connection after a pause: another agent has it."""
-        self._released = True
-        self._decided.set()
+        """Let go of the connection after a pause: another agent has it from here on."""
+        self._handover.release()
 
     def decide_alone(self) -> None:
         """Go on after a pause, but do not take over: whoever would decide is gone."""
-        self._released = self._released or self._takes_over
-        self._on_its_own = True
-        self._decided.set()
+        self._handover.decide_alone()
 
     def heartbeat(self) -> None:
         """Tell Kapacitor that the handler is alive and busy, if it can be told without waiting."""
@@ -191,7 +179,7 @@ class Agent:
         self._outbox.adopt()
         try:
             self._serve()
-        except _HandedOver:
+        except HandedOver:
             self._let_go()
         except ConnectionClosedError:
             self._end(Reason.CLOSED)
@@ -212,7 +200,7 @@ class Agent:
             if self._resumption is None:
                 self._callee.make()
             else:
-                self._resume(self._resumption)
+                self._take_over(self._resumption)
             self._serve_input()
             self._raise_failure()
             if not self._stopping:
@@ -231,7 +219,7 @@ class Agent:
 
     def _serve_input(self) -> None:
         """Deal with input until it ends."""
-        intake, dispatcher = self._intake, self._dispatcher
+        intake, dispatcher, recovery = self._intake, self._dispatcher, self._recovery
         resumption = self._resumption
         careful_until = 0 if resumption is None else resumption.until
         poison = () if resumption is None else resumption.poison
@@ -255,51 +243,43 @@ class Agent:
             if not messages:
                 continue  # a part of a frame; the rest is on its way
             forgets = dispatcher.stateless and dispatcher.order.state is Incoming.READY
-            self._outbox.flush(intake.progress(), forgets=forgets)
+            self._outbox.flush(recovery.progress(), forgets=forgets)
             now_s = time.monotonic()
-            intake.cut_if_due(now_s)
+            recovery.cut_if_due(now_s)
             # Nothing waits in the outbox while this thread does.
             pause_s = self._linger.pause_s(now_s, messages)
             if pause_s:
                 time.sleep(pause_s)
 
     def _raise_failure(self) -> None:
-        """Raise what a thread of the handler's own did wrong, if it did."""
+        """Raise what a thread that the handler has started wrote and may not, if it did."""
         if self._outbox.failure is not None:
             raise self._callee.blame("write", self._outbox.failure)
 
-    def _resume(self, resumption: Resumption) -> None:
-        """Take the connection over: have the state that another agent's handler had.
+    # --- from one agent to another ---
+
+    def _take_over(self, resumption: Resumption) -> None:
+        """Have the state that another agent's handler had, and wait for the connection.
 
         Raises:
             WorkerLostError: it is to be given up.
-            _HandedOver: the state cannot be had, or is not wanted any more.
+            HandedOver: the state cannot be had, or is not wanted any more.
         """
-        account, progress = self._account, resumption.progress
-        account.task_id, account.node_id = resumption.task
+        self._account.task_id, self._account.node_id = resumption.task
         if not resumption.waits:
             # Whoever noted it died. One that only stands still has sent everything.
             self._send_rest()
         if resumption.give_up is not None:
-            self._requests.resume_at(progress.offset)
-            self._adopt(progress)
-            self._outbox.unmute_after(0, in_batch=resumption.in_batch, progress=progress)
+            self._recovery.resume_without_handler(resumption)
             raise WorkerLostError(resumption.give_up)
-        self._checkpoints.note_in_hand(None)
         try:
-            self._repetition.repeat(resumption.history, progress.offset, resumption.poison)
+            self._recovery.resume(resumption)
         except (KapudfError, RefusedError) as error:
             self._report(str(error))
-            raise _HandedOver from error
-        self._adopt(progress)
-        if progress.points_in or progress.batches_in:
-            # Muted as well: what is written before there are data to answer.
-            self._outbox.send_data()
-        self._outbox.unmute_after(resumption.sent, in_batch=resumption.in_batch, progress=progress)
-        self._requests.resume_at(progress.offset)
+            raise HandedOver from error
         self._intake.choose_form()
         self._report(None)
-        self._await_decision()
+        self._handover.wait()
         self._outbox.undefer()
 
     def _send_rest(self) -> None:
@@ -308,49 +288,26 @@ class Agent:
         except OSError as error:
             raise ConnectionClosedError(str(error)) from error
 
-    # --- from one agent to another ---
-
-    def _adopt(self, progress: Progress) -> None:
-        """Count on from what the connection had done when another agent left it."""
-        account = self._account
-        account.points_in, account.batches_in = progress.points_in, progress.batches_in
-        account.failures, account.restarts = progress.failures, progress.restarts
-        account.takeovers = progress.takeovers + 1
-        account.bytes_in = progress.offset
+    def _report(self, problem: str | None) -> None:
+        if self._on_resumed is not None:
+            self._on_resumed(problem)
 
     def _stand_still(self) -> None:
         """Wait until it is decided who serves the connection from here on.
 
         Raises:
-            _HandedOver: another agent does.
+            HandedOver: another agent does.
         """
-        if self._on_paused is None:
-            return
-        self._intake.cut()
-        self._outbox.hold()
-        # What was said before is no answer to what is said now.
-        self._decided.clear()
-        if self._on_its_own:
-            self._decided.set()
-        self._on_paused()
-        self._await_decision()
-        self._outbox.unhold()
-
-    def _await_decision(self) -> None:
-        self._decided.wait()
-        self._decided.clear()
-        if self._released:
-            raise _HandedOver
-
-    def _report(self, problem: str | None) -> None:
-        if self._on_resumed is not None:
-            self._on_resumed(problem)
+        self._recovery.cut()
+        self._outbox.block_others()
+        self._handover.stand_still()
+        self._outbox.unblock_others()
 
     def _let_go(self) -> None:
         """Leave the connection as it is to whoever has it now."""
         self._account.reason = Reason.HANDED_OVER
         self._outbox.close()
-        self._repetition.stop_quietly()
+        self._callee.stop_quietly()
         self._stream.close()
 
     # --- the end ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from kapudf_cli.errors import ConnectionClosedError, HandlerError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
     from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.kit.handler import Handler, Writer
+
+_log = logging.getLogger(__name__)
 
 HandlerFactory: TypeAlias = "Callable[[Writer], Handler]"
 
@@ -85,6 +88,14 @@ class Callee:
         handler, self._handler = self._handler, None
         if handler is not None:
             self.call("stop", handler.stop)
+
+    def stop_quietly(self) -> None:
+        """Stop the handler and only log what it raises: another one writes in its place."""
+        try:
+            self.stop()
+        except (HandlerError, ConnectionClosedError) as error:
+            if not is_caused_by(error, ConnectionClosedError):
+                _log.warning("stop failed: %s", error, exc_info=error)
 
 
 def is_caused_by(error: BaseException, kind: type[BaseException]) -> bool:

@@ -26,16 +26,16 @@ class Resumption:
     """Where an agent takes a connection over from another that served it.
 
     Attributes:
-        history: requests that lead to the handler's state; what they bring was sent.
-        sent: how many messages were sent, beyond those, of what the next input brings.
+        history: requests that lead to the handler's state. What it writes over them was sent.
+        sent: how many messages were sent of those that it writes over the input after that.
         in_batch: whether the last message sent is of a batch that has not ended.
         progress: what the connection had done by then.
-        until: up to this offset, frames are dealt with one at a time, each noted before
-            and after: the last agent died over one of them.
+        until: the last agent died over a frame before this offset. Up to there, frames are
+            dealt with one at a time, each noted before and after.
         poison: the offsets of frames that are not given to the handler, for they killed
             workers.
-        waits: whether the other agent stands still and may go on; else it died.
-        give_up: why the connection is to be failed instead, if it is.
+        waits: whether the other agent stands still and could go on. Otherwise it died.
+        give_up: why the connection is failed instead of resumed, None if it is not.
         task: the task's and the node's name, as far as they were known.
     """
 

@@ -19,24 +19,24 @@ FLUSH_BYTES: Final = 96 * 1024
 class Departures:
     """What is on its way to a stream.
 
-    The thread that owns the connection adds frames at any time, without a lock: a deque
-    takes an item whole. Everybody else, and whoever flushes, holds the outbox's.
+    The outbox's owner adds points at any time, without a lock: a deque takes an item
+    whole. Everybody else, and whoever flushes, holds the outbox's lock.
 
     Attributes:
         frames: what has not been flushed yet.
         size: bytes in them; not exact where several threads write, and it need not be.
-        own_points: points that the own thread has added.
-        bytes: bytes handed to the stream.
+        owner_points: points that the owner has added, one by one or in runs.
+        bytes: bytes handed to the stream, here or by the outboxes that had it before.
         broken: why the stream can no longer be written to, None while it can.
     """
 
     __slots__ = (
-        "_own_beyond_frames",
+        "_owner_beyond_frames",
         "_stream",
         "broken",
         "bytes",
         "frames",
-        "own_points",
+        "owner_points",
         "size",
     )
 
@@ -45,25 +45,25 @@ class Departures:
         self._stream = stream
         self.frames: collections.deque[bytes] = collections.deque()
         self.size = 0
-        self.own_points = 0
-        # By how many the own thread's messages in `frames` are more than these: each frame
-        # is one, but for runs, and for what others have added.
-        self._own_beyond_frames = 0
+        self.owner_points = 0
+        # By how many the owner's messages in `frames` are more than these: each frame is one,
+        # but for runs, and for what others have added.
+        self._owner_beyond_frames = 0
         self.bytes = 0
         self.broken: OSError | None = None
 
-    def add(self, frame: bytes, *, own: bool) -> None:
-        """Add a frame, which counts as a message if it is the own thread's."""
+    def add(self, frame: bytes, *, by_owner: bool) -> None:
+        """Add a frame, which counts as a message if it is the owner's."""
         self.frames.append(frame)
         self.size += len(frame)
-        self._own_beyond_frames -= not own
+        self._owner_beyond_frames -= not by_owner
 
     def add_run(self, frames: bytes, count: int) -> None:
-        """Add points of the own thread's in one piece."""
+        """Add points of the owner's in one piece."""
         self.frames.append(frames)
         self.size += len(frames)
-        self.own_points += count
-        self._own_beyond_frames += count - 1
+        self.owner_points += count
+        self._owner_beyond_frames += count - 1
 
     def flush(
         self,
@@ -84,12 +84,12 @@ class Departures:
         Raises:
             ConnectionClosedError: the connection broke.
         """
-        # The own thread may add while this one takes: only what was there is taken, and only
+        # The owner may add while another thread takes: only what was there is taken, and only
         # that is counted. Were this process to die, what was counted too much would be lost.
         self.size = 0
         taken = [self.frames.popleft() for _ in range(len(self.frames))]
-        messages = len(taken) + self._own_beyond_frames
-        self._own_beyond_frames = 0
+        messages = len(taken) + self._owner_beyond_frames
+        self._owner_beyond_frames = 0
         data = b"".join(taken)
         try:
             if self.broken is not None:

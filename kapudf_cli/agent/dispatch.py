@@ -118,10 +118,11 @@ class Dispatcher:
 
         Raises:
             UnexpectedMessageError: it may not come now.
-            HandlerError: the handler raised, and that is not to be passed over.
+            HandlerError: the handler raised, and `on_error` is to fail.
             ConnectionClosedError: it raised because the connection was lost.
             RefusedError: it refused Init or Restore.
-            RepeatAgainError: it raised over what is a repetition.
+            RepeatAgainError: it raised over a repetition, which must begin again without
+                this request.
         """
         self.order.receive(Point if isinstance(message, bytes) else type(message))
         match message:
@@ -135,13 +136,13 @@ class Dispatcher:
                     self._point(message, offset)
             case BeginBatch():
                 self._outbox.send_data()
-                self._data("begin_batch", self._callee.handler.begin_batch, message, offset)
+                self._give("begin_batch", self._callee.handler.begin_batch, message, offset)
             case EndBatch():
                 self._account.batches_in += 1
                 if self._leaves_batch_out:
                     self._leaves_batch_out = False
                 else:
-                    self._data("end_batch", self._callee.handler.end_batch, message, offset)
+                    self._give("end_batch", self._callee.handler.end_batch, message, offset)
             case _:
                 self._answer_request(message)
 
@@ -188,7 +189,7 @@ class Dispatcher:
     # --- what goes wrong ---
 
     def failed(self, method: str, error: BaseException, offset: int) -> None:
-        """Pass an exception over data over, if that is what is to become of it.
+        """Deal with an exception that the handler raised over data, as `on_error` says.
 
         Args:
             method: the handler's method that raised.
@@ -215,10 +216,10 @@ class Dispatcher:
             self._outbox.abandon_batch()
 
     def drop(self, message: RequestMessage | RawPoint) -> None:
-        """Take a request that is not given to the handler: one that would kill the worker.
+        """Take a request, but do not give it to the handler: it killed a worker.
 
         Raises:
-            WorkerLostError: nothing can go on without it.
+            WorkerLostError: the connection cannot go on without it.
         """
         self.order.receive(Point if isinstance(message, bytes) else type(message))
         match message:
@@ -258,7 +259,7 @@ class Dispatcher:
             method = "raw_point" if isinstance(message, bytes) else "point"
             self.failed(method, error, offset)
 
-    def _data(
+    def _give(
         self,
         method: str,
         call: Callable[[BeginBatch], None] | Callable[[EndBatch], None],

@@ -1,23 +1,12 @@
-"""Input on its way to the handler: taken piece by piece, with what makes the handler replaceable.
-
-All that is done for each point is here, and all that is done so that another handler can
-have the state of this one: how far the connection has got, what need not be kept any more,
-and a handler made anew over an exception.
-"""
+"""Input on its way to the handler, piece by piece: all that is done for each point is here."""
 
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.dispatch import excerpt
-from kapudf_cli.errors import HandlerError
-from kapudf_cli.streams.progress import Progress
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.conversation import Incoming
-from kapudf_cli.wire.requests import RequestReader
-from kapudf_cli.wire.udf_pb2 import BeginBatch, Point, RestoreRequest
+from kapudf_cli.wire.udf_pb2 import BeginBatch, Point
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,18 +16,14 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.checkpoints import Checkpoints
     from kapudf_cli.agent.dispatch import Dispatcher
     from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.agent.repetition import Repetition
+    from kapudf_cli.agent.recovery import Recovery
+    from kapudf_cli.wire.requests import RequestReader
 
 _log = logging.getLogger(__name__)
 
 
 class Intake:
-    """Deals with the input of one connection.
-
-    Attributes:
-        requests: cuts it into requests; its offset is that of the frame in hand.
-        wants_cut: whether what is kept for a new handler should be cut short in any case.
-    """
+    """Gives the input of one connection to its handler: points itself, the rest by dispatch."""
 
     def __init__(
         self,
@@ -46,21 +31,31 @@ class Intake:
         dispatcher: Dispatcher,
         outbox: Outbox,
         account: Account,
+        requests: RequestReader,
         *,
         checkpoints: Checkpoints,
-        repetition: Repetition,
-        max_frame_bytes: int,
+        recovery: Recovery,
     ) -> None:
-        """Give input to the handler of `callee`, and count it in `account`."""
+        """Give input to the handler of `callee`.
+
+        Args:
+            callee: the handler.
+            dispatcher: what gives it whatever is no point.
+            outbox: where it writes to.
+            account: what is to be counted in.
+            requests: cuts the input into requests; its offset is that of the frame in hand.
+            checkpoints: what notes the frame in hand, where that might kill.
+            recovery: what makes the handler anew.
+        """
         self._callee = callee
         self._dispatcher = dispatcher
         self._outbox = outbox
         self._account = account
         self._checkpoints = checkpoints
-        self._repetition = repetition
+        self._recovery = recovery
+        self._requests = requests
+        # Points of the piece in hand that were sent on in runs.
         self._run_points = 0
-        self.requests = RequestReader(max_frame_bytes)
-        self.wants_cut = False
 
     def take(self, data: bytes) -> int:
         """Deal with the requests that `data` completes; return how many.
@@ -70,14 +65,14 @@ class Intake:
 
         Raises:
             ProtocolError: the bytes are no requests, or not in an order that may be.
-            HandlerError: the handler raised, and that is not to be passed over.
+            HandlerError: the handler raised, and `on_error` is to fail.
             ConnectionClosedError: the connection broke.
             RefusedError: the handler refused Init or Restore.
         """
         dispatcher = self._dispatcher
         order = dispatcher.order
         outbox = self._outbox
-        requests = self.requests
+        requests = self._requests
         handler = self._callee.handler
         point = handler.point
         raw_point = handler.raw_point or dispatcher.decode_raw
@@ -105,10 +100,10 @@ class Intake:
                     if kind is BeginBatch:
                         account.points_in += points + self._run_points - counted
                         counted = points + self._run_points
-                        self._cut_before_batch()
+                        self._recovery.cut_before_batch()
                     dispatcher.dispatch(message, requests.offset)
                 if dispatcher.wants_restart:
-                    self._restart()
+                    self._recovery.restart()
                     order = dispatcher.order
                 # A handler may choose how it takes points, in setup say.
                 handler = self._callee.handler
@@ -123,10 +118,10 @@ class Intake:
     def choose_form(self) -> None:
         """Have points read in the form in which the handler takes them."""
         raw_point = self._callee.handler.raw_point
-        self.requests.raw = raw_point is not None
+        self._requests.raw = raw_point is not None
         # Points that a handler would forward one by one can go in one piece.
         forwards = raw_point == self._outbox.forward and self._dispatcher.order.takes_points
-        self.requests.take_run = self._forward_run if forwards else None
+        self._requests.take_run = self._forward_run if forwards else None
 
     def _forward_run(self, frames: bytes, count: int) -> bool:
         """Send points on as they came, if they may leave just so; return whether they did."""
@@ -138,8 +133,8 @@ class Intake:
     def take_carefully(self, data: bytes, poison: Collection[int]) -> int:
         """Deal with requests one at a time, each noted before and after; return how many.
 
-        The last agent died over one of them, and the one may do it again: what is before
-        it shall be done with, and it shall be known.
+        The last agent died over one of them, which may kill this one too. Then what came
+        before it must be done with, and it must be known which one it was.
 
         Args:
             data: input, as for `take`.
@@ -150,11 +145,11 @@ class Intake:
         """
         dispatcher = self._dispatcher
         count = 0
-        self.requests.take_run = None
+        self._requests.take_run = None
         try:
-            for message in self.requests.feed(data):
-                offset = self.requests.offset
-                self._outbox.flush(self.progress())
+            for message in self._requests.feed(data):
+                offset = self._requests.offset
+                self._outbox.flush(self._recovery.progress())
                 self._checkpoints.note_in_hand(offset)
                 if offset in poison:
                     _log.error(
@@ -163,108 +158,14 @@ class Intake:
                     )
                     self._account.failures += 1
                     dispatcher.drop(message)
-                    self._repetition.leave_out(offset)
+                    self._recovery.leave_out(offset)
                 else:
                     dispatcher.dispatch(message, offset)
                     if dispatcher.wants_restart:
-                        self._restart()
-                self.requests.raw = self._callee.handler.raw_point is not None
+                        self._recovery.restart()
+                self._requests.raw = self._callee.handler.raw_point is not None
                 count += 1
         finally:
             self._outbox.in_hand = None
         self.choose_form()
         return count
-
-    def progress(self) -> Progress:
-        """Return how far the connection has got; only between two requests."""
-        account, outbox = self._account, self._outbox
-        return Progress(
-            self.requests.offset,
-            account.points_in,
-            outbox.points,
-            account.batches_in,
-            outbox.batches,
-            outbox.bytes_written,
-            account.failures,
-            account.restarts,
-            account.takeovers,
-        )
-
-    def cut_if_due(self, now_s: float) -> None:
-        """Cut, if what is kept has become long or old; `now_s` is the monotonic clock's time."""
-        if self._is_cut_due(now_s):
-            self.cut()
-
-    def _cut_before_batch(self) -> None:
-        """Cut between two batches, if a cut is due.
-
-        Where batches follow each other without a pause, reads end in the midst of one each
-        time, and this is the only chance there is.
-        """
-        if self._is_cut_due(time.monotonic()):
-            self._outbox.flush(self.progress())
-            self.cut()
-
-    def _is_cut_due(self, now_s: float) -> bool:
-        dispatcher = self._dispatcher
-        return self.wants_cut or self._checkpoints.is_due(
-            now_s, stateless=dispatcher.stateless, asked=dispatcher.snapshot_asked
-        )
-
-    def cut(self) -> None:
-        """Have the input that has been dealt with forgotten, for the state that came of it."""
-        dispatcher = self._dispatcher
-        # In the midst of a batch, the state is not all there is.
-        whole = dispatcher.order.state is Incoming.READY and not self._outbox.in_batch
-        if not whole:
-            return
-        prefix = dispatcher.init_frame
-        if not dispatcher.stateless:
-            try:
-                snapshot = dispatcher.snapshot()
-            except HandlerError as error:
-                # Nobody has asked for it. What is kept is longer for that, and no worse.
-                _log.error("snapshot failed: %s", error, exc_info=error.cause)
-                self._checkpoints.postpone()
-                dispatcher.snapshot_asked = False
-                return
-            # What it has written meanwhile does not wait for the next input, and is not
-            # left to another agent, which could not know of it.
-            self._outbox.flush(self.progress())
-            if snapshot:
-                prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
-        self.wants_cut = dispatcher.snapshot_asked = False
-        if self._checkpoints.cut(prefix, self.requests.rest):
-            self._repetition.forget()
-
-    def _restart(self) -> None:
-        """Make the handler anew, with the state that it had before the frame in hand."""
-        dispatcher, account = self._dispatcher, self._account
-        dispatcher.wants_restart = False
-        account.restarts += 1
-        offset = self.requests.offset
-        state = dispatcher.order.state
-        counted = (account.points_in, account.batches_in, self._run_points)
-        self._outbox.mute()
-        # Where there was no cut yet, there is only Init to go by.
-        history = self._checkpoints.history(offset) or dispatcher.init_frame
-        try:
-            self._repetition.repeat(history, offset)
-            # Muted as well: what is written before there are data to answer.
-            self._outbox.send_data()
-            begun = dispatcher.order.state is Incoming.IN_BATCH
-            if begun and state is not Incoming.IN_BATCH:
-                # The new handler is given no end of it either: that is what failed.
-                self._outbox.abandon_batch()
-        finally:
-            # Also to tell Kapacitor that the new handler failed.
-            self._outbox.unmute()
-        account.points_in, account.batches_in, self._run_points = counted
-        dispatcher.order.state = state
-        if state is Incoming.IN_BATCH and not begun:
-            # The history does not go so far back as the batch's begin.
-            dispatcher.leave_batch_out()
-        # So that the next repetition is short. Where there can be no cut soon, as in the
-        # midst of a batch, it at least need not find out again what fails.
-        self.wants_cut = True
-        self._repetition.leave_out(offset)

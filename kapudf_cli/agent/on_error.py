@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: fail: the task fails with it, as the protocol foresees. skip: the point or batch is
-#: dropped. restart: that too, and the handler is made anew.
+#: dropped. restart: the point or batch is dropped, and the handler is made anew.
 OnError: TypeAlias = Literal["fail", "skip", "restart"]
 DEFAULT_ON_ERROR: Final[OnError] = "fail"
 

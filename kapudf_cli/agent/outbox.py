@@ -6,22 +6,20 @@ thread; the agent answers through it and flushes it when the input runs dry.
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import threading
 from threading import get_ident
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent.backlog import BACKLOG_BYTES, Backlog
+from kapudf_cli.agent.delivery import Data, Delivery
 from kapudf_cli.agent.departures import FLUSH_BYTES, Departures
-from kapudf_cli.agent.muting import Muting
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.wire.codec import RESPONSES, decode_point, encode_point
-from kapudf_cli.wire.conversation import OutgoingOrder
 from kapudf_cli.wire.framing import HEARTBEAT, encode_varint
 from kapudf_cli.wire.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from kapudf_cli.kit.patch import PointPatch
     from kapudf_cli.streams import Stream
@@ -34,31 +32,18 @@ if TYPE_CHECKING:
 _ERROR_BYTES = 4096
 
 
-class Data(enum.Enum):
-    """What becomes of the data that a handler writes."""
-
-    HELD = "kept until Kapacitor can take it"
-    SENT = "sent"
-    DROPPED = "dropped: the connection ends without Kapacitor having asked for any"
-    REFUSED = "refused: the connection has ended"
-
-
 class Outbox:
     """The way back of one connection; what a handler knows as its agent.
 
-    Data is held back until `send_data`, since Kapacitor reads none before Init
-    and Restore are answered. Answers are never held back.
+    It has an owner, the thread that reads the connection's input and adopts it. A write
+    of the owner waits for the next flush. A write of any other thread, which the handler
+    has started, is flushed at once, for nobody knows when the next flush would be.
 
-    It belongs to the thread that adopts it. A write from that thread waits for the
-    next flush; a write from any other thread is flushed at once, for nobody
-    knows when the next flush would be.
-
-    Where input is repeated, to give a new handler the state of an old one, what the
-    own thread writes is muted: it was sent the first time.
+    What becomes of a message that may be written is for its `Delivery` to say; here is
+    which thread writes, waits and flushes.
 
     Attributes:
         in_hand: the undecoded point that the handler has been given, if it takes them so.
-        batches: batches ended.
         failure: what another thread tried to write first and may not, None if nothing.
     """
 
@@ -83,42 +68,31 @@ class Outbox:
         self._max_written_bytes = max_frame_bytes + len(encode_varint(max_frame_bytes))
         self._on_failure = on_failure
         self._owner = get_ident()
-        self._order = OutgoingOrder()
-        self._order.declare(provides)
-        # Whether a point of the own thread may leave just so; see write_point.
+        # Whether a point of the owner may leave just so; see write_point.
         self._direct = False
         self._departures = Departures(stream)
-        # What the own thread writes while input is repeated; and what was counted before.
-        self._muting = Muting()
-        self._counted = (0, 0, 0)
-        self._on_hold = False
-        # What other threads write while input is repeated: it leaves after that.
-        self._deferring = False
-        self._deferred = Backlog()
         self.in_hand: RawPoint | None = None
         # Guards everything below, and the order of bytes on the stream.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._data = Data.HELD
-        self._held = Backlog()
-        self._other_points = 0
-        self.batches = 0
+        self._delivery = Delivery(self._departures, provides)
+        self._blocks_others = False
         self.failure: InvalidWriteError | None = None
 
     # --- for handlers: see kapudf_cli.kit.handler.Writer ---
 
     def write_point(self, point: Point, /) -> None:
         """Send a point; see `Writer.write_point`."""
-        # The hot path: the handler's own thread writes a point that may leave. It
-        # takes no lock, and needs none: a deque takes an item whole, and what else
-        # is touched is this thread's own. All that is special goes the long way.
+        # The hot path: the owner writes a point that may leave. It takes no lock, and
+        # needs none: a deque takes an item whole, and what else is touched is this
+        # thread's own. All that is special goes the long way.
         if self._direct and type(point) is Point and get_ident() == self._owner:
             frame = encode_point(point)
             size = len(frame)
             if size <= self._max_written_bytes:
                 departures = self._departures
                 departures.frames.append(frame)
-                departures.own_points += 1
+                departures.owner_points += 1
                 departures.size += size
                 if departures.size >= FLUSH_BYTES:
                     self.flush()
@@ -139,35 +113,34 @@ class Outbox:
         if raw is not self.in_hand or get_ident() != self._owner:
             problem = "bytes that are not the point in hand; forward it before raw_point returns"
             raise InvalidWriteError(problem)
-        if self._muting.messages and self._data is Data.SENT:
-            self._mute_point(len(raw))
-            return
-        frame: bytes | None = raw
-        if patch is not None:
-            frame = patch.extend(raw)
-        if frame is None or not self._direct or len(frame) > self._max_written_bytes:
-            point = decode_point(raw)
-            if patch is not None:
-                patch.apply(point)
-            self.write_point(point)
-            return
-        departures = self._departures
-        departures.frames.append(frame)
-        departures.own_points += 1
-        departures.size += len(frame)
-        if departures.size >= FLUSH_BYTES:
-            self.flush()
+        # The hot path, as in write_point.
+        if self._direct:
+            frame = raw if patch is None else patch.extend(raw)
+            if frame is not None and len(frame) <= self._max_written_bytes:
+                departures = self._departures
+                departures.frames.append(frame)
+                departures.owner_points += 1
+                departures.size += len(frame)
+                if departures.size >= FLUSH_BYTES:
+                    self.flush()
+                return
+        self._forward_decoded(raw, patch)
 
     # --- for the agent ---
 
     def adopt(self) -> None:
-        """Make the calling thread, which will flush, the outbox's own."""
+        """Make the calling thread, which will flush, the owner."""
         self._owner = get_ident()
 
     @property
     def points(self) -> int:
         """How many points were sent."""
-        return self._departures.own_points + self._other_points
+        return self._departures.owner_points + self._delivery.points
+
+    @property
+    def batches(self) -> int:
+        """How many batches were sent whole."""
+        return self._delivery.batches
 
     @property
     def bytes_sent(self) -> int:
@@ -187,42 +160,13 @@ class Outbox:
     @property
     def in_batch(self) -> bool:
         """Whether the handler has begun a batch and not ended it."""
-        return self._order.in_batch
-
-    def declare(self, provides: EdgeType) -> None:
-        """Note which edge the handler provides; its writes are checked against it.
-
-        Raises:
-            InvalidWriteError: it has written for the other edge already.
-        """
-        with self._lock:
-            if provides != self._order.provides and self._held:
-                problem = "data before Init, for another edge than the one that info() declares"
-                raise InvalidWriteError(problem)
-            self._order.declare(provides)
-            self._redirect()
-
-    def send_data(self) -> None:
-        """Let out the data held back so far, and whatever follows."""
-        with self._lock:
-            if self._data is Data.HELD:
-                held = self._held.take()
-                self._release(Data.SENT)
-                for frame, own in held:
-                    self._queue(frame, own=own)
-
-    def drop_data(self) -> None:
-        """Drop what is held back, and whatever follows: nobody has asked for data."""
-        with self._lock:
-            if self._data is Data.HELD:
-                self._other_points = self.batches = 0
-                self._release(Data.DROPPED)
+        return self._delivery.in_batch
 
     def forward_run(self, frames: bytes, count: int) -> bool:
         """Send on points that follow each other, as they came; return whether they may leave so.
 
-        The own thread's, for a handler that would forward each of them by itself. What
-        is flushed for it is what came before it.
+        For the owner, and a handler that would forward each of them by itself. What is
+        flushed for it is what came before it.
         """
         if not self._direct:
             return False
@@ -233,11 +177,6 @@ class Outbox:
             departures.add_run(frames, count)
         return True
 
-    def close(self) -> None:
-        """Refuse whatever is written from now on."""
-        with self._lock:
-            self._release(Data.REFUSED)
-
     def answer(self, message: ResponseMessage) -> None:
         """Send an answer to a request, after all that was written before it.
 
@@ -246,83 +185,11 @@ class Outbox:
             ConnectionClosedError: the connection broke.
         """
         frame = self._encode(message)
-        with self._lock:
-            self._queue(frame, own=True)
+        with self._steering() as delivery:
+            delivery.answer(type(message), frame)
             # A snapshot may be long, and be asked for again and again.
             if self._departures.size >= FLUSH_BYTES:
                 self._flush()
-
-    # --- for an agent that repeats input ---
-
-    def mute(self) -> None:
-        """Mute whatever the own thread writes, as if nothing had been said yet."""
-        with self._lock:
-            if not self._muting.is_endless:
-                self._counted = (self._other_points, self.batches, self._departures.bytes)
-            self._muting.begin(in_batch=self._order.in_batch)
-            self._held.take()
-            self._data = Data.HELD
-            self._order.declare(self._order.provides)
-            self._redirect()
-
-    def unmute(self) -> None:
-        """Send what comes from now on, after what was sent before `mute`."""
-        with self._lock:
-            self._other_points, self.batches, self._departures.bytes = self._counted
-            self._muting.end(in_batch=self._order.in_batch)
-            self._redirect()
-
-    def unmute_after(self, messages: int, *, in_batch: bool, progress: Progress) -> None:
-        """Mute so many more messages, which another outbox has sent, and send what follows.
-
-        Args:
-            messages: how many of what is written next were sent already.
-            in_batch: whether the last one sent is of a batch that has not ended.
-            progress: what was sent before them.
-        """
-        with self._lock:
-            self._other_points, self.batches = progress.points_out, progress.batches_out
-            self._departures.bytes = progress.bytes_out
-            self._muting.end_after(messages, sent_in_batch=in_batch, in_batch=self._order.in_batch)
-            self._redirect()
-
-    def abandon_batch(self) -> None:
-        """Forget the batch that is begun and will not be ended; Kapacitor drops it at the next."""
-        with self._lock:
-            if self._order.in_batch:
-                self._order.declare(self._order.provides)
-                self._muting.end_batch()
-                self._redirect()
-
-    def defer(self) -> None:
-        """Keep what other threads write until `undefer`; what another outbox left comes first.
-
-        A handler may wait for such a thread while its input is repeated, so that it must
-        not wait here.
-        """
-        with self._lock:
-            self._deferring = True
-
-    def undefer(self) -> None:
-        """Let out what was kept, and whatever other threads write from now on."""
-        with self._lock:
-            self._deferring = False
-            for frame, own in self._deferred.take():
-                self._queue(frame, own=own)
-            self._changed.notify_all()
-            # As if they had been written just now.
-            self._flush()
-
-    def hold(self) -> None:
-        """Let writes of other threads wait, while another worker may take over."""
-        with self._lock:
-            self._on_hold = True
-
-    def unhold(self) -> None:
-        """Let them go on."""
-        with self._lock:
-            self._on_hold = False
-            self._changed.notify_all()
 
     def heartbeat(self) -> None:
         """Send an unasked-for KeepaliveResponse, and what else is pending. From any thread.
@@ -331,9 +198,10 @@ class Outbox:
         """
         if self._lock.acquire(blocking=False):
             try:
-                still = self._on_hold or self._deferring or not self._stream.has_room()
-                if self._data is not Data.REFUSED and not still:
-                    self._departures.add(HEARTBEAT, own=False)
+                delivery = self._delivery
+                still = self._blocks_others or delivery.defers or not self._stream.has_room()
+                if delivery.data is not Data.REFUSED and not still:
+                    self._departures.add(HEARTBEAT, by_owner=False)
                     self._flush()
             except ConnectionClosedError:
                 pass  # The agent's own next write tells.
@@ -347,7 +215,7 @@ class Outbox:
         frame = self._encode(ErrorResponse(error=text))
         with self._lock:
             # It is told though what else comes is muted, or of a batch that is left out.
-            self._departures.add(frame, own=True)
+            self._departures.add(frame, by_owner=True)
 
     def flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
         """Hand what may leave to the stream, waiting while the peer does not read.
@@ -360,100 +228,138 @@ class Outbox:
             ConnectionClosedError: the connection broke.
         """
         with self._lock:
-            self._flush(progress, forgets=forgets and not self._order.in_batch)
+            self._flush(progress, forgets=forgets and not self._delivery.in_batch)
+
+    # --- for the agent: what becomes of what is written ---
+
+    def declare(self, provides: EdgeType) -> None:
+        """Check writes against the edge that the handler provides; see `Delivery.declare`."""
+        with self._steering() as delivery:
+            delivery.declare(provides)
+
+    def send_data(self) -> None:
+        """Let out data, once Kapacitor reads any; see `Delivery.send_data`."""
+        # Asked for with each request, and nearly always let out already.
+        if self._delivery.data is Data.HELD:
+            with self._steering() as delivery:
+                delivery.send_data()
+
+    def drop_data(self) -> None:
+        """Drop data that nobody has asked for; see `Delivery.drop_data`."""
+        with self._steering() as delivery:
+            delivery.drop_data()
+
+    def close(self) -> None:
+        """Refuse whatever is written from now on."""
+        with self._steering() as delivery:
+            delivery.refuse_data()
+
+    def abandon_batch(self) -> None:
+        """Forget a batch that will not be ended; see `Delivery.abandon_batch`."""
+        with self._steering() as delivery:
+            delivery.abandon_batch()
+
+    def mute(self) -> None:
+        """Mute the owner, whose input is repeated; see `Delivery.mute`."""
+        with self._steering() as delivery:
+            delivery.mute()
+
+    def unmute(self) -> None:
+        """Send what the owner writes from now on; see `Delivery.unmute`."""
+        with self._steering() as delivery:
+            delivery.unmute()
+
+    def unmute_after(self, messages: int, *, in_batch: bool, progress: Progress) -> None:
+        """Send what comes after so many more messages; see `Delivery.unmute_after`."""
+        with self._steering() as delivery:
+            delivery.unmute_after(messages, in_batch=in_batch, progress=progress)
+
+    def defer(self) -> None:
+        """Keep what other threads write during a repetition; see `Delivery.defer`."""
+        with self._steering() as delivery:
+            delivery.defer()
+
+    def undefer(self) -> None:
+        """Send what was kept, as if it had been written just now; see `Delivery.undefer`."""
+        with self._steering() as delivery:
+            delivery.undefer()
+            self._flush()
+
+    def block_others(self) -> None:
+        """Let writes of other threads wait, while another worker may take over."""
+        with self._steering():
+            self._blocks_others = True
+
+    def unblock_others(self) -> None:
+        """Let them go on."""
+        with self._steering():
+            self._blocks_others = False
 
     # --- inside; the lock is held where a name says nothing else ---
 
+    @contextlib.contextmanager
+    def _steering(self) -> Iterator[Delivery]:
+        """Change what becomes of what is written. Takes the lock."""
+        with self._lock:
+            try:
+                yield self._delivery
+            finally:
+                self._redirect()
+                self._changed.notify_all()
+
+    def _redirect(self) -> None:
+        """Find out anew whether a point of the owner may leave just so."""
+        self._direct = self._delivery.lets_points_out and self._departures.broken is None
+
     def _write(self, message: DataMessage, expected: type) -> None:
-        """Check a handler's message and queue it. Takes the lock."""
-        own_thread = get_ident() == self._owner
+        """Check a handler's message and let it out. Takes the lock."""
+        by_owner = get_ident() == self._owner
         try:
             if type(message) is not expected:
-                kind = type(message)
-                # InfluxData's own classes have the same names.
-                stranger = kind.__name__ == expected.__name__
-                name = f"{kind.__module__}.{kind.__name__}" if stranger else kind.__name__
-                problem = f"a {name} where a {expected.__name__} belongs"
-                raise InvalidWriteError(problem)
+                raise _wrong_type(message, expected)
             with self._lock:
-                if not own_thread:
-                    self._changed.wait_for(self._has_room)
-                if (broken := self._departures.broken) is not None:
-                    problem = "Kapacitor has closed the connection"
-                    raise ConnectionClosedError(problem) from broken
-                if self._data is Data.REFUSED:
-                    problem = "the connection has ended; nothing can be written any more"
-                    raise ConnectionClosedError(problem)
+                if not by_owner:
+                    self._changed.wait_for(self._need_not_wait)
+                if self._departures.broken is not None or self._delivery.data is Data.REFUSED:
+                    raise self._closed() from self._departures.broken
                 # Encoded under the lock: a batch is only whole if its messages
                 # leave in the order in which they were checked.
-                self._admit(message, own=own_thread)
-                if self._deferring and not own_thread:
-                    return
-                if not own_thread or self._departures.size >= FLUSH_BYTES:
+                self._delivery.write(message, self._encode(message), by_owner=by_owner)
+                self._redirect()
+                much = self._departures.size >= FLUSH_BYTES
+                if much if by_owner else not self._delivery.defers:
                     self._flush()
         except InvalidWriteError as error:
-            if not own_thread:
-                # An exception in a thread of the handler's own reaches nobody
-                # else; the agent ends the connection for it.
+            if not by_owner:
+                # An exception in a thread that the handler has started reaches
+                # nobody else; the agent ends the connection for it.
                 self.failure = self.failure or error
                 self._on_failure()
             raise
 
-    def _admit(self, message: DataMessage, *, own: bool) -> None:
-        if self._data is Data.HELD and self._held.is_full:
-            problem = (
-                f"more than {BACKLOG_BYTES} bytes of data before Kapacitor can take any; "
-                "write them once the first point or batch has come"
-            )
-            raise InvalidWriteError(problem)
-        frame = self._encode(message)
-        if isinstance(message, Point):
-            self._order.point()
-        elif isinstance(message, BeginBatch):
-            self._order.begin_batch(message)
-        else:
-            self._order.end_batch()
-        self._redirect()
-        if self._data is Data.DROPPED:
+    def _forward_decoded(self, raw: RawPoint, patch: PointPatch | None) -> None:
+        """Send on a point that may not leave as bytes. Takes the lock."""
+        if self._delivery.mutes_all:
+            # A history may be long: its points are not decoded just to be muted.
+            with self._lock:
+                self._delivery.mute_point()
             return
-        if isinstance(message, Point):
-            self._other_points += 1
-        elif isinstance(message, EndBatch):
-            self.batches += 1
-        if self._data is Data.HELD:
-            self._held.add(frame, own=own)
-        else:
-            self._queue(frame, own=own)
-            if self._muting.leaves_out and isinstance(message, EndBatch):
-                self._muting.end_batch()
-                self._redirect()
+        point = decode_point(raw)
+        if patch is not None:
+            patch.apply(point)
+        self.write_point(point)
 
-    def _queue(self, frame: bytes, *, own: bool) -> None:
-        """Let a message out, unless it was sent before or is not to be."""
-        if self._deferring and not own:
-            self._deferred.add(frame, own=own)
-            return
-        if own:
-            if self._muting.messages:
-                self._mute_one(len(frame))
-                return
-            if self._muting.leaves_out:
-                return
-        self._departures.add(frame, own=own)
+    def _need_not_wait(self) -> bool:
+        """Return whether a thread other than the owner may go on."""
+        if self._delivery.data is Data.REFUSED or self.is_broken:
+            return True  # to be told so
+        return not self._delivery.is_full and not self._blocks_others
 
-    def _mute_point(self, size: int) -> None:
-        """Mute a point that would have been forwarded. Takes the lock."""
-        with self._lock:
-            self._order.point()
-            self._other_points += 1
-            self._mute_one(size)
-
-    def _mute_one(self, size: int) -> None:
-        """Count a message of the own thread's as sent, which it was before."""
-        self._departures.bytes += size
-        self._muting.mute_one(in_batch=self._order.in_batch)
-        if not self._muting.messages:
-            self._redirect()
+    def _closed(self) -> ConnectionClosedError:
+        """Return why nothing can be written any more."""
+        if self.is_broken:
+            return ConnectionClosedError("Kapacitor has closed the connection")
+        return ConnectionClosedError("the connection has ended; nothing can be written any more")
 
     def _encode(self, message: ResponseMessage) -> bytes:
         frame = RESPONSES.encode(message)
@@ -465,33 +371,25 @@ class Outbox:
             raise InvalidWriteError(problem)
         return frame
 
-    def _has_room(self) -> bool:
-        """Return whether a thread of the handler's own need not wait."""
-        if self._data is Data.REFUSED or self.is_broken:
-            return True  # to be told so
-        full = (self._data is Data.HELD and self._held.is_full) or self._deferred.is_full
-        return not full and not self._on_hold
-
-    def _release(self, data: Data) -> None:
-        self._held.take()
-        self._data = data
-        self._redirect()
-        self._changed.notify_all()
-
-    def _redirect(self) -> None:
-        in_order = self._data is Data.SENT and self._order.takes_points
-        self._direct = in_order and self._muting.is_over and not self.is_broken
-
     def _flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
-        muted = self._muting.messages
+        delivery = self._delivery
         try:
             self._departures.flush(
                 progress,
-                in_batch=self._muting.sent_in_batch(in_batch=self._order.in_batch),
+                in_batch=delivery.sent_in_batch,
                 # Infinitely many are, as long as progress is not known.
-                muted=0 if progress is None else int(muted),
+                muted=0 if progress is None else int(delivery.muted),
                 forgets=forgets,
             )
         except ConnectionClosedError:
             self._redirect()
             raise
+
+
+def _wrong_type(message: object, expected: type) -> InvalidWriteError:
+    """Return what is wrong with a message of another class than the method is for."""
+    kind = type(message)
+    # InfluxData's own classes have the same names.
+    stranger = kind.__name__ == expected.__name__
+    name = f"{kind.__module__}.{kind.__name__}" if stranger else kind.__name__
+    return InvalidWriteError(f"a {name} where a {expected.__name__} belongs")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent.callee import is_caused_by
 from kapudf_cli.agent.dispatch import RepeatAgainError
-from kapudf_cli.errors import ConnectionClosedError, HandlerError
 from kapudf_cli.wire.requests import RequestReader
 
 if TYPE_CHECKING:
@@ -16,8 +13,6 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.callee import Callee
     from kapudf_cli.agent.dispatch import Dispatcher
     from kapudf_cli.agent.outbox import Outbox
-
-_log = logging.getLogger(__name__)
 
 
 class Repetition:
@@ -35,11 +30,11 @@ class Repetition:
         self._failed: set[int] = set()
 
     def leave_out(self, offset: int) -> None:
-        """Leave the frame at an offset out of whatever is repeated."""
+        """Leave the frame at this offset out of every repetition."""
         self._failed.add(offset)
 
     def forget(self) -> None:
-        """Forget what failed: the history begins anew after it."""
+        """Forget what failed: from now on, the history begins after it."""
         self._failed.clear()
 
     def repeat(self, history: bytes, until: int, poison: Collection[int] = ()) -> None:
@@ -51,8 +46,8 @@ class Repetition:
             poison: the offsets of frames that are left out.
 
         Raises:
-            HandlerError: the handler raised, as the old one did not.
-            ProtocolError: the history is no history.
+            HandlerError: the handler raised where the old one did not.
+            ProtocolError: the history is not made of requests in an order that may be.
             RefusedError: the handler refused Init or Restore.
         """
         # Whatever is repeated later shall not kill another worker with it.
@@ -60,7 +55,7 @@ class Repetition:
         self._dispatcher.repeats = True
         try:
             while True:
-                self.stop_quietly()
+                self._callee.stop_quietly()
                 self._outbox.mute()
                 self._dispatcher.begin()
                 self._callee.make()
@@ -73,14 +68,6 @@ class Repetition:
         finally:
             self._dispatcher.repeats = False
             self._outbox.in_hand = None
-
-    def stop_quietly(self) -> None:
-        """Let the handler release what it holds; another one writes in its place."""
-        try:
-            self._callee.stop()
-        except (HandlerError, ConnectionClosedError) as error:
-            if not is_caused_by(error, ConnectionClosedError):
-                _log.warning("stop failed: %s", error, exc_info=error)
 
     def _take(self, history: bytes, until: int) -> None:
         requests = RequestReader(self._max_frame_bytes)

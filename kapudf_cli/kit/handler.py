@@ -130,7 +130,7 @@ class Handler(abc.ABC):
     state: Any
 
     def __init__(self, agent: Writer) -> None:
-        """Keep the agent. What costs time or memory belongs into `setup`.
+        """Keep the agent. What costs time or memory belongs in `setup`.
 
         Kapacitor opens a connection at its start just to ask for `info`, and a
         handler is made for that one too.

@@ -38,7 +38,7 @@ class Input:
         *,
         receive: Callable[[int], bytes],
         wait: Callable[[], object],
-        count: Callable[[], int],
+        unread: Callable[[], int],
         piece_bytes: int,
         left: bytes = b"",
     ) -> None:
@@ -49,14 +49,14 @@ class Input:
             receive: takes up to so many bytes without waiting, b"" at the end; raises
                 BlockingIOError where nothing is there.
             wait: waits until there is something, or the waker wakes.
-            count: says how many bytes have arrived that were not taken.
+            unread: says how many bytes have arrived that were not taken.
             piece_bytes: how many to take at once.
-            left: what was taken by somebody else, and comes first.
+            left: what somebody else has taken already; it is read first.
         """
         self._waker = waker
         self._receive = receive
         self._wait = wait
-        self._count = count
+        self._unread = unread
         self._piece_bytes = piece_bytes
         # Held by whoever takes input: the reader, or a writer that waits for room while
         # the reader is busy.
@@ -96,10 +96,10 @@ class Input:
         self._ended = True
 
     def read_ahead_until(self, has_room: Callable[[float], bool]) -> None:
-        """Wait for something else; where that takes long, read ahead.
+        """Wait until there is room to write; where that takes long, read ahead.
 
         Args:
-            has_room: waits for it, for so many seconds; returns whether it came.
+            has_room: waits for room, for so many seconds; returns whether there is any.
         """
         patience_s = _STALLED_S
         while not has_room(patience_s):
@@ -116,7 +116,7 @@ class Input:
         if self._ended:
             return b""
         if self._remaining is None:
-            self._remaining = self._count()
+            self._remaining = self._unread()
         if self._remaining == 0:
             return b""
         data = self._receive(min(self._remaining, self._piece_bytes))

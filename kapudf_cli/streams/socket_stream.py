@@ -62,7 +62,7 @@ class SocketStream:
             self._waker,
             receive=receive or connection.recv,
             wait=self._wait_for_input,
-            count=self._unread,
+            unread=self._unread,
             piece_bytes=_READ_BYTES,
             left=left,
         )

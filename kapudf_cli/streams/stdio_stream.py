@@ -45,16 +45,16 @@ class StdioStream:
         os.set_blocking(requests, False)
         os.set_blocking(responses, False)
         self._waker = Waker()
-        #: Readable for ever once the connection was aborted.
-        self._cut, self._cutter = os.pipe()
+        # The first of the two is readable for ever once the connection was aborted.
+        self._abort_readable, self._abort_writable = os.pipe()
         self._aborted = False
         self._input = Input(
             self._waker,
             receive=functools.partial(os.read, requests),
             wait=functools.partial(
-                wait_for, requests, select.POLLIN, self._waker.fileno(), self._cut
+                wait_for, requests, select.POLLIN, self._waker.fileno(), self._abort_readable
             ),
-            count=self._unread,
+            unread=self._unread,
             piece_bytes=_READ_BYTES,
         )
         self.read = self._input.read
@@ -106,7 +106,7 @@ class StdioStream:
             if self._open and not self._aborted:
                 self._aborted = True
                 self._input.end()
-                os.write(self._cutter, b"\0")
+                os.write(self._abort_writable, b"\0")
 
     def settle(self, timeout_s: float) -> int:
         """Wait until Kapacitor has what was written; see `Stream.settle`."""
@@ -117,7 +117,7 @@ class StdioStream:
             receive=functools.partial(os.read, self._requests),
             # A pipe may be asked at either end.
             unread=functools.partial(waiting_bytes, self._responses, termios.FIONREAD),
-            aborted=self._cut,
+            aborted=self._abort_readable,
         )
 
     def close(self) -> int:
@@ -133,7 +133,7 @@ class StdioStream:
                 with contextlib.suppress(OSError):
                     os.set_blocking(descriptor, blocking)
                 os.close(descriptor)
-            for descriptor in (self._cut, self._cutter):
+            for descriptor in (self._abort_readable, self._abort_writable):
                 os.close(descriptor)
             self._waker.close()
         return unread
@@ -143,4 +143,6 @@ class StdioStream:
 
     def _has_room(self, patience_s: float) -> bool:
         """Wait until something can be written, or the connection is aborted."""
-        return wait_for(self._responses, select.POLLOUT, self._cut, patience_s=patience_s)
+        return wait_for(
+            self._responses, select.POLLOUT, self._abort_readable, patience_s=patience_s
+        )

@@ -46,13 +46,14 @@ class Stream(Protocol):
         """Write all of `data`, waiting for as long as the peer does not read.
 
         Args:
-            data: whole messages, or none.
-            messages: how many of them the input has brought, for a stream that notes
-                what has left; with `progress`, how many of what it brings next were sent
-                before. Likewise what follows.
-            in_batch: whether a batch is begun by them, or before, and not ended.
+            data: whole messages, or none. All other arguments are for a stream that notes
+                what has left.
+            messages: without `progress`, how many of the messages in `data` were written
+                over input. With `progress`, how many of those that will be written over
+                the next input were sent before.
+            in_batch: whether a batch has been begun, in `data` or before, and not ended.
             progress: how much of the input has been dealt with, None in the midst of it.
-            forgets: whether the handler needs none of that again, to have its state.
+            forgets: whether the handler needs none of that input again to have its state.
 
         Raises:
             OSError: the connection broke, or was aborted.

@@ -117,6 +117,15 @@ class OutgoingOrder:
         self.in_batch = False
         self.takes_points = provides != BATCH
 
+    def write(self, message: BeginBatch | Point | EndBatch) -> None:
+        """Note a message of any of the three; raises as the others do."""
+        if isinstance(message, Point):
+            self.point()
+        elif isinstance(message, BeginBatch):
+            self.begin_batch(message)
+        else:
+            self.end_batch()
+
     def begin_batch(self, begin: BeginBatch) -> None:
         """Note a BeginBatch.
 

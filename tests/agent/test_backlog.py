@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from kapudf_cli.agent.backlog import BACKLOG_BYTES, Backlog
+from kapudf_cli.agent.backlog import BACKLOG_BYTES, Backlog, Written
+from kapudf_cli.wire.udf_pb2 import Point
 
 
 def test_what_is_added_is_taken_in_order_once() -> None:
-    """Each with whose it is."""
+    """Each as it was added."""
     backlog = Backlog()
     assert not backlog
-    backlog.add(b"first", own=True)
-    backlog.add(b"second", own=False)
+    first, second = (
+        Written(b"first", Point, by_owner=True),
+        Written(b"second", Point, by_owner=False),
+    )
+    backlog.add(first)
+    backlog.add(second)
     assert backlog
     assert backlog.size == 11
-    assert backlog.take() == [(b"first", True), (b"second", False)]
+    assert backlog.take() == [first, second]
     assert backlog.take() == []
     assert not backlog
     assert backlog.size == 0
@@ -23,8 +28,8 @@ def test_it_is_full_once_its_limit_is_reached() -> None:
     """Whoever adds looks before; it has room again once all was taken."""
     backlog = Backlog()
     steps = [
-        lambda: backlog.add(bytes(BACKLOG_BYTES - 1), own=True),
-        lambda: backlog.add(bytes(1), own=True),
+        lambda: backlog.add(Written(bytes(BACKLOG_BYTES - 1), Point, by_owner=True)),
+        lambda: backlog.add(Written(bytes(1), Point, by_owner=True)),
         backlog.take,
     ]
     seen = []

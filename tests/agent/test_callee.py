@@ -113,6 +113,24 @@ def test_an_answer_must_be_of_its_kind(outbox: Outbox) -> None:
         callee.ask(InitResponse, "init", SnapshotResponse)  # type: ignore[type-var]
 
 
+def test_what_a_handler_raises_that_is_replaced_is_logged_and_no_more(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless it is only that it cannot write any more."""
+    callee = Callee(Mirror, outbox)
+    callee.stop_quietly()
+    for error, logged in [(ConnectionClosedError("gone"), 0), (ValueError("stuck"), 1)]:
+
+        def raises(error: Exception = error) -> None:
+            raise error
+
+        callee.make()
+        callee.handler.stop = raises  # type: ignore[method-assign]
+        callee.stop_quietly()
+        assert len(caplog.records) == logged
+    assert "stop failed: Mirror.stop raised ValueError: stuck" in caplog.text
+
+
 @pytest.mark.parametrize("broken", [True, False])
 @pytest.mark.parametrize("style", ["itself", "cause", "context", "other"])
 def test_a_lost_connection_is_nobodys_fault_but_only_where_it_is_the_cause(

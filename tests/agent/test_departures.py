@@ -62,11 +62,11 @@ def flush(
 def test_everything_leaves_in_order_in_one_write(
     stream: NotedWrites, departures: Departures
 ) -> None:
-    """And what is not the own thread's counts as nothing."""
+    """And what is not the owner's counts as nothing."""
     departures.frames.append(b"a point")
     departures.size += 7
-    departures.add(b"an answer", own=True)
-    departures.add(b"a heartbeat", own=False)
+    departures.add(b"an answer", by_owner=True)
+    departures.add(b"a heartbeat", by_owner=False)
     assert departures.size == 27
     flush(departures, in_batch=True)
     assert stream.writes == [(b"a pointan answera heartbeat", 2, True, None, False)]
@@ -87,9 +87,9 @@ def test_with_progress_what_was_sent_before_is_told_in_place_of_what_leaves(
     stream: NotedWrites, departures: Departures
 ) -> None:
     """Messages count from the last progress on: what leaves with one is part of it."""
-    departures.add(b"a point", own=True)
+    departures.add(b"a point", by_owner=True)
     flush(departures, Progress(offset=7), muted=3)
-    departures.add(b"another", own=True)
+    departures.add(b"another", by_owner=True)
     flush(departures)
     assert [messages for _, messages, *_ in stream.writes] == [3, 1]
 
@@ -97,10 +97,10 @@ def test_with_progress_what_was_sent_before_is_told_in_place_of_what_leaves(
 def test_a_run_counts_as_its_points(stream: NotedWrites, departures: Departures) -> None:
     """It is one piece, and each of its points a message."""
     departures.add_run(b"three points", 3)
-    departures.add(b"another's", own=False)
-    assert departures.own_points == 3
+    departures.add(b"another's", by_owner=False)
+    assert departures.owner_points == 3
     flush(departures)
-    departures.add(b"an answer", own=True)
+    departures.add(b"an answer", by_owner=True)
     flush(departures)
     assert [messages for _, messages, *_ in stream.writes] == [3, 1]
 
@@ -118,7 +118,7 @@ class Interrupted(collections.deque[bytes]):
         if not self and self.ready:
             self.ready = False
             self.append(b"late")
-            self._departures.own_points += 1
+            self._departures.owner_points += 1
         return frame
 
 
@@ -127,7 +127,7 @@ def test_what_is_added_while_others_are_taken_is_counted_once_it_leaves(
 ) -> None:
     """Noted as sent before, it would be lost if the worker died, for it would not be sent again."""
     departures.frames = Interrupted(departures)
-    departures.add(b"a heartbeat", own=False)
+    departures.add(b"a heartbeat", by_owner=False)
     flush(departures)
     flush(departures)
     assert [(data, messages) for data, messages, *_ in stream.writes] == [
@@ -139,11 +139,11 @@ def test_what_is_added_while_others_are_taken_is_counted_once_it_leaves(
 def test_a_stream_that_broke_stays_broken(stream: NotedWrites, departures: Departures) -> None:
     """Each flush says why, and nothing is counted as sent."""
     stream.problem = BrokenPipeError(32, "Broken pipe")
-    departures.add(b"a point", own=True)
+    departures.add(b"a point", by_owner=True)
     with pytest.raises(ConnectionClosedError, match="Broken pipe"):
         flush(departures)
     stream.problem = None
-    departures.add(b"another", own=True)
+    departures.add(b"another", by_owner=True)
     with pytest.raises(ConnectionClosedError, match="Broken pipe") as caught:
         flush(departures)
     assert isinstance(caught.value.__cause__, BrokenPipeError)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 
 from kapudf_cli.errors import OptionsError
-from kapudf_cli.kit.options import Flag, Options, calls_of, declare, parse, tickscript_name
+from kapudf_cli.kit.option_declarations import Flag
+from kapudf_cli.kit.options import Options, calls_of, declare, parse, tickscript_name
 from kapudf_cli.wire.udf_pb2 import (
     BOOL,
     DOUBLE,
@@ -523,52 +524,6 @@ def test_a_duration_finer_than_a_microsecond_is_refused(nanoseconds: int) -> Non
     told = refusal(options_with(dt.timedelta), call("name", duration(nanoseconds)))
     assert told.startswith(".name() expects a duration, got ")
     assert told.endswith(", finer than a microsecond")
-
-
-# --- what an author of a handler did wrong ---
-
-
-UNFIT: dict[str, Any] = {
-    "dict": dict[str, int],
-    "bytes": bytes,
-    "Any": Any,
-    "two types": int | str,
-    "two types or None": int | str | None,
-    "a list of lists": list[list[str]],
-    "a bare list": list,
-    "a bare tuple": tuple,
-    "an endless tuple": tuple[float, ...],
-    "an empty tuple": tuple[()],
-    "a tuple of lists": tuple[str, list[int]],
-    "a list of Optional": list[str | None],
-    "a Literal of numbers": Literal[1, 2],
-    "a struct": Average,
-    "datetime": dt.datetime,
-    "a list of flags": list[Flag],
-    "a tuple with a flag": tuple[str, Flag],
-}
-
-
-@pytest.mark.parametrize("annotation", UNFIT.values(), ids=UNFIT)
-def test_an_annotation_that_no_option_can_have_is_refused_when_declared(annotation: Any) -> None:
-    """The message names the class and the field; Kapacitor learns at its start."""
-    with pytest.raises(TypeError, match=r"^Made\.name: .* is not a type of option; use str, "):
-        declare(options_with(annotation))
-
-
-@pytest.mark.parametrize(
-    "annotation",
-    [
-        Annotated[dt.timedelta, Meta(ge=1)],
-        Annotated[int, Meta(pattern="^a")],
-        Annotated[str, Meta(ge=1)],
-    ],
-    ids=["a range of durations", "a pattern of numbers", "a range of texts"],
-)
-def test_a_limit_that_cannot_be_checked_is_refused_when_declared(annotation: Any) -> None:
-    """And not by the first task that calls the option."""
-    with pytest.raises(TypeError):
-        declare(options_with(annotation))
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,7 @@ def test_whatever_an_outbox_has_held_back_fits(max_frame_bytes: int) -> None:
     outbox = Outbox(stream, max_frame_bytes=max_frame_bytes, on_failure=stream.interrupt)
     point = Point(name="x" * (max_frame_bytes - 100))
     count = 1
-    while outbox._held.size < 1024 * 1024:
+    while not outbox._delivery.is_full:
         outbox.write_point(point)
         count += 1
     outbox.send_data()

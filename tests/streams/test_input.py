@@ -38,7 +38,7 @@ class Piped:
             self.waker,
             receive=receive or functools.partial(os.read, self.readable),
             wait=functools.partial(wait_for, self.readable, select.POLLIN, self.waker.fileno()),
-            count=functools.partial(waiting_bytes, self.readable, termios.FIONREAD),
+            unread=functools.partial(waiting_bytes, self.readable, termios.FIONREAD),
             piece_bytes=4,
             left=left,
         )

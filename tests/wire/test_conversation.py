@@ -152,3 +152,18 @@ def test_a_bare_point_on_a_batch_edge_is_refused() -> None:
     order.end_batch()
     with pytest.raises(InvalidWriteError, match="outside a batch"):
         order.point()
+
+
+def test_a_message_of_any_kind_is_noted_by_its_class() -> None:
+    """As if its own method had been called, errors included."""
+    order = outgoing(BATCH)
+    order.write(BeginBatch())
+    order.write(Point())
+    with pytest.raises(InvalidWriteError, match="inside a batch"):
+        order.write(BeginBatch())
+    order.write(EndBatch())
+    assert not order.in_batch
+    with pytest.raises(InvalidWriteError, match="outside a batch"):
+        order.write(Point())
+    with pytest.raises(InvalidWriteError, match="without a BeginBatch"):
+        order.write(EndBatch())
