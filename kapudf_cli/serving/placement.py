@@ -93,7 +93,7 @@ class Placement:
         move = served.move
         match report:
             case orders.Paused() if move is not None and worker is served.worker:
-                move.is_paused = True
+                move.is_paused, move.thread = True, served.ledger.thread
                 order, descriptors = served.take(waits=True)
                 move.target.connections.add(served.number)
                 move.target.send(order, descriptors)
@@ -109,7 +109,7 @@ class Placement:
                     error=report.problem,
                 )
                 served.stays = not report.retry
-                self._abandon_move(served)
+                self._go_back(served, move)
             case _ if worker is not served.worker:
                 pass  # It was to take it over, and is not any more.
             case orders.Taken():
@@ -163,7 +163,7 @@ class Placement:
         for served in self.connections.values():
             if served.move is not None and served.move.is_paused:
                 served.move.target.send(orders.Release(served.number))
-                self._abandon_move(served)
+                self._go_back(served, served.move)
             # One that is not paused yet gets its word when it is.
             served.move = None
 
@@ -259,9 +259,11 @@ class Placement:
             "connection handed over", connection=served.number, worker=move.target.number
         )
 
-    def _abandon_move(self, served: ServedConnection) -> None:
+    def _go_back(self, served: ServedConnection, move: Move) -> None:
+        """Have the old worker go on, which stands still; nothing comes of the move."""
         served.move = None
         if served.worker is not None:
+            served.ledger.thread = move.thread
             served.worker.send(orders.Go(served.number))
 
     def _orphans_of(self, worker: WorkerProcess) -> list[ServedConnection]:
@@ -280,6 +282,6 @@ class Placement:
                     orphans.append(served)
             elif move is not None and move.target is worker:
                 served.move = None
-                if move.is_paused and served.worker is not None:
-                    served.worker.send(orders.Go(served.number))
+                if move.is_paused:
+                    self._go_back(served, move)
         return orphans

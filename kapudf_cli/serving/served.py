@@ -37,10 +37,12 @@ class Move:
     Attributes:
         target: the worker that is to have it.
         is_paused: whether the old one stands still, and the new one was asked.
+        thread: that of the old one, which serves the connection again if nothing comes of it.
     """
 
     target: WorkerProcess
     is_paused: bool = False
+    thread: int = 0
 
 
 class ServedConnection:
