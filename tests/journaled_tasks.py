@@ -55,6 +55,12 @@ class ServedAgent:
     def start(self) -> None:
         self.ended = in_thread(self.agent.run)
 
+    @property
+    def has_died(self) -> bool:
+        """Whether it has stored the mark over which it was to die."""
+        ledger = self.stream._journal.ledger
+        return isinstance(ledger, DyingLedger) and ledger.has_died
+
     def account(self) -> Account:
         return self.ended.result(PATIENCE_S)
 
@@ -160,7 +166,9 @@ class KeptTask:
         wait_until(
             lambda: self.ledger.marks.progress.offset >= self.sent_bytes or served.ended.done()
         )
-        # One that has just noted it may be about to die over what it does next.
+        # It may have noted that with its last breath, and come to its end only now.
+        if served.has_died:
+            served.ended.exception(PATIENCE_S)
         return not served.ended.done()
 
     def end(self) -> None:
