@@ -56,6 +56,7 @@ class Intake:
         self._requests = requests
         # Points of the piece in hand that were sent on in runs.
         self._run_points = 0
+        self._has_warned = False
 
     def take(self, data: bytes) -> int:
         """Deal with the requests that `data` completes; return how many.
@@ -90,7 +91,10 @@ class Intake:
                         continue
                     if kind is Point and order.takes_points:
                         points += 1
-                        point(message)  # type: ignore[arg-type]  # a Point it is
+                        # In place of a point that is written, one may be returned by mistake.
+                        returned: object = point(message)  # type: ignore[arg-type]
+                        if returned is not None:
+                            self._warn_of(returned)
                         continue
                 except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
                     method = "raw_point" if kind is bytes else "point"
@@ -114,6 +118,14 @@ class Intake:
             outbox.in_hand = None
             account.points_in += points + self._run_points - counted
         return points + self._run_points + others
+
+    def _warn_of(self, returned: object) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "point returned a value, which nobody takes; write it with self.agent",
+                extra={"returned": type(returned).__name__},
+            )
 
     def choose_form(self) -> None:
         """Have points read in the form in which the handler takes them."""

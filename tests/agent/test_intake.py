@@ -57,6 +57,27 @@ def test_what_a_piece_completes_is_dealt_with_and_counted(
     ]  # fmt: skip
 
 
+class Forgetful(Handler):
+    """Returns what it should have written."""
+
+    def point(self, point: Point, /) -> Point:  # type: ignore[override]  # that is the mistake
+        return point
+
+
+def test_a_point_that_is_returned_in_place_of_written_is_told_of_once(
+    rooms: list[Room], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing leaves, and without a word its author would not know why."""
+    room = Room(handler=Forgetful)
+    rooms.append(room)
+    room.take(INIT + points(1, 2, 3))
+    assert room.answers() == [InitResponse(success=True)]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "write it with self.agent" in record.message
+    assert record.__dict__["returned"] == "Point"
+
+
 @pytest.mark.parametrize("handler", [Counter, Mirror])
 def test_requests_taken_carefully_are_noted_one_by_one(
     rooms: list[Room], handler: type[Handler]
