@@ -9,6 +9,7 @@ message half sent. None of these calls waits for anything, so there is no need t
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from typing import Final
@@ -75,9 +76,10 @@ def send_file(connection: int, file: int, count: int) -> int:
         sent: int = _sendfile(connection, file, None, count)
         if sent >= 0:
             return sent
-        error = _error()
-        if not isinstance(error, InterruptedError):
-            raise error
+        # The error is in no variable here: its traceback holds this frame, and a cycle of the
+        # two would hold what all callers have in hand, until the next full collection.
+        if ctypes.get_errno() != errno.EINTR:
+            raise _error()
 
 
 def _error() -> OSError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import socket
 import subprocess
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -100,3 +103,30 @@ def test_a_file_is_sent_from_its_position_as_far_as_there_is_room(memory: int) -
         assert 0 < kept_calls.send_file(ours.fileno(), memory, 1 << 24) < 1 << 24
         with pytest.raises(BlockingIOError):
             kept_calls.send_file(ours.fileno(), memory, 1)
+
+
+class Piece:
+    """What a caller has in hand while it sends."""
+
+
+def test_an_error_keeps_nothing_of_what_its_callers_have_in_hand(memory: int) -> None:
+    """With a cycle of it and a frame, a piece of input stayed for each send without room."""
+    ours, theirs = socket.socketpair()
+
+    def send_without_room() -> weakref.ref[Piece]:
+        piece = Piece()
+        with pytest.raises(BlockingIOError):
+            kept_calls.send_file(ours.fileno(), memory, 10)
+        return weakref.ref(piece)
+
+    with ours, theirs:
+        ours.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(1000))
+        os.lseek(memory, 0, os.SEEK_SET)
+        gc.disable()
+        try:
+            assert send_without_room()() is None
+        finally:
+            gc.enable()
