@@ -67,8 +67,8 @@ class Suspicion:
         self._deaths = self._faults = 0
         self._died_at = -1
         self._dying_since_s = 0.0
-        #: How many deaths there were over a frame that was dealt with by itself.
-        self._over_frame: dict[int, int] = {}
+        # How many were over the frame there, which was dealt with by itself.
+        self._over_frame = 0
 
     def note_death(
         self,
@@ -96,7 +96,7 @@ class Suspicion:
         waited = not scene.was_busy and scene.in_hand == NOTHING_IN_HAND
         if scene.offset > self._died_at or waited:
             self._begin_anew()
-            self._over_frame.clear()
+            self._over_frame = 0
         if waited or accused is False:
             return  # Whatever the cause was, it is not here.
         was_careful = scene.offset < self.until
@@ -108,8 +108,8 @@ class Suspicion:
         self.until = max(self.until, scene.received)
         self.isolated = self._deaths > 1
         if was_careful and scene.in_hand == scene.offset and (accused or alone):
-            deaths = self._over_frame[scene.in_hand] = self._over_frame.get(scene.in_hand, 0) + 1
-            if deaths >= (_DEATHS_BY_FAULT if accused else _DEATHS_BY_KILL):
+            self._over_frame += 1
+            if self._over_frame >= (_DEATHS_BY_FAULT if accused else _DEATHS_BY_KILL):
                 self._convict(scene.in_hand, how, drops_poison=drops_poison)
                 return
         killed = self._deaths >= _MOST_DEATHS and now_s - self._dying_since_s >= _LONGEST_DYING_S
