@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import is_alive
+from tests.processes import await_end
 from tests.serve_process import KAPUDF, PATIENCE_S
 from tests.waiting import wait_until
 
@@ -64,5 +64,4 @@ def test_a_signal_ends_a_command_and_the_udf_that_it_has_started(
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == -number
     assert errors == ""
-    pid = int(started.read_text())
-    wait_until(lambda: not is_alive(pid))
+    await_end(int(started.read_text()))

@@ -13,9 +13,9 @@ import pytest
 from kapudf_cli.kapacitor import KapacitorSide, probe
 from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
 from tests.conftest import plugin
+from tests.processes import await_end
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.serving.ongoing import Code, OngoingTask, await_status, check_count, kapudf, status_of
-from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,17 +99,6 @@ def test_the_supervisor_loads_neither_protobuf_nor_a_handler(
     importers = {int(line) for line in trace.read_text(encoding="utf-8").split()}
     assert len(importers) == 3
     assert process.pid not in importers
-
-
-def await_end(pid: int) -> None:
-    """Wait until a process has ended, be it buried or not."""
-    stat = Path(f"/proc/{pid}/stat")
-
-    def is_zombie() -> bool:
-        return stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
-
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        wait_until(is_zombie)
 
 
 def test_a_worker_and_its_child_that_end_at_once_are_one_death(
