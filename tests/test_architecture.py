@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 #: From the ground up. A name stands for a module, or for a package with all that is in it.
 FLOORS = [
-    {"errors"},
+    {"errors", "terminal_text"},
     {"wire"},
     {"tickscript", "log_writer", "logs"},
     {"kit"},
