@@ -198,33 +198,24 @@ class _HeldFile:
 
 
 class _PathLock:
-    """An exclusive lock on `PATH.lock`, which goes with the process whatever ends it."""
+    """An exclusive lock on `PATH.lock`, which the system releases when the process ends."""
 
     def __init__(self, path: str) -> None:
-        """Take the lock, or raise SocketInUseError."""
+        """Take the lock, or raise SocketPathError."""
         self._path = f"{path}.lock"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
-            with _explained(self._path):
-                self._descriptor = os.open(self._path, flags, 0o600)
+            self._descriptor = self._open()
             try:
+                holder = _check_lock(self._path, self._descriptor)
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                holder = os.read(self._descriptor, _LOCK_BYTES)
-                if not holder.strip().isdigit() and holder:
-                    problem = (
-                        "this is not a lock of kapudf's, and was left alone; choose another path"
-                    )
-                    raise SocketPathError(self._path, problem)
-                # Whoever held it last may have removed the file between our open
-                # and our lock; then the lock is on nothing that others see.
+                # The last holder may have removed the file between our open and our
+                # lock. Then other processes see another file, or none.
                 with contextlib.suppress(FileNotFoundError):
                     if _identity(os.fstat(self._descriptor)) == _identity(os.lstat(self._path)):
                         break
             except BlockingIOError:
-                holder = os.read(self._descriptor, _LOCK_BYTES)
                 os.close(self._descriptor)
-                pid = int(holder) if holder.strip().isdigit() else None
-                raise SocketInUseError(path, pid) from None
+                raise SocketInUseError(path, int(holder) if holder else None) from None
             except BaseException:
                 os.close(self._descriptor)
                 raise
@@ -234,11 +225,50 @@ class _PathLock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
+    def _open(self) -> int:
+        """Open the file, or create it; never wait for it, whatever is there."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        while True:
+            # Of a device, even the opening may do something, so the kind is looked at first.
+            with _explained(self._path), contextlib.suppress(FileNotFoundError):
+                _check_lock_kind(self._path, os.lstat(self._path))
+            with _explained(self._path):
+                try:
+                    return os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+                except FileExistsError:
+                    with contextlib.suppress(FileNotFoundError):
+                        return os.open(self._path, flags)
+
     def release(self) -> None:
-        """Remove the lock's file and let go of it."""
+        """Remove the lock's file and release the lock."""
         with contextlib.suppress(OSError):
             os.unlink(self._path)
         os.close(self._descriptor)
+
+
+def _check_lock_kind(path: str, found: os.stat_result) -> None:
+    """Raise SocketPathError unless a lock's file is a regular file of this user's."""
+    if not stat.S_ISREG(found.st_mode):
+        what = f"{_kind(found.st_mode)} is here"
+    elif found.st_uid != os.geteuid():
+        what = f"a file of user {found.st_uid} is here"
+    elif found.st_nlink > 1:
+        what = "a file with another name (a hard link) is here"
+    else:
+        return
+    problem = f"{what}, no lock of kapudf's; it was left alone, remove it or choose another path"
+    raise SocketPathError(path, problem)
+
+
+def _check_lock(path: str, descriptor: int) -> bytes:
+    """Return which process a lock's file names, b"" if none, or raise SocketPathError."""
+    found = os.fstat(descriptor)
+    _check_lock_kind(path, found)
+    holder = os.pread(descriptor, _LOCK_BYTES, 0).strip()
+    if found.st_size > _LOCK_BYTES or (holder and not holder.isdigit()):
+        problem = "this is not a lock of kapudf's, and was left alone; choose another path"
+        raise SocketPathError(path, problem)
+    return holder
 
 
 def _check_path(path: str) -> None:
@@ -331,10 +361,6 @@ def _explain(error: OSError) -> str:
             return "something appeared at this path just now; try again"
         case errno.EROFS:
             return "the file system is read-only; choose another path"
-        case errno.ELOOP:
-            return "this is a symbolic link, no lock of kapudf's; choose another path"
-        case errno.EISDIR:
-            return "this is a folder, no lock of kapudf's; choose another path"
     return error.strerror or str(error)
 
 
@@ -344,6 +370,7 @@ def _kind(mode: int) -> str:
         stat.S_IFLNK: "a symbolic link",
         stat.S_IFREG: "a file",
         stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
     }
     return kinds.get(stat.S_IFMT(mode), "a device")
 

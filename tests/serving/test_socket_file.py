@@ -584,28 +584,76 @@ def test_a_group_that_may_not_be_given_leaves_nothing_behind(short_folder: Path)
 # --- the lock ---
 
 
-@pytest.mark.parametrize("dangling", [False, True])
-def test_a_lock_that_is_a_link_is_refused(
-    short_folder: Path, socket_path: str, *, dangling: bool
+def make_socket(path: str) -> None:
+    """Make a socket that nobody serves."""
+    leave_stale(path)
+
+
+def make_link_to_file(path: str) -> None:
+    """Make a symbolic link to a file with something in it."""
+    make_file(f"{path}.target")
+    os.symlink(f"{path}.target", path)
+
+
+def make_hard_link(path: str) -> None:
+    """Make a second name for a file that could be a lock."""
+    Path(f"{path}.other").write_text("1\n")
+    os.link(f"{path}.other", path)
+
+
+def make_long_number(path: str) -> None:
+    """Make a file that begins as a lock could."""
+    Path(path).write_text("1" * 100)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (make_file, "not a lock of kapudf's"),
+        (make_long_number, "not a lock of kapudf's"),
+        (make_folder, "a folder is here"),
+        (make_fifo, "a named pipe is here"),
+        (make_socket, "a socket is here"),
+        (make_dangling_link, "a symbolic link is here"),
+        (make_link_to_file, "a symbolic link is here"),
+        (make_hard_link, "a file with another name"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_no_lock_of_ours_is_refused_at_once_and_left_as_it_is(
+    socket_path: str, make: Callable[[str], None], problem: str
 ) -> None:
-    """Nothing is written through a symbolic link that somebody put where the lock goes."""
-    target = short_folder / "precious"
-    if not dangling:
-        target.write_text("precious")
-    os.symlink(target, f"{socket_path}.lock")
-    with pytest.raises(SocketPathError, match="this is a symbolic link, no lock"):
-        SocketFile.bind(socket_path)
-    assert target.exists() is not dangling
-    if not dangling:
-        assert target.read_text() == "precious"
-    assert not os.path.lexists(socket_path)
+    """The message names the lock's path. Nothing is opened that could wait, or written."""
+    lock = f"{socket_path}.lock"
+    make(lock)
+    before = fingerprint(lock)
+    listing = sorted(os.listdir(os.path.dirname(socket_path)))
+    with pytest.raises(SocketPathError, match=f"{lock}: .*{problem}"):
+        SocketFile.bind(socket_path, remove_stale=True)
+    assert fingerprint(lock) == before
+    assert sorted(os.listdir(os.path.dirname(socket_path))) == listing
 
 
-def test_a_lock_that_is_a_folder_is_named(socket_path: str) -> None:
-    """The message is about the lock's path, for at the socket's own there is nothing."""
-    os.mkdir(f"{socket_path}.lock")
-    with pytest.raises(SocketPathError, match="lock"):
+def test_a_pipe_with_a_writer_at_the_lock_s_path_is_refused_at_once(socket_path: str) -> None:
+    """Reading from it would wait for the writer."""
+    lock = f"{socket_path}.lock"
+    os.mkfifo(lock)
+    writer = os.open(lock, os.O_RDWR | os.O_NONBLOCK)
+    with pytest.raises(SocketPathError, match="a named pipe is here"):
         SocketFile.bind(socket_path)
+    os.close(writer)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to other users")
+def test_a_lock_of_another_user_is_refused_and_left_as_it_is(socket_path: str) -> None:
+    """It could be any file of theirs, and they could hold the lock for as long as they like."""
+    lock = f"{socket_path}.lock"
+    Path(lock).write_text("1\n")
+    os.chown(lock, 65534, -1)
+    before = fingerprint(lock)
+    with pytest.raises(SocketPathError, match="a file of user 65534 is here"):
+        SocketFile.bind(socket_path)
+    assert fingerprint(lock) == before
 
 
 def test_a_lock_that_cannot_be_written_is_an_error_of_the_path(socket_path: str) -> None:
