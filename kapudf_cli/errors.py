@@ -7,11 +7,14 @@ imports nothing of the project, so that every other module may import it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+#: The longest text of an exception that is passed on. It may hold all the data of a task.
+_DESCRIPTION_CHARACTERS: Final = 2000
 
 
 class KapudfError(Exception):
@@ -435,7 +438,7 @@ def _place_in_import(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's type and text in one line, as for a log or Kapacitor."""
+    """Return an exception's type and text in one line of bounded length, for logs and Kapacitor."""
     try:
         text = " ".join(str(error).split())
     except Exception:  # noqa: BLE001 - an exception that cannot be shown must not hide that it came
@@ -443,4 +446,13 @@ def describe(error: BaseException) -> str:
     # Half a surrogate pair would fail to be sent, and the connection with it.
     text = text.encode("utf-8", "backslashreplace").decode()
     name = type(error).__name__
-    return f"{name}: {text}" if text else name
+    return f"{name}: {shorten(text, _DESCRIPTION_CHARACTERS)}" if text else name
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return a text over `limit` characters without its middle, and how much was cut there."""
+    cut = len(text) - limit
+    if cut <= 0:
+        return text
+    end = limit // 4
+    return f"{text[: limit - end]} [... {cut} characters cut ...] {text[len(text) - end :]}"

@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import structlog
 
+from kapudf_cli.errors import shorten
+from kapudf_cli.terminal_text import printable
+
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
 
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+#: The longest text in an event, and the longest traceback, in characters.
+_TEXT_CHARACTERS: Final = 16 * 1024
+#: What `ConsoleRenderer` puts on lines of their own.
+_BLOCKS: Final = ("stack", "exception")
 
 _STAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
@@ -31,18 +39,22 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
         structlog.stdlib.ExtraAdder(),
         _STAMP,
     ]
-    render: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    render: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,
+        _shorten_texts,
+    ]
     if for_people:
-        render.append(
+        render += [
+            _make_printable,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
                 exception_formatter=structlog.dev.plain_traceback,
                 pad_event_to=24,
-            )
-        )
+            ),
+        ]
     else:
         render += [
-            structlog.processors.format_exc_info,
             _put_first,
             structlog.processors.JSONRenderer(default=repr, ensure_ascii=False),
         ]
@@ -78,6 +90,44 @@ def _put_first(logger: object, method: str, event: EventDict) -> EventDict:
     del logger, method
     first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
     return {**first, **event}
+
+
+def _shorten_texts(logger: object, method: str, event: EventDict) -> EventDict:
+    """Cut long texts, such as those of exceptions that hold all of their data."""
+    del logger, method
+    return {
+        name: shorten(value, _TEXT_CHARACTERS) if isinstance(value, str) else value
+        for name, value in event.items()
+    }
+
+
+def _make_printable(logger: object, method: str, event: EventDict) -> EventDict:
+    """Escape what could change a terminal or look like another event.
+
+    Only a traceback keeps its line breaks. Its lines are indented; those of events are not.
+    """
+    del logger, method
+    shown: EventDict = {}
+    for name, value in event.items():
+        if name in _BLOCKS:
+            lines = str(value).split("\n")
+            shown[name] = "\n".join(f"    {printable(line)}".rstrip() for line in lines)
+        elif name in {"event", "level", "timestamp", "logger", "logger_name"}:
+            shown[name] = printable(str(value))
+        else:
+            shown[printable(str(name))] = _Shown(value)
+    return shown
+
+
+class _Shown:
+    """A value whose `repr` is how the console shows it: in quotes where that tells its end."""
+
+    def __init__(self, value: object) -> None:
+        plain = isinstance(value, str) and not set(value) & set(" \t\r\n=\"'")
+        self._text = printable(str(value) if plain else repr(value))
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:

@@ -179,12 +179,52 @@ def test_the_console_has_lines_for_people() -> None:
     assert result.stdout == ""
 
 
-def test_the_console_has_tracebacks() -> None:
-    """An exception is shown as Python shows it."""
+def test_the_console_has_indented_tracebacks() -> None:
     code = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed')"
     lines = run(code, "console").stderr.splitlines()
-    assert "Traceback (most recent call last):" in lines
-    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert "    Traceback (most recent call last):" in lines
+    assert lines[-1] == "    ZeroDivisionError: division by zero"
+
+
+FORGERY = "x\n2026-01-01T00:00:00Z [info     ] connection finished\r\x1b[2J\x9b31m\u2028\u202e"
+
+
+FORGED_EVENTS = [
+    f"log.error({FORGERY!r})",
+    f"log.error('failed', task_id={FORGERY!r})",
+    f"log.error('failed', task_id={FORGERY.replace(' ', '_')!r})",
+    f"log.error('failed', values=[{FORGERY!r}])",
+    f"log.error('failed', **{{{FORGERY!r}: 1}})",
+    f"logging.getLogger('acme').error('%s', {FORGERY!r})",
+    f"logging.getLogger('acme').error('failed', extra={{'exception': {FORGERY!r}}})",
+    f"logging.getLogger('acme').error('failed', extra={{{FORGERY!r}: 1}})",
+    f"logging.getLogger('acme').error('failed', extra={{'level': {FORGERY!r}}})",
+    f"try:\n    raise ValueError({FORGERY!r})\nexcept ValueError:\n    log.exception('failed')",
+]
+
+
+def test_on_the_console_a_text_cannot_forge_an_event_or_control_the_terminal() -> None:
+    written = run("\n".join(FORGED_EVENTS), "console").stderr
+    lines = written.split("\n")
+    assert len([line for line in lines if line.startswith("2")]) == len(FORGED_EVENTS)
+    assert all(line.startswith(("2", "    ")) or not line for line in lines)
+    assert not set(written) & set("\r\x1b\x9b\u2028\u202e")
+    assert r"task_id='x\n2026-01-01T00:00:00Z_[info" in written
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_long_text_is_cut_and_how_much_is_said(log_format: str) -> None:
+    code = """
+try:
+    raise ValueError('begin ' + 5_000_000 * 'x' + ' end')
+except ValueError as error:
+    log.exception('failed', error=str(error))
+"""
+    written = run(code, log_format).stderr
+    assert len(written) < 50_000
+    assert written.count("ValueError: begin xxx") == 1
+    assert len(re.findall(r"x \[\.\.\. \d{7} characters cut \.\.\.\] x", written)) == 2
+    assert written.count("x end") == 2
 
 
 def test_auto_is_json_where_no_terminal_is() -> None:

@@ -310,6 +310,8 @@ class Dispatcher:
             self._outbox.send_data()
 
     def _answer(self, method: str, response: ResponseMessage) -> None:
+        if isinstance(response, InitResponse | RestoreResponse) and response.error:
+            response.error = self._outbox.fit_error(response.error)
         try:
             self._outbox.answer(response)
         except InvalidWriteError as error:

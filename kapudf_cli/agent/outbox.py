@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.delivery import Data, Delivery
 from kapudf_cli.agent.departures import FLUSH_BYTES, Departures
-from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
+from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError, shorten
+from kapudf_cli.terminal_text import printable
 from kapudf_cli.wire.codec import RESPONSES, decode_point, encode_point
 from kapudf_cli.wire.framing import HEARTBEAT, encode_varint
 from kapudf_cli.wire.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
-#: Enough for any sentence; an exception's text can be as long as its data.
-_ERROR_BYTES = 4096
+#: The longest text of an error that is sent. An exception's can be as long as its data.
+_ERROR_CHARACTERS = 3000
 
 
 class Outbox:
@@ -209,13 +210,18 @@ class Outbox:
                 self._lock.release()
 
     def fail(self, error: str) -> None:
-        """Send an ErrorResponse, the last message of the connection, cut to a bounded length."""
-        room = min(_ERROR_BYTES, self._max_frame_bytes // 2)
-        text = error.encode("utf-8", "backslashreplace")[:room].decode("utf-8", "ignore")
-        frame = self._encode(ErrorResponse(error=text))
+        """Send an ErrorResponse, the last message; its text is bounded in length."""
+        frame = self._encode(ErrorResponse(error=self.fit_error(error)))
         with self._lock:
             # It is told though what else comes is muted, or of a batch that is left out.
             self._departures.add(frame, by_owner=True)
+
+    def fit_error(self, text: str) -> str:
+        """Return an error's text as Kapacitor may log it and show it on a terminal."""
+        shown = shorten(printable(text), _ERROR_CHARACTERS)
+        if len(shown.encode()) > self._max_frame_bytes // 2:
+            shown = shorten(shown, self._max_frame_bytes // 8)
+        return shown
 
     def flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
         """Hand what may leave to the stream, waiting while the peer does not read.

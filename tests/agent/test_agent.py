@@ -928,6 +928,26 @@ def test_a_connection_that_was_refused_ends_after_the_answer(
     assert account.points_in == 0
 
 
+def test_the_reason_of_a_refusal_is_one_bounded_line() -> None:
+    class Refuser(Handler):
+        def init(self, request: InitRequest, /) -> InitResponse:
+            del request
+            return InitResponse(error="no\n\x1b[2J" + 1_000_000 * "x")
+
+        def point(self, _: Point, /) -> None:
+            raise AssertionError
+
+    with agent_with(Refuser) as served:
+        served.side.send_bytes(encoded(INIT))
+        (response,) = served.side.responses()
+        account = served.account()
+    assert isinstance(response, InitResponse)
+    assert response.error.startswith(r"no\n\x1b[2Jxxx")
+    assert "characters cut" in response.error
+    assert len(response.error) < 4000
+    assert account.refusal == f"init was refused: {response.error}"
+
+
 # --- a peer that goes away ---
 
 

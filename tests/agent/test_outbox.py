@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import threading
@@ -439,6 +440,18 @@ def test_a_failure_is_the_last_message(ends: Ends) -> None:
     outbox.fail("it broke")
     outbox.flush()
     assert ends.receive(2) == [Point(time=1), ErrorResponse(error="it broke")]
+
+
+def test_the_text_of_a_failure_is_bounded_printable_and_says_how_much_was_cut(ends: Ends) -> None:
+    outbox = ends.opened()
+    outbox.fail("begin\n\x1b[2J" + 50_000_000 * "ü" + "\x9b end")
+    outbox.flush()
+    (response,) = ends.receive(1)
+    assert isinstance(response, ErrorResponse)
+    assert response.error.startswith(r"begin\n\x1b[2Jü")
+    assert response.error.endswith(r"\x9b end")
+    assert re.search(r"ü \[\.\.\. 4999\d{4} characters cut \.\.\.\] ü", response.error)
+    assert len(response.error) < 3100
 
 
 def test_a_failure_is_told_though_what_comes_is_muted(ends: Ends) -> None:
