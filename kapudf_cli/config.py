@@ -32,6 +32,12 @@ CONTROL_SUFFIX = ".control"
 #: A worker that has loaded nothing but kapudf takes about 35 MB; less could never be kept.
 _MIN_RSS_MB = 64
 
+#: A larger limit could not be told to a worker, and no limit does the same.
+_MAX_LIMIT = 10**15
+
+#: How much of a wrong value or name an error shows.
+_SHOWN_CHARACTERS = 200
+
 #: A frame must at least hold an InitRequest with some options.
 _MIN_FRAME_LIMIT_BYTES = 1024
 
@@ -86,11 +92,11 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=1, le=86_400, description="a number of seconds from 1 to 86400")
     ] = 300.0
     max_points: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
+        Annotated[int, Meta(ge=1, le=_MAX_LIMIT)] | None,
         Meta(description="a number of points, or null for any"),
     ] = None
     max_rss_mb: Annotated[
-        Annotated[float, Meta(ge=_MIN_RSS_MB)] | None,
+        Annotated[float, Meta(ge=_MIN_RSS_MB, le=_MAX_LIMIT)] | None,
         Meta(description=f"a number of megabytes from {_MIN_RSS_MB}, or null for any"),
     ] = None
 
@@ -185,11 +191,22 @@ def check_value(settings: type[msgspec.Struct], name: str, value: object) -> str
     try:
         msgspec.convert(value, type=field.type, strict=True)
     except msgspec.ValidationError:
-        return f"expected {_description(field.type)}, got {value!r}"
+        return f"expected {_description(field.type)}, got {_shown(value)}"
     if isinstance(value, str) and not _is_unicode(value):
         # A command line may hold any bytes; a worker is told its settings as JSON.
-        return f"expected {_description(field.type)}, in UTF-8, got {value!r}"
+        return f"expected {_description(field.type)}, in UTF-8, got {_shown(value)}"
     return None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _name(name: object) -> str:
+    """Return a name as a part of a place: as it is, where it is short and can be printed."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= _SHOWN_CHARACTERS else _shown(name)
 
 
 def _is_unicode(text: str) -> bool:
@@ -204,14 +221,16 @@ def _check_functions(entries: dict[Any, Any], faults: list[str]) -> dict[str, Fu
     """Return the functions that are right, the reasons for the others added to `faults`."""
     functions: dict[str, FunctionSettings] = {}
     for name, entry in entries.items():
-        place = f"functions.{name}" if str(name).isprintable() else f"functions.{name!r}"
+        place = f"functions.{_name(name)}"
         if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
             faults.append(
                 f"{place}: a TICKscript cannot call this name; "
                 "use letters, digits and underscores, and no digit first"
             )
         if not isinstance(entry, dict):
-            faults.append(f"{place}: expected settings such as handler and socket, got {entry!r}")
+            faults.append(
+                f"{place}: expected settings such as handler and socket, got {_shown(entry)}"
+            )
             continue
         function = _convert(FunctionSettings, entry, place, faults)
         if function is not None:
@@ -229,7 +248,7 @@ def _convert(settings: type[S], raw: dict[str, Any], place: str, faults: list[st
         if name not in fields:
             nearest = difflib.get_close_matches(str(name), fields, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            faults.append(f"{prefix}{name}: unknown setting{hint}")
+            faults.append(f"{prefix}{_name(name)}: unknown setting{hint}")
     for name, field in fields.items():
         if name not in raw:
             if field.required:

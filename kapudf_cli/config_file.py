@@ -1,40 +1,59 @@
-"""The configuration file: YAML, without two of PyYAML's surprises.
+"""The configuration file: the part of YAML that a configuration needs, read with bounded work.
 
-Apart from the settings themselves, for the workers, who get theirs otherwise, need no YAML.
+A configuration is mappings, lists, text, numbers, true, false and null. Tags, dates and
+sets are not read. Whatever a file holds, `read` returns plain data or raises ConfigError.
+
+Apart from `config`, because workers get their settings from the supervisor and need no YAML.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from kapudf_cli.errors import ConfigError
+from kapudf_cli.errors import ConfigError, describe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: A function takes about 200 bytes.
+_MAX_BYTES: Final = 1024 * 1024
+#: Keys count too, and an alias counts as often as all that it stands for.
+_MAX_VALUES: Final = 50_000
+#: A configuration needs three levels.
+_MAX_DEPTH: Final = 16
+#: No setting takes a longer number, and Python cannot print every one.
+_NUMBER_CHARACTERS: Final = 40
+#: How much of a key or tag an error shows.
+_SHOWN_CHARACTERS: Final = 60
 
-def read(path: Path) -> dict[str, Any]:
-    """Return what a YAML file says, as plain mappings, unchecked.
+_TAG: Final = "tag:yaml.org,2002:"
+_BOOLEANS: Final = {
+    "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
+}  # fmt: skip
+# Without libyaml, PyYAML reads the same 20 times more slowly.
+_Events: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read(path: Path, *, again: bool = False) -> dict[str, Any]:
+    """Return the content of a YAML file as plain mappings, without checking the settings.
+
+    Args:
+        path: the file.
+        again: whether it was read before. Then it must be a regular file: a pipe is used up,
+            and reading it could block.
 
     Raises:
-        ConfigError: the file cannot be read, or is no YAML mapping.
+        ConfigError: the file cannot be read, is no YAML mapping, or is too large.
     """
+    text = _text(path, again=again)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            str(path), [f"is not UTF-8: {error.reason} at byte {error.start}"]
-        ) from error
-    try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(str(path), [_yaml_problem(error)]) from error
-    except RecursionError as error:
-        raise ConfigError(str(path), ["is nested too deeply"]) from error
+        content = _Reader(text).document()
+    except _YamlError as fault:
+        raise ConfigError(str(path), [str(fault)]) from fault
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -42,49 +61,197 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without two of PyYAML's surprises.
+def _text(path: Path, *, again: bool) -> str:
+    try:
+        if again and not stat.S_ISREG(os.stat(path).st_mode):
+            raise ConfigError(str(path), ["is no regular file, so it cannot be read again"])
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(str(path), [f"has more than {_MAX_BYTES} bytes; is it the right file?"])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fault = f"is not UTF-8: {error.reason} at byte {error.start}"
+        raise ConfigError(str(path), [fault]) from error
 
-    A key that occurs twice is an error, not silently the last one. A number
-    with a leading zero stays text, so that `socket_mode: 0660` means what it
-    looks like; YAML 1.1 would make it 432.
-    """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
-        """Build a mapping, refusing a repeated key."""
-        keys: set[str] = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in keys:
-                    problem = f"the key {key_node.value!r} occurs twice"
-                    raise yaml.constructor.ConstructorError(
-                        None, None, problem, key_node.start_mark
-                    )
-                keys.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
+class _YamlError(Exception):
+    """What is wrong with the text, with its place."""
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's signature
-        """Build a value; one that looks like a date, say, and is none has a place too."""
+    def __init__(self, mark: Any, problem: str) -> None:
+        place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        super().__init__(place + " ".join(problem.split()))
+
+
+class _Reader:
+    """Builds plain data from YAML events, and counts what it builds."""
+
+    def __init__(self, text: str) -> None:
+        """Read one document."""
         try:
-            return super().construct_object(node, deep=deep)
-        except ValueError as error:
-            problem = f"{error}; quote it if it is text"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+            self._parser = _Events(text)
+        except yaml.YAMLError as error:
+            raise _fault_of(error) from error
+        self._values = 0
+        # The value and the number of values of each anchor; None until it is complete.
+        self._anchors: dict[str, tuple[Any, int] | None] = {}
+
+    def document(self) -> Any:
+        """Return the content of the only document, None if it is empty."""
+        content = None
+        self._next()  # the start of the stream
+        if isinstance(self._next(), yaml.DocumentStartEvent):
+            content = self._value(self._next(), 0)
+            self._next()  # the end of the document
+            following = self._next()
+            if isinstance(following, yaml.DocumentStartEvent):
+                raise _YamlError(following.start_mark, "a second document begins; write only one")
+        return content
+
+    def _next(self) -> Any:
+        """Return the parser's next event."""
+        try:
+            return self._parser.get_event()
+        except yaml.YAMLError as error:
+            raise _fault_of(error) from error
+        except Exception as error:  # PyYAML's own faults, such as chr() of no character
+            raise _YamlError(None, f"is no YAML: {describe(error)}") from error
+
+    def _value(self, event: Any, depth: int) -> Any:
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event)
+        if depth > _MAX_DEPTH:
+            raise _YamlError(event.start_mark, f"is nested more than {_MAX_DEPTH} levels deep")
+        before = self._values
+        self._count(1, event.start_mark)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = None
+        match event:
+            case yaml.MappingStartEvent():
+                value: Any = self._mapping(event, depth)
+            case yaml.SequenceStartEvent():
+                value = self._sequence(event, depth)
+            case _:
+                value = self._scalar(event)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = value, self._values - before
+        return value
+
+    def _alias(self, event: Any) -> Any:
+        if event.anchor not in self._anchors:
+            raise _YamlError(event.start_mark, f"there is no anchor {_shown(event.anchor)}")
+        anchored = self._anchors[event.anchor]
+        if anchored is None:
+            raise _YamlError(event.start_mark, f"{_shown(event.anchor)} contains itself")
+        value, values = anchored
+        self._count(values, event.start_mark)
+        return value
+
+    def _count(self, values: int, mark: Any) -> None:
+        self._values += values
+        if self._values > _MAX_VALUES:
+            raise _YamlError(mark, f"there are more than {_MAX_VALUES} values up to here")
+
+    def _mapping(self, start: Any, depth: int) -> dict[str, Any]:
+        self._refuse_tag(start, "map")
+        mapping: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        keys: set[str] = set()
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise _YamlError(event.start_mark, "a key must be text")
+            # A key is text, also where a value would be a number or true.
+            key = self._text_of(event)
+            self._count(1, event.start_mark)
+            if key in keys:
+                raise _YamlError(event.start_mark, f"the key {_shown(key)} occurs twice")
+            keys.add(key)
+            event = self._next()
+            value = self._value(event, depth + 1)
+            if key == "<<":
+                merged = _merged(value, event.start_mark)
+            else:
+                mapping[key] = value
+        return {**merged, **mapping}
+
+    def _sequence(self, start: Any, depth: int) -> list[Any]:
+        self._refuse_tag(start, "seq")
+        values = []
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            values.append(self._value(event, depth + 1))
+        return values
+
+    def _scalar(self, event: Any) -> Any:
+        text = self._text_of(event)
+        if not event.implicit[0] or event.tag is not None:
+            return text  # It is quoted, or marked as text.
+        tag = self._parser.resolve(yaml.ScalarNode, text, event.implicit)
+        match tag.removeprefix(_TAG):
+            case "null":
+                return None
+            case "bool":
+                return _BOOLEANS[text.lower()]
+            case "int" | "float":
+                return _number(text)
+        return text  # A date as well.
+
+    def _text_of(self, event: Any) -> str:
+        self._refuse_tag(event, "str")
+        text: str = event.value
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _YamlError(event.start_mark, "is no text: half a surrogate pair") from None
+        return text
+
+    def _refuse_tag(self, event: Any, allowed: str) -> None:
+        if event.tag not in (None, "!", _TAG + allowed):
+            tag = event.tag.replace(_TAG, "!!")
+            raise _YamlError(event.start_mark, f"the tag {_shown(tag)} is not read; leave it out")
 
 
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int | str:
-    text = str(node.value)
-    digits = text.replace("_", "")
+def _merged(value: Any, mark: Any) -> dict[str, Any]:
+    """Return what `<<:` brings in; of several mappings, the first that has a key counts."""
+    mappings = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, dict) for each in mappings):
+        raise _YamlError(mark, "<<: takes a mapping, or a list of mappings")
+    merged: dict[str, Any] = {}
+    for each in reversed(mappings):
+        merged |= each
+    return merged
+
+
+def _number(text: str) -> int | float | str:
+    """Return a number, or the text where it is none.
+
+    A number with a leading zero stays text, so that `socket_mode: 0660` means what it looks
+    like; YAML 1.1 would make it 432. 1:30 stays text too; YAML 1.1 would make it 90.
+    """
+    if len(text) > _NUMBER_CHARACTERS:
+        return text
+    plain = text.replace("_", "").lower()
+    digits = plain.lstrip("+-")
+    if digits in (".inf", ".nan"):
+        return float(plain.replace(".", ""))
     if digits.startswith("0") and digits.isdigit() and len(digits) > 1:
         return text
-    return int(yaml.SafeLoader.construct_yaml_int(loader, node))
+    for kind in (lambda: int(plain, 0), lambda: float(plain)):
+        try:
+            return kind()
+        except ValueError:
+            continue
+    return text
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+def _shown(text: str) -> str:
+    short = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return repr(short)
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def _fault_of(error: yaml.YAMLError) -> _YamlError:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())
+        return _YamlError(error.problem_mark, error.problem or str(error))
+    return _YamlError(None, str(error))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+import yaml
 
 from kapudf_cli import config, config_file
 from kapudf_cli.config import FunctionSettings, Settings
@@ -55,8 +56,8 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
     "snapshot_interval_s": [0, 0.05, 3601, "10", True, None, float("nan"), [], [10], {}],
     "journal_mb": [0, 0.05, 1025, "32", True, None, float("inf"), [], [32], {}],
     "busy_limit_s": [0, 0.9, 86_401, "300", True, None, float("nan"), [], [300], {}],
-    "max_points": [0, -1, 1.5, "1000", True, [], [1000], {}, {"points": 1}],
-    "max_rss_mb": [0, 63, "512", True, float("nan"), [], [512], {}, {"mb": 512}],
+    "max_points": [0, -1, 1.5, 2**64, "1000", True, [], [1000], {}, {"points": 1}],
+    "max_rss_mb": [0, 63, float("inf"), "512", True, float("nan"), [], [512], {}, {"mb": 512}],
 }  # fmt: skip
 
 #: The same for each setting at the top.
@@ -282,13 +283,11 @@ def test_a_name_that_no_tickscript_can_call_is_refused(name: str) -> None:
     assert "\n" not in fault
 
 
-@pytest.mark.parametrize("name", ["1", "true", "on", "null"])
-def test_a_name_that_yaml_takes_for_something_else_is_refused(
-    faults: Callable[[str], list[str]], name: str
-) -> None:
-    """`on:` is true in YAML, which is no name."""
-    found = faults(f"functions: {{{name}: {{handler: mirror, socket: /x.sock}}}}\n")
-    assert "a TICKscript cannot call this name" in found[0]
+@pytest.mark.parametrize("name", ["true", "on", "null"])
+def test_a_key_is_text(check: Callable[[str], Settings], name: str) -> None:
+    """YAML takes `on` for true; as the name of a function it is a name."""
+    found = check(f"functions: {{{name}: {{handler: mirror, socket: /x.sock}}}}\n")
+    assert list(found.functions) == [name]
 
 
 def test_a_bad_function_is_not_called_an_absent_one() -> None:
@@ -331,12 +330,10 @@ def test_the_tables_of_wrong_values_leave_no_setting_out() -> None:
     assert set(WRONG_AT_TOP) == set(Settings.__struct_fields__)
 
 
-@pytest.mark.parametrize("character", [r"\0", r"\ud800"], ids=["NUL", "surrogate"])
-def test_a_path_that_no_file_can_have_is_a_fault(
-    faults: Callable[[str], list[str]], character: str
-) -> None:
+@pytest.mark.parametrize("character", ["\0", "\ud800"], ids=["NUL", "surrogate"])
+def test_a_path_that_no_file_can_have_is_a_fault(character: str) -> None:
     """What no path can hold is found by the check, and not by a crash later."""
-    (fault,) = faults(f'functions: {{mirror: {{handler: mirror, socket: "/x{character}y"}}}}\n')
+    (fault,) = faults_of_raw(with_function(socket=f"/x{character}y"))
     assert fault.startswith("functions.mirror.socket: ")
 
 
@@ -504,18 +501,92 @@ def test_what_is_no_yaml_is_named_with_its_line(
     assert "\n" not in fault
 
 
-@pytest.mark.parametrize("value", ["2024-99-99", "0x_", "0b_"])
-def test_a_value_that_yaml_cannot_make_is_a_fault(
-    faults: Callable[[str], list[str]], value: str
+#: Ten levels of ten aliases: 10,000,000,000 values in 400 bytes.
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 11)
+)
+#: The same with mappings that are merged.
+MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}], k{level}: *a{level - 1}}}\n"
+    for level in range(1, 11)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: !!int ''", "line 1, column 4: the tag '!!int' is not read; leave it out"),
+        ("a: !!bool maybe", "the tag '!!bool' is not read"),
+        ("a: !!timestamp foo", "the tag '!!timestamp' is not read"),
+        ("a: !!float _", "the tag '!!float' is not read"),
+        ("a: !!set [1]", "the tag '!!set' is not read"),
+        ("a: !!binary é", "the tag '!!binary' is not read"),
+        ("a: !!omap 1", "the tag '!!omap' is not read"),
+        ("a: !!python/name:os.system ''", "the tag '!!python/name:os.system' is not read"),
+        ("? !!null x\n: 1", "the tag '!!null' is not read"),
+        ("? {b: 1}\n: 2", "line 1, column 3: a key must be text"),
+        ("a: *b", "there is no anchor 'b'"),
+        ("a: &b [*b]", "line 1, column 8: 'b' contains itself"),
+        ("a: &b {<<: *b}", "'b' contains itself"),
+        ("a: {<<: 1}", "<<: takes a mapping, or a list of mappings"),
+        ("a: {<<: [1]}", "<<: takes a mapping, or a list of mappings"),
+        (BOMB, "there are more than 50000 values up to here"),
+        (MERGE_BOMB, "there are more than 50000 values up to here"),
+        ("a: [" + "0, " * 60_000 + "]", "there are more than 50000 values up to here"),
+        ("[" * 100_000, "nested more than 16 levels deep"),
+        ("{a: " * 100_000, "nested more than 16 levels deep"),
+        ("- " * 100_000, "nested more than 16 levels deep"),
+        ("#" * 1_100_000, "has more than 1048576 bytes"),
+        ('a: "\\U00110000"', ""),
+        ('a: "\\ud800"', "line 1, column "),
+        ("%YAML 1." + "9" * 5000 + "\n---\na: 1", ""),
+    ],
+)
+@pytest.mark.parametrize("has_libyaml", [True, False])
+def test_whatever_a_file_holds_is_data_or_a_fault_of_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    fault: str,
+    has_libyaml: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """What looks like a date or a number and is none is a fault, not a crash."""
-    found = faults(f"{MINIMAL}log_level: {value}\n")
-    assert len(found) == 1
+    """Neither a traceback nor endless work, with either of PyYAML's parsers."""
+    if not has_libyaml:
+        monkeypatch.setattr(config_file, "_Events", yaml.SafeLoader)
+    file = tmp_path / "kapudf.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        config_file.read(file)
+    (found,) = caught.value.faults
+    assert fault in found
+    assert "\n" not in found
+    assert len(found) < 300
 
 
-def test_a_file_nested_too_deeply_is_a_fault(faults: Callable[[str], list[str]]) -> None:
-    """A file made to exhaust the parser ends in a fault."""
-    assert len(faults("[" * 5000)) == 1
+@pytest.mark.parametrize(
+    "value",
+    ["2024-01-01", "2024-99-99", "0x_", "0b_", "1:30", "08", "0x" + "f" * 100_000, "9" * 5000],
+)
+def test_what_only_looks_like_a_number_or_a_date_is_text(tmp_path: Path, value: str) -> None:
+    """The check of the setting says then what was expected."""
+    file = tmp_path / "kapudf.yaml"
+    file.write_text(f"a: {value}\nb: !!str 1\nc: ! 2\n", encoding="utf-8")
+    assert config_file.read(file) == {"a": value, "b": "1", "c": "2"}
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    """A fault is a line to read."""
+    (fault,) = faults_of_raw(with_function(workers="x" * 100_000))
+    assert fault.endswith("…")
+    assert len(fault) < 400
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """Reading it again, at a reload, could block."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="is no regular file, so it cannot be read again"):
+        config_file.read(pipe, again=True)
 
 
 def test_a_control_character_is_a_fault_with_its_place(faults: Callable[[str], list[str]]) -> None:

@@ -124,7 +124,10 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
             status = _serve_in_one_process(chosen, log)
         else:
             status = _serve_by_workers(
-                chosen, lambda: _settings(config_file, given), log, watches_code=watches_code
+                chosen,
+                lambda: _settings(config_file, given, again=True),
+                log,
+                watches_code=watches_code,
             )
     except PluginError as error:
         if config_file is not None and error.function is not None:
@@ -139,14 +142,14 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     click.get_current_context().exit(status)
 
 
-def _settings(config_file: Path | None, given: dict[str, Any]) -> Settings:
-    """Return the settings of the file, the environment and the flags."""
+def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = False) -> Settings:
+    """Return the settings of the file, the environment and the flags; see `config_file.read`."""
     if config_file is None:
         return settings.combined({}, given, source="command line")
     # Imported only then: many a server has no file.
     from kapudf_cli.config_file import read
 
-    return settings.combined(read(config_file), given, source=str(config_file))
+    return settings.combined(read(config_file, again=again), given, source=str(config_file))
 
 
 def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
