@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.on_error import EXCERPT_BYTES, DroppedLog
 from kapudf_cli.errors import HandlerError, InvalidWriteError, WorkerLostError, describe
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.kit.options import missing_values
 from kapudf_cli.wire.codec import REQUESTS, decode_point
 from kapudf_cli.wire.conversation import Incoming, IncomingOrder
 from kapudf_cli.wire.udf_pb2 import (
@@ -284,7 +286,12 @@ class Dispatcher:
             self._outbox.declare(info.provides)
         except InvalidWriteError as error:
             raise self._callee.blame("__init__", error) from error
-        response = self._callee.ask(InitResponse, "init", handler.init, request)
+        reads_values_itself = type(handler).init is not Handler.init
+        if reads_values_itself and (faults := missing_values(request.options)):
+            # It would read the default of a value that is not there.
+            response = InitResponse(error="; ".join(faults))
+        else:
+            response = self._callee.ask(InitResponse, "init", handler.init, request)
         self._answer("init", response)
         _check_success("init", response)
         self._keepalives_since_init = 0

@@ -71,6 +71,15 @@ class Options(msgspec.Struct, rename=tickscript_name):
 
 
 _NANOSECONDS: Final = 1000
+#: Which part of an OptionValue holds a value of each type.
+_CONTENTS: Final = {
+    STRING: "stringValue",
+    INT: "intValue",
+    DOUBLE: "doubleValue",
+    BOOL: "boolValue",
+    DURATION: "durationValue",
+}
+_PLAIN_LITERAL: Final = "write TRUE or FALSE itself, without quotes and without lambda:"
 
 
 def declare(options: type[Options]) -> dict[str, OptionInfo]:
@@ -158,10 +167,28 @@ def _take(
         values[one.attribute] = taken if one.repeated else taken[0]
 
 
+def missing_values(request: Iterable[Option]) -> list[str]:
+    """Return a fault for each value of an InitRequest that has a type and no content.
+
+    Kapacitor sends such a bool where the TICKscript has something else: a name in double
+    quotes, a lambda, a regular expression or a star. Its content would be read as False.
+    """
+    return [
+        f".{option.name}() got nothing as value {place}; {_PLAIN_LITERAL}"
+        for option in request
+        for place, value in enumerate(option.values, 1)
+        if value.WhichOneof("value") is None
+    ]
+
+
 def _decode(value: OptionValue, kind: ValueType, annotation: Any) -> object:
     """Return an argument as Python has it; ValueError says what it is instead."""
     shown = write_literal(value)
-    if value.type != kind:
+    content = value.WhichOneof("value")
+    if content is None and kind == BOOL:
+        message = f"{shown}; {_PLAIN_LITERAL}"
+        raise ValueError(message)
+    if value.type != kind or content != _CONTENTS[kind]:
         raise ValueError(shown)
     found: object
     match kind:

@@ -19,12 +19,15 @@ from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader, frame_
 from kapudf_cli.wire.point_frames import RawPoint
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
+    BOOL,
     BeginBatch,
     EndBatch,
     InitRequest,
     InitResponse,
     KeepaliveRequest,
     KeepaliveResponse,
+    Option,
+    OptionValue,
     Point,
     RestoreRequest,
     RestoreResponse,
@@ -260,6 +263,27 @@ def test_that_kapacitor_asked_for_a_snapshot_is_noted(rooms: Callable[..., Room]
     asked.append(room.dispatcher.snapshot_asked)
     assert asked == [False, True]
     assert room.responses() == [SnapshotResponse(snapshot=b"taken")]
+
+
+def test_a_handler_that_reads_options_by_hand_never_sees_a_value_without_content(
+    rooms: Callable[..., Room],
+) -> None:
+    """`.strict("TRUE")` arrives as such a bool, which reads as False."""
+
+    class ByHand(Batches):
+        def init(self, request: InitRequest, /) -> InitResponse:
+            assert not any(value for option in request.options for value in option.values)
+            return InitResponse(success=True)
+
+    room = rooms(ByHand)
+    room.dispatcher.begin()
+    strict = Option(name="strict", values=[OptionValue(type=BOOL)])
+    with pytest.raises(RefusedError, match="TRUE or FALSE itself"):
+        room.give(InitRequest(taskID="task", options=[strict]))
+    (response,) = room.responses()
+    assert isinstance(response, InitResponse)
+    assert not response.success
+    assert response.error.startswith(".strict() got nothing as value 1; write TRUE or FALSE")
 
 
 def test_a_refused_restore_is_answered_and_raised(rooms: Callable[..., Room]) -> None:

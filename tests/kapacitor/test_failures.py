@@ -66,6 +66,17 @@ def test_a_refused_init_fails_the_task_with_its_text(serve: Serve, kapacitor: Ka
     assert daemon.alive
 
 
+@pytest.mark.parametrize("value", ['"TRUE"', "lambda: TRUE", "*", "/TRUE/"])
+def test_a_bool_option_that_is_no_plain_literal_fails_the_task(
+    serve: Serve, kapacitor: Kapacitor, value: str
+) -> None:
+    serve("default")
+    daemon = kapacitor()
+    daemon.start_task("text", f"stream|from()@udf().fieldBool('up', {value})|httpOut('out')")
+    error = daemon.await_failure("text")
+    assert "fieldBool() expects TRUE or FALSE as value 2, got nothing; write TRUE or" in error
+
+
 def test_a_refused_init_leaves_no_connection_behind(serve: Serve, kapacitor: Kapacitor) -> None:
     """Kapacitord would keep it open, and ask for keepalives, for as long as it lives."""
     process = serve(plugin("against_kapacitor.py:Refuser"))

@@ -375,6 +375,22 @@ FAULTS: dict[str, tuple[list[Option], str]] = {
         [call("field", OptionValue()), SIZE],
         ".field() expects a string, got nothing",
     ),
+    # Kapacitor sends this for `.strict("TRUE")` and `.strict(lambda: TRUE)`.
+    "nothing for a bool": (
+        [FIELD, SIZE, call("strict", OptionValue(type=BOOL))],
+        (
+            ".strict() expects TRUE or FALSE, got nothing; "
+            "write TRUE or FALSE itself, without quotes and without lambda:"
+        ),
+    ),
+    "nothing for an int": (
+        [FIELD, call("size", OptionValue(type=INT))],
+        ".size() expects a whole number, at least 1, got nothing",
+    ),
+    "a type with the content of another": (
+        [FIELD, call("size", OptionValue(type=INT, stringValue="10"))],
+        ".size() expects a whole number, at least 1, got '10'",
+    ),
     "a text with a quote": (
         [FIELD, call("size", text("it's"))],
         ".size() expects a whole number, at least 1, got 'it\\'s'",
