@@ -62,13 +62,15 @@ class CodeWatch:
         if wanted == self._folders:
             return
         self._end()
-        self._folders = wanted
+        self._folders = frozenset()
         if wanted:
             self._stop = threading.Event()
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._watch, args=(wanted, self._stop), name="code watch", daemon=True
             )
-            self._thread.start()
+            thread.start()
+            self._thread = thread
+        self._folders = wanted
 
     def _end(self) -> None:
         self._stop.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.serving import channel as orders
@@ -24,7 +25,13 @@ class Drain:
     """Lets every connection finish, and presses those that do not; without a clock."""
 
     def __init__(
-        self, pools: Sequence[Pool], *, grace_period_s: float, now_s: float, log: BoundLogger
+        self,
+        pools: Sequence[Pool],
+        *,
+        grace_period_s: float,
+        now_s: float,
+        attempt: Callable[[Callable[[], None]], object],
+        log: BoundLogger,
     ) -> None:
         """Tell every worker to process what has arrived, and to end.
 
@@ -32,9 +39,11 @@ class Drain:
             pools: whose workers.
             grace_period_s: how long they have for it.
             now_s: a monotonic clock's time, in seconds.
+            attempt: does one step, and does not raise if it fails.
             log: where it is said which of them hang at the end.
         """
         self._pools = pools
+        self._attempt = attempt
         self._log = log
         self._due_s = now_s + grace_period_s
         # What is done next, and how long it may take.
@@ -44,7 +53,7 @@ class Drain:
             (self._log_hanging, 0.0),
         ]
         for pool in pools:
-            pool.stop()
+            attempt(pool.stop)
 
     def wait_s(self, now_s: float) -> float | None:
         """Return how long to wait for what happens meanwhile; None once it is over.
@@ -58,7 +67,7 @@ class Drain:
                 return None
             measure, patience_s = self._measures.pop(0)
             for pool in self._pools:
-                measure(pool)
+                self._attempt(functools.partial(measure, pool))
             self._due_s = now_s + patience_s
         return self._due_s - now_s
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kapudf_cli.errors import ConfigError, ControlError, KapudfError
+from kapudf_cli.errors import ConfigError, ControlError, KapudfError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ class Reloading:
         """Serve what the settings say now, each by new code; what fails is in the log."""
         try:
             settings = self._settings_anew()
-        except KapudfError as error:
+        except (KapudfError, OSError) as error:
             self._log.error("reload failed, everything goes on as it was", error=str(error))
             return
         for name in self._functions.names() - settings.functions.keys():
@@ -82,7 +82,13 @@ class Reloading:
             raise
 
     def _settings_anew(self) -> Settings:
-        settings = self._read_settings()
+        try:
+            settings = self._read_settings()
+        except (KapudfError, OSError):
+            raise
+        except Exception as error:
+            problem = f"the settings cannot be read: {describe(error)}"
+            raise ControlError(problem) from error
         if settings.in_one_process:
             place = f"functions.{next(iter(settings.functions))}"
             raise ConfigError(place, ["workers: 0 needs a restart"])

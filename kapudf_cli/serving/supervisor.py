@@ -7,10 +7,12 @@ duplicate of every connection, so that a connection outlives the workers that se
 from __future__ import annotations
 
 import functools
+import math
 import selectors
 import signal
 import time
-from typing import TYPE_CHECKING, Final
+import traceback
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import systemd
@@ -35,6 +37,12 @@ if TYPE_CHECKING:
 _LOOK_S: Final = 0.25
 #: How long workers have to end after a kill.
 _KILL_WAIT_S: Final = 5.0
+#: The pause of the loop after a step that failed unexpectedly.
+_PAUSE_AFTER_FAILURE_S: Final = 0.1
+#: How long a failure of the same kind, at the same line, is not logged again.
+_SAME_FAILURE_S: Final = 60.0
+
+T = TypeVar("T")
 
 
 class Supervisor:
@@ -74,6 +82,10 @@ class Supervisor:
         )
         self._reloading = Reloading(self._functions, read_settings, log)
         self._commands = ControlCommands(self._functions, self._reloading)
+        self._is_ending = False
+        self._has_failed = False
+        # When each kind of failure was last logged, by its type, file and line.
+        self._failures: dict[tuple[type, str, int | None], float] = {}
 
     def run(self, signals: SignalQueue) -> int:
         """Serve until SIGINT or SIGTERM and return the exit status: 0, or 1 if hurried.
@@ -94,8 +106,9 @@ class Supervisor:
             hurried = self._drain(first, signals)
             abandoned = sum(pool.abandon() for pool in self._functions.pools())
         finally:
+            self._is_ending = True
             self._end_workers()
-            self._functions.release()
+            self._attempt(self._functions.release)
             self._selector.close()
         self._log.info("stopped", abandoned_connections=abandoned)
         return 1 if hurried else 0
@@ -105,46 +118,74 @@ class Supervisor:
     def _serve_until_signal(self, signals: SignalQueue) -> signal.Signals:
         while True:
             self._turn()
-            for number in signals.take():
+            taken = self._attempt(signals.take) or []
+            # A stop comes first, and several reloads are one.
+            for number in taken:
                 if number is not signal.SIGHUP:
                     return number
-                self._reloading.reload_all()
+            if taken:
+                self._attempt(self._reloading.reload_all)
 
     def _turn(self, longest_s: float | None = None) -> None:
         """Wait for something to happen, for `longest_s` at most, and deal with it."""
+        if self._has_failed:
+            # What caused the failure is still there: without a pause, the loop would spin.
+            self._has_failed = False
+            time.sleep(_PAUSE_AFTER_FAILURE_S)
+        for key, _ in self._attempt(functools.partial(self._wait, longest_s)) or []:
+            # Asked by its number: what was dealt with before may have closed it.
+            if key.data is not None and self._selector.get_map().get(key.fd) is key:
+                self._attempt(key.data)
+        now_s = time.monotonic()
+        for pool in self._functions.pools():
+            self._attempt(functools.partial(pool.look, now_s))
+        if self._code_watch is not None:
+            self._attempt(functools.partial(self._follow_code, self._code_watch))
+        self._attempt(functools.partial(self._clients.look, now_s))
+        self._attempt(self._functions.listen_where_ready)
+        self._attempt(self._functions.forget_ended)
+
+    def _wait(self, longest_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready, after `longest_s` or the next look at the latest."""
         now_s = time.monotonic()
         rests_s = [each.wait_s(now_s) for each in (self._listeners, self._control_listeners)]
         needs_looks = any(pool.needs_looks for pool in self._functions.pools())
         look_s = _LOOK_S if needs_looks else None
         waits = [each for each in (*rests_s, look_s, longest_s) if each is not None]
-        for key, _ in self._selector.select(max(min(waits), 0.0) if waits else None):
-            # Asked by its number: what was dealt with before may have closed it.
-            if key.data is not None and self._selector.get_map().get(key.fd) is key:
-                self._deal_with(key.data)
-        now_s = time.monotonic()
-        for pool in self._functions.pools():
-            self._deal_with(functools.partial(pool.look, now_s))
-        if self._code_watch is not None:
-            self._code_watch.follow(
-                folder for pool in self._functions.pools() for folder in pool.folders
-            )
-        self._clients.look(now_s)
-        self._functions.listen_where_ready()
-        self._functions.forget_ended()
+        return self._selector.select(max(min(waits), 0.0) if waits else None)
 
-    def _deal_with(self, callback: Callable[[], None]) -> None:
+    def _follow_code(self, code_watch: CodeWatch) -> None:
+        """Watch the code of all functions."""
+        code_watch.follow(folder for pool in self._functions.pools() for folder in pool.folders)
+
+    def _attempt(self, step: Callable[[], T]) -> T | None:
+        """Do one step of the loop; None if it fails, which ends nothing else.
+
+        The end of this process would be the end of every connection. Only at the very start,
+        with nothing served yet, a failure is raised.
+        """
         try:
-            callback()
+            return step()
         except WorkerStartError as error:
-            if not self._functions.is_up:
+            if not self._functions.is_up and not self._is_ending:
                 raise
             # A function that a reload has added.
             self._log.error("function cannot be served", error=str(error))
-        except Exception:
-            if not self._functions.is_up:
+        except Exception as error:
+            if not self._functions.is_up and not self._is_ending:
                 raise
-            # Whatever it is: an end of this process would be one of every connection.
-            self._log.exception("unexpected failure, everything else goes on")
+            self._has_failed = True
+            self._log_failure(error)
+        return None
+
+    def _log_failure(self, error: Exception) -> None:
+        """Log an unexpected failure, and the same one again only after a while."""
+        frames = traceback.extract_tb(error.__traceback__)
+        place = (type(error), frames[-1].filename, frames[-1].lineno)
+        now_s = time.monotonic()
+        if now_s - self._failures.get(place, -math.inf) >= _SAME_FAILURE_S:
+            self._failures[place] = now_s
+            self._log.error("unexpected failure, everything else goes on", exc_info=error)
 
     # --- who connects ---
 
@@ -175,10 +216,17 @@ class Supervisor:
             grace_period_s=grace_period_s,
         )
         now_s = time.monotonic()
-        drain = Drain(pools, grace_period_s=grace_period_s, now_s=now_s, log=self._log)
+        drain = Drain(
+            pools,
+            grace_period_s=grace_period_s,
+            now_s=now_s,
+            attempt=self._attempt,
+            log=self._log,
+        )
         while (wait_s := drain.wait_s(time.monotonic())) is not None:
             self._turn(wait_s)
-            if any(number is not signal.SIGHUP for number in signals.take()):
+            taken = self._attempt(signals.take) or []
+            if any(number is not signal.SIGHUP for number in taken):
                 connections = sum(len(pool.connections) for pool in pools)
                 self._log.warning("second signal, ending at once", connections=connections)
                 return True
@@ -189,7 +237,7 @@ class Supervisor:
         deadline = time.monotonic() + _KILL_WAIT_S
         pools = self._functions.pools
         for pool in pools():
-            pool.kill()
+            self._attempt(pool.kill)
         while not all(pool.is_empty for pool in pools()) and time.monotonic() < deadline:
             self._turn(deadline - time.monotonic())
         self._clients.close()

@@ -27,7 +27,13 @@ def pool(loop: Loop) -> Pool:
 
 def drain(pool: Pool) -> Drain:
     """Begin at 100 s, with a grace period of 10 s."""
-    return Drain([pool], grace_period_s=10.0, now_s=100.0, log=logs.get_logger())
+    return Drain(
+        [pool],
+        grace_period_s=10.0,
+        now_s=100.0,
+        attempt=lambda step: step(),
+        log=logs.get_logger(),
+    )
 
 
 def test_it_is_over_once_every_worker_has_ended(loop: Loop, pool: Pool) -> None:
@@ -41,7 +47,13 @@ def test_it_is_over_once_every_worker_has_ended(loop: Loop, pool: Pool) -> None:
 
 def test_where_no_worker_is_there_is_nothing_to_wait_for() -> None:
     """Not even for a moment."""
-    nobody = Drain([], grace_period_s=10.0, now_s=100.0, log=logs.get_logger())
+    nobody = Drain(
+        [],
+        grace_period_s=10.0,
+        now_s=100.0,
+        attempt=lambda step: step(),
+        log=logs.get_logger(),
+    )
     assert nobody.wait_s(100.0) is None
 
 
