@@ -272,11 +272,12 @@ def test_the_rate_goes_by_group_unit_and_time(
         "m,host=b value=1i 1000000000",
         "m,host=a value=3.0 3000000000",
         "m,host=a value=3.0 3000000000",
+        "m,host=b value=1.0 2000000000000",
         "m,host=b value=1.0 3700000000000",
         "m,host=a value=9.0 3701000000000",
     )
     out = udf(module.Rate, call).send(*grouped(points, "host"))
-    assert values(out.points, "per_minute") == [None, None, 60.0, None, 0.0, None]
+    assert values(out.points, "per_minute") == [None, None, 60.0, None, 0.0, 0.0, None]
     assert module.Rate.state_limit == 100_000
     with pytest.raises(TaskFailedError, match="expects a duration above 0s"):
         udf(module.Rate, module.RateOptions(field="value", unit=dt.timedelta(0)))

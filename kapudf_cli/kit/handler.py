@@ -107,8 +107,9 @@ class Handler(abc.ABC):
         state: what it remembers.
         state_version: raise it when a snapshot of older code would be misread.
         state_limit: the most groups that a `PerGroup` keeps, None for any number.
-        state_expiry: how long a `PerGroup` keeps an unused group, None for ever. Where
-            the options say either, make the state in `setup`.
+        state_expiry: how far the times of points advance until a `PerGroup` drops a group
+            without points, None for never. Where the options say either, make the state in
+            `setup`.
         foreign_state: what becomes of a snapshot that is not of this state.
         raw_point: where it is set, by `setup` at the latest, points are handed to it
             undecoded, and `point` is not called. What it is given may be handed to

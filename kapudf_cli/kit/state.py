@@ -13,6 +13,7 @@ recognised as such.
 
 from __future__ import annotations
 
+import collections
 import json
 import threading
 import typing
@@ -43,8 +44,12 @@ class State(msgspec.Struct):
 S = TypeVar("S", bound=State)
 C = TypeVar("C")
 
-#: Before any time that a point can have.
-_LONG_AGO_NS = -(2**63)
+#: Before any time that a point can have, and after any.
+_LONG_AGO_NS: Final = -(2**63)
+_FAR_OFF_NS: Final = 2**63 - 1
+#: So many points in a row must be further from the time of a stream than the expiry until
+#: the stream is taken to have moved there. A host whose clock is wrong sends fewer at once.
+STRAY_POINTS: Final = 1000
 
 _FOREIGN = "the snapshot is not one that a State wrote"
 _UNFIT = "the snapshot does not fit the state"
@@ -58,9 +63,18 @@ class _Kept(msgspec.Struct, Generic[S], array_like=True):
     state: S
 
 
-class _KeptGroups(msgspec.Struct, Generic[S]):
+class _Strays(msgspec.Struct):
+    """Points in a row whose times are further from the stream's than the expiry."""
+
+    points: int = 0
+    ahead: int = 0
+    first_ahead_ns: int = _FAR_OFF_NS
+
+
+class _KeptGroups(msgspec.Struct, Generic[S], omit_defaults=True):
     newest_ns: int
     groups: list[_Kept[S]]
+    strays: _Strays | None = None
 
 
 class _Envelope(msgspec.Struct):
@@ -96,16 +110,20 @@ _PLAIN: Final = _reader(_Envelope)
 @dataclass(slots=True)
 class _Entry(Generic[S]):
     state: S
-    last_ns: int
+    used_ns: int
 
 
 class PerGroup(Generic[S]):
     """A state for each group of a task, made at the group's first point.
 
-    With a limit or an expiry, memory does not grow with series that have died.
-    Both go by what has come, not by the clock, so that the same points give the
-    same state: a group expires when a point of another is so much later than
-    its own last one; over the limit, the group unused for longest goes.
+    With a limit or an expiry, memory does not grow with series that have died. Over the
+    limit, the group that is unused for longest is dropped. A group expires when the stream
+    has advanced by the expiry since the group's last point.
+
+    How far the stream has advanced follows from the times of its points, not from the
+    clock, so the same points give the same state. A point that is further ahead or behind
+    than the expiry counts only if the next points are too; see `STRAY_POINTS`. One wrong
+    time therefore neither drops groups nor stops expiry.
 
     Attributes:
         dropped: how many groups have been dropped so far.
@@ -127,9 +145,14 @@ class PerGroup(Generic[S]):
             if expiry is None
             else round(expiry.total_seconds() * 1e6) * _NANOSECONDS_A_MICROSECOND
         )
-        # In the order of use, the one unused for longest first.
-        self._entries: dict[str, _Entry[S]] = {}
-        self._newest_ns = _LONG_AGO_NS
+        # In the order of use, the one unused for longest first. A plain dict takes a time that
+        # grows with its size to find its first entry, once others before it have gone.
+        self._entries: collections.OrderedDict[str, _Entry[S]] = collections.OrderedDict()
+        # The latest time of the stream, without strays.
+        self._time_ns = _LONG_AGO_NS
+        # How far the stream has advanced. Unlike the time, it never goes back.
+        self._advance_ns = _LONG_AGO_NS
+        self._strays: _Strays | None = None
         self.dropped = 0
 
     def of(self, point: Point) -> S:
@@ -138,21 +161,29 @@ class PerGroup(Generic[S]):
 
     def at(self, group: str, time_ns: int) -> S:
         """Return the state of a group, used at a time in nanoseconds since the epoch."""
+        step_ns = time_ns - self._time_ns
+        expiry_ns = self._expiry_ns
+        if expiry_ns is None:
+            if step_ns > 0:
+                self._time_ns = self._advance_ns = time_ns
+        elif -expiry_ns <= step_ns <= expiry_ns:
+            self._strays = None
+            if step_ns > 0:
+                self._time_ns = time_ns
+                self._advance_ns += step_ns
+        else:
+            self._take_stray(time_ns)
         entry = self._entries.get(group)
         if entry is None:
-            entry = self._entries[group] = _Entry(self._make(), time_ns)
+            entry = self._entries[group] = _Entry(self._make(), self._advance_ns)
             if self._limit is not None and len(self._entries) > self._limit:
                 self._drop_first()
         else:
             # To the end of the order of use, which a limit set later goes by as well.
-            del self._entries[group]
-            self._entries[group] = entry
-            if time_ns > entry.last_ns:  # noqa: PLR1730 - for every point; max() takes longer
-                entry.last_ns = time_ns
-        if time_ns > self._newest_ns:
-            self._newest_ns = time_ns
-            if self._expiry_ns is not None:
-                self._expire(self._expiry_ns)
+            self._entries.move_to_end(group)
+            entry.used_ns = self._advance_ns
+        if expiry_ns is not None and step_ns > 0:
+            self._expire(expiry_ns)
         return entry.state
 
     def discard(self, group: str) -> None:
@@ -172,27 +203,65 @@ class PerGroup(Generic[S]):
         return group in self._entries
 
     def _drop_first(self) -> None:
-        del self._entries[next(iter(self._entries))]
+        self._entries.popitem(last=False)
         self.dropped += 1
 
     def _expire(self, expiry_ns: int) -> None:
-        """Drop what has expired, from the front; the last one is in use, however old."""
-        while len(self._entries) > 1:
-            if self._newest_ns - next(iter(self._entries.values())).last_ns <= expiry_ns:
-                return
+        """Drop the groups that have expired. The one in use is the last, and was used now."""
+        oldest_ns = self._advance_ns - expiry_ns
+        entries = self._entries
+        while entries and next(iter(entries.values())).used_ns < oldest_ns:
             self._drop_first()
 
+    def _take_stray(self, time_ns: int) -> None:
+        """Take a point whose time is further from the stream's than the expiry."""
+        if self._time_ns == _LONG_AGO_NS:
+            self._time_ns = self._advance_ns = time_ns  # the first point of all
+            return
+        strays = self._strays
+        if strays is None:
+            strays = self._strays = _Strays()
+        strays.points += 1
+        if time_ns > self._time_ns:
+            strays.ahead += 1
+            strays.first_ahead_ns = min(strays.first_ahead_ns, time_ns)
+        if strays.points < STRAY_POINTS:
+            return
+        self._strays = None
+        if 2 * strays.ahead > strays.points:
+            # The stream has had a pause. The groups used since are not older for that.
+            paused_ns = self._advance_ns
+            self._advance_ns += strays.first_ahead_ns - self._time_ns
+            for entry in reversed(self._entries.values()):
+                if entry.used_ns < paused_ns:
+                    break
+                entry.used_ns = self._advance_ns
+        self._time_ns = time_ns
+
     def _dump(self) -> _KeptGroups[S]:
-        kept = [_Kept(group, entry.last_ns, entry.state) for group, entry in self._entries.items()]
-        return _KeptGroups(self._newest_ns, kept)
+        # By the time of the stream, which people can read.
+        ahead_ns = self._advance_ns - self._time_ns
+        kept = [
+            _Kept(group, max(entry.used_ns - ahead_ns, _LONG_AGO_NS), entry.state)
+            for group, entry in self._entries.items()
+        ]
+        return _KeptGroups(self._time_ns, kept, self._strays)
 
     def _load(self, content: object) -> None:
         kept = _read(content, self._reader)
-        self._entries = {each.group: _Entry(each.state, each.last_ns) for each in kept.groups}
-        self._newest_ns = kept.newest_ns
-        # The handler may have been given a lower limit since.
-        while self._limit is not None and len(self._entries) > self._limit:
-            self._drop_first()
+        groups = kept.groups
+        if self._limit is not None and len(groups) > self._limit:
+            # The handler may have been given a lower limit since.
+            self.dropped += len(groups) - self._limit
+            groups = groups[len(groups) - self._limit :]
+        self._time_ns = self._advance_ns = kept.newest_ns
+        self._strays = kept.strays
+        # A snapshot of other code may hold groups that would expire at once.
+        oldest_ns = _LONG_AGO_NS if self._expiry_ns is None else kept.newest_ns - self._expiry_ns
+        self._entries = collections.OrderedDict(
+            (each.group, _Entry(each.state, min(max(each.last_ns, oldest_ns), kept.newest_ns)))
+            for each in groups
+        )
 
 
 AnyState = State | PerGroup[Any]

@@ -404,7 +404,7 @@ class FewGroups(CountGroups):
 def test_a_handler_bounds_its_groups_by_number_and_age(udf: Callable[..., Task]) -> None:
     """As the class declares."""
     points = grouped(
-        lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=c v=1 3", "m,host=d v=1 20000000000"),
+        lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=c v=1 3"),
         "host",
     )
     task = udf(FewGroups)
@@ -413,9 +413,9 @@ def test_a_handler_bounds_its_groups_by_number_and_age(udf: Callable[..., Task])
         content: Any = peek(task.snapshot())[2]
         return [group for group, _, _ in content["groups"]]
 
-    task.send(*points[:3])
+    task.send(*points)
     assert kept() == ["host=b", "host=c"]
-    task.send(points[3])
+    task.send(*grouped(lines("m,host=d v=1 10000000000", "m,host=d v=1 20000000000"), "host"))
     assert kept() == ["host=d"]
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from typing import Any
 
 import hypothesis.strategies as st
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import example, given
 
 from kapudf_cli.errors import StateError
-from kapudf_cli.kit.state import PerGroup, State, dump, from_plain, load, make, peek
+from kapudf_cli.kit.state import STRAY_POINTS, PerGroup, State, dump, from_plain, load, make, peek
 from kapudf_cli.wire.udf_pb2 import Point
 
 SECOND_NS = 1_000_000_000
@@ -181,8 +182,8 @@ def test_any_states_of_groups_come_back(states: dict[str, Rich], limited: bool) 
     """With the groups' names and their order."""
     limit = 1000 if limited else None
     state = per_group(PerGroup[Rich], limit=limit)
-    for time, (group, rich) in enumerate(states.items()):
-        state.at(group, time)
+    for when, (group, rich) in enumerate(states.items()):
+        state.at(group, when)
         state._entries[group].state = rich
     snapshot = dumped(state)
     back = loaded(per_group(PerGroup[Rich], limit=limit), snapshot)
@@ -348,7 +349,7 @@ def test_a_plain_snapshot_does_not_fit_groups_and_the_reverse() -> None:
 #: Fresh kinds of state, each restored for the first time by eight threads at once.
 FIRST_USES = """
 import sys, threading
-from kapudf_cli.kit.state import PerGroup, State, dump, load, make
+from kapudf_cli.kit.state import STRAY_POINTS, PerGroup, State, dump, load, make
 from kapudf_cli.wire.udf_pb2 import Point
 
 sys.setswitchinterval(1e-6)
@@ -479,16 +480,16 @@ def test_a_discarded_group_begins_anew() -> None:
 def test_groups_come_in_the_order_of_their_use(limit: int | None) -> None:
     """The one unused for longest first, with a limit or without."""
     state = per_group(limit=limit)
-    for time, group in enumerate(["a", "b", "c", "a"]):
-        state.at(group, time)
+    for when, group in enumerate(["a", "b", "c", "a"]):
+        state.at(group, when)
     assert list(state) == ["b", "c", "a"]
 
 
 def test_over_the_limit_the_group_unused_for_longest_goes() -> None:
     """Not the one that came first; and it is counted."""
     state = per_group(limit=2)
-    for time, group in enumerate(["a", "b", "a", "c"]):
-        state.at(group, time).count += 1
+    for when, group in enumerate(["a", "b", "a", "c"]):
+        state.at(group, when).count += 1
     assert contents(state) == {"a": Seen(count=2), "c": Seen(count=1)}
     assert state.dropped == 1
     assert state.at("b", 9) == Seen()
@@ -505,9 +506,75 @@ def test_a_group_expires_by_the_time_of_points() -> None:
     state.at("c", 10 * SECOND_NS + 1)
     assert list(state) == ["b", "c"]
     assert state.dropped == 1
-    state.at("d", 100 * SECOND_NS)
-    assert list(state) == ["d"]
-    assert state.dropped == 3
+    state.at("d", 20 * SECOND_NS + 1)
+    assert list(state) == ["c", "d"]
+    assert state.dropped == 2
+
+
+def test_one_time_far_off_drops_no_group_and_ends_no_expiry() -> None:
+    state = per_group(expiry=dt.timedelta(seconds=10))
+    for time_s in range(100):
+        state.at("used", time_s * SECOND_NS).count += 1
+        state.at(f"once at {time_s}", time_s * SECOND_NS)
+        if time_s % 10 == 5:
+            state.at("wrong clock", (10**9 - 10**8 * time_s) * SECOND_NS)
+            assert len(state) <= 13
+    assert state.at("used", 100 * SECOND_NS).count == 100
+    assert next(iter(state)) == "once at 90"
+
+
+@pytest.mark.parametrize("first_s", [10**9, -(10**9)], ids=["ahead", "behind"])
+def test_a_first_time_far_off_delays_expiry_by_a_bounded_number_of_points(first_s: int) -> None:
+    state = per_group(expiry=dt.timedelta(seconds=10))
+    state.at("wrong clock", first_s * SECOND_NS)
+    for time_s in range(2 * STRAY_POINTS):
+        state.at(f"once at {time_s}", time_s * SECOND_NS)
+        assert len(state) <= STRAY_POINTS + 12
+    assert len(state) == 11
+
+
+def test_after_a_pause_the_groups_without_points_expire() -> None:
+    state = per_group(expiry=dt.timedelta(seconds=10))
+    for group in ("dead", "alive", "late"):
+        state.at(group, 0)
+    state.at("late", SECOND_NS)
+    for number in range(STRAY_POINTS):
+        assert "dead" in state
+        group = "late" if number == 1 else "alive"
+        state.at(group, 10**6 * SECOND_NS + number).count += 1
+    assert list(state) == ["late", "alive"]
+    assert state.at("alive", 10**6 * SECOND_NS).count == STRAY_POINTS - 1
+
+
+def test_times_that_are_all_further_apart_than_the_expiry_keep_memory_bounded() -> None:
+    state = per_group(expiry=dt.timedelta(seconds=10))
+    for number in range(5 * STRAY_POINTS):
+        state.at(f"once {number}", number * 60 * SECOND_NS)
+        assert len(state) <= 3 * STRAY_POINTS
+
+
+def test_a_restart_amid_strays_changes_nothing() -> None:
+    expiry = dt.timedelta(seconds=10)
+    through, restarted = per_group(expiry=expiry), per_group(expiry=expiry)
+    times = [0, 1, *range(500, 500 + 2 * STRAY_POINTS), 3, *range(9000, 9020)]
+    for number, time_s in enumerate(times):
+        for state in (through, restarted):
+            state.at(f"once at {time_s}", time_s * SECOND_NS)
+        if number % 100 == 0:
+            restarted = loaded(per_group(expiry=expiry), dumped(restarted))
+    assert dumped(through) == dumped(restarted)
+    assert len(through) < 100
+
+
+def test_a_snapshot_whose_newest_time_is_far_off_keeps_its_groups_and_expires_again() -> None:
+    """Older code took one point's time for the time of the stream."""
+    content = {"newest_ns": 10**18, "groups": [["a", 5, {"count": 1}], ["wrong", 10**18, {}]]}
+    state = from_plain(per_group(expiry=dt.timedelta(seconds=10)), content)
+    assert isinstance(state, PerGroup)
+    for time_s in range(STRAY_POINTS + 100):
+        assert state.at("a", time_s * SECOND_NS).count == 1
+        state.at(f"once at {time_s}", time_s * SECOND_NS)
+    assert len(state) == 12
 
 
 def test_a_group_does_not_expire_by_its_own_silence() -> None:
@@ -576,9 +643,9 @@ def test_a_limit_keeps_just_the_groups_used_last(uses: list[tuple[str, int]], li
     state = per_group(limit=limit)
     order: list[str] = []
     made = 0
-    for group, time in uses:
+    for group, time_ns in uses:
         made += group not in state
-        state.at(group, time)
+        state.at(group, time_ns)
         order = [*(each for each in order if each != group), group][-limit:]
     assert list(state) == order
     assert state.dropped == made - len(order)
@@ -587,8 +654,8 @@ def test_a_limit_keeps_just_the_groups_used_last(uses: list[tuple[str, int]], li
 def test_a_lower_limit_drops_when_a_snapshot_is_taken_back() -> None:
     """New code may keep fewer; those used last stay."""
     state = per_group(limit=5)
-    for time, group in enumerate("abcab"):
-        state.at(group, time)
+    for when, group in enumerate("abcab"):
+        state.at(group, when)
     back = loaded(per_group(limit=2), dumped(state))
     assert list(back) == ["a", "b"]
     assert back.dropped == 1
@@ -597,8 +664,8 @@ def test_a_lower_limit_drops_when_a_snapshot_is_taken_back() -> None:
 def test_a_first_limit_keeps_the_groups_used_last() -> None:
     """The code of the snapshot had none, and was asked to keep all."""
     state = per_group()
-    for time, group in enumerate("abca"):
-        state.at(group, time)
+    for when, group in enumerate("abca"):
+        state.at(group, when)
     back = loaded(per_group(limit=2), dumped(state))
     assert list(back) == ["c", "a"]
 
@@ -611,6 +678,17 @@ def test_a_first_expiry_keeps_a_group_that_is_in_use() -> None:
     back = loaded(per_group(expiry=dt.timedelta(seconds=10)), dumped(state))
     back.at("b", 101 * SECOND_NS)
     assert "a" in back
+
+
+def test_a_snapshot_far_over_the_limit_is_taken_back_in_linear_time() -> None:
+    groups = [[f"host={number}", number, {}] for number in range(200_000)]
+    content = {"newest_ns": 200_000, "groups": groups}
+    began_s = time.process_time()
+    state = from_plain(per_group(limit=10), content)
+    assert time.process_time() - began_s < 10
+    assert isinstance(state, PerGroup)
+    assert list(state) == [f"host={number}" for number in range(199_990, 200_000)]
+    assert state.dropped == 199_990
 
 
 def test_ten_thousand_groups_come_back() -> None:
