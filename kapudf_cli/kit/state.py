@@ -236,6 +236,8 @@ class PerGroup(Generic[S]):
                 if entry.used_ns < paused_ns:
                     break
                 entry.used_ns = self._advance_ns
+            # Tells the groups that are used from now on from these.
+            self._advance_ns += 1
         self._time_ns = time_ns
 
     def _dump(self) -> _KeptGroups[S]:
