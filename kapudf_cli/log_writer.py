@@ -1,104 +1,173 @@
-"""A log that holds nobody up: written by a thread of its own, and cut short rather than waited for.
+"""A log that does not wait for its reader, which may stop.
 
-Whoever reads stderr may stop reading: a terminal that is paused, a pipe that is full. The
-supervisor must send heartbeats all the same, and a worker answer.
+The reader of stderr may stop: a terminal that is paused, a pipe that is full. The
+supervisor must go on with heartbeats, handlers with their points, and every process must end when
+it is told to. So a line is written at once where there is room. The rest waits in a queue
+of limited size, which a thread writes.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import fcntl
 import logging
-import logging.handlers
-import queue
+import os
 import select
+import socket
+import stat
 import threading
-import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-#: A reader that is this far behind has stopped reading. An event is about 300 bytes.
-_MOST_EVENTS: Final = 10_000
-#: How long the end of the process waits for the rest to be written.
-_PATIENCE_S: Final = 2.0
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: The limits of the queue. A reader that is this far behind has stopped reading: a line has
+#: about 300 bytes.
+_MOST_LINES: Final = 10_000
+_MOST_BYTES: Final = 16 * 1024 * 1024
+#: How long the end of the process waits for the queue to be written.
+_PATIENCE_S: Final = 1.0
+#: How long a call waits for the thread, where every write is left to the thread.
+_HANDOVER_S: Final = 0.05
+#: Private descriptors are above those of the standard streams.
+_LOWEST_DESCRIPTOR: Final = 3
 
 
-class LogWriter(logging.handlers.QueueHandler):
-    """Takes the place of a handler, which it feeds from a thread.
+class LogWriter:
+    """Writes lines to a private duplicate of a descriptor.
 
     Attributes:
-        lost: how many events found no room.
+        lost: how many lines found no room in the queue, since the last call of `on_lost`.
+        descriptor: the duplicate. A write to it waits only if `waits` is true.
+        waits: whether the system offers no write that does not wait; then the thread writes all.
     """
 
-    def __init__(self, output: logging.StreamHandler[Any]) -> None:
-        """Feed `output`, with what its formatter makes of each record."""
-        self._events: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_EVENTS)
-        super().__init__(self._events)
-        self.setFormatter(output.formatter)
-        output.setFormatter(None)  # What it gets is formatted.
-        self._output = output
+    def __init__(self, descriptor: int, on_lost: Callable[[int], None]) -> None:
+        """Write to `descriptor`.
+
+        Args:
+            descriptor: what is duplicated.
+            on_lost: called with the number of lost lines, once there is room again.
+        """
+        self._on_lost = on_lost
+        self._socket: socket.socket | None = None
+        self.descriptor, self.waits = self._duplicate(descriptor)
+        self._queue: collections.deque[bytes] = collections.deque()
+        self._queued_bytes = 0
         self.lost = 0
-        threading.Thread(target=self._write, name="log", daemon=True).start()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        os.register_at_fork(after_in_child=self._begin_in_child)
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Take an event, or drop it where there is no room."""
-        try:
-            self._events.put_nowait(record)
-        except queue.Full:
-            self.lost += 1
+    def write(self, line: str) -> None:
+        """Write a line, or queue it, or drop it where there is no room; never wait for a reader."""
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        with self._changed:
+            was_empty = not self._queue
+            if was_empty and not self.waits:
+                data = self._write_some(data)
+                if not data:
+                    return
+            elif len(self._queue) >= _MOST_LINES or self._queued_bytes >= _MOST_BYTES:
+                self.lost += 1
+                return
+            self._queue.append(data)
+            self._queued_bytes += len(data)
+            self._wake_thread()
+            if was_empty and self.waits:
+                # A fault may end the process the moment after this call.
+                self._changed.wait_for(lambda: not self._queue, _HANDOVER_S)
 
-    def _write_now(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(Exception):
-            self._output.handle(record)
-
-    def close(self) -> None:
+    def finish(self) -> None:
         """Wait a moment until everything is written."""
-        deadline = time.monotonic() + _PATIENCE_S
-        with self._events.all_tasks_done:
-            while self._events.unfinished_tasks and (left := deadline - time.monotonic()) > 0:
-                self._events.all_tasks_done.wait(left)
-        super().close()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._queue, _PATIENCE_S)
 
-    def _write(self) -> None:
+    def _duplicate(self, descriptor: int) -> tuple[int, bool]:
+        """Return a duplicate, and whether a write to it may wait.
+
+        O_NONBLOCK belongs to the open file, which other processes share: the shell, say. So a
+        pipe or a terminal is opened a second time.
+        """
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            with contextlib.suppress(OSError):
+                opened = os.open(f"/proc/self/fd/{descriptor}", flags)
+                if opened >= _LOWEST_DESCRIPTOR:
+                    return opened, False
+                os.close(opened)
+        duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LOWEST_DESCRIPTOR)
+        if stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=duplicate)
+        return duplicate, not (stat.S_ISREG(mode) or stat.S_ISSOCK(mode))
+
+    def _write_some(self, data: bytes) -> bytes:
+        """Write what there is room for and return the rest, b"" where nothing can be written."""
+        try:
+            if self._socket is not None:
+                return data[self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+            return data[os.write(self.descriptor, data) :]
+        except BlockingIOError:
+            return data
+        except OSError:
+            return b""  # The reader is gone or the disk is full.
+
+    def _wake_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_queue, name=THREAD_NAME, daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _write_queue(self) -> None:
+        """Write the queue for as long as the process lives."""
+        room = select.poll()
+        room.register(self.descriptor, select.POLLOUT)
         while True:
-            record = self._events.get()
-            self._write_now(record)
-            if self.lost and self._events.empty():
-                lost, self.lost = self.lost, 0
-                logging.getLogger("kapudf").error(
-                    "log events lost, nobody read them", extra={"lost": lost}
-                )
-            self._events.task_done()
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._queue))
+                data = self._queue[0]
+            # Only this thread removes lines, and while there are any only this thread writes.
+            room.poll()
+            rest = self._write_some(data)
+            lost = 0
+            with self._changed:
+                self._queued_bytes -= len(data) - len(rest)
+                if rest:
+                    self._queue[0] = rest
+                else:
+                    self._queue.popleft()
+                if not self._queue:
+                    lost, self.lost = self.lost, 0
+                    self._changed.notify_all()
+            if lost:
+                self._on_lost(lost)
+
+    def _begin_in_child(self) -> None:
+        """Begin with an empty queue after a fork: the parent writes its own."""
+        self._changed = threading.Condition()
+        self._queue = collections.deque()
+        self._queued_bytes = self.lost = 0
+        self._thread = None
 
 
-class PromptLogWriter(LogWriter):
-    """The same for a process that may die at any moment, and whose last words matter.
-
-    What the reader has room for is written at once; only what it has not is left to the
-    thread.
-    """
-
-    def __init__(self, output: logging.StreamHandler[Any]) -> None:
-        """Feed `output`, as a `LogWriter` does."""
-        super().__init__(output)
-        self._room = select.poll()
-        self._room.register(output.stream, select.POLLOUT)
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Write an event, or leave it to the thread where that could take time."""
-        if self._events.unfinished_tasks or not self._has_room(record):
-            super().enqueue(record)
-        else:
-            self._write_now(record)
-
-    def _has_room(self, record: logging.LogRecord) -> bool:
-        # A pipe that can be written to at all takes so much without a wait: pipe(7).
-        size = len(record.getMessage().encode("utf-8", "backslashreplace")) + 1
-        return size <= select.PIPE_BUF and bool(self._room.poll(0))
+#: How the writer's thread is told from those of handlers.
+THREAD_NAME: Final = "kapudf-log"
 
 
-def install(writer: type[LogWriter]) -> None:
-    """Have the root logger's handlers fed by writers of a kind from now on."""
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        if isinstance(handler, logging.StreamHandler):
-            root.removeHandler(handler)
-            root.addHandler(writer(handler))
+class LineHandler(logging.Handler):
+    """Gives each record, formatted, to a `LogWriter`."""
+
+    def __init__(self, writer: LogWriter, formatter: logging.Formatter) -> None:
+        """Write with `writer` what `formatter` makes of a record."""
+        super().__init__()
+        self._writer = writer
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            self._writer.write(self.format(record))
+        except Exception:  # noqa: BLE001 - no event may end a connection
+            self.handleError(record)

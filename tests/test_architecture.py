@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "terminal_text"},
     {"wire"},
-    {"tickscript", "log_writer", "logs"},
+    {"loggers", "log_writer"},
+    {"tickscript", "logs"},
     {"kit"},
     {"columns", "streams"},
     {"agent", "plugins", "recordings", "kapacitor"},

@@ -2,111 +2,158 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
+import socket
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kapudf_cli import log_writer
-from kapudf_cli.log_writer import LogWriter, PromptLogWriter
+from kapudf_cli.log_writer import LineHandler, LogWriter
 from tests.serve_process import PATIENCE_S
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+
+LINE = "x" * 4095
 
 
-@pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    """Give a logger that nobody else has."""
-    logger = logging.Logger("alone")  # noqa: LOG001 - no other test shall see it
-    yield logger
-    for handler in logger.handlers:
-        handler.close()
+class Reader:
+    """The end of a log at which it is read, or not."""
 
+    def __init__(self, kind: str) -> None:
+        """Make both ends; `kind` is "pipe", "socket", "terminal" or "shared pipe"."""
+        match kind:
+            case "terminal":
+                self.descriptor, self.writable = os.openpty()
+            case "socket":
+                self.descriptor, self.writable = (each.detach() for each in socket.socketpair())
+            case _:
+                self.descriptor, self.writable = os.pipe()
+        self.lost: list[int] = []
 
-@pytest.mark.parametrize("kind", [LogWriter, PromptLogWriter])
-def test_events_are_written_in_order_and_formatted(
-    logger: logging.Logger, tmp_path: Path, kind: type[LogWriter]
-) -> None:
-    """All of them are there once it is closed, tracebacks included."""
-    log = tmp_path / "log"
-    with log.open("w", encoding="utf-8") as file:
-        output = logging.StreamHandler(file)
-        output.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-        writer = kind(output)
-        logger.addHandler(writer)
-        for number in range(100):
-            logger.info("event %d", number)
-        try:
-            raise ValueError("why")
-        except ValueError:
-            logger.exception("failed")
-        writer.close()
-    lines = log.read_text(encoding="utf-8").splitlines()
-    assert lines[:100] == [f"INFO event {number}" for number in range(100)]
-    assert lines[100] == "ERROR failed"
-    assert lines[-1] == "ValueError: why"
-
-
-@pytest.mark.parametrize("kind", [LogWriter, PromptLogWriter])
-def test_a_reader_that_stops_holds_nobody_up_and_what_is_lost_is_counted(
-    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, kind: type[LogWriter]
-) -> None:
-    """Events wait, up to a limit; when it reads again, they come, and the number of the others."""
-    monkeypatch.setattr(log_writer, "_MOST_EVENTS", 50)
-    monkeypatch.setattr(log_writer, "_PATIENCE_S", 0.0)
-    reading, writing = os.pipe()
-    with open(writing, "w", encoding="utf-8", buffering=1) as pipe:
-        writer = kind(logging.StreamHandler(pipe))
-        logger.addHandler(writer)
-        line = "x" * 4096
-        for _ in range(200):  # More than a pipe and the limit hold.
-            logger.info(line)
-        assert writer.lost > 0
-        writer.close()  # It does not wait for ever, either.
-        done = threading.Event()
-
-        def read() -> None:
-            while writer._events.unfinished_tasks:
-                if select.select([reading], [], [], 0.05)[0]:
-                    os.read(reading, 65536)
-            done.set()
-
-        threading.Thread(target=read, daemon=True).start()
-        assert done.wait(PATIENCE_S)
-    os.close(reading)
-    assert writer.lost == 0
-
-
-def test_a_prompt_writer_has_written_what_there_is_room_for_when_the_call_returns(
-    logger: logging.Logger,
-) -> None:
-    """A fault that ends the process the moment after takes nothing with it."""
-    reading, writing = os.pipe()
-    with open(writing, "w", encoding="utf-8", buffering=1) as pipe:
-        logger.addHandler(PromptLogWriter(logging.StreamHandler(pipe)))
-        for number in range(100):
-            logger.info("event %d", number)
-            assert os.read(reading, 4096) == f"event {number}\n".encode()
-    os.close(reading)
-
-
-def test_what_a_prompt_writer_leaves_to_its_thread_keeps_its_place(logger: logging.Logger) -> None:
-    """An event longer than a pipe surely takes, and those that come before it is written."""
-    reading, writing = os.pipe()
-    long = "x" * 100_000
-    with open(writing, "w", encoding="utf-8", buffering=1) as pipe:
-        writer = PromptLogWriter(logging.StreamHandler(pipe))
-        logger.addHandler(writer)
-        for event in ("before", long, "after"):
-            logger.info(event)
+    def read(self, end: bytes) -> list[str]:
+        """Read until `end` has come; return the lines."""
         came = b""
-        while not came.endswith(b"after\n"):
-            came += os.read(reading, 65536)
-        writer.close()
-    os.close(reading)
-    assert came.decode().split() == ["before", long, "after"]
+        while not came.replace(b"\r\n", b"\n").endswith(end):
+            assert select.select([self.descriptor], [], [], PATIENCE_S)[0], came[-100:]
+            came += os.read(self.descriptor, 65536)
+        return came.decode().replace("\r\n", "\n").splitlines()
+
+
+@pytest.fixture(params=["pipe", "socket", "terminal", "shared pipe"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    """Give a reader of each kind; the last is one that this user may not open once more."""
+    if request.param == "shared pipe":
+
+        def refuse(path: str, flags: int) -> int:
+            raise PermissionError(path, flags)
+
+        monkeypatch.setattr(os, "open", refuse)
+    reader = Reader(request.param)
+    yield reader
+    os.close(reader.descriptor)
+    with contextlib.suppress(OSError):
+        os.close(reader.writable)
+
+
+def test_a_line_is_written_when_the_call_returns(reader: Reader) -> None:
+    """A fault that ends the process the moment after takes nothing with it."""
+    writer = LogWriter(reader.writable, reader.lost.append)
+    for number in range(100):
+        writer.write(f"event {number}")
+        assert select.select([reader.descriptor], [], [], 0)[0]
+        assert reader.read(b"\n") == [f"event {number}"]
+
+
+def test_a_reader_that_stops_holds_nobody_up_and_what_is_lost_is_counted(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines wait, up to a limit; when it reads again, they come, and the number of the others."""
+    monkeypatch.setattr(log_writer, "_MOST_LINES", 50)
+    monkeypatch.setattr(log_writer, "_PATIENCE_S", 0.01)
+    writer = LogWriter(reader.writable, reader.lost.append)
+    for _ in range(300):  # More than a pipe and the limit hold.
+        writer.write(LINE)
+    lost = writer.lost
+    assert lost > 0
+    writer.finish()  # It does not wait for ever, either.
+    reading = threading.Thread(target=reader.read, args=[b"end\n"])
+    reading.start()
+    wait_until(lambda: reader.lost == [lost])
+    writer.write("end")
+    reading.join()
+
+
+def test_lines_longer_than_a_pipe_keep_their_place(reader: Reader) -> None:
+    """What comes after one that finds no room waits behind it."""
+    writer = LogWriter(reader.writable, reader.lost.append)
+    lines = ["before", *(str(number) * 4000 for number in range(100)), "after"]
+    for line in lines:
+        writer.write(line)
+    assert reader.read(b"after\n") == lines
+
+
+def test_other_users_of_the_descriptor_are_left_as_they_were(reader: Reader) -> None:
+    """The shell that shares it must not find that its writes no longer wait."""
+    LogWriter(reader.writable, reader.lost.append)
+    assert os.get_blocking(reader.writable)
+
+
+def test_a_file_is_appended_to(tmp_path: os.PathLike[str]) -> None:
+    """Several processes write to the same file; none overwrites what another wrote."""
+    path = os.path.join(tmp_path, "log")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("earlier\n")
+        file.flush()
+        for number in range(2):
+            LogWriter(file.fileno(), lambda _: None).write(str(number))
+    with open(path, encoding="utf-8") as file:
+        assert file.read().splitlines() == ["earlier", "0", "1"]
+
+
+def in_child(child: Callable[[], None]) -> int:
+    """Run `child` in a forked process and return its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            child()
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_a_child_of_a_fork_logs_on_its_own() -> None:
+    """What its parent has queued is the parent's to write."""
+    reader = Reader("pipe")
+    writer = LogWriter(reader.writable, reader.lost.append)
+    for _ in range(20):
+        writer.write(LINE)
+    # Forked from within: the thread of the queue holds no lock that the child waits for.
+    assert in_child(lambda: writer.write("child")) == 0
+    writer.write("end")
+    lines = reader.read(b"end\n")
+    assert lines.count(LINE) == 20
+
+
+def test_a_record_that_cannot_be_formatted_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does a log whose reader is gone."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    reader = Reader("pipe")
+    output = LineHandler(LogWriter(reader.writable, reader.lost.append), logging.Formatter())
+    logger = logging.Logger("alone")  # noqa: LOG001 - no other test shall see it
+    logger.addHandler(output)
+    logger.info("%d", "no number")
+    logger.info("fine")
+    assert reader.read(b"\n") == ["fine"]
+    os.close(reader.descriptor)
+    logger.info("nobody reads")
+    assert sys.exc_info() == (None, None, None)

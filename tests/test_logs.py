@@ -8,11 +8,13 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from datetime import datetime
 from typing import Any
 
 import pytest
 
+from kapudf_cli import loggers
 from tests.serve_process import PATIENCE_S
 
 SETUP = """
@@ -268,3 +270,130 @@ def test_setting_up_twice_shows_each_event_once() -> None:
     """The last word counts, and earlier ones leave nothing."""
     code = "logs.configure('json', 'warning')\nlog.info('hidden')\nlog.warning('shown')"
     assert [event["event"] for event in events(code)] == ["shown"]
+
+
+# --- handlers that arrange logging as they like ---
+
+HOSTILE = [
+    "logging.config.dictConfig({'version': 1})",
+    "logging.config.dictConfig({'version': 1, 'root': {'level': 'CRITICAL', 'handlers': []}})",
+    "logging.basicConfig(force=True, level='CRITICAL', handlers=[logging.NullHandler()])",
+    "logging.disable(logging.CRITICAL)",
+    "logging.getLogger().handlers.clear()",
+    "[(each.setLevel(100), each.close()) for each in logging.getLogger().handlers]",
+    "[each.setFormatter(logging.Formatter('x')) for each in logging.getLogger().handlers]",
+    "[each.addFilter(lambda record: False) for each in logging.getLogger().handlers]",
+    "logging.getLogger('kapudf').disabled = True",
+    "logging.getLogger('kapudf_cli').setLevel('CRITICAL')",
+    "logging.setLogRecordFactory(lambda *args, **more: logging.LogRecord(*args[:6], None))",
+    "logging.shutdown()",
+    "sys.stderr.close()",
+    "sys.stdout = sys.stderr = None",
+    "sys.stdout = sys.stderr = open(os.devnull, 'w')",
+    "structlog.configure(processors=[lambda *args: None])",
+    "structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))",
+    "structlog.reset_defaults()",
+    "structlog.contextvars.clear_contextvars()",
+]
+
+
+@pytest.mark.parametrize("prints", [False, True])
+def test_no_handler_can_silence_what_kapudf_logs_itself(*, prints: bool) -> None:
+    """Whatever it configures, in whatever order, every event comes with all its facts."""
+    code = "import logging.config, os\nfrom kapudf_cli import loggers\n"
+    if prints:
+        code += "logs.prints_logged().__enter__()\n"
+    code += "logs.bind_facts(connection=7)\nbefore = log.bind(when='before')\n"
+    for number, line in enumerate(HOSTILE):
+        code += f"""
+{line}
+before.error('bound before', number={number})
+logs.get_logger().info('got after', number={number})
+loggers.get('kapudf_cli.agent').error('point %s', 'dropped', extra={{'number': {number}}})
+"""
+    expected = ["bound before", "got after", "point dropped"]
+    seen = events(code)
+    for number, line in enumerate(HOSTILE):
+        named = [event["event"] for event in seen if event.get("number") == number]
+        assert named == expected, line
+    assert all(event["connection"] == 7 for event in seen)
+
+
+def test_a_library_s_events_go_to_the_program_s_logging_until_it_is_set_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A handler's author finds them in pytest, and a program where it has its own."""
+    loggers.get("kapudf_cli.kit.handler").warning("snapshot discarded", extra={"offset": 3})
+    (record,) = caplog.records
+    assert (record.getMessage(), record.name) == ("snapshot discarded", "kapudf_cli.kit.handler")
+    assert vars(record)["offset"] == 3
+
+
+# --- what handlers print ---
+
+
+def printed(code: str, level: str = "info") -> list[tuple[str, str]]:
+    """Return the stream and text of each event, of code that prints."""
+    code = "with logs.prints_logged():\n" + textwrap.indent(textwrap.dedent(code), "    ")
+    return [(event["stream"], event["event"]) for event in events(code, level)]
+
+
+@pytest.mark.parametrize("level", ["debug", "error"])
+def test_what_is_printed_is_an_event_for_each_line(level: str) -> None:
+    """At any level, for whoever prints knows of none; without the lines that are empty."""
+    code = """
+    print("a", 1, "ü", "\\udcff")
+    print("b\\n\\nc\\nd", end="", flush=True)
+    print("e", file=sys.stderr)
+    sys.stdout.buffer.write(b"f\\xff\\n")
+    sys.stdout.writelines(["g\\n", "without an end"])
+    """
+    assert printed(code, level) == [
+        ("stdout", "a 1 ü \\udcff"),
+        ("stdout", "b"),
+        ("stdout", "c"),
+        ("stdout", "d"),
+        ("stderr", "e"),
+        ("stdout", "f\ufffd"),
+        ("stdout", "g"),
+        ("stdout", "without an end"),
+    ]
+
+
+def test_lines_that_threads_print_at_the_same_time_stay_whole() -> None:
+    """Each thread has a line of its own, whatever it prints piece by piece."""
+    code = """
+    def talk(name):
+        for _ in range(200):
+            for _ in range(5):
+                print(name, end="")
+            print()
+    threads = [threading.Thread(target=talk, args=[name]) for name in "abc"]
+    [each.start() for each in threads]
+    [each.join() for each in threads]
+    """
+    lines = [line for _, line in printed(code)]
+    assert sorted(lines) == sorted(name * 5 for name in "abc" for _ in range(200))
+
+
+def test_a_printed_line_without_end_takes_little_memory() -> None:
+    """It comes in pieces."""
+    pieces = [line for _, line in printed("for _ in range(100_000): print('x', end='')")]
+    assert "".join(pieces) == "x" * 100_000
+    assert max(map(len, pieces)) <= 16 * 1024
+
+
+def test_a_program_may_be_started_with_a_stream_that_is_logged() -> None:
+    """It writes to the descriptor itself."""
+    code = """
+    import subprocess
+    with logs.prints_logged():
+        subprocess.run(["echo", "from a child"], stdout=sys.stderr, check=True)
+    """
+    assert run(textwrap.dedent(code)).stderr == "from a child\n"
+
+
+def test_streams_are_as_before_once_prints_are_no_longer_logged() -> None:
+    """An error of the command line is a line for people."""
+    code = "with logs.prints_logged(): print('x')\nprint('an error', file=sys.stderr)"
+    assert run(code).stderr.splitlines()[-1] == "an error"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
+from kapudf_cli import loggers
 from kapudf_cli.errors import ConnectionClosedError, HandlerError
 from kapudf_cli.wire.udf_pb2 import InfoResponse, InitResponse, RestoreResponse, SnapshotResponse
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.kit.handler import Handler, Writer
 
-_log = logging.getLogger(__name__)
+_log = loggers.get(__name__)
 
 HandlerFactory: TypeAlias = "Callable[[Writer], Handler]"
 

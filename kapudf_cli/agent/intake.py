@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
+from kapudf_cli import loggers
 from kapudf_cli.agent.dispatch import excerpt
 from kapudf_cli.wire.udf_pb2 import BeginBatch, Point
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.recovery import Recovery
     from kapudf_cli.wire.requests import RequestReader
 
-_log = logging.getLogger(__name__)
+_log = loggers.get(__name__)
 
 
 class Intake:

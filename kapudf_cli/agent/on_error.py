@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from kapudf_cli import loggers
 
 if TYPE_CHECKING:
     from kapudf_cli.errors import HandlerError
 
-_log = logging.getLogger(__name__)
+_log = loggers.get(__name__)
 
 #: fail: the task fails with it, as the protocol foresees. skip: the point or batch is
 #: dropped. restart: the point or batch is dropped, and the handler is made anew.

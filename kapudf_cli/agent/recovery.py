@@ -7,10 +7,10 @@ after an exception (`restart`) or where another worker takes over (`resume`).
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
+from kapudf_cli import loggers
 from kapudf_cli.agent.repetition import Repetition
 from kapudf_cli.errors import HandlerError
 from kapudf_cli.streams.progress import Progress
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.wire.requests import RequestReader
 
-_log = logging.getLogger(__name__)
+_log = loggers.get(__name__)
 
 
 class Recovery:

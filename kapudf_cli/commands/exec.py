@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import faulthandler
 import os
 import stat
 import sys
-import threading
 from typing import Any
 
 import click
@@ -28,7 +27,7 @@ def execute(handler: str, **flags: Any) -> None:
 
     Kapacitor starts it: name it as prog and args in kapacitor.conf. Nothing but the
     protocol goes to stdout; the log, and whatever the handler prints, goes to stderr,
-    which Kapacitor takes into its own log.
+    which Kapacitor takes into its own log. A crash of the interpreter leaves its stack there.
 
     End of input, SIGINT or SIGTERM: what has arrived is processed, the handler
     flushes, exit 0. A handler that fails is exit 1.
@@ -47,21 +46,19 @@ def execute(handler: str, **flags: Any) -> None:
     (of_function,) = chosen.functions.values()
     stream = take_over_stdio()
     logs.configure(chosen.log_format, chosen.log_level)
+    faulthandler.enable(logs.crash_descriptor())
     log = logs.get_logger()
-    loaded = load_handler(handler, function=plugin.name, log=log)
-    server = StdioServer(
-        Function(plugin.name, loaded, of_function),
-        stream,
-        grace_period_s=chosen.grace_period_s,
-        log=log,
-    )
-    status = server.run()
-    if threading.active_count() > 1:
-        # A handler hangs, or started threads and left them: Kapacitor waits for this
-        # process to exit, and must not wait for those.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(status)
+    with logs.prints_logged():
+        loaded = load_handler(handler, function=plugin.name, log=log)
+        server = StdioServer(
+            Function(plugin.name, loaded, of_function),
+            stream,
+            grace_period_s=chosen.grace_period_s,
+            log=log,
+        )
+        status = server.run()
+    # Kapacitor waits for this process to exit, and must not wait for a handler that hangs.
+    logs.exit_despite_threads(status)
     click.get_current_context().exit(status)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import faulthandler
 import os
 import signal
-import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -133,12 +131,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
         if config_file is not None and error.function is not None:
             error.add_note(f"functions.{error.function}.handler in {config_file}")
         raise
-    if alone and threading.active_count() > 1:
-        # A handler hangs, or started threads and left them. The interpreter would
-        # wait for those, perhaps for ever, and the grace period is over.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(status)
+    logs.exit_despite_threads(status)
     click.get_current_context().exit(status)
 
 
@@ -153,6 +146,7 @@ def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = 
 
 
 def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
+    from kapudf_cli import logs
     from kapudf_cli.serving.connections import Function
     from kapudf_cli.serving.loading import load_handler
     from kapudf_cli.serving.server import Server
@@ -161,7 +155,8 @@ def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
 
     # A signal that comes while handlers are loaded is dealt with as soon as they are.
     queue = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    with queue as signals, contextlib.ExitStack() as undo:
+    faulthandler.enable(logs.crash_descriptor())
+    with queue as signals, contextlib.ExitStack() as undo, logs.prints_logged():
         functions = [
             Function(name, load_handler(each.handler, function=name, log=log), each)
             for name, each in chosen.functions.items()
@@ -193,12 +188,9 @@ def _serve_by_workers(
     *,
     watches_code: bool,
 ) -> int:
-    from kapudf_cli import log_writer
     from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.supervisor import Supervisor
 
-    # A reader of the log that stops must hold up no heartbeat.
-    log_writer.install(log_writer.LogWriter)
     signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with signals, contextlib.ExitStack() as stack:
         watch = None

@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import abc
 import inspect
-import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
+from kapudf_cli import loggers
 from kapudf_cli.errors import OptionsError, StateError, describe
 from kapudf_cli.kit import options, state
 from kapudf_cli.kit.declared import declared
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         RestoreRequest,
     )
 
-_log = logging.getLogger(__name__)
+_log = loggers.get(__name__)
 
 #: What becomes of a snapshot that is not of this handler's state: the handler starts
 #: afresh and the reason is logged, or Restore is refused, which fails the task.

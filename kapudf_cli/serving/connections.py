@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from kapudf_cli import logs
 from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.checkpoints import LastSnapshot, NothingKept
@@ -111,7 +112,7 @@ class Connections:
 
         def on_init(account: Account) -> None:
             # What the handler logs says which task it is for, too.
-            structlog.contextvars.bind_contextvars(task_id=account.task_id, node_id=account.node_id)
+            logs.bind_facts(task_id=account.task_id, node_id=account.node_id)
             if on_task is not None:
                 on_task(account.task_id, account.node_id)
             # A handler made anew is given Init again, of which nobody need hear.
@@ -163,7 +164,7 @@ class Connections:
         if on_thread is not None:
             on_thread()
         # What the handler logs in this thread says where it comes from.
-        structlog.contextvars.bind_contextvars(**structlog.get_context(connection.log))
+        logs.bind_facts(**structlog.get_context(connection.log))
         account = Account()
         try:
             account = connection.agent.run()

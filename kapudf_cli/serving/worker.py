@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import logging
 import os
 import queue
 import selectors
@@ -20,7 +19,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from kapudf_cli import log_writer, logs
+from kapudf_cli import logs
 from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.agent.checkpoints import Resumption
 from kapudf_cli.errors import (
@@ -292,24 +291,18 @@ def main(descriptor: int) -> None:
         return  # The supervisor ended before it began.
     begin, descriptors = received
     logs.configure(begin.log_format, begin.log_level)
-    # A reader of the log that stops must hold up no handler.
-    log_writer.install(log_writer.PromptLogWriter)
-    own_threads = threading.active_count()
     log = logs.get_logger()
     (dump,) = descriptors
     faulthandler.enable(file=dump)
     faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True)
-    try:
-        function = _load(begin, channel, log)
-        if function is not None:
-            Worker(channel, begin, function, log).run()
-    except OSError:
-        log.exception("worker ends")
-    if threading.active_count() > own_threads:
-        # A handler left threads behind, which the interpreter would wait for.
-        sys.stdout.flush()
-        logging.shutdown()
-        os._exit(0)
+    with logs.prints_logged():
+        try:
+            function = _load(begin, channel, log)
+            if function is not None:
+                Worker(channel, begin, function, log).run()
+        except OSError:
+            log.exception("worker ends")
+    logs.exit_despite_threads(0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -138,15 +139,29 @@ def test_what_a_handler_prints_goes_to_stderr() -> None:
         assert ended(connection).clean
     # Its stdin was empty, although requests were waiting on the real one.
     assert answers == [Point(time=time, fieldsString={"stdin": ""}) for time in (1, 2)]
+    # What Python code prints is an event; nothing else can be told from what it writes.
+    printed = [event["event"] for event in log.events() if event.get("stream") == "stdout"]
+    assert printed == ["printed at import", "printed by python", "printed by python"]
     lines = log.getvalue().splitlines()
-    assert lines[0] == b"printed at import"
     for text in (
-        b"printed by python",
         b"written to the descriptor",
         b"printed by c",
         b"printed by a child",
     ):
         assert lines.count(text) == 2
+
+
+def test_a_crash_of_the_interpreter_leaves_its_stack() -> None:
+    """Kapacitor has it in its log, where it would otherwise have nothing at all."""
+    log = Log()
+    with executed(plugin("talkative.py:Aborting"), log=log) as connection:
+        started(connection)
+        connection.side.send(Point(time=1))
+        assert connection.side.receive() is None
+        assert ended(connection).text == "was ended by SIGABRT"
+    text = log.getvalue().decode()
+    assert "Fatal Python error: Aborted" in text
+    assert re.search(r'File ".*talkative.py", line \d+ in point', text)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import subprocess
 import sys
@@ -32,4 +33,22 @@ class Talkative(Handler):
         subprocess.run(["echo", "printed by a child"], check=True)  # noqa: S607
         # An input that is not its own ends at once.
         point.fieldsString["stdin"] = sys.stdin.read()
+        self.agent.write_point(point)
+
+
+class Aborting(Handler):
+    """Ends the interpreter at the first point."""
+
+    def point(self, point: Point, /) -> None:
+        del point
+        os.abort()
+
+
+class Loud(Handler):
+    """Prints and logs more than a pipe holds, at each point."""
+
+    def point(self, point: Point, /) -> None:
+        print("o" * 100_000)  # noqa: T201 - that is the point
+        sys.stderr.write("e" * 100_000)
+        logging.getLogger("loud").warning("l" * 10_000)
         self.agent.write_point(point)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
+from kapudf_cli import logs
 from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot, NothingKept, Resumption
 from kapudf_cli.config import FunctionSettings
@@ -84,7 +85,7 @@ class Held:
 @pytest.fixture
 def held() -> Iterator[Held]:
     """Give connections whose events are kept."""
-    processors = [structlog.contextvars.merge_contextvars]
+    processors = [logs.merge_facts]
     with structlog.testing.capture_logs(processors=processors) as events:
         held = Held(events)
         yield held
