@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.control import Reply
     from kapudf_cli.serving.functions import Functions
     from kapudf_cli.serving.reloading import Reloading
+    from kapudf_cli.serving.served_function import FunctionSockets
     from kapudf_cli.serving.succession import Reloaded
 
 
@@ -29,29 +30,31 @@ class ControlCommands:
         self._reloading = reloading
         self._started_s = time.monotonic()
 
-    def obey(self, name: str, command: str, reply: Reply) -> None:
+    def obey(self, sockets: FunctionSockets, command: str, reply: Reply) -> None:
         """Do what is asked.
 
         Args:
-            name: of the function whose control socket it was asked through.
+            sockets: the control socket among them is where it was asked.
             command: what is asked.
             reply: is given the answer, an object for JSON with `error` if it cannot be done.
         """
-        function = self._functions.get(name)
-        if function is None:
-            reply({"error": f"{name} is served no more"})
+        # Asked for only now: meanwhile, another function may use the sockets.
+        function = sockets.user
+        name = str(sockets)
+        if function is None or self._functions.get(name) is not function:
+            reply({"error": f"{name} is no longer served"})
         elif command == "status":
             reply(
                 status.of_pool(
                     function.pool,
-                    socket_path=function.socket_file.path,
+                    socket_path=sockets.socket_file.path,
                     started_s=self._started_s,
                 )
             )
         elif command == "reload":
             try:
                 self._reloading.reload_one(name, lambda came: reply(_answer(name, came)))
-            except (KapudfError, OSError) as error:
+            except KapudfError as error:
                 reply({"error": str(error)})
         else:
             reply({"error": "unknown command; there are status and reload"})

@@ -26,6 +26,10 @@ class HangingWorkers:
         self._log = log
         self._asked_s: dict[WorkerProcess, float] = {}
 
+    def use_log(self, log: BoundLogger) -> None:
+        """Log to another logger from now on, for the function has another name."""
+        self._log = log
+
     @property
     def is_empty(self) -> bool:
         """Whether none is to be killed."""

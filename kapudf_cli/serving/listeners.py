@@ -69,7 +69,7 @@ class Listeners(Generic[K]):
             # No descriptors, no memory, no threads. RuntimeError is what
             # Thread.start raises where the system refuses another thread.
             self._log.error(
-                "cannot accept connections", function=key, error=str(error), retry_s=_PAUSE_S
+                "cannot accept connections", function=str(key), error=str(error), retry_s=_PAUSE_S
             )
             self._rest()
 

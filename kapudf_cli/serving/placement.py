@@ -66,6 +66,10 @@ class Placement:
             if served.worker is None and now_s >= served.not_before_s:
                 self._assign(served)
 
+    def use_log(self, log: BoundLogger) -> None:
+        """Log to another logger from now on, for the function has another name."""
+        self._log = log
+
     @property
     def has_waiting(self) -> bool:
         """Whether nobody serves some."""

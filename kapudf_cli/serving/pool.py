@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import channel as orders
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.serving.channel import Report
     from kapudf_cli.serving.socket_file import SocketFile
+
+#: A handler that is imported for longer may never be: it holds up no other function, and a
+#: reload that is asked for meanwhile begins anew.
+_LONG_START_S: Final = 10.0
 
 
 class Pool:
@@ -59,6 +63,7 @@ class Pool:
         self._worker_numbers = worker_numbers
         self._connection_numbers = connection_numbers
         self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._bury)
+        self._root_log = log
         self._log = log.bind(function=name)
         self.workers: list[WorkerProcess] = []
         self._placement = Placement(self.workers, on_left=self._let_retire, log=self._log)
@@ -74,6 +79,13 @@ class Pool:
         self._was_ready = False
 
     # --- for the supervisor ---
+
+    def rename(self, name: str) -> None:
+        """Serve the function under another name; its connections go on."""
+        self.name = name
+        self._log = self._root_log.bind(function=name)
+        for part in (self._placement, self._hanging, self._succession):
+            part.use_log(self._log)
 
     def start(self) -> None:
         """Start the first workers.
@@ -96,6 +108,20 @@ class Pool:
     def is_settled(self) -> bool:
         """Whether it is ready, or has died at its start, which it may do for a long time."""
         return self._was_ready or self._backoff.vain_starts > 0
+
+    @property
+    def starting(self) -> int:
+        """How many workers load the handler; without those that take unusually long."""
+        return sum(
+            each.state is WorkerState.STARTING and each.age_s < _LONG_START_S
+            for each in (*self.workers, *self._succession.coming)
+        )
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether a reload waits for new workers, and they take no unusually long time."""
+        coming = self._succession.coming if self._succession.is_reload else []
+        return bool(coming) and all(each.age_s < _LONG_START_S for each in coming)
 
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
@@ -273,6 +299,7 @@ class Pool:
                 served.watch.limit_s = self.settings.busy_limit_s
         for worker in going:
             worker.state = WorkerState.RETIRING
+        self._was_ready = True
         self.workers += successors.coming  # in place: others look at this list
         for worker in going:
             # What other code could not take, this may.

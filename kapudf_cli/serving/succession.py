@@ -72,6 +72,10 @@ class Succession:
         self._settings: FunctionSettings | None = None
         self._on_reloaded: Callable[[Reloaded], None] | None = None
 
+    def use_log(self, log: BoundLogger) -> None:
+        """Log to another logger from now on, for the function has another name."""
+        self._log = log
+
     @property
     def is_under_way(self) -> bool:
         """Whether any are to take over."""

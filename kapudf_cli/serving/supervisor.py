@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.config import Settings
     from kapudf_cli.serving.code_watch import CodeWatch
+    from kapudf_cli.serving.served_function import FunctionSockets
     from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.socket_file import SocketFile
 
@@ -70,8 +71,10 @@ class Supervisor:
         self._log = log
         self._code_watch = code_watch
         self._selector = selectors.DefaultSelector()
-        self._listeners: Listeners[str] = Listeners(self._selector, self._accept, log)
-        self._control_listeners: Listeners[str] = Listeners(self._selector, self._greet, log)
+        self._listeners: Listeners[FunctionSockets] = Listeners(self._selector, self._accept, log)
+        self._control_listeners: Listeners[FunctionSockets] = Listeners(
+            self._selector, self._greet, log
+        )
         self._clients = ControlClients(self._selector)
         self._functions = Functions(
             settings,
@@ -142,6 +145,8 @@ class Supervisor:
         if self._code_watch is not None:
             self._attempt(functools.partial(self._follow_code, self._code_watch))
         self._attempt(functools.partial(self._clients.look, now_s))
+        self._attempt(self._functions.start)
+        self._attempt(self._reloading.step)
         self._attempt(self._functions.listen_where_ready)
         self._attempt(self._functions.forget_ended)
 
@@ -149,7 +154,11 @@ class Supervisor:
         """Return what is ready, after `longest_s` or the next look at the latest."""
         now_s = time.monotonic()
         rests_s = [each.wait_s(now_s) for each in (self._listeners, self._control_listeners)]
-        needs_looks = any(pool.needs_looks for pool in self._functions.pools())
+        needs_looks = (
+            self._functions.is_starting
+            or self._reloading.is_waiting
+            or any(pool.needs_looks for pool in self._functions.pools())
+        )
         look_s = _LOOK_S if needs_looks else None
         waits = [each for each in (*rests_s, look_s, longest_s) if each is not None]
         return self._selector.select(max(min(waits), 0.0) if waits else None)
@@ -189,17 +198,16 @@ class Supervisor:
 
     # --- who connects ---
 
-    def _accept(self, name: str, socket_file: SocketFile) -> bool:
+    def _accept(self, sockets: FunctionSockets, socket_file: SocketFile) -> bool:
         """Serve the next connection of Kapacitor's, if there is one; see `Listeners`."""
-        function = self._functions.get(name)
-        return function is not None and function.pool.accept(socket_file)
+        return sockets.user is not None and sockets.user.pool.accept(socket_file)
 
-    def _greet(self, name: str, control_file: SocketFile) -> bool:
-        """Serve the next one who asks, if there is one; see `Listeners`."""
+    def _greet(self, sockets: FunctionSockets, control_file: SocketFile) -> bool:
+        """Serve the next control client, if there is one; see `Listeners`."""
         connection = control_file.accept()
         if connection is None:
             return False
-        self._clients.add(connection, functools.partial(self._commands.obey, name))
+        self._clients.add(connection, functools.partial(self._commands.obey, sockets))
         return True
 
     # --- the end ---

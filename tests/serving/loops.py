@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from kapudf_cli.serving.served_function import FunctionSockets
     from kapudf_cli.serving.socket_file import SocketFile
 
 
@@ -74,11 +75,10 @@ class Loop:
         """Bind the sockets of some functions, and start no worker."""
         log = logs.get_logger()
 
-        def accept(name: str, socket_file: SocketFile) -> bool:
-            function = functions.get(name)
-            return function is not None and function.pool.accept(socket_file)
+        def accept(sockets: FunctionSockets, socket_file: SocketFile) -> bool:
+            return sockets.user is not None and sockets.user.pool.accept(socket_file)
 
-        def greet(_: str, control_file: SocketFile) -> bool:
+        def greet(_: FunctionSockets, control_file: SocketFile) -> bool:
             connection = control_file.accept()
             if connection is not None:
                 connection.close()

@@ -29,13 +29,17 @@ class Asked:
         reloading = Reloading(self.functions, lambda: self.settings, logs.get_logger())
         self._commands = ControlCommands(self.functions, reloading)
         self.answers: list[dict[str, Any]] = []
+        function = self.functions.get("f")
+        assert function is not None
+        assert function.sockets is not None
+        self._sockets = function.sockets
 
     def with_handler(self, handler: str, socket_path: str) -> Settings:
         function = FunctionSettings(handler=handler, socket=socket_path)
         return Settings(functions={"f": function}, log_format="json")
 
     def ask(self, command: str) -> None:
-        self._commands.obey("f", command, self.answers.append)
+        self._commands.obey(self._sockets, command, self.answers.append)
 
     def start(self) -> None:
         self.functions.start()
@@ -90,10 +94,13 @@ def test_a_reload_that_cannot_begin_is_answered_at_once(asked: Asked, socket_pat
 
 def test_a_function_that_is_served_no_more_says_so(asked: Asked) -> None:
     """To who had connected before it went."""
-    asked.functions.remove("f")
+    asked.start()
+    nothing = Settings(functions={}, log_format="json")
+    asked.functions.change(asked.functions.prepare(nothing))
+    asked.functions.listen_where_ready()
     asked.ask("status")
     asked.ask("reload")
-    assert asked.answers == [{"error": "f is served no more"}] * 2
+    assert asked.answers == [{"error": "f is no longer served"}] * 2
 
 
 @pytest.mark.parametrize("command", ["", "stop", "STATUS"])

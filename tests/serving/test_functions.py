@@ -144,10 +144,11 @@ def test_a_function_without_a_control_socket_is_served_all_the_same(
         functions = loop.bind_functions(settings(short_folder, a="mirror"))
     function = functions.get("a")
     assert function is not None
-    assert function.control_file is None
+    assert function.sockets is not None
+    assert function.sockets.control_file is None
     assert [(each["event"], each["log_level"], each["function"]) for each in events] == [
         ("no status and reload by socket", "warning", "a")
     ]
-    functions.remove("a")
-    functions.forget_ended()
+    functions.change(functions.prepare(Settings(functions={}, log_format="json")))
+    functions.listen_where_ready()
     assert os.listdir(short_folder) == ["a.control"]

@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.config import Settings
+from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import pool
 from kapudf_cli.serving.succession import Reloaded
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
@@ -163,9 +164,9 @@ def test_workers_that_could_not_be_started_at_first_are_later(
     room = Room(monkeypatch, 1)
     wanted = msgspec.structs.replace(SETTINGS, workers=2, socket=str(short_folder / "f"))
     functions = loop.bind_functions(Settings(functions={}, log_format="json"))
-    with capture_logs() as events:
-        functions.add("f", wanted)
-    assert [each["event"] for each in events] == ["function cannot be served"]
+    functions.change(functions.prepare(Settings(functions={"f": wanted}, log_format="json")))
+    with pytest.raises(WorkerStartError):
+        functions.start()
     (served,) = functions.pools()
     assert len(served.workers) == 1
     room.left = 1

@@ -306,18 +306,35 @@ def test_functions_come_and_go_and_others_do_not_notice(
     assert sorted(os.listdir(short_folder)) == ["kapudf.yaml"]
 
 
-def test_a_function_moves_to_another_socket(configured: Configured) -> None:
-    """Its old socket is gone, its new one listens."""
-    old, new = configured.path("second"), configured.path("moved")
-    configured.functions["second"]["socket"] = new
-    configured.write()
-    said = kapudf("reload", "--socket", old, status=1)
-    assert "the socket of second is another one now; SIGHUP moves it" in said
-    configured.process.signal(signal.SIGHUP)
-    configured.process.event("listening", socket=new)
-    configured.process.event("function removed")
-    assert probe(new, timeout_s=PATIENCE_S).info.options
-    assert not os.path.exists(old)
+def test_functions_change_names_and_sockets_while_tasks_run(
+    configured: Configured, code: Code
+) -> None:
+    """The tasks go on; where there was a socket before and afterwards, there is one throughout."""
+    first, second, moved = (configured.path(name) for name in ("first", "second", "moved"))
+    with OngoingTask(first) as task:
+        task.await_version(1)
+        code.change()
+        configured.functions["third"] = {"handler": "mirror", "socket": moved}
+        configured.functions["first"]["socket"] = second
+        configured.functions["second"]["socket"] = first
+        configured.write()
+        said = kapudf("reload", "--socket", first, status=1)
+        assert "the socket of first is another one now; SIGHUP moves it" in said
+        configured.process.signal(signal.SIGHUP)
+        configured.process.event("listening", socket=moved)
+        task.await_version(2)
+        assert status_of(first)["function"] == "second"
+        status = status_of(second)
+        assert (status["function"], len(status["connections"])) == ("first", 1)
+
+        code.change()
+        configured.functions["count"] = configured.functions.pop("first")
+        configured.write()
+        configured.process.signal(signal.SIGHUP)
+        task.await_version(3)
+        assert status_of(second)["function"] == "count"
+        assert check_count(task) == [1, 2, 3]
+    assert not list(configured.process.matching("worker died"))
 
 
 def test_a_function_that_is_gone_from_the_file_is_not_reloaded_by_its_socket(
@@ -327,7 +344,7 @@ def test_a_function_that_is_gone_from_the_file_is_not_reloaded_by_its_socket(
     del configured.functions["second"]
     configured.write()
     said = kapudf("reload", "--socket", configured.path("second"), status=1)
-    assert "second is no longer in the configuration; SIGHUP removes it" in said
+    assert "second is no longer in the configuration; SIGHUP removes or renames it" in said
     assert probe(configured.path("second"), timeout_s=PATIENCE_S).info.options
 
 
@@ -387,7 +404,7 @@ def test_one_worker_of_two_takes_the_connections_of_both(
         ),
         (
             {"socket_group": "no-such-group"},
-            "reload failed",
+            "reload failed, everything goes on as it was",
             "there is no group 'no-such-group'",
         ),
     ],
