@@ -81,10 +81,18 @@ class TruncatedFrameError(ProtocolError):
 
 
 class UndecodableMessageError(ProtocolError):
-    """A frame's bytes are not the protobuf message they should be."""
+    """A frame's bytes are not the protobuf message they should be.
+
+    Attributes:
+        kind: the class of the message in it, None where that cannot be told.
+    """
+
+    def __init__(self, problem: str, *, kind: type | None = None) -> None:
+        super().__init__(problem)
+        self.kind = kind
 
 
-class EmptyMessageError(ProtocolError):
+class EmptyMessageError(UndecodableMessageError):
     """A Request or Response in which no message is set."""
 
 

@@ -5,14 +5,21 @@ The agent deals with nearly all points itself, in its loop; what is special come
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.on_error import EXCERPT_BYTES, DroppedLog
-from kapudf_cli.errors import HandlerError, InvalidWriteError, WorkerLostError, describe
+from kapudf_cli.errors import (
+    HandlerError,
+    InvalidWriteError,
+    UndecodableMessageError,
+    WorkerLostError,
+    describe,
+)
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.kit.options import missing_values
 from kapudf_cli.wire.codec import REQUESTS, decode_point
 from kapudf_cli.wire.conversation import Incoming, IncomingOrder
+from kapudf_cli.wire.framing import HEARTBEAT_TIME
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,
@@ -30,7 +37,7 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from kapudf_cli.agent.account import Account
     from kapudf_cli.agent.callee import Callee
@@ -38,11 +45,19 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.wire.codec import DataMessage, RequestMessage, ResponseMessage
     from kapudf_cli.wire.point_frames import RawPoint
+    from kapudf_cli.wire.requests import ReadRequest
 
 #: After Init, data may flow once Kapacitor has no Restore left to send. It sends
 #: Restore right after it has read the answer to Init, and keepalives half a time-out
 #: apart: of two keepalives, the second cannot have overtaken a Restore.
 _KEEPALIVES_UNTIL_SETTLED = 2
+
+#: What the log calls data that is dropped.
+_DROPPED: Final[Mapping[type | None, str]] = {
+    Point: "point",
+    BeginBatch: "batch",
+    EndBatch: "batch",
+}
 
 
 class RefusedError(Exception):
@@ -115,10 +130,11 @@ class Dispatcher:
         self._leaves_batch_out = False
         self._keepalives_since_init = 0
 
-    def dispatch(self, message: RequestMessage | RawPoint, offset: int) -> None:
+    def dispatch(self, message: ReadRequest, offset: int) -> None:
         """Deal with a request whose frame starts at `offset`.
 
         Raises:
+            UndecodableMessageError: it cannot be decoded, and `on_error` is to fail.
             UnexpectedMessageError: it may not come now.
             HandlerError: the handler raised, and `on_error` is to fail.
             ConnectionClosedError: it raised because the connection was lost.
@@ -126,6 +142,9 @@ class Dispatcher:
             RepeatAgainError: it raised over a repetition, which must begin again without
                 this request.
         """
+        if isinstance(message, UndecodableMessageError):
+            self._undecodable(message, offset)
+            return
         self.order.receive(Point if isinstance(message, bytes) else type(message))
         match message:
             case bytes() | Point():
@@ -162,8 +181,7 @@ class Dispatcher:
                 self.snapshot_asked = True
             case RestoreRequest():
                 restored = self._callee.ask(RestoreResponse, "restore", handler.restore, message)
-                self._answer("restore", restored)
-                _check_success("restore", restored)
+                self._answer_start("restore", restored)
                 self._last_snapshot = message.snapshot
                 self._outbox.send_data()
             case InitRequest():
@@ -217,29 +235,61 @@ class Dispatcher:
         elif method == "end_batch":
             self._outbox.abandon_batch()
 
-    def drop(self, message: RequestMessage | RawPoint) -> None:
+    def drop(self, message: ReadRequest) -> None:
         """Take a request, but do not give it to the handler: it killed a worker.
 
         Raises:
             WorkerLostError: the connection cannot go on without it.
         """
-        self.order.receive(Point if isinstance(message, bytes) else type(message))
-        match message:
-            case bytes() | Point():
-                self._account.points_in += 1
-            case BeginBatch():
-                self.leave_batch_out()
-            case EndBatch():
-                self._account.batches_in += 1
-                self._leaves_batch_out = False
-                self._outbox.abandon_batch()
-            case SnapshotRequest():
-                self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
-            case KeepaliveRequest():  # pragma: no cover - no handler sees it
-                self._outbox.answer(KeepaliveResponse(time=message.time))
-            case _:
-                problem = f"{type(message).__name__} killed the worker, and cannot be left out"
-                raise WorkerLostError(problem)
+        kind = _kind(message)
+        if kind is InitRequest or kind is RestoreRequest or kind is InfoRequest:
+            problem = f"{kind.__name__} killed the worker, and cannot be left out"
+            raise WorkerLostError(problem)
+        time = message.time if isinstance(message, KeepaliveRequest) else HEARTBEAT_TIME
+        self._pass_over(kind, time)
+
+    def _undecodable(self, error: UndecodableMessageError, offset: int) -> None:
+        """Deal with a frame that cannot be decoded, as `on_error` says.
+
+        Raises:
+            UndecodableMessageError: `on_error` is to fail, or no task has begun.
+            RefusedError: it is the Init or the Restore of a task, which cannot go on without.
+        """
+        if error.kind is InitRequest or error.kind is RestoreRequest:
+            self.order.receive(error.kind)
+            if error.kind is InitRequest:
+                self._answer_start("init", InitResponse(error=str(error)))
+            else:
+                self._answer_start("restore", RestoreResponse(error=str(error)))
+        if self._on_error == "fail" or self.order.state is Incoming.BEFORE_INIT:
+            if error.kind in _DROPPED:
+                error.problem += "; with on_error skip or restart, such data is dropped"
+            raise error
+        if not self.repeats:
+            self._account.failures += 1
+            what = _DROPPED.get(error.kind, "request")
+            self._dropped.note(error, what=what, offset=offset, on_error=self._on_error)
+        self._pass_over(error.kind, HEARTBEAT_TIME)
+
+    def _pass_over(self, kind: type | None, time: int) -> None:
+        """Do what a request of a kind needs without the handler; `time` is of a keepalive."""
+        if kind is None:
+            return
+        self.order.receive(kind)
+        if kind is Point:
+            self._account.points_in += 1
+            # As long as a batch is left out, the agent must not deal with points by itself.
+            self.order.takes_points = not self._leaves_batch_out
+        elif kind is BeginBatch:
+            self.leave_batch_out()
+        elif kind is EndBatch:
+            self._account.batches_in += 1
+            self._leaves_batch_out = False
+            self._outbox.abandon_batch()
+        elif kind is SnapshotRequest:
+            self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
+        elif kind is KeepaliveRequest:
+            self._outbox.answer(KeepaliveResponse(time=time))
 
     def leave_batch_out(self) -> None:
         """Give nothing of the batch that is under way to the handler."""
@@ -292,8 +342,7 @@ class Dispatcher:
             response = InitResponse(error="; ".join(faults))
         else:
             response = self._callee.ask(InitResponse, "init", handler.init, request)
-        self._answer("init", response)
-        _check_success("init", response)
+        self._answer_start("init", response)
         self._keepalives_since_init = 0
         self.init_frame = REQUESTS.encode(request)
         self.stateless = not handler.keeps_state()
@@ -316,26 +365,40 @@ class Dispatcher:
         ):
             self._outbox.send_data()
 
-    def _answer(self, method: str, response: ResponseMessage) -> None:
-        if isinstance(response, InitResponse | RestoreResponse) and response.error:
+    def _answer_start(self, method: str, response: InitResponse | RestoreResponse) -> None:
+        """Answer Init or Restore.
+
+        Raises:
+            RefusedError: the answer is that it failed.
+        """
+        if response.error:
             response.error = self._outbox.fit_error(response.error)
+        self._answer(method, response)
+        if not response.success:
+            problem = f"{method} was refused: {response.error or 'no reason given'}"
+            raise RefusedError(problem)
+
+    def _answer(self, method: str, response: ResponseMessage) -> None:
         try:
             self._outbox.answer(response)
         except InvalidWriteError as error:
             raise self._callee.blame(method, error) from error
 
 
-def excerpt(message: RequestMessage | RawPoint) -> str:
+def _kind(message: ReadRequest) -> type | None:
+    """Return the class of a request, None where that cannot be told."""
+    if isinstance(message, UndecodableMessageError):
+        return message.kind
+    return Point if isinstance(message, bytes) else type(message)
+
+
+def excerpt(message: ReadRequest) -> str:
     """Return the beginning of a request, for a log."""
+    if isinstance(message, UndecodableMessageError):
+        return str(message)
     if isinstance(message, bytes):
         try:
             message = decode_point(message)
         except Exception as error:  # noqa: BLE001 - it is only shown
             return describe(error)
     return f"{type(message).__name__} {' '.join(str(message).split())}"[:EXCERPT_BYTES]
-
-
-def _check_success(method: str, response: InitResponse | RestoreResponse) -> None:
-    if not response.success:
-        problem = f"{method} was refused: {response.error or 'no reason given'}"
-        raise RefusedError(problem)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from kapudf_cli import loggers
 
 if TYPE_CHECKING:
-    from kapudf_cli.errors import HandlerError
+    from kapudf_cli.errors import HandlerError, UndecodableMessageError
 
 _log = loggers.get(__name__)
 
@@ -31,11 +31,18 @@ class DroppedLog:
         self._unlogged = 0
         self._not_before_s = 0.0
 
-    def note(self, error: HandlerError, *, what: str, offset: int, on_error: OnError) -> None:
+    def note(
+        self,
+        error: HandlerError | UndecodableMessageError,
+        *,
+        what: str,
+        offset: int,
+        on_error: OnError,
+    ) -> None:
         """Note that something was dropped.
 
         Args:
-            error: what the handler did.
+            error: what the handler did, or why it was given nothing.
             what: what was dropped, "point" or "batch".
             offset: where its frame starts in the input, in bytes.
             on_error: what else is done about it.
@@ -50,6 +57,7 @@ class DroppedLog:
             "%s dropped: %s",
             what,
             error,
-            exc_info=error.cause,
+            # The trace of what cannot be decoded leads into kapudf, and tells nothing.
+            exc_info=getattr(error, "cause", None),
             extra={"offset": offset, "on_error": on_error, "dropped_since_last_event": since},
         )

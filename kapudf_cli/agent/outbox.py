@@ -125,7 +125,7 @@ class Outbox:
                 if departures.size >= FLUSH_BYTES:
                     self.flush()
                 return
-        self._forward_decoded(raw, patch)
+        self._forward_checked(raw, patch)
 
     # --- for the agent ---
 
@@ -317,8 +317,8 @@ class Outbox:
         """Find out anew whether a point of the owner may leave just so."""
         self._direct = self._delivery.lets_points_out and self._departures.broken is None
 
-    def _write(self, message: DataMessage, expected: type) -> None:
-        """Check a handler's message and let it out. Takes the lock."""
+    def _write(self, message: DataMessage, expected: type, *, frame: bytes | None = None) -> None:
+        """Check a handler's message and let it out, as `frame` if given. Takes the lock."""
         by_owner = get_ident() == self._owner
         try:
             if type(message) is not expected:
@@ -330,7 +330,11 @@ class Outbox:
                     raise self._closed() from self._departures.broken
                 # Encoded under the lock: a batch is only whole if its messages
                 # leave in the order in which they were checked.
-                self._delivery.write(message, self._encode(message), by_owner=by_owner)
+                if frame is None:
+                    frame = self._encode(message)
+                else:
+                    self._check_length(message, frame)
+                self._delivery.write(message, frame, by_owner=by_owner)
                 self._redirect()
                 much = self._departures.size >= FLUSH_BYTES
                 if much if by_owner else not self._delivery.defers:
@@ -343,17 +347,21 @@ class Outbox:
                 self._on_failure()
             raise
 
-    def _forward_decoded(self, raw: RawPoint, patch: PointPatch | None) -> None:
-        """Send on a point that may not leave as bytes. Takes the lock."""
+    def _forward_checked(self, raw: RawPoint, patch: PointPatch | None) -> None:
+        """Send on a point that may not leave just so. Takes the lock."""
         if self._delivery.mutes_all:
             # A history may be long: its points are not decoded just to be muted.
             with self._lock:
                 self._delivery.mute_point()
             return
-        point = decode_point(raw)
-        if patch is not None:
+        # Not decoded here either: its text may not be UTF-8, which Kapacitor takes.
+        frame = raw if patch is None else patch.extend(raw)
+        if frame is None and patch is not None:
+            point = decode_point(raw)
             patch.apply(point)
-        self.write_point(point)
+            self.write_point(point)
+        else:
+            self._write(Point(), Point, frame=frame)
 
     def _need_not_wait(self) -> bool:
         """Return whether a thread other than the owner may go on."""
@@ -369,13 +377,16 @@ class Outbox:
 
     def _encode(self, message: ResponseMessage) -> bytes:
         frame = RESPONSES.encode(message)
+        self._check_length(message, frame)
+        return frame
+
+    def _check_length(self, message: ResponseMessage, frame: bytes) -> None:
         if len(frame) > self._max_written_bytes:
             problem = (
                 f"a {type(message).__name__} of {len(frame)} bytes; "
                 f"the limit max_frame_bytes is {self._max_frame_bytes}"
             )
             raise InvalidWriteError(problem)
-        return frame
 
     def _flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
         delivery = self._delivery

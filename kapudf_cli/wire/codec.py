@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from kapudf_cli.errors import EmptyMessageError, UndecodableMessageError
+from kapudf_cli.wire.decode_errors import find_fault, first_field
 from kapudf_cli.wire.framing import MAX_VARINT, FrameReader, encode_varint
 from kapudf_cli.wire.point_frames import (
     KNOWN_FRAMES,
@@ -80,10 +81,12 @@ class Codec(Generic[M]):
         self._envelope = envelope
         self._name = envelope.DESCRIPTOR.name
         self._tags: dict[type, bytes] = {}
+        self._kinds: dict[str, type] = {}
         for field in envelope.DESCRIPTOR.oneofs_by_name["message"].fields:
             tag = encode_varint(field.number << 3 | _LENGTH_DELIMITED)
             message = cast("Descriptor", field.message_type)  # a oneof's field is a message here
             self._tags[GetMessageClass(message)] = tag
+            self._kinds[field.name] = GetMessageClass(message)
 
     def decode(self, frame: bytes) -> M:
         """Return the message in a whole envelope; raises as `decode_in` does."""
@@ -95,6 +98,7 @@ class Codec(Generic[M]):
         Raises:
             UndecodableMessageError: the bytes are no such envelope.
             EmptyMessageError: the envelope holds no message.
+            MemoryError: this process has no memory left for it.
         """
         try:
             # A point is taken straight from its envelope, if that holds nothing but
@@ -104,13 +108,22 @@ class Codec(Generic[M]):
                 return Point.FromString(data[place:end])  # type: ignore[return-value]  # of both codecs
             envelope = self._envelope.FromString(data[start:end])
         except DecodeError as error:
-            problem = f"{end - start} bytes are not a {self._name}: {error}"
-            raise UndecodableMessageError(problem) from error
+            raise self._fault(data[start:end], error) from error
         which = envelope.WhichOneof("message")
         if which is None:
             problem = f"a {self._name} in which no message is set"
             raise EmptyMessageError(problem)
         return cast("M", getattr(envelope, which))
+
+    def _fault(self, envelope: bytes, error: DecodeError) -> UndecodableMessageError | MemoryError:
+        """Return why an envelope cannot be decoded."""
+        descriptor = cast("Descriptor", self._envelope.DESCRIPTOR)
+        fault = find_fault(envelope, descriptor)
+        if fault is None:
+            return MemoryError(f"no memory to decode {len(envelope)} bytes: {error}")
+        problem = f"{len(envelope)} bytes are not a {self._name}: {fault}"
+        which = first_field(envelope, descriptor)
+        return UndecodableMessageError(problem, kind=self._kinds.get(which or ""))
 
     def encode(self, message: M) -> bytes:
         """Return `message` in its envelope as a whole frame, length included.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from google.protobuf.message import DecodeError
 
+from kapudf_cli.errors import UndecodableMessageError
 from kapudf_cli.wire.codec import REQUESTS, raw_or_decode_in
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
 from kapudf_cli.wire.point_frames import (
@@ -37,8 +38,28 @@ TakeRun: TypeAlias = "Callable[[bytes, int], bool]"
 _MAX_RUN_BYTES = 96 * 1024
 
 
-class RequestReader(FrameReader["RequestMessage | RawPoint"]):
+#: What a frame holds.
+ReadRequest: TypeAlias = "RequestMessage | RawPoint | UndecodableMessageError"
+
+
+def _decode(data: bytes, start: int, end: int) -> ReadRequest:
+    try:
+        return REQUESTS.decode_in(data, start, end)
+    except UndecodableMessageError as error:
+        return error
+
+
+def _raw_or_decode(data: bytes, start: int, end: int) -> ReadRequest:
+    try:
+        return raw_or_decode_in(data, start, end)
+    except UndecodableMessageError as error:
+        return error
+
+
+class RequestReader(FrameReader["ReadRequest"]):
     """Cuts what Kapacitor sends into messages; see `FrameReader`.
+
+    In place of a frame that cannot be decoded, it yields the error, and goes on after it.
 
     Attributes:
         take_run: is offered the runs of points before they are cut into points; None
@@ -49,7 +70,7 @@ class RequestReader(FrameReader["RequestMessage | RawPoint"]):
 
     def __init__(self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
         """Decode everything, until told otherwise."""
-        super().__init__(REQUESTS.decode_in, max_frame_bytes)
+        super().__init__(_decode, max_frame_bytes)
         self._raw = False
         self.take_run: TakeRun | None = None
 
@@ -61,11 +82,11 @@ class RequestReader(FrameReader["RequestMessage | RawPoint"]):
     @raw.setter
     def raw(self, raw: bool) -> None:
         self._raw = raw
-        self.decode = raw_or_decode_in if raw else REQUESTS.decode_in
+        self.decode = _raw_or_decode if raw else _decode
 
     def _take_known(
         self, data: bytes, start: int, end: int, base: int
-    ) -> Generator[RequestMessage | RawPoint, None, int]:
+    ) -> Generator[ReadRequest, None, int]:
         if self._limit < MAX_KNOWN_FRAME_BYTES:
             return start  # Each length is to be looked at.
         known = KNOWN_FRAMES.get

@@ -222,9 +222,13 @@ class KapacitorDaemon:
     # --- data ---
 
     def write(self, *lines: str) -> None:
-        """Write points in line protocol, their times in nanoseconds."""
+        """Write points in line protocol, their times in nanoseconds.
+
+        A lone surrogate stands for a byte that is not UTF-8, as with `surrogateescape`.
+        """
         query = "db=telegraf&rp=autogen&precision=ns"
-        status, body = self._http("POST", f"write?{query}", "\n".join(lines).encode())
+        data = "\n".join(lines).encode("utf-8", "surrogateescape")
+        status, body = self._http("POST", f"write?{query}", data)
         assert status == 204, body
 
     def http_out(self, task: str, endpoint: str = "out") -> list[Series]:

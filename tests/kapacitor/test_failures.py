@@ -66,6 +66,34 @@ def test_a_refused_init_fails_the_task_with_its_text(serve: Serve, kapacitor: Ka
     assert daemon.alive
 
 
+LATIN_1 = ("cpu,host=caf\udce9 n=1i 1", 'cpu,host=a s="caf\udce9" 2', "caf\udce9,host=a n=1i 3")
+
+
+def test_points_that_are_not_utf8_are_dropped_and_the_task_goes_on(
+    serve: Serve, kapacitor: Kapacitor
+) -> None:
+    process = serve(plugin("lifecycle.py:Fragile"), "--on-error", "skip")
+    daemon = kapacitor()
+    daemon.start_task("all", BY_HOST)
+    daemon.write(line(1), *LATIN_1, line(2))
+    daemon.await_point("all", n=2)
+    problem = "67 bytes are not a Request: Request.point.group is not valid UTF-8: b'host=caf\\xe9'"
+    assert process.event(f"point dropped: {problem}", task_id="all")["offset"] > 0
+    assert daemon.status("all").executing
+
+
+def test_a_handler_of_raw_points_sends_text_that_is_not_utf8_back_to_kapacitor(
+    serve: Serve, kapacitor: Kapacitor
+) -> None:
+    serve("mirror")
+    daemon = kapacitor()
+    daemon.start_task("all", BY_HOST)
+    daemon.write(line(1), *LATIN_1, line(2))
+    daemon.await_point("all", n=2)
+    daemon.await_point("all", host="caf\ufffd", n=1)
+    assert daemon.status("all").executing
+
+
 @pytest.mark.parametrize("value", ['"TRUE"', "lambda: TRUE", "*", "/TRUE/"])
 def test_a_bool_option_that_is_no_plain_literal_fails_the_task(
     serve: Serve, kapacitor: Kapacitor, value: str

@@ -1,0 +1,125 @@
+"""Why a message cannot be decoded: the field whose text is not UTF-8, or bytes that fit nowhere.
+
+The decoder only says that it failed. That has a third cause, which is no fault of the bytes:
+it found no memory. So the bytes are read once more here, and a message without a fault is
+told from the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from google.protobuf.descriptor import Descriptor
+
+_VARINT: Final = 0
+_LENGTH_DELIMITED: Final = 2
+#: How long a value is, by the wire types of fixed lengths.
+_FIXED_BYTES: Final[Mapping[int, int]] = {1: 8, 5: 4}
+#: The number of the key in an entry of a map.
+_KEY: Final = 1
+_LONGEST_VARINT: Final = 10
+#: How many bytes are shown before and after the first that is wrong.
+_SHOWN_BEFORE: Final = 24
+_SHOWN_AFTER: Final = 8
+
+
+class _Fault(Exception):  # noqa: N818 - it never leaves this module
+    """What is wrong with a message."""
+
+
+def find_fault(data: bytes, message: Descriptor) -> str | None:
+    """Return what is wrong with the bytes of a message, None if nothing is."""
+    try:
+        _read(data, message, message.name)
+    except _Fault as fault:
+        return str(fault)
+    return None
+
+
+def first_field(data: bytes, message: Descriptor) -> str | None:
+    """Return the name of the field that comes first in the bytes of a message, if it is known."""
+    try:
+        tag, _ = _varint(data, 0)
+    except _Fault:
+        return None
+    field = message.fields_by_number.get(tag >> 3)
+    return None if field is None else field.name
+
+
+def _read(data: bytes, message: Descriptor, path: str) -> None:
+    """Read a message to its end; `path` is what it is called.
+
+    Raises:
+        _Fault: it has one.
+    """
+    is_entry = message.GetOptions().map_entry
+    key = ""
+    for number, content in _fields(data, path):
+        field = message.fields_by_number.get(number)
+        if field is None or content is None:
+            continue
+        name = f"{path}.{field.name}"
+        if is_entry:
+            name = f"a name in {path}" if number == _KEY else f"{path}[{key!r}]"
+        if field.type == FieldDescriptor.TYPE_STRING:
+            text = _text(content, name)
+            key = text if number == _KEY else key
+        elif field.message_type is not None:
+            _read(content, field.message_type, name)
+
+
+def _fields(data: bytes, path: str) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the number of each field of a message, and its bytes if it has a length.
+
+    Raises:
+        _Fault: the bytes are no fields.
+    """
+    place = 0
+    while place < len(data):
+        tag, place = _varint(data, place)
+        content = None
+        wire_type = tag & 7
+        if wire_type == _VARINT:
+            _, place = _varint(data, place)
+        elif wire_type == _LENGTH_DELIMITED:
+            size, place = _varint(data, place)
+            content = data[place : place + size]
+            place += size
+        elif wire_type in _FIXED_BYTES:
+            place += _FIXED_BYTES[wire_type]
+        else:
+            raise _Fault(f"{path} has a field of wire type {wire_type}, which no field has")
+        if not tag >> 3:
+            raise _Fault(f"{path} has a field of number 0")
+        if place > len(data):
+            raise _Fault(f"{path} is cut off: {place - len(data)} bytes are missing")
+        yield tag >> 3, content
+
+
+def _text(content: bytes, name: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        start = max(error.start - _SHOWN_BEFORE, 0)
+        end = error.start + _SHOWN_AFTER
+        shown = repr(content[start:end])
+        before, after = "..." if start else "", "..." if end < len(content) else ""
+        raise _Fault(f"{name} is not valid UTF-8: {before}{shown}{after}") from None
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """Return a varint and the place after it."""
+    value = 0
+    for count in range(_LONGEST_VARINT):
+        if place + count == len(data):
+            break
+        byte = data[place + count]
+        value |= (byte & 0x7F) << 7 * count
+        if byte <= 0x7F:
+            return value, place + count + 1
+    raise _Fault("a number in it is cut off or too long")
