@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import Settings
+    from kapudf_cli.serving.descriptor_reserve import DescriptorReserve
     from kapudf_cli.serving.listeners import Listeners
 
 #: More functions are not started while so many workers load their handlers: they would only
@@ -60,6 +61,7 @@ class Functions:
         *,
         listeners: Listeners[FunctionSockets],
         control_listeners: Listeners[FunctionSockets],
+        reserve: DescriptorReserve,
         log: BoundLogger,
     ) -> None:
         """Bind the sockets of all functions.
@@ -69,6 +71,7 @@ class Functions:
             selector: workers are registered with it, with a callable as data.
             listeners: has Kapacitor's connections accepted, once a function is ready.
             control_listeners: has those accepted who ask for status or reload.
+            reserve: descriptors for starting workers.
             log: where events go.
 
         Raises:
@@ -80,6 +83,7 @@ class Functions:
         self._selector = selector
         self._listeners = listeners
         self._control_listeners = control_listeners
+        self._reserve = reserve
         self._log = log
         self._worker_numbers = itertools.count(1)
         self._connection_numbers = itertools.count(1)
@@ -270,6 +274,7 @@ class Functions:
             worker_numbers=self._worker_numbers,
             connection_numbers=self._connection_numbers,
             selector=self._selector,
+            reserve=self._reserve,
             log=self._log,
         )
 

@@ -9,7 +9,7 @@ import resource
 def raise_descriptor_limit() -> None:
     """Allow this process, and those that it starts, as many descriptors as the system would.
 
-    A connection takes four in a worker and two in the supervisor. The usual soft limit of
+    A connection takes five in a worker and three in the supervisor. The usual soft limit of
     1024 is for programs that use select(2), and systemd leaves it at that (its
     documentation of LimitNOFILE= says to raise it so).
     """

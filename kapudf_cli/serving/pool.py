@@ -25,11 +25,22 @@ if TYPE_CHECKING:
 
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.serving.channel import Report
+    from kapudf_cli.serving.descriptor_reserve import DescriptorReserve
     from kapudf_cli.serving.socket_file import SocketFile
 
 #: A handler that is imported for longer may never be: it holds up no other function, and a
 #: reload that is asked for meanwhile begins anew.
 _LONG_START_S: Final = 10.0
+
+
+#: How often each connection is looked at.
+_LOOK_S: Final = 0.2
+#: How long a worker may live on after its channel was closed. One that should serve cannot be
+#: told anything any more; one that was told to end may take its time.
+_CLOSED_PATIENCE_S: Final = 0.2
+_EXIT_PATIENCE_S: Final = 10.0
+#: How long workers serve on after a stop, until each connection that waits has one.
+_PLACE_PATIENCE_S: Final = 1.0
 
 
 class Pool:
@@ -44,6 +55,7 @@ class Pool:
         worker_numbers: Iterator[int],
         connection_numbers: Iterator[int],
         selector: selectors.BaseSelector,
+        reserve: DescriptorReserve,
         log: BoundLogger,
     ) -> None:
         """Serve a function.
@@ -55,6 +67,7 @@ class Pool:
             worker_numbers: what the log calls new workers; likewise the next, connections.
             connection_numbers: see above.
             selector: workers are registered with it, with a callable as data.
+            reserve: descriptors for starting workers.
             log: where events go.
         """
         self.name = name
@@ -62,6 +75,7 @@ class Pool:
         self._logging = logging
         self._worker_numbers = worker_numbers
         self._connection_numbers = connection_numbers
+        self._reserve = reserve
         self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._bury)
         self._root_log = log
         self._log = log.bind(function=name)
@@ -75,7 +89,9 @@ class Pool:
         self._recycling = Recycling()
         self._hanging = HangingWorkers(self._log)
         self._succession = Succession(self._log)
-        self._stopping = self._killing = False
+        self._stopping = self._killing = self._told_to_stop = False
+        self._stopped_s = 0.0
+        self._looked_s = 0.0
         self._was_ready = False
 
     # --- for the supervisor ---
@@ -123,8 +139,14 @@ class Pool:
         coming = self._succession.coming if self._succession.is_reload else []
         return bool(coming) and all(each.age_s < _LONG_START_S for each in coming)
 
+    @property
+    def may_accept(self) -> bool:
+        """Whether more connections should be accepted now: workers keep up with them."""
+        return self._placement.may_add
+
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
+        self._reserve.check()
         served = accept(socket_file, self.settings, self._connection_numbers)
         if served is not None:
             self._placement.add(served)
@@ -142,16 +164,56 @@ class Pool:
                 self._placement.on_report(worker, report)
 
     def look(self, now_s: float) -> None:
-        """Look after everything; to be called a few times a second."""
-        self._look_at_connections(now_s)
+        """Do what is due; to be called after each wait of the loop, a few times a second."""
+        for worker in self.all_workers():
+            self._reports.look(worker)
+        is_time = not 0.0 <= now_s - self._looked_s < _LOOK_S
+        if is_time:
+            self._looked_s = now_s
+            self._look_at_workers(now_s)
+            self._look_at_connections(now_s)
         self._hanging.kill_due(now_s)
+        self._placement.place_waiting()
         if self._stopping:
-            return
-        self._replace_dead(now_s)
-        self._recycle(now_s)
-        self._placement.place_waiting(now_s)
-        if not self._placement.move_on() and not self._succession.is_under_way:
-            self._tell_reloaded()
+            self._stop_workers(now_s)
+        else:
+            self._replace_dead(now_s)
+            if is_time:
+                self._recycle(now_s)
+            if not self._placement.move_on() and not self._succession.is_under_way:
+                self._tell_reloaded()
+                self._placement.spread()
+        for worker in self.all_workers():
+            self._reports.update(worker)
+
+    def _look_at_workers(self, now_s: float) -> None:
+        """Kill workers that cannot be told anything any more."""
+        for worker in self.all_workers():
+            if worker.blocked_s > self.settings.busy_limit_s and worker.killed_for is None:
+                self._log.error(
+                    "worker reads no orders, it is replaced",
+                    worker=worker.number,
+                    pid=worker.pid,
+                    blocked_s=round(worker.blocked_s, 1),
+                )
+                worker.kill(f"it read no orders for {worker.blocked_s:.0f} s")
+            elif worker.channel_lost_s is not None and worker.killed_for is None:
+                self._end_without_channel(worker, now_s - worker.channel_lost_s)
+
+    def _end_without_channel(self, worker: WorkerProcess, lost_s: float) -> None:
+        """Kill a worker whose channel is closed, if it has not ended after a while."""
+        is_told = self._stopping or worker.state in {WorkerState.RETIRING, WorkerState.DEAD}
+        if is_told and lost_s > _EXIT_PATIENCE_S:
+            self._log.warning(
+                "worker takes too long to exit, and is killed",
+                worker=worker.number,
+                pid=worker.pid,
+                exit_s=round(lost_s, 1),
+            )
+            worker.exit_overdue = True
+            worker.kill(f"it had not exited {lost_s:.0f} s after it was done")
+        elif not is_told and lost_s > _CLOSED_PATIENCE_S:
+            worker.kill("it closed its channel to the supervisor")
 
     def _tell_reloaded(self) -> None:
         """Tell whoever waits for a reload how many connections its workers serve now."""
@@ -201,14 +263,22 @@ class Pool:
         self._backoff.cancel()
         self._succession.give_up("kapudf was told to stop")
         self._placement.abandon_moves()
-        left_alone = self._placement.has_waiting
-        for worker in self.all_workers():
-            if worker.state is not WorkerState.STARTING:
-                worker.send(orders.Stop())
-            elif not left_alone:
-                # It serves nobody, and its handler may take for ever to be imported. One
-                # that somebody waits for is told to stop once it serves them.
-                worker.kill()
+        self._stopped_s = time.monotonic()
+        if not self._placement.has_waiting:
+            for worker in self.all_workers():
+                if worker.state is WorkerState.STARTING:
+                    # It serves no connection, and its handler may take for ever to import.
+                    worker.kill()
+        self._stop_workers(self._stopped_s)
+
+    def _stop_workers(self, now_s: float) -> None:
+        """Tell all workers to stop, once each connection has one or has waited for long."""
+        is_late = now_s - self._stopped_s > _PLACE_PATIENCE_S
+        if not self._told_to_stop and (is_late or not self._placement.has_waiting):
+            self._told_to_stop = True
+            for worker in self.all_workers():
+                if worker.state is not WorkerState.STARTING:
+                    worker.send(orders.Stop())
 
     def kill(self) -> None:
         """End every worker at once, and start no other."""
@@ -229,6 +299,7 @@ class Pool:
             or self._succession.is_under_way
             or self._backoff.is_pending
             or not self._hanging.is_empty
+            or any(worker.channel_lost_s is not None for worker in self.all_workers())
         )
 
     def abandon(self) -> int:
@@ -257,9 +328,9 @@ class Pool:
             self._was_ready = self._was_ready or all(
                 each.state is WorkerState.SERVING for each in self.workers
             )
-        self._placement.place_waiting(time.monotonic())
-        if self._stopping:
-            worker.send(orders.Stop())
+            # Others have taken over what it should serve.
+            self._placement.begin_spreading()
+        self._told_to_stop = False
 
     def _on_failed(self, worker: WorkerProcess, report: orders.Failed) -> None:
         worker.state = WorkerState.DEAD
@@ -273,15 +344,15 @@ class Pool:
     # --- workers that come and go ---
 
     def _start_worker(self, settings: FunctionSettings) -> WorkerProcess:
-        worker = WorkerProcess(
-            orders.Begin(
-                self.name,
-                next(self._worker_numbers),
-                settings,
-                self._logging.log_format,
-                self._logging.log_level,
-            )
+        begin = orders.Begin(
+            self.name,
+            next(self._worker_numbers),
+            settings,
+            self._logging.log_format,
+            self._logging.log_level,
         )
+        with self._reserve.lent():
+            worker = WorkerProcess(begin)
         self._reports.watch(worker)
         return worker
 

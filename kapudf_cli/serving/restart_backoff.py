@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 #: The pause before a worker that came to nothing is replaced, doubled each time.
@@ -15,7 +16,8 @@ class RestartBackoff:
     """Decides when the dead workers of one function are replaced.
 
     Attributes:
-        vain_starts: how many workers in a row have died without having come to anything.
+        vain_starts: how many failures in a row there were: deaths of workers that had done
+            nothing.
     """
 
     def __init__(self) -> None:
@@ -23,6 +25,8 @@ class RestartBackoff:
         self.vain_starts = 0
         self._pause_s = _FIRST_PAUSE_S
         self._due_s: float | None = None
+        # When the last death of those that count was noted.
+        self._failed_s = -math.inf
 
     @property
     def is_pending(self) -> bool:
@@ -31,6 +35,9 @@ class RestartBackoff:
 
     def note_death(self, now_s: float, *, age_s: float, has_worked: bool) -> None:
         """Have a worker replaced that has died.
+
+        Workers that were started before the last failure and die after it do not count as
+        another one: they share its cause, or were killed at the same moment.
 
         Args:
             now_s: a monotonic clock's time, in seconds, as everywhere here.
@@ -41,7 +48,10 @@ class RestartBackoff:
             self.vain_starts = 0
             self._pause_s = _FIRST_PAUSE_S
             self._due_s = now_s
+        elif now_s - age_s <= self._failed_s:
+            self._due_s = now_s if self._due_s is None else self._due_s
         else:
+            self._failed_s = now_s
             self.vain_starts += 1
             self._due_s = now_s + self._pause_s
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.socket_file import PeerCredentials
     from kapudf_cli.serving.worker_process import WorkerProcess
 
-_FIRST_RETRY_S: Final = 0.5
 #: Over how long a rate is taken.
 _RATE_S: Final = 1.0
 
@@ -35,12 +34,14 @@ class Move:
     """A connection on its way from one worker to another.
 
     Attributes:
-        target: the worker that is to have it.
+        target: the worker that will have it.
+        began_s: when the old one was told to pause, of the monotonic clock.
         is_paused: whether the old one stands still, and the new one was asked.
         thread: that of the old one, which serves the connection again if nothing comes of it.
     """
 
     target: WorkerProcess
+    began_s: float = 0.0
     is_paused: bool = False
     thread: int = 0
 
@@ -58,8 +59,6 @@ class ServedConnection:
         was_served: whether a worker was ever told to serve it.
         is_neglected: whether input waits, and its worker has read nothing since the last look.
         suspicion: what the deaths of its workers say about its frames.
-        retry_s: how long it waits after a worker could not take it.
-        not_before_s: when it may next be given to a worker, of the monotonic clock.
         points_per_s: how many points came of late, on average.
         points_before: how many points it had had when its worker got it.
     """
@@ -84,8 +83,6 @@ class ServedConnection:
         self.takeovers = 0
         self.was_served = False
         self.suspicion = Suspicion()
-        self.not_before_s = 0.0
-        self.retry_s = _FIRST_RETRY_S
         self.points_before = 0
         self.points_per_s = 0.0
         self.is_neglected = False
@@ -101,7 +98,6 @@ class ServedConnection:
 
     def take(self, *, waits: bool = False) -> tuple[Take, list[int]]:
         """Return the order to serve it, and the descriptors that go with it."""
-        takes_over, self.was_served = self.was_served, True
         self.ledger.thread = 0
         if not waits:
             # What the last worker had in hand, this one has not been given yet: were it to
@@ -116,7 +112,7 @@ class ServedConnection:
             None if self.peer is None else self.peer.pid,
             None if self.peer is None else self.peer.uid,
             time.monotonic() - self.started_s,
-            takes_over=takes_over,
+            takes_over=self.was_served,
             waits=waits,
             until=self.suspicion.until,
             poison=tuple(sorted(self.suspicion.poison)),
@@ -144,6 +140,11 @@ class ServedConnection:
     def is_careful(self) -> bool:
         """Whether its worker deals with one frame at a time, for one killed the last worker."""
         return self.ledger.marks.progress.offset < self.suspicion.until
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether another worker could take it over now, though it need not."""
+        return bool(self.ledger.marks.covered) and not self.is_careful
 
     def note_death(
         self, how: str, *, accused: bool | None, alone: bool, drops_poison: bool

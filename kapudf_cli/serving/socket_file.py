@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 #: sun_path has 108 bytes, the last one a NUL (unix(7)).
 MAX_PATH_BYTES = 107
-#: Kapacitor connects once a task and probes once; the kernel caps this at somaxconn.
-_BACKLOG = 1024
+#: Kapacitor connects once a task and probes once; the kernel caps this at somaxconn. Connections
+#: are accepted only as fast as workers begin with them, and a full queue refuses more (EAGAIN).
+BACKLOG = 4096
 #: Room for the number of a process.
 _LOCK_BYTES = 32
 _HAS_O_PATH = hasattr(os, "O_PATH")
@@ -122,7 +123,7 @@ class SocketFile:
                 undo.callback(os.unlink, path)
                 held = _HeldFile(path)
                 undo.callback(held.close)
-                listener.listen(_BACKLOG)
+                listener.listen(BACKLOG)
                 if gid is not None:
                     os.chown(held.name, -1, gid)
                 os.chmod(held.name, mode)

@@ -18,6 +18,7 @@ from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import systemd
 from kapudf_cli.serving.control import ControlClients
 from kapudf_cli.serving.control_commands import ControlCommands
+from kapudf_cli.serving.descriptor_reserve import DescriptorReserve
 from kapudf_cli.serving.drain import Drain
 from kapudf_cli.serving.functions import Functions
 from kapudf_cli.serving.listeners import Listeners
@@ -71,7 +72,10 @@ class Supervisor:
         self._log = log
         self._code_watch = code_watch
         self._selector = selectors.DefaultSelector()
-        self._listeners: Listeners[FunctionSockets] = Listeners(self._selector, self._accept, log)
+        self._reserve = DescriptorReserve()
+        self._listeners: Listeners[FunctionSockets] = Listeners(
+            self._selector, self._accept, log, may_accept=self._may_accept
+        )
         self._control_listeners: Listeners[FunctionSockets] = Listeners(
             self._selector, self._greet, log
         )
@@ -81,6 +85,7 @@ class Supervisor:
             self._selector,
             listeners=self._listeners,
             control_listeners=self._control_listeners,
+            reserve=self._reserve,
             log=log,
         )
         self._reloading = Reloading(self._functions, read_settings, log)
@@ -112,6 +117,7 @@ class Supervisor:
             self._is_ending = True
             self._end_workers()
             self._attempt(self._functions.release)
+            self._reserve.close()
             self._selector.close()
         self._log.info("stopped", abandoned_connections=abandoned)
         return 1 if hurried else 0
@@ -198,13 +204,18 @@ class Supervisor:
 
     # --- who connects ---
 
+    def _may_accept(self, sockets: FunctionSockets) -> bool:
+        """Return whether the workers of a function keep up with its connections."""
+        return sockets.user is not None and sockets.user.pool.may_accept
+
     def _accept(self, sockets: FunctionSockets, socket_file: SocketFile) -> bool:
         """Serve the next connection of Kapacitor's, if there is one; see `Listeners`."""
         return sockets.user is not None and sockets.user.pool.accept(socket_file)
 
     def _greet(self, sockets: FunctionSockets, control_file: SocketFile) -> bool:
         """Serve the next control client, if there is one; see `Listeners`."""
-        connection = control_file.accept()
+        with self._reserve.lent():
+            connection = control_file.accept()
         if connection is None:
             return False
         self._clients.add(connection, functools.partial(self._commands.obey, sockets))

@@ -27,6 +27,8 @@ class WorkerDeath:
         state: what it was good for.
         how: the death, in words.
         stacks: what faulthandler wrote of its threads, if it was a fault or it was asked to.
+        reason: why the supervisor killed it, if it did and the log does not say so already.
+        was_overdue: whether it was killed only because its exit took too long.
     """
 
     worker: int
@@ -34,15 +36,25 @@ class WorkerDeath:
     state: WorkerState
     how: str
     stacks: str
+    reason: str | None = None
+    was_overdue: bool = False
 
     @classmethod
     def of(cls, worker: WorkerProcess) -> WorkerDeath:
-        """Return that of a worker whose end is at hand, and let go of the process."""
+        """Return the death of a worker that has ended, and close what is left of it."""
         state = worker.state
         how = worker.reap()
         stacks = worker.stacks()
         worker.close()
-        return cls(worker.number, worker.pid, state, how, stacks)
+        return cls(
+            worker.number,
+            worker.pid,
+            state,
+            how,
+            stacks,
+            reason=worker.killed_for,
+            was_overdue=worker.exit_overdue,
+        )
 
     def is_expected(self, *, stopping: bool) -> bool:
         """Return whether it ended as it was told to, or while it served nobody at a stop.
@@ -52,7 +64,7 @@ class WorkerDeath:
         """
         told = stopping or self.state in {WorkerState.RETIRING, WorkerState.DEAD}
         was_idle = stopping and self.state is WorkerState.STARTING
-        return was_idle or (told and self.how == _DONE)
+        return was_idle or (told and (self.how == _DONE or self.was_overdue))
 
     def log(self, log: BoundLogger, *, connections: int) -> None:
         """Log one that was not expected.
@@ -67,5 +79,6 @@ class WorkerDeath:
             pid=self.pid,
             how=self.how,
             connections=connections,
+            **({"reason": self.reason} if self.reason else {}),
             **({"stacks": dumps.beginning(self.stacks)} if self.stacks else {}),
         )

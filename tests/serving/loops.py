@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from kapudf_cli import logs
 from kapudf_cli.config import FunctionSettings, Settings
+from kapudf_cli.serving.descriptor_reserve import DescriptorReserve
 from kapudf_cli.serving.functions import Functions
 from kapudf_cli.serving.listeners import Listeners
 from kapudf_cli.serving.pool import Pool
@@ -30,6 +31,8 @@ class Loop:
         self.selector = selectors.DefaultSelector()
         self._undo = contextlib.ExitStack()
         self._undo.callback(self.selector.close)
+        self.reserve = DescriptorReserve()
+        self._undo.callback(self.reserve.close)
         self.pools: Callable[[], list[Pool]] = list
 
     def __enter__(self) -> Self:
@@ -45,14 +48,22 @@ class Loop:
 
     def turn_until(self, is_done: Callable[[], bool]) -> None:
         """Deal with what happens, until a condition is met."""
-        deadline = time.monotonic() + PATIENCE_S
+        self.turns_until(is_done)
+
+    def turns_until(self, is_done: Callable[[], bool]) -> list[float]:
+        """Likewise; return how long each turn took, in seconds."""
+        turns_s = []
+        started_s = time.monotonic()
         while not is_done():
-            assert time.monotonic() < deadline
+            turns_s.append(-time.monotonic())
+            assert -turns_s[-1] < started_s + PATIENCE_S
             for key, _ in self.selector.select(0.05):
                 if self.selector.get_map().get(key.fd) is key:
                     key.data()
             for pool in self.pools():
                 pool.look(time.monotonic())
+            turns_s[-1] += time.monotonic()
+        return turns_s
 
     def start_pool(self, settings: FunctionSettings) -> Pool:
         """Start the workers of one function, and wait until they are ready."""
@@ -63,6 +74,7 @@ class Loop:
             worker_numbers=itertools.count(1),
             connection_numbers=itertools.count(1),
             selector=self.selector,
+            reserve=self.reserve,
             log=logs.get_logger(),
         )
         self.pools = lambda: [pool]
@@ -89,6 +101,7 @@ class Loop:
             self.selector,
             listeners=Listeners(self.selector, accept, log),
             control_listeners=Listeners(self.selector, greet, log),
+            reserve=self.reserve,
             log=log,
         )
         self.pools = functions.pools

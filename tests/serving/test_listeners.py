@@ -82,3 +82,30 @@ def test_a_socket_can_be_removed_where_nobody_can_be_accepted(
     assert not selector.get_map()
     for socket_file in sockets.values():
         socket_file.release()
+
+
+def test_connections_wait_in_the_queue_until_they_may_be_accepted(
+    short_folder: Path, selector: selectors.BaseSelector
+) -> None:
+    """Nothing is registered meanwhile, so that the loop does not spin; others are accepted."""
+    accepting, full = Accepting(), {"busy"}
+    accepting.fails = False
+    listeners: Listeners[str] = Listeners(
+        selector, accepting, logs.get_logger(), may_accept=lambda key: key not in full
+    )
+    sockets = {name: bound(short_folder, name) for name in ("busy", "idle")}
+    for name, socket_file in sockets.items():
+        listeners.add(name, socket_file)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.connect(sockets["busy"].path)
+        second.connect(sockets["idle"].path)
+        for expected in (["idle"], ["idle", "busy"]):
+            assert listeners.wait_s(time.monotonic()) is None
+            for key, _ in selector.select(0):
+                key.data()
+            assert accepting.taken == expected
+            assert not selector.select(0)
+            full.clear()
+    for name, socket_file in sockets.items():
+        listeners.remove(name)
+        socket_file.release()

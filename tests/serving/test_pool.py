@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 
 from kapudf_cli.config import Settings
 from kapudf_cli.errors import WorkerStartError
+from kapudf_cli.serving import channel as orders
 from kapudf_cli.serving import pool
 from kapudf_cli.serving.succession import Reloaded
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
@@ -189,3 +191,53 @@ def test_who_waits_for_a_reload_is_told_of_it_when_another_one_begins(
     assert told == [Reloaded()]
     served.reload(SETTINGS)
     assert told[1:] == [Reloaded(problem="another reload began")]
+
+
+def test_a_worker_that_reads_no_orders_for_long_is_replaced_and_the_log_says_why(
+    loop: Loop,
+) -> None:
+    served = loop.start_pool(msgspec.structs.replace(SETTINGS, busy_limit_s=1.0))
+    (worker,) = served.workers
+    with capture_logs() as events:
+        os.kill(worker.pid, signal.SIGSTOP)
+        while not worker.lacks_room:
+            worker.send(orders.Go(1))
+        loop.turn_until(lambda: worker not in served.workers)
+    told = {each["event"]: each for each in events}
+    assert told["worker reads no orders, it is replaced"]["worker"] == worker.number
+    assert told["worker died"]["how"] == "SIGKILL"
+    assert "read no orders for" in told["worker died"]["reason"]
+
+
+def test_a_worker_that_closed_its_channel_is_replaced_and_holds_nothing_up(loop: Loop) -> None:
+    """The loop does not wait for it."""
+    served = loop.start_pool(SETTINGS)
+    (worker,) = served.workers
+    os.kill(worker.pid, signal.SIGSTOP)
+    with capture_logs() as events:
+        # What a handler does that closes all descriptors, as far as the supervisor can see.
+        worker.channel._socket.shutdown(socket.SHUT_RDWR)
+        turns_s = loop.turns_until(lambda: worker not in served.workers)
+    assert max(turns_s) < 0.5
+    (died,) = (each for each in events if each["event"] == "worker died")
+    assert died["how"] == "SIGKILL"
+    assert "closed its channel" in died["reason"]
+
+
+def test_a_retired_worker_that_exits_slowly_has_not_died(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has time for it, and is killed after that; neither is a death."""
+    monkeypatch.setattr("kapudf_cli.serving.pool._EXIT_PATIENCE_S", 0.5)
+    served = loop.start_pool(SETTINGS)
+    (worker,) = served.workers
+    os.kill(worker.pid, signal.SIGSTOP)
+    with capture_logs() as events:
+        served.reload(SETTINGS)
+        loop.turn_until(lambda: worker.state is WorkerState.RETIRING)
+        worker.channel._socket.shutdown(socket.SHUT_RDWR)
+        loop.turn_until(lambda: worker not in served.all_workers())
+    names = [each["event"] for each in events]
+    assert "worker takes too long to exit, and is killed" in names
+    assert "worker died" not in names
+    assert served.deaths == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -54,24 +55,26 @@ def echo(side: KapacitorSide) -> None:
     assert isinstance(side.receive(), Point)
 
 
-def test_a_supervisor_without_descriptors_ends_nothing_for_who_asks(
+def test_a_supervisor_without_descriptors_replaces_workers_and_answers_who_asks(
     serve: Serve, socket_path: str
 ) -> None:
-    """Whoever asks how it does, or connects, waits until there are some again."""
+    """It keeps some in reserve for that; new connections wait until there are more."""
     process = serve(plugin("mortal.py:Count"))
     with started_task(socket_path) as task:
         with few_descriptors(process.pid, 0):
-            status = in_thread(partial(control.ask, socket_path, "status", timeout_s=PATIENCE_S))
+            newcomer = in_thread(partial(play, socket_path, points(30)))
             failed = process.event("cannot accept connections")
             assert "Too many open files" in failed["error"]
-            newcomer = in_thread(partial(play, socket_path, points(30)))
-            process.await_events("cannot accept connections", 3)
+            (worker,) = status_of(socket_path)["workers"]
+            os.kill(worker["pid"], signal.SIGKILL)
+            process.event("connection taken over")
             echo(task)
-            assert not status.done()
-        assert status.result(PATIENCE_S)["workers"]
+            assert status_of(socket_path)["worker_deaths"] == 1
+            assert not newcomer.done()
         assert newcomer.result(PATIENCE_S) == tallied(points(30))
         echo(task)
-    assert not list(process.matching("worker died"))
+    assert len(list(process.matching("worker died"))) == 1
+    assert not list(process.matching("worker cannot start"))
     assert process.stop() == 0
 
 

@@ -55,6 +55,7 @@ class Kept(KeptConnection):
     ) -> Take:
         """Have the worker die; return what the next one is told."""
         self.served.note_death(how, accused=accused, alone=alone, drops_poison=drops_poison)
+        self.served.was_served = True
         return self.served.take()[0]
 
     def close(self) -> None:

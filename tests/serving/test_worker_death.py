@@ -83,7 +83,7 @@ def test_a_fault_is_that_of_a_connection_from_its_threads_first_moment(
         7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
     )
     with contextlib.closing(served):
-        worker.send(*served.take())
+        assert worker.hand_over(*served.take())
         death = WorkerDeath.of(worker)
         assert death.how == "SIGSEGV"
         assert served.ledger.thread == faulty_thread(death.stacks)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.serving.channel import Failed, Ready
+from kapudf_cli.serving.channel import Failed, Go, Ready, Stop
 from kapudf_cli.serving.worker_reports import WorkerReports
 from tests.serving.loops import Loop
 
@@ -101,3 +102,26 @@ def test_an_end_is_noticed_though_a_child_has_the_channel_open(
     finally:
         os.kill(int(child.read_text(encoding="utf-8")), 9)
     assert not watched.selector.get_map()
+
+
+def test_orders_to_a_worker_that_does_not_read_are_queued(
+    watched: Watched, workers: Workers
+) -> None:
+    """It is sent them all once it reads again, and nothing spins or dies meanwhile."""
+    worker = workers.start("mirror")
+    watched.reports.watch(worker)
+    watched.turn_until(lambda: bool(watched.told))
+    os.kill(worker.pid, signal.SIGSTOP)
+    for number in range(3000):
+        worker.send(Go(number))
+    worker.send(Stop())
+    watched.reports.update(worker)
+    assert worker.lacks_room
+    assert not worker.has_room
+    assert worker.blocked_s > 0.0
+    assert not watched.selector.select(0)
+    os.kill(worker.pid, signal.SIGCONT)
+    # That it ends well says that it read the last of them.
+    watched.turn_until(lambda: (worker, None) in watched.told)
+    assert worker.blocked_s == 0.0
+    assert worker.reap() == "exit status 0"
