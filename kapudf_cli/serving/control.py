@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REQUEST_BYTES: Final = 4096
 #: Whoever has not been answered by then is a client that does not read, or asks nothing.
 _PATIENCE_S: Final = 600.0
-#: More at once are refused.
+#: For more at once, the ones that have asked nothing are dropped, or the oldest.
 _MOST_CLIENTS: Final = 32
 _READ_BYTES: Final = 64 * 1024
 
@@ -34,7 +34,7 @@ Command: TypeAlias = "Callable[[str, Reply], None]"
 
 
 class ControlClients:
-    """Those who ask, each served without anybody being waited for."""
+    """The clients of control sockets; none of them keeps the loop waiting."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         """Register clients with `selector`, with a callable as data."""
@@ -42,10 +42,11 @@ class ControlClients:
         self._clients: dict[_Client, float] = {}
 
     def add(self, connection: socket.socket, command: Command) -> None:
-        """Serve one who has connected."""
+        """Serve a new client; if there are too many, drop another one for it."""
         if len(self._clients) >= _MOST_CLIENTS:
-            connection.close()
-            return
+            # They are in the order in which they came.
+            idle = (each for each in self._clients if each.is_idle)
+            next(idle, next(iter(self._clients))).close()
         client = _Client(connection, command, self._selector, self._forget)
         self._clients[client] = time.monotonic()
 
@@ -82,7 +83,19 @@ class _Client:
         self._request = b""
         self._rest = b""
         self._ended = False
+        self._asked = False
         selector.register(connection, selectors.EVENT_READ, self._read)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request has come from it, not even one that is still to be read."""
+        if self._asked:
+            return False
+        try:
+            waiting = self._socket.recv(_REQUEST_BYTES, socket.MSG_PEEK)
+        except OSError:
+            waiting = b""
+        return b"\n" not in waiting
 
     def close(self) -> None:
         if not self._ended:
@@ -103,6 +116,7 @@ class _Client:
         elif b"\n" in self._request:
             # What is asked may take its time; it is not to be asked again meanwhile.
             self._selector.unregister(self._socket)
+            self._asked = True
             try:
                 self._command(_command_of(self._request), self._reply)
             except BaseException:

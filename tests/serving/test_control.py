@@ -223,23 +223,46 @@ def test_a_client_that_is_silent_or_does_not_read_is_let_go_in_the_end(
             assert len(loop.asked) == 2
 
 
-def test_more_clients_than_may_be_are_let_go_at_once(loop: Loop) -> None:
-    """Those that are there are served, and their places taken by others later."""
+def test_idle_clients_shut_nobody_out(loop: Loop) -> None:
+    """However many there are, those that have sent no request are dropped first."""
     with contextlib.ExitStack() as clients:
-        first = [clients.enter_context(loop.connect()) for _ in range(control._MOST_CLIENTS)]
-        too_many = clients.enter_context(loop.connect())
-        assert has_ended(too_many)
-        for client in first:
-            client.sendall(request("status"))
+        asks = [clients.enter_context(loop.connect()) for _ in range(3)]
+        idle = [clients.enter_context(loop.connect()) for _ in range(2 * control._MOST_CLIENTS)]
+        # Of these, one has been read, one has not, and one has sent a part of its request.
+        asks[0].sendall(request("reload"))
         loop.turn()
+        asks[1].sendall(request("status"))
+        asks[2].send(b"{")
+        idle += [clients.enter_context(loop.connect()) for _ in range(control._MOST_CLIENTS)]
+        newest = clients.enter_context(loop.connect())
+        newest.sendall(request("status"))
+        loop.turn()
+        assert [command for command, _ in loop.asked] == ["reload", "status", "status"]
         for _, reply in loop.asked:
             reply({"answer": 1})
         loop.turn()
-        assert all(json.loads(client.recv(100)) == {"answer": 1} for client in first)
-        another = clients.enter_context(loop.connect())
-        another.sendall(request("status"))
+        for client in (*asks[:2], newest):
+            assert json.loads(client.recv(100)) == {"answer": 1}
+        assert has_ended(asks[2])
+        assert has_ended(idle[0])
+
+
+def test_the_oldest_client_makes_room_where_none_is_idle(loop: Loop) -> None:
+    """It may wait for a reload that takes long, or not read its answer."""
+    with contextlib.ExitStack() as clients:
+        ask = [clients.enter_context(loop.connect()) for _ in range(control._MOST_CLIENTS)]
+        for client in ask:
+            client.sendall(request("reload"))
         loop.turn()
-        assert len(loop.asked) == len(first) + 1
+        newest = clients.enter_context(loop.connect())
+        newest.sendall(request("status"))
+        loop.turn()
+        assert has_ended(ask[0])
+        for _, reply in loop.asked:
+            reply({"answer": 1})
+        loop.turn()
+        for client in (*ask[1:], newest):
+            assert json.loads(client.recv(100)) == {"answer": 1}
 
 
 # --- whoever asks ---
