@@ -227,13 +227,12 @@ def test_idle_clients_shut_nobody_out(loop: Loop) -> None:
     """However many there are, those that have sent no request are dropped first."""
     with contextlib.ExitStack() as clients:
         asks = [clients.enter_context(loop.connect()) for _ in range(3)]
-        idle = [clients.enter_context(loop.connect()) for _ in range(2 * control._MOST_CLIENTS)]
         # Of these, one has been read, one has not, and one has sent a part of its request.
         asks[0].sendall(request("reload"))
         loop.turn()
         asks[1].sendall(request("status"))
         asks[2].send(b"{")
-        idle += [clients.enter_context(loop.connect()) for _ in range(control._MOST_CLIENTS)]
+        idle = [clients.enter_context(loop.connect()) for _ in range(2 * control._MOST_CLIENTS)]
         newest = clients.enter_context(loop.connect())
         newest.sendall(request("status"))
         loop.turn()
