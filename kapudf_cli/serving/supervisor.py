@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import selectors
 import signal
 import time
@@ -15,7 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kapudf_cli.errors import WorkerStartError
-from kapudf_cli.serving import systemd
+from kapudf_cli.serving import orphans, systemd
 from kapudf_cli.serving.control import ControlClients
 from kapudf_cli.serving.control_commands import ControlCommands
 from kapudf_cli.serving.descriptor_reserve import DescriptorReserve
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 #: How often everything is looked after, while there is anything to look after.
 _LOOK_S: Final = 0.25
+#: How often PID 1 of a container reaps children of others, while it has nothing else to do.
+_REAP_S: Final = 5.0
 #: How long workers have to end after a kill.
 _KILL_WAIT_S: Final = 5.0
 #: The pause of the loop after a step that failed unexpectedly.
@@ -155,6 +158,12 @@ class Supervisor:
         self._attempt(self._reloading.step)
         self._attempt(self._functions.listen_where_ready)
         self._attempt(self._functions.forget_ended)
+        self._attempt(self._reap_orphans)
+
+    def _reap_orphans(self) -> None:
+        """Reap children that are no workers."""
+        workers = (each for pool in self._functions.pools() for each in pool.all_workers())
+        orphans.reap({worker.pid for worker in workers})
 
     def _wait(self, longest_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready, after `longest_s` or the next look at the latest."""
@@ -166,7 +175,8 @@ class Supervisor:
             or any(pool.needs_looks for pool in self._functions.pools())
         )
         look_s = _LOOK_S if needs_looks else None
-        waits = [each for each in (*rests_s, look_s, longest_s) if each is not None]
+        reap_s = _REAP_S if os.getpid() == 1 else None
+        waits = [each for each in (*rests_s, look_s, reap_s, longest_s) if each is not None]
         return self._selector.select(max(min(waits), 0.0) if waits else None)
 
     def _follow_code(self, code_watch: CodeWatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from tests.processes import is_alive
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.serving.ongoing import await_status, status_of
 from tests.serving.tasks import play, points, tallied
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,6 +123,45 @@ def test_a_child_that_outlives_a_worker_hides_neither_its_death_nor_the_end(
             # They hold the log open, too.
             for line in children.read_text(encoding="ascii").splitlines():
                 os.kill(int(line), signal.SIGKILL)
+
+
+#: Becomes the parent of orphans, as PID 1 is, and then `kapudf`.
+SUBREAPER = """
+import ctypes, os, sys
+
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+os.execv(sys.executable, [sys.executable, "-m", "kapudf_cli", *sys.argv[1:]])
+"""
+
+
+def test_children_that_a_dead_worker_leaves_do_not_become_zombies(
+    socket_path: str, children: Path
+) -> None:
+    """As in a container, where the supervisor is PID 1; workers' own ends are still known."""
+    kapudf = (sys.executable, "-c", SUBREAPER)
+    with ServeProcess(
+        "--socket", socket_path, "--handler", plugin("unruly.py:Parent"), kapudf=kapudf
+    ) as process:
+        process.ready()
+        with started_task(socket_path) as side:
+            echoed(side, 1)
+            os.kill(the_worker(socket_path), signal.SIGKILL)
+            assert process.event("worker died")["how"] == "SIGKILL"
+            orphan, _ = (int(line) for line in children_of(children, 2))
+            os.kill(orphan, signal.SIGKILL)
+            wait_until(lambda: not os.path.exists(f"/proc/{orphan}"))
+            os.kill(the_worker(socket_path), signal.SIGKILL)
+            process.await_events("worker died", 2, how="SIGKILL")
+        for line in children_of(children, 3):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line), signal.SIGKILL)
+
+
+def children_of(file: Path, count: int) -> list[str]:
+    """Wait until so many children are noted, and return them."""
+    wait_until(lambda: len(file.read_text(encoding="ascii").splitlines()) >= count)
+    return file.read_text(encoding="ascii").splitlines()
 
 
 @pytest.mark.parametrize("poison", ["kill", "abort"])
