@@ -26,6 +26,7 @@ from kapudf_cli.errors import (
     describe,
 )
 from kapudf_cli.kit.handler import Handler
+from kapudf_cli.source_code import compile_from_source
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -76,6 +77,7 @@ class Plugin:
                 "write package.module:Class or file.py:Class"
             )
             raise NotAHandlerError(problem)
+        compile_from_source(self.module)
         try:
             if self.module.endswith(".py"):
                 found: object = _import_file(Path(self.module))

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 #: From the ground up. A name stands for a module, or for a package with all that is in it.
 FLOORS = [
-    {"errors", "terminal_text"},
+    {"errors", "terminal_text", "source_code"},
     {"wire"},
     {"loggers", "log_writer"},
     {"tickscript", "logs"},

@@ -62,5 +62,6 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
                 else ""
             )
         )
+        click.echo(f"  {answer['code']}")
     if failed:
         click.get_current_context().exit(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +140,10 @@ def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = 
         return settings.combined({}, given, source="command line")
     # Imported only then: many a server has no file.
     from kapudf_cli.config_file import read
+    from kapudf_cli.serving.working_folder import working_folder
 
+    if again:
+        config_file = working_folder() / config_file
     return settings.combined(read(config_file, again=again), given, source=str(config_file))
 
 
@@ -197,9 +199,6 @@ def _serve_by_workers(
         if watches_code:
             from kapudf_cli.serving.code_watch import CodeWatch
 
-            # Workers know compiled code by the second and the size of its source, and
-            # whoever tries things out may save twice in one.
-            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             watch = stack.enter_context(CodeWatch(lambda: signals.put(signal.SIGHUP), log))
         supervisor = Supervisor(chosen, reload_settings, log=log, code_watch=watch)
         return supervisor.run(signals)

@@ -25,6 +25,7 @@ def status(path: str, *, as_json: bool) -> None:
     from kapudf_cli.commands.tables import aligned
     from kapudf_cli.replay.summary import counted
     from kapudf_cli.serving import control
+    from kapudf_cli.serving.channel import Code
 
     answer = control.ask(path, "status", timeout_s=_TIMEOUT_S)
     if as_json:
@@ -32,6 +33,8 @@ def status(path: str, *, as_json: bool) -> None:
         return
     supervisor = answer["supervisor"]
     click.echo(f"function    {answer['function']} ({answer['handler']}) at {answer['socket']}")
+    if answer["code"] is not None:
+        click.echo(f"code        {Code(**answer['code'])}")
     click.echo(
         f"supervisor  pid {supervisor['pid']}, {supervisor['rss_mb']} MB, "
         f"up {_duration(supervisor['age_s'])}, {counted(answer['worker_deaths'], 'worker death')}"

@@ -7,6 +7,7 @@ Either side notices the other's death by the end of its input.
 from __future__ import annotations
 
 import array
+import datetime as dt
 import select
 import socket
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -36,13 +37,18 @@ class _Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class Begin(_Message, frozen=True, tag=True):
-    """Load the handler; the first message that a worker gets."""
+    """Load the handler; the first message that a worker gets.
+
+    Attributes:
+        folder: the working folder; a name that may lead to another place by now.
+    """
 
     name: str
     worker: int
     settings: FunctionSettings
     log_format: LogFormat
     log_level: LogLevel
+    folder: str = "."
 
 
 class Take(_Message, frozen=True, tag=True):
@@ -99,16 +105,37 @@ class Abort(_Message, frozen=True, tag=True):
 # --- from a worker --------------------------------------------------------------
 
 
+class Code(msgspec.Struct, frozen=True):
+    """The file of a handler, as it was loaded.
+
+    Attributes:
+        path: with symbolic links resolved.
+        modified_s: when it was saved, in seconds since 1970.
+        sha256: the beginning of the hash of its content, in hexadecimal digits.
+    """
+
+    path: str
+    modified_s: float
+    sha256: str
+
+    def __str__(self) -> str:
+        """Return it as the log says it."""
+        saved = dt.datetime.fromtimestamp(self.modified_s).astimezone()
+        return f"{self.path}, saved {saved:%Y-%m-%d %H:%M:%S}, sha256 {self.sha256}"
+
+
 class Ready(_Message, frozen=True, tag=True):
     """The handler is loaded.
 
     Attributes:
         handler: its class.
-        folders: where its code is, and that of the modules beside it.
+        code: the file that it was loaded from.
+        files: that file, and those of the modules of the same package or folder.
     """
 
     handler: str
-    folders: tuple[str, ...] = ()
+    code: Code
+    files: tuple[str, ...] = ()
 
 
 class Failed(_Message, frozen=True, tag=True):

@@ -1,4 +1,4 @@
-"""The folders of handlers' code, watched while it is written; `kapudf serve --reload`.
+"""Handlers' code, watched while it is written; `kapudf serve --reload`.
 
 Needs the extra `kapudf[reload]`.
 """
@@ -6,6 +6,7 @@ Needs the extra `kapudf[reload]`.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Self
 
@@ -33,13 +34,14 @@ _LONGEST_MS = 2_000
 
 
 class CodeWatch:
-    """Tells when Python files change in some folders, from a thread of its own."""
+    """Tells when files of code change, from a thread of its own."""
 
     def __init__(self, on_change: Callable[[], None], log: BoundLogger) -> None:
         """Have `on_change` called, in that thread, and log what has changed."""
         self._on_change = on_change
         self._log = log
-        self._folders: frozenset[str] = frozenset()
+        self._files: frozenset[str] = frozenset()
+        self._new_files = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -56,13 +58,19 @@ class CodeWatch:
         """End the thread."""
         self._end()
 
-    def follow(self, folders: Iterable[str]) -> None:
-        """Watch these folders from now on, not those below them; cheap if they are as before."""
-        wanted = frozenset(folders)
-        if wanted == self._folders:
+    def follow(self, files: Iterable[str], *, new_files: bool = False) -> None:
+        """Watch these files from now on; cheap if they are as before.
+
+        Args:
+            files: the code that is loaded.
+            new_files: whether a Python file that appears beside them counts as well.
+        """
+        self._new_files = new_files
+        wanted = frozenset(files)
+        if wanted == self._files:
             return
         self._end()
-        self._folders = frozenset()
+        self._files = frozenset()
         if wanted:
             self._stop = threading.Event()
             thread = threading.Thread(
@@ -70,7 +78,7 @@ class CodeWatch:
             )
             thread.start()
             self._thread = thread
-        self._folders = wanted
+        self._files = wanted
 
     def _end(self) -> None:
         self._stop.set()
@@ -78,12 +86,19 @@ class CodeWatch:
             self._thread.join()
             self._thread = None
 
-    def _watch(self, folders: frozenset[str], stop: threading.Event) -> None:
+    def _watch(self, files: frozenset[str], stop: threading.Event) -> None:
+        # The folders are watched, because an editor may put a new file in the place of one.
+        folders = sorted({os.path.dirname(file) for file in files})
+
+        def counts(change: watchfiles.Change, path: str) -> bool:
+            is_new = change is watchfiles.Change.added and path.endswith(".py")
+            return path in files or (self._new_files and is_new)
+
         is_up = False
         try:
             for changes in watchfiles.watch(
                 *folders,
-                watch_filter=lambda _, path: path.endswith(".py"),
+                watch_filter=counts,
                 debounce=_LONGEST_MS,
                 step=_QUIET_MS,
                 stop_event=stop,
@@ -93,7 +108,7 @@ class CodeWatch:
             ):
                 # Only what is saved from here on is seen.
                 if not is_up:
-                    self._log.info("watching code", folders=sorted(folders))
+                    self._log.info("watching code", folders=folders)
                     is_up = True
                 if changes:
                     self._log.info("code changed", files=sorted({path for _, path in changes}))

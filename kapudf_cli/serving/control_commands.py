@@ -64,4 +64,9 @@ def _answer(name: str, reloaded: Reloaded) -> dict[str, Any]:
     """Return what came of a reload, as it is told."""
     if reloaded.problem is not None:
         return {"error": f"the old code goes on: {reloaded.problem}"}
-    return {"function": name, "connections": reloaded.connections, "stay": reloaded.stay}
+    return {
+        "function": name,
+        "connections": reloaded.connections,
+        "stay": reloaded.stay,
+        "code": reloaded.code,
+    }

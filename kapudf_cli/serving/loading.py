@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kapudf_cli import plugins
 from kapudf_cli.errors import HandlerImportError, PluginError
+from kapudf_cli.serving.channel import Code
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.kit.handler import Handler
+
+#: So many digits of a hash tell two files apart.
+_DIGITS: Final = 12
 
 
 def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]:
@@ -28,23 +34,38 @@ def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]
         error.function = function
         if isinstance(error, HandlerImportError):
             log.debug("handler cannot be imported", function=function, exc_info=error.cause)
-            error.add_note("the traceback is shown with --log-level debug")
+            error.add_note("at level debug, the log has the traceback")
         raise
 
 
-def code_folders(handler: type[Handler]) -> list[str]:
-    """Return the folders of a handler's code: its package with all that is in it, or its file's.
+def code_of(handler: type[Handler]) -> Code:
+    """Return the file that a handler was loaded from, as it is now."""
+    path = os.path.realpath(str(sys.modules[handler.__module__].__file__))
+    try:
+        modified_s = os.stat(path).st_mtime
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return Code(path, 0.0, "unknown")  # It is gone by now.
+    return Code(path, modified_s, digest[:_DIGITS])
 
-    Only folders of which a module is imported.
+
+def code_files(handler: type[Handler]) -> list[str]:
+    """Return the imported files of a handler's code: its own first, then those beside it.
+
+    Those are the modules of its package. For a handler that is no part of a package, they are
+    the modules in the folder of its file.
     """
     module = sys.modules[handler.__module__]
     package = sys.modules.get(module.__name__.partition(".")[0], module)
     # A package without an __init__ has no file; then its module's own folder counts.
     whole = hasattr(package, "__path__") and getattr(package, "__file__", None)
     root = Path(str((package if whole else module).__file__)).parent
-    folders = {root}
-    if whole:
-        files = [getattr(each, "__file__", None) for each in list(sys.modules.values())]
-        parents = {Path(file).parent for file in files if file}
-        folders |= {parent for parent in parents if parent.is_relative_to(root)}
-    return sorted(map(str, folders))
+    found = {str(module.__file__)}
+    for each in list(sys.modules.values()):
+        file = getattr(each, "__file__", None)
+        if isinstance(file, str) and file.endswith(".py"):
+            folder = Path(file).parent
+            if folder == root or (whole and folder.is_relative_to(root)):
+                found.add(file)
+    own = str(module.__file__)
+    return [own, *sorted(found - {own})]

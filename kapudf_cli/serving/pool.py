@@ -16,6 +16,7 @@ from kapudf_cli.serving.succession import Reloaded, Succession
 from kapudf_cli.serving.worker_death import WorkerDeath
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
 from kapudf_cli.serving.worker_reports import WorkerReports
+from kapudf_cli.serving.working_folder import working_folder
 
 if TYPE_CHECKING:
     import selectors
@@ -44,7 +45,11 @@ _PLACE_PATIENCE_S: Final = 1.0
 
 
 class Pool:
-    """The workers of one function, and the connections that they serve."""
+    """The workers of one function, and the connections that they serve.
+
+    Attributes:
+        has_failed: whether the code that was loaded last could not be imported.
+    """
 
     def __init__(
         self,
@@ -83,8 +88,10 @@ class Pool:
         self._placement = Placement(self.workers, on_left=self._let_retire, log=self._log)
         self.connections = self._placement.connections
         self.deaths = 0
-        self.handler = ""
-        self.folders: tuple[str, ...] = ()
+        # What the workers that serve, and those that are to take over, have loaded.
+        self._loaded: orders.Ready | None = None
+        self._coming_loaded: orders.Ready | None = None
+        self.has_failed = False
         self._backoff = RestartBackoff()
         self._recycling = Recycling()
         self._hanging = HangingWorkers(self._log)
@@ -124,6 +131,21 @@ class Pool:
     def is_settled(self) -> bool:
         """Whether it is ready, or has died at its start, which it may do for a long time."""
         return self._was_ready or self._backoff.vain_starts > 0
+
+    @property
+    def handler(self) -> str:
+        """The class of the handler that is served, empty until one is loaded."""
+        return "" if self._loaded is None else self._loaded.handler
+
+    @property
+    def code(self) -> orders.Code | None:
+        """The file that it was loaded from."""
+        return None if self._loaded is None else self._loaded.code
+
+    @property
+    def code_files(self) -> tuple[str, ...]:
+        """The files of its code, as far as they are imported."""
+        return () if self._loaded is None else self._loaded.files
 
     @property
     def starting(self) -> int:
@@ -218,7 +240,8 @@ class Pool:
     def _tell_reloaded(self) -> None:
         """Tell whoever waits for a reload how many connections its workers serve now."""
         stay = sum(served.stays for served in self.connections.values())
-        self._succession.tell(Reloaded(connections=len(self.connections) - stay, stay=stay))
+        code = f"{self.handler} of {self.code}"
+        self._succession.tell(Reloaded(len(self.connections) - stay, stay, code=code))
 
     def _look_at_connections(self, now_s: float) -> None:
         for served in list(self.connections.values()):
@@ -321,10 +344,11 @@ class Pool:
             worker.send(orders.Stop())
             return
         worker.state = WorkerState.SERVING
-        self.handler, self.folders = report.handler, report.folders
         if worker in self._succession.coming:
+            self._coming_loaded = report
             self._switch_if_ready()
         else:
+            self._note_loaded(report)
             self._was_ready = self._was_ready or all(
                 each.state is WorkerState.SERVING for each in self.workers
             )
@@ -334,6 +358,7 @@ class Pool:
 
     def _on_failed(self, worker: WorkerProcess, report: orders.Failed) -> None:
         worker.state = WorkerState.DEAD
+        self.has_failed = True
         if worker in self._succession.coming:
             self._on_coming_failed(report.problem)
             return
@@ -350,6 +375,7 @@ class Pool:
             settings,
             self._logging.log_format,
             self._logging.log_level,
+            working_folder(),
         )
         with self._reserve.lent():
             worker = WorkerProcess(begin)
@@ -376,7 +402,19 @@ class Pool:
             # What other code could not take, this may.
             self._placement.begin_moves(worker)
             self._let_retire(worker)
-        self._log.info("new workers serve", workers=[worker.number for worker in successors.coming])
+        if self._coming_loaded is not None:
+            self._note_loaded(self._coming_loaded)
+        self._log.info(
+            "new workers serve",
+            workers=[worker.number for worker in successors.coming],
+            handler=self.handler,
+            code=str(self.code),
+        )
+
+    def _note_loaded(self, report: orders.Ready) -> None:
+        """Keep what the workers that serve have loaded."""
+        self._loaded = report
+        self.has_failed = False
 
     def _let_retire(self, worker: WorkerProcess) -> None:
         """Let a retiring worker end, once it serves nobody."""

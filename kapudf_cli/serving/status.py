@@ -6,6 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 if TYPE_CHECKING:
     from kapudf_cli.serving.pool import Pool
     from kapudf_cli.serving.served import ServedConnection
@@ -24,6 +26,7 @@ def of_pool(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, Any]
     return {
         "function": pool.name,
         "handler": pool.handler,
+        "code": None if pool.code is None else msgspec.structs.asdict(pool.code),
         "socket": socket_path,
         "supervisor": {
             "pid": os.getpid(),

@@ -28,11 +28,13 @@ class Reloaded:
         connections: how many connections the new code serves.
         stay: how many the old code goes on with, for the new one could not take them over.
         problem: why there are no new workers, None if there are.
+        code: the new code, in words.
     """
 
     connections: int = 0
     stay: int = 0
     problem: str | None = None
+    code: str = ""
 
 
 @dataclass(frozen=True)

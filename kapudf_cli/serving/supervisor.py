@@ -180,8 +180,12 @@ class Supervisor:
         return self._selector.select(max(min(waits), 0.0) if waits else None)
 
     def _follow_code(self, code_watch: CodeWatch) -> None:
-        """Watch the code of all functions."""
-        code_watch.follow(folder for pool in self._functions.pools() for folder in pool.folders)
+        """Watch the code of all functions; after a failure, a new file may be what it lacks."""
+        pools = self._functions.pools()
+        code_watch.follow(
+            (file for pool in pools for file in pool.code_files),
+            new_files=any(pool.has_failed for pool in pools),
+        )
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
         """Do one step of the loop; None if it fails, which ends nothing else.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import queue
 import selectors
@@ -47,7 +48,7 @@ from kapudf_cli.serving.connections import Connections, Function
 from kapudf_cli.serving.heart import Heart
 from kapudf_cli.serving.journal import Journal
 from kapudf_cli.serving.journaled_stream import JournaledStream
-from kapudf_cli.serving.loading import code_folders, load_handler
+from kapudf_cli.serving.loading import code_files, code_of, load_handler
 from kapudf_cli.serving.signals import SignalQueue
 from kapudf_cli.serving.socket_file import PeerCredentials
 
@@ -60,8 +61,8 @@ if TYPE_CHECKING:
 #: The supervisor has a worker write where its threads are, and reads it: faulthandler can
 #: do that even while a handler holds the interpreter.
 DUMP_SIGNAL = signal.SIGUSR1
-#: As many folders are told of as fit into a message.
-_MOST_FOLDERS = 200
+#: As many of its files are told of as fit into a message.
+_FILES_BYTES = 48 * 1024
 
 
 #: A connection's socket and its memory.
@@ -272,15 +273,23 @@ def _resumption(stream: JournaledStream, order: Take) -> Resumption:
 
 def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
     """Load the handler and say so, or say why it cannot be loaded."""
+    # By its name: where that is a link, it may lead elsewhere than for the supervisor.
+    with contextlib.suppress(OSError):
+        os.chdir(begin.folder)
     try:
         handler = load_handler(begin.settings.handler, function=begin.name, log=log)
     except PluginError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         channel.send(Failed(f"{error}{notes}"[:TEXT_CHARACTERS], error.wrong_call))
         return None
-    folders = tuple(code_folders(handler)[:_MOST_FOLDERS])
-    channel.send(Ready(handler.__name__, folders))
+    channel.send(Ready(handler.__name__, code_of(handler), _fitting(code_files(handler))))
     return Function(begin.name, handler, begin.settings)
+
+
+def _fitting(files: list[str]) -> tuple[str, ...]:
+    """Return as many files as fit into a message."""
+    lengths = itertools.accumulate(len(os.fsencode(file)) for file in files)
+    return tuple(file for file, end in zip(files, lengths, strict=True) if end <= _FILES_BYTES)
 
 
 def main(descriptor: int) -> None:

@@ -597,7 +597,7 @@ def test_an_import_failure_is_one_line(short_folder: Path) -> None:
         "Error: handler 'bad' of acme-udfs 2.3 (acme_bad:Bad) cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_module_anywhere' "
         f"({short_folder}/acme_bad.py, line 1) "
-        "(the traceback is shown with --log-level debug)\n"
+        "(at level debug, the log has the traceback)\n"
     )
 
 

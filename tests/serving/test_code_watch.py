@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kapudf_handlers.mirror import Mirror
 
 from kapudf_cli.kit.handler import Handler
-from kapudf_cli.serving.loading import code_folders
+from kapudf_cli.serving.loading import code_files
 from tests.plugins.distributions import PLAIN
 from tests.serve_process import PATIENCE_S
 from tests.serving.ongoing import Code, OngoingTask, check_count
@@ -37,23 +37,27 @@ def test_saved_code_is_served_at_once(serve: Serve, socket_path: str, tmp_path: 
         task.await_version(2)
         code.change("def broken(:\n")
         process.event("reload failed, the old code goes on")
-        code.change()
+        code.change("import yet_to_be_written\n")
+        process.await_events("reload failed, the old code goes on", 2)
+        missing = tmp_path / "yet_to_be_written.py"
+        missing.write_text("")
         task.await_version(4)
         assert check_count(task) == [1, 2, 4]
-    changed = list(process.matching("code changed", files=[str(code.file)]))
-    assert len(changed) == 3
+    changed = [event["files"] for event in process.matching("code changed")]
+    assert changed == [[str(code.file)]] * 3 + [[str(missing)]]
     assert process.stop() == 0
 
 
 def test_a_module_beside_the_handler_is_watched_too(serve: Serve, tmp_path: Path) -> None:
-    """What the handler imports from its own folder is its code; what is no Python is not."""
+    """What the handler imports from its own folder is its code; what it does not is not."""
     beside = tmp_path / "beside.py"
     beside.write_text("")
     code = Code(tmp_path)
     code.change("import beside\n")
     process = serve(code.handler, "--reload")
     process.event("watching code")
-    (tmp_path / "notes.txt").write_text("nothing to load")
+    for name in ("notes.txt", "test_count.py", ".#count.py", "count.py~"):
+        (tmp_path / name).write_text("nothing to load")
     beside.write_text("CHANGED = True\n")
     process.event("new workers serve")
     assert {file for event in process.matching("code changed") for file in event["files"]} == {
@@ -94,10 +98,10 @@ def test_in_one_process_there_is_nothing_to_reload(socket_path: str) -> None:
     assert "--reload needs workers; leave --workers 0 out" in result.stderr
 
 
-def test_the_code_of_a_package_is_in_all_of_its_folders(
+def test_the_code_of_a_package_is_what_is_imported_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of those modules that are imported, but no other package's."""
+    """The handler's own file comes first; no other package's file is there."""
     inner = tmp_path / "watched_pkg" / "handlers"
     (inner.parent / "unused").mkdir(parents=True)
     inner.mkdir()
@@ -105,8 +109,13 @@ def test_the_code_of_a_package_is_in_all_of_its_folders(
     (inner.parent / "unused" / "__init__.py").write_text("")
     (inner / "__init__.py").write_text("")
     (inner / "plain.py").write_text(PLAIN)
+    (inner / "test_plain.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     handler = importlib.import_module("watched_pkg.handlers.plain").Plain
     assert issubclass(handler, Handler)
-    assert code_folders(handler) == [str(inner.parent), str(inner)]
-    assert len(code_folders(Mirror)) == 1
+    assert code_files(handler) == [
+        str(inner / "plain.py"),
+        str(inner.parent / "__init__.py"),
+        str(inner / "__init__.py"),
+    ]
+    assert code_files(Mirror)[0] == sys.modules[Mirror.__module__].__file__

@@ -188,7 +188,8 @@ def test_who_waits_for_a_reload_is_told_of_it_when_another_one_begins(
     loop.turn_until(lambda: served.workers == [coming])
     assert not told
     served.reload(SETTINGS, told.append)
-    assert told == [Reloaded()]
+    (first,) = told
+    assert (first.connections, first.stay, first.problem) == (0, 0, None)
     served.reload(SETTINGS)
     assert told[1:] == [Reloaded(problem="another reload began")]
 
@@ -241,3 +242,30 @@ def test_a_retired_worker_that_exits_slowly_has_not_died(
     assert "worker takes too long to exit, and is killed" in names
     assert "worker died" not in names
     assert served.deaths == 0
+
+
+#: Only one process can load it.
+FOR_ONE = """
+import os
+from kapudf_handlers.mirror import Mirror
+
+os.close(os.open({gate!r}, os.O_CREAT | os.O_EXCL))
+
+
+class Rejected(Mirror):
+    pass
+"""
+
+
+def test_after_a_failed_reload_the_handler_that_serves_is_shown(loop: Loop, tmp_path: Path) -> None:
+    """Not the one that one of two new workers could load."""
+    file = tmp_path / "rejected.py"
+    file.write_text(FOR_ONE.format(gate=str(tmp_path / "gate")), encoding="utf-8")
+    served = loop.start_pool(SETTINGS)
+    before = served.code
+    told: list[Reloaded] = []
+    wanted = msgspec.structs.replace(SETTINGS, handler=f"{file}:Rejected", workers=2)
+    served.reload(wanted, told.append)
+    loop.turn_until(lambda: bool(told))
+    assert told[0].problem is not None
+    assert (served.handler, served.code) == ("Mirror", before)

@@ -36,8 +36,8 @@ class Watch:
         self.failures = 0
         self.fails = False
 
-    def follow(self, folders: Iterable[str]) -> None:
-        del folders
+    def follow(self, files: Iterable[str], *, new_files: bool) -> None:
+        del files, new_files
         if self.fails:
             self.failures += 1
             message = "can't start new thread"

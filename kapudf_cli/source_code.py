@@ -1,0 +1,94 @@
+"""Handlers' code, compiled from its source: Python's own cache of it may be stale.
+
+Python takes compiled code for current if the time and the size of the source are those that
+it noted. A deployment that keeps times, or two saves within a second, change neither. So the
+cache of a handler's code is used only if it names the hash of the source (PEP 552).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import marshal
+import os
+import site
+import sys
+import sysconfig
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+#: The flags of a cache that names the hash of the source, which is to be compared.
+_CHECKED_HASH: Final = (0b11).to_bytes(4, "little")
+_HEADER: Final = importlib.util.MAGIC_NUMBER + _CHECKED_HASH
+_HASH_BYTES: Final = 8
+
+_python_get_code: Final = importlib.machinery.SourceFileLoader.get_code
+#: The packages that are compiled from source wherever they are installed.
+_packages: Final[set[str]] = set()
+
+
+def compile_from_source(module: str) -> None:
+    """Import no stale code from now on: of a handler's package, and outside of site-packages.
+
+    The standard library, kapudf itself and other installed packages are imported as ever.
+
+    Args:
+        module: the dotted name of the handler's module, or the path of its file.
+    """
+    is_file = module.endswith(".py")
+    _packages.add(os.path.basename(module)[:-3] if is_file else module.partition(".")[0])
+    importlib.machinery.SourceFileLoader.get_code = _get_code  # type: ignore[assignment, method-assign]
+
+
+def _get_code(loader: Any, fullname: str) -> CodeType | None:
+    path = loader.get_filename(fullname)
+    if fullname.partition(".")[0] not in _packages and path.startswith(_installed()):
+        return _python_get_code(loader, fullname)
+    source = loader.get_data(path)
+    source_hash = importlib.util.source_hash(source)
+    cache = _cache_of(path)
+    code = _cached(loader, cache, source_hash)
+    if code is None:
+        code = loader.source_to_code(source, path)
+        if cache is not None and not sys.dont_write_bytecode:
+            with contextlib.suppress(OSError):
+                loader.set_data(cache, _HEADER + source_hash + marshal.dumps(code))
+    return code
+
+
+def _cached(loader: Any, cache: str | None, source_hash: bytes) -> CodeType | None:
+    """Return the code of a cache if it is that of the source."""
+    if cache is None:
+        return None
+    with contextlib.suppress(OSError, EOFError, ValueError, TypeError):
+        data = loader.get_data(cache)
+        start = len(_HEADER) + _HASH_BYTES
+        if data[:start] == _HEADER + source_hash:
+            code: CodeType = marshal.loads(data[start:])  # noqa: S302 - as Python itself does
+            return code
+    return None
+
+
+def _cache_of(path: str) -> str | None:
+    try:
+        return importlib.util.cache_from_source(path)
+    except NotImplementedError:
+        return None
+
+
+def _installed() -> tuple[str, ...]:
+    """Return the folders of what is installed, each with a separator at its end."""
+    global _folders  # noqa: PLW0603 - computed once, and only where a handler is loaded
+    if not _folders:
+        paths = sysconfig.get_paths()
+        folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+        folders |= {*site.getsitepackages(), site.getusersitepackages()}
+        folders.add(os.path.dirname(__file__))
+        _folders = tuple(os.path.join(folder, "") for folder in sorted(folders))
+    return _folders
+
+
+_folders: tuple[str, ...] = ()
