@@ -25,8 +25,15 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
 
 _READ_BYTES = 64 * 1024
+#: How much is shown of what came in place of a frame.
+_SHOWN_BYTES = 40
 #: How long to wait before another try where a UDF's queue of connections is full.
 _RETRY_S = 0.02
+#: A UDF has answered everything when it has answered this many keepalives that were sent
+#: one after the other behind the data, and then nothing comes for a while. A single answer
+#: is not enough: in Kapacitor's Go agent it overtakes the points before it.
+SETTLE_KEEPALIVES = 2
+SETTLE_QUIET_S = 0.05
 
 
 class Duplex(Protocol):
@@ -115,9 +122,12 @@ class KapacitorSide:
         return self._socket
 
     @property
-    def unfinished(self) -> bytes:
-        """What has come of a response that is not whole."""
-        return self._frames.rest
+    def unfinished(self) -> str:
+        """What has come of a response that is not whole, for a message; "" for nothing."""
+        came = self._frames.rest
+        if not came:
+            return ""
+        return f"{len(came)} bytes came that are not a whole frame: {came[:_SHOWN_BYTES]!r}"
 
     def extend(self, timeout_s: float) -> None:
         """Give whatever follows `timeout_s` seconds from now."""
@@ -251,7 +261,10 @@ def probe(path: str, *, timeout_s: float) -> Answer:
 
 
 def ask_info(side: KapacitorSide) -> InfoResponse:
-    """Send Info, half-close, and return the answer.
+    """Send Info and return the answer; the caller closes the connection.
+
+    The answer is awaited before the input ends, as by Kapacitor: a UDF of the Go agent
+    drops an answer that is not written by then, and its server may exit.
 
     Raises:
         ProbeError: the answer is missing, garbled, an error, or another message.
@@ -259,10 +272,14 @@ def ask_info(side: KapacitorSide) -> InfoResponse:
     """
     try:
         side.send(InfoRequest())
-        side.half_close()
         response = side.receive()
     except ProtocolError as error:
         problem = f"the answer is not a UDF's: {error}"
+        raise ProbeError(problem) from error
+    except TimeoutError as error:
+        if not side.unfinished:
+            raise
+        problem = f"no whole answer came in time; {side.unfinished}"
         raise ProbeError(problem) from error
     except (BrokenPipeError, ConnectionResetError) as error:
         problem = "the UDF closed the connection without an answer; its log may say why"

@@ -39,23 +39,37 @@ _WIDTH = 100
 @shared_options.timeout(
     "How long each answer may take; kapacitor.conf's timeout, or shorter.", least=0.05, default=5.0
 )
+@click.option(
+    "--cut/--no-cut",
+    default=None,
+    help="Run the checks that cut connections off, too. A UDF that cannot stand that may exit, "
+    "with all of its tasks.  [default: only with --exec and --handler]",
+)
 @click.option("--verbose", is_flag=True, help="Show each check's rule and the rule's source.")
 @shared_options.as_json
 def check(
-    target: Target, calls: str | None, timeout_s: float, *, verbose: bool, as_json: bool
+    target: Target,
+    calls: str | None,
+    timeout_s: float,
+    *,
+    cut: bool | None,
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Check whether a UDF, in any language, holds to Kapacitor's protocol.
 
-    Asks, starts, feeds, stops and cuts it as Kapacitor would, and prints a line for
-    each rule: passed, FAILED with the reason, or - where the rule does not apply. Its
-    tasks are called kapudf-check, and the data is made up, so do not run it against a
-    UDF that tasks in production use.
+    Plays Kapacitor: asks the UDF what it is, starts tasks, sends data, asks for
+    snapshots and ends connections. Prints a line for each rule: passed, FAILED with the
+    reason, or - where the rule does not apply. The tasks are called kapudf-check and the
+    data is made up. Do not run it against a UDF that serves production tasks: a UDF
+    with a fault may exit, and those tasks with it.
 
     Exits with 0 if no check failed, and with 1 if one did.
     """
     from kapudf_cli.conformance import runner
     from kapudf_cli.conformance.check import Outcome
     from kapudf_cli.conformance.trial import Trial
+    from kapudf_cli.targets import SocketTarget
 
     target = silenced(target)
     options = None if calls is None else _options(calls, target, timeout_s)
@@ -65,7 +79,8 @@ def check(
     with own_stdout() as out:
         out.live = True
         table = _Table(out, verbose=verbose, colour=on_terminal)
-        for result in runner.run(Trial(target, timeout_s, options)):
+        may_cut = not isinstance(target, SocketTarget) if cut is None else cut
+        for result in runner.run(Trial(target, timeout_s, options, may_cut)):
             results.append(result)
             if not as_json:
                 table.add(result)

@@ -223,11 +223,15 @@ def replay(
         messages = feed.messages(recording.records)
         if isinstance(shown, DifferenceFormat):
             messages = _noted(messages, shown.differences)
-        came_back = session.run(
-            InitRequest(taskID="replay", nodeID="replay2", options=options),
-            messages,
-            restore=None if restore_from is None else _read(restore_from),
-            take_snapshot=snapshot_to is not None,
+        came_back = open_now.enter_context(
+            contextlib.closing(
+                session.run(
+                    InitRequest(taskID="replay", nodeID="replay2", options=options),
+                    messages,
+                    restore=None if restore_from is None else _read(restore_from),
+                    take_snapshot=snapshot_to is not None,
+                )
+            )
         )
         began_s = ended_s = time.monotonic()
         failures = 0
@@ -245,6 +249,12 @@ def replay(
             out.flush()
             errors = ill_formed.count + failures
             _report(session.counts, ended_s - began_s, errors, shown, feed)
+            if not session.settled:
+                click.echo(
+                    "output may be missing: the UDF was still sending when its input ended, "
+                    "and some UDFs drop what they have not sent by then",
+                    err=True,
+                )
         if snapshot_to is not None and session.snapshot is not None:
             _write(snapshot_to, session.snapshot)
 

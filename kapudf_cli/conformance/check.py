@@ -32,12 +32,15 @@ class Check:
         source: where the rule comes from.
         run: tests it; returns where it holds, raises RuleBrokenError where it does not and
             NotApplicableError where it does not apply to this UDF.
+        cuts: whether it ends connections that the UDF still writes to, as Kapacitor does
+            when a task is disabled. The server of a UDF that cannot stand that may exit.
     """
 
     name: str
     rule: str
     source: str
     run: Callable[[Trial], None]
+    cuts: bool = False
 
 
 @dataclass(frozen=True)

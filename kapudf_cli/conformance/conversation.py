@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kapudf_cli.conformance.check import RuleBrokenError
 from kapudf_cli.errors import ProtocolError, ResponseFaultError
+from kapudf_cli.kapacitor import SETTLE_KEEPALIVES, SETTLE_QUIET_S
 from kapudf_cli.wire.responses import ResponseOrder, fault_of
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
@@ -43,8 +45,6 @@ _MAX_MESSAGES: Final = 2_000_000
 _MAX_TIMEOUTS: Final = 12
 #: How long a UDF that has closed its end may take to exit, for its status to be told.
 _LAST_WORDS_S: Final = 1.0
-#: How much is shown of what came in place of a frame.
-_SHOWN_BYTES: Final = 40
 #: How long it may take to close a connection where that is not what is tested.
 _PART_S: Final = 1.0
 
@@ -83,6 +83,8 @@ class Conversation:
         self._order = ResponseOrder(provides)
         self._until_s = time.monotonic() + timeout_s * _MAX_TIMEOUTS
         self._over = False
+        #: What is to be answered behind data that may not be answered yet, for a message.
+        self._unsettled = ""
         self.messages = 0
 
     # --- what Kapacitor asks ---
@@ -113,16 +115,35 @@ class Conversation:
     def exchange(self, data: Iterable[RequestMessage], what: str) -> None:
         """Send data and a keepalive behind it, and take what comes until that is answered.
 
+        The data need not be answered by then; see `settle`.
+
         Args:
             data: what to send.
             what: what is to be answered, for a message: `a keepalive after 1,000 points`.
         """
-        with self._sending([*data, KeepaliveRequest(time=time.time_ns())]):
+        messages = [*data, KeepaliveRequest(time=time.time_ns())]
+        if len(messages) > 1:
+            self._unsettled = what
+        with self._sending(messages):
             self._receive_until(lambda response: isinstance(response, KeepaliveResponse), what)
 
-    def quiet(self, quiet_s: float) -> None:
+    def settle(self) -> None:
+        """Take what comes until all data is answered, as far as that can be told from here.
+
+        The answer to a keepalive may overtake points; after several, and a while in which
+        nothing came, none is on its way. A UDF that never stops sending is left at that.
+        """
+        what, self._unsettled = self._unsettled, ""
+        if not what or self._over or self._connection.drains:
+            return
+        for _ in range(SETTLE_KEEPALIVES):
+            self.exchange((), what)
+        self.quiet(SETTLE_QUIET_S, at_most_s=self._timeout_s)
+
+    def quiet(self, quiet_s: float, *, at_most_s: float = math.inf) -> None:
         """Take what comes until nothing has come for so long."""
-        while True:
+        until_s = time.monotonic() + at_most_s
+        while time.monotonic() < until_s:
             try:
                 response = self._receive(quiet_s)
             except TimeoutError:
@@ -132,7 +153,11 @@ class Conversation:
             self._take(response)
 
     def finish(self, data: Iterable[RequestMessage] = ()) -> None:
-        """Send data, half-close at once, and take what comes until the UDF closes."""
+        """Send data, half-close at once, and take what comes until the UDF closes.
+
+        Data that was sent before is answered first.
+        """
+        self.settle()
 
         def data_and_end() -> Iterable[RequestMessage]:
             yield from data
@@ -158,6 +183,7 @@ class Conversation:
 
     def send(self, *messages: RequestMessage) -> None:
         """Send and wait for nothing."""
+        self._unsettled = "a keepalive behind data"
         with self._explained():
             for message in messages:
                 self._order.send(message)
@@ -263,10 +289,7 @@ class Conversation:
             raise RuleBrokenError(self._closed("in the middle of the conversation")) from error
 
     def _unfinished(self) -> str:
-        came = self._side.unfinished
-        if not came:
-            return ""
-        return f"; {len(came)} bytes came that are not a whole frame: {came[:_SHOWN_BYTES]!r}"
+        return f"; {self._side.unfinished}" if self._side.unfinished else ""
 
     def _closed(self, when: str) -> str:
         problem = f"closed the connection {when}"
@@ -275,6 +298,6 @@ class Conversation:
 
 
 def told(ending: Ending) -> str:
-    """Return how a UDF ended, with the last line that it wrote to stderr."""
-    said = f", after saying: {ending.last_words[-1]:.200}" if ending.last_words else ""
+    """Return how a UDF ended, with the line on its stderr that says why."""
+    said = f", after saying: {ending.cause:.200}" if ending.cause else ""
     return f"{ending.text}{said}"

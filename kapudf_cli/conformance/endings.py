@@ -102,6 +102,7 @@ def _serves_several(trial: Trial) -> None:
             for conversation in conversations:
                 conversation.exchange(data, f"a keepalive, with {_CONNECTIONS} connections open")
         first, *others = conversations
+        first.settle()
         first.break_off()
         for conversation in others:
             conversation.exchange(data, "a keepalive, after another connection was cut")
@@ -129,6 +130,7 @@ CHECKS: Final = (
         "What has come before the end of the input is dealt with and answered.",
         _REPLAY,
         _answers_what_was_on_its_way,
+        cuts=True,
     ),
     Check(
         "exit",
@@ -147,23 +149,27 @@ CHECKS: Final = (
         "A connection that is closed without a word ends alone.",
         _DISABLED,
         _survives_a_silent_one,
+        cuts=True,
     ),
     Check(
         "cut-in-frame",
         "A connection that is cut inside a frame ends alone.",
         _DISABLED,
         _survives_a_cut_frame,
+        cuts=True,
     ),
     Check(
         "cut-after-init",
         "A connection that is cut right after Init ends alone.",
         _DISABLED,
         _survives_an_unread_one,
+        cuts=True,
     ),
     Check(
         "cut-in-data",
         "A connection that is cut with data on its way ends alone.",
         _DISABLED,
         _survives_a_cut,
+        cuts=True,
     ),
 )

@@ -39,6 +39,8 @@ CHECKS: Final[Sequence[Check]] = (
     *endings.CHECKS,
 )
 
+_NOT_CUT: Final = "it cuts connections, which may end the UDF and its tasks; --cut runs it"
+
 
 def run(trial: Trial, checks: Sequence[Check] = CHECKS) -> Iterator[Result]:
     """Run checks, and yield what comes of each as it comes.
@@ -53,6 +55,8 @@ def run(trial: Trial, checks: Sequence[Check] = CHECKS) -> Iterator[Result]:
         try:
             if gone:
                 raise NotApplicableError(gone)
+            if check.cuts and not trial.may_cut:
+                raise NotApplicableError(_NOT_CUT)
             check.run(trial)
         except RuleBrokenError as error:
             outcome, reason = Outcome.FAILED, str(error)
@@ -61,7 +65,10 @@ def run(trial: Trial, checks: Sequence[Check] = CHECKS) -> Iterator[Result]:
         except TargetError as error:
             if number == 0:
                 raise
-            before = checks[number - 1].name
-            reason = f"is gone since the last connection of {before} ended: {error.problem}"
-            outcome, gone = Outcome.FAILED, f"it is gone; see {check.name}"
+            outcome, reason = Outcome.FAILED, f"cannot be connected to: {error.problem}"
+        if not gone and outcome is not Outcome.NOT_APPLICABLE and trial.is_gone():
+            # The next check would be blamed for what this one found.
+            outcome, gone = Outcome.FAILED, f"the UDF is gone; see {check.name}"
+            reason = f"{reason}; " if reason else ""
+            reason += "the UDF no longer serves its socket, and all of its tasks have ended"
         yield Result(check, outcome, reason, time.monotonic() - started)

@@ -50,6 +50,7 @@ def _inside_a_batch(trial: Trial) -> None:
 def _restores_an_unused_one(trial: Trial) -> None:
     with trial.started() as conversation:
         snapshot = conversation.snapshot()
+    _needs_bytes(snapshot)
     with trial.started() as conversation:
         _restore(conversation, snapshot)
         conversation.exchange(trial.data(_COUNT), "a keepalive behind points that followed Restore")
@@ -59,6 +60,7 @@ def _restores_a_used_one(trial: Trial) -> None:
     with trial.started() as conversation:
         conversation.exchange(trial.data(_COUNT), f"a keepalive behind {_COUNT} points")
         snapshot = conversation.snapshot()
+    _needs_bytes(snapshot)
     with trial.started() as conversation:
         _restore(conversation, snapshot)
         conversation.exchange(trial.data(_COUNT), "a keepalive behind points that followed Restore")
@@ -72,6 +74,7 @@ def _keeps_what_was_restored(trial: Trial) -> None:
         used = conversation.snapshot()
     if used == unused:
         raise NotApplicableError("its snapshot is the same before and after data")
+    _needs_bytes(used)
     with trial.started() as conversation:
         _restore(conversation, used)
         restored = conversation.snapshot()
@@ -84,11 +87,17 @@ def _keeps_what_was_restored(trial: Trial) -> None:
 
 
 def _answers_a_foreign_one(trial: Trial) -> None:
-    for snapshot in (b"\xff\xfe no snapshot of this UDF \x00" * 40, b"{}", b""):
+    for snapshot in (b"\xff\xfe no snapshot of this UDF \x00" * 40, b"{}"):
         with trial.started() as conversation:
             response = conversation.restore(snapshot)
         if not response.success and not response.error.strip():
             raise RuleBrokenError("refused a snapshot that is not its own without a reason")
+
+
+def _needs_bytes(snapshot: bytes) -> None:
+    """Raise NotApplicableError for an empty snapshot."""
+    if not snapshot:
+        raise NotApplicableError("its snapshot is empty, and Kapacitor never restores an empty one")
 
 
 def _restore(conversation: Conversation, snapshot: bytes) -> None:

@@ -10,6 +10,8 @@ from kapudf_cli.conformance.check import NotApplicableError, RuleBrokenError
 from kapudf_cli.conformance.conversation import Conversation
 from kapudf_cli.conformance.data import HOSTS, batches, points
 from kapudf_cli.conformance.options import generated
+from kapudf_cli.errors import ProbeError, TargetError
+from kapudf_cli.kapacitor import ask_info
 from kapudf_cli.targets import SocketTarget
 from kapudf_cli.tickscript.snippets import edge_name
 from kapudf_cli.wire.udf_pb2 import BATCH, STREAM
@@ -29,6 +31,7 @@ class Trial:
     Attributes:
         target: the UDF.
         timeout_s: how long it may take for each answer, as in kapacitor.conf.
+        may_cut: whether to run checks that end connections the UDF still writes to.
         given_options: what the user says to call at Init, None to generate it.
         info: what the UDF said that it is; None until the first check has asked.
         options: what is called at Init; None until a check has found what is taken.
@@ -37,6 +40,7 @@ class Trial:
     target: Target
     timeout_s: float
     given_options: Sequence[Option] | None = None
+    may_cut: bool = True
     info: InfoResponse | None = None
     options: Sequence[Option] | None = field(default=None)
 
@@ -52,8 +56,8 @@ class Trial:
                 sees_end=not isinstance(self.target, SocketTarget),
             )
             yield conversation
-            # A connection that is just closed is what some checks are about; where it
-            # would end the UDF, those are to find it, and no other.
+            conversation.settle()
+            # Only the checks that are about it close a connection at once.
             conversation.part()
 
     @contextlib.contextmanager
@@ -67,6 +71,20 @@ class Trial:
         with self.connected() as conversation:
             self.start(conversation)
             yield conversation
+
+    def is_gone(self) -> bool:
+        """Return whether what served the socket before serves it no longer."""
+        if not isinstance(self.target, SocketTarget):
+            # A process or a handler is started for each connection.
+            return False
+        try:
+            with self.target.open(timeout_s=self.timeout_s) as connection:
+                ask_info(connection.side)
+        except TimeoutError:
+            return False
+        except (TargetError, ProbeError, OSError):
+            return True
+        return False
 
     def start(self, conversation: Conversation) -> None:
         """Start a task on a connection, with the options that were taken before."""

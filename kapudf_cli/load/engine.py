@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.errors import LoadError, ProtocolError
+from kapudf_cli.kapacitor import SETTLE_KEEPALIVES, SETTLE_QUIET_S
 from kapudf_cli.load import processes
 from kapudf_cli.load.exchange import head_bytes
 from kapudf_cli.load.interrupts import HeldInterrupt
@@ -108,9 +109,11 @@ class Engine:
         self._work = work
         self._plan = plan
         self._look_at = 0.0
+        self._heard_s = 0.0
         self._handed_over = 0
         self._cpu_before = 0.0
         self._interrupt = HeldInterrupt()
+        self._drains = False
         self.measured = Measured()
 
     def run(self, watch: Callable[[Measured], None] = lambda _: None) -> Measured:
@@ -131,19 +134,21 @@ class Engine:
                 connections.append(stack.enter_context(opened))
             for connection in connections:
                 self._start(connection)
+            self._drains = all(each.drains for each in connections)
             answer = self._answer_of(connections[0])
             lanes = [Lane(each, measured.latencies, answer=answer) for each in connections]
             measured.pids = tuple({each.pid for each in connections if each.pid is not None})
             self._cpu_before = processes.cpu_s(processes.tree(measured.pids))
             began_s = time.perf_counter()
             self._look_at = began_s + _LOOK_S
+            self._heard_s = began_s
             try:
                 with self._interrupt:
                     self._send(lanes, began_s, watch)
             except KeyboardInterrupt:
                 measured.interrupted = True
             self._drain(lanes, began_s, watch)
-            self._count(lanes, began_s)
+            self._count(lanes, self._heard_s - began_s)
             self._look()
         return measured
 
@@ -163,6 +168,7 @@ class Engine:
         batches = sum(isinstance(message, EndBatch) for message in messages)
         data = [*messages, KeepaliveRequest(time=time.time_ns())]
         came = list(self._exchange(connection, data, KeepaliveResponse))
+        came += self._settle(connection)
         if batches:
             one_for_one = sum(isinstance(message, EndBatch) for message in came) == batches
             answer, self.measured.timed = END, "batches"
@@ -172,6 +178,21 @@ class Engine:
         if not one_for_one:
             answer, self.measured.timed = KEEPALIVE, "keepalives"
         return answer
+
+    def _settle(self, connection: Connection) -> Iterator[object]:
+        """Yield what comes until all data is answered: in some UDFs keepalives overtake it."""
+        if connection.drains:
+            return
+        for _ in range(SETTLE_KEEPALIVES):
+            keepalive = KeepaliveRequest(time=time.time_ns())
+            yield from self._exchange(connection, [keepalive], KeepaliveResponse)
+        until_s = time.monotonic() + self._plan.timeout_s
+        with contextlib.suppress(TimeoutError), _explained():
+            while time.monotonic() < until_s:
+                response = connection.side.receive_within(SETTLE_QUIET_S)
+                if response is None:
+                    raise LoadError("the UDF closed the connection after the first points")
+                yield response
 
     def _trial(self) -> Sequence[RequestMessage]:
         ends = 0
@@ -188,7 +209,7 @@ class Engine:
         side = connection.side
         side.extend(self._plan.timeout_s)
         try:
-            with side.sending(requests):
+            with _explained(), side.sending(requests):
                 while (response := side.receive()) is not None:
                     if isinstance(response, ErrorResponse):
                         raise LoadError(f"the UDF failed the task: {response.error:.500}")
@@ -198,8 +219,6 @@ class Engine:
         except TimeoutError as error:
             problem = f"the UDF gave no {last.__name__} within {self._plan.timeout_s:g} s"
             raise LoadError(problem) from error
-        except (ProtocolError, OSError) as error:
-            raise LoadError(f"the UDF broke the connection: {error}") from error
         ending = connection.ending(self._plan.timeout_s / 10)
         how = f"; it {ending.text}" if ending else ""
         raise LoadError(f"the UDF closed the connection before it sent a {last.__name__}{how}")
@@ -314,6 +333,8 @@ class Engine:
         readable, writable, _ = select.select(by_read, by_write, (), wait_s)
         for descriptor in readable:
             by_read[descriptor].pull()
+        if readable:
+            self._heard_s = time.perf_counter()
         for descriptor in writable:
             by_write[descriptor].push()
         return bool(readable or writable)
@@ -321,7 +342,25 @@ class Engine:
     # --- after ---
 
     def _drain(self, lanes: list[Lane], began_s: float, watch: Callable[[Measured], None]) -> None:
-        """Wait until everything was dealt with: a keepalive behind it is answered."""
+        """Wait until all is answered, so that closing the connections loses nothing.
+
+        Raises:
+            LoadError: the UDF was silent for too long, or failed.
+        """
+        self._await_keepalives(lanes, began_s, watch)
+        all_timed = self.measured.timed != "keepalives" and not any(lane.owed for lane in lanes)
+        if self._drains or all_timed:
+            return
+        for _ in range(SETTLE_KEEPALIVES - 1):
+            self._await_keepalives(lanes, began_s, watch)
+        until_s = time.perf_counter() + self._plan.timeout_s
+        while self._turn(lanes, SETTLE_QUIET_S) and time.perf_counter() < until_s:
+            self._watch(lanes, watch, began_s)
+
+    def _await_keepalives(
+        self, lanes: list[Lane], began_s: float, watch: Callable[[Measured], None]
+    ) -> None:
+        """Send a keepalive on each connection, and wait until it is answered."""
         timed = self.measured.timed == "keepalives"
         awaited = {id(lane): lane.came[KEEPALIVE] + 1 for lane in lanes}
         if timed:
@@ -349,14 +388,14 @@ class Engine:
         now_s = time.perf_counter()
         if now_s >= self._look_at:
             self._look_at = now_s + _LOOK_S
-            self._count(lanes, began_s)
+            self._count(lanes, now_s - began_s)
             self._look()
             watch(self.measured)
 
-    def _count(self, lanes: list[Lane], began_s: float) -> None:
+    def _count(self, lanes: list[Lane], elapsed_s: float) -> None:
         self.measured.sent = sum(lane.sent for lane in lanes)
         self.measured.returned = sum(lane.came[POINT] for lane in lanes)
-        self.measured.elapsed_s = time.perf_counter() - began_s
+        self.measured.elapsed_s = elapsed_s
 
     def _look(self) -> None:
         """Take note of what the UDF's processes cost."""
@@ -366,3 +405,14 @@ class Engine:
         self.measured.cpu_s = max(processes.cpu_s(pids) - self._cpu_before, 0.0)
         resident = processes.rss_bytes(pids)
         self.measured.rss_bytes = max(self.measured.rss_bytes or 0, resident)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what goes wrong with a connection into a LoadError; a time-out stays one."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except (ProtocolError, OSError) as error:
+        raise LoadError(f"the UDF broke the connection: {error}") from error

@@ -158,8 +158,8 @@ class Lane:
         problem = f"the UDF closed the connection after {self.sent} points"
         if ending is None:
             return f"{problem}; its log may say why"
-        last = f": {ending.last_words[-1]:.200}" if ending.last_words else ""
-        return f"{problem}; it {ending.text}{last}"
+        said = f", after saying: {ending.cause:.200}" if ending.cause else ""
+        return f"{problem}; it {ending.text}{said}"
 
 
 def _descriptors(connection: Connection) -> tuple[int, int]:

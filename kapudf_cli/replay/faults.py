@@ -14,7 +14,7 @@ NO_SNAPSHOT: Final = (
     "the UDF did not answer Snapshot; one without state answers with no bytes, at once"
 )
 _ITS_LOG: Final = "its log may say why"
-_TASK_STOPS: Final = "In Kapacitor the task stops until somebody enables it again"
+_TASK_STOPS: Final = "In Kapacitor the task fails; `kapacitor reload TASK` starts it again"
 
 
 def refused(question: str, reason: str) -> str:
@@ -65,12 +65,11 @@ def ended_badly(counts: Counts, ending: Ending) -> str:
 
 
 def with_ending(problem: str, ending: Ending | None) -> str:
-    """Return a problem with how the UDF ended, if it did, and the last that it wrote to stderr."""
+    """Return a problem with how the UDF ended, if it did, and why by its stderr."""
     if ending is None:
         return problem
-    if not ending.last_words:
-        return f"{problem} ({ending.text})"
-    return f"{problem} ({ending.text}; the last line on its stderr: {ending.last_words[-1]})"
+    said = f", after saying: {ending.cause}" if ending.cause else ""
+    return f"{problem} ({ending.text}{said})"
 
 
 def _came(counts: Counts) -> str:

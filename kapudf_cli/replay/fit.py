@@ -34,7 +34,7 @@ def info_of(target: Target, *, timeout_s: float) -> InfoResponse:
             how = "" if ending is None or ending.clean else f" ({ending.text})"
             if ending is not None and ending.text.removeprefix("ended: ") in str(error):
                 how = ""  # A handler's exception is what the UDF has answered with.
-            last = f": {ending.last_words[-1]}" if ending and how and ending.last_words else ""
+            last = f": {ending.cause}" if ending and how and ending.cause else ""
             raise ProbeError(f"{target.name}: {error}{how}{last}") from error
 
 

@@ -1,10 +1,10 @@
 """One connection to a UDF, from Init to its end, as a task of Kapacitor's holds it.
 
-Init is sent and its answer awaited, then Restore if there is something to restore; then
-data, from a thread of its own, with a keepalive every half of the time-out; at last
-Snapshot, if one is wanted, and the half-close. Whatever comes back is checked before it
-is handed on, and what Kapacitor would not have taken ends the session with an error in
-words for the UDF's author.
+The session sends Init and waits for the answer, then Restore if there is something to
+restore. A second thread then sends the data, and a third a keepalive every half of the
+time-out. At last the session asks for a snapshot, if one is wanted, waits until the UDF
+has answered everything, and half-closes. Each response is checked before it is handed
+on; one that Kapacitor would refuse ends the session with an error for the UDF's author.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from kapudf_cli.errors import ProtocolError, ReplayError, ResponseFaultError
+from kapudf_cli.kapacitor import SETTLE_KEEPALIVES, SETTLE_QUIET_S
 from kapudf_cli.replay import faults
 from kapudf_cli.wire.codec import REQUESTS
+from kapudf_cli.wire.framing import HEARTBEAT_TIME
 from kapudf_cli.wire.responses import ResponseOrder, fault_of
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
@@ -25,6 +27,7 @@ from kapudf_cli.wire.udf_pb2 import (
     ErrorResponse,
     InitResponse,
     KeepaliveRequest,
+    KeepaliveResponse,
     Point,
     RestoreRequest,
     RestoreResponse,
@@ -33,7 +36,7 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable
 
     from kapudf_cli.targets import Connection
     from kapudf_cli.wire.codec import DataMessage, RequestMessage, ResponseMessage
@@ -45,6 +48,12 @@ A = TypeVar("A", InitResponse, RestoreResponse)
 _UNLIMITED_S: Final = 1_000_000.0
 #: Keepalives may be answered while a snapshot is taken, but not for ever; in time-outs.
 _SNAPSHOT_TIMEOUTS: Final = 6
+#: A UDF that keeps sending is waited for this long before its input ends; in time-outs.
+_SETTLE_TIMEOUTS: Final = 6
+#: A session that is cut short takes what comes until nothing has come for so long, and
+#: no longer than that.
+_PART_QUIET_S: Final = 0.2
+_PART_S: Final = 1.0
 #: How long a process may take to be seen to have ended once its connection has.
 _ENDING_S: Final = 2.0
 
@@ -65,6 +74,8 @@ class Session:
     Attributes:
         counts: what has gone through so far; read it from any thread.
         snapshot: what the UDF answered to Snapshot, None if it was not asked.
+        settled: False if the UDF was still sending when its input ended. An agent that drops
+            what it has not written by then, as Kapacitor's Go agent does, has lost output.
     """
 
     def __init__(
@@ -86,6 +97,7 @@ class Session:
         """
         self.counts = Counts()
         self.snapshot: bytes | None = None
+        self.settled = True
         self._connection = connection
         self._side = connection.side
         self._timeout_s = timeout_s
@@ -98,6 +110,11 @@ class Session:
         self._snapshot_asked = False
         self._half_closed = False
         self._source_error: BaseException | None = None
+        # Guards the two below, which say what has come; the receiver notifies.
+        self._heard = threading.Condition()
+        self._keepalive_answered_ns = 0
+        #: Since when the receiver waits for a response; None while it does something else.
+        self._waiting_since_s: float | None = None
 
     def run(
         self,
@@ -106,18 +123,22 @@ class Session:
         *,
         restore: bytes | None = None,
         take_snapshot: bool = False,
-    ) -> Iterator[DataMessage]:
+    ) -> Generator[DataMessage, None, None]:
         """Send everything and yield the points and batches that come back, until the UDF closes.
 
         Args:
             init: what the task begins with.
             data: taken from in another thread. If it raises, what it gave before is sent
                 through to the end, and then the error is raised here.
-            restore: a snapshot to give back after Init.
+            restore: a snapshot to give back after Init. Without any bytes it is not sent:
+                Kapacitor keeps no empty snapshot.
             take_snapshot: whether to ask for one after the last of the data.
 
         Raises:
             ReplayError: the UDF failed, hung, or sent what it must not.
+
+        Close the iterator before the connection where not all of it is wanted: what is on
+        its way is then taken first.
         """
         self._side.extend(_UNLIMITED_S)
         keepalive = threading.Thread(target=self._keep_alive, name="keepalive", daemon=True)
@@ -127,7 +148,7 @@ class Session:
             answer = yield from self._until(InitResponse)
             if not answer.success:
                 raise ReplayError(faults.refused("Init", answer.error))
-            if restore is not None:
+            if restore:
                 self._ask(RestoreRequest(snapshot=restore))
                 restored = yield from self._until(RestoreResponse)
                 if not restored.success:
@@ -142,9 +163,14 @@ class Session:
                 else:
                     self._take(response)
             self._check_end()
+        except Exception:
+            raise
+        except BaseException:
+            # The caller wants no more, or Ctrl-C came: nothing is wrong with the UDF.
+            self._part()
+            raise
         finally:
-            self._stopped.set()
-            self._snapshot_arrived.set()
+            self._stop()
         if self._source_error is not None:
             raise self._source_error
 
@@ -192,16 +218,69 @@ class Session:
         except BaseException as error:  # noqa: BLE001 - it is raised again where the data is read
             self._source_error = error
         self._send_bytes(bytes(piece))
+        self._settle()
+        if self._stopped.is_set():
+            # Nobody wants the rest; see `_part`.
+            return
         with contextlib.suppress(OSError, ValueError), self._sending:
             self._half_closed = True
             self._side.half_close()
+
+    def _settle(self) -> None:
+        """Wait until the UDF has answered all data, as far as that can be told from here."""
+        if self._connection.drains:
+            return
+        until_s = time.monotonic() + _SETTLE_TIMEOUTS * self._timeout_s
+        for _ in range(SETTLE_KEEPALIVES):
+            asked_ns = time.time_ns()
+            self._ask(KeepaliveRequest(time=asked_ns))
+            with self._heard:
+                while self._keepalive_answered_ns < asked_ns and not self._stopped.is_set():
+                    # A UDF that is silent for too long is found by the receiver.
+                    if not self._heard.wait(until_s - time.monotonic()):
+                        self.settled = False
+                        return
+        while (quiet_s := self._quiet_s()) < SETTLE_QUIET_S and not self._stopped.is_set():
+            if time.monotonic() > until_s:
+                self.settled = False
+                return
+            self._stopped.wait(SETTLE_QUIET_S - quiet_s)
+
+    def _quiet_s(self) -> float:
+        """Return for how long nothing has come though the receiver was waiting for it."""
+        with self._heard:
+            since_s = self._waiting_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    def _part(self) -> None:
+        """Stop sending, and take what is on its way for a moment before the connection closes.
+
+        The server of an agent that cannot write its answers may exit, with all of its tasks.
+        """
+        self._stop()
+        until_s = time.monotonic() + _PART_S
+        with contextlib.suppress(OSError, ProtocolError):
+            while time.monotonic() < until_s:
+                if self._side.receive_within(_PART_QUIET_S) is None:
+                    return
+
+    def _stop(self) -> None:
+        """Have the other threads end."""
+        self._stopped.set()
+        self._snapshot_arrived.set()
+        with self._heard:
+            self._heard.notify_all()
 
     # --- receiving ---
 
     def _receive(self) -> ResponseMessage | None:
         """Return the next response that the protocol allows; None once the UDF has closed."""
+        with self._heard:
+            self._waiting_since_s = time.monotonic()
         try:
             response = self._side.receive_within(self._timeout_s)
+            with self._heard:
+                self._waiting_since_s = None
             if response is None:
                 return None
             self._order.receive(response)
@@ -238,9 +317,15 @@ class Session:
 
     def _take(self, response: ResponseMessage) -> None:
         """Take what is no data."""
-        if isinstance(response, SnapshotResponse):
-            self.snapshot = response.snapshot
-            self._snapshot_arrived.set()
+        match response:
+            case SnapshotResponse():
+                self.snapshot = response.snapshot
+                self._snapshot_arrived.set()
+            case KeepaliveResponse() if response.time != HEARTBEAT_TIME:
+                with self._heard:
+                    # A UDF that does not return the time answers whatever was asked last.
+                    self._keepalive_answered_ns = response.time or time.time_ns()
+                    self._heard.notify_all()
 
     def _check_end(self) -> None:
         """Say what is wrong with the UDF's end, if something is."""

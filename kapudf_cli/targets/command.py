@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from kapudf_cli.errors import TargetError
 from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.targets.last_words import is_fatal
 from kapudf_cli.targets.pipes import PipePair
 from kapudf_cli.targets.target import Connection, Ending
 
@@ -100,14 +101,16 @@ class _Stderr:
     def __init__(self, child: subprocess.Popen[bytes], passed_to: IO[bytes] | None) -> None:
         self._child = child
         self._passed_to = passed_to
-        self._lines: collections.deque[bytes] = collections.deque(maxlen=_LAST_LINES)
+        self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+        #: The line of those that are no longer kept that says why the process ends.
+        self._fatal: tuple[str, ...] = ()
         self._reader = threading.Thread(target=self._read, name="stderr", daemon=True)
         self._reader.start()
 
     def last_lines(self) -> tuple[str, ...]:
         """Return the last lines of a child that has ended, as text of one line each."""
         self._reader.join(_STDERR_S)
-        return tuple(line.decode("utf-8", "backslashreplace") for line in tuple(self._lines))
+        return (*self._fatal, *tuple(self._lines))
 
     def finish(self) -> None:
         """Let it go, once the child has ended."""
@@ -118,7 +121,9 @@ class _Stderr:
     def _read(self) -> None:
         stderr = self._child.stderr
         while stderr is not None and (line := stderr.readline(_LINE_BYTES)):
-            if stripped := line.rstrip():
+            if stripped := line.decode("utf-8", "backslashreplace").rstrip():
+                if len(self._lines) == _LAST_LINES and is_fatal(self._lines[0]):
+                    self._fatal = (self._lines[0],)
                 self._lines.append(stripped)
             if self._passed_to is not None:
                 with contextlib.suppress(OSError, ValueError):

@@ -42,7 +42,7 @@ class HandlerTarget:
             return _told(accounts[0]) if ended.wait(timeout_s) else None
 
         with served(self.handler, timeout_s=timeout_s, on_end=note) as side:
-            yield Connection(side, os.getpid(), ending)
+            yield Connection(side, os.getpid(), ending, drains=True)
 
 
 def _told(account: Account) -> Ending:

@@ -10,12 +10,16 @@ import pytest
 
 from kapudf_cli.conformance.check import Outcome
 from kapudf_cli.conformance.runner import CHECKS, run
+from kapudf_cli.conformance.snapshots import CHECKS as SNAPSHOTS
 from kapudf_cli.conformance.trial import Trial
-from kapudf_cli.targets import CommandTarget
+from kapudf_cli.kit.handler import Handler
+from kapudf_cli.targets import CommandTarget, HandlerTarget
+from kapudf_cli.wire.udf_pb2 import RestoreResponse
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from kapudf_cli.conformance.check import Result
+    from kapudf_cli.wire.udf_pb2 import Point, RestoreRequest
 
 ROOT = Path(__file__).parent.parent.parent
 PEERS = ROOT / "tests" / "peers"
@@ -119,8 +123,30 @@ def test_a_broken_udf_is_found_by_the_check_that_is_for_it(
 
 def test_every_broken_udf_is_in_the_list() -> None:
     """A new script is given the check that finds it."""
-    scripts = {path.stem for path in PEERS.glob("*.py")} - {"__init__", "plain_udf"}
+    scripts = {path.stem for path in PEERS.glob("*.py")} - {
+        "__init__", "plain_udf", "go_agent_server"
+    }  # fmt: skip
     assert scripts == set(FOUND)
+
+
+class WithoutState(Handler):
+    """Has an empty snapshot, and could not restore one."""
+
+    def restore(self, request: RestoreRequest, /) -> RestoreResponse:
+        return RestoreResponse(success=bool(request.snapshot), error="the snapshot is empty")
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
+
+
+def test_an_empty_snapshot_is_not_restored() -> None:
+    """Kapacitor would not restore it either, so refusing it breaks no rule."""
+    chosen = [check for check in CHECKS if check.name in {"info", "init"} or check in SNAPSHOTS]
+    trial = Trial(HandlerTarget("without-state", WithoutState), PATIENCE_S)
+    found = {result.check.name: result for result in run(trial, chosen)}
+    assert [each for each in found.values() if each.outcome is Outcome.FAILED] == []
+    for name in ("restore-unused", "restore-used"):
+        assert "Kapacitor never restores an empty one" in found[name].reason
 
 
 def test_a_udf_that_does_everything_right_fails_nothing() -> None:

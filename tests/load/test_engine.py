@@ -248,7 +248,10 @@ Dies().run()
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("raise SystemExit('out of memory')", "it exited with status 1: out of memory"),
+        (
+            "raise SystemExit('out of memory')",
+            "it exited with status 1, after saying: out of memory",
+        ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "it was ended by SIGKILL"),
         ("self.write_bytes(bytes(1))", "sent a Response in which no message is set; kapacitord"),
         ("self.write_bytes(b'hello' * 100)", "sent bytes that are not frames"),

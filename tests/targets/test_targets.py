@@ -59,6 +59,7 @@ def test_a_handler_in_this_process_is_a_target() -> None:
     for _ in range(2):
         with target.open(timeout_s=PATIENCE_S) as connection:
             ask_info(connection.side)
+            connection.side.half_close()
             ending = connection.ending(PATIENCE_S)
             assert ending is not None
             assert ending.clean
