@@ -149,6 +149,13 @@ class ConnectionClosedError(KapudfError):
     """A handler wrote to a connection that has ended."""
 
 
+class DecodeMemoryError(MemoryError):
+    """A message cannot be decoded because this process has no memory left for it.
+
+    It is no fault of the message, of the handler or of the peer: another process may be able to.
+    """
+
+
 class WorkerLostError(KapudfError):
     """The workers that served a connection died of it, and no other is tried."""
 

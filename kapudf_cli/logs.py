@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias
 
 import structlog
 
@@ -177,9 +177,16 @@ def exit_despite_threads(status: int) -> None:
     """
     own = {threading.current_thread(), threading.main_thread()}
     if any(each not in own and each.name != THREAD_NAME for each in threading.enumerate()):
+        exit_at_once(status)
+
+
+def exit_at_once(status: int) -> NoReturn:
+    """End the process without waiting for any thread; what was logged is written."""
+    try:
         logging.shutdown()
         if _configured is not None:
             _configured.writer.finish()
+    finally:
         os._exit(status)
 
 

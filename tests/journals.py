@@ -21,7 +21,7 @@ JOURNAL_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 1024 * 1024
 
 
-class DiedError(Exception):
+class DiedError(BaseException):
     """A worker has come to its end, between two instructions of its."""
 
 

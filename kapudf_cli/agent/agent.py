@@ -26,6 +26,7 @@ from kapudf_cli.errors import (
     KapudfError,
     ProtocolError,
     WorkerLostError,
+    describe,
 )
 from kapudf_cli.streams import ReadPaused
 from kapudf_cli.wire.conversation import Incoming
@@ -63,6 +64,7 @@ class Agent:
         age_s: float = 0.0,
         on_init: Callable[[Account], None] | None = None,
         on_resumed: Callable[[str | None], None] | None = None,
+        on_crash: Callable[[Exception], None] | None = None,
     ) -> None:
         """Serve `stream`, which becomes the agent's, with a handler of its own.
 
@@ -78,6 +80,9 @@ class Agent:
             on_init: called once Init has named the task and node.
             on_resumed: called once a connection that is taken over can go on, which it
                 then does at `go`; or with the reason why it cannot.
+            on_crash: called with an exception that neither the handler nor the peer is to blame
+                for, such as for want of memory. It may end the process, where another agent
+                can take the connection over; if it returns, the connection ends.
         """
         self._stream = stream
         self._linger = Linger(linger_ms)
@@ -85,6 +90,7 @@ class Agent:
         self._resumption = resumption
         self._age_s = age_s
         self._on_resumed = on_resumed
+        self._on_crash = on_crash
         self._outbox = Outbox(
             stream,
             max_frame_bytes=max_frame_bytes,
@@ -107,7 +113,6 @@ class Agent:
             self._account,
             self._requests,
             checkpoints=self._checkpoints,
-            max_frame_bytes=max_frame_bytes,
         )
         self._intake = Intake(
             self._callee,
@@ -173,7 +178,7 @@ class Agent:
     def run(self) -> Account:
         """Serve until the connection ends; close it and return the account.
 
-        Raises nothing: every failure is in the account.
+        Raises nothing: every failure is in the account, unless `on_crash` raises.
         """
         started = time.monotonic() - self._age_s
         self._outbox.adopt()
@@ -190,6 +195,12 @@ class Agent:
         except RefusedError as error:
             self._account.refusal = str(error)
             self._end(Reason.CLOSED)
+        except Exception as error:  # noqa: BLE001 - want of memory, or a fault of kapudf's own
+            if self._on_crash is not None:
+                self._on_crash(error)
+            lost = WorkerLostError(f"kapudf cannot go on with this connection: {describe(error)}")
+            lost.__cause__ = error
+            self._end(Reason.HANDLER_ERROR, lost)
         else:
             self._end(Reason.CLOSED)
         self._account.duration_s = time.monotonic() - started

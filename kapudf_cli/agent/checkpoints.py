@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from kapudf_cli.streams.progress import Progress
+
+#: Protobuf takes no longer message.
+MAX_MESSAGE_BYTES: Final = 2**31 - 1
 
 #: The default of snapshot_interval_s.
 DEFAULT_SNAPSHOT_INTERVAL_S = 10.0
@@ -76,6 +79,10 @@ class Checkpoints(Protocol):
             Whether it is forgotten; there may be no room for what is to take its place.
         """
 
+    @property
+    def most_prefix_bytes(self) -> int:
+        """The longest prefix that there is ever room for."""
+
     def postpone(self) -> None:
         """Ask for no cut for a while: the state could not be had."""
 
@@ -108,6 +115,11 @@ class NothingKept:
         """Keep nothing."""
         del prefix, remainder
         return True
+
+    @property
+    def most_prefix_bytes(self) -> int:
+        """As long as a message may be."""
+        return MAX_MESSAGE_BYTES
 
     def postpone(self) -> None:
         """Go on asking for nothing."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.on_error import EXCERPT_BYTES, DroppedLog
 from kapudf_cli.errors import (
+    DecodeMemoryError,
     HandlerError,
     InvalidWriteError,
     UndecodableMessageError,
@@ -177,7 +178,7 @@ class Dispatcher:
             case SnapshotRequest():
                 # Kapacitor asks for a snapshot of a task that runs, so no Restore follows.
                 self._outbox.send_data()
-                self._answer("snapshot", SnapshotResponse(snapshot=self._snapshot_to_answer()))
+                self._answer_snapshot()
                 self.snapshot_asked = True
             case RestoreRequest():
                 restored = self._callee.ask(RestoreResponse, "restore", handler.restore, message)
@@ -203,8 +204,10 @@ class Dispatcher:
             ConnectionClosedError: it raised because the connection was lost.
         """
         take = self._callee.handler.snapshot
-        self._last_snapshot = self._callee.ask(SnapshotResponse, "snapshot", take).snapshot
-        return self._last_snapshot
+        response = self._callee.ask(SnapshotResponse, "snapshot", take)
+        if self._outbox.fits(response):
+            self._last_snapshot = response.snapshot
+        return response.snapshot
 
     # --- what goes wrong ---
 
@@ -218,7 +221,10 @@ class Dispatcher:
 
         Raises:
             HandlerError, ConnectionClosedError, RepeatAgainError: as `dispatch` does.
+            DecodeMemoryError: it decoded the point by itself, and there is no memory for that.
         """
+        if isinstance(error, DecodeMemoryError):
+            raise error
         blamed = self._callee.blame(method, error)
         if self._on_error == "fail" or not isinstance(blamed, HandlerError):
             raise blamed from error
@@ -347,15 +353,16 @@ class Dispatcher:
         self.init_frame = REQUESTS.encode(request)
         self.stateless = not handler.keeps_state()
 
-    def _snapshot_to_answer(self) -> bytes:
+    def _answer_snapshot(self) -> None:
+        """Answer with the handler's state, or with its last good one, as `on_error` says."""
         try:
-            return self.snapshot()
+            self._answer("snapshot", SnapshotResponse(snapshot=self.snapshot()))
         except HandlerError as error:
             if self._on_error == "fail":
                 raise
             self._account.failures += 1
             self._dropped.note(error, what="snapshot", offset=-1, on_error=self._on_error)
-            return self._last_snapshot
+            self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
 
     def _note_keepalive(self) -> None:
         self._keepalives_since_init += 1

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from kapudf_cli.streams.progress import Progress
     from kapudf_cli.wire.codec import DataMessage, ResponseMessage
     from kapudf_cli.wire.point_frames import RawPoint
-    from kapudf_cli.wire.udf_pb2 import EdgeType
+    from kapudf_cli.wire.udf_pb2 import EdgeType, SnapshotResponse
 
 #: The longest text of an error that is sent. An exception's can be as long as its data.
 _ERROR_CHARACTERS = 3000
+#: A tag of one byte and a length: what an answer's envelope adds to it at most.
+_ENVELOPE_BYTES = 6
 
 
 class Outbox:
@@ -191,6 +193,10 @@ class Outbox:
             # A snapshot may be long, and be asked for again and again.
             if self._departures.size >= FLUSH_BYTES:
                 self._flush()
+
+    def fits(self, message: SnapshotResponse) -> bool:
+        """Return whether an answer is no longer than a frame may be."""
+        return message.ByteSize() + _ENVELOPE_BYTES <= self._max_frame_bytes
 
     def heartbeat(self) -> None:
         """Send an unasked-for KeepaliveResponse, and what else is pending. From any thread.

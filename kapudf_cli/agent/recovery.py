@@ -8,7 +8,7 @@ after an exception (`restart`) or where another worker takes over (`resume`).
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kapudf_cli import loggers
 from kapudf_cli.agent.repetition import Repetition
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _log = loggers.get(__name__)
 
+#: What the frame of a Restore adds to the snapshot in it at most: three lengths, two tags.
+_RESTORE_BYTES: Final = 17
+
 
 class Recovery:
     """Keeps short what a new handler would be given, and gives it that."""
@@ -41,7 +44,6 @@ class Recovery:
         requests: RequestReader,
         *,
         checkpoints: Checkpoints,
-        max_frame_bytes: int,
     ) -> None:
         """Have the handler of `callee` replaceable.
 
@@ -52,16 +54,16 @@ class Recovery:
             account: what its connection did, which goes on over a replacement.
             requests: the input; its offset is that of the frame in hand.
             checkpoints: what keeps the input since the last cut.
-            max_frame_bytes: the longest frame in it.
         """
         self._dispatcher = dispatcher
         self._outbox = outbox
         self._account = account
         self._requests = requests
         self._checkpoints = checkpoints
-        self._repetition = Repetition(callee, dispatcher, outbox, max_frame_bytes=max_frame_bytes)
+        self._repetition = Repetition(callee, dispatcher, outbox)
         # Whether a cut is wanted, whatever the checkpoints say.
         self._wants_cut = False
+        self._has_warned = False
 
     def progress(self) -> Progress:
         """Return how far the connection has got; only between two requests."""
@@ -120,11 +122,31 @@ class Recovery:
             # What it has written meanwhile does not wait for the next input, and is not
             # left to another agent, which could not know of it.
             self._outbox.flush(self.progress())
+            if not self._has_room_for(snapshot):
+                return
             if snapshot:
                 prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
         self._wants_cut = dispatcher.snapshot_asked = False
         if self._checkpoints.cut(prefix, self._requests.rest):
             self._repetition.forget()
+
+    def _has_room_for(self, snapshot: bytes) -> bool:
+        """Return whether a snapshot can be kept, and say once that it cannot."""
+        size = len(self._dispatcher.init_frame) + len(snapshot) + _RESTORE_BYTES
+        most = self._checkpoints.most_prefix_bytes
+        if size <= most:
+            return True
+        if not self._has_warned:
+            self._has_warned = True
+            _log.error(
+                "snapshot is too long to be kept; a death of the worker will end the connection "
+                "once the input since the last kept one outgrows the journal: raise journal_mb, "
+                "or keep less state",
+                extra={"snapshot_bytes": len(snapshot), "most_bytes": most},
+            )
+        self._checkpoints.postpone()
+        self._wants_cut = self._dispatcher.snapshot_asked = False
+        return False
 
     def _is_cut_due(self, now_s: float) -> bool:
         dispatcher = self._dispatcher

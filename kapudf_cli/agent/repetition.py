@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.dispatch import RepeatAgainError
+from kapudf_cli.wire.framing import MAX_VARINT
 from kapudf_cli.wire.requests import RequestReader
 
 if TYPE_CHECKING:
@@ -18,14 +19,11 @@ if TYPE_CHECKING:
 class Repetition:
     """Makes a handler anew and gives it what the old one was given, with the outbox muted."""
 
-    def __init__(
-        self, callee: Callee, dispatcher: Dispatcher, outbox: Outbox, *, max_frame_bytes: int
-    ) -> None:
+    def __init__(self, callee: Callee, dispatcher: Dispatcher, outbox: Outbox) -> None:
         """Repeat for the handler of `callee`."""
         self._callee = callee
         self._dispatcher = dispatcher
         self._outbox = outbox
-        self._max_frame_bytes = max_frame_bytes
         # The offsets of frames that failed or killed, of what may still be repeated.
         self._failed: set[int] = set()
 
@@ -70,7 +68,9 @@ class Repetition:
             self._outbox.in_hand = None
 
     def _take(self, history: bytes, until: int) -> None:
-        requests = RequestReader(self._max_frame_bytes)
+        # A limit on frames is for those that the peer sends. Here the longest is a snapshot that
+        # never leaves this machine.
+        requests = RequestReader(MAX_VARINT)
         requests.resume_at(until - len(history))
         for message in requests.feed(history):
             if requests.offset in self._failed:

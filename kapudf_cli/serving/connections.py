@@ -88,6 +88,7 @@ class Connections:
         on_thread: Callable[[], None] | None = None,
         on_task: Callable[[str, str], None] | None = None,
         on_resumed: Callable[[str | None], None] | None = None,
+        on_crash: Callable[[Exception], None] | None = None,
     ) -> None:
         """Serve a connection in a thread of its own.
 
@@ -102,6 +103,7 @@ class Connections:
             on_thread: called in that thread, as its first deed.
             on_task: called with the task's and the node's name once they are known.
             on_resumed: see `Agent`.
+            on_crash: see `Agent`.
 
         Raises:
             RuntimeError: the system has no thread left.
@@ -130,6 +132,7 @@ class Connections:
             age_s=age_s,
             on_init=on_init,
             on_resumed=on_resumed,
+            on_crash=on_crash,
         )
         thread = threading.Thread(
             target=lambda: self._serve(connection, on_thread),

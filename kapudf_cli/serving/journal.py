@@ -172,6 +172,11 @@ class Journal:
         start = self._place_of(self.marks.progress.offset)
         return bytes(self._view[start : self._place_of(self.received)])
 
+    @property
+    def most_prefix_bytes(self) -> int:
+        """How many bytes `cut` has room for, prefix and remainder together."""
+        return self._half_bytes - 2 * _SCRATCH_BYTES
+
     def cut(self, prefix: bytes, remainder: bytes) -> bool:
         """Begin anew with a prefix that leads to the state at `marks.progress.offset`.
 
@@ -185,7 +190,7 @@ class Journal:
         """
         if self.marks.progress.offset + len(remainder) != self.received:
             return False
-        if len(prefix) + len(remainder) + 2 * _SCRATCH_BYTES > self._half_bytes:
+        if len(prefix) + len(remainder) > self.most_prefix_bytes:
             return False
         old, used = self.marks.half, self.marks.prefix_bytes + self.kept_bytes
         start = self._half_start(1 - old)

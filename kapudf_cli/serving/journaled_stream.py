@@ -7,6 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from kapudf_cli import loggers
+from kapudf_cli.agent.checkpoints import MAX_MESSAGE_BYTES
 from kapudf_cli.serving import kept_calls
 from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import SocketStream
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.journal import Journal
     from kapudf_cli.serving.ledger import Marks
     from kapudf_cli.streams.progress import Progress
+
+_log = loggers.get(__name__)
 
 #: A journal is not cut while an unfinished frame is longer, which would be copied each time.
 #: It is more than a read, which may bring much of the next batch with the end of one.
@@ -69,6 +73,7 @@ class JournaledStream(SocketStream):
             self._due_s = 0.0
         # Whether the frame in hand is noted by the agent itself, before each.
         self._exact = False
+        self._has_warned = False
         # Guards the journal: a writer that waits for room reads ahead.
         self._noting = threading.RLock()
 
@@ -147,7 +152,15 @@ class JournaledStream(SocketStream):
     def _receive(self, limit: int) -> bytes:
         with self._noting:
             self._exact = False
-            return self._journal.receive(limit, 0)
+            data = self._journal.receive(limit, 0)
+        if not self._journal.marks.covered and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "journal is full; until the next snapshot, a death of the worker will end the "
+                "connection: raise journal_mb, or make batches shorter",
+                extra={"kept_bytes": self._journal.kept_bytes},
+            )
+        return data
 
     def _wait_for_input(self) -> None:
         ledger = self._journal.ledger
@@ -186,6 +199,11 @@ class JournaledStream(SocketStream):
             )
         self._note_try(failed=not done)
         return done
+
+    @property
+    def most_prefix_bytes(self) -> int:
+        """The longest prefix that the journal can hold; see `Checkpoints`."""
+        return min(self._journal.most_prefix_bytes - _LONGEST_REMAINDER_BYTES, MAX_MESSAGE_BYTES)
 
     def postpone(self) -> None:
         """Ask for no cut for a while; see `Checkpoints.postpone`."""

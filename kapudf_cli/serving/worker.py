@@ -191,6 +191,7 @@ class Worker:
                 on_thread=lambda: stream.note_thread(threading.get_ident()),
                 on_task=stream.note_task,
                 on_resumed=on_resumed,
+                on_crash=self._crash,
             )
         except RuntimeError as error:
             self._report(NotTaken(number, str(error), retry=True))
@@ -236,6 +237,13 @@ class Worker:
             connection.agent.decide_alone()
 
     # --- from connections' threads ---
+
+    def _crash(self, error: Exception) -> None:
+        """End this process: another worker takes its connections over from their journals."""
+        try:
+            self._log.error("worker crashes, its connections are taken over", exc_info=error)
+        finally:
+            logs.exit_at_once(1)
 
     def _on_end(self, number: int, account: Account) -> None:
         if account.reason is not Reason.HANDED_OVER:

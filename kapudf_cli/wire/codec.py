@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar, cast
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from kapudf_cli.errors import EmptyMessageError, UndecodableMessageError
+from kapudf_cli.errors import DecodeMemoryError, EmptyMessageError, UndecodableMessageError
 from kapudf_cli.wire.decode_errors import find_fault, first_field
 from kapudf_cli.wire.framing import MAX_VARINT, FrameReader, encode_varint
 from kapudf_cli.wire.point_frames import (
@@ -98,7 +98,7 @@ class Codec(Generic[M]):
         Raises:
             UndecodableMessageError: the bytes are no such envelope.
             EmptyMessageError: the envelope holds no message.
-            MemoryError: this process has no memory left for it.
+            DecodeMemoryError: this process has no memory left for it.
         """
         try:
             # A point is taken straight from its envelope, if that holds nothing but
@@ -115,12 +115,14 @@ class Codec(Generic[M]):
             raise EmptyMessageError(problem)
         return cast("M", getattr(envelope, which))
 
-    def _fault(self, envelope: bytes, error: DecodeError) -> UndecodableMessageError | MemoryError:
+    def _fault(
+        self, envelope: bytes, error: DecodeError
+    ) -> UndecodableMessageError | DecodeMemoryError:
         """Return why an envelope cannot be decoded."""
         descriptor = cast("Descriptor", self._envelope.DESCRIPTOR)
         fault = find_fault(envelope, descriptor)
         if fault is None:
-            return MemoryError(f"no memory to decode {len(envelope)} bytes: {error}")
+            return DecodeMemoryError(f"no memory to decode {len(envelope)} bytes: {error}")
         problem = f"{len(envelope)} bytes are not a {self._name}: {fault}"
         which = first_field(envelope, descriptor)
         return UndecodableMessageError(problem, kind=self._kinds.get(which or ""))

@@ -97,7 +97,6 @@ class Room:
             self.account,
             self.requests,
             checkpoints=self.kept,
-            max_frame_bytes=DEFAULT_MAX_FRAME_BYTES,
         )
         self.intake = Intake(
             callee,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import socket
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.errors import (
     ConnectionClosedError,
+    DecodeMemoryError,
     EmptyMessageError,
     FrameTooLongError,
     HandlerError,
@@ -20,6 +22,7 @@ from kapudf_cli.errors import (
     UndecodableMessageError,
     UnexpectedMessageError,
     VarintTooLongError,
+    WorkerLostError,
 )
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
@@ -45,6 +48,7 @@ from tests.peers import agent_with, in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
+    from kapudf_cli.agent.on_error import OnError
     from kapudf_cli.errors import ProtocolError
     from kapudf_cli.kit.handler import Writer
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
@@ -688,6 +692,45 @@ def test_a_snapshot_over_the_frame_limit_ends_the_connection() -> None:
     assert responses[1].error.startswith(
         "Hoarder.snapshot raised InvalidWriteError: a SnapshotResponse of 10"
     )
+
+
+# --- want of memory ---
+
+
+def test_want_of_memory_ends_the_connection_with_its_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no other process can take it over."""
+    cause = DecodeMemoryError("no memory to decode 7 bytes")
+
+    def fail(_data: bytes, _start: int, _end: int) -> Point:
+        raise cause
+
+    with agent_with(Mirror) as served:
+        served.side.send(INIT)
+        assert served.side.receive() == INITIALIZED
+        monkeypatch.setattr("kapudf_cli.wire.requests.REQUESTS", SimpleNamespace(decode_in=fail))
+        (error,) = play_until_error(served, encoded(SnapshotRequest()))
+        account = served.account()
+    assert isinstance(error, ErrorResponse)
+    assert error.error.endswith("DecodeMemoryError: no memory to decode 7 bytes")
+    assert account.reason is Reason.HANDLER_ERROR
+    assert account.error is not None
+    assert account.error.__cause__ is cause
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_want_of_memory_for_a_point_is_no_error_of_its_handler(on_error: OnError) -> None:
+    class Decodes(Mirror):
+        def point(self, _: Point, /) -> None:
+            raise DecodeMemoryError
+
+    with agent_with(Decodes, on_error=on_error) as served:
+        served.side.send_bytes(encoded(INIT, Point()))
+        *_, error = served.side.responses()
+        account = served.account()
+    assert isinstance(error, ErrorResponse)
+    assert isinstance(account.error, WorkerLostError)
 
 
 # --- writes that may not be ---

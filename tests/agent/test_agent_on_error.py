@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING, ClassVar
 
@@ -432,6 +433,65 @@ def test_the_last_good_snapshot_may_be_the_one_that_was_restored(on_error: OnErr
             answers = ask_each(served, [*before, Point(name=BAD), SnapshotRequest()])
             play(served, [])
         assert answers[-1] == SnapshotResponse(snapshot=b"41" if before else b"")
+
+
+class Growing(Counter):
+    """Has a snapshot that is longer each time."""
+
+    def snapshot(self) -> SnapshotResponse:
+        return SnapshotResponse(snapshot=json.dumps(self.count).encode() + 300 * self.count * b" ")
+
+
+@each_way_on
+def test_a_snapshot_over_the_frame_limit_is_answered_with_the_last_good_one(
+    on_error: OnError, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests: list[RequestMessage] = [
+        Point(),
+        SnapshotRequest(),
+        Point(),
+        SnapshotRequest(),
+        Point(),
+    ]
+    with agent_with(
+        Growing, on_error=on_error, checkpoints=LastSnapshot(), max_frame_bytes=500
+    ) as served:
+        answers = ask_each(served, requests)
+        play(served, [])
+        account = served.account()
+    good = SnapshotResponse(snapshot=b"1" + 300 * b" ")
+    assert answers == [Point(time=1), good, Point(time=2), good, Point(time=3)]
+    assert (account.failures, account.reason) == (1, Reason.CLOSED)
+    assert "the limit max_frame_bytes is 500" in caplog.text
+
+
+def test_a_state_longer_than_a_frame_is_restored_in_a_new_handler() -> None:
+    """The limit is for what is sent and received, not for what is kept."""
+    requests: list[RequestMessage] = [Point() for _ in range(9)]
+    with agent_with(
+        Growing, on_error="restart", checkpoints=LastSnapshot(0.0), max_frame_bytes=500
+    ) as served:
+        ask_each(served, requests)
+        served.side.send(Point(name=BAD))
+        served.side.send(Point())
+        assert served.side.receive() == Point(time=10)
+        play(served, [])
+        assert served.account().restarts == 1
+
+
+def test_a_snapshot_that_cannot_be_kept_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Narrow(LastSnapshot):
+        @property
+        def most_prefix_bytes(self) -> int:
+            return 1000
+
+    with agent_with(Growing, on_error="restart", checkpoints=Narrow(0.0)) as served:
+        ask_each(served, [Point() for _ in range(9)])
+        play(served, [])
+        assert served.account().reason is Reason.CLOSED
+    said = [record for record in caplog.records if "too long to be kept" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].most_bytes == 1000  # type: ignore[attr-defined]
 
 
 def test_a_snapshot_that_raises_fails_the_task_by_default() -> None:

@@ -94,9 +94,7 @@ class Room:
         self.dispatcher = Dispatcher(
             self.callee, self.outbox, self.account, on_error=on_error, on_init=None
         )
-        self.repetition = Repetition(
-            self.callee, self.dispatcher, self.outbox, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES
-        )
+        self.repetition = Repetition(self.callee, self.dispatcher, self.outbox)
 
     def close(self) -> None:
         self.outbox.flush()

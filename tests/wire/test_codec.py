@@ -12,8 +12,13 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kapudf_cli.errors import EmptyMessageError, ProtocolError, UndecodableMessageError
-from kapudf_cli.wire.codec import REQUESTS, RESPONSES, encode_point
+from kapudf_cli.errors import (
+    DecodeMemoryError,
+    EmptyMessageError,
+    ProtocolError,
+    UndecodableMessageError,
+)
+from kapudf_cli.wire.codec import REQUESTS, RESPONSES, Codec, encode_point
 from kapudf_cli.wire.framing import FrameReader, encode_varint, frame_body
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
@@ -367,3 +372,23 @@ def test_any_bytes_framed_or_not_give_requests_or_a_protocol_error(data: bytes) 
             kinds.add(type(REQUESTS.decode(frame)))
         reader.finish()
     assert kinds <= {type(message) for message in ALL_REQUESTS}
+
+
+@pytest.mark.parametrize("message", [POINT, InitRequest(taskID="t")])
+def test_what_fails_for_want_of_memory_is_no_fault_of_the_bytes(
+    message: RequestMessage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder tells neither apart."""
+
+    class Full:
+        DESCRIPTOR = Request.DESCRIPTOR
+
+        @staticmethod
+        def FromString(data: bytes) -> Point:  # noqa: N802 - protobuf's name
+            raise DecodeError(len(data))
+
+    codec: Codec[RequestMessage] = Codec(Full)  # type: ignore[arg-type]  # as good as a Request
+    monkeypatch.setattr("kapudf_cli.wire.codec.Point", Full)
+    (body,) = FrameReader(frame_body).feed(REQUESTS.encode(message))
+    with pytest.raises(DecodeMemoryError, match=f"no memory to decode {len(body)} bytes"):
+        codec.decode(body)
