@@ -99,8 +99,11 @@ class Checkpoints(Protocol):
     def note_in_hand(self, offset: int | None) -> None:
         """Say which frame the handler is given, before it is; None for one of the history."""
 
-    def note_seen(self, offset: int) -> None:
-        """Say which frame was seen with the handler, from another thread."""
+    def note_seen(self, offset: int | None) -> None:
+        """Say which frame was seen with the handler, None for none, from another thread.
+
+        It is called regularly, which shows that Python code runs in this process.
+        """
 
 
 class NothingKept:
@@ -135,7 +138,7 @@ class NothingKept:
     def note_in_hand(self, offset: int | None) -> None:
         """Note nothing: when this process dies, so does the note."""
 
-    def note_seen(self, offset: int) -> None:
+    def note_seen(self, offset: int | None) -> None:
         """Note nothing, likewise."""
 
 

@@ -151,6 +151,7 @@ class Functions:
             sockets.user = function
             if not sockets.listens:
                 sockets.listens = True
+                sockets.socket_file.listen()
                 self._listeners.add(sockets, sockets.socket_file)
             self._log.info(
                 "listening",

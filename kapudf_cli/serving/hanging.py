@@ -43,11 +43,12 @@ class HangingWorkers:
             worker: who serves it.
             now_s: a monotonic clock's time, in seconds.
         """
+        if served.is_neglected or not served.is_at_work:
+            self.note_frozen(served, worker, now_s)
+            return
         if served.number in worker.hung:
             return
-        if not worker.hung:
-            worker.ask_for_stacks()
-            self._asked_s[worker] = now_s
+        self._ask(worker, now_s)
         worker.hung.add(served.number)
         task_id, node_id = served.ledger.task
         self._log.error(
@@ -60,12 +61,39 @@ class HangingWorkers:
             busy_s=round(served.watch.busy_s, 1),
         )
 
+    def note_frozen(self, served: ServedConnection, worker: WorkerProcess, now_s: float) -> None:
+        """Have a worker killed that does nothing, though nothing keeps it waiting.
+
+        It was stopped, or another thread of its process keeps the interpreter: no frame of
+        this connection is to blame.
+
+        Args:
+            served: the connection of which that is seen.
+            worker: who serves it.
+            now_s: a monotonic clock's time, in seconds.
+        """
+        if worker in self._asked_s:
+            return
+        self._ask(worker, now_s)
+        self._log.error(
+            "worker is frozen, it is replaced",
+            connection=served.number,
+            worker=worker.number,
+            pid=worker.pid,
+            not_reading_s=round(served.watch.busy_s, 1),
+        )
+
+    def _ask(self, worker: WorkerProcess, now_s: float) -> None:
+        if worker not in self._asked_s:
+            worker.ask_for_stacks()
+            self._asked_s[worker] = now_s
+
     def kill_due(self, now_s: float) -> None:
         """Kill those that have had a moment to write where they hang."""
         for worker, asked_s in list(self._asked_s.items()):
             if now_s - asked_s >= _DUMP_PAUSE_S:
                 del self._asked_s[worker]
-                worker.kill()
+                worker.kill("a handler hung" if worker.hung else "it was frozen")
 
     def forget(self, worker: WorkerProcess) -> None:
         """Let go of one that has died, hanging or not."""

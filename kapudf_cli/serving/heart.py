@@ -49,8 +49,7 @@ class Heart:
             }
             for connection in current:
                 # Of all of them first: a heartbeat may take its time.
-                if (in_hand := connection.agent.in_hand) is not None:
-                    connection.checkpoints.note_seen(in_hand)
+                connection.checkpoints.note_seen(connection.agent.in_hand)
             for connection in current:
                 self._look(connection, self._watches[connection.number])
 

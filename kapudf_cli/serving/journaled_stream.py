@@ -97,10 +97,13 @@ class JournaledStream(SocketStream):
             if not self._journal.is_closed:
                 self._journal.ledger.thread = identity
 
-    def note_seen(self, offset: int) -> None:
-        """Note which frame was seen in hand; see `Checkpoints.note_seen`."""
+    def note_seen(self, offset: int | None) -> None:
+        """Note which frame is being handled; see `Checkpoints.note_seen`."""
         with self._noting:
-            if not self._exact and not self._journal.is_closed:
+            if self._journal.is_closed:
+                return
+            self._journal.ledger.pulse_ns = time.monotonic_ns()
+            if offset is not None and not self._exact:
                 self._journal.ledger.in_hand = offset
 
     # --- as a stream ---

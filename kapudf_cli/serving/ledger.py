@@ -31,6 +31,7 @@ _PEEK_RESET = 40
 _HALF_BYTES = 48
 _WAITS_FOR_PEER = 56
 _THREAD = 64
+_PULSE = 72
 _PLACES = (128, 384)
 _TASK = 1024
 _NODE = 2048
@@ -86,6 +87,8 @@ class Ledger:
         peek_reset: the same, of a reset that is under way; -1 if none is.
         half_bytes: how long each half of the journal is.
         thread: the identity of the thread that serves it, 0 while that is not known.
+        pulse_ns: when the worker last ran any Python code for it, at intervals of
+            `HEARTBEAT_INTERVAL_S` (CLOCK_MONOTONIC).
         waits_for_peer: 1 while something cannot be sent, for the peer does not read.
     """
 
@@ -171,6 +174,15 @@ class Ledger:
     @waits_for_peer.setter
     def waits_for_peer(self, value: int) -> None:
         _WORD.pack_into(self._memory, _WAITS_FOR_PEER, value)
+
+    @property
+    def pulse_ns(self) -> int:
+        """See the class."""
+        return self._read(_PULSE)
+
+    @pulse_ns.setter
+    def pulse_ns(self, value: int) -> None:
+        _WORD.pack_into(self._memory, _PULSE, value)
 
     @property
     def thread(self) -> int:

@@ -34,6 +34,8 @@ _MOST_MOVES: Final = 16
 _PAUSE_S: Final = 0.5
 #: So many new connections wait for room in a worker; more are not accepted.
 _MOST_NEWCOMERS: Final = 256
+#: For so long, no other thread runs only where one keeps the interpreter.
+_KEPT_S: Final = 3.0
 
 
 class Placement:
@@ -94,7 +96,7 @@ class Placement:
                 if suspected is None:
                     suspected = {each for each in ready if self._has_isolated(each)}
                 may_take = [each for each in ready if each not in suspected]
-            for worker in sorted(may_take, key=_load):
+            for worker in sorted(may_take, key=_preference):
                 if self._give(served, worker):
                     if suspected is not None and served.suspicion.isolated:
                         suspected.add(worker)
@@ -121,6 +123,10 @@ class Placement:
             served = self.connections.get(number)
             if served is not None and served.worker is worker:
                 yield served
+
+    def is_at_work(self, worker: WorkerProcess) -> bool:
+        """Return whether a worker says that one of its handlers has something to do."""
+        return any(served.is_at_work for served in self.of(worker))
 
     def points_of(self, worker: WorkerProcess) -> int:
         """Return how many points a worker has dealt with."""
@@ -264,6 +270,11 @@ class Placement:
         orphans = self._orphans_of(worker)
         thread = None if worker.hung else dumps.faulty_thread(stacks)
         careful = sum(served.is_careful for served in orphans)
+        # A worker that has not written its stacks was stopped, and no handler is to blame. Where
+        # one handler kept the interpreter, others that were at work may look as if they hung.
+        kept = any(served.is_silent(_KEPT_S) for served in orphans)
+        at_work = sum(served.ledger.busy_since_ns != 0 for served in orphans)
+        is_clear = bool(stacks) and not (kept and at_work > 1)
         for served in orphans:
             self._orphans[served.number] = served
             accused: bool | None = None
@@ -271,10 +282,15 @@ class Placement:
                 # The worker died before it began with this one.
                 accused = False
             elif worker.hung:
-                accused = served.number in worker.hung
+                accused = served.number in worker.hung if is_clear else None
             elif thread is not None and any(each.ledger.thread == thread for each in orphans):
                 accused = served.ledger.thread == thread
-            served.note_death(how, accused=accused, alone=careful == 1, drops_poison=drops_poison)
+            served.note_death(
+                _in_words(served, worker, how, stacks),
+                accused=accused,
+                alone=careful == 1,
+                drops_poison=drops_poison,
+            )
         return orphans
 
     # --- inside ---
@@ -339,7 +355,7 @@ class Placement:
             return False
         if target is None:
             serving = [each for each in self._workers if each.state is WorkerState.SERVING]
-            target = min((each for each in serving if each.has_room), key=_load, default=None)
+            target = min((each for each in serving if each.has_room), key=_preference, default=None)
         if target is None or not target.has_room:
             return False
         served.move = Move(target, began_s=time.monotonic())
@@ -429,3 +445,16 @@ def furthest_apart(loads: Mapping[W, int]) -> tuple[W, W] | None:
 
 def _load(worker: WorkerProcess) -> int:
     return len(worker.connections)
+
+
+def _preference(worker: WorkerProcess) -> tuple[bool, int]:
+    """Order workers for a connection, the best first."""
+    return worker.is_frozen, _load(worker)
+
+
+def _in_words(served: ServedConnection, worker: WorkerProcess, how: str, stacks: str) -> str:
+    """Return what happened to a worker, for the error of one of its connections."""
+    if served.number not in worker.hung:
+        return f"died by {how}"
+    where = dumps.where(stacks, served.ledger.thread)
+    return f"hung for {served.watch.busy_s:.0f} s" + (f" in {where}" if where else "")

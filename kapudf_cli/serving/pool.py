@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 #: A handler that is imported for longer may never be: it holds up no other function, and a
 #: reload that is asked for meanwhile begins anew.
 _LONG_START_S: Final = 10.0
+#: After so long without a worker, a connection's wait is worth a warning.
+_LONG_WAIT_S: Final = 10.0
 
 
 #: How often each connection is looked at.
@@ -100,6 +102,7 @@ class Pool:
         self._stopped_s = 0.0
         self._looked_s = 0.0
         self._was_ready = False
+        self._warned_of_waiting = False
 
     # --- for the supervisor ---
 
@@ -244,12 +247,35 @@ class Pool:
         self._succession.tell(Reloaded(len(self.connections) - stay, stay, code=code))
 
     def _look_at_connections(self, now_s: float) -> None:
+        frozen = set()
         for served in list(self.connections.values()):
             served.look(now_s)
-            if served.watch.beats or served.is_neglected:
+            if served.needs_heartbeat:
                 served.beat()
-            if served.watch.has_just_passed_limit and served.worker is not None:
+            if served.worker is None:
+                continue
+            if served.is_not_reading:
+                frozen.add(served.worker)
+            if served.watch.has_just_passed_limit:
                 self._hanging.note(served, served.worker, now_s)
+            elif served.is_not_pausing and not self._placement.is_at_work(served.worker):
+                self._hanging.note_frozen(served, served.worker, now_s)
+        for worker in self.workers:
+            worker.is_frozen = worker in frozen
+        self._warn_of_waiting()
+
+    def _warn_of_waiting(self) -> None:
+        """Log once that connections have waited long for a worker."""
+        waits_s = [each.watch.busy_s for each in self.connections.values() if each.worker is None]
+        if not waits_s:
+            self._warned_of_waiting = False
+        elif not self._warned_of_waiting and max(waits_s) >= _LONG_WAIT_S:
+            self._warned_of_waiting = True
+            self._log.warning(
+                "connections wait for a worker",
+                connections=len(waits_s),
+                wait_s=round(max(waits_s), 1),
+            )
 
     def reload(
         self, settings: FunctionSettings, on_done: Callable[[Reloaded], None] | None = None

@@ -41,7 +41,7 @@ class BusyWatch:
         self.has_just_passed_limit = False
 
     def begin(self) -> None:
-        """Forget what was in hand: it is with another one from now on."""
+        """Forget the current frame: another worker has it from now on."""
         self._in_hand = None
         self.busy_s = 0.0
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import select
 import socket
 import struct
 import termios
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from kapudf_cli.serving.socket_file import PeerCredentials
     from kapudf_cli.serving.worker_process import WorkerProcess
 
+#: For so long a worker that reads nothing is only slow.
+_NOT_READING_S: Final = 1.0
+#: A worker that has not run for so long, and does not answer, is frozen.
+_FROZEN_S: Final = 10.0
 #: Over how long a rate is taken.
 _RATE_S: Final = 1.0
 
@@ -57,7 +62,8 @@ class ServedConnection:
         watch: whether its handler is busy.
         takeovers: how often another worker took it over after a death.
         was_served: whether a worker was ever told to serve it.
-        is_neglected: whether input waits, and its worker has read nothing since the last look.
+        is_neglected: whether something is there to be read or sent, its worker says that it
+            waits for that, and has done nothing since the last look.
         suspicion: what the deaths of its workers say about its frames.
         points_per_s: how many points came of late, on average.
         points_before: how many points it had had when its worker got it.
@@ -99,6 +105,7 @@ class ServedConnection:
     def take(self, *, waits: bool = False) -> tuple[Take, list[int]]:
         """Return the order to serve it, and the descriptors that go with it."""
         self.ledger.thread = 0
+        self.ledger.pulse_ns = time.monotonic_ns()
         if not waits:
             # What the last worker had in hand, this one has not been given yet: were it to
             # die before, that is no death over the frame.
@@ -152,7 +159,7 @@ class ServedConnection:
         """Note that its worker died, and find out whether one of its frames is the cause.
 
         Args:
-            how: the death, in words.
+            how: what happened to the worker, as "died by SIGKILL".
             accused: whether the death came from its own thread, None where that is not
                 known, as of a kill.
             alone: whether it was the only careful connection of that worker.
@@ -185,20 +192,53 @@ class ServedConnection:
         marks = ledger.marks
         at_work = ledger.busy_since_ns != 0 and not ledger.waits_for_peer
         busy = at_work or self.worker is None or self.move is not None
-        in_hand = (marks.progress.offset, ledger.in_hand) if busy else None
-        self.watch.look(now_s, in_hand=in_hand, sent=(marks.out_end, marks.progress.offset))
         # A worker that another handler holds up, or that is stopped, cannot even note that
         # something has come for this one. Kapacitor is told at the first look that finds that:
         # it asks after half of its time-out, and gives up after the other half.
         received = ledger.received
         reads = busy or received != self._received_before
-        self.is_neglected = not reads and self._unread_bytes() > 0
+        self.is_neglected = not reads and self._has_work_left()
         self._received_before = received
+        what: object = None
+        if busy:
+            what = (marks.progress.offset, ledger.in_hand)
+        elif self.is_neglected:
+            what = (marks.progress.offset, received, self._sent_until())
+        self.watch.look(now_s, in_hand=what, sent=(marks.out_end, marks.progress.offset))
 
         if now_s - self._rated_s >= _RATE_S:
             points = marks.progress.points_in
             self.points_per_s = (points - self._rated_points) / (now_s - self._rated_s)
             self._rated_s, self._rated_points = now_s, points
+
+    @property
+    def needs_heartbeat(self) -> bool:
+        """Whether Kapacitor should be told that the connection is alive.
+
+        A connection that has no worker waits without a limit: the import of a handler may take
+        longer than one frame ever does, and without a heartbeat the task would fail.
+        """
+        return self.worker is None or self.watch.beats or self.is_neglected
+
+    @property
+    def is_not_reading(self) -> bool:
+        """Whether its worker has left something undone for longer than a slow machine explains."""
+        return self.is_neglected and self.watch.busy_s >= _NOT_READING_S
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether its worker says that the handler has something to do."""
+        return self.worker is not None and self.ledger.busy_since_ns != 0
+
+    def is_silent(self, for_s: float) -> bool:
+        """Return whether no Python code has run in its worker for so long."""
+        return time.monotonic_ns() - self.ledger.pulse_ns >= for_s * 1e9
+
+    @property
+    def is_not_pausing(self) -> bool:
+        """Whether its worker only has to stop waiting for a handover, and does not even run."""
+        waits_for_pause = self.move is not None and not self.move.is_paused
+        return waits_for_pause and not self.is_at_work and self.is_silent(_FROZEN_S)
 
     @property
     def state(self) -> str:
@@ -207,9 +247,39 @@ class ServedConnection:
             return "waiting for a worker"
         if self.move is not None:
             return "being handed over"
+        if self.is_not_reading:
+            return "not reading"
         if self.ledger.waits_for_peer:
             return "waiting on Kapacitor"
         return "busy" if self.ledger.busy_since_ns else "idle"
+
+    def _has_work_left(self) -> bool:
+        """Return whether a worker that waits has no reason to."""
+        if self.ledger.waits_for_peer:
+            if self._sent_until() == self.ledger.marks.out_end:
+                return False
+            room = select.poll()
+            room.register(self._socket, select.POLLOUT)
+            return bool(room.poll(0))
+        return self._unread_bytes() > 0
+
+    def _send_rest(self) -> None:
+        """Send what the last worker has committed and not sent, as far as there is room.
+
+        The next worker would, but may import its handler for long, and no heartbeat may come
+        in the middle of a message.
+        """
+        marks = self.ledger.marks
+        at = self._sent_until()
+        if not marks.out_at <= at <= marks.out_end:
+            # The worker died before it began with the last piece, which lies elsewhere.
+            at = os.lseek(self._memory, marks.out_at, os.SEEK_SET)
+        while at < marks.out_end:
+            at += os.sendfile(self._socket.fileno(), self._memory, None, marks.out_end - at)
+
+    def _sent_until(self) -> int:
+        """Return up to where in the memory output was sent."""
+        return os.lseek(self._memory, 0, os.SEEK_CUR)
 
     def _unread_bytes(self) -> int:
         answer = fcntl.ioctl(self._socket, termios.FIONREAD, b"\0" * 4)
@@ -221,7 +291,9 @@ class ServedConnection:
             # A worker that is about to send has it locked.
             fcntl.lockf(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                if os.lseek(self._memory, 0, os.SEEK_CUR) == self.ledger.marks.out_end:
+                if self.worker is None:
+                    self._send_rest()
+                if self._sent_until() == self.ledger.marks.out_end:
                     self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)
             finally:
                 fcntl.lockf(self._memory, fcntl.LOCK_UN)

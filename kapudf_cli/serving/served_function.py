@@ -50,6 +50,9 @@ class FunctionSockets:
             mode=settings.mode,
             group=settings.socket_group,
             remove_stale=settings.remove_stale,
+            # Kapacitor tries again for minutes where it is refused, and waits only for its
+            # timeout where it is connected and not answered.
+            listens=False,
         )
         self.control_file: SocketFile | None = None
         try:

@@ -65,9 +65,15 @@ class SocketFile:
 
     @classmethod
     def bind(
-        cls, path: str, *, mode: int = 0o660, group: str | None = None, remove_stale: bool = False
+        cls,
+        path: str,
+        *,
+        mode: int = 0o660,
+        group: str | None = None,
+        remove_stale: bool = False,
+        listens: bool = True,
     ) -> Self:
-        """Listen at `path`, with no moment in which more people may connect than asked.
+        """Take `path`, with no moment in which more people may connect than asked.
 
         Not to be called while other threads run: it sets the process's umask.
 
@@ -76,6 +82,7 @@ class SocketFile:
             mode: the socket's permission bits; who may write to it may connect.
             group: the socket's group, None for the process's own.
             remove_stale: whether to remove a socket that nobody serves.
+            listens: whether to listen at once; until `listen`, connections are refused.
 
         Raises:
             SocketInUseError: a live process serves the path, or is about to.
@@ -89,7 +96,7 @@ class SocketFile:
             lock = _PathLock(path)
             undo.callback(lock.release)
             _make_way(path, remove_stale=remove_stale)
-            socket_file = cls._listen(path, mode, gid, lock)
+            socket_file = cls._bind(path, mode, gid, lock, listens=listens)
             undo.pop_all()
         return socket_file
 
@@ -104,10 +111,12 @@ class SocketFile:
         path = self.path + suffix
         _check_path(path)
         _make_way(path, remove_stale=True)
-        return self._listen(path, mode, _group_id(path, group), None)
+        return self._bind(path, mode, _group_id(path, group), None, listens=True)
 
     @classmethod
-    def _listen(cls, path: str, mode: int, gid: int | None, lock: _PathLock | None) -> Self:
+    def _bind(
+        cls, path: str, mode: int, gid: int | None, lock: _PathLock | None, *, listens: bool
+    ) -> Self:
         with contextlib.ExitStack() as undo:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             undo.callback(listener.close)
@@ -123,7 +132,8 @@ class SocketFile:
                 undo.callback(os.unlink, path)
                 held = _HeldFile(path)
                 undo.callback(held.close)
-                listener.listen(BACKLOG)
+                if listens:
+                    listener.listen(BACKLOG)
                 if gid is not None:
                     os.chown(held.name, -1, gid)
                 os.chmod(held.name, mode)
@@ -131,6 +141,10 @@ class SocketFile:
             socket_file = cls(path, listener, lock, held)
             undo.pop_all()
         return socket_file
+
+    def listen(self) -> None:
+        """Let connections wait in the queue until they are accepted."""
+        self.listener.listen(BACKLOG)
 
     def set_access(self, mode: int, group: str | None) -> None:
         """Change who may connect: the permission bits, and the group, None for the process's own.

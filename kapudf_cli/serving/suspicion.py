@@ -84,7 +84,7 @@ class Suspicion:
 
         Args:
             scene: where the connection stood.
-            how: the death, in words.
+            how: what happened to the worker, as "died by SIGKILL".
             now_s: a monotonic clock's time, in seconds.
             accused: whether the death came from its own thread, None where that is not
                 known, as of a kill.
@@ -114,7 +114,7 @@ class Suspicion:
                 return
         killed = self._deaths >= _MOST_DEATHS and now_s - self._dying_since_s >= _LONGEST_DYING_S
         if self._faults >= _MOST_FAULTS or killed:
-            self.give_up = f"{self._deaths} workers died of it, the last one by {how}"
+            self.give_up = f"it ended {self._deaths} workers, the last one {how}"
 
     def _begin_anew(self) -> None:
         self._deaths = self._faults = 0
@@ -127,6 +127,10 @@ class Suspicion:
             self._begin_anew()
         else:
             self.give_up = (
-                f"the frame at byte {offset} killed {self._deaths} workers, "
-                f"the last one by {how}; on_error: skip would drop it"
+                f"the frame at byte {offset} ended {_workers(self._deaths)}, "
+                f"the last one {how}; on_error: skip would drop it"
             )
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"

@@ -54,6 +54,7 @@ class WorkerProcess:
         hung: the numbers of those for which it is killed, for their handlers hang.
         rests_until_s: it gets no connections before that time of the monotonic clock.
         channel_lost_s: when its end of the channel was found closed, None while it is open.
+        is_frozen: whether it does nothing, though nothing keeps it waiting.
         killed_for: why the supervisor killed it, None if it did not or needs no reason.
         exit_overdue: whether it was killed only because its exit took too long.
     """
@@ -69,6 +70,7 @@ class WorkerProcess:
         self.connections: set[int] = set()
         self.points_of_ended = 0
         self.hung: set[int] = set()
+        self.is_frozen = False
         self.started_s = time.monotonic()
         self.rests_until_s = 0.0
         self.channel_lost_s: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -15,6 +16,7 @@ import pytest
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, HEARTBEAT_TIME, FrameReader
 from kapudf_cli.wire.udf_pb2 import (
+    ErrorResponse,
     InitRequest,
     InitResponse,
     KeepaliveRequest,
@@ -221,3 +223,46 @@ def test_a_task_that_has_nothing_to_do_gets_heartbeats_where_its_worker_does_not
         expected = KeepaliveResponse(time=answered)
         assert next(each for each in peer.responses if each == expected) == expected
         os.close(gate_end)
+
+
+def test_a_task_that_fails_for_a_hang_is_told_where_and_for_how_long(
+    serve: Serve, socket_path: str
+) -> None:
+    """Its author finds the call in Kapacitor's log."""
+    serve(plugin("laden.py:Busy"), "--busy-limit", "1")
+    with StrictKapacitor(socket_path) as peer:
+        peer.send(Point(time=1, fieldsInt={"s": 600}, tags={"how": "python"}))
+        error = next(each for each in peer.responses if isinstance(each, ErrorResponse)).error
+    assert re.fullmatch(
+        r"the frame at byte \d+ ended 2 workers, the last one hung for [12] s in "
+        r"point \(.*laden\.py:\d+\) < .*; on_error: skip would drop it",
+        error,
+    )
+
+
+def test_a_worker_that_is_stopped_between_two_frames_is_replaced(
+    serve: Serve, socket_path: str
+) -> None:
+    """No frame is blamed, though both tasks have input, and the log says what it was."""
+    process = serve(plugin("laden.py:Busy"), "--busy-limit", "2", "--on-error", "skip")
+    point = Point(time=2, fieldsInt={"s": 0}, tags={"how": "python"})
+    with StrictKapacitor(socket_path) as peer, StrictKapacitor(socket_path) as beside:
+        idle = await_status(
+            socket_path, lambda status: {"idle"} == {e["state"] for e in status["connections"]}
+        )
+        os.kill(idle["workers"][0]["pid"], signal.SIGSTOP)
+        for each in (peer, beside):
+            each.send(point)
+        await_status(
+            socket_path,
+            lambda status: "not reading" in [each["state"] for each in status["connections"]],
+        )
+        process.event("worker is frozen, it is replaced", pid=idle["workers"][0]["pid"])
+        for each in (peer, beside):
+            assert next(x for x in each.responses if isinstance(x, Point)) == point
+        seen = status_of(socket_path)
+    died = process.event("worker died")
+    assert (died["how"], died["reason"]) == ("SIGKILL", "it was frozen")
+    assert [each["takeovers"] for each in seen["connections"]] == [1, 1]
+    assert not list(process.matching("handler hangs, its worker is replaced"))
+    assert not list(process.matching("dropped what killed the worker"))

@@ -39,11 +39,19 @@ def served() -> Iterator[list[ServedConnection]]:
         )
         for number, each in enumerate(kept, 1)
     ]
+    for each_served in both:
+        each_served.ledger.busy_since_ns = 1
     yield both
     for each in both:
         each.close()
     for one in kept:
         one.close()
+
+
+def hold(served: list[ServedConnection], worker: WorkerProcess) -> None:
+    """Have a worker serve connections."""
+    for each in served:
+        each.worker = worker
 
 
 def await_stacks(worker: WorkerProcess) -> str:
@@ -59,6 +67,7 @@ def test_a_worker_that_hangs_writes_where_before_it_is_killed(
 ) -> None:
     """It has a moment to, and no more."""
     hanging = HangingWorkers(logs.get_logger())
+    hold(served, worker)
     hanging.note(served[0], worker, 100.0)
     assert "worker.py" in await_stacks(worker)
     hanging.kill_due(100.25)
@@ -75,6 +84,7 @@ def test_each_handler_that_hangs_is_told_of_once(
 ) -> None:
     """Its worker is known to hang for them, and the second one buys it no time."""
     hanging = HangingWorkers(logs.get_logger())
+    hold(served, worker)
     with capture_logs() as events:
         for now_s in (100.0, 100.25):
             for each in served:
@@ -97,6 +107,7 @@ def test_a_worker_that_dies_meanwhile_is_forgotten(
     """Nobody looks after the dead; and one that never hung can be forgotten too."""
     hanging = HangingWorkers(logs.get_logger())
     hanging.forget(worker)
+    hold(served, worker)
     hanging.note(served[0], worker, 100.0)
     hanging.forget(worker)
     assert hanging.is_empty
@@ -104,3 +115,20 @@ def test_a_worker_that_dies_meanwhile_is_forgotten(
     assert await_stacks(worker)
     worker.ask_for_stacks()
     assert await_stacks(worker)
+
+
+def test_a_worker_that_is_frozen_is_killed_and_no_connection_is_blamed(
+    worker: WorkerProcess, served: list[ServedConnection]
+) -> None:
+    """However many connections show it, the log says so once."""
+    hanging = HangingWorkers(logs.get_logger())
+    hold(served, worker)
+    with capture_logs() as events:
+        for each in served:
+            each.ledger.busy_since_ns = 0
+            hanging.note(each, worker, 100.0)
+            hanging.note_frozen(each, worker, 100.1)
+    assert [each["event"] for each in events] == ["worker is frozen, it is replaced"]
+    assert worker.hung == set()
+    hanging.kill_due(100.5)
+    assert worker.reap() == "SIGKILL"

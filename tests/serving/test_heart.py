@@ -45,8 +45,9 @@ class Seen(NothingKept):
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def note_seen(self, offset: int) -> None:
-        self.seen.append(offset)
+    def note_seen(self, offset: int | None) -> None:
+        if offset is not None:
+            self.seen.append(offset)
 
 
 class Hearted:

@@ -32,6 +32,7 @@ class ToldWorker:
         self.state = WorkerState.SERVING
         self.connections: set[int] = set()
         self.hung: set[int] = set()
+        self.is_frozen = False
         self.told: list[Order] = []
         self.room = room
         self.rests = 0

@@ -17,6 +17,7 @@ from kapudf_cli.config import Settings
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.serving import channel as orders
 from kapudf_cli.serving import pool
+from kapudf_cli.serving.served import ServedConnection
 from kapudf_cli.serving.succession import Reloaded
 from kapudf_cli.serving.worker_process import WorkerProcess, WorkerState
 from tests.serving.workers import SETTINGS
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kapudf_cli.serving.channel import Begin
+    from tests.journals import KeptConnection
     from tests.serving.loops import Loop
 
 
@@ -269,3 +271,24 @@ def test_after_a_failed_reload_the_handler_that_serves_is_shown(loop: Loop, tmp_
     loop.turn_until(lambda: bool(told))
     assert told[0].problem is not None
     assert (served.handler, served.code) == ("Mirror", before)
+
+
+def test_a_long_wait_for_a_worker_is_logged_once(
+    loop: Loop, kept: KeptConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While no worker can be started, or one imports its handler for long."""
+    served = loop.start_pool(SETTINGS)
+    Room(monkeypatch, 0)
+    served.workers[0].kill()
+    loop.turn_until(lambda: served.is_empty)
+    waiting = ServedConnection(
+        7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
+    )
+    served.connections[7] = waiting
+    with capture_logs() as events:
+        for now_s in (100.0, 105.0, 110.0, 120.0):
+            served.look(now_s)
+    warnings = [each for each in events if each["event"] == "connections wait for a worker"]
+    assert [(each["connections"], each["wait_s"]) for each in warnings] == [(1, 10.0)]
+    del served.connections[7]
+    waiting.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -90,7 +92,7 @@ def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Kept) 
         kept.got_to(64)
         order = kept.dies(drops_poison=False)
     assert order.poison == (40,)
-    assert "the frame at byte 64 killed" in (order.give_up or "")
+    assert "the frame at byte 64 ended 2 workers" in (order.give_up or "")
 
 
 def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
@@ -164,6 +166,7 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
     kept: Kept, sent: int, size: int
 ) -> None:
     """It would be a part of a message; nor after a long one that follows one as long."""
+    kept.served.worker = object()  # type: ignore[assignment]  # somebody
     held = kept.open()
     received = bytearray()
     kept.peer.settimeout(0)
@@ -184,6 +187,28 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
     kept.served.beat()
     received += read(kept)
     assert bytes(received).strip(b"\0") == b"x" * sent
+
+
+@pytest.mark.parametrize("sent", [0, 3])
+@pytest.mark.parametrize("earlier", [0, 10_000])
+def test_what_a_dead_worker_has_not_sent_leaves_before_the_next_heartbeat(
+    kept: Kept, sent: int, earlier: int
+) -> None:
+    """Without it there could be no heartbeat until the next worker has imported its handler."""
+    held = kept.open()
+    if earlier:
+        held.put(bytes(earlier), 1, in_batch=False, progress=None)
+        while unsent := held.unsent:
+            held.send(unsent)
+    held.put(b"answer", 1, in_batch=False, progress=None)
+    if sent:
+        assert held.unsent == 6
+        held.send(sent)
+    held._connection.close()
+    held.close()
+    for _ in range(2):
+        kept.served.beat()
+    assert read(kept) == bytes(earlier) + b"answer" + HEARTBEAT + HEARTBEAT
 
 
 #: Locks the memory, as a worker does while it sends, and waits to be killed.
@@ -285,6 +310,72 @@ def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
     assert is_neglected(), "it has read nothing since"
     kept.connection.recv(3)
     assert not is_neglected()
+
+
+def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(kept: Kept) -> None:
+    """Input that is not read, and output that is not sent though there is room for it."""
+    served = kept.served
+    served.worker = object()  # type: ignore[assignment]
+    kept.waits()
+
+    def after(*times_s: float) -> tuple[str, bool]:
+        for now_s in times_s:
+            served.look(now_s)
+        return served.state, served.watch.has_just_passed_limit
+
+    kept.peer.send(b"input")
+    assert after(1.0) == ("idle", False), "it may be about to be read"
+    assert after(2.5) == ("not reading", False)
+    assert served.needs_heartbeat
+    # A worker that reads anything at all, or goes on after SIGCONT, is given the whole time anew.
+    served.ledger.received += 1
+    assert after(9.0) == ("idle", False)
+    assert after(10.0, 19.5) == ("not reading", False)
+    assert after(20.0) == ("not reading", True)
+    kept.connection.recv(5)
+    assert after(21.0) == ("idle", False)
+
+    served.ledger.waits_for_peer = 1
+    served.ledger.put_in_force(served.ledger.marks._replace(out_end=1 << 20))
+    assert after(30.0, 39.5) == ("not reading", False), "Kapacitor would take output"
+    assert after(40.0) == ("not reading", True)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            kept.connection.send(b"x" * 65536)
+    kept.peer.send(b"more")
+    assert after(50.0, 70.0) == ("waiting on Kapacitor", False), "it does not"
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 1e6])
+def test_a_connection_without_a_worker_gets_heartbeats_without_a_limit(
+    kept: Kept, takes_s: float
+) -> None:
+    """The import of a handler may take longer than a frame ever may."""
+    for now_s in (1.0, 1.5, takes_s, takes_s + 0.5):
+        kept.served.look(now_s)
+        assert kept.served.needs_heartbeat
+
+
+@pytest.mark.parametrize(
+    ("pulse_s_ago", "at_work", "paused", "frozen"),
+    [
+        (11.0, False, False, True),
+        (5.0, False, False, False),
+        (11.0, True, False, False),
+        (11.0, False, True, False),
+    ],
+    ids=["does not run", "runs", "may be long at work", "has paused"],
+)
+def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
+    kept: Kept, pulse_s_ago: float, *, at_work: bool, paused: bool, frozen: bool
+) -> None:
+    """One that is at work has as long as one frame may take."""
+    kept.served.worker = object()  # type: ignore[assignment]
+    kept.served.ledger.pulse_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
+    kept.served.ledger.busy_since_ns = int(at_work)
+    assert not kept.served.is_not_pausing
+    kept.served.move = Move(object(), is_paused=paused)  # type: ignore[arg-type]
+    assert kept.served.is_not_pausing is frozen
 
 
 def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:

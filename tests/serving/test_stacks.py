@@ -50,3 +50,19 @@ def test_as_much_is_shown_as_a_log_can_bear() -> None:
     assert stacks.beginning(dump.stderr) == dump.stderr.strip("\n")
     lines = [f"line {number}" for number in range(1000)]
     assert stacks.beginning("\n".join(lines)) == "\n".join(lines[:60])
+
+
+def test_where_a_thread_was_is_a_line() -> None:
+    """The innermost calls first, of that thread only."""
+    code = "import faulthandler, threading\nprint(threading.get_ident(), flush=True)\n"
+    code += "def inner(): faulthandler.dump_traceback()\ndef outer(): inner()\nouter()\n"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    dump = 'Thread 0x0000000000000007 (most recent call first):\n  File "x", line 1 in x\n'
+    dump += process.stderr
+    assert stacks.where(dump, int(process.stdout)) == (
+        "inner (<string>:3) < outer (<string>:4) < <module> (<string>:5)"
+    )
+    assert stacks.where(dump, 7) == "x (x:1)"
+    assert stacks.where(dump, 8) == ""

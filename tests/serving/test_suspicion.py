@@ -22,20 +22,22 @@ class Deaths:
     ) -> Suspicion:
         """Have a worker die by the connection's own thread, at the frame at an offset."""
         scene = _scene(offset, in_hand=in_hand, received=received, cut=cut)
-        return self._note(scene, "SIGSEGV", accused=True)
+        return self._note(scene, "died by SIGSEGV", accused=True)
 
     def kill(self, offset: int, *, in_hand: int | None = None, alone: bool = True) -> Suspicion:
         """Have a worker be killed while it deals with the frame at an offset."""
-        return self._note(_scene(offset, in_hand=in_hand), "SIGKILL", accused=None, alone=alone)
+        return self._note(
+            _scene(offset, in_hand=in_hand), "died by SIGKILL", accused=None, alone=alone
+        )
 
     def neighbour(self, offset: int) -> Suspicion:
         """Have a worker die by another connection's thread."""
-        return self._note(_scene(offset), "SIGSEGV", accused=False)
+        return self._note(_scene(offset), "died by SIGSEGV", accused=False)
 
     def while_it_waits(self, offset: int) -> Suspicion:
         """Have a worker be killed that has nothing to do for the connection."""
         scene = Scene(offset, NOTHING_IN_HAND, received=offset, cut=0, was_busy=False)
-        return self._note(scene, "SIGKILL", accused=None)
+        return self._note(scene, "died by SIGKILL", accused=None)
 
     def _note(
         self, scene: Scene, how: str, *, accused: bool | None, alone: bool = True
@@ -117,7 +119,7 @@ def test_where_poison_is_not_dropped_the_connection_is_given_up_for_it(deaths: D
     after = deaths.fault(40)
     assert after.poison == set()
     assert after.give_up == (
-        "the frame at byte 40 killed 2 workers, the last one by SIGSEGV; "
+        "the frame at byte 40 ended 2 workers, the last one died by SIGSEGV; "
         "on_error: skip would drop it"
     )
 
@@ -156,7 +158,7 @@ def test_faults_without_a_frame_to_blame_end_in_giving_up(deaths: Deaths) -> Non
     for _ in range(source._MOST_FAULTS - 1):
         assert deaths.fault(40, in_hand=HISTORY_IN_HAND).give_up is None
     after = deaths.fault(40, in_hand=HISTORY_IN_HAND)
-    assert after.give_up == "6 workers died of it, the last one by SIGSEGV"
+    assert after.give_up == "it ended 6 workers, the last one died by SIGSEGV"
 
 
 def test_kills_end_in_giving_up_only_if_they_go_on_for_long(deaths: Deaths) -> None:
@@ -165,4 +167,4 @@ def test_kills_end_in_giving_up_only_if_they_go_on_for_long(deaths: Deaths) -> N
         assert deaths.kill(40, in_hand=HISTORY_IN_HAND).give_up is None
     deaths.now_s += source._LONGEST_DYING_S
     after = deaths.kill(40, in_hand=HISTORY_IN_HAND)
-    assert after.give_up == "41 workers died of it, the last one by SIGKILL"
+    assert after.give_up == "it ended 41 workers, the last one died by SIGKILL"
