@@ -23,7 +23,7 @@ from kapudf_cli.in_process import served
 from kapudf_cli.kit.batches import Batch, batch_messages
 from kapudf_cli.kit.options import Options, calls_of
 from kapudf_cli.recordings.grouping import Grouping
-from kapudf_cli.recordings.line_protocol import parse
+from kapudf_cli.recordings.line_parser import parse
 from kapudf_cli.wire.udf_pb2 import (
     BeginBatch,
     EndBatch,

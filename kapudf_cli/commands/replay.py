@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
     from kapudf_cli.commands.stdout import Stdout
     from kapudf_cli.errors import RecordingError
+    from kapudf_cli.recordings import Recording
     from kapudf_cli.replay.differences import Differences, Fate
     from kapudf_cli.replay.feed import Feed
     from kapudf_cli.replay.formats import Format
-    from kapudf_cli.replay.session import Counts
+    from kapudf_cli.replay.session import Counts, Session
     from kapudf_cli.targets import Target
     from kapudf_cli.wire.codec import DataMessage
 
@@ -84,13 +85,19 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @target_options
 @shared_options.calls(example=".field('usage', 42.0).every(10s)")
+@click.option(
+    "--input-format",
+    type=click.Choice(["stream", "batch", "lines"]),
+    help="The format of FILE: a stream recording, a batch recording or line protocol.  "
+    "[default: detected from its content]",
+)
 @click.option("--group-by", metavar="TAGS", help="Group the stream by these tags, or by all: '*'.")
 @click.option("--by-name", is_flag=True, help="Group by measurement as well.")
 @click.option("--measurement", metavar="NAME", help="Send this measurement only.")
 @click.option(
     "--database",
     metavar="NAME",
-    help="Send this database only; line protocol names none, and its points are given this one.",
+    help="Send this database only. Points that name none, as in line protocol, are given it.",
 )
 @click.option("--retention-policy", metavar="NAME", help="The same for the retention policy.")
 @click.option(
@@ -147,13 +154,14 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
 @click.option(
     "--keep-going",
     is_flag=True,
-    help="Pass over ill-formed lines, and count them; they do not make the exit status 1.",
+    help="Go on after ill-formed lines and count them. The exit status is 1 all the same.",
 )
 def replay(
     *,
     file: str,
     target: Target,
     calls: str,
+    input_format: str | None,
     group_by: str | None,
     measurement: str | None,
     database: str | None,
@@ -175,11 +183,11 @@ def replay(
     FILE is a recording of Kapacitor's, stream (.srpl) or batch (.brpl), or line protocol,
     plain or compressed; - is standard input. The UDF may be in any language.
 
-    Exits with 0 if all went well, with 1 if the UDF did what fails a task or a line is
-    ill-formed, and with 2 if what was asked for does not fit.
+    Exits with 0 if all went well; with 1 if the UDF did what fails a task, if a line is
+    ill-formed, or if nothing was sent; and with 2 if what was asked for does not fit.
     """
     from kapudf_cli.errors import KapudfError
-    from kapudf_cli.recordings import open_recording
+    from kapudf_cli.recordings import Kind, open_recording
     from kapudf_cli.recordings.grouping import Grouping
     from kapudf_cli.replay.difference_format import DifferenceFormat
     from kapudf_cli.replay.feed import Feed, Selection
@@ -201,12 +209,17 @@ def replay(
     ill_formed = _IllFormed(keep_going)
     on_terminal = sys.stdout.isatty()
     with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as open_now:
-        # Whoever reads stdout and leaves ends the replay, quietly.
+        # A reader of stdout that closes it ends the replay without an error.
         out = open_now.enter_context(own_stdout())
         info = info_of(target, timeout_s=timeout_s)
         options = check_calls(told_calls, info)
         recording = open_now.enter_context(
-            open_recording(file, precision=precision, refuse=ill_formed.refuse)
+            open_recording(
+                file,
+                precision=precision,
+                refuse=ill_formed.refuse,
+                kind=None if input_format is None else Kind[input_format.upper()],
+            )
         )
         check_fit(info.wants, recording.kind, feed)
         out.live = on_terminal or speed is not None or recording.size_bytes is None
@@ -217,7 +230,7 @@ def replay(
             connection,
             provides=info.provides,
             timeout_s=timeout_s,
-            # Nobody waits for a single point out of a file.
+            # A file is sent in large pieces; no reader waits for a single point.
             piece_bytes=1 if out.live else _PIECE_BYTES,
         )
         messages = feed.messages(recording.records)
@@ -241,22 +254,18 @@ def replay(
                 for message in came_back:
                     shown.take(message)
                     ended_s = time.monotonic()
+            _check_that_points_were_sent(session.counts, recording, feed, ill_formed)
         except KapudfError:
             failures = 1
             raise
         finally:
             shown.finish()
             out.flush()
-            errors = ill_formed.count + failures
-            _report(session.counts, ended_s - began_s, errors, shown, feed)
-            if not session.settled:
-                click.echo(
-                    "output may be missing: the UDF was still sending when its input ended, "
-                    "and some UDFs drop what they have not sent by then",
-                    err=True,
-                )
-        if snapshot_to is not None and session.snapshot is not None:
-            _write(snapshot_to, session.snapshot)
+            errors = ill_formed.count + failures + _report_unwritable(shown)
+            _report(session, ended_s - began_s, errors, recording, feed)
+        _write(snapshot_to, session.snapshot)
+        if errors:
+            click.get_current_context().exit(1)
 
 
 def _read(path: str) -> bytes:
@@ -266,9 +275,12 @@ def _read(path: str) -> bytes:
         raise click.FileError(path, error.strerror) from error
 
 
-def _write(path: str, snapshot: bytes) -> None:
+def _write(path: str | None, snapshot: bytes | None) -> None:
+    """Write a snapshot to a file, if both are there."""
     from kapudf_cli.errors import OutputError
 
+    if path is None or snapshot is None:
+        return
     try:
         Path(path).write_bytes(snapshot)
     except OSError as error:
@@ -325,20 +337,66 @@ def _noted(messages: Iterator[DataMessage], differences: Differences) -> Iterato
         yield message
 
 
-def _report(counts: Counts, seconds: float, errors: int, shown: Format, feed: Feed) -> None:
-    """Print to stderr what the replay comes to, and what of it got lost on the way."""
-    from kapudf_cli.replay.feed import Selection
+def _check_that_points_were_sent(
+    counts: Counts, recording: Recording, feed: Feed, ill_formed: _IllFormed
+) -> None:
+    """Fail a replay that has tested nothing.
+
+    Raises:
+        RecordingError: not one point was sent, though that was not asked for.
+    """
+    from kapudf_cli.errors import RecordingError
+    from kapudf_cli.replay.summary import counted
+
+    if counts.points_sent or ill_formed.count or feed.limit == 0:
+        return
+    if feed.left_out:
+        reason = "it has nothing of this measurement, database and retention policy"
+    elif feed.windows is not None and feed.windows.held:
+        held = counted(feed.windows.held, "point")
+        reason = f"its {held} do not close a window; name a shorter --window"
+    else:
+        reason = "there is no point in it"
+    raise RecordingError(recording.name, f"nothing was sent: {reason}")
+
+
+def _report_unwritable(shown: Format) -> int:
+    """Print to stderr how many points could not be printed, and return the number."""
     from kapudf_cli.replay.formats import LineFormat
+    from kapudf_cli.replay.summary import counted
+
+    if not isinstance(shown, LineFormat) or shown.first_unwritable is None:
+        return 0
+    what = counted(shown.unwritable, "point")
+    click.echo(f"not printed: {what}; the first: {shown.first_unwritable}", err=True)
+    return shown.unwritable
+
+
+def _report(
+    session: Session, seconds: float, errors: int, recording: Recording, feed: Feed
+) -> None:
+    """Print to stderr what of the recording was not sent, and the summary."""
+    from kapudf_cli.recordings import Kind
     from kapudf_cli.replay.summary import counted, summary
 
-    if isinstance(shown, LineFormat) and shown.first_unwritable is not None:
-        errors += shown.unwritable
-        what = counted(shown.unwritable, "point")
-        click.echo(f"not printed: {what}; the first: {shown.first_unwritable}", err=True)
-    if not (counts.points_sent or errors or feed.limit == 0) and feed.selection != Selection():
-        what = "measurement, database and retention policy"
-        click.echo(f"not sent: the recording has no points of this {what}", err=True)
+    tally = recording.tally
+    if tally.passed_over:
+        lines = counted(tally.passed_over, "line")
+        click.echo(f"passed over: {lines} (blank lines, comments, headers)", err=True)
+    if tally.empty_batches:
+        batches = counted(tally.empty_batches, "batch")
+        click.echo(f"not sent: {batches} without points; Kapacitor leaves them out", err=True)
+    if feed.left_out:
+        records = counted(feed.left_out, "batch" if recording.kind is Kind.BATCH else "point")
+        what = "another measurement, database or retention policy"
+        click.echo(f"not sent: {records} of {what}", err=True)
     if feed.windows is not None and feed.windows.held:
         held = counted(feed.windows.held, "point")
         click.echo(f"not sent: {held} in windows that no later point closed", err=True)
-    click.echo(summary(counts, seconds, errors), err=True)
+    click.echo(summary(session.counts, seconds, errors), err=True)
+    if not session.settled:
+        click.echo(
+            "output may be missing: the UDF was still sending when its input ended, "
+            "and some UDFs drop what they have not sent by then",
+            err=True,
+        )

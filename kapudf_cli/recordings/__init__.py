@@ -1,14 +1,14 @@
-"""What a UDF can be fed from: Kapacitor's recordings, and line protocol.
+"""Read recordings: those of Kapacitor, and line protocol.
 
 | file | content |
 | --- | --- |
 | stream recording (.srpl) | three lines a point: database, retention policy, line protocol |
 | batch recording (.brpl) | a zip with a member for each query, or lines: each a batch as JSON |
-| line protocol | a point a line; comments and empty lines are passed over |
+| line protocol | a point a line; comments and blank lines are passed over |
 
-Each may be compressed with gzip, and come from a file or from standard input. They are
-told apart by what is in them, and read piece by piece: memory holds one point, or one
-batch for each query, however long the file is.
+Each may be compressed with gzip, and come from a file or from standard input. The format
+is detected from the content unless it is named, and checked at every record. Files are read
+piece by piece: memory holds one point, or one batch for each query.
 """
 
 from kapudf_cli.recordings.lines import Refuse

@@ -1,9 +1,9 @@
-"""Batches out of Kapacitor's batch recordings: a JSON object in each line.
+"""Read batches from Kapacitor's batch recordings: a JSON object in each line.
 
 They are read as Kapacitor does (`UnmarshalJSON` of a batch in its edge/messages.go and
-`replayBatchFromChan` in its replay.go): a number is a float, for JSON says nothing of
-integers; a point without tags has those of the batch; the group is made anew; a batch
-without points is left out; and a batch ends with its last point, if not later.
+`replayBatchFromChan` in its replay.go): a number is a float, as JSON does not tell integers
+apart; a point without tags has those of the batch; the group is computed from the tags; a
+batch without points is left out; and a batch ends with its last point, if not later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kapudf_cli.wire.udf_pb2 import Point
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.recordings.lines import LineReader, Refuse
+    from kapudf_cli.recordings.lines import LineReader
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -45,20 +45,24 @@ class _Batch(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Batch)
 
 
-def read_batches(lines: LineReader, refuse: Refuse) -> Iterator[Batch]:
-    """Yield the batches, but for those without points."""
+def read_batches(lines: LineReader) -> Iterator[Batch]:
+    """Yield the batches, except those without points."""
     while (line := lines.read()) is not None:
-        if not line.text.strip() and line.problem is None:
+        if line.is_blank:
+            lines.pass_over()
             continue
         try:
             if line.problem is not None:
                 raise ValueError(line.problem)
             batch = _batch(_DECODER.decode(line.text))
-        except (ValueError, msgspec.DecodeError) as error:
-            refuse(lines.fault(line, _reason(error)))
+        except (ValueError, msgspec.DecodeError, RecursionError) as error:
+            lines.refuse(line, _reason(error))
             continue
         if batch.points:
+            lines.accept()
             yield batch
+        else:
+            lines.accept_empty_batch()
 
 
 def _batch(content: _Batch) -> Batch:
@@ -96,6 +100,8 @@ def _point(content: _Point, tags: dict[str, str], group: str) -> Point:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "this is not a batch: brackets or braces are nested too deeply"
     if isinstance(error, msgspec.ValidationError):
         return f"this is not a batch: {error}"
     if isinstance(error, msgspec.DecodeError):

@@ -1,7 +1,8 @@
-"""Lines with their numbers, bounded, with a way back for those that were read in vain."""
+"""Read a text file line by line, within bounds, and count what becomes a record."""
 
 from __future__ import annotations
 
+import codecs
 import collections
 import gzip
 import zipfile
@@ -15,89 +16,203 @@ from kapudf_cli.errors import RecordingError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Called with an ill-formed line; it raises, or returns for the line to be passed over.
+#: Called with the error for an ill-formed record; it raises, or returns to skip the record.
 Refuse: TypeAlias = Callable[[RecordingError], None]
 
 #: InfluxDB takes no string above 64 KB, and a point of many fields has a few of those at most.
 MAX_POINT_BYTES: Final = 1024 * 1024
-#: A batch is one line, and has to be in memory as a whole, where it takes some ten times as
+#: A batch is one line, and is in memory as a whole, where it takes some ten times as
 #: much. Kapacitor sets no limit; this is 200,000 points of two tags and ten fields.
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
+#: How much is read in search of the next record. This bounds the time that a compressed
+#: file of a few megabytes can take without giving anything.
+MAX_GAP_BYTES: Final = 128 * 1024 * 1024
 
-_SKIP_BYTES = 64 * 1024
+_SKIP_BYTES: Final = 64 * 1024
+#: What reading an empty line costs, in bytes of MAX_GAP_BYTES.
+_LINE_COST: Final = 64
+#: How much of a line that is too long is kept, to tell whether it is a comment.
+_KEPT_BYTES: Final = 100
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line as it stands in the file.
+    """A line of the file.
 
     Attributes:
         number: from 1.
-        text: the line without its line feed, for a carriage return may be of a string;
-            empty if it could not be read.
-        problem: why it could not be read.
+        text: the line without its line feed. A carriage return is kept, as it may be part of
+            a string. Bytes that are not UTF-8 are surrogates. Only the beginning is kept of a
+            line that is too long.
+        problem: why it cannot be a record, None if nothing is wrong with it as a line.
     """
 
     number: int
     text: str
     problem: str | None = None
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it holds white space only."""
+        return not self.text.strip(" \t\0\r")
+
+
+@dataclass
+class Tally:
+    """The number of lines read, by what they are. Their sum is that of all lines read.
+
+    Attributes:
+        records: the number of points or batches.
+        empty_batches: the number of batches without points, which are not among `records`.
+        in_records: lines that belong to a record.
+        passed_over: blank lines, comments and headers.
+        refused: lines that were reported as errors.
+    """
+
+    records: int = 0
+    empty_batches: int = 0
+    in_records: int = 0
+    passed_over: int = 0
+    refused: int = 0
+
 
 class LineReader:
-    """Reads a file of text line by line.
+    """Reads lines and keeps the tally.
+
+    Every line that is read must be passed to `accept`, `pass_over`, `refuse` or `unread`.
 
     Attributes:
         name: what the file is called in messages.
-        max_line_bytes: the longest line that is kept; may be changed at any time.
+        tally: what the lines read so far are.
+        max_line_bytes: the length up to which a line is kept.
+        max_json_bytes: the same for lines that begin with `{`.
     """
 
-    def __init__(self, file: IO[bytes], name: str, *, max_line_bytes: int) -> None:
-        """Read from where the file stands."""
+    def __init__(
+        self,
+        file: IO[bytes],
+        name: str,
+        *,
+        refuse: Refuse,
+        tally: Tally | None = None,
+        max_json_bytes: int | None = None,
+    ) -> None:
+        """Read from the current position of the file, which is its beginning.
+
+        Args:
+            file: a buffered file.
+            name: what it is called in messages.
+            refuse: called with the error for each ill-formed record.
+            tally: shared by the members of a zip.
+            max_json_bytes: the initial value; MAX_BATCH_BYTES if None.
+        """
         self.name = name
-        self.max_line_bytes = max_line_bytes
+        self.tally = Tally() if tally is None else tally
+        self.max_line_bytes = MAX_POINT_BYTES
+        self.max_json_bytes = MAX_BATCH_BYTES if max_json_bytes is None else max_json_bytes
         self._file = file
+        self._refuse = refuse
         self._number = 0
         self._unread: collections.deque[Line] = collections.deque()
+        self._in_long_line = False
+        self._gap_bytes = 0
 
     def read(self) -> Line | None:
         """Return the next line, None at the end.
 
         Raises:
-            RecordingError: the file cannot be read on.
+            RecordingError: the file cannot be read on, or had no record for too long.
         """
         if self._unread:
             return self._unread.popleft()
-        data = self._readline(self.max_line_bytes + 1)
+        self._skip_rest()
+        data = self._read_line()
         if not data:
             return None
         self._number += 1
-        if len(data) > self.max_line_bytes and not data.endswith(b"\n"):
-            while data and not data.endswith(b"\n"):
-                data = self._readline(_SKIP_BYTES)
-            return Line(self._number, "", f"a line of more than {self.max_line_bytes} bytes")
+        if self._number == 1:
+            if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise RecordingError(self.name, "this is UTF-16; convert it to UTF-8")
+            data = data.removeprefix(codecs.BOM_UTF8)
+        if self._in_long_line:
+            limit = self._limit(data)
+            text = data[:_KEPT_BYTES].decode(errors="surrogateescape")
+            return Line(self._number, text, f"a line of more than {limit} bytes")
+        data = data.removesuffix(b"\n")
         try:
-            text = data.removesuffix(b"\n").decode()
+            return Line(self._number, data.decode())
         except UnicodeDecodeError as error:
-            return Line(self._number, "", f"this is not UTF-8: {error.reason}")
-        return Line(self._number, text)
+            text = data.decode(errors="surrogateescape")
+            problem = f"byte {error.start + 1} of the line is not UTF-8"
+            return Line(self._number, text, problem)
 
     def unread(self, lines: Iterable[Line]) -> None:
         """Let lines be read again, the first of them first."""
         self._unread.extendleft(reversed(list(lines)))
 
-    def fault(self, line: Line, reason: str) -> RecordingError:
-        """Return the error for an ill-formed line."""
-        return RecordingError(f"{self.name}: line {line.number}", reason)
+    def accept(self, lines: int = 1) -> None:
+        """Count a record of so many lines."""
+        self.tally.records += 1
+        self.tally.in_records += lines
+        self._gap_bytes = 0
 
-    def _readline(self, limit: int) -> bytes:
+    def accept_empty_batch(self) -> None:
+        """Count a batch without points."""
+        self.tally.empty_batches += 1
+        self.tally.in_records += 1
+        self._gap_bytes = 0
+
+    def pass_over(self, lines: int = 1) -> None:
+        """Count lines that are blank, comments or headers."""
+        self.tally.passed_over += lines
+
+    def refuse(self, line: Line, reason: str, *, lines: int = 1) -> None:
+        """Count and report an ill-formed record of so many lines."""
+        self.tally.refused += lines
+        self._refuse(RecordingError(f"{self.name}: line {line.number}", reason))
+
+    def _limit(self, data: bytes) -> int:
+        is_json = data[:_KEPT_BYTES].lstrip().startswith(b"{")
+        return self.max_json_bytes if is_json else self.max_line_bytes
+
+    def _read_line(self) -> bytes:
+        """Return a line, or more than the limit of one that is too long."""
+        data = self._read_piece(self.max_line_bytes + 1)
+        if len(data) > self.max_line_bytes and not data.endswith(b"\n"):
+            limit = self._limit(data.removeprefix(codecs.BOM_UTF8))
+            if limit > self.max_line_bytes:
+                data += self._read_piece(limit + 1 - len(data))
+            self._in_long_line = len(data) > limit and not data.endswith(b"\n")
+        return data
+
+    def _skip_rest(self) -> None:
+        """Skip the rest of a line that was too long."""
+        while self._in_long_line:
+            data = self._read_piece(_SKIP_BYTES)
+            self._in_long_line = bool(data) and not data.endswith(b"\n")
+
+    def _read_piece(self, limit: int) -> bytes:
+        """Return the next line, or its beginning.
+
+        Raises:
+            RecordingError: the file cannot be read on, or had no record for too long.
+        """
+        if self._gap_bytes > MAX_GAP_BYTES:
+            reason = (
+                f"nothing in {MAX_GAP_BYTES >> 20} MiB {self._place()} is a point or a batch; "
+                "is this a recording?"
+            )
+            raise RecordingError(self.name, reason)
         try:
-            return self._file.readline(limit)
+            data = self._file.readline(limit)
         except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
             reason = f"the compressed data are damaged or cut off {self._place()}"
             raise RecordingError(self.name, f"{reason}: {error}") from error
         except OSError as error:
             reason = f"cannot be read on {self._place()}: {error.strerror or error}"
             raise RecordingError(self.name, reason) from error
+        self._gap_bytes += len(data) + _LINE_COST
+        return data
 
     def _place(self) -> str:
         # A file is read ahead, so the damage may be further on.

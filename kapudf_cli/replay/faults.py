@@ -1,4 +1,4 @@
-"""What a UDF did wrong, in words that tell its author what to mend."""
+"""Messages for the author of a UDF: what it did wrong, and what Kapacitor would do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ NO_SNAPSHOT: Final = (
 )
 _ITS_LOG: Final = "its log may say why"
 _TASK_STOPS: Final = "In Kapacitor the task fails; `kapacitor reload TASK` starts it again"
+_HEARTBEATS: Final = (
+    "When served, kapudf tells Kapacitor that the handler is busy, and the task goes on until "
+    "busy_limit_s, five minutes by default. To wait longer here, raise --timeout"
+)
 
 
 def refused(question: str, reason: str) -> str:
@@ -28,9 +32,21 @@ def reported(text: str) -> str:
     return f"the UDF failed the task: {_one_line(text) or '(no text)'}"
 
 
-def silent(timeout_s: float, counts: Counts, *, after_data: bool) -> str:
-    """Return what to say of a UDF from which nothing came for too long."""
+def silent(timeout_s: float, counts: Counts, *, after_data: bool, in_process: bool) -> str:
+    """Return the message about a UDF that sent nothing for too long.
+
+    Args:
+        timeout_s: for how long nothing came.
+        counts: what had gone through by then.
+        after_data: whether the data were at their end.
+        in_process: whether it is a handler in this process, without the heartbeats that
+            `serve` and `exec` send for it.
+    """
     progress = f"{_came(counts)} of {_sent(counts)} sent"
+    if in_process:
+        when = " after the end of the data" if after_data else ""
+        problem = f"a call of the handler took more than {timeout_s:g} s{when} ({progress})"
+        return f"{problem}. {_HEARTBEATS}"
     if after_data:
         return (
             f"nothing came from the UDF for {timeout_s:g} s after the end of the data "

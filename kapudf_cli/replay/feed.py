@@ -48,9 +48,9 @@ class Selection:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Feed:
-    """How a recording becomes what a task sends.
+    """How a recording becomes what a task sends. It is used once.
 
     Attributes:
         selection: which records.
@@ -58,6 +58,7 @@ class Feed:
         windows: cuts a stream into batches, None to leave it one.
         limit: the most records to send, None for all.
         speed: how many seconds of the recording pass in one, None for as fast as it goes.
+        left_out: how many records were read that the selection does not take.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -65,11 +66,11 @@ class Feed:
     windows: Windows | None = None
     limit: int | None = None
     speed: float | None = None
+    left_out: int = 0
 
     def messages(self, records: Iterable[Point | Batch]) -> Iterator[DataMessage]:
         """Yield the messages of these records."""
-        taken: Iterator[Point | Batch] = filter(self.selection.takes, records)
-        taken = itertools.islice(taken, self.limit)
+        taken: Iterator[Point | Batch] = itertools.islice(self._selected(records), self.limit)
         if self.speed is not None:
             taken = _paced(taken, self.speed)
         if self.windows is not None:
@@ -81,6 +82,13 @@ class Feed:
                 yield from _as_kapacitor_sends(record)
             else:
                 yield self._grouped(record)
+
+    def _selected(self, records: Iterable[Point | Batch]) -> Iterator[Point | Batch]:
+        for record in records:
+            if self.selection.takes(record):
+                yield record
+            else:
+                self.left_out += 1
 
     def _grouped(self, point: Point) -> Point:
         self.grouping.apply(point)

@@ -10,6 +10,7 @@ on; one that Kapacitor would refuse ends the session with an error for the UDF's
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -290,7 +291,12 @@ class Session:
             self._fail_of_end(f"the UDF {fault_of(error)}")
         except TimeoutError as error:
             raise ReplayError(
-                faults.silent(self._timeout_s, self.counts, after_data=self._half_closed)
+                faults.silent(
+                    self._timeout_s,
+                    self.counts,
+                    after_data=self._half_closed,
+                    in_process=self._connection.pid == os.getpid(),
+                )
             ) from error
         except OSError:
             # The connection was reset: the UDF closed with input that it had not read.

@@ -22,7 +22,8 @@ from kapudf_cli import Point, get_fields
 from kapudf_cli.commands.replay import replay as command
 from kapudf_cli.kit.batches import Batch
 from kapudf_cli.recordings import open_recording
-from kapudf_cli.recordings.line_protocol import PRECISIONS, write
+from kapudf_cli.recordings.line_parser import PRECISIONS
+from kapudf_cli.recordings.line_protocol import write
 from kapudf_cli.testing import grouped, lines
 from tests.captured import points_of
 from tests.conftest import plugin
@@ -260,7 +261,7 @@ def test_what_cannot_be_printed_is_counted(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     result = replay("-", "--handler", f"{handler}:Strip", stdin=b"m x=1 1\nm y=1i 2\n")
-    assert (result.returncode, result.stdout) == (0, "m y=1i 2\n")
+    assert (result.returncode, result.stdout) == (1, "m y=1i 2\n")
     assert "not printed: 1 point; the first: not line protocol: 'm': a point" in result.stderr
     assert "2 points sent, 2 points came back, 1 error;" in result.stderr
     assert result.stderr.count("on stdout") == 2
@@ -353,11 +354,57 @@ def test_a_snapshot_is_taken_and_given_back(tmp_path: Path) -> None:
     assert again == "m,host=a avg=2.0,x=3.0 2\n"
 
 
-def test_an_empty_recording_is_a_task_without_data(tmp_path: Path) -> None:
+def test_a_limit_of_none_is_a_task_without_data() -> None:
     """Init, the end, and nothing between them."""
-    (tmp_path / "empty").touch()
-    told = summary(str(tmp_path / "empty"), "--handler", "mirror")
+    told = summary(STREAM, "--handler", "mirror", "--limit", "0")
     assert told == "0 points sent, 0 points came back, 0 errors"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "reason"),
+    [
+        (b"", (), "there is nothing in it"),
+        (b"# m x=1 1\n\n", (), "nothing was sent: there is no point in it"),
+        (
+            b"m x=1 1\n",
+            ("--measurement", "n"),
+            "nothing was sent: it has nothing of this measurement, database and retention policy",
+        ),
+        (
+            b"m x=1 1\nm x=1 2\n",
+            ("--handler", "batch-mirror", "--window", "1m"),
+            "nothing was sent: its 2 points do not close a window; name a shorter --window",
+        ),
+    ],
+)
+def test_a_replay_that_sends_nothing_fails(
+    tmp_path: Path, content: bytes, options: tuple[str, ...], reason: str
+) -> None:
+    """It would be a test that has tested nothing."""
+    path = tmp_path / "recording"
+    path.write_bytes(content)
+    assert failure(str(path), "--handler", "mirror", *options) == f"{path}: {reason}"
+
+
+def test_what_is_read_and_not_sent_is_counted() -> None:
+    """Lines that are no points, and points that the selection leaves out."""
+    content = b"# c\n\nm x=1 1\nn x=1 1\nn x=2 2\nm x=2 2\n"
+    result = replay("-", "--handler", "mirror", "--measurement", "m", stdin=content)
+    assert (result.returncode, result.stdout) == (0, "m x=1.0 1\nm x=2.0 2\n")
+    assert result.stderr.splitlines()[:2] == [
+        "passed over: 2 lines (blank lines, comments, headers)",
+        "not sent: 2 points of another measurement, database or retention policy",
+    ]
+
+
+def test_the_format_of_a_file_can_be_named() -> None:
+    """For a recording that looks like something else."""
+    recording = b"a=b\nautogen\nm x=1 1\n"
+    shape = ("--handler", "mirror", "--format", "json")
+    shown = replay("-", *shape, "--input-format", "stream", stdin=recording)
+    assert (shown.returncode, json.loads(shown.stdout)["database"]) == (0, "a=b")
+    problem = failure(BATCH, "--handler", "mirror", "--input-format", "lines")
+    assert problem == f"{BATCH}: a zip can only be a batch recording"
 
 
 # --- the summary, and the terminal ---
@@ -446,15 +493,6 @@ def test_a_snapshot_that_cannot_be_written() -> None:
     udf = ("--handler", "moving-average", "--options", ".field('usage_idle').size(2)")
     said = failure(STREAM, *udf, "--limit", "1", "--snapshot-to", "/dev/full")
     assert said == "/dev/full: the snapshot cannot be written: No space left on device"
-
-
-def test_a_selection_that_nothing_matches_is_told() -> None:
-    """A misspelt measurement must not look like a UDF that lets nothing through."""
-    result = replay(STREAM, "--handler", "mirror", "--measurement", "cpuu")
-    assert result.returncode == 0
-    assert result.stderr.splitlines()[0] == (
-        "not sent: the recording has no points of this measurement, database and retention policy"
-    )
 
 
 def test_tags_to_group_by_may_have_blanks_between_them() -> None:
@@ -559,19 +597,18 @@ def test_an_ill_formed_line_ends_the_replay(tmp_path: Path) -> None:
     path.write_bytes(ILL_FORMED)
     result = replay(str(path), "--handler", "mirror")
     assert (result.returncode, result.stdout) == (1, "m x=1.0 1\n")
-    assert result.stderr.splitlines()[-1] == (
-        f"Error: {path}: line 2: failed to parse value of field"
-    )
+    assert result.stderr.splitlines()[-1] == (f"Error: {path}: line 2: field 'x' has no value")
     assert "1 point sent, 1 point came back, 1 error;" in result.stderr
 
 
 def test_ill_formed_lines_are_skipped_and_counted() -> None:
-    """Each with its reason."""
+    """Each with its reason, and the replay fails."""
+    unsigned = "field 'x': '2u': Kapacitor 1.5 refuses unsigned integers; write it with an i"
     result = replay("-", "--handler", "mirror", "--keep-going", stdin=ILL_FORMED)
-    assert (result.returncode, result.stdout) == (0, "m x=1.0 1\nm x=3.0 3\n")
+    assert (result.returncode, result.stdout) == (1, "m x=1.0 1\nm x=3.0 3\n")
     assert result.stderr.splitlines()[:2] == [
-        "skipped: standard input: line 2: failed to parse value of field",
-        "skipped: standard input: line 3: Kapacitor has no unsigned integers, and panics on one",
+        "skipped: standard input: line 2: field 'x' has no value",
+        f"skipped: standard input: line 3: {unsigned}",
     ]
     assert "2 points sent, 2 points came back, 2 errors;" in result.stderr
 
@@ -689,10 +726,12 @@ def test_a_handler_that_raises(handlers: str) -> None:
 def test_a_process_that_dies(handlers: str) -> None:
     """With its status, the last that it said, and what Kapacitor makes of it."""
     command = " ".join([*KAPUDF, "exec", "--handler", f"{handlers}:Exits"])
-    end = "(exited with status 7, after saying: out of memory)"
     problem = failure(STREAM, "--exec", command, "--speed", "0.1")
     assert problem.startswith("the UDF closed the connection before the end of the data")
-    assert problem.endswith(f"`kapacitor reload TASK` starts it again {end}")
+    # What it printed is an event of the log of `kapudf exec`.
+    end = problem.partition("`kapacitor reload TASK` starts it again ")[2]
+    assert end.startswith("(exited with status 7, after saying: ")
+    assert "out of memory" in end
 
 
 PEERS = {
@@ -769,6 +808,27 @@ def test_a_udf_that_hangs_is_told_of(tmp_path: Path) -> None:
         "nothing came from the UDF for 3 s, not even an answer to a keepalive "
         "(1 point back of 550 sent); is it stuck in a call, or does it not flush what it writes? "
         "Kapacitor aborts such a task"
+    )
+
+
+@pytest.mark.parametrize("method", ["setup", "stop"])
+def test_a_slow_handler_is_not_said_to_end_its_task(tmp_path: Path, method: str) -> None:
+    """Served, kapudf sends heartbeats while it is busy."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import threading\n"
+        "from kapudf_cli import Handler\n"
+        "class Slow(Handler):\n"
+        "    def point(self, point): pass\n"
+        f"    def {method}(self):\n"
+        "        threading.Event().wait(30)\n",
+        encoding="utf-8",
+    )
+    problem = failure(STREAM, "--handler", f"{script}:Slow", "--timeout", "0.5", "--limit", "1")
+    assert problem.startswith("a call of the handler took more than 0.5 s")
+    assert problem.endswith(
+        "When served, kapudf tells Kapacitor that the handler is busy, and the task goes on until "
+        "busy_limit_s, five minutes by default. To wait longer here, raise --timeout"
     )
 
 

@@ -6,7 +6,8 @@ import gzip
 import io
 import json
 import zipfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,19 +18,29 @@ from kapudf_cli.errors import RecordingError
 from kapudf_cli.kit.batches import Batch
 from kapudf_cli.recordings import Kind, open_recording
 from kapudf_cli.recordings.line_protocol import write
+from kapudf_cli.recordings.lines import Tally
 from tests.handlers import recordings
 from tests.recordings.test_line_protocol import STRINGS
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-
-def read(path: Path, precision: str = "ns") -> tuple[Kind, list[Point | Batch], list[str]]:
-    """Return what a recording is, its records, and what was passed over."""
+def read(
+    path: Path, precision: str = "ns", kind: Kind | None = None
+) -> tuple[Kind, list[Point | Batch], list[str]]:
+    """Return the format of a recording, its records, and its ill-formed records."""
     faults: list[RecordingError] = []
-    with open_recording(str(path), precision=precision, refuse=faults.append) as recording:
+    with open_recording(
+        str(path), precision=precision, refuse=faults.append, kind=kind
+    ) as recording:
         records = list(recording.records)
     return recording.kind, records, [str(fault).removeprefix(f"{path}: ") for fault in faults]
+
+
+def tally(path: Path, kind: Kind | None = None) -> Tally:
+    """Return what the lines of a recording are."""
+    with open_recording(str(path), precision="ns", refuse=lambda _: None, kind=kind) as recording:
+        for _ in recording.records:
+            pass
+    return recording.tally
 
 
 def points(path: Path) -> list[Point]:
@@ -88,14 +99,23 @@ def test_the_batch_recording_of_kapacitor() -> None:
     ("text", "kind"),
     [
         ("db\nrp\nm x=1 1\n", Kind.STREAM),
-        ("\n\nm x=1 1\n", Kind.STREAM),
+        ("db\n\nm x=1 1\ndb\n\nm x=2 2\n", Kind.STREAM),
+        ("db\nrp\nm\ndb\nrp\nm x=2 2\n", Kind.STREAM),
+        ('db\nrp\nm x="a\n\nb" 1\n', Kind.STREAM),
+        ("\ufeffdb\nrp\nm x=1 1\n", Kind.STREAM),
         ("m x=1 1\n", Kind.LINES),
         ("m x=1 1", Kind.LINES),
+        ("\n\nm x=1 1\nm x=2 2\n", Kind.LINES),
+        ("\n\n\n\n\nm x=1 1\n", Kind.LINES),
         ("# comment\n\nm x=1 1\nm x=2 2\n", Kind.LINES),
         ("nonsense\nm x=1 1\nm x=2 2\n", Kind.LINES),
+        ("nonsense\nnonsense\nm x=1 1\nm x=2 2\nm x=3 3\n", Kind.LINES),
         ("nonsense", Kind.LINES),
-        ("", Kind.LINES),
+        ("{m x=1 1", Kind.LINES),
+        ("PKG x=1 1\n", Kind.LINES),
         (json.dumps(batch()), Kind.BATCH),
+        ("\n\n" + json.dumps(batch()), Kind.BATCH),
+        ("{ nonsense", Kind.BATCH),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
@@ -122,6 +142,123 @@ def test_every_form_of_one_recording_reads_the_same(tmp_path: Path) -> None:
     for point in expected:
         point.database = point.retentionPolicy = ""
     assert points(as_lines) == expected
+
+
+CASES = Path(__file__).parent / "cases"
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (
+            "leading-blank-lines.lp",
+            [f"m,host={host} v={time}.0 {time}" for time, host in enumerate("abab", 1)],
+        ),
+        ("byte-order-mark.lp", ["m,host=a v=1.0 1", "m,host=a v=2.0 2"]),
+        ("export-header.lp", ["m,host=a v=1.0 1", "m,host=b v=2.0 2"]),
+        ("telegraf-test.lp", ["cpu,host=a v=1.0 1", "cpu,host=a v=2.0 2"]),
+        (
+            "unsigned-lookalikes.lp",
+            ["pdu,height=2u,rack=r07 watts=310i 1", 'disk,host=a,size=16u s="x=5u" 2'],
+        ),
+        ("duplicate-field.lp", ["m v=2i,w=9.0 1"]),
+    ],
+)
+def test_files_as_other_tools_write_them(case: str, expected: list[str]) -> None:
+    """No point is lost, and none is read as another one."""
+    assert [write(point) for point in points(CASES / case)] == expected
+
+
+def test_the_header_of_an_export_names_database_and_retention_policy(tmp_path: Path) -> None:
+    """As `influx -import` takes it; both may change later on."""
+    path = tmp_path / "export"
+    path.write_text(
+        "# INFLUXDB EXPORT: 1677-09-21T00:12:43Z - 2262-04-11T23:47:16Z\r\n# DDL\r\n"
+        'CREATE DATABASE "plant" WITH NAME autogen\r\n# DML\r\n# CONTEXT-DATABASE:plant\r\n'
+        "# CONTEXT-RETENTION-POLICY: autogen\r\n# writing tsm data\r\nm x=1 1\r\n"
+        "# CONTEXT-DATABASE:other\r\nm x=2 2",
+        newline="",
+    )
+    assert [(point.database, point.retentionPolicy) for point in points(path)] == [
+        ("plant", "autogen"),
+        ("other", "autogen"),
+    ]
+    assert tally(path) == Tally(records=2, in_records=2, passed_over=8)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "times"),
+    [
+        ("\n\nm x=1 1\n\n\nm x=2 2\n", Kind.STREAM, [1, 2]),
+        ("db\nrp\nm x=1 1\n", Kind.LINES, [1]),
+        ("d=b\nr=p\nm x=1 1\nd=b\nr=p\nm x=2 2\n", Kind.STREAM, [1, 2]),
+        ("m x=1 1\n", Kind.BATCH, []),
+        (json.dumps(batch()), Kind.LINES, []),
+        (json.dumps(batch()), Kind.STREAM, []),
+    ],
+)
+def test_a_format_that_is_named_is_not_detected(
+    tmp_path: Path, content: str, kind: Kind, times: list[int]
+) -> None:
+    """What does not fit is an error."""
+    path = tmp_path / "recording"
+    path.write_text(content)
+    found, records, faults = read(path, kind=kind)
+    assert found is kind
+    assert [record.time for record in records if isinstance(record, Point)] == times
+    assert bool(faults) is (len(times) != 2)
+
+
+LINES_OF_FILES = st.sampled_from(
+    [
+        *("m x=1 1", 'm x="a', 'b" 2', "m x=", "", " ", "# c", '# x="', "db", "rp", "> m x=1 1"),
+        *("m x=1\\", "# DDL", "# DML", "CREATE DATABASE a", "# CONTEXT-DATABASE:a", "\ufeffm x=1"),
+        *("\r", "m x=1 1\r", "m,a=é x=1", "{", json.dumps(batch()), json.dumps(batch(points=[]))),
+        *("* Plugin: inputs.cpu", '"', "m x=1 1 1", "m x=5u", "\0"),
+    ]
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(st.lists(LINES_OF_FILES, min_size=1, max_size=12), st.sampled_from([None, *Kind]))
+def test_every_line_is_accounted_for(tmp_path: Path, lines: list[str], kind: Kind | None) -> None:
+    """It is part of a record, passed over, or refused; and each record that is counted is given."""
+    path = tmp_path / "recording"
+    path.write_text("\n".join((*lines, "m x=1 1")), newline="", encoding="utf-8")
+    _, records, faults = read(path, kind=kind)
+    counted = tally(path, kind)
+    assert counted.in_records + counted.passed_over + counted.refused == len(lines) + 1
+    assert counted.records == len(records)
+    assert bool(counted.refused) is bool(faults)
+    # Nothing but blank lines, comments and headers is passed over.
+    passed_over = [
+        line for line in lines if not line.strip(" \0\r") or line[0] in "#*" or line[:2] == "CR"
+    ]
+    assert counted.passed_over <= len(passed_over)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "there is nothing in it"),
+        (b"\n \n\r\n", "there is nothing in it"),
+        (gzip.compress(b"", mtime=0), "there is nothing in it"),
+        ("m x=1 1\n".encode("utf-16"), "this is UTF-16; convert it to UTF-8"),
+        (
+            gzip.compress(b"PK\x03\x04 and so on", mtime=0),
+            "a zip inside a gzip; unpack the gzip first",
+        ),
+    ],
+)
+def test_a_file_without_anything_to_read_is_an_error(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    """And not a recording of no points."""
+    path = tmp_path / "recording"
+    path.write_bytes(content)
+    with pytest.raises(RecordingError) as refused:
+        read(path)
+    assert refused.value.reason == reason
 
 
 # --- points ---
@@ -172,23 +309,34 @@ def test_lines_end_as_on_windows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "faults"),
     [
-        (b"m x=1 1\nm x=\nm x=2 2\n", ["line 2: failed to parse value of field"]),
-        (b"m x=1 1\n\n# c\nm x=1u 1\nm x=2 2\n", ["line 4: Kapacitor has no unsigned integers,"]),
-        (b"m x=1 1\nm x=\xff\nm x=2 2\n", ["line 2: this is not UTF-8: invalid start byte"]),
+        (b"m x=1 1\nm x=\nm x=2 2\n", ["line 2: field 'x' has no value"]),
+        (b"m x=1 1\n\n# c\nm x=1u 1\nm x=2 2\n", ["line 4: field 'x': '1u': Kapacitor 1.5 refu"]),
+        (b"m x=1 1\nm x=\xff\nm x=2 2\n", ["line 2: byte 5 of the line is not UTF-8"]),
+        (b"m x=1 1\n# \xff\nm x=2 2\n", []),
         (b'm x=1 1\nm x="open 1\nm x=2 2\n', ["line 2: a string is not closed"]),
-        (b'm x=1 1\nm x="a 1\nm y= 2\nm x=2 2', ["line 2: a string is not", "line 3: failed to"]),
+        (b'm x=1 1\nm x="a 1\nm y= 2\nm x=2 2', ["line 2: a string is not", "line 3: field 'y'"]),
         (b"m x=1 1\nm x=2 2\n" + b"x" * 2000, ["line 3: a line of more than 1000 bytes"]),
         (b"m x=1 1\n" + b"x" * 200_000 + b"\nm x=2 2\n", ["line 2: a line of more than 1000"]),
+        (b"x" * 1001 + b"\nm x=1 1\nm x=2 2\n", ["line 1: a line of more than 1000 bytes"]),
+        (b"m x=1 1\nm x=2 2\ndb\nrp\n", ["line 3: there is no field", "line 4: there is no field"]),
+        (b'm x=1 1\n# x="\nm x=2 2\n', ["line 2: an open quote or a backslash ends this comm"]),
+        (b"m x=1 1\n\xef\xbb\xbfm x=3 3\nm x=2 2", ["line 2: a byte order mark before the meas"]),
+        (b"# DDL\nm x=3 3\n# DML\nm x=1 1\nm x=2 2", ["line 2: neither a statement nor '# DML'"]),
+        (b"m x=1 1\n> m x=\nm x=2 2\n", ["line 2: field 'x' has no value"]),
         (b"db\nrp\nm x=1 1\ndb\nrp\nm\ndb\nrp\nm x=2 2\n", ["line 6: there is no field; a line"]),
-        (b"db\nrp\nm x=1 1\ndb\n\xff\nm x=1 1\ndb\nrp\nm x=2 2", ["line 5: this is not UTF-8"]),
+        (b"db\nrp\nm x=1 1\ndb\n\xff\nm x=1 1\ndb\nrp\nm x=2 2", ["line 5: byte 1 of the line is"]),
         (b"db\nrp\nm x=1 1\ndb\nrp\nm x=2 2\ndb\nrp\n", ["line 7: the recording ends inside a"]),
+        (b"db\nrp\nm x=1 1\ndb\nrp\nm x=2 2\n\n\n\n", []),
+        (b"db\nrp\nm x=1 1\nm x=3 3\ndb\nrp\nm x=2 2\n", ["line 4: database and retention po"]),
+        (b"db\nrp\nm x=1 1\nrp\nm x=3 3\ndb\nrp\nm x=2 2", ["line 5: database or retention po"]),
+        (b"db\nrp\nm x=1 1\ndb\nrp\ndb\nrp\nm x=2 2\n", ["line 4: database and retention po"]),
     ],
 )
 def test_the_lines_around_an_ill_formed_one_are_read(
     tmp_path: Path, content: bytes, faults: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault has its line's number and the reason."""
-    monkeypatch.setattr("kapudf_cli.recordings.recording.MAX_POINT_BYTES", 1000)
+    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_POINT_BYTES", 1000)
     path = tmp_path / "recording"
     path.write_bytes(content)
     _, records, told = read(path)
@@ -202,6 +350,16 @@ def test_a_string_that_is_never_closed_is_not_looked_for_for_ever(tmp_path: Path
     path.write_text('m x="open\n' + "m x=1 1\n" * 5000, encoding="utf-8")
     _, records, faults = read(path)
     assert (len(records), faults) == (5000, ["line 1: a string is not closed"])
+
+
+@pytest.mark.timeout(20)
+def test_strings_that_are_never_closed_cost_time_in_proportion_to_the_file(tmp_path: Path) -> None:
+    """A line that was looked at in vain for a string's end is not looked at from each line."""
+    path = tmp_path / "lines"
+    # Read as the inside of a string, the line leaves one open; so does it read on its own.
+    path.write_text('m p=",",r="\n' + 'm p=",",r="a",s="\n' * 10_000, encoding="utf-8")
+    counted = tally(path)
+    assert counted.in_records + counted.refused == 10_001
 
 
 def test_an_error_ends_the_reading_where_that_is_wanted(tmp_path: Path) -> None:
@@ -226,6 +384,8 @@ def test_an_error_ends_the_reading_where_that_is_wanted(tmp_path: Path) -> None:
     ("line", "fault"),
     [
         ("{", "this is not JSON: Input data was truncated"),
+        ('{"x":' + "[" * 5_000_000, "this is not a batch: brackets or braces are nested too"),
+        ("m x=1 1", "this is not JSON: JSON is malformed: invalid character (byte 0)"),
         ('{"points": 3}', "this is not a batch: Expected `array`, got `int` - at `$.points`"),
         ('{"level": "info"}', "this is not a batch: it has neither points nor a name"),
         (
@@ -251,7 +411,8 @@ def test_an_ill_formed_batch_is_told(tmp_path: Path, line: str, fault: str) -> N
     path = tmp_path / "recording"
     path.write_text(f"{json.dumps(batch())}\n{line}\n\n{json.dumps(batch())}\n", encoding="utf-8")
     _, records, faults = read(path)
-    assert (len(records), faults) == (2, [f"line 2: {fault}"])
+    assert len(records) == 2
+    assert [found.startswith(f"line 2: {fault}") for found in faults] == [True]
 
 
 # --- batches ---
@@ -308,6 +469,7 @@ def test_the_queries_of_a_zip_are_merged_by_time(tmp_path: Path) -> None:
             "the compressed data are damaged",
         ),
         (b"PK\x03\x04nothing of a zip", "the zip is damaged or not one that can be read"),
+        (recordings.BATCH.read_bytes()[:-30], "the zip is damaged or not one that can be read"),
     ],
 )
 def test_damage_is_told_and_ends_the_reading(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -336,7 +498,59 @@ def test_no_such_file(tmp_path: Path) -> None:
         read(tmp_path / "nothing")
 
 
-# --- memory ---
+# --- time and memory ---
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("unit", [b"x", b"\n", b"# c\n", b"x\n", b"{", b"{\n"])
+@pytest.mark.parametrize("pack", ["gzip", "zip"])
+def test_a_bomb_ends_the_reading(
+    tmp_path: Path, unit: bytes, pack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what has no record for long, no more than a bounded part is unpacked."""
+    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_GAP_BYTES", 2 * 1024 * 1024)
+    monkeypatch.setattr("kapudf_cli.recordings.recording.MAX_BATCH_BYTES", 1024 * 1024)
+    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_BATCH_BYTES", 1024 * 1024)
+    path = tmp_path / "bomb"
+    data = unit * (16 * 1024 * 1024 // len(unit))
+    if pack == "gzip":
+        path.write_bytes(gzip.compress(data, 1))
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("0", data)
+    with pytest.raises(RecordingError, match=r"nothing in 2 MiB .* is a point or a batch; is this"):
+        read(path)
+
+
+def test_a_zip_has_a_bounded_number_of_members(tmp_path: Path) -> None:
+    """A batch of each is held in memory."""
+    path = tmp_path / "recording"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(257):
+            archive.writestr(str(number), "")
+    with pytest.raises(RecordingError, match="257 members, more than 256"):
+        read(path)
+
+
+def test_the_first_line_has_the_limit_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In line protocol and in batches."""
+    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_POINT_BYTES", 1000)
+    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_BATCH_BYTES", 4000)
+    path = tmp_path / "recording"
+    point, row = f'm x="{"a" * 1500}"\n', json.dumps(batch(group="a" * 3000)) + "\n"
+    path.write_text(point + "m x=1\n" + point)
+    assert [fault[:32] for fault in read(path)[2]] == [
+        f"line {number}: a line of more than 1000" for number in (1, 3)
+    ]
+    path.write_text(row + json.dumps(batch(group="a" * 4000)) + "\n" + row)
+    kind, records, faults = read(path)
+    assert (kind, len(records), faults) == (
+        Kind.BATCH,
+        2,
+        ["line 2: a line of more than 4000 bytes"],
+    )
 
 
 def test_a_long_file_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
