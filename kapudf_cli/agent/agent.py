@@ -8,8 +8,9 @@ may be made anew in between, and the connection be taken over by another agent.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from kapudf_cli.agent import forks
 from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.agent.callee import Callee, is_caused_by
 from kapudf_cli.agent.checkpoints import NothingKept
@@ -180,6 +181,10 @@ class Agent:
 
         Raises nothing: every failure is in the account, unless `on_crash` raises.
         """
+        with forks.prepared(self._disable_in_child):
+            return self._run()
+
+    def _run(self) -> Account:
         started = time.monotonic() - self._age_s
         self._outbox.adopt()
         try:
@@ -205,6 +210,11 @@ class Agent:
             self._end(Reason.CLOSED)
         self._account.duration_s = time.monotonic() - started
         return self._account
+
+    def _disable_in_child(self) -> None:
+        """Leave the connection to the parent, in a process that the handler has forked."""
+        forks.disable(self._outbox, self._dispatcher, self._requests)
+        self._stream = cast("Stream", forks.Disabled())
 
     def _serve(self) -> None:
         try:

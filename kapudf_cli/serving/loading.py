@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli import plugins
+from kapudf_cli.agent.forks import end_child
 from kapudf_cli.errors import HandlerImportError, PluginError
 from kapudf_cli.serving.channel import Code
 
@@ -28,14 +29,18 @@ def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]
         PluginError: it cannot be had. The traceback of a failed import is in the log at
             debug level, and a note on the error says so.
     """
+    process = os.getpid()
     try:
-        return plugins.find(spec).load()
+        handler = plugins.find(spec).load()
     except PluginError as error:
         error.function = function
         if isinstance(error, HandlerImportError):
             log.debug("handler cannot be imported", function=function, exc_info=error.cause)
             error.add_note("at level debug, the log has the traceback")
         raise
+    if os.getpid() != process:
+        end_child()  # Its module has forked, and let the child return.
+    return handler
 
 
 def code_of(handler: type[Handler]) -> Code:

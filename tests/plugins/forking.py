@@ -1,0 +1,59 @@
+"""A handler that forks wherever it is called, and lets the child return.
+
+The parent waits for its child, and sends a point for each with the child's exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from kapudf_cli import (
+    Handler,
+    InitRequest,
+    InitResponse,
+    Point,
+    SnapshotResponse,
+    Writer,
+    set_field,
+)
+
+
+def forked(agent: Writer, place: str) -> bool:
+    """Fork; return whether this is the child."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        point = Point(name=place)
+        set_field(point, "status", os.waitstatus_to_exitcode(status))
+        agent.write_point(point)
+    return not child
+
+
+class Forking(Handler):
+    def init(self, request: InitRequest, /) -> InitResponse:
+        forked(self.agent, "init")
+        return super().init(request)
+
+    def point(self, point: Point, /) -> None:
+        if point.name == "thread":
+            thread = threading.Thread(target=self.in_thread)
+            thread.start()
+            thread.join()
+        elif forked(self.agent, point.name):
+            if point.name == "raise":
+                raise ValueError(point.name)
+            if point.name == "write":
+                self.agent.write_point(Point(name="of a child"))
+
+    def in_thread(self) -> None:
+        if forked(self.agent, "thread"):
+            self.agent.write_point(Point(name="of a child"))
+            raise AssertionError
+
+    def snapshot(self) -> SnapshotResponse:
+        forked(self.agent, "snapshot")
+        return SnapshotResponse(snapshot=b"state")
+
+    def stop(self) -> None:
+        forked(self.agent, "stop")
