@@ -100,7 +100,8 @@ class Agent:
         )
         if resumption is not None:
             # Heartbeats too: one in the midst of what another agent left would take its place.
-            self._outbox.defer()
+            with self._outbox.changing() as output:
+                output.defer_others()
         self._account = Account()
         self._callee = Callee(handler, self._outbox)
         self._dispatcher = Dispatcher(
@@ -231,7 +232,8 @@ class Agent:
                 error.offset = self._requests.offset
             raise
         if self._dispatcher.order.state is Incoming.BEFORE_INIT:
-            self._outbox.drop_data()
+            with self._outbox.changing() as output:
+                output.drop_data()
         else:
             self._outbox.send_data()
         self._callee.stop()
@@ -263,8 +265,8 @@ class Agent:
                 messages = intake.take(data)
             if not messages:
                 continue  # a part of a frame; the rest is on its way
-            forgets = dispatcher.stateless and dispatcher.order.state is Incoming.READY
-            self._outbox.flush(recovery.progress(), forgets=forgets)
+            forget_input = dispatcher.stateless and dispatcher.order.state is Incoming.READY
+            self._outbox.flush(recovery.progress(), forget_input=forget_input)
             now_s = time.monotonic()
             recovery.cut_if_due(now_s)
             # Nothing waits in the outbox while this thread does.
@@ -301,7 +303,7 @@ class Agent:
         self._intake.choose_form()
         self._report(None)
         self._handover.wait()
-        self._outbox.undefer()
+        self._outbox.send_deferred()
 
     def _send_rest(self) -> None:
         try:

@@ -239,7 +239,8 @@ class Dispatcher:
         if method == "begin_batch":
             self.leave_batch_out()
         elif method == "end_batch":
-            self._outbox.abandon_batch()
+            with self._outbox.changing() as output:
+                output.abandon_batch()
 
     def drop(self, message: ReadRequest) -> None:
         """Take a request, but do not give it to the handler: it killed a worker.
@@ -291,7 +292,8 @@ class Dispatcher:
         elif kind is EndBatch:
             self._account.batches_in += 1
             self._leaves_batch_out = False
-            self._outbox.abandon_batch()
+            with self._outbox.changing() as output:
+                output.abandon_batch()
         elif kind is SnapshotRequest:
             self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
         elif kind is KeepaliveRequest:
@@ -301,7 +303,8 @@ class Dispatcher:
         """Give nothing of the batch that is under way to the handler."""
         self._leaves_batch_out = True
         self.order.takes_points = False
-        self._outbox.abandon_batch()
+        with self._outbox.changing() as output:
+            output.abandon_batch()
 
     # --- inside ---
 
@@ -339,7 +342,8 @@ class Dispatcher:
         # itself what the handler declares.
         info = self._callee.ask(InfoResponse, "info", handler.info)
         try:
-            self._outbox.declare(info.provides)
+            with self._outbox.changing() as output:
+                output.declare(info.provides)
         except InvalidWriteError as error:
             raise self._callee.blame("__init__", error) from error
         reads_values_itself = type(handler).init is not Handler.init

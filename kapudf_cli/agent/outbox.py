@@ -1,7 +1,7 @@
-"""What leaves towards Kapacitor: checked, in order, in few writes.
+"""The outbox: which thread may write to a connection, which waits, and who flushes.
 
-The one place where messages become bytes. A handler writes through it from any
-thread; the agent answers through it and flushes it when the input runs dry.
+A handler writes through it from any thread. The agent answers through it, and flushes it
+when the input runs dry. What happens to a message is decided by its `Output`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import threading
 from threading import get_ident
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent.delivery import Data, Delivery
-from kapudf_cli.agent.departures import FLUSH_BYTES, Departures
+from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError, shorten
 from kapudf_cli.terminal_text import printable
 from kapudf_cli.wire.codec import RESPONSES, decode_point, encode_point
@@ -24,30 +23,27 @@ if TYPE_CHECKING:
 
     from kapudf_cli.kit.patch import PointPatch
     from kapudf_cli.streams import Stream
-    from kapudf_cli.streams.progress import Progress
+    from kapudf_cli.streams.commit import Progress
     from kapudf_cli.wire.codec import DataMessage, ResponseMessage
     from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType, SnapshotResponse
 
-#: The longest text of an error that is sent. An exception's can be as long as its data.
+#: The longest error text that is sent; the text of an exception can be as long as its data.
 _ERROR_CHARACTERS = 3000
 #: A tag of one byte and a length: what an answer's envelope adds to it at most.
 _ENVELOPE_BYTES = 6
 
 
 class Outbox:
-    """The way back of one connection; what a handler knows as its agent.
+    """The writing side of one connection; handlers know it as `self.agent`.
 
-    It has an owner, the thread that reads the connection's input and adopts it. A write
-    of the owner waits for the next flush. A write of any other thread, which the handler
-    has started, is flushed at once, for nobody knows when the next flush would be.
-
-    What becomes of a message that may be written is for its `Delivery` to say; here is
-    which thread writes, waits and flushes.
+    Its owner is the thread that reads the connection's input, see `adopt`. What the owner
+    writes waits for the next flush. What another thread of the handler writes is flushed
+    at once, because the owner may be waiting for input.
 
     Attributes:
-        in_hand: the undecoded point that the handler has been given, if it takes them so.
-        failure: what another thread tried to write first and may not, None if nothing.
+        in_hand: the undecoded point that the handler is handling, if it takes raw points.
+        failure: the first write of another thread that was refused, None if there is none.
     """
 
     def __init__(
@@ -62,23 +58,23 @@ class Outbox:
 
         Args:
             stream: where the bytes go.
-            max_frame_bytes: the longest frame sent, its length not counted.
+            max_frame_bytes: the longest frame sent, without its length prefix.
             on_failure: called when another thread's write is refused.
-            provides: the edge that the handler is thought to provide.
+            provides: the edge that the handler is expected to provide.
         """
         self._stream = stream
         self._max_frame_bytes = max_frame_bytes
         self._max_written_bytes = max_frame_bytes + len(encode_varint(max_frame_bytes))
         self._on_failure = on_failure
         self._owner = get_ident()
-        # Whether a point of the owner may leave just so; see write_point.
-        self._direct = False
-        self._departures = Departures(stream)
         self.in_hand: RawPoint | None = None
-        # Guards everything below, and the order of bytes on the stream.
+        # Guards all below and the order of bytes on the stream, except for the owner's
+        # points while `_passes_points`.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._delivery = Delivery(self._departures, provides)
+        self._output = Output(stream, provides)
+        # A copy of Output.passes_points, which is too slow to ask for each point.
+        self._passes_points = False
         self._blocks_others = False
         self.failure: InvalidWriteError | None = None
 
@@ -86,18 +82,17 @@ class Outbox:
 
     def write_point(self, point: Point, /) -> None:
         """Send a point; see `Writer.write_point`."""
-        # The hot path: the owner writes a point that may leave. It takes no lock, and
-        # needs none: a deque takes an item whole, and what else is touched is this
-        # thread's own. All that is special goes the long way.
-        if self._direct and type(point) is Point and get_ident() == self._owner:
+        # The hot path, without a lock: the owner appends to a deque, which is atomic, and
+        # all else that changes belongs to this thread.
+        if self._passes_points and type(point) is Point and get_ident() == self._owner:
             frame = encode_point(point)
             size = len(frame)
             if size <= self._max_written_bytes:
-                departures = self._departures
-                departures.frames.append(frame)
-                departures.owner_points += 1
-                departures.size += size
-                if departures.size >= FLUSH_BYTES:
+                output = self._output
+                output.frames.append(frame)
+                output.owner_points += 1
+                output.size += size
+                if output.size >= FLUSH_BYTES:
                     self.flush()
                 return
         self._write(point, Point)
@@ -111,20 +106,20 @@ class Outbox:
         self._write(end, EndBatch)
 
     def forward(self, raw: RawPoint, patch: PointPatch | None = None, /) -> None:
-        """Send on the point in hand, as it came or patched; see `Writer.forward`."""
-        # Bytes are not checked, so they must be the very ones that Kapacitor sent.
+        """Send the current point on, as it came or patched; see `Writer.forward`."""
+        # Bytes are not checked, so they must be the ones that Kapacitor sent.
         if raw is not self.in_hand or get_ident() != self._owner:
             problem = "bytes that are not the point in hand; forward it before raw_point returns"
             raise InvalidWriteError(problem)
         # The hot path, as in write_point.
-        if self._direct:
+        if self._passes_points:
             frame = raw if patch is None else patch.extend(raw)
             if frame is not None and len(frame) <= self._max_written_bytes:
-                departures = self._departures
-                departures.frames.append(frame)
-                departures.owner_points += 1
-                departures.size += len(frame)
-                if departures.size >= FLUSH_BYTES:
+                output = self._output
+                output.frames.append(frame)
+                output.owner_points += 1
+                output.size += len(frame)
+                if output.size >= FLUSH_BYTES:
                     self.flush()
                 return
         self._forward_checked(raw, patch)
@@ -132,52 +127,51 @@ class Outbox:
     # --- for the agent ---
 
     def adopt(self) -> None:
-        """Make the calling thread, which will flush, the owner."""
+        """Make the calling thread the owner."""
         self._owner = get_ident()
 
     @property
     def points(self) -> int:
-        """How many points were sent."""
-        return self._departures.owner_points + self._delivery.points
+        """Points sent."""
+        return self._output.points
 
     @property
     def batches(self) -> int:
-        """How many batches were sent whole."""
-        return self._delivery.batches
+        """Batches sent to their end."""
+        return self._output.batches
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes were handed to the stream."""
-        return self._departures.bytes
+        """Bytes handed to the stream."""
+        return self._output.bytes
 
     @property
     def bytes_written(self) -> int:
-        """How many bytes were sent, or are about to be."""
-        return self._departures.bytes + self._departures.size
+        """Bytes handed to the stream or waiting for the next flush."""
+        return self._output.bytes + self._output.size
 
     @property
     def is_broken(self) -> bool:
         """Whether the stream can no longer be written to."""
-        return self._departures.broken is not None
+        return self._output.broken is not None
 
     @property
     def in_batch(self) -> bool:
         """Whether the handler has begun a batch and not ended it."""
-        return self._delivery.in_batch
+        return self._output.in_batch
 
     def forward_run(self, frames: bytes, count: int) -> bool:
-        """Send on points that follow each other, as they came; return whether they may leave so.
+        """Send points on as they came; return False where each needs a check instead.
 
-        For the owner, and a handler that would forward each of them by itself. What is
-        flushed for it is what came before it.
+        For the owner, and a handler that would forward each of these points. Flushes only
+        what was written before.
         """
-        if not self._direct:
+        if not self._passes_points:
             return False
-        departures = self._departures
-        if departures.size >= FLUSH_BYTES:
+        if self._output.size >= FLUSH_BYTES:
             self.flush()
         with self._lock:
-            departures.add_run(frames, count)
+            self._output.write_run(frames, count)
         return True
 
     def answer(self, message: ResponseMessage) -> None:
@@ -188,10 +182,10 @@ class Outbox:
             ConnectionClosedError: the connection broke.
         """
         frame = self._encode(message)
-        with self._steering() as delivery:
-            delivery.answer(type(message), frame)
-            # A snapshot may be long, and be asked for again and again.
-            if self._departures.size >= FLUSH_BYTES:
+        with self.changing() as output:
+            output.answer(type(message), frame)
+            # Snapshots may be long and frequent.
+            if output.size >= FLUSH_BYTES:
                 self._flush()
 
     def fits(self, message: SnapshotResponse) -> bool:
@@ -199,19 +193,19 @@ class Outbox:
         return message.ByteSize() + _ENVELOPE_BYTES <= self._max_frame_bytes
 
     def heartbeat(self) -> None:
-        """Send an unasked-for KeepaliveResponse, and what else is pending. From any thread.
+        """Send an unrequested KeepaliveResponse and what else is pending. From any thread.
 
-        Where somebody else is writing just now, nothing need be said.
+        Does nothing while another thread writes: that resets Kapacitor's timer as well.
         """
         if self._lock.acquire(blocking=False):
             try:
-                delivery = self._delivery
-                still = self._blocks_others or delivery.defers or not self._stream.has_room()
-                if delivery.data is not Data.REFUSED and not still:
-                    self._departures.add(HEARTBEAT, by_owner=False)
+                output = self._output
+                waits = self._blocks_others or output.defers or not self._stream.has_room()
+                if output.data is not DataState.REFUSED and not waits:
+                    output.add(HEARTBEAT, by_owner=False)
                     self._flush()
             except ConnectionClosedError:
-                pass  # The agent's own next write tells.
+                pass  # The agent's own next write reports it.
             finally:
                 self._lock.release()
 
@@ -219,8 +213,8 @@ class Outbox:
         """Send an ErrorResponse, the last message; its text is bounded in length."""
         frame = self._encode(ErrorResponse(error=self.fit_error(error)))
         with self._lock:
-            # It is told though what else comes is muted, or of a batch that is left out.
-            self._departures.add(frame, by_owner=True)
+            # Neither duplicate suppression nor a skipped batch applies to it.
+            self._output.add(frame, by_owner=True)
 
     def fit_error(self, text: str) -> str:
         """Return an error's text as Kapacitor may log it and show it on a terminal."""
@@ -229,102 +223,61 @@ class Outbox:
             shown = shorten(shown, self._max_frame_bytes // 8)
         return shown
 
-    def flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
-        """Hand what may leave to the stream, waiting while the peer does not read.
+    def flush(self, progress: Progress | None = None, *, forget_input: bool = False) -> None:
+        """Hand everything to the stream, waiting while the peer does not read.
 
         Args:
-            progress: how much input has been dealt with, if not in the midst of it.
-            forgets: whether the handler, outside of a batch, needs none of that again.
+            progress: how much input was handled; None in the middle of a read.
+            forget_input: whether the handler, outside of a batch, needs none of it again.
 
         Raises:
             ConnectionClosedError: the connection broke.
         """
         with self._lock:
-            self._flush(progress, forgets=forgets and not self._delivery.in_batch)
-
-    # --- for the agent: what becomes of what is written ---
-
-    def declare(self, provides: EdgeType) -> None:
-        """Check writes against the edge that the handler provides; see `Delivery.declare`."""
-        with self._steering() as delivery:
-            delivery.declare(provides)
+            self._flush(progress, forget_input=forget_input)
 
     def send_data(self) -> None:
-        """Let out data, once Kapacitor reads any; see `Delivery.send_data`."""
-        # Asked for with each request, and nearly always let out already.
-        if self._delivery.data is Data.HELD:
-            with self._steering() as delivery:
-                delivery.send_data()
+        """Send data from now on, and what was held back; see `Output.send_data`."""
+        # The dispatcher calls this for each request; after the first it has no effect.
+        if self._output.data is DataState.HELD:
+            with self.changing() as output:
+                output.send_data()
 
-    def drop_data(self) -> None:
-        """Drop data that nobody has asked for; see `Delivery.drop_data`."""
-        with self._steering() as delivery:
-            delivery.drop_data()
+    def send_deferred(self) -> None:
+        """Send what other threads wrote during a takeover; see `Output.send_deferred`."""
+        with self.changing() as output:
+            output.send_deferred()
+            self._flush()
 
     def close(self) -> None:
         """Refuse whatever is written from now on."""
-        with self._steering() as delivery:
-            delivery.refuse_data()
-
-    def abandon_batch(self) -> None:
-        """Forget a batch that will not be ended; see `Delivery.abandon_batch`."""
-        with self._steering() as delivery:
-            delivery.abandon_batch()
-
-    def mute(self) -> None:
-        """Mute the owner, whose input is repeated; see `Delivery.mute`."""
-        with self._steering() as delivery:
-            delivery.mute()
-
-    def unmute(self) -> None:
-        """Send what the owner writes from now on; see `Delivery.unmute`."""
-        with self._steering() as delivery:
-            delivery.unmute()
-
-    def unmute_after(self, messages: int, *, in_batch: bool, progress: Progress) -> None:
-        """Send what comes after so many more messages; see `Delivery.unmute_after`."""
-        with self._steering() as delivery:
-            delivery.unmute_after(messages, in_batch=in_batch, progress=progress)
-
-    def defer(self) -> None:
-        """Keep what other threads write during a repetition; see `Delivery.defer`."""
-        with self._steering() as delivery:
-            delivery.defer()
-
-    def undefer(self) -> None:
-        """Send what was kept, as if it had been written just now; see `Delivery.undefer`."""
-        with self._steering() as delivery:
-            delivery.undefer()
-            self._flush()
+        with self.changing() as output:
+            output.refuse_data()
 
     def block_others(self) -> None:
-        """Let writes of other threads wait, while another worker may take over."""
-        with self._steering():
+        """Make other threads' writes wait, while another worker may take over."""
+        with self.changing():
             self._blocks_others = True
 
     def unblock_others(self) -> None:
-        """Let them go on."""
-        with self._steering():
+        """Let other threads write again."""
+        with self.changing():
             self._blocks_others = False
 
-    # --- inside; the lock is held where a name says nothing else ---
-
     @contextlib.contextmanager
-    def _steering(self) -> Iterator[Delivery]:
-        """Change what becomes of what is written. Takes the lock."""
+    def changing(self) -> Iterator[Output]:
+        """Change the output's state, under the lock: `with outbox.changing() as output: …`."""
         with self._lock:
             try:
-                yield self._delivery
+                yield self._output
             finally:
-                self._redirect()
+                self._passes_points = self._output.passes_points
                 self._changed.notify_all()
 
-    def _redirect(self) -> None:
-        """Find out anew whether a point of the owner may leave just so."""
-        self._direct = self._delivery.lets_points_out and self._departures.broken is None
+    # --- inside ---
 
     def _write(self, message: DataMessage, expected: type, *, frame: bytes | None = None) -> None:
-        """Check a handler's message and let it out, as `frame` if given. Takes the lock."""
+        """Check a handler's message and accept it, encoded as `frame` if given."""
         by_owner = get_ident() == self._owner
         try:
             if type(message) is not expected:
@@ -332,35 +285,35 @@ class Outbox:
             with self._lock:
                 if not by_owner:
                     self._changed.wait_for(self._need_not_wait)
-                if self._departures.broken is not None or self._delivery.data is Data.REFUSED:
-                    raise self._closed() from self._departures.broken
-                # Encoded under the lock: a batch is only whole if its messages
-                # leave in the order in which they were checked.
+                output = self._output
+                if output.broken is not None or output.data is DataState.REFUSED:
+                    raise self._closed() from output.broken
+                # Encoded under the lock: a batch stays whole only if its messages are sent
+                # in the order in which they were checked.
                 if frame is None:
                     frame = self._encode(message)
                 else:
                     self._check_length(message, frame)
-                self._delivery.write(message, frame, by_owner=by_owner)
-                self._redirect()
-                much = self._departures.size >= FLUSH_BYTES
-                if much if by_owner else not self._delivery.defers:
+                output.write(message, frame, by_owner=by_owner)
+                self._passes_points = output.passes_points
+                if output.size >= FLUSH_BYTES if by_owner else not output.defers:
                     self._flush()
         except InvalidWriteError as error:
             if not by_owner:
-                # An exception in a thread that the handler has started reaches
-                # nobody else; the agent ends the connection for it.
+                # Nobody catches an exception in a thread that the handler started, so the
+                # agent ends the connection for it.
                 self.failure = self.failure or error
                 self._on_failure()
             raise
 
     def _forward_checked(self, raw: RawPoint, patch: PointPatch | None) -> None:
-        """Send on a point that may not leave just so. Takes the lock."""
-        if self._delivery.mutes_all:
-            # A history may be long: its points are not decoded just to be muted.
+        """Send a point on that needs a check first."""
+        if self._output.replays:
+            # A history may be long: its points are not decoded just to be suppressed.
             with self._lock:
-                self._delivery.mute_point()
+                self._output.write_replayed_point()
             return
-        # Not decoded here either: its text may not be UTF-8, which Kapacitor takes.
+        # Not decoded where that can be avoided: text that is not UTF-8 is passed on.
         frame = raw if patch is None else patch.extend(raw)
         if frame is None and patch is not None:
             point = decode_point(raw)
@@ -370,10 +323,11 @@ class Outbox:
             self._write(Point(), Point, frame=frame)
 
     def _need_not_wait(self) -> bool:
-        """Return whether a thread other than the owner may go on."""
-        if self._delivery.data is Data.REFUSED or self.is_broken:
-            return True  # to be told so
-        return not self._delivery.is_full and not self._blocks_others
+        """Return whether a thread other than the owner may write, or fail, now."""
+        output = self._output
+        if output.data is DataState.REFUSED or output.broken is not None:
+            return True
+        return not output.is_full and not self._blocks_others
 
     def _closed(self) -> ConnectionClosedError:
         """Return why nothing can be written any more."""
@@ -394,25 +348,19 @@ class Outbox:
             )
             raise InvalidWriteError(problem)
 
-    def _flush(self, progress: Progress | None = None, *, forgets: bool = False) -> None:
-        delivery = self._delivery
+    def _flush(self, progress: Progress | None = None, *, forget_input: bool = False) -> None:
+        """Do what `flush` does; the lock is held."""
         try:
-            self._departures.flush(
-                progress,
-                in_batch=delivery.sent_in_batch,
-                # Infinitely many are, as long as progress is not known.
-                muted=0 if progress is None else int(delivery.muted),
-                forgets=forgets,
-            )
+            self._output.flush(progress, forget_input=forget_input)
         except ConnectionClosedError:
-            self._redirect()
+            self._passes_points = False
             raise
 
 
 def _wrong_type(message: object, expected: type) -> InvalidWriteError:
-    """Return what is wrong with a message of another class than the method is for."""
+    """Return the error for a message of another class than the method expects."""
     kind = type(message)
     # InfluxData's own classes have the same names.
-    stranger = kind.__name__ == expected.__name__
-    name = f"{kind.__module__}.{kind.__name__}" if stranger else kind.__name__
+    same_name = kind.__name__ == expected.__name__
+    name = f"{kind.__module__}.{kind.__name__}" if same_name else kind.__name__
     return InvalidWriteError(f"a {name} where a {expected.__name__} belongs")

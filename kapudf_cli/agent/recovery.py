@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli import loggers
 from kapudf_cli.agent.repetition import Repetition
 from kapudf_cli.errors import HandlerError
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Progress
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.conversation import Incoming
 from kapudf_cli.wire.udf_pb2 import RestoreRequest
@@ -168,7 +168,8 @@ class Recovery:
         offset = self._requests.offset
         state = dispatcher.order.state
         counted = (account.points_in, account.batches_in)
-        self._outbox.mute()
+        with self._outbox.changing() as output:
+            output.suppress()
         # Where there was no cut yet, there is only Init to go by.
         history = self._checkpoints.history(offset) or dispatcher.init_frame
         try:
@@ -178,10 +179,12 @@ class Recovery:
             begun = dispatcher.order.state is Incoming.IN_BATCH
             if begun and state is not Incoming.IN_BATCH:
                 # The new handler is given no end of it either: that is what failed.
-                self._outbox.abandon_batch()
+                with self._outbox.changing() as output:
+                    output.abandon_batch()
         finally:
             # Also to tell Kapacitor that the new handler failed.
-            self._outbox.unmute()
+            with self._outbox.changing() as output:
+                output.stop_suppressing()
         account.points_in, account.batches_in = counted
         dispatcher.order.state = state
         if state is Incoming.IN_BATCH and not begun:
@@ -219,4 +222,5 @@ class Recovery:
         account.takeovers = progress.takeovers + 1
         account.bytes_in = progress.offset
         self._requests.resume_at(progress.offset)
-        self._outbox.unmute_after(sent, in_batch=resumption.in_batch, progress=progress)
+        with self._outbox.changing() as output:
+            output.suppress_next(sent, in_batch=resumption.in_batch, progress=progress)

@@ -54,7 +54,8 @@ class Repetition:
         try:
             while True:
                 self._callee.stop_quietly()
-                self._outbox.mute()
+                with self._outbox.changing() as output:
+                    output.suppress()
                 self._dispatcher.begin()
                 self._callee.make()
                 try:

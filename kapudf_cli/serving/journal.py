@@ -40,7 +40,7 @@ from kapudf_cli.serving.ledger import LEDGER_BYTES, NOTHING_IN_HAND, Ledger, Mar
 if TYPE_CHECKING:
     import socket
 
-    from kapudf_cli.streams.progress import Progress
+    from kapudf_cli.streams.commit import Commit
 
 #: Half of the ring. Linux takes some 250 KiB for a Unix socket whose peer does not read, so
 #: that nothing of one half is on its way any more by the time that the other one is full.
@@ -213,29 +213,18 @@ class Journal:
 
     # --- the way back ---
 
-    def put(
-        self,
-        piece: bytes,
-        messages: int,
-        *,
-        in_batch: bool,
-        progress: Progress | None,
-        forgets: bool = False,
-    ) -> None:
-        """Put output in force, and how far the connection has got with it.
+    def put(self, piece: bytes, commit: Commit) -> None:
+        """Store output and how far the connection has got with it, in one step.
 
         Args:
             piece: whole messages; they must be sent before the next call.
-            messages: how many of them the input brought, since `progress` was last given;
-                with `progress`, how many of what it brings next were sent before.
-            in_batch: whether the last of them is of a batch that has not ended.
-            progress: how much input is now dealt with, None in the midst of it.
-            forgets: whether the handler needs none of that again.
+            commit: what is true from now on.
         """
+        messages, in_batch, progress, forget_input = commit
         marks = self.marks
         cut, covered = marks.cut, marks.covered
         # There is no more to a cut where no unfinished frame is to be kept.
-        cuts = forgets and progress and progress.offset == self.received and marks.prefix_bytes
+        cuts = forget_input and progress and progress.offset == self.received and marks.prefix_bytes
         if cuts:
             cut, covered = self.received, 1
         out_at, out_end = marks.out_at, marks.out_end

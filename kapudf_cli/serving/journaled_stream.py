@@ -12,13 +12,13 @@ from kapudf_cli.agent.checkpoints import MAX_MESSAGE_BYTES
 from kapudf_cli.serving import kept_calls
 from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import SocketStream
+from kapudf_cli.streams.commit import Commit
 
 if TYPE_CHECKING:
     import socket
 
     from kapudf_cli.serving.journal import Journal
     from kapudf_cli.serving.ledger import Marks
-    from kapudf_cli.streams.progress import Progress
 
 _log = loggers.get(__name__)
 
@@ -108,18 +108,10 @@ class JournaledStream(SocketStream):
 
     # --- as a stream ---
 
-    def write(
-        self,
-        data: bytes,
-        messages: int = 0,
-        *,
-        in_batch: bool = False,
-        progress: Progress | None = None,
-        forgets: bool = False,
-    ) -> None:
-        """Note what leaves and what it answers, and only then let it leave."""
+    def write(self, data: bytes, commit: Commit | None = None) -> None:
+        """Store the data and its commit, and only then send; see `Stream.write`."""
         with self._noting:
-            self._journal.put(data, messages, in_batch=in_batch, progress=progress, forgets=forgets)
+            self._journal.put(data, commit or Commit())
         if data:
             self.send_rest()
 

@@ -16,7 +16,7 @@ import mmap
 import struct
 from typing import NamedTuple
 
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Progress
 
 #: The first page; the rest of the memory is the journal's.
 LEDGER_BYTES = mmap.PAGESIZE

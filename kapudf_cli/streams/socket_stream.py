@@ -18,7 +18,7 @@ from kapudf_cli.streams.waker import Waker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.streams.progress import Progress
+    from kapudf_cli.streams.commit import Commit
 
 #: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default). With half of
 #: that at once, reader and writer are busy side by side; see docs/performance.md.
@@ -77,17 +77,9 @@ class SocketStream:
         """Whether the reader waits; see `Stream.waits`."""
         return self.input.waits
 
-    def write(
-        self,
-        data: bytes,
-        messages: int = 0,
-        *,
-        in_batch: bool = False,
-        progress: Progress | None = None,
-        forgets: bool = False,
-    ) -> None:
-        """Write all of `data`; see `Stream.write`. Nothing is noted."""
-        del messages, in_batch, progress, forgets
+    def write(self, data: bytes, commit: Commit | None = None) -> None:
+        """Write all of `data`; see `Stream.write`. Nothing is stored."""
+        del commit
         rest = memoryview(data)
         while rest:
             with contextlib.suppress(BlockingIOError):

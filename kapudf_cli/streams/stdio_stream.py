@@ -19,7 +19,7 @@ from kapudf_cli.streams.waker import Waker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.streams.progress import Progress
+    from kapudf_cli.streams.commit import Commit
 
 #: As much as a pipe holds by default, see pipe(7).
 _READ_BYTES: Final = 64 * 1024
@@ -67,17 +67,9 @@ class StdioStream:
         """Whether the reader waits; see `Stream.waits`."""
         return self._input.waits
 
-    def write(
-        self,
-        data: bytes,
-        messages: int = 0,
-        *,
-        in_batch: bool = False,
-        progress: Progress | None = None,
-        forgets: bool = False,
-    ) -> None:
-        """Write all of `data`; see `Stream.write`. Nothing is noted."""
-        del messages, in_batch, progress, forgets
+    def write(self, data: bytes, commit: Commit | None = None) -> None:
+        """Write all of `data`; see `Stream.write`. Nothing is stored."""
+        del commit
         rest = memoryview(data)
         while rest:
             if self._aborted:

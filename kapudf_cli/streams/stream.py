@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from kapudf_cli.streams.progress import Progress
+    from kapudf_cli.streams.commit import Commit
 
 
 class ReadPaused(Exception):  # noqa: N818 - it is no error
@@ -34,26 +34,13 @@ class Stream(Protocol):
             ReadPaused: `pause` was called.
         """
 
-    def write(
-        self,
-        data: bytes,
-        messages: int = 0,
-        *,
-        in_batch: bool = False,
-        progress: Progress | None = None,
-        forgets: bool = False,
-    ) -> None:
+    def write(self, data: bytes, commit: Commit | None = None) -> None:
         """Write all of `data`, waiting for as long as the peer does not read.
 
         Args:
-            data: whole messages, or none. All other arguments are for a stream that notes
-                what has left.
-            messages: without `progress`, how many of the messages in `data` were written
-                over input. With `progress`, how many of those that will be written over
-                the next input were sent before.
-            in_batch: whether a batch has been begun, in `data` or before, and not ended.
-            progress: how much of the input has been dealt with, None in the midst of it.
-            forgets: whether the handler needs none of that input again to have its state.
+            data: whole messages, or none.
+            commit: what becomes true with this write. A stream whose connection another
+                process can take over stores it with the data; others ignore it.
 
         Raises:
             OSError: the connection broke, or was aborted.

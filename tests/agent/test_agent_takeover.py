@@ -11,7 +11,7 @@ from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.kit.batches import Batch, BatchHandler
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.serving.journaled_stream import JournaledStream
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Commit, Progress
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
@@ -412,7 +412,7 @@ def test_no_heartbeat_comes_in_the_midst_of_what_another_agent_left(
     held = task._kept.open()
     assert held.receive(1000, 0)
     piece = b"".join(map(RESPONSES.encode, left))
-    held.put(piece, 0, in_batch=False, progress=Progress(task.sent_bytes))
+    held.put(piece, Commit(0, progress=Progress(task.sent_bytes)))
     let_go(held)
 
     wait_for_room = JournaledStream._wait_for_room

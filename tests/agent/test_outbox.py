@@ -7,14 +7,14 @@ import re
 import select
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.streams import SocketStream
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Commit, Progress
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.framing import (
     DEFAULT_MAX_FRAME_BYTES,
@@ -64,7 +64,8 @@ class Ends:
 
     def opened(self, provides: EdgeType = STREAM) -> Outbox:
         """Return the outbox, open for data."""
-        self.outbox.declare(provides)
+        with self.outbox.changing() as output:
+            output.declare(provides)
         self.outbox.send_data()
         return self.outbox
 
@@ -125,7 +126,7 @@ def times(messages: Sequence[ResponseMessage]) -> list[int]:
 def fill(outbox: Outbox) -> int:
     """Write points until the outbox holds all that it may; return how many."""
     count = 0
-    while not outbox._delivery.is_full:
+    while not outbox._output.is_full:
         outbox.write_point(Point(time=count, name="x" * 10_000))
         count += 1
     return count
@@ -179,7 +180,8 @@ def test_the_owner_may_not_have_more_held_back_than_there_is_room_for(ends: Ends
 
 def test_a_write_refused_for_want_of_room_changes_nothing(ends: Ends) -> None:
     """What was refused is not counted, and opens no batch."""
-    ends.outbox.declare(BATCH)
+    with ends.outbox.changing() as output:
+        output.declare(BATCH)
     ends.outbox.write_begin_batch(BeginBatch())
     count = fill(ends.outbox)
     with pytest.raises(InvalidWriteError):
@@ -421,7 +423,8 @@ def test_a_message_over_the_frame_limit_is_refused(
 ) -> None:
     """Whatever it is, it is not sent, and changes neither counts nor state."""
     outbox = ends.outbox_of(100)
-    outbox.declare(BATCH)
+    with outbox.changing() as output:
+        output.declare(BATCH)
     outbox.send_data()
     if in_batch:
         outbox.write_begin_batch(BeginBatch())
@@ -457,8 +460,10 @@ def test_the_text_of_a_failure_is_bounded_printable_and_says_how_much_was_cut(en
 def test_a_failure_is_told_though_what_comes_is_muted(ends: Ends) -> None:
     """Kapacitor would learn of a connection that ends, and not why."""
     outbox = ends.opened()
-    outbox.mute()
-    outbox.unmute_after(2, in_batch=False, progress=NOTHING_SENT)
+    with outbox.changing() as output:
+        output.suppress()
+    with outbox.changing() as output:
+        output.suppress_next(2, in_batch=False, progress=NOTHING_SENT)
     outbox.fail("it broke")
     outbox.flush()
     assert ends.receive(1) == [ErrorResponse(error="it broke")]
@@ -514,20 +519,22 @@ def test_a_closed_outbox_refuses_data_of_any_thread(ends: Ends, opened: str) -> 
 NOTHING_SENT = Progress()
 
 
-def muted(ends: Ends, provides: EdgeType = STREAM) -> Outbox:
+def suppressed(ends: Ends, provides: EdgeType = STREAM) -> Outbox:
     """Return an outbox that is muted in the midst of a connection."""
     outbox = ends.opened(provides)
-    outbox.mute()
+    with outbox.changing() as output:
+        output.suppress()
     outbox.send_data()
     return outbox
 
 
 def test_what_other_threads_write_during_a_restart_is_counted(ends: Ends) -> None:
     """It leaves, whatever the repetition is like, and unlike that it was never sent before."""
-    outbox = muted(ends)
+    outbox = suppressed(ends)
     outbox.write_point(Point(name="repeated"))
     in_thread(lambda: outbox.write_point(Point(name="other"))).result(PATIENCE_S)
-    outbox.unmute()
+    with outbox.changing() as output:
+        output.stop_suppressing()
     frame = RESPONSES.encode(Point(name="other"))
     assert ends.peer.recv(1000) == frame
     assert (outbox.points, outbox.bytes_sent) == (1, len(frame))
@@ -535,8 +542,9 @@ def test_what_other_threads_write_during_a_restart_is_counted(ends: Ends) -> Non
 
 def test_points_that_are_forwarded_are_muted_as_well(ends: Ends) -> None:
     """As many as were sent, and not one more."""
-    outbox = muted(ends)
-    outbox.unmute_after(2, in_batch=False, progress=NOTHING_SENT)
+    outbox = suppressed(ends)
+    with outbox.changing() as output:
+        output.suppress_next(2, in_batch=False, progress=NOTHING_SENT)
     frames = [RawPoint(RESPONSES.encode(Point(time=time))) for time in range(4)]
     assert not outbox.forward_run(b"".join(frames[:2]), 2)
     for frame in frames[:3]:
@@ -551,15 +559,18 @@ def test_points_that_are_forwarded_are_muted_as_well(ends: Ends) -> None:
 def test_what_other_threads_write_during_a_repetition_leaves_after_it(ends: Ends) -> None:
     """It was never sent, so that it is not muted, and mutes nothing of the owner's."""
     outbox = ends.outbox
-    outbox.defer()
-    outbox.mute()
+    with outbox.changing() as output:
+        output.defer_others()
+    with outbox.changing() as output:
+        output.suppress()
     in_thread(lambda: outbox.write_point(Point(name="before data"))).result(PATIENCE_S)
     outbox.send_data()
     in_thread(lambda: outbox.write_point(Point(name="among data"))).result(PATIENCE_S)
     outbox.write_point(Point(time=0))
-    outbox.unmute_after(1, in_batch=False, progress=NOTHING_SENT)
+    with outbox.changing() as output:
+        output.suppress_next(1, in_batch=False, progress=NOTHING_SENT)
     assert ends.nothing_has_left()
-    outbox.undefer()
+    outbox.send_deferred()
     assert ends.receive(2) == [Point(name="before data"), Point(name="among data")]
     outbox.write_point(Point(time=1))
     outbox.write_point(Point(time=2))
@@ -574,9 +585,10 @@ def test_what_other_threads_wrote_before_any_data_is_not_taken_for_the_owners(
     written: list[int] = []
 
     class Noting(SocketStream):
-        def write(self, data: bytes, messages: int = 0, **notes: Any) -> None:
-            written.append(messages)
-            super().write(data, messages, **notes)
+        def write(self, data: bytes, commit: Commit | None = None) -> None:
+            assert commit is not None
+            written.append(commit.messages)
+            super().write(data, commit)
 
     ends.stream.__class__ = Noting
     outbox = ends.outbox
@@ -591,7 +603,8 @@ def test_what_other_threads_wrote_before_any_data_is_not_taken_for_the_owners(
 def test_a_thread_waits_while_as_much_is_deferred_as_may_be(ends: Ends) -> None:
     """It goes on once the repetition is over."""
     outbox = ends.opened()
-    outbox.defer()
+    with outbox.changing() as output:
+        output.defer_others()
     large = Point(name="x" * 100_000)
     waited_for = watch(outbox)
     count = -(-HELD_BYTES // len(RESPONSES.encode(large))) + 1
@@ -603,7 +616,7 @@ def test_a_thread_waits_while_as_much_is_deferred_as_may_be(ends: Ends) -> None:
     writing = in_thread(write)
     assert waited_for.wait(PATIENCE_S)
     assert not writing.done()
-    letting_out = in_thread(outbox.undefer)
+    letting_out = in_thread(outbox.send_deferred)
     assert ends.receive(count) == [large] * count
     letting_out.result(PATIENCE_S)
     writing.result(PATIENCE_S)
@@ -668,9 +681,10 @@ def test_a_heartbeat_goes_by_without_a_word_where_it_may_not_or_need_not_be(ends
     outbox = ends.opened()
     with outbox._lock:
         outbox.heartbeat()
-    outbox.defer()
+    with outbox.changing() as output:
+        output.defer_others()
     outbox.heartbeat()
-    outbox.undefer()
+    outbox.send_deferred()
     outbox.close()
     outbox.heartbeat()
     assert ends.nothing_has_left()

@@ -20,7 +20,7 @@ from kapudf_cli.kit.handler import Handler
 from kapudf_cli.serving.connections import Connections, Function, checkpoints_for
 from kapudf_cli.serving.socket_file import PeerCredentials
 from kapudf_cli.streams import SocketStream
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Progress
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.udf_pb2 import InitResponse, Point
 from tests.peers import INIT

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from kapudf_cli.serving import journal
 from kapudf_cli.serving.ledger import NOTHING_IN_HAND, Ledger
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Commit, Progress
 from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, DiedError, DyingLedger, KeptConnection
 from tests.journals import let_go as kill
 from tests.serve_process import PATIENCE_S
@@ -53,7 +53,7 @@ def content(size: int, seed: int) -> bytes:
 def put(
     held: Journal, piece: bytes, *, progress: Progress | None = None, forgets: bool = False
 ) -> None:
-    held.put(piece, 1, in_batch=False, progress=progress, forgets=forgets)
+    held.put(piece, Commit(1, progress=progress, forget_input=forgets))
 
 
 def send_all(held: Journal, kept: KeptConnection, at_once: int = 1 << 20) -> bytes:
@@ -303,12 +303,12 @@ def test_messages_are_counted_until_the_input_that_brought_them_is_dealt_with(
     held: Journal,
 ) -> None:
     """What is sent in its midst is to be muted in a repetition, and no more."""
-    held.put(b"a", 2, in_batch=True, progress=None)
-    held.put(b"b", 3, in_batch=True, progress=None)
+    held.put(b"a", Commit(2, in_batch=True))
+    held.put(b"b", Commit(3, in_batch=True))
     assert (held.marks.sent, held.marks.in_batch) == (5, 1)
-    held.put(b"c", 0, in_batch=False, progress=Progress(10))
+    held.put(b"c", Commit(0, progress=Progress(10)))
     assert (held.marks.sent, held.marks.in_batch, held.marks.progress.offset) == (0, 0, 10)
-    held.put(b"", 4, in_batch=False, progress=Progress(20))
+    held.put(b"", Commit(4, progress=Progress(20)))
     assert (held.marks.sent, held.marks.progress.offset) == (4, 20)
 
 
@@ -317,15 +317,15 @@ def test_what_a_handler_without_state_has_dealt_with_is_forgotten_with_its_answe
 ) -> None:
     """Once Init is kept by itself, and where no part of a frame would be forgotten with it."""
     feed(held, kept, b"Init")
-    held.put(b"", 0, in_batch=False, progress=Progress(4), forgets=True)
+    held.put(b"", Commit(0, progress=Progress(4), forget_input=True))
     assert held.history(4) == b"Init"
     assert held.cut(b"Init", b"")
     feed(held, kept, b"point, par")
-    held.put(b"", 0, in_batch=False, progress=Progress(4 + 7), forgets=True)
+    held.put(b"", Commit(0, progress=Progress(4 + 7), forget_input=True))
     assert held.history(11) == b"Initpoint, "
     assert held.unprocessed() == b"par"
     feed(held, kept, b"t")
-    held.put(b"", 0, in_batch=False, progress=Progress(held.received), forgets=True)
+    held.put(b"", Commit(0, progress=Progress(held.received), forget_input=True))
     assert held.history(held.received) == b"Init"
     assert held.unprocessed() == b""
 

@@ -12,7 +12,7 @@ import pytest
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import ReadPaused
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Commit, Progress
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.udf_pb2 import Point
 from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, KeptConnection
@@ -58,9 +58,9 @@ def read_all(kept: KeptConnection, count: int) -> bytes:
     return bytes(read)
 
 
-def stalled_write(stream: JournaledStream, **notes: object) -> Future[None]:
+def stalled_write(stream: JournaledStream, progress: Progress | None = None) -> Future[None]:
     """Begin to write more than a peer takes that does not read."""
-    writing = in_thread(lambda: stream.write(MUCH, 1, **notes))  # type: ignore[arg-type]
+    writing = in_thread(lambda: stream.write(MUCH, Commit(1, progress=progress)))
     wait_until(lambda: stream._journal.ledger.waits_for_peer)
     return writing
 
@@ -73,7 +73,7 @@ def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(kept: KeptC
     kept.peer.sendall(b"done, not done")
     first = kept.serve()
     assert first.read() == b"done, not done"
-    first.write(b"answer", 1, progress=Progress(5))
+    first.write(b"answer", Commit(1, progress=Progress(5)))
     first.close()
     kept.peer.sendall(b", new")
     second = kept.serve()
@@ -107,7 +107,7 @@ def test_a_note_without_a_message_leaves_without_a_byte(
     kept: KeptConnection, stream: JournaledStream
 ) -> None:
     """It says how far the connection has got, and in which state."""
-    stream.write(b"", progress=Progress(7, points_in=1))
+    stream.write(b"", Commit(progress=Progress(7, points_in=1)))
     assert stream.marks.progress == Progress(7, points_in=1)
     kept.peer.settimeout(0)
     with pytest.raises(BlockingIOError):
@@ -120,7 +120,7 @@ def test_a_peer_that_is_gone_breaks_the_write(
     """What was noted of it changes nothing any more."""
     kept.peer.close()
     with pytest.raises(BrokenPipeError):
-        stream.write(b"answer", 1)
+        stream.write(b"answer", Commit(1))
     with pytest.raises(BrokenPipeError):
         stream.send_rest()
 
@@ -229,7 +229,7 @@ def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
     second = kept.serve()
     assert second.history(4) == b"Init"
     assert second.read() == b"ahead"
-    second.write(b"", progress=Progress(9))
+    second.write(b"", Commit(progress=Progress(9)))
     assert second.is_due(time.monotonic(), stateless=True, asked=False)
     second.cut(b"Init", b"")
     assert second.history(9) == b"Init"
@@ -249,7 +249,7 @@ def test_a_cut_is_due_when_the_interval_is_over_and_something_is_kept(
     assert [is_due(0), is_due(200), is_due(0, asked=True)] == [False, False, True]
     kept.peer.sendall(b"Init")
     stream.read()
-    stream.write(b"", progress=Progress(4))
+    stream.write(b"", Commit(progress=Progress(4)))
     assert [is_due(50), is_due(200)] == [False, True]
     now_s = time.monotonic() + 150
     stream._due_s = time.monotonic() - 1
@@ -265,7 +265,7 @@ def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: KeptConnection) ->
     while read <= JOURNAL_BYTES:
         kept.peer.sendall(bytes(16_000))
         read += len(stream.read())
-    stream.write(b"", progress=Progress(read))
+    stream.write(b"", Commit(progress=Progress(read)))
     now_s = time.monotonic()
     assert stream.is_due(now_s + 2, stateless=False, asked=False)
     stream.postpone()
@@ -285,7 +285,7 @@ def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: KeptConnection) -
         while read <= times * JOURNAL_BYTES:
             kept.peer.sendall(bytes(16_000))
             read += len(stream.read())
-        stream.write(b"", progress=Progress(read))
+        stream.write(b"", Commit(progress=Progress(read)))
         due.append(stream.is_due(time.monotonic(), stateless=False, asked=False))
     assert due == [False, True]
     stream.postpone()
@@ -298,7 +298,7 @@ def test_whoever_takes_over_what_another_has_died_over_cuts_soon(kept: KeptConne
     first = kept.serve()
     kept.peer.sendall(b"Init")
     first.read()
-    first.write(b"", progress=Progress(4))
+    first.write(b"", Commit(progress=Progress(4)))
     assert not first.is_due(time.monotonic(), stateless=False, asked=False)
     first.close()
     second = kept.serve()
@@ -312,7 +312,7 @@ def test_a_long_part_of_a_frame_is_not_copied_from_cut_to_cut(
     """The journal is cut when the frame is whole."""
     kept.peer.sendall(b"Init")
     stream.read()
-    stream.write(b"", progress=Progress(4))
+    stream.write(b"", Commit(progress=Progress(4)))
     stream.cut(b"Init", bytes(200_000))
     assert stream.marks.cut == 0
     stream.cut(b"Init", b"")
@@ -324,13 +324,13 @@ def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection
     first = kept.serve()
     kept.peer.sendall(b"Init")
     first.read()
-    first.write(b"", progress=Progress(4))
+    first.write(b"", Commit(progress=Progress(4)))
     first.cut(b"Init, Restore", b"")
     received = 4
     while first.marks.covered:
         kept.peer.sendall(bytes(48_000))
         received += len(first.read())
-    first.write(b"", progress=Progress(received))
+    first.write(b"", Commit(progress=Progress(received)))
     assert first.history(received) == b"Init, Restore"
     assert first.is_due(time.monotonic() + 2, stateless=False, asked=False)
     first.close()
@@ -339,7 +339,7 @@ def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection
     reading = in_thread(second.read)
     kept.peer.sendall(b"next")
     assert reading.result(PATIENCE_S) == b"next"
-    second.write(b"", progress=Progress(received + 4))
+    second.write(b"", Commit(progress=Progress(received + 4)))
     second.cut(b"Init, Restore again", b"")
     assert second.history(received + 4) == b"Init, Restore again"
     second.close()
@@ -356,7 +356,7 @@ def test_whatever_an_outbox_has_held_back_fits(max_frame_bytes: int) -> None:
     outbox = Outbox(stream, max_frame_bytes=max_frame_bytes, on_failure=stream.interrupt)
     point = Point(name="x" * (max_frame_bytes - 100))
     count = 1
-    while not outbox._delivery.is_full:
+    while not outbox._output.is_full:
         outbox.write_point(point)
         count += 1
     outbox.send_data()

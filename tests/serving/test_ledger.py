@@ -11,7 +11,7 @@ from hypothesis import given
 
 from kapudf_cli.serving import ledger as layout
 from kapudf_cli.serving.ledger import LEDGER_BYTES, Ledger, Marks
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

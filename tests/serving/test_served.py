@@ -13,7 +13,7 @@ import pytest
 
 from kapudf_cli.serving.ledger import NOTHING_IN_HAND
 from kapudf_cli.serving.served import Move, ServedConnection
-from kapudf_cli.streams.progress import Progress
+from kapudf_cli.streams.commit import Commit, Progress
 from kapudf_cli.wire.framing import HEARTBEAT
 from tests.journals import KeptConnection
 from tests.peers import in_thread
@@ -152,7 +152,7 @@ def test_a_heartbeat_is_sent_between_messages(kept: Kept) -> None:
     """Before the first one, and after all that is in force was sent."""
     held = kept.open()
     kept.served.beat()
-    held.put(b"answer", 1, in_batch=False, progress=None)
+    held.put(b"answer", Commit(1))
     held.send(held.unsent)
     kept.served.beat()
     held._connection.close()
@@ -171,13 +171,13 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
     received = bytearray()
     kept.peer.settimeout(0)
     for _ in range(2):
-        held.put(bytes(size), 1, in_batch=False, progress=None)
+        held.put(bytes(size), Commit(1))
         while unsent := held.unsent:
             try:
                 held.send(unsent)
             except BlockingIOError:
                 received += kept.peer.recv(1 << 20)
-    held.put(b"x" * size, 1, in_batch=False, progress=None)
+    held.put(b"x" * size, Commit(1))
     received += read(kept)
     if sent:
         assert held.unsent == size
@@ -197,10 +197,10 @@ def test_what_a_dead_worker_has_not_sent_leaves_before_the_next_heartbeat(
     """Without it there could be no heartbeat until the next worker has imported its handler."""
     held = kept.open()
     if earlier:
-        held.put(bytes(earlier), 1, in_batch=False, progress=None)
+        held.put(bytes(earlier), Commit(1))
         while unsent := held.unsent:
             held.send(unsent)
-    held.put(b"answer", 1, in_batch=False, progress=None)
+    held.put(b"answer", Commit(1))
     if sent:
         assert held.unsent == 6
         held.send(sent)

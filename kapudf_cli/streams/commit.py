@@ -1,0 +1,45 @@
+"""What a stream may store together with a write, so that another process can go on from there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Progress(NamedTuple):
+    """How far a connection has got between two requests.
+
+    Attributes:
+        offset: bytes of input that were handled, always whole frames.
+        points_in: points received; the next three likewise.
+        failures: exceptions of the handler that `on_error` passed over.
+        restarts: how often a new handler replaced one that had raised.
+        takeovers: how often another agent took the connection over.
+    """
+
+    offset: int = 0
+    points_in: int = 0
+    points_out: int = 0
+    batches_in: int = 0
+    batches_out: int = 0
+    bytes_out: int = 0
+    failures: int = 0
+    restarts: int = 0
+    takeovers: int = 0
+
+
+class Commit(NamedTuple):
+    """What is true once a write has been stored, all of it at once.
+
+    Attributes:
+        messages: without `progress`, how many messages of the write answer input that is
+            not part of any progress yet. With `progress`, how many messages that the next
+            input will produce were sent already.
+        in_batch: whether the last message sent belongs to a batch that has not ended.
+        progress: how much input was handled; None in the middle of a read.
+        forget_input: whether the handler needs none of that input again to have its state.
+    """
+
+    messages: int = 0
+    in_batch: bool = False
+    progress: Progress | None = None
+    forget_input: bool = False
