@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 from tests.conftest import plugin
 from tests.kapacitor.daemon import TaskStatus
 from tests.kapacitor.lines import BY_HOST, line
+from tests.serve_process import ServeProcess
 from tests.serving.ongoing import Code, await_status, kapudf, status_of
+from tests.serving.slow_import import SlowImport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from tests.kapacitor.daemon import KapacitorDaemon
-    from tests.serve_process import ServeProcess
 
     Kapacitor = Callable[..., KapacitorDaemon]
     Serve = Callable[..., ServeProcess]
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 EXECUTES = TaskStatus(enabled=True, executing=True, error="")
 #: How many points are written around each mishap.
 ROUND = 1_000
+#: More than twice the timeout with which a kapacitord asks.
+SLOW_S = 5.0
 
 
 def test_a_task_survives_deaths_and_new_code(
@@ -100,6 +104,32 @@ def test_a_handler_that_hangs_loses_its_point_and_the_task_goes_on(
     assert daemon.status("hanging") == EXECUTES
     assert "s" in process.event("dropped what killed the worker")["frame"]
     assert process.event("handler hangs, its worker is replaced")["task_id"] == "hanging"
+
+
+def test_a_kapacitord_that_starts_while_a_handler_is_imported_waits_for_it(
+    short_folder: Path, kapacitor: Kapacitor, socket_path: str
+) -> None:
+    """Longer than its timeout, at the start of kapudf and after a death. No task fails."""
+    slow = SlowImport(short_folder)
+    section = udf_section(socket_path, timeout="2s")
+    slow.hold_up()
+    with ServeProcess("--socket", socket_path, "--handler", slow.handler) as process:
+        threading.Timer(SLOW_S, slow.let_go).start()
+        first = kapacitor(udf_section=section)
+        first.start_task("running", BY_HOST)
+        first.write(line(1))
+        first.await_point("running", n=1)
+        slow.hold_up()
+        os.kill(status_of(socket_path)["workers"][0]["pid"], signal.SIGKILL)
+        process.event("worker died")
+        first.write(line(2))
+        threading.Timer(SLOW_S, slow.let_go).start()
+        second = kapacitor(udf_section=section)
+        first.await_point("running", n=2)
+        assert first.status("running") == EXECUTES
+        second.start_task("started", BY_HOST)
+        second.write(line(3))
+        second.await_point("started", n=3)
 
 
 def udf_section(socket_path: str, *, timeout: str) -> str:

@@ -22,6 +22,7 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.serving.ongoing import await_status
+from tests.serving.slow_import import SlowImport
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -33,36 +34,6 @@ if TYPE_CHECKING:
 HEARTBEAT = KeepaliveResponse(time=HEARTBEAT_TIME)
 #: Kapacitor's timeout, as the peer here has it.
 TIMEOUT_S = 3.0
-
-#: Its import waits for as long as the file beside it exists.
-SLOW = """
-import time
-from pathlib import Path
-from kapudf_cli import Handler
-
-while Path(__file__).with_suffix(".wait").exists():
-    time.sleep(0.01)
-
-class Slow(Handler):
-    def point(self, point):
-        self.agent.write_point(point)
-"""
-
-
-class SlowImport:
-    """A handler, and whether its import waits."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "slow.py"
-        self.path.write_text(SLOW)
-        self.handler = f"{self.path}:Slow"
-        self._wait = self.path.with_suffix(".wait")
-
-    def hold_up(self) -> None:
-        self._wait.touch()
-
-    def let_go(self) -> None:
-        self._wait.unlink()
 
 
 @pytest.fixture

@@ -1,0 +1,38 @@
+"""A handler whose import takes as long as a test wants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Its import waits for as long as the file beside it exists.
+SLOW = """
+import time
+from pathlib import Path
+from kapudf_cli import Handler
+
+while Path(__file__).with_suffix(".wait").exists():
+    time.sleep(0.01)
+
+class Slow(Handler):
+    def point(self, point):
+        self.agent.write_point(point)
+"""
+
+
+class SlowImport:
+    """A handler, and whether its import waits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "slow.py"
+        self.path.write_text(SLOW)
+        self.handler = f"{self.path}:Slow"
+        self._wait = self.path.with_suffix(".wait")
+
+    def hold_up(self) -> None:
+        self._wait.touch()
+
+    def let_go(self) -> None:
+        self._wait.unlink()
