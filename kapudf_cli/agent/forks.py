@@ -88,7 +88,7 @@ class _ChildsOutbox(Outbox):
     def __getattribute__(self, name: str) -> Any:
         if name in _WRITES:
             return _refuse
-        if name == "_direct":
+        if name == "_passes_points":
             return False
         if name.startswith("__") or name in {"in_hand", "_owner"}:
             return super().__getattribute__(name)
