@@ -35,6 +35,9 @@ _MIN_RSS_MB = 64
 #: A larger limit could not be told to a worker, and no limit does the same.
 _MAX_LIMIT = 10**15
 
+#: The largest number of a group; the one after it means "unchanged".
+_MAX_GROUP = 2**32 - 2
+
 #: How much of a wrong value or name an error shows.
 _SHOWN_CHARACTERS = 200
 
@@ -57,7 +60,8 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(pattern=r"^0[0-7]{3}\Z", description="four octal digits such as 0660")
     ] = "0660"
     socket_group: Annotated[
-        str | None, Meta(description="the name of a group, or null for the process's own")
+        str | Annotated[int, Meta(ge=0, le=_MAX_GROUP)] | None,
+        Meta(description="the name or number of a group, or null for the process's own"),
     ] = None
     remove_stale: Annotated[bool, Meta(description="true or false")] = False
     max_frame_bytes: Annotated[
@@ -104,6 +108,11 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
     def journal_bytes(self) -> int:
         """How much input is kept until the journal is cut."""
         return round(self.journal_mb * 1_000_000)
+
+    @property
+    def group(self) -> str | None:
+        """The name of the socket's group, or its number in digits."""
+        return None if self.socket_group is None else str(self.socket_group)
 
     @property
     def mode(self) -> int:
@@ -275,6 +284,9 @@ def _check_sockets(functions: dict[str, FunctionSettings], faults: list[str]) ->
     users: dict[str, str] = {}
     for name, function in functions.items():
         place = f"functions.{name}.socket"
+        if function.socket.startswith("~"):
+            faults.append(f"{place}: {function.socket}: ~ is not expanded; write the whole path")
+            continue
         try:
             path = os.path.realpath(function.socket)
             os.fsencode(path)

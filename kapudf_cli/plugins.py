@@ -172,6 +172,9 @@ def _find_target(spec: str, module: str, attribute: str) -> Plugin:
     if not _is_dotted_name(attribute):
         problem = f"handler '{spec}' names no class; write package.module:Class or file.py:Class"
         raise NotAHandlerError(problem)
+    if module.startswith("~"):
+        problem = f"handler '{spec}': ~ is not expanded; write the whole path"
+        raise NotAHandlerError(problem)
     if module.endswith(".py") and not Path(module).is_file():
         problem = f"handler '{spec}': there is no file {module}"
         raise NotAHandlerError(problem)

@@ -43,7 +43,7 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
         {},
         {"mode": "0660"},
     ],
-    "socket_group": [1, True, [], ["kapacitor"], {}, {"name": "kapacitor"}],
+    "socket_group": [-1, 2**32 - 1, 1.5, True, [], ["kapacitor"], {}, {"name": "kapacitor"}],
     "remove_stale": [0, 1, "true", "yes", None, [], {}, {"a": True}],
     "max_frame_bytes": [
         1023, -1, 0, 2**32, 1e6, "1024", True, None, [], [2048], {}, {"max": 2048},
@@ -178,6 +178,17 @@ def test_a_mode_means_what_it_looks_like(check: Callable[[str], Settings], writt
     settings = check(f"{MINIMAL}    socket_mode: {written}\n")
     assert settings.functions["mirror"].socket_mode == "0640"
     assert settings.functions["mirror"].mode == 0o640
+
+
+@pytest.mark.parametrize(
+    ("written", "group"),
+    [("kapacitor", "kapacitor"), ("999", "999"), ('"999"', "999"), ("0", "0"), ("null", None)],
+)
+def test_a_group_has_a_name_or_a_number(
+    check: Callable[[str], Settings], written: str, group: str | None
+) -> None:
+    """As in a container, where many groups have no name."""
+    assert check(f"{MINIMAL}    socket_group: {written}\n").functions["mirror"].group == group
 
 
 @pytest.mark.parametrize(("written", "number"), [("0", 0), ("2048", 2048), ("0x800", 2048)])

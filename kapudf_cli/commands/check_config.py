@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from kapudf_cli.config import Settings
 
 
 @click.command("check-config", short_help="Check a configuration file and its handlers.")
@@ -17,25 +21,34 @@ import click
     is_flag=True,
     help="Print the section to paste into kapacitor.conf.",
 )
-def check_config(file: Path, *, as_kapacitor: bool) -> None:
-    """Check a configuration file, and that its handlers can be loaded.
+@click.option(
+    "--elsewhere",
+    is_flag=True,
+    help="The file is for another machine or time: do not look for the sockets' folders and "
+    "groups, nor at the limits of this process.",
+)
+def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
+    """Check a configuration file, and that it can be served here.
 
-    Says OK, or names every setting that is wrong and exits with 2.
+    It looks at the settings, imports the handlers, and looks for the sockets'
+    folders and groups. Says OK and what it cannot check, or names everything
+    that is wrong and exits with 2.
     """
-    from kapudf_cli import config, config_file, plugins
-    from kapudf_cli.errors import ConfigError, PluginError
+    from kapudf_cli import config, config_file
+    from kapudf_cli.errors import ConfigError
     from kapudf_cli.replay.summary import counted
 
     settings = config.check(config_file.read(file), source=str(file))
-    faults = []
-    for name, function in settings.functions.items():
-        try:
-            plugins.find(function.handler).load()
-        except PluginError as error:
-            faults.append(f"functions.{name}.handler: {error}")
+    faults = _faults_of_handlers(settings)
+    if not elsewhere:
+        faults += _faults_here(settings)
     if faults:
         raise ConfigError(str(file), faults)
     click.echo(f"{file}: OK, {counted(len(settings.functions), 'function')}", err=as_kapacitor)
+    unchecked = "permissions of the service's user, and who else serves the sockets"
+    if elsewhere:
+        unchecked = f"the sockets' folders and groups, limits, {unchecked}"
+    click.echo(f"not checked: {unchecked}", err=as_kapacitor)
     if as_kapacitor:
         for name, function in settings.functions.items():
             # A JSON string is a TOML string, but for one control character.
@@ -44,3 +57,36 @@ def check_config(file: Path, *, as_kapacitor: bool) -> None:
             click.echo(f"[udf.functions.{name}]")
             click.echo(f"    socket = {path}")
             click.echo('    timeout = "10s"')
+
+
+def _faults_of_handlers(settings: Settings) -> list[str]:
+    """Return which handlers cannot be loaded, and why."""
+    from kapudf_cli import plugins
+    from kapudf_cli.errors import PluginError
+
+    faults = []
+    for name, function in settings.functions.items():
+        try:
+            plugins.find(function.handler).load()
+        except PluginError as error:
+            faults.append(f"functions.{name}.handler: {error}")
+    return faults
+
+
+def _faults_here(settings: Settings) -> list[str]:
+    """Return what this machine lacks for the settings."""
+    from kapudf_cli.errors import ConfigError, SocketPathError
+    from kapudf_cli.serving import limits, socket_file
+
+    faults = []
+    for name, function in settings.functions.items():
+        try:
+            socket_file.check(function.socket, group=function.group)
+        except SocketPathError as error:
+            faults.append(f"functions.{name}.socket: {error}")
+    if not settings.in_one_process:
+        try:
+            limits.check_journals(settings, source="")
+        except ConfigError as error:
+            faults.extend(error.faults)
+    return faults

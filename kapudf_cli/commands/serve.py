@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @settings.setting(
     "--socket-group",
     metavar="GROUP",
-    help="Group of the socket.  [default: that of the process]",
+    help="Group of the socket, by name or number.  [default: that of the process]",
 )
 @click.option(
     "--remove-stale/--keep-stale",
@@ -136,15 +136,21 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
 
 def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = False) -> Settings:
     """Return the settings of the file, the environment and the flags; see `config_file.read`."""
-    if config_file is None:
-        return settings.combined({}, given, source="command line")
-    # Imported only then: many a server has no file.
-    from kapudf_cli.config_file import read
-    from kapudf_cli.serving.working_folder import working_folder
+    from kapudf_cli.serving.limits import check_journals
 
-    if again:
-        config_file = working_folder() / config_file
-    return settings.combined(read(config_file, again=again), given, source=str(config_file))
+    raw: dict[str, Any] = {}
+    source = "command line"
+    if config_file is not None:
+        # Imported only then: many a server has no file.
+        from kapudf_cli.config_file import read
+        from kapudf_cli.serving.working_folder import working_folder
+
+        source = str(config_file)
+        raw = read(working_folder() / config_file if again else config_file, again=again)
+    chosen = settings.combined(raw, given, source=source)
+    if not chosen.in_one_process:
+        check_journals(chosen, source=source)
+    return chosen
 
 
 def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
@@ -169,7 +175,7 @@ def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
             socket = SocketFile.bind(
                 each.socket,
                 mode=each.mode,
-                group=each.socket_group,
+                group=each.group,
                 remove_stale=each.remove_stale,
             )
             undo.callback(socket.release)

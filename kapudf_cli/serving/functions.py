@@ -181,7 +181,7 @@ class Functions:
                     undo.callback(ours.release)
                 else:
                     undo.callback(ours.restore_access, ours.access)
-                    ours.set_access((wanted.mode, wanted.socket_group))
+                    ours.set_access((wanted.mode, wanted.group))
                 sockets[name] = ours
             undo.pop_all()
         return Change(settings, sockets, self._renamed(settings))

@@ -60,6 +60,22 @@ _OVERDRAFT: Final = 4
 _KEPT_BYTES: Final = 512 * 1024
 
 
+def size(*, journal_bytes: int, max_frame_bytes: int) -> int:
+    """Return how much address space a connection's memory takes, in bytes; see `create`."""
+    return _sizes(journal_bytes, max_frame_bytes)[0]
+
+
+def _sizes(journal_bytes: int, max_frame_bytes: int) -> tuple[int, int]:
+    """Return the size of the memory, and of one half for input."""
+    # A half holds a snapshot and a frame, each of any size allowed, besides the input.
+    half = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
+    half = -(-half // mmap.PAGESIZE) * mmap.PAGESIZE
+    # What is held back may end with a frame as long as may be, and one more follow it.
+    long = 2 * max_frame_bytes + _BESIDES_FRAME_BYTES
+    long = -(-long // mmap.PAGESIZE) * mmap.PAGESIZE
+    return _INPUT + 2 * half + 2 * long, half
+
+
 def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: int) -> int:
     """Return a new connection's memory, as a descriptor; only what is written takes memory.
 
@@ -68,15 +84,10 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
         journal_bytes: how much input is kept, as a rule, until the journal is cut.
         max_frame_bytes: the longest frame taken or sent.
     """
-    # A half holds a snapshot and a frame, each of any size allowed, besides the input.
-    half = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
-    half = -(-half // mmap.PAGESIZE) * mmap.PAGESIZE
+    total, half = _sizes(journal_bytes, max_frame_bytes)
     descriptor = os.memfd_create("kapudf-connection")
     try:
-        # What is held back may end with a frame as long as may be, and one more follow it.
-        long = 2 * max_frame_bytes + _BESIDES_FRAME_BYTES
-        long = -(-long // mmap.PAGESIZE) * mmap.PAGESIZE
-        os.ftruncate(descriptor, _INPUT + 2 * half + 2 * long)
+        os.ftruncate(descriptor, total)
         with mmap.mmap(descriptor, LEDGER_BYTES) as memory:
             ledger = Ledger(memory)
             ledger.half_bytes = half

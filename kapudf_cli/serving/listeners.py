@@ -7,6 +7,7 @@ import selectors
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from kapudf_cli.serving import limits
 from kapudf_cli.serving.socket_file import BACKLOG
 
 if TYPE_CHECKING:
@@ -109,7 +110,10 @@ class Listeners(Generic[K]):
             # No descriptors, no memory, no threads. RuntimeError is what
             # Thread.start raises where the system refuses another thread.
             self._log.error(
-                "cannot accept connections", function=str(key), error=str(error), retry_s=_PAUSE_S
+                "cannot accept connections",
+                function=str(key),
+                error=limits.explained(error),
+                retry_s=_PAUSE_S,
             )
             self._resume_at = time.monotonic() + _PAUSE_S
             for each in self._sockets:

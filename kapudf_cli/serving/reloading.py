@@ -96,7 +96,7 @@ class Reloading:
             raise ControlError(f"the socket of {name} is another one now; SIGHUP moves it")
         access = function.sockets.access
         try:
-            function.sockets.set_access((wanted.mode, wanted.socket_group))
+            function.sockets.set_access((wanted.mode, wanted.group))
         except KapudfError as error:
             function.sockets.restore_access(access)
             self._log.error(

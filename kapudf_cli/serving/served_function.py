@@ -44,11 +44,11 @@ class FunctionSockets:
         """
         self.user: ServedFunction | None = None
         self.listens = False
-        self.access: tuple[int, str | None] | None = (settings.mode, settings.socket_group)
+        self.access: tuple[int, str | None] | None = (settings.mode, settings.group)
         self.socket_file = SocketFile.bind(
             settings.socket,
             mode=settings.mode,
-            group=settings.socket_group,
+            group=settings.group,
             remove_stale=settings.remove_stale,
             # Kapacitor tries again for minutes where it is refused, and waits only for its
             # timeout where it is connected and not answered.
@@ -57,7 +57,7 @@ class FunctionSockets:
         self.control_file: SocketFile | None = None
         try:
             self.control_file = self.socket_file.bind_beside(
-                CONTROL_SUFFIX, mode=settings.mode, group=settings.socket_group
+                CONTROL_SUFFIX, mode=settings.mode, group=settings.group
             )
         except SocketPathError as error:
             log.warning("no status and reload by socket", function=name, error=str(error))

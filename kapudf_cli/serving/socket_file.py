@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: sun_path has 108 bytes, the last one a NUL (unix(7)).
 MAX_PATH_BYTES = 107
+#: The largest number of a group; chown(2) takes the one after it for "unchanged".
+MAX_GROUP = 2**32 - 2
 #: Kapacitor connects once a task and probes once; the kernel caps this at somaxconn. Connections
 #: are accepted only as fast as workers begin with them, and a full queue refuses more (EAGAIN).
 BACKLOG = 4096
@@ -286,6 +288,25 @@ def _check_lock(path: str, descriptor: int) -> bytes:
     return holder
 
 
+def check(path: str, *, group: str | None) -> None:
+    """Check that a socket could be at a path, as far as that shows without a trace.
+
+    Raises:
+        SocketPathError: the path is too long, its folder does not exist, something else is
+            there, or there is no such group.
+    """
+    _check_path(path)
+    _group_id(path, group)
+    with contextlib.suppress(OSError):
+        _check_kind(path, os.lstat(path).st_mode)
+
+
+def _check_kind(path: str, mode: int) -> None:
+    if not stat.S_ISSOCK(mode):
+        problem = f"{_kind(mode)} is here, not a socket; it was left alone, choose another path"
+        raise SocketPathError(path, problem)
+
+
 def _check_path(path: str) -> None:
     length = len(os.fsencode(os.path.abspath(path)))
     if length > MAX_PATH_BYTES:
@@ -312,8 +333,10 @@ def _group_id(path: str, group: str | None) -> int | None:
         return None
     try:
         return grp.getgrnam(group).gr_gid
-    except KeyError:
-        problem = f"there is no group '{group}'; create it or choose another --socket-group"
+    except (KeyError, ValueError):
+        if group.isascii() and group.isdigit() and int(group[:11]) <= MAX_GROUP:
+            return int(group)  # A number needs no name, as in a container.
+        problem = f"there is no group {group!r}; create it or choose another group"
         raise SocketPathError(path, problem) from None
 
 
@@ -325,11 +348,7 @@ def _make_way(path: str, *, remove_stale: bool) -> None:
         return
     except OSError as error:
         raise SocketPathError(path, _explain(error)) from error
-    if not stat.S_ISSOCK(found.st_mode):
-        problem = (
-            f"{_kind(found.st_mode)} is here, not a socket; it was left alone, choose another path"
-        )
-        raise SocketPathError(path, problem)
+    _check_kind(path, found.st_mode)
     if not _is_served(path):
         if not remove_stale:
             raise StaleSocketError(path)

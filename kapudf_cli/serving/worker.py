@@ -26,6 +26,7 @@ from kapudf_cli.agent.checkpoints import Resumption
 from kapudf_cli.errors import (
     PluginError,
 )
+from kapudf_cli.serving import limits
 from kapudf_cli.serving.channel import (
     TEXT_CHARACTERS,
     Abort,
@@ -161,7 +162,7 @@ class Worker:
         try:
             stream = self._stream(connection, memory)
         except OSError as error:
-            self._report(NotTaken(number, str(error), retry=True))
+            self._report(NotTaken(number, limits.explained(error), retry=True))
             return
         if order.waits and not stream.marks.covered:
             stream.close()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.conftest import plugin
 from tests.plugins.distributions import environment, install
 from tests.run_kapudf import run_kapudf
+from tests.serve_process import PATIENCE_S
 
-if TYPE_CHECKING:
-    import subprocess
-
+UNCHECKED = "not checked: permissions of the service's user, and who else serves the sockets"
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 
 
@@ -38,7 +40,7 @@ def faults(folder: Path, text: str) -> list[str]:
 def kapacitor_section(folder: Path, text: str, before: str = "") -> dict[str, Any]:
     """Return the functions of a kapacitor.conf into which the section was pasted."""
     (folder / "kapudf.yaml").write_text(text)
-    result = check_config(folder, "kapudf.yaml", "--kapacitor")
+    result = check_config(folder, "kapudf.yaml", "--kapacitor", "--elsewhere")
     assert result.returncode == 0, result.stderr
     functions: dict[str, Any] = tomllib.loads(before + result.stdout)["udf"]["functions"]
     return functions
@@ -51,13 +53,14 @@ def test_a_good_file_is_ok(tmp_path: Path) -> None:
     )
     result = check_config(tmp_path, "kapudf.yaml")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == "kapudf.yaml: OK, 2 functions\n"
+    assert result.stdout.splitlines() == ["kapudf.yaml: OK, 2 functions", UNCHECKED]
 
 
 def test_the_example_is_ok(tmp_path: Path) -> None:
     """What people copy works, handlers included."""
-    result = check_config(tmp_path, str(EXAMPLE))
+    result = check_config(tmp_path, str(EXAMPLE), "--elsewhere")
     assert result.returncode == 0, result.stderr
+    assert "not checked: the sockets' folders and groups, limits, " in result.stdout
 
 
 def test_every_fault_is_a_line(tmp_path: Path) -> None:
@@ -97,6 +100,55 @@ def test_every_handler_that_cannot_be_loaded_is_a_line(tmp_path: Path) -> None:
     ]
     assert "acme 1.0 (acme_bad:Bad)" in found[0]
     assert "RuntimeError: broken" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"socket": "~/a.sock"}, "~/a.sock: ~ is not expanded; write the whole path"),
+        ({"socket": "/no/such/a.sock"}, "/no/such/a.sock: the folder /no/such does not exist"),
+        ({"socket": "x" * 120}, "a Unix socket allows 107"),
+        ({"socket": "kapudf.yaml"}, "a file is here, not a socket"),
+        ({"socket": "a", "socket_group": "no-such-group"}, "there is no group 'no-such-group'"),
+        ({"socket": "a", "socket_group": "x\0"}, "there is no group 'x\\x00'"),
+        ({"socket": "a", "handler": "~/h.py:H"}, "~ is not expanded; write the whole path"),
+    ],
+)
+def test_what_serve_would_refuse_is_a_fault(
+    tmp_path: Path, settings: dict[str, object], fault: str
+) -> None:
+    """As far as it shows without a trace."""
+    text = json.dumps({"functions": {"a": {"handler": "mirror", **settings}}})
+    (found,) = faults(tmp_path, text)
+    assert found.startswith("functions.a.")
+    assert fault in found
+    if settings["socket"] == "/no/such/a.sock":
+        assert check_config(tmp_path, "kapudf.yaml", "--elsewhere").returncode == 0
+
+
+@pytest.mark.parametrize(("limit", "name"), [("-f", "RLIMIT_FSIZE"), ("-v", "RLIMIT_AS")])
+def test_a_limit_that_leaves_no_room_for_a_journal_is_a_fault(
+    tmp_path: Path, limit: str, name: str
+) -> None:
+    """Of the check and of serve: limit, value, what is needed and what to do."""
+    (tmp_path / "kapudf.yaml").write_text("functions: {a: {handler: mirror, socket: a.sock}}")
+    for command in (["check-config", "kapudf.yaml"], ["serve", "--config", "kapudf.yaml"]):
+        script = f'ulimit {limit} 600000; exec "$@"'
+        result = subprocess.run(
+            ["/bin/bash", "-c", script, "bash", sys.executable, "-m", "kapudf_cli", *command],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert (result.returncode, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(
+            f"Error: kapudf.yaml: functions.a: {name} is 614400000 bytes, and a connection needs "
+        )
+        assert "lower journal_mb and max_frame_bytes" in line
 
 
 def test_no_flag_is_recommended_that_the_command_does_not_have(tmp_path: Path) -> None:
@@ -154,7 +206,7 @@ def test_stdout_has_the_section_alone(tmp_path: Path) -> None:
     (tmp_path / "kapudf.yaml").write_text("functions: {a: {handler: mirror, socket: a.sock}}")
     result = check_config(tmp_path, "kapudf.yaml", "--kapacitor")
     assert "OK" not in result.stdout
-    assert result.stderr == "kapudf.yaml: OK, 1 function\n"
+    assert result.stderr.splitlines() == ["kapudf.yaml: OK, 1 function", UNCHECKED]
 
 
 def test_the_section_can_be_pasted_into_the_file_that_kapacitor_ships(tmp_path: Path) -> None:

@@ -545,7 +545,7 @@ def test_an_unknown_group_is_a_line(socket_path: str) -> None:
     said = refusal(*arguments, status=1)
     assert said == (
         f"Error: {socket_path}: there is no group 'no-such-group'; "
-        "create it or choose another --socket-group\n"
+        "create it or choose another group\n"
     )
 
 

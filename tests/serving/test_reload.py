@@ -210,6 +210,7 @@ def test_where_new_code_cannot_be_loaded_the_old_goes_on(
         assert said.startswith(f"Error: {socket_path}: the old code goes on: ")
         assert cause in said
         assert said.count("\n") == 1
+        assert "--" not in said  # No flag that only `serve` has is recommended.
         logged = process.event("reload failed, the old code goes on")
         assert cause.removeprefix("a new ") in logged["error"]
         task.await_more()

@@ -272,10 +272,12 @@ def test_the_mode_is_as_asked_whatever_the_umask(socket_path: str, mode: int, um
     socket_file.release()
 
 
-def test_the_group_is_as_asked(socket_path: str) -> None:
+@pytest.mark.parametrize("by_number", [False, True])
+def test_the_group_is_as_asked(socket_path: str, *, by_number: bool) -> None:
     """The socket belongs to the group that was named, and its owner is unchanged."""
     group = another_group()
-    socket_file = SocketFile.bind(socket_path, group=group.gr_name)
+    name = str(group.gr_gid) if by_number else group.gr_name
+    socket_file = SocketFile.bind(socket_path, group=name)
     found = os.lstat(socket_path)
     assert (found.st_gid, found.st_uid) == (group.gr_gid, os.geteuid())
     socket_file.release()
@@ -330,10 +332,11 @@ def test_the_lock_is_nobody_else_s_to_open(socket_path: str) -> None:
     socket_file.release()
 
 
-def test_an_unknown_group_is_named_and_nothing_is_made(socket_path: str) -> None:
+@pytest.mark.parametrize("group", ["kapudf-no-such-group", "4294967295", "9" * 5000, "-1", "²"])
+def test_an_unknown_group_is_named_and_nothing_is_made(socket_path: str, group: str) -> None:
     """The message names the group, and the folder stays empty."""
-    with pytest.raises(SocketPathError, match="no group 'kapudf-no-such-group'"):
-        SocketFile.bind(socket_path, group="kapudf-no-such-group")
+    with pytest.raises(SocketPathError, match=f"no group '{group}'"):
+        SocketFile.bind(socket_path, group=group)
     assert os.listdir(os.path.dirname(socket_path)) == []
 
 
