@@ -193,7 +193,7 @@ class Agent:
         except HandedOver:
             self._let_go()
         except ConnectionClosedError:
-            self._end(Reason.CLOSED)
+            self._end(Reason.CLOSED, peer_is_gone=True)
         except ProtocolError as error:
             self._end(Reason.PROTOCOL_ERROR, error)
         except (HandlerError, WorkerLostError) as error:
@@ -329,19 +329,22 @@ class Agent:
     def _let_go(self) -> None:
         """Leave the connection as it is to whoever has it now."""
         self._account.reason = Reason.HANDED_OVER
-        self._outbox.close()
+        self._outbox.close("the connection was handed over")
         self._callee.stop_quietly()
         self._stream.close()
 
     # --- the end ---
 
-    def _end(self, reason: Reason, error: KapudfError | None = None) -> None:
-        """Tell Kapacitor, let the handler go, close, and complete the account."""
+    def _end(
+        self, reason: Reason, error: KapudfError | None = None, *, peer_is_gone: bool = False
+    ) -> None:
+        """Tell Kapacitor, stop the handler, close, and complete the account."""
         account = self._account
         account.reason = Reason.STOPPED if self._stopping and reason is Reason.CLOSED else reason
         account.error = error
         self._tell(error)
-        self._outbox.close()
+        lost = peer_is_gone or error is not None or self._outbox.is_broken
+        self._outbox.close(None if lost else "the connection has ended")
         try:
             self._callee.stop()
         except ConnectionClosedError:

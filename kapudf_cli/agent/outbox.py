@@ -12,6 +12,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
+from kapudf_cli.agent.refused_log import RefusedLog
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError, shorten
 from kapudf_cli.terminal_text import printable
 from kapudf_cli.wire.codec import RESPONSES, decode_point, encode_point
@@ -76,6 +77,7 @@ class Outbox:
         # A copy of Output.passes_points, which is too slow to ask for each point.
         self._passes_points = False
         self._blocks_others = False
+        self._refused: RefusedLog | None = None
         self.failure: InvalidWriteError | None = None
 
     # --- for handlers: see kapudf_cli.kit.handler.Writer ---
@@ -249,10 +251,17 @@ class Outbox:
             output.send_deferred()
             self._flush()
 
-    def close(self) -> None:
-        """Refuse whatever is written from now on."""
+    def close(self, cause: str | None = None) -> None:
+        """Refuse whatever is written from now on.
+
+        Args:
+            cause: why, where a thread of the handler may still write what Kapacitor could take.
+                The log then says how many writes are refused. None where Kapacitor is gone.
+        """
         with self.changing() as output:
             output.refuse_data()
+            if cause is not None:
+                self._refused = RefusedLog(cause)
 
     def block_others(self) -> None:
         """Make other threads' writes wait, while another worker may take over."""
@@ -287,6 +296,8 @@ class Outbox:
                     self._changed.wait_for(self._need_not_wait)
                 output = self._output
                 if output.broken is not None or output.data is DataState.REFUSED:
+                    if self._refused is not None and not by_owner:
+                        self._refused.note()
                     raise self._closed() from output.broken
                 # Encoded under the lock: a batch stays whole only if its messages are sent
                 # in the order in which they were checked.

@@ -145,7 +145,7 @@ def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., Kept
 
 
 def test_a_thread_that_writes_waits_and_is_told_where_it_is_not_served_any_more(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., KeptTask], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The handler's thread of the old agent must not write between what the new one does."""
     writers: list[Writer] = []
@@ -164,6 +164,7 @@ def test_a_thread_that_writes_waits_and_is_told_where_it_is_not_served_any_more(
     served.agent.release()
     with pytest.raises(ConnectionClosedError):
         writing.result(PATIENCE_S)
+    assert "writes refused, the connection was handed over" in caplog.text
     following.agent.go()
     in_thread(lambda: writers[-1].write_point(Point(name="thread"))).result(PATIENCE_S)
     assert task.side.receive() == Point(name="thread")

@@ -708,3 +708,39 @@ def test_a_heartbeat_on_a_broken_connection_is_no_error(ends: Ends) -> None:
     outbox.heartbeat()
     with pytest.raises(ConnectionClosedError):
         outbox.flush(Progress())
+
+
+# --- writes that are refused ---
+
+
+def write_after_the_end(outbox: Outbox, count: int) -> None:
+    for _ in range(count):
+        with pytest.raises(ConnectionClosedError):
+            outbox.write_point(Point())
+
+
+def test_writes_of_a_thread_after_the_end_are_logged_with_their_number_and_not_each(
+    ends: Ends, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = ends.opened()
+    outbox.close("the connection was handed over")
+    in_thread(lambda: write_after_the_end(outbox, 1234)).result(PATIENCE_S)
+    assert [record.refused_writes for record in caplog.records] == [1, 10, 100, 1000]  # type: ignore[attr-defined]
+    assert (
+        caplog.records[0]
+        .getMessage()
+        .startswith("writes refused, the connection was handed over; end the handler's threads in")
+    )
+
+
+@pytest.mark.parametrize("cause", [None, "the connection has ended"], ids=["gone", "by the owner"])
+def test_no_log_of_writes_that_kapacitor_or_the_agent_expects_to_be_refused(
+    ends: Ends, caplog: pytest.LogCaptureFixture, cause: str | None
+) -> None:
+    outbox = ends.opened()
+    outbox.close(cause)
+    if cause is None:
+        in_thread(lambda: write_after_the_end(outbox, 1)).result(PATIENCE_S)
+    else:
+        write_after_the_end(outbox, 1)
+    assert not caplog.records
