@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.agent.on_error import EXCERPT_BYTES, DroppedLog
+from kapudf_cli.agent.on_error import EXCERPT_CHARACTERS, DroppedLog
 from kapudf_cli.errors import (
     DecodeMemoryError,
     HandlerError,
@@ -15,6 +15,7 @@ from kapudf_cli.errors import (
     UndecodableMessageError,
     WorkerLostError,
     describe,
+    shorten,
 )
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.kit.options import missing_values
@@ -412,4 +413,5 @@ def excerpt(message: ReadRequest) -> str:
             message = decode_point(message)
         except Exception as error:  # noqa: BLE001 - it is only shown
             return describe(error)
-    return f"{type(message).__name__} {' '.join(str(message).split())}"[:EXCERPT_BYTES]
+    text = f"{type(message).__name__} {' '.join(str(message).split())}"
+    return shorten(text, EXCERPT_CHARACTERS)

@@ -20,7 +20,7 @@ DEFAULT_ON_ERROR: Final[OnError] = "fail"
 #: A handler that raises at every point would fill a disk with its tracebacks.
 _LOG_INTERVAL_S: Final = 1.0
 #: How much of a frame is shown: enough to tell which point it is.
-EXCERPT_BYTES: Final = 256
+EXCERPT_CHARACTERS: Final = 256
 
 
 class DroppedLog:

@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kapudf_cli import logs
 from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.agent.checkpoints import Resumption
-from kapudf_cli.errors import (
-    PluginError,
-)
+from kapudf_cli.errors import PluginError, shorten
 from kapudf_cli.serving import limits
 from kapudf_cli.serving.channel import (
     TEXT_CHARACTERS,
@@ -176,7 +174,7 @@ class Worker:
         def on_resumed(problem: str | None) -> None:
             report: Report = Taken(number)
             if problem is not None:
-                report = NotTaken(number, problem[:TEXT_CHARACTERS])
+                report = NotTaken(number, shorten(problem, TEXT_CHARACTERS))
             self._report(report)
 
         try:
@@ -289,7 +287,7 @@ def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
         handler = load_handler(begin.settings.handler, function=begin.name, log=log)
     except PluginError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        channel.send(Failed(f"{error}{notes}"[:TEXT_CHARACTERS], error.wrong_call))
+        channel.send(Failed(shorten(f"{error}{notes}", TEXT_CHARACTERS), error.wrong_call))
         return None
     channel.send(Ready(handler.__name__, code_of(handler), _fitting(code_files(handler))))
     return Function(begin.name, handler, begin.settings)

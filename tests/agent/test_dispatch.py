@@ -319,5 +319,6 @@ def test_an_excerpt_is_one_line_of_bounded_length() -> None:
     assert excerpt(point) == 'Point time: 7 name: "cpu"'
     assert excerpt(RawPoint(RESPONSES.encode(point))) == excerpt(point)
     long = excerpt(Point(name="x" * 10_000))
-    assert len(long) == 256
+    assert len(long) < 300
+    assert "characters cut" in long
     assert "\n" not in excerpt(RawPoint(b"\x05\xff\xff\xff\xff\xff"))
