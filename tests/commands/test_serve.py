@@ -7,6 +7,7 @@ import grp
 import itertools
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -743,3 +744,17 @@ def test_where_there_can_be_no_workers_there_is_no_reload(socket_path: str) -> N
     )
     assert result.returncode == 2
     assert "--reload needs workers, which this system lacks" in result.stderr
+
+
+def test_a_crash_of_the_interpreter_without_workers_leaves_its_stack(socket_path: str) -> None:
+    """There is no supervisor that could log it."""
+    handler = plugin("talkative.py:Aborting")
+    with ServeProcess("--socket", socket_path, "--handler", handler, "--workers", "0") as process:
+        process.ready()
+        with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
+            side.send(InitRequest(taskID="task"))
+            side.receive()
+            side.send(Point(time=1))
+            assert process.wait() == -signal.SIGABRT
+    assert any("Fatal Python error: Aborted" in line for line in process.lines)
+    assert any("talkative.py" in line and "in point" in line for line in process.lines)

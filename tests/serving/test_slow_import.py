@@ -91,7 +91,7 @@ def test_nothing_is_connected_before_it_can_be_answered(
             process.event("new workers serve")
         if workers == "1":
             # The path is taken, and its lock, so that no other server gets it meanwhile.
-            wait_until(lambda: os.path.exists(f"{path}.control"))
+            wait_until(lambda: not is_refused(f"{path}.control"))
             await_status(path, lambda status: status["workers"])
             assert os.path.exists(path)
         assert is_refused(path)
