@@ -221,7 +221,7 @@ class Placement:
             loads = {
                 each: _load(each) - leaving[each]
                 for each in self._workers
-                if each.state is WorkerState.SERVING
+                if each.state is WorkerState.SERVING and not each.is_frozen
             }
             pair = furthest_apart(loads)
             if pair is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -403,3 +404,90 @@ def test_a_connection_whose_new_worker_has_no_room_does_not_stand_still(
     assert made.placement.move_on()
     assert made.pause(old) == [1]
     assert new.taken() == [1]
+
+
+def test_a_frozen_worker_is_given_connections_only_if_there_is_no_other(
+    function: Callable[..., Function],
+) -> None:
+    """They would wait there until it is replaced."""
+    served = function(10, 3)
+    served.workers[0].is_frozen = True
+    served.connect(4)
+    served.place()
+    assert served.loads() == [1, 3]
+
+
+# --- whose fault a hang is ---
+
+STACKS = """\
+Thread 0x000000000000000b (most recent call first):
+  File "slow.py", line 3 in wait
+  File "slow.py", line 9 in point
+Current thread 0x0000000000000001 (most recent call first):
+  File "worker.py", line 1 in main
+"""
+
+
+class Judged(ServedConnection):
+    """A connection that notes what is said of a death."""
+
+    judgement: tuple[str, bool | None] | None = None
+
+    def note_death(self, how: str, *, accused: bool | None, **more: Any) -> None:
+        self.judgement = (how, accused)
+        super().note_death(how, accused=accused, **more)
+
+
+@pytest.mark.parametrize(
+    ("hung", "at_work", "silent_s", "stacks", "accused"),
+    [
+        ({1}, {1, 2}, 0.0, STACKS, [True, False]),
+        ({1, 2}, {1, 2}, 0.0, STACKS, [True, True]),
+        ({1}, {1}, 60.0, STACKS, [True, False]),
+        ({1}, {1, 2}, 60.0, STACKS, [None, None]),
+        ({1, 2}, {1, 2}, 60.0, STACKS, [None, None]),
+        ({1}, {1}, 60.0, "", [None, None]),
+    ],
+    ids=[
+        "one hangs, the other works",
+        "both hang",
+        "one keeps the interpreter, the other waits",
+        "one keeps the interpreter, the other was at work",
+        "it looks as if both hang, for one keeps the interpreter",
+        "the process was stopped",
+    ],
+)
+def test_a_hang_is_blamed_on_a_connection_only_if_it_must_be_its_own(
+    hung: set[int], at_work: set[int], silent_s: float, stacks: str, accused: list[bool | None]
+) -> None:
+    """And the one that is blamed is told where it hung."""
+    worker = cast("Any", ToldWorker(1))
+    worker.hung = hung
+    worker.connections = {1, 2}
+    placement = Placement([], on_left=lambda _: None, log=logs.get_logger())
+    with contextlib.ExitStack() as undo:
+        connections = []
+        for number in (1, 2):
+            kept = KeptConnection()
+            undo.callback(kept.close)
+            served = Judged(
+                number, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
+            )
+            undo.callback(served.close)
+            served.take()
+            served.worker = worker
+            served.ledger.thread = 10 + number
+            served.ledger.busy_since_ns = int(number in at_work)
+            served.ledger.pulse_ns = time.monotonic_ns() - round(silent_s * 1e9)
+            placement.connections[number] = served
+            connections.append(served)
+        placement.on_death(worker, "SIGKILL", stacks, drops_poison=True)
+        judgements = [served.judgement for served in connections]
+    assert [each and each[1] for each in judgements] == accused
+    if stacks:
+        assert judgements[0] == (
+            "hung for 0 s in wait (slow.py:3) < point (slow.py:9)",
+            accused[0],
+        )
+    if 2 not in hung:
+        assert judgements[1] == ("died by SIGKILL", accused[1])
