@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -36,8 +37,14 @@ _LONG_START_S: Final = 10.0
 _LONG_WAIT_S: Final = 10.0
 
 
-#: How often each connection is looked at.
+#: So many workers are started at once in place of dead ones. The first one that is ready takes
+#: the connections over, and more would only take the processors from it.
+_MOST_STARTING: Final = os.cpu_count() or 1
+#: How often each connection is looked at. With thousands of them it is less often, so that it takes
+#: no more than a tenth of the time, but often enough for the heartbeats that Kapacitor waits for.
 _LOOK_S: Final = 0.2
+_LOOK_SHARE: Final = 0.1
+_LONGEST_LOOK_S: Final = 1.0
 #: How long a worker may live on after its channel was closed. One that should serve cannot be
 #: told anything any more; one that was told to end may take its time.
 _CLOSED_PATIENCE_S: Final = 0.2
@@ -101,6 +108,7 @@ class Pool:
         self._stopping = self._killing = self._told_to_stop = False
         self._stopped_s = 0.0
         self._looked_s = 0.0
+        self._look_s = _LOOK_S
         self._was_ready = False
         self._warned_of_waiting = False
 
@@ -192,11 +200,14 @@ class Pool:
         """Do what is due; to be called after each wait of the loop, a few times a second."""
         for worker in self.all_workers():
             self._reports.look(worker)
-        is_time = not 0.0 <= now_s - self._looked_s < _LOOK_S
+        is_time = not 0.0 <= now_s - self._looked_s < self._look_s
         if is_time:
-            self._looked_s = now_s
+            began_s = time.monotonic()
             self._look_at_workers(now_s)
             self._look_at_connections(now_s)
+            took_s = time.monotonic() - began_s
+            self._looked_s = now_s
+            self._look_s = min(max(_LOOK_S, took_s / _LOOK_SHARE), _LONGEST_LOOK_S)
         self._hanging.kill_due(now_s)
         self._placement.place_waiting()
         if self._stopping:
@@ -517,10 +528,11 @@ class Pool:
 
     def _replace_dead(self, now_s: float) -> None:
         """Start as many workers as are missing, if it is time to."""
-        if self._backoff.take_due(now_s):
+        room = _MOST_STARTING - self.starting
+        if room > 0 and self._backoff.take_due(now_s):
             serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
             missing = self.settings.workers - len(serving) - self._succession.fills_gap
-            if not self._start_missing(missing):
+            if not self._start_missing(min(missing, room)) or missing > room:
                 self._backoff.retry(time.monotonic())
 
     def _start_missing(self, count: int) -> bool:
