@@ -13,7 +13,7 @@ help:
 	@echo 'make demo    serve a handler, send recordings of Kapacitor through it and others, see what they change'
 	@echo 'make serve   serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
 	@echo 'make test    run the tests'
-	@echo 'make soak    kill 250 workers and reload 50 times under load (some minutes)'
+	@echo 'make soak    kill 250 workers and reload 50 times under load, serve 2,000 connections (some minutes)'
 	@echo 'make bench   measure, beside a raw echo and a plain agent (about five minutes)'
 	@echo 'make check   lint, types, and whether the generated code is fresh'
 	@echo 'make format  format the code'
@@ -58,8 +58,9 @@ test: $(INSTALLED)
 
 # The tests of what outlives workers, at length.
 soak: $(INSTALLED)
-	KAPUDF_SOAK_KILLS=250 KAPUDF_SOAK_RELOADS=50 \
-	$(BIN)/python -m pytest --timeout 900 tests/serving/test_takeover.py tests/serving/test_reload.py
+	KAPUDF_SOAK_KILLS=250 KAPUDF_SOAK_RELOADS=50 KAPUDF_SOAK_CONNECTIONS=2000 \
+	$(BIN)/python -m pytest --timeout 900 \
+		tests/serving/test_takeover.py tests/serving/test_reload.py tests/serving/test_many_connections.py
 
 # BENCH passes options on: make bench BENCH='--quick --against go=/tmp/go.sock'
 bench: $(INSTALLED)

@@ -112,11 +112,6 @@ class Placement:
         """Whether some have no worker."""
         return bool(self._orphans or self._newcomers)
 
-    @property
-    def has_isolated_waiting(self) -> bool:
-        """Whether a connection waits until another one is cleared of killing workers."""
-        return any(served.suspicion.isolated for served in self._orphans.values())
-
     def of(self, worker: WorkerProcess) -> Iterator[ServedConnection]:
         """Yield the connections that a worker serves."""
         for number in sorted(worker.connections):

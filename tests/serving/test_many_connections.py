@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from kapudf_cli.kapacitor import KapacitorSide
+from kapudf_cli.serving.limits import raise_descriptor_limit
 from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.serving.ongoing import await_status
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     Serve = Callable[..., ServeProcess]
 
 #: More than fit into the channel to a worker at once, and than it reads in a moment.
-MANY = 400
+MANY = int(os.environ.get("KAPUDF_SOAK_CONNECTIONS", "400"))
 
 
 def descriptors(pid: int) -> int:
@@ -47,6 +48,7 @@ def test_many_tasks_survive_the_deaths_of_their_workers_and_are_spread_again(
     serve: Serve, socket_path: str
 ) -> None:
     """All workers die at once; each task answers again, and every worker serves some."""
+    raise_descriptor_limit()
     process = serve("mirror", "--workers", "2")
     with contextlib.ExitStack() as ends:
         sides = [
