@@ -78,7 +78,7 @@ def _batch(content: _Batch) -> Batch:
     batch = Batch(content.name, points, tags, group, by_name=content.byname)
     if points:
         ended = [] if content.tmax is None else [read_time(content.tmax)]
-        batch.tmax_ns = max(*ended, points[-1].time)
+        batch.tmax_ns = max([*ended, points[-1].time])
         if batch.tmax_ns not in _INT64:
             message = f"tmax {content.tmax} is out of range"
             raise ValueError(message)

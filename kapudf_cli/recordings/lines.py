@@ -30,7 +30,7 @@ MAX_GAP_BYTES: Final = 128 * 1024 * 1024
 
 _SKIP_BYTES: Final = 64 * 1024
 #: What reading an empty line costs, in bytes of MAX_GAP_BYTES.
-_LINE_COST: Final = 64
+_LINE_COST: Final = 256
 #: How much of a line that is too long is kept, to tell whether it is a comment.
 _KEPT_BYTES: Final = 100
 

@@ -88,6 +88,8 @@ class Differences:
         # The points of it by time, in their group and all together.
         self._of_group_and_time: dict[tuple[str, int], list[_Sent]] = {}
         self._of_time: dict[int, list[_Sent]] = {}
+        # The ends of batches in it, by group and tmax.
+        self._ends: dict[tuple[str, int], list[_Sent]] = {}
         self._sent_batch: BeginBatch | None = None
         self._received_batch: BeginBatch | None = None
 
@@ -128,7 +130,9 @@ class Differences:
     def _add(self, sent: _Sent) -> None:
         self._all.append(sent)
         self._groups.setdefault(sent.group, collections.deque()).append(sent)
-        if isinstance(sent.message, Point):
+        if isinstance(sent.message, EndBatch):
+            self._ends.setdefault((sent.group, sent.message.tmax), []).append(sent)
+        else:
             time = sent.message.time
             self._of_group_and_time.setdefault((sent.group, time), []).append(sent)
             self._of_time.setdefault(time, []).append(sent)
@@ -182,10 +186,11 @@ class Differences:
 
     def _end_batch(self, end: EndBatch) -> None:
         """Lose what did not come back of the batch that ends, and of those before it."""
-        order = self._groups.get(end.group, ())
-        ends = (each for each in order if isinstance(each.message, EndBatch) and not each.done)
-        same = next((each for each in ends if _tmax(each) == end.tmax), None)
-        while same is not None and not same.done:
+        ends = self._ends.get((end.group, end.tmax))
+        if ends is None:
+            return
+        same = ends[0]
+        while not same.done:
             self._lose(self._groups[end.group][0])
 
     def _lose(self, sent: _Sent) -> None:
@@ -196,7 +201,9 @@ class Differences:
     def _forget(self, sent: _Sent) -> None:
         """Take a message out of what is under way."""
         sent.done = True
-        if isinstance(sent.message, Point):
+        if isinstance(sent.message, EndBatch):
+            _remove(self._ends, (sent.group, sent.message.tmax), sent)
+        else:
             time = sent.message.time
             _remove(self._of_group_and_time, (sent.group, time), sent)
             _remove(self._of_time, time, sent)
@@ -243,10 +250,6 @@ def _point(sent: _Sent) -> Point:
 def _agree(sent: _Sent, tags: Mapping[str, str]) -> bool:
     """Return whether a point has no tag with another value than before."""
     return all(tags.get(tag, value) == value for tag, value in sent.message.tags.items())
-
-
-def _tmax(sent: _Sent) -> int | None:
-    return sent.message.tmax if isinstance(sent.message, EndBatch) else None
 
 
 def _changed(

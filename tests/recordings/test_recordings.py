@@ -435,6 +435,17 @@ def test_a_batch_is_read_as_kapacitor_reads_it(tmp_path: Path) -> None:
     assert dict(read_batch.points[0].tags) == {"host": "a"}
 
 
+def test_a_batch_without_tmax_ends_with_its_last_point(tmp_path: Path) -> None:
+    """Kapacitor writes one, others may not."""
+    path = tmp_path / "recording"
+    row = batch()
+    del row["tmax"]
+    path.write_text(json.dumps(row), encoding="utf-8")
+    _, (found,), faults = read(path)
+    assert isinstance(found, Batch)
+    assert (faults, found.tmax_ns) == ([], 1_600_000_000_000_000_000)
+
+
 def test_the_queries_of_a_zip_are_merged_by_time(tmp_path: Path) -> None:
     """Each is a member, and its batches stay in order."""
     path = tmp_path / "recording"

@@ -262,3 +262,26 @@ def test_begin_and_end_are_messages_of_their_own() -> None:
     """An empty batch is to be seen."""
     told = differing([], [BeginBatch(name="m"), EndBatch(name="m", tmax=0)])
     assert told == ["# begin m", "# end m tmax=1970-01-01T00:00:00Z"]
+
+
+@pytest.mark.timeout(20)
+def test_an_end_that_no_batch_had_costs_no_search_through_all_batches() -> None:
+    """A UDF may give every batch another end; each was looked for among all under way."""
+    sent = [
+        message
+        for time in range(8000)
+        for message in (
+            BeginBatch(name="m", group="g"),
+            Point(time=time, group="g", fieldsDouble={"x": 1.0}),
+            EndBatch(name="m", group="g", tmax=time),
+        )
+    ]
+    ends = [
+        message
+        for time in range(8000)
+        for message in (
+            BeginBatch(name="m", group="g"),
+            EndBatch(name="m", group="g", tmax=10_000 + time),
+        )
+    ]
+    assert differing(sent, ends)[-1] == "# 8,000 did not come back"
