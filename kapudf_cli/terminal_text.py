@@ -16,6 +16,9 @@ _UNSAFE: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+#: The same without those that JSON writes as escapes in any case.
+_UNSAFE_IN_JSON: Final = re.compile(_UNSAFE.pattern.replace("\x00-\x1f", ""))
+
 
 def printable(text: str) -> str:
     r"""Return `text` in one line, with each unsafe character written as an escape.
@@ -24,6 +27,14 @@ def printable(text: str) -> str:
     stays as it is, so the text cannot always be turned back.
     """
     return _UNSAFE.sub(_escape, text)
+
+
+def printable_json(text: str) -> str:
+    r"""Return JSON with each unsafe character that JSON allows in a string as `\uXXXX`.
+
+    It means the same. The newlines and spaces between values stay.
+    """
+    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 
 from kapudf_cli.commands import interruption, standard_streams
+from kapudf_cli.commands.terminal import escaped, say
 from kapudf_cli.errors import ConfigError, KapudfError
 
 #: What the user asked for cannot be done as it was asked; trying again is no use.
@@ -81,7 +82,7 @@ class Commands(click.Group):
             if not standard_streams.is_full(error):
                 raise
             standard_streams.discard_stdout()
-            click.echo(f"Error: stdout cannot be written: {error.strerror}", err=True)
+            say(f"Error: stdout cannot be written: {error.strerror}", err=True)
             sys.exit(EXIT_FAILURE)
 
     def invoke(self, ctx: click.Context) -> object:
@@ -92,13 +93,15 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise interruption.Interrupted(signal.SIGINT) from None
+        except click.ClickException as error:
+            raise escaped(error) from error.__cause__
         except ConfigError as error:
             for fault in error.faults:
-                click.echo(f"Error: {error.source}: {fault}", err=True)
+                say(f"Error: {error.source}: {fault}", err=True)
             ctx.exit(EXIT_USAGE)
         except KapudfError as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-            click.echo(f"Error: {error}{notes}", err=True)
+            say(f"Error: {error}{notes}", err=True)
             ctx.exit(EXIT_USAGE if error.wrong_call else EXIT_FAILURE)
 
 

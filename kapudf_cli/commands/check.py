@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import textwrap
@@ -13,6 +12,8 @@ import click
 from kapudf_cli.commands import EXIT_FAILURE, shared_options
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.targets import silenced, target_options
+from kapudf_cli.commands.terminal import json_text
+from kapudf_cli.terminal_text import printable
 
 if TYPE_CHECKING:
     from kapudf_cli.commands.stdout import Stdout
@@ -95,7 +96,7 @@ def check(
                 **{name.replace(" ", "_"): count for name, count in counts.items()},
                 "checks": [_as_dict(result) for result in results],
             }
-            out.emit(json.dumps(summary, indent=2, ensure_ascii=False))
+            out.emit(json_text(summary, indent=2))
         else:
             out.emit(", ".join(f"{count} {name}" for name, count in counts.items()))
     if counts[Outcome.FAILED.value]:
@@ -154,7 +155,7 @@ class _Table:
         mark = f"{_MARKS[outcome]:6}"
         if self._colour:
             mark = click.style(mark, fg=_COLOURS[outcome])
-        self._out.emit(f"{mark}  {name:{_NAME_WIDTH}}  {result.reason}".rstrip())
+        self._out.emit(f"{mark}  {name:{_NAME_WIDTH}}  {printable(result.reason)}".rstrip())
 
 
 def _as_dict(result: Result) -> dict[str, object]:

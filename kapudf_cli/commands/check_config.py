@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from kapudf_cli.commands.terminal import json_text, say
 
 if TYPE_CHECKING:
     from kapudf_cli.config import Settings
@@ -44,19 +45,18 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
         faults += _faults_here(settings)
     if faults:
         raise ConfigError(str(file), faults)
-    click.echo(f"{file}: OK, {counted(len(settings.functions), 'function')}", err=as_kapacitor)
+    say(f"{file}: OK, {counted(len(settings.functions), 'function')}", err=as_kapacitor)
     unchecked = "permissions of the service's user, and who else serves the sockets"
     if elsewhere:
         unchecked = f"the sockets' folders and groups, limits, {unchecked}"
-    click.echo(f"not checked: {unchecked}", err=as_kapacitor)
+    say(f"not checked: {unchecked}", err=as_kapacitor)
     if as_kapacitor:
         for name, function in settings.functions.items():
-            # A JSON string is a TOML string, but for one control character.
-            path = json.dumps(os.path.abspath(function.socket), ensure_ascii=False)
-            path = path.replace("\x7f", "\\u007f")
-            click.echo(f"[udf.functions.{name}]")
-            click.echo(f"    socket = {path}")
-            click.echo('    timeout = "10s"')
+            # JSON without control characters is a TOML string, too.
+            path = json_text(os.path.abspath(function.socket))
+            say(f"[udf.functions.{name}]")
+            say(f"    socket = {path}")
+            say('    timeout = "10s"')
 
 
 def _faults_of_handlers(settings: Settings) -> list[str]:

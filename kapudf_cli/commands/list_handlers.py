@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from kapudf_cli.commands.terminal import say, say_json
 
 if TYPE_CHECKING:
     from kapudf_cli.plugins import Plugin
@@ -31,10 +32,10 @@ def list_handlers(*, as_json: bool) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         rows = [_describe(plugin, ambiguous=names.count(plugin.name) > 1) for plugin in installed]
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        say_json(rows, indent=2)
         return
     if not rows:
-        click.echo("no handlers are installed", err=True)
+        say("no handlers are installed", err=True)
         return
     cells = [("NAME", "WANTS", "PROVIDES", "OPTIONS", "FROM", "WHAT IT DOES")]
     cells += [
@@ -49,7 +50,7 @@ def list_handlers(*, as_json: bool) -> None:
         for row in rows
     ]
     for line in aligned(cells):
-        click.echo(line)
+        say(line)
 
 
 def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from kapudf_cli.commands.numbers import Number
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.tables import aligned
 from kapudf_cli.commands.targets import silenced, target_options
+from kapudf_cli.commands.terminal import json_text, show_live
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,10 +127,10 @@ def load(
             measured = engine.run(_show_live if live else lambda _: None)
         finally:
             if live:
-                click.echo("\r\x1b[K", err=True, nl=False)
+                show_live("")
         facts = _facts(target, plan.rate, measured)
         if as_json:
-            out.emit(json.dumps(facts, ensure_ascii=False))
+            out.emit(json_text(facts))
         else:
             for line in _table(facts):
                 out.emit(line)
@@ -178,7 +178,7 @@ def _show_live(measured: Measured) -> None:
     if measured.cpu_s is not None and measured.rss_bytes is not None:
         parts.append(f"CPU {measured.cpu_s / measured.elapsed_s:.0%}")
         parts.append(f"{measured.rss_bytes / 1e6:.0f} MB")
-    click.echo(f"\r{'   '.join(parts)}\x1b[K", err=True, nl=False)
+    show_live("   ".join(parts))
 
 
 def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from kapudf_cli.commands.terminal import say
+
 
 @click.command(short_help="Write a plugin project, with a handler and a test.")
 @click.argument("name")
@@ -27,8 +29,10 @@ def new(name: str, directory: Path | None) -> None:
     names = scaffold.names_of(name)
     target = Path(name) if directory is None else directory
     for path in scaffold.write(names, target):
-        click.echo(f"wrote {click.format_filename(path)}")
-    click.echo("\nNext, in the virtual environment of kapudf:\n")
+        say(f"wrote {click.format_filename(path)}")
+    say()
+    say("Next, in the virtual environment of kapudf:")
+    say()
     for command in (
         f"cd {shlex.quote(click.format_filename(target))}",
         "python -m pip install -e '.[dev]'",
@@ -36,4 +40,4 @@ def new(name: str, directory: Path | None) -> None:
         "kapudf list-handlers",
         f"kapudf serve --socket /tmp/{name}.sock --handler {name}",
     ):
-        click.echo(f"    {command}")
+        say(f"    {command}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from kapudf_cli.commands import shared_options
+from kapudf_cli.commands.terminal import say, say_json
 
 
 @click.command(short_help="Ask a running UDF what it is.")
@@ -34,10 +34,10 @@ def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
         "round_trip_s": round(answer.round_trip_s, 6),
     }
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        say_json(facts)
         return
-    click.echo(f"wants       {facts['wants']}")
-    click.echo(f"provides    {facts['provides']}")
-    click.echo(f"options     {' '.join(snippets.signatures(info)) or 'none'}")
-    click.echo(f"TICKscript  {call}")
-    click.echo(f"round trip  {answer.round_trip_s * 1000:.2f} ms")
+    say(f"wants       {facts['wants']}")
+    say(f"provides    {facts['provides']}")
+    say(f"options     {' '.join(snippets.signatures(info)) or 'none'}")
+    say(f"TICKscript  {call}")
+    say(f"round trip  {answer.round_trip_s * 1000:.2f} ms")

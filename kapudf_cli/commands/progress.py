@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from kapudf_cli.commands.terminal import show_live
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -51,9 +53,9 @@ def _show(
     if not size:
         # There is no telling how much of a pipe is to come.
         while True:
-            click.echo(f"\r{_label(counts)}\x1b[K", err=True, nl=False)
+            show_live(_label(counts))
             if done.wait(_EVERY_S):
-                click.echo("\r\x1b[K", err=True, nl=False)
+                show_live("")
                 return
     bar: ProgressBar[int]
     with click.progressbar(

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from kapudf_cli.commands import shared_options
+from kapudf_cli.commands.terminal import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,10 +51,10 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
             answer = control.ask(each, "reload", timeout_s=timeout_s)
         except ControlError as error:
             failed = True
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
             continue
         failed = failed or answer["stay"] > 0
-        click.echo(
+        say(
             f"{answer['function']}: reloaded, "
             f"{counted(answer['connections'], 'connection')} handed over"
             + (
@@ -62,6 +63,6 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
                 else ""
             )
         )
-        click.echo(f"  {answer['code']}")
+        say(f"  {answer['code']}")
     if failed:
         click.get_current_context().exit(1)

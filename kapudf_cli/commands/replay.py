@@ -18,6 +18,8 @@ from kapudf_cli.commands.numbers import Number
 from kapudf_cli.commands.progress import progress
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.targets import target_options
+from kapudf_cli.commands.terminal import say
+from kapudf_cli.terminal_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,9 +70,9 @@ class _IllFormed:
             raise error
         self.count += 1
         if self.count <= _TOLD_LINES:
-            click.echo(f"skipped: {error}", err=True)
+            say(f"skipped: {error}", err=True)
         if self.count == _TOLD_LINES:
-            click.echo("skipped: further lines are only counted", err=True)
+            say("skipped: further lines are only counted", err=True)
 
 
 def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -224,7 +226,7 @@ def replay(
         check_fit(info.wants, recording.kind, feed)
         out.live = on_terminal or speed is not None or recording.size_bytes is None
         colour = on_terminal and "NO_COLOR" not in os.environ
-        shown = _shown(shape, out, diff=diff, colour=colour)
+        shown = _shown(shape, out, diff=diff, colour=colour, on_terminal=on_terminal)
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
         session = Session(
             connection,
@@ -299,7 +301,7 @@ def _tags(group_by: str | None) -> tuple[str, ...] | None:
     return None if tags == ("*",) else tags
 
 
-def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool) -> Format:
+def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool, on_terminal: bool) -> Format:
     """Return what shows the messages that come back."""
     from kapudf_cli.replay.difference_format import DifferenceFormat
     from kapudf_cli.replay.formats import JsonFormat, LineFormat
@@ -313,7 +315,10 @@ def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool) -> Format:
         case "table":
             return TableFormat(out.emit)
         case _:
-            return LineFormat(out.emit)
+            # Line protocol is exact, but for a terminal, which text from a UDF must not control.
+            return LineFormat(
+                lambda line: out.emit(printable(line)) if on_terminal else out.emit(line)
+            )
 
 
 def _paint(text: str, fate: Fate | None) -> str:
@@ -368,7 +373,7 @@ def _report_unwritable(shown: Format) -> int:
     if not isinstance(shown, LineFormat) or shown.first_unwritable is None:
         return 0
     what = counted(shown.unwritable, "point")
-    click.echo(f"not printed: {what}; the first: {shown.first_unwritable}", err=True)
+    say(f"not printed: {what}; the first: {shown.first_unwritable}", err=True)
     return shown.unwritable
 
 
@@ -382,20 +387,20 @@ def _report(
     tally = recording.tally
     if tally.passed_over:
         lines = counted(tally.passed_over, "line")
-        click.echo(f"passed over: {lines} (blank lines, comments, headers)", err=True)
+        say(f"passed over: {lines} (blank lines, comments, headers)", err=True)
     if tally.empty_batches:
         batches = counted(tally.empty_batches, "batch")
-        click.echo(f"not sent: {batches} without points; Kapacitor leaves them out", err=True)
+        say(f"not sent: {batches} without points; Kapacitor leaves them out", err=True)
     if feed.left_out:
         records = counted(feed.left_out, "batch" if recording.kind is Kind.BATCH else "point")
         what = "another measurement, database or retention policy"
-        click.echo(f"not sent: {records} of {what}", err=True)
+        say(f"not sent: {records} of {what}", err=True)
     if feed.windows is not None and feed.windows.held:
         held = counted(feed.windows.held, "point")
-        click.echo(f"not sent: {held} in windows that no later point closed", err=True)
-    click.echo(summary(session.counts, seconds, errors), err=True)
+        say(f"not sent: {held} in windows that no later point closed", err=True)
+    say(summary(session.counts, seconds, errors), err=True)
     if not session.settled:
-        click.echo(
+        say(
             "output may be missing: the UDF was still sending when its input ended, "
             "and some UDFs drop what they have not sent by then",
             err=True,

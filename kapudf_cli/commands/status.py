@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from kapudf_cli.commands import shared_options
+from kapudf_cli.commands.terminal import say, say_json
 
 #: The supervisor answers at once; a machine that swaps may take longer.
 _TIMEOUT_S = 10.0
@@ -29,20 +29,20 @@ def status(path: str, *, as_json: bool) -> None:
 
     answer = control.ask(path, "status", timeout_s=_TIMEOUT_S)
     if as_json:
-        click.echo(json.dumps(answer, ensure_ascii=False))
+        say_json(answer)
         return
     supervisor = answer["supervisor"]
-    click.echo(f"function    {answer['function']} ({answer['handler']}) at {answer['socket']}")
+    say(f"function    {answer['function']} ({answer['handler']}) at {answer['socket']}")
     if answer["code"] is not None:
-        click.echo(f"code        {Code(**answer['code'])}")
-    click.echo(
+        say(f"code        {Code(**answer['code'])}")
+    say(
         f"supervisor  pid {supervisor['pid']}, {supervisor['rss_mb']} MB, "
         f"up {_duration(supervisor['age_s'])}, {counted(answer['worker_deaths'], 'worker death')}"
     )
     for rows in (_workers(answer["workers"]), _connections(answer["connections"])):
-        click.echo()
+        say()
         for line in aligned(rows):
-            click.echo(line)
+            say(line)
 
 
 def _workers(workers: list[dict[str, Any]]) -> list[tuple[str, ...]]:

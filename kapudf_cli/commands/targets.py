@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from kapudf_cli.commands.stdout import own_stdout
+from kapudf_cli.commands.terminal import PrintableLines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,9 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
         raise click.UsageError(f"{wrong}: --socket PATH, --exec 'COMMAND …' or --handler NAME")
     if command is not None:
         try:
-            return CommandTarget.parse(command, stderr=sys.stderr.buffer)
+            stderr = sys.stderr.buffer
+            passed_to = PrintableLines(stderr) if sys.stderr.isatty() else stderr
+            return CommandTarget.parse(command, stderr=passed_to)
         except TargetError as error:
             raise click.BadParameter(str(error), param_hint="'--exec'") from error
     if handler is not None:

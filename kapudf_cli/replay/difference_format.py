@@ -9,6 +9,7 @@ from kapudf_cli.recordings.line_protocol import show_value
 from kapudf_cli.recordings.rfc3339 import write_time
 from kapudf_cli.replay.differences import Difference, Differences, Fate
 from kapudf_cli.replay.formats import end_of, series
+from kapudf_cli.terminal_text import printable
 from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch
 
 if TYPE_CHECKING:
@@ -66,12 +67,12 @@ class DifferenceFormat:
 
     def _line(self, told: Difference) -> str:
         which = f"{series(told.name, told.point.tags)} {write_time(told.point.time)}"
-        changes = "  ".join(told.changes).replace("\n", "\\n")
+        changes = printable("  ".join(told.changes))
         line = f"{told.fate.value} {which}"
         if told.fate is Fate.NEW:
             fields = sorted(get_fields(told.point).items())
             shown = "  ".join(f"{name}={show_value(value)}" for name, value in fields)
-            line = f"{line}  {shown}".rstrip().replace("\n", "\\n")
+            line = f"{line}  {printable(shown)}".rstrip()
         if told.fate is Fate.CHANGED:
             return f"{line}  {self._paint(changes, told.fate)}"
         return self._paint(line, told.fate)

@@ -15,6 +15,7 @@ from kapudf_cli.errors import LineProtocolError
 from kapudf_cli.kit.points import get_fields
 from kapudf_cli.recordings.line_protocol import write
 from kapudf_cli.recordings.rfc3339 import write_time
+from kapudf_cli.terminal_text import printable, printable_json
 from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Format(Protocol):
 def series(name: str, tags: Any) -> str:
     """Return a measurement and its tags in one line, to be read and not to be parsed."""
     text = ",".join([name, *(f"{tag}={value}" for tag, value in sorted(tags.items()))])
-    return text.replace("\n", "\\n")
+    return printable(text)
 
 
 class LineFormat:
@@ -142,4 +143,4 @@ def _content(point: Point) -> dict[str, object]:
 
 
 def _json(content: object) -> str:
-    return msgspec.json.encode(content).decode()
+    return printable_json(msgspec.json.encode(content).decode())

@@ -8,6 +8,7 @@ from kapudf_cli.kit.points import get_fields
 from kapudf_cli.recordings.line_protocol import show_value
 from kapudf_cli.recordings.rfc3339 import write_time
 from kapudf_cli.replay.formats import end_of, series
+from kapudf_cli.terminal_text import printable
 from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class TableFormat:
             case Point():
                 self._points += 1
                 name = message.name if self._batch is None else self._batch.name
-                self._row((write_time(message.time), name, _tags(message), _fields(message)))
+                self._row(
+                    (write_time(message.time), printable(name), _tags(message), _fields(message))
+                )
             case BeginBatch():
                 self._batch, self._points = message, 0
                 self._row(f"batch {series(message.name, message.tags)}")
@@ -79,13 +82,9 @@ class TableFormat:
 
 
 def _tags(point: Point) -> str:
-    return _one_line(" ".join(f"{tag}={value}" for tag, value in sorted(point.tags.items())))
+    return printable(" ".join(f"{tag}={value}" for tag, value in sorted(point.tags.items())))
 
 
 def _fields(point: Point) -> str:
     fields = sorted(get_fields(point).items())
-    return _one_line(" ".join(f"{name}={show_value(value)}" for name, value in fields))
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+    return printable(" ".join(f"{name}={show_value(value)}" for name, value in fields))

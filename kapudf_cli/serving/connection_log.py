@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -47,6 +48,9 @@ def log_finish(log: BoundLogger, account: Account) -> None:
             facts[name] = getattr(account, name)
     if account.batch_unfinished:
         facts["batch_unfinished"] = True
+    if account.task_id and (account.reason is not Reason.CLOSED or account.refusal is not None):
+        # Kapacitor does not connect again by itself, and enabling a failed task does nothing.
+        facts["recover"] = f"kapacitor reload {shlex.quote(account.task_id)}"
     if account.stop_error is not None:
         log.error("stop failed", error=str(account.stop_error), exc_info=account.stop_error.cause)
     match account.reason:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kapudf_cli.errors import TargetError
 from kapudf_cli.kapacitor import KapacitorSide
@@ -30,6 +30,16 @@ _EXIT_S = 2.0
 _STDERR_S = 0.5
 
 
+class Lines(Protocol):
+    """Where a child's stderr is passed on to: a binary file, or what has its calls."""
+
+    def write(self, line: bytes, /) -> Any:
+        """Write a line, or a part of a long one."""
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+
+
 @dataclass(frozen=True)
 class CommandTarget:
     """A command with its arguments, run without a shell; see `Target`.
@@ -42,10 +52,10 @@ class CommandTarget:
 
     name: str
     arguments: tuple[str, ...]
-    stderr: IO[bytes] | None = None
+    stderr: Lines | None = None
 
     @classmethod
-    def parse(cls, command: str, *, stderr: IO[bytes] | None = None) -> CommandTarget:
+    def parse(cls, command: str, *, stderr: Lines | None = None) -> CommandTarget:
         """Return a command as a shell would split it.
 
         Raises:
@@ -98,7 +108,7 @@ class CommandTarget:
 class _Stderr:
     """Reads a child's stderr to its end, passes it on, and keeps the last lines."""
 
-    def __init__(self, child: subprocess.Popen[bytes], passed_to: IO[bytes] | None) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], passed_to: Lines | None) -> None:
         self._child = child
         self._passed_to = passed_to
         self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
