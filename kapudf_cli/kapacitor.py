@@ -77,7 +77,7 @@ class KapacitorSide:
         """Connect to the UDF's socket.
 
         Raises:
-            OSError: there is none, or nobody serves it, or it may not be used.
+            OSError: there is no socket, no process serves it, or permission is denied.
             TimeoutError: its queue of connections stayed full.
         """
         deadline = time.monotonic() + timeout_s
@@ -146,8 +146,8 @@ class KapacitorSide:
     def sending(self, requests: Iterable[RequestMessage]) -> Iterator[None]:
         """Send requests from a thread, while the caller receives.
 
-        Whoever sends much and only then reads may wait for a UDF that waits for
-        its answers to be read.
+        Sending much before reading could deadlock: the UDF may wait until its answers
+        are read.
         """
 
         def send() -> None:
@@ -296,7 +296,7 @@ def ask_info(side: KapacitorSide) -> InfoResponse:
     raise ProbeError(problem)
 
 
-#: What the system's refusals mean to whoever named a path.
+#: What an error of connect means to the user who named the path.
 _REFUSALS = {
     errno.ENOENT: "there is no such socket; is the UDF running?",
     errno.ECONNREFUSED: "connection refused; no process serves this path",
@@ -307,7 +307,7 @@ _REFUSALS = {
 
 
 def why_not_connected(path: str, error: OSError) -> str:
-    """Return what a refusal of the system means to whoever named the path."""
+    """Return what an error of connect means to the user who named the path."""
     with contextlib.suppress(OSError):
         if error.errno == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
             return "this is not a socket"

@@ -25,12 +25,12 @@ from kapudf_cli.commands import settings
 def execute(handler: str, **flags: Any) -> None:
     """Run a handler as a process UDF, on stdin and stdout.
 
-    Kapacitor starts it: name it as prog and args in kapacitor.conf. Nothing but the
-    protocol goes to stdout; the log, and whatever the handler prints, goes to stderr,
-    which Kapacitor takes into its own log. A crash of the interpreter leaves its stack there.
+    Kapacitor starts it: set prog and args in kapacitor.conf. Only the protocol goes to
+    stdout. The log, everything that the handler prints, and the stack of a crash of the
+    interpreter go to stderr, which Kapacitor copies into its own log.
 
-    End of input, SIGINT or SIGTERM: what has arrived is processed, the handler
-    flushes, exit 0. A handler that fails is exit 1.
+    At the end of input, or on SIGINT or SIGTERM, it processes what has arrived, flushes
+    the handler and exits with 0. If the handler fails, it exits with 1.
     """
     from kapudf_cli import logs, plugins
     from kapudf_cli.serving.connections import Function

@@ -32,7 +32,7 @@ _DEFAULT_DURATION_S = 10.0
 
 
 def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decorator:
-    """Return an option for how many there shall be of something."""
+    """Return an option for a number of things."""
     least, most = within
     return click.option(
         flag,
@@ -82,15 +82,15 @@ def load(
     target: Target, calls: str, recording: str | None, timeout_s: float, *, as_json: bool,
     **how: Any,
 ) -> None:  # fmt: skip
-    """Put a load on a UDF, in any language, and measure what it does.
+    """Put a load on a UDF, in any language, and measure it.
 
-    Latency counts from when a point was due until it came back; with --rate, a point that
-    had to wait for those before it shows as late. At full speed, points wait in the
-    socket, and latency says for how long. Where points do not come back one for one,
-    keepalives sent among them are timed.
+    Latency is the time from when a point was due until it came back. With --rate, a point
+    that waited for those before it counts as late. At full speed, latency includes the
+    time that points wait in the socket. If points do not come back one for one,
+    keepalives between them are timed instead.
 
     Processor time and memory are those of the process at the socket and of its
-    children. Ctrl-C ends the run, and what was measured is shown.
+    children. Ctrl-C ends the run and shows what was measured until then.
 
     Exits with 1 if the UDF failed, hung, or closed the connection.
     """

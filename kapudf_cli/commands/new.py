@@ -19,10 +19,10 @@ from kapudf_cli.commands.terminal import say
     help="Folder to write to, new or empty.  [default: ./NAME]",
 )
 def new(name: str, directory: Path | None) -> None:
-    """Write a small plugin project: a handler, its test, and what makes them installable.
+    """Write a small plugin project that can be installed: a handler and its test.
 
-    NAME, such as my-average, is the handler's name; the package is my_average
-    and the class MyAverage. Nothing that exists is overwritten.
+    NAME is the handler's name, such as my-average; the package is then my_average and
+    the class MyAverage. Existing files are not overwritten.
     """
     from kapudf_cli import scaffold
 

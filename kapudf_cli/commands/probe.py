@@ -15,10 +15,10 @@ from kapudf_cli.commands.terminal import say, say_json
 @shared_options.timeout("How long to wait for the answer, connecting included.")
 @shared_options.as_json
 def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
-    """Ask the UDF at a socket what it is, as Kapacitor does at its start.
+    """Ask a UDF for its edges and options, as Kapacitor does when it starts.
 
-    Works with a UDF in any language. Exits with 0 if it answered well and with
-    1 if not, so that it can serve as a health check.
+    The UDF may be in any language. Exits with 0 if the answer is valid and with 1 if
+    not, so it can be used as a health check.
     """
     from kapudf_cli import kapacitor
     from kapudf_cli.tickscript import snippets

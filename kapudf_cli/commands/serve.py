@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     default=None,
     envvar="KAPUDF_REMOVE_STALE",
     show_envvar=True,
-    help="Remove a socket left over at the path that nobody serves.  [default: keep]",
+    help="Remove a leftover socket at the path that no process serves.  [default: keep]",
 )
 @settings.max_frame_bytes
 @settings.linger_ms
@@ -55,13 +55,13 @@ if TYPE_CHECKING:
     "snapshot_interval_s",
     metavar="SECONDS",
     type=float,
-    help="How long input is kept at most before a snapshot takes its place.  [default: 10]",
+    help="Longest time that input is kept before a snapshot replaces it.  [default: 10]",
 )
 @settings.setting(
     "--journal-mb",
     metavar="MB",
     type=float,
-    help="How much input of a connection is kept before that.  [default: 32]",
+    help="How much input of a connection is kept before a snapshot replaces it.  [default: 32]",
 )
 @settings.busy_limit
 @settings.setting(
@@ -88,12 +88,12 @@ if TYPE_CHECKING:
 def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> None:
     """Serve handlers to Kapacitor on Unix sockets.
 
-    Either --socket and --handler name one function, or --config names a file
-    with one or more. Flags beat the environment, which beats the file.
+    Name one function with --socket and --handler, or a file with several functions with
+    --config. Flags override environment variables, which override the file.
 
-    SIGINT or SIGTERM: connections process what has arrived, handlers flush, the
-    socket is removed, exit 0. A second signal ends at once with 1. SIGHUP: the
-    configuration and the handlers' code are loaded anew, and no task notices;
+    On SIGINT or SIGTERM, connections process what has arrived, handlers flush, the
+    socket is removed, and the exit status is 0. A second signal ends it at once with 1.
+    SIGHUP loads the configuration and the handlers' code again, while tasks run on;
     without workers it changes nothing.
     """
     from kapudf_cli import logs

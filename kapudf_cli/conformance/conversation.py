@@ -131,7 +131,8 @@ class Conversation:
         """Take what comes until all data is answered, as far as that can be told from here.
 
         The answer to a keepalive may overtake points; after several, and a while in which
-        nothing came, none is on its way. A UDF that never stops sending is left at that.
+        nothing came, all points have been answered. It does not wait longer than the
+        time-out for a UDF that never stops sending.
         """
         what, self._unsettled = self._unsettled, ""
         if not what or self._over or self._connection.drains:
@@ -195,12 +196,12 @@ class Conversation:
             self._side.send_bytes(data)
 
     def break_off(self) -> None:
-        """Close at once, and leave unread what there is."""
+        """Close at once, without reading the answers."""
         self._over = True
         self._side.connection.close()
 
     def part(self) -> None:
-        """End a conversation that has not ended, in a way that is nobody's test."""
+        """End the conversation as Kapacitor ends a replay, without testing how the UDF ends it."""
         if self._over:
             return
         with contextlib.suppress(OSError, ProtocolError):

@@ -118,9 +118,9 @@ def _still_serves(trial: Trial, what: str) -> None:
             conversation.info()
             conversation.finish()
     except RuleBrokenError as error:
-        raise RuleBrokenError(f"serves nobody after {what}: it {error}") from error
+        raise RuleBrokenError(f"serves no connection after {what}: it {error}") from error
     except TargetError as error:
-        raise RuleBrokenError(f"serves nobody after {what}: {error.problem}") from error
+        raise RuleBrokenError(f"serves no connection after {what}: {error.problem}") from error
 
 
 CHECKS: Final = (

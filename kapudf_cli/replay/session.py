@@ -47,7 +47,7 @@ A = TypeVar("A", InitResponse, RestoreResponse)
 
 #: A send may wait for as long as the UDF answers keepalives, which is what is timed.
 _UNLIMITED_S: Final = 1_000_000.0
-#: Keepalives may be answered while a snapshot is taken, but not for ever; in time-outs.
+#: How long a UDF may answer keepalives and not the snapshot request; in time-outs.
 _SNAPSHOT_TIMEOUTS: Final = 6
 #: A UDF that keeps sending is waited for this long before its input ends; in time-outs.
 _SETTLE_TIMEOUTS: Final = 6
@@ -221,7 +221,7 @@ class Session:
         self._send_bytes(bytes(piece))
         self._settle()
         if self._stopped.is_set():
-            # Nobody wants the rest; see `_part`.
+            # The session was cut short; see `_part`.
             return
         with contextlib.suppress(OSError, ValueError), self._sending:
             self._half_closed = True
@@ -254,7 +254,7 @@ class Session:
         return 0.0 if since_s is None else time.monotonic() - since_s
 
     def _part(self) -> None:
-        """Stop sending, and take what is on its way for a moment before the connection closes.
+        """Stop sending, and read for a moment what the UDF still sends.
 
         The server of an agent that cannot write its answers may exit, with all of its tasks.
         """
