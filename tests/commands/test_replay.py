@@ -26,7 +26,6 @@ from kapudf_cli.recordings.line_parser import PRECISIONS
 from kapudf_cli.recordings.line_protocol import write
 from kapudf_cli.testing import grouped, lines
 from tests.captured import points_of
-from tests.conftest import plugin
 from tests.handlers import recordings
 from tests.serve_process import KAPUDF, PATIENCE_S
 
@@ -654,11 +653,11 @@ def test_a_udf_that_does_not_begin(udf: tuple[str, ...], problem: str) -> None:
     assert failure(STREAM, *udf).startswith(problem)
 
 
-def test_a_snapshot_that_the_udf_refuses(tmp_path: Path) -> None:
+def test_a_snapshot_that_the_udf_refuses(handlers: str, tmp_path: Path) -> None:
     """As it would fail the task in Kapacitor, which restores no empty snapshot."""
     snapshot = tmp_path / "snapshot"
     snapshot.write_bytes(b"foreign")
-    udf = ("--handler", plugin("captured.py:StreamMirror"))
+    udf = ("--handler", f"{handlers}:RefusesRestore")
     assert failure(STREAM, *udf, "--restore-from", str(snapshot)) == (
         "the UDF refused Restore: it gives no reason; set `error` in its answer"
     )
@@ -668,7 +667,14 @@ def test_a_snapshot_that_the_udf_refuses(tmp_path: Path) -> None:
 
 HANDLERS = """
 import os, sys
-from kapudf_cli import Handler
+from kapudf_cli import Handler, RestoreResponse
+
+class RefusesRestore(Handler):
+    def point(self, point):
+        self.agent.write_point(point)
+
+    def restore(self, request):
+        return RestoreResponse(success=False)
 
 class Raises(Handler):
     def point(self, point):
