@@ -48,7 +48,8 @@ def log_finish(log: BoundLogger, account: Account) -> None:
             facts[name] = getattr(account, name)
     if account.batch_unfinished:
         facts["batch_unfinished"] = True
-    if account.task_id and (account.reason is not Reason.CLOSED or account.refusal is not None):
+    goes_on = account.reason in {Reason.CLOSED, Reason.HANDED_OVER} and account.refusal is None
+    if account.task_id and not goes_on:
         # Kapacitor does not connect again by itself, and enabling a failed task does nothing.
         facts["recover"] = f"kapacitor reload {shlex.quote(account.task_id)}"
     if account.stop_error is not None:
