@@ -340,8 +340,8 @@ class StaleSocketError(SocketPathError):
     def __init__(self, path: str) -> None:
         super().__init__(
             path,
-            "a socket is left over here that nobody serves; "
-            "start with --remove-stale to have it removed",
+            "a socket is left over here that nobody serves; to have it removed, start "
+            "`kapudf serve` with --remove-stale, or set remove_stale: true in its configuration",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 
 from kapudf_cli import logs
 from kapudf_cli.config import FunctionSettings, Settings
-from kapudf_cli.errors import ControlError
+from kapudf_cli.errors import ControlError, WorkerStartError
 from kapudf_cli.kapacitor import probe
 from kapudf_cli.serving import control
 from kapudf_cli.serving.signals import SignalQueue
@@ -22,6 +23,7 @@ from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from structlog.typing import EventDict
 
@@ -123,3 +125,17 @@ def test_a_reload_that_cannot_be_prepared_changes_nothing(
     assert status == 0
     failed = [each["event"] for each in events if each["log_level"] == "error"]
     assert failed == ["reload failed, everything goes on as it was"]
+
+
+def test_where_several_functions_cannot_be_started_nothing_is_left(short_folder: Path) -> None:
+    """The first failure is raised; the others hinder no cleaning up."""
+    functions = {
+        name: FunctionSettings(handler="no-such-handler", socket=str(short_folder / name))
+        for name in ("a", "b", "c")
+    }
+    settings = Settings(functions=functions, log_format="json")
+    with SignalQueue((signal.SIGTERM, signal.SIGHUP)) as signals:
+        supervisor = Supervisor(settings, lambda: settings, log=logs.get_logger())
+        with pytest.raises(WorkerStartError, match="no handler is named 'no-such-handler'"):
+            supervisor.run(signals)
+    assert os.listdir(short_folder) == []
