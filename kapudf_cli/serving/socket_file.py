@@ -265,16 +265,18 @@ class _PathLock:
 
 def _check_lock_kind(path: str, found: os.stat_result) -> None:
     """Raise SocketPathError unless a lock's file is a regular file of this user's."""
+    what, way_out = "no lock of kapudf's", "remove it or choose another path"
     if not stat.S_ISREG(found.st_mode):
-        what = f"{_kind(found.st_mode)} is here"
+        kind = _kind(found.st_mode)
     elif found.st_uid != os.geteuid():
-        what = f"a file of user {found.st_uid} is here"
+        kind = f"a file of user {found.st_uid}"
+        what = "perhaps the lock of a kapudf that this user runs"
+        way_out = "stop that, or remove the file if nothing runs, or choose another path"
     elif found.st_nlink > 1:
-        what = "a file with another name (a hard link) is here"
+        kind = "a file with another name (a hard link)"
     else:
         return
-    problem = f"{what}, no lock of kapudf's; it was left alone, remove it or choose another path"
-    raise SocketPathError(path, problem)
+    raise SocketPathError(path, f"{kind} is here, {what}; it was left alone, {way_out}")
 
 
 def _check_lock(path: str, descriptor: int) -> bytes:
