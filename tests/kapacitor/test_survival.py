@@ -11,7 +11,7 @@ from tests.conftest import plugin
 from tests.kapacitor.daemon import TaskStatus
 from tests.kapacitor.lines import BY_HOST, line
 from tests.serve_process import ServeProcess
-from tests.serving.ongoing import Code, await_status, kapudf, status_of
+from tests.serving.ongoing import Code, await_status, kapudf, status_of, write_config
 from tests.serving.slow_import import SlowImport
 
 if TYPE_CHECKING:
@@ -57,6 +57,31 @@ def test_a_task_survives_deaths_and_new_code(
     assert (connection["points_in"], connection["points_out"]) == (total, total)
     assert (connection["task_id"], connection["takeovers"]) == ("counted", rounds // 2)
     assert len(list(process.matching("worker died", how="SIGKILL"))) == rounds // 2
+
+
+def test_a_task_goes_on_while_its_function_is_renamed_and_moved(
+    kapacitor: Kapacitor, short_folder: Path, socket_path: str, tmp_path: Path
+) -> None:
+    """Its points are counted on: the connection belongs to the function, not to the path."""
+    code, file, moved = Code(tmp_path), short_folder / "kapudf.yaml", str(short_folder / "moved")
+    write_config(file, {"udf": {"handler": code.handler, "socket": socket_path}})
+    with ServeProcess("--config", str(file)) as process:
+        process.ready()
+        daemon = kapacitor()
+        daemon.start_task("counted", BY_HOST)
+        daemon.write(*(line(n) for n in range(ROUND)))
+        for name, path, event in (
+            ("renamed", socket_path, "function renamed"),
+            ("renamed", moved, "listening"),
+        ):
+            code.change()
+            write_config(file, {name: {"handler": code.handler, "socket": path}})
+            process.signal(signal.SIGHUP)
+            process.event(event, function="renamed")
+        daemon.write(*(line(n) for n in range(ROUND, 2 * ROUND)))
+        daemon.await_point("counted", n=2 * ROUND - 1, count=2 * ROUND)
+        assert daemon.status("counted") == EXECUTES
+        assert status_of(moved)["function"] == "renamed"
 
 
 def test_a_task_goes_on_without_the_points_at_which_its_handler_raises(
