@@ -82,7 +82,7 @@ class Agent:
             on_resumed: called once a connection that is taken over can go on, which it
                 then does at `go`; or with the reason why it cannot.
             on_crash: called with an exception that neither the handler nor the peer is to blame
-                for, such as for want of memory. It may end the process, where another agent
+                for, as when no memory is left. It may end the process, where another agent
                 can take the connection over; if it returns, the connection ends.
         """
         self._stream = stream
@@ -201,7 +201,7 @@ class Agent:
         except RefusedError as error:
             self._account.refusal = str(error)
             self._end(Reason.CLOSED)
-        except Exception as error:  # noqa: BLE001 - want of memory, or a fault of kapudf's own
+        except Exception as error:  # noqa: BLE001 - no memory, or a fault of kapudf's own
             if self._on_crash is not None:
                 self._on_crash(error)
             lost = WorkerLostError(f"kapudf cannot go on with this connection: {describe(error)}")

@@ -1,8 +1,7 @@
 """Why a message cannot be decoded: the field whose text is not UTF-8, or bytes that fit nowhere.
 
-The decoder only says that it failed. That has a third cause, which is no fault of the bytes:
-it found no memory. So the bytes are read once more here, and a message without a fault is
-told from the others.
+The decoder only says that it failed. There is a third cause: it found no memory. So this module
+reads the bytes again and looks for a fault. If there is none, memory was the cause.
 """
 
 from __future__ import annotations

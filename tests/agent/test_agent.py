@@ -694,10 +694,10 @@ def test_a_snapshot_over_the_frame_limit_ends_the_connection() -> None:
     )
 
 
-# --- want of memory ---
+# --- no memory left ---
 
 
-def test_want_of_memory_ends_the_connection_with_its_cause(
+def test_without_memory_the_connection_ends_with_the_cause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where no other process can take it over."""
@@ -720,7 +720,7 @@ def test_want_of_memory_ends_the_connection_with_its_cause(
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-def test_want_of_memory_for_a_point_is_no_error_of_its_handler(on_error: OnError) -> None:
+def test_no_memory_to_decode_a_point_is_no_error_of_its_handler(on_error: OnError) -> None:
     class Decodes(Mirror):
         def point(self, _: Point, /) -> None:
             raise DecodeMemoryError

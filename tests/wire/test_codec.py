@@ -375,7 +375,7 @@ def test_any_bytes_framed_or_not_give_requests_or_a_protocol_error(data: bytes) 
 
 
 @pytest.mark.parametrize("message", [POINT, InitRequest(taskID="t")])
-def test_what_fails_for_want_of_memory_is_no_fault_of_the_bytes(
+def test_a_decoder_without_memory_does_not_blame_the_bytes(
     message: RequestMessage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decoder tells neither apart."""
