@@ -164,10 +164,8 @@ class Session:
                 else:
                     self._take(response)
             self._check_end()
-        except Exception:
-            raise
         except BaseException:
-            # The caller wants no more, or Ctrl-C came: nothing is wrong with the UDF.
+            # The UDF did wrong, the caller wants no more, or Ctrl-C came.
             self._part()
             raise
         finally:
