@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import selectors
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 #: How long no connection is accepted after one could not be, for want of
 #: descriptors, memory, threads or processes. They wait in the kernel's queue meanwhile.
 _PAUSE_S = 0.5
+#: As long as it fails, the log says so once in this time.
+_SAME_PROBLEM_S = 30.0
 #: So that a flood of connections keeps no signal and no worker waiting.
 _AT_ONCE = 64
 
@@ -54,6 +57,7 @@ class Listeners(Generic[K]):
         self._sockets: dict[K, SocketFile] = {}
         self._listening: set[K] = set()
         self._resume_at: float | None = None
+        self._logged_s = -math.inf
 
     def add(self, key: K, socket_file: SocketFile) -> None:
         """Listen on a socket, for `key`."""
@@ -109,12 +113,15 @@ class Listeners(Generic[K]):
         except (OSError, RuntimeError, MemoryError) as error:
             # No descriptors, no memory, no threads. RuntimeError is what
             # Thread.start raises where the system refuses another thread.
-            self._log.error(
-                "cannot accept connections",
-                function=str(key),
-                error=limits.explained(error),
-                retry_s=_PAUSE_S,
-            )
-            self._resume_at = time.monotonic() + _PAUSE_S
+            now_s = time.monotonic()
+            if now_s - self._logged_s >= _SAME_PROBLEM_S:
+                self._logged_s = now_s
+                self._log.error(
+                    "cannot accept connections",
+                    function=str(key),
+                    error=limits.explained(error),
+                    retry_s=_PAUSE_S,
+                )
+            self._resume_at = now_s + _PAUSE_S
             for each in self._sockets:
                 self._update(each)

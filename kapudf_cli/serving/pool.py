@@ -40,6 +40,8 @@ _LONG_WAIT_S: Final = 10.0
 #: So many workers are started at once in place of dead ones. The first one that is ready takes
 #: the connections over, and more would only take the processors from it.
 _MOST_STARTING: Final = os.cpu_count() or 1
+#: When it is tried again to start a worker that the system had no room for.
+_NO_ROOM_PAUSE_S: Final = 1.0
 #: How often each connection is looked at. With thousands of them it is less often, so that it takes
 #: no more than a tenth of the time, but often enough for the heartbeats that Kapacitor waits for.
 _LOOK_S: Final = 0.2
@@ -532,7 +534,9 @@ class Pool:
         if room > 0 and self._backoff.take_due(now_s):
             serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
             missing = self.settings.workers - len(serving) - self._succession.fills_gap
-            if not self._start_missing(min(missing, room)) or missing > room:
+            if not self._start_missing(min(missing, room)):
+                self._backoff.retry(time.monotonic(), pause_s=_NO_ROOM_PAUSE_S)
+            elif missing > room:
                 self._backoff.retry(time.monotonic())
 
     def _start_missing(self, count: int) -> bool:

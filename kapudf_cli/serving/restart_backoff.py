@@ -56,9 +56,9 @@ class RestartBackoff:
             self._due_s = now_s + self._pause_s
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
-    def retry(self, now_s: float) -> None:
-        """Have it tried again soon, for the system had no room for another process."""
-        self._due_s = now_s + _FIRST_PAUSE_S
+    def retry(self, now_s: float, *, pause_s: float = _FIRST_PAUSE_S) -> None:
+        """Try again after a pause: not all that are missing could be started now."""
+        self._due_s = now_s + pause_s
 
     def take_due(self, now_s: float) -> bool:
         """Return whether the dead are to be replaced now; if so, this is no longer pending."""

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from kapudf_cli import logs
 from kapudf_cli.serving.listeners import Listeners
@@ -109,3 +110,23 @@ def test_connections_wait_in_the_queue_until_they_may_be_accepted(
     for name, socket_file in sockets.items():
         listeners.remove(name)
         socket_file.release()
+
+
+def test_a_problem_that_goes_on_is_logged_now_and_then(
+    short_folder: Path, selector: selectors.BaseSelector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not at every attempt, of which there are two a second."""
+    now_s = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    listeners: Listeners[str] = Listeners(selector, Accepting(), logs.get_logger())
+    listeners.add("f", socket_file := bound(short_folder, "f"))
+    with socket.socket(socket.AF_UNIX) as peer, capture_logs() as events:
+        peer.connect(socket_file.path)
+        for _ in range(4 * 60):
+            listeners.wait_s(now_s)
+            for key, _ in selector.select(0):
+                key.data()
+            now_s += 0.25
+    assert [each["event"] for each in events] == ["cannot accept connections"] * 2
+    listeners.remove("f")
+    socket_file.release()
