@@ -14,8 +14,8 @@ from kapudf_cli.streams import SocketStream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kapudf_cli.agent.account import Account
-    from kapudf_cli.agent.callee import HandlerFactory
+    from kapudf_cli.agent.handler_caller import HandlerFactory
+    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.wire.udf_pb2 import InfoResponse
 
 #: A handler that takes longer to say what it is would fail Kapacitor's start as well.
@@ -27,7 +27,7 @@ def served(
     handler: HandlerFactory,
     *,
     timeout_s: float,
-    on_end: Callable[[Account], None] = lambda _: None,
+    on_end: Callable[[ConnectionSummary], None] = lambda _: None,
 ) -> Iterator[KapacitorSide]:
     """Serve `handler` on a socket pair, and give Kapacitor's end of it.
 

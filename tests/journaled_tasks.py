@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.agent import Agent
-from kapudf_cli.agent.checkpoints import Resumption
-from kapudf_cli.agent.on_error import DEFAULT_ON_ERROR
+from kapudf_cli.agent.checkpoints import ResumePlan
+from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.kapacitor import KapacitorSide
 from kapudf_cli.serving.ledger import LEDGER_BYTES, Ledger
 from tests.journals import DiedError, DyingLedger, KeptConnection
@@ -21,9 +21,9 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from kapudf_cli.agent.account import Account
-    from kapudf_cli.agent.callee import HandlerFactory
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
+    from kapudf_cli.agent.handler_caller import HandlerFactory
+    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.serving.journaled_stream import JournaledStream
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
 
@@ -37,7 +37,7 @@ class ServedAgent:
         handler: HandlerFactory,
         *,
         on_error: OnError,
-        resumption: Resumption | None,
+        resume_plan: ResumePlan | None,
     ) -> None:
         self.stream = stream
         #: Why it could not take over, None if it could.
@@ -47,8 +47,8 @@ class ServedAgent:
             handler,
             on_error=on_error,
             checkpoints=stream,
-            resumption=resumption,
-            on_init=lambda account: stream.note_task(account.task_id, account.node_id),
+            resume_plan=resume_plan,
+            on_init=stream.note_task,
             on_resumed=self.resumed.set_result,
         )
 
@@ -61,7 +61,7 @@ class ServedAgent:
         ledger = self.stream._journal.ledger
         return isinstance(ledger, DyingLedger) and ledger.has_died
 
-    def account(self) -> Account:
+    def account(self) -> ConnectionSummary:
         return self.ended.result(PATIENCE_S)
 
 
@@ -103,12 +103,12 @@ class KeptTask:
         handler: HandlerFactory | None = None,
     ) -> ServedAgent:
         """Have another agent take it over, as a worker does; with `waits` it waits for a word."""
-        resumption = Resumption(
+        resumption = ResumePlan(
             history=b"",
             sent=0,
             in_batch=False,
-            progress=self.ledger.marks.progress,
-            until=until,
+            stats=self.ledger.marks.stats,
+            careful_until=until,
             poison=poison,
             waits=waits,
             give_up=give_up,
@@ -120,7 +120,7 @@ class KeptTask:
 
     def _serve(
         self,
-        resumption: Resumption | None,
+        resumption: ResumePlan | None,
         survives: int | None,
         *,
         after: bool,
@@ -132,19 +132,19 @@ class KeptTask:
             held.ledger = DyingLedger(held, over="marks", after=after, survives=survives)
         if resumption is not None:
             marks = stream.marks
-            resumption = Resumption(
-                history=stream.history(marks.progress.offset),
+            resumption = ResumePlan(
+                history=stream.history(marks.stats.offset),
                 sent=marks.sent,
                 in_batch=bool(marks.in_batch),
-                progress=marks.progress,
-                until=resumption.until,
+                stats=marks.stats,
+                careful_until=resumption.careful_until,
                 poison=resumption.poison,
                 waits=resumption.waits,
                 give_up=resumption.give_up,
                 task=stream.task,
             )
         served = ServedAgent(
-            stream, handler or self._handler, on_error=self._on_error, resumption=resumption
+            stream, handler or self._handler, on_error=self._on_error, resume_plan=resumption
         )
         self._agents.append(served)
         served.start()
@@ -163,9 +163,7 @@ class KeptTask:
 
     def await_dealt_with(self, served: ServedAgent) -> bool:
         """Wait until all that was sent is dealt with; return False if the agent died over it."""
-        wait_until(
-            lambda: self.ledger.marks.progress.offset >= self.sent_bytes or served.ended.done()
-        )
+        wait_until(lambda: self.ledger.marks.stats.offset >= self.sent_bytes or served.ended.done())
         # It may have noted that with its last breath, and come to its end only now.
         if served.has_died:
             served.ended.exception(PATIENCE_S)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from kapudf_cli.streams.commit import Progress
+    from kapudf_cli.streams.commit import ConnectionStats
 
 #: Protobuf takes no longer message.
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
@@ -25,28 +25,27 @@ DEFAULT_SNAPSHOT_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True)
-class Resumption:
-    """Where an agent takes a connection over from another that served it.
+class ResumePlan:
+    """How an agent takes a connection over from another agent.
 
     Attributes:
-        history: requests that lead to the handler's state. What it writes over them was sent.
-        sent: how many messages were sent of those that it writes over the input after that.
-        in_batch: whether the last message sent is of a batch that has not ended.
-        progress: what the connection had done by then.
-        until: the last agent died over a frame before this offset. Up to there, frames are
-            dealt with one at a time, each noted before and after.
-        poison: the offsets of frames that are not given to the handler, for they killed
-            workers.
-        waits: whether the other agent stands still and could go on. Otherwise it died.
+        history: requests that rebuild the handler's state; output over them was sent.
+        sent: how many messages over the input after the history were sent already.
+        in_batch: whether the last message sent belongs to a batch that has not ended.
+        stats: what the connection had done by then.
+        careful_until: the last agent died over a frame before this offset in the input. Up to
+            there, frames are handled one at a time, each recorded before and after.
+        poison: offsets of frames that killed workers and are not given to the handler.
+        waits: whether the other agent is paused and could go on. Otherwise it died.
         give_up: why the connection is failed instead of resumed, None if it is not.
-        task: the task's and the node's name, as far as they were known.
+        task: the names of the task and the node, as far as they are known.
     """
 
     history: bytes
     sent: int
     in_batch: bool
-    progress: Progress
-    until: int = 0
+    stats: ConnectionStats
+    careful_until: int = 0
     poison: Collection[int] = ()
     waits: bool = False
     give_up: str | None = None
@@ -106,7 +105,7 @@ class Checkpoints(Protocol):
         """
 
 
-class NothingKept:
+class NoCheckpoints:
     """Keeps nothing, where no handler is made anew."""
 
     def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
@@ -142,7 +141,7 @@ class NothingKept:
         """Note nothing, likewise."""
 
 
-class LastSnapshot(NothingKept):
+class LastSnapshot(NoCheckpoints):
     """Keeps the last snapshot, for a handler that is made anew in the same process."""
 
     def __init__(self, snapshot_interval_s: float = DEFAULT_SNAPSHOT_INTERVAL_S) -> None:

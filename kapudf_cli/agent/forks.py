@@ -19,7 +19,7 @@ from kapudf_cli.wire.point_frames import KNOWN_FRAMES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kapudf_cli.agent.dispatch import Dispatcher
+    from kapudf_cli.agent.dispatcher import Dispatcher
     from kapudf_cli.wire.requests import RequestReader
 
 _log = loggers.get(__name__)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.kit.patch import PointPatch
     from kapudf_cli.streams import Stream
-    from kapudf_cli.streams.commit import Progress
+    from kapudf_cli.streams.commit import ConnectionStats
     from kapudf_cli.wire.codec import DataMessage, ResponseMessage
     from kapudf_cli.wire.point_frames import RawPoint
     from kapudf_cli.wire.udf_pb2 import EdgeType, SnapshotResponse
@@ -225,18 +225,18 @@ class Outbox:
             shown = shorten(shown, self._max_frame_bytes // 8)
         return shown
 
-    def flush(self, progress: Progress | None = None, *, forget_input: bool = False) -> None:
+    def flush(self, stats: ConnectionStats | None = None, *, forget_input: bool = False) -> None:
         """Hand everything to the stream, waiting while the peer does not read.
 
         Args:
-            progress: how much input was handled; None in the middle of a read.
+            stats: how much input was handled; None in the middle of a read.
             forget_input: whether the handler, outside of a batch, needs none of it again.
 
         Raises:
             ConnectionClosedError: the connection broke.
         """
         with self._lock:
-            self._flush(progress, forget_input=forget_input)
+            self._flush(stats, forget_input=forget_input)
 
     def send_data(self) -> None:
         """Send data from now on, and what was held back; see `Output.send_data`."""
@@ -359,10 +359,10 @@ class Outbox:
             )
             raise InvalidWriteError(problem)
 
-    def _flush(self, progress: Progress | None = None, *, forget_input: bool = False) -> None:
+    def _flush(self, stats: ConnectionStats | None = None, *, forget_input: bool = False) -> None:
         """Do what `flush` does; the lock is held."""
         try:
-            self._output.flush(progress, forget_input=forget_input)
+            self._output.flush(stats, forget_input=forget_input)
         except ConnectionClosedError:
             self._passes_points = False
             raise

@@ -34,7 +34,7 @@ from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
     from kapudf_cli.streams import Stream
-    from kapudf_cli.streams.commit import Progress
+    from kapudf_cli.streams.commit import ConnectionStats
     from kapudf_cli.wire.codec import DataMessage, ResponseMessage
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
@@ -254,7 +254,7 @@ class Output:
             self._deferred.add(written)
         elif written.by_owner and self._suppressed:
             if self._suppressed != math.inf:
-                # The agent that sent it did not count it as progress.
+                # The agent that sent it did not count it as stats.
                 self._count(written.kind)
                 self.bytes += len(written.frame)
             self._suppressed -= 1
@@ -330,17 +330,17 @@ class Output:
         self._suppressed = self._suppressed_after_replay
         self._skip_unknown_batch()
 
-    def suppress_next(self, messages: int, *, in_batch: bool, progress: Progress) -> None:
+    def suppress_next(self, messages: int, *, in_batch: bool, stats: ConnectionStats) -> None:
         """End a replay in an agent that takes over: suppress so many more messages.
 
         Args:
             messages: how many of the owner's next messages were sent already.
             in_batch: whether the last of them belongs to a batch that has not ended.
-            progress: what the connection had done before them; counted on from there.
+            stats: what the connection had done before them; counted on from there.
         """
-        self._other_points += progress.points_out
-        self.batches += progress.batches_out
-        self.bytes += progress.bytes_out
+        self._other_points += stats.points_out
+        self.batches += stats.batches_out
+        self.bytes += stats.bytes_out
         self._suppressed = messages
         self._sent_in_batch = in_batch
         self._skip_unknown_batch()
@@ -366,11 +366,11 @@ class Output:
 
     # --- the stream ---
 
-    def flush(self, progress: Progress | None = None, *, forget_input: bool = False) -> None:
+    def flush(self, stats: ConnectionStats | None = None, *, forget_input: bool = False) -> None:
         """Hand everything to the stream, waiting while the peer does not read.
 
         Args:
-            progress: how much input was handled; None in the middle of a read.
+            stats: how much input was handled; None in the middle of a read.
             forget_input: whether the handler needs none of the input again.
 
         Raises:
@@ -383,14 +383,14 @@ class Output:
         messages = len(taken) + self._extra_messages
         self._extra_messages = 0
         data = b"".join(taken)
-        # With progress, the number is of duplicates still to come; it is finite then.
-        number = messages if progress is None else int(self._suppressed)
+        # With stats, the number is of duplicates still to come; it is finite then.
+        number = messages if stats is None else int(self._suppressed)
         try:
             if self.broken is not None:
                 raise self.broken
-            if data or progress is not None:
+            if data or stats is not None:
                 forget_input = forget_input and not self._order.in_batch
-                self._stream.write(data, Commit(number, self.sent_in_batch, progress, forget_input))
+                self._stream.write(data, Commit(number, self.sent_in_batch, stats, forget_input))
         except OSError as error:
             self.broken = error
             problem = f"Kapacitor closed the connection ({error.strerror or error})"

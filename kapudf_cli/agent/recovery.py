@@ -1,8 +1,9 @@
-"""What makes a handler replaceable: how far it has got, what is kept, and another one in its place.
+"""Recovery: keep what rebuilds the handler's state, and replace the handler with it.
 
-The input since the last cut is kept by the checkpoints. A cut forgets it, for the state
-that came of it. A handler that is made anew is given the state and then that input again,
-after an exception (`restart`) or where another worker takes over (`resume`).
+A handler's state follows from Init, the last checkpoint and the input since. Compaction
+replaces the input kept so far by a new checkpoint. A new handler gets the checkpoint and
+then the input since ("replay"): in this process after an exception (`restart`), or in
+another worker that takes the connection over (`resume`). Output of a replay is suppressed.
 """
 
 from __future__ import annotations
@@ -11,100 +12,102 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli import loggers
-from kapudf_cli.agent.repetition import Repetition
+from kapudf_cli.agent.dispatcher import ReplayAgainError
 from kapudf_cli.errors import HandlerError
-from kapudf_cli.streams.commit import Progress
+from kapudf_cli.streams.commit import ConnectionStats
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.conversation import Incoming
+from kapudf_cli.wire.framing import MAX_VARINT
+from kapudf_cli.wire.requests import RequestReader
 from kapudf_cli.wire.udf_pb2 import RestoreRequest
 
 if TYPE_CHECKING:
-    from kapudf_cli.agent.account import Account
-    from kapudf_cli.agent.callee import Callee
-    from kapudf_cli.agent.checkpoints import Checkpoints, Resumption
-    from kapudf_cli.agent.dispatch import Dispatcher
-    from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.wire.requests import RequestReader
+    from kapudf_cli.agent.checkpoints import Checkpoints, ResumePlan
+    from kapudf_cli.agent.dispatcher import Dispatcher
 
 _log = loggers.get(__name__)
 
-#: What the frame of a Restore adds to the snapshot in it at most: three lengths, two tags.
+#: What the frame of a Restore adds to its snapshot at most: three lengths and two tags.
 _RESTORE_BYTES: Final = 17
 
 
 class Recovery:
-    """Keeps short what a new handler would be given, and gives it that."""
+    """Keeps the replay of one connection short, and replays.
+
+    Attributes:
+        requests: the connection's input; its offset is that of the current frame.
+    """
 
     def __init__(
-        self,
-        callee: Callee,
-        dispatcher: Dispatcher,
-        outbox: Outbox,
-        account: Account,
-        requests: RequestReader,
-        *,
-        checkpoints: Checkpoints,
+        self, dispatcher: Dispatcher, requests: RequestReader, checkpoints: Checkpoints
     ) -> None:
-        """Have the handler of `callee` replaceable.
+        """Make the handler of `dispatcher` replaceable.
 
         Args:
-            callee: the handler.
-            dispatcher: what gives it requests.
-            outbox: where it writes to.
-            account: what its connection did, which goes on over a replacement.
-            requests: the input; its offset is that of the frame in hand.
-            checkpoints: what keeps the input since the last cut.
+            dispatcher: gives the handler its requests.
+            requests: the connection's input.
+            checkpoints: keeps the input since the last checkpoint.
         """
+        self.requests = requests
         self._dispatcher = dispatcher
-        self._outbox = outbox
-        self._account = account
-        self._requests = requests
+        self._caller = dispatcher.caller
+        self._outbox = dispatcher.outbox
         self._checkpoints = checkpoints
-        self._repetition = Repetition(callee, dispatcher, outbox)
-        # Whether a cut is wanted, whatever the checkpoints say.
-        self._wants_cut = False
+        # Offsets of frames that raised or killed a worker, as far as they may be replayed.
+        self._left_out: set[int] = set()
+        # A compaction is due whatever the checkpoints say; a snapshot request makes it cheap.
+        self._wants_compaction = self._snapshot_was_asked = False
         self._has_warned = False
+        self._restarts = self._takeovers = 0
 
-    def progress(self) -> Progress:
-        """Return how far the connection has got; only between two requests."""
-        account, outbox = self._account, self._outbox
-        return Progress(
-            self._requests.offset,
-            account.points_in,
+    def stats(self) -> ConnectionStats:
+        """Return what the connection has done; only between two requests."""
+        dispatcher, outbox = self._dispatcher, self._outbox
+        return ConnectionStats(
+            self.requests.offset,
+            dispatcher.points_in,
             outbox.points,
-            account.batches_in,
+            dispatcher.batches_in,
             outbox.batches,
             outbox.bytes_written,
-            account.failures,
-            account.restarts,
-            account.takeovers,
+            dispatcher.failures,
+            self._restarts,
+            self._takeovers,
         )
 
     def leave_out(self, offset: int) -> None:
-        """Leave the frame at this offset in the input out of every repetition."""
-        self._repetition.leave_out(offset)
+        """Leave the frame at this offset in the input out of every replay."""
+        self._left_out.add(offset)
 
-    # --- cuts ---
+    def record_current_frame(self, offset: int) -> None:
+        """Record which frame the handler is given next, for the case that it kills the worker."""
+        self._checkpoints.note_in_hand(offset)
 
-    def cut_if_due(self, now_s: float) -> None:
-        """Cut, if what is kept has become long or old; `now_s` is the monotonic clock's time."""
-        if self._is_cut_due(now_s):
-            self.cut()
+    # --- compaction ---
 
-    def cut_before_batch(self) -> None:
-        """Cut between two batches, if a cut is due.
+    def request_compaction(self) -> None:
+        """Compact soon, because Kapacitor has asked for a snapshot."""
+        self._snapshot_was_asked = True
 
-        Where batches follow each other without a pause, reads end in the midst of one each
-        time, and this is the only chance there is.
+    def compact_if_due(self, now_s: float) -> None:
+        """Compact if what is kept is long or old; `now_s` is the monotonic clock's time."""
+        if self._is_compaction_due(now_s):
+            self.compact()
+
+    def compact_before_batch(self) -> None:
+        """Compact between two batches, if that is due.
+
+        Where batches follow each other without a pause, each read ends inside a batch, and
+        there is no other opportunity.
         """
-        if self._is_cut_due(time.monotonic()):
-            self._outbox.flush(self.progress())
-            self.cut()
+        if self._is_compaction_due(time.monotonic()):
+            self._outbox.flush(self.stats())
+            self.compact()
 
-    def cut(self) -> None:
-        """Have the input that has been dealt with forgotten, for the state that came of it.
+    def compact(self) -> None:
+        """Replace the input handled so far by a checkpoint of the handler's state.
 
-        Nothing is cut inside a batch: there, the handler's state is not all there is.
+        Does nothing inside a batch, where the handler's snapshot is not its whole state.
         """
         dispatcher = self._dispatcher
         if dispatcher.order.state is not Incoming.READY or self._outbox.in_batch:
@@ -114,24 +117,23 @@ class Recovery:
             try:
                 snapshot = dispatcher.snapshot()
             except HandlerError as error:
-                # Nobody has asked for it. What is kept is longer for that, and no worse.
+                # Kapacitor has not asked for it, so the task goes on with a longer replay.
                 _log.error("snapshot failed: %s", error, exc_info=error.cause)
                 self._checkpoints.postpone()
-                dispatcher.snapshot_asked = False
+                self._snapshot_was_asked = False
                 return
-            # What it has written meanwhile does not wait for the next input, and is not
-            # left to another agent, which could not know of it.
-            self._outbox.flush(self.progress())
+            # Another worker could not know of what the handler wrote in `snapshot`.
+            self._outbox.flush(self.stats())
             if not self._has_room_for(snapshot):
                 return
             if snapshot:
                 prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
-        self._wants_cut = dispatcher.snapshot_asked = False
-        if self._checkpoints.cut(prefix, self._requests.rest):
-            self._repetition.forget()
+        self._wants_compaction = self._snapshot_was_asked = False
+        if self._checkpoints.cut(prefix, self.requests.rest):
+            self._left_out.clear()
 
     def _has_room_for(self, snapshot: bytes) -> bool:
-        """Return whether a snapshot can be kept, and say once that it cannot."""
+        """Return whether a snapshot can be kept; log once that it cannot."""
         size = len(self._dispatcher.init_frame) + len(snapshot) + _RESTORE_BYTES
         most = self._checkpoints.most_prefix_bytes
         if size <= most:
@@ -145,82 +147,122 @@ class Recovery:
                 extra={"snapshot_bytes": len(snapshot), "most_bytes": most},
             )
         self._checkpoints.postpone()
-        self._wants_cut = self._dispatcher.snapshot_asked = False
+        self._wants_compaction = self._snapshot_was_asked = False
         return False
 
-    def _is_cut_due(self, now_s: float) -> bool:
-        dispatcher = self._dispatcher
-        return self._wants_cut or self._checkpoints.is_due(
-            now_s, stateless=dispatcher.stateless, asked=dispatcher.snapshot_asked
+    def _is_compaction_due(self, now_s: float) -> bool:
+        return self._wants_compaction or self._checkpoints.is_due(
+            now_s, stateless=self._dispatcher.stateless, asked=self._snapshot_was_asked
         )
 
     # --- another handler ---
 
     def restart(self) -> None:
-        """Make the handler anew, with the state that it had before the frame in hand.
+        """Replace the handler by a new one with the state before the current frame.
 
         Raises:
-            HandlerError, ProtocolError, RefusedError: as `Repetition.repeat` does.
+            HandlerError, ProtocolError, RefusedError: as `_replay` does.
         """
-        dispatcher, account = self._dispatcher, self._account
-        dispatcher.wants_restart = False
-        account.restarts += 1
-        offset = self._requests.offset
+        dispatcher = self._dispatcher
+        self._restarts += 1
+        offset = self.requests.offset
         state = dispatcher.order.state
-        counted = (account.points_in, account.batches_in)
+        counted = (dispatcher.points_in, dispatcher.batches_in)
         with self._outbox.changing() as output:
             output.suppress()
-        # Where there was no cut yet, there is only Init to go by.
+        # Before the first checkpoint, there is only Init.
         history = self._checkpoints.history(offset) or dispatcher.init_frame
         try:
-            self._repetition.repeat(history, offset)
-            # Muted as well: what is written before there are data to answer.
+            self._replay(history, offset)
+            # What was written before there was data to answer is suppressed as well.
             self._outbox.send_data()
             begun = dispatcher.order.state is Incoming.IN_BATCH
             if begun and state is not Incoming.IN_BATCH:
-                # The new handler is given no end of it either: that is what failed.
+                # The batch's end failed, so the new handler does not get it either.
                 with self._outbox.changing() as output:
                     output.abandon_batch()
         finally:
             # Also to tell Kapacitor that the new handler failed.
             with self._outbox.changing() as output:
                 output.stop_suppressing()
-        account.points_in, account.batches_in = counted
+        dispatcher.points_in, dispatcher.batches_in = counted
         dispatcher.order.state = state
         if state is Incoming.IN_BATCH and not begun:
-            # The history does not go so far back as the batch's begin.
+            # The history does not reach back to the batch's begin.
             dispatcher.leave_batch_out()
-        # So that the next repetition is short. Where there can be no cut soon, as in the
-        # midst of a batch, it at least need not find out again what fails.
-        self._wants_cut = True
-        self._repetition.leave_out(offset)
+        # Keep the next replay short. Inside a batch, where that must wait, it at least
+        # does not need to find out again which frame fails.
+        self._wants_compaction = True
+        self.leave_out(offset)
 
-    def resume(self, resumption: Resumption) -> None:
-        """Make a handler with the state that another agent's handler had.
+    def resume(self, plan: ResumePlan) -> None:
+        """Create a handler with the state of another agent's handler.
 
         Raises:
-            HandlerError, ProtocolError, RefusedError: as `Repetition.repeat` does.
-            WorkerLostError: the state cannot be had without a frame that kills.
+            HandlerError, ProtocolError, RefusedError: as `_replay` does.
+            WorkerLostError: the state depends on a frame that kills workers.
         """
-        progress = resumption.progress
+        stats = plan.stats
         self._checkpoints.note_in_hand(None)
-        self._repetition.repeat(resumption.history, progress.offset, resumption.poison)
-        if progress.points_in or progress.batches_in:
-            # Muted as well: what is written before there are data to answer.
+        # A later replay must not kill another worker with these frames.
+        self._left_out |= set(plan.poison)
+        self._replay(plan.history, stats.offset)
+        if stats.points_in or stats.batches_in:
+            # What was written before there was data to answer is suppressed as well.
             self._outbox.send_data()
-        self._go_on_from(resumption, sent=resumption.sent)
+        self._go_on_from(plan, sent=plan.sent)
 
-    def resume_without_handler(self, resumption: Resumption) -> None:
-        """Go on from where another agent left the connection, only to tell why it ends."""
-        self._go_on_from(resumption, sent=0)
+    def resume_without_handler(self, plan: ResumePlan) -> None:
+        """Go on from where another agent stopped, only to report why the connection ends."""
+        self._go_on_from(plan, sent=0)
 
-    def _go_on_from(self, resumption: Resumption, *, sent: int) -> None:
-        """Count on from what the connection has done, and mute what was sent beyond that."""
-        account, progress = self._account, resumption.progress
-        account.points_in, account.batches_in = progress.points_in, progress.batches_in
-        account.failures, account.restarts = progress.failures, progress.restarts
-        account.takeovers = progress.takeovers + 1
-        account.bytes_in = progress.offset
-        self._requests.resume_at(progress.offset)
+    def _go_on_from(self, plan: ResumePlan, *, sent: int) -> None:
+        """Continue the counters, and suppress what was sent beyond them."""
+        dispatcher, stats = self._dispatcher, plan.stats
+        dispatcher.points_in, dispatcher.batches_in = stats.points_in, stats.batches_in
+        dispatcher.failures = stats.failures
+        self._restarts = stats.restarts
+        self._takeovers = stats.takeovers + 1
+        self.requests.resume_at(stats.offset)
         with self._outbox.changing() as output:
-            output.suppress_next(sent, in_batch=resumption.in_batch, progress=progress)
+            output.suppress_next(sent, in_batch=plan.in_batch, stats=stats)
+
+    def _replay(self, history: bytes, until: int) -> None:
+        """Create a handler, give it a history, and leave its output suppressed.
+
+        Args:
+            history: requests, as frames: Init, perhaps a Restore, and data.
+            until: the offset in the input at which the history ends.
+
+        Raises:
+            HandlerError: the handler raised where the previous one did not.
+            ProtocolError: the history is not a valid sequence of requests.
+            RefusedError: the handler refused Init or Restore.
+        """
+        try:
+            while True:
+                self._caller.stop_quietly()
+                with self._outbox.changing() as output:
+                    output.suppress()
+                self._caller.make()
+                try:
+                    with self._dispatcher.replaying():
+                        self._give(history, until)
+                except ReplayAgainError as again:
+                    self._left_out.add(again.offset)
+                else:
+                    return
+        finally:
+            self._outbox.in_hand = None
+
+    def _give(self, history: bytes, until: int) -> None:
+        # A limit on frames applies to the peer's. Here the longest is a snapshot that never
+        # leaves this machine.
+        requests = RequestReader(MAX_VARINT)
+        requests.resume_at(until - len(history))
+        for message in requests.feed(history):
+            if requests.offset in self._left_out:
+                self._dispatcher.drop(message)
+            else:
+                self._dispatcher.dispatch(message, requests.offset)
+            requests.raw = self._caller.handler.raw_point is not None

@@ -60,7 +60,7 @@ class Take(_Message, frozen=True, tag=True):
         takes_over: whether another agent has served it; then the answer is Taken or
             NotTaken.
         waits: whether that agent is there still, and input is not to be read before Go.
-        until: see `Resumption`, likewise the next.
+        until: see `ResumePlan`, likewise the next.
         poison: frames not to be given to the handler.
         give_up: why the connection is to be failed at once, if it is.
     """

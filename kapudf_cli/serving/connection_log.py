@@ -8,14 +8,14 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent.account import Reason
+from kapudf_cli.agent.summary import Reason
 
 if TYPE_CHECKING:
     import threading
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.agent.account import Account
+    from kapudf_cli.agent.summary import ConnectionSummary
 
 
 def where(thread: threading.Thread) -> str:
@@ -29,38 +29,43 @@ def where(thread: threading.Thread) -> str:
     )
 
 
-def log_finish(log: BoundLogger, account: Account) -> None:
+def log_finish(log: BoundLogger, summary: ConnectionSummary) -> None:
     """Log the one event that says how a connection went."""
-    facts = {
-        "reason": account.reason.value,
-        "task_id": account.task_id,
-        "node_id": account.node_id,
-        "points_in": account.points_in,
-        "points_out": account.points_out,
-        "batches_in": account.batches_in,
-        "batches_out": account.batches_out,
-        "bytes_in": account.bytes_in,
-        "bytes_out": account.bytes_out,
-        "duration_s": round(account.duration_s, 6),
+    stats = summary.stats
+    facts: dict[str, object] = {
+        "reason": summary.reason.value,
+        "task_id": summary.task_id,
+        "node_id": summary.node_id,
+        "points_in": stats.points_in,
+        "points_out": stats.points_out,
+        "batches_in": stats.batches_in,
+        "batches_out": stats.batches_out,
+        "bytes_in": summary.bytes_in,
+        "bytes_out": stats.bytes_out,
+        "duration_s": round(summary.duration_s, 6),
     }
-    for name in ("failures", "restarts", "takeovers", "unprocessed_bytes", "refusal"):
-        if getattr(account, name):
-            facts[name] = getattr(account, name)
-    if account.batch_unfinished:
-        facts["batch_unfinished"] = True
-    goes_on = account.reason in {Reason.CLOSED, Reason.HANDED_OVER} and account.refusal is None
-    if account.task_id and not goes_on:
+    unusual = {
+        "failures": stats.failures,
+        "restarts": stats.restarts,
+        "takeovers": stats.takeovers,
+        "unprocessed_bytes": summary.unprocessed_bytes,
+        "refusal": summary.refusal,
+        "batch_unfinished": summary.batch_unfinished,
+    }
+    facts |= {name: value for name, value in unusual.items() if value}
+    goes_on = summary.reason in {Reason.CLOSED, Reason.HANDED_OVER} and summary.refusal is None
+    if summary.task_id and not goes_on:
         # Kapacitor does not connect again by itself, and enabling a failed task does nothing.
-        facts["recover"] = f"kapacitor reload {shlex.quote(account.task_id)}"
-    if account.stop_error is not None:
-        log.error("stop failed", error=str(account.stop_error), exc_info=account.stop_error.cause)
-    match account.reason:
+        facts["recover"] = f"kapacitor reload {shlex.quote(summary.task_id)}"
+    if summary.stop_error is not None:
+        log.error("stop failed", error=str(summary.stop_error), exc_info=summary.stop_error.cause)
+    match summary.reason:
         case Reason.HANDLER_ERROR:
-            cause = account.error.__cause__ if account.error else None
-            log.error("connection finished", **facts, error=str(account.error), exc_info=cause)
+            cause = summary.error.__cause__ if summary.error else None
+            log.error("connection finished", **facts, error=str(summary.error), exc_info=cause)
         case Reason.PROTOCOL_ERROR:
-            log.warning("connection finished", **facts, error=str(account.error))
-        case _ if account.refusal is not None:
+            log.warning("connection finished", **facts, error=str(summary.error))
+        case _ if summary.refusal is not None:
             log.warning("connection finished", **facts)
         case _:
             log.info("connection finished", **facts)

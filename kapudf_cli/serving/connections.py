@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from kapudf_cli import logs
-from kapudf_cli.agent.account import Account, Reason
 from kapudf_cli.agent.agent import Agent
-from kapudf_cli.agent.checkpoints import LastSnapshot, NothingKept
+from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints
+from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.serving.connection_log import log_finish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.agent.checkpoints import Checkpoints, Resumption
+    from kapudf_cli.agent.checkpoints import Checkpoints, ResumePlan
     from kapudf_cli.config import FunctionSettings
     from kapudf_cli.kit.handler import Handler
     from kapudf_cli.serving.socket_file import PeerCredentials
@@ -58,13 +58,13 @@ def checkpoints_for(settings: FunctionSettings) -> Checkpoints:
     # Only a handler that may be made anew needs it.
     if settings.on_error == "restart":
         return LastSnapshot(settings.snapshot_interval_s)
-    return NothingKept()
+    return NoCheckpoints()
 
 
 class Connections:
     """The connections that this process serves."""
 
-    def __init__(self, log: BoundLogger, on_end: Callable[[int, Account], None]) -> None:
+    def __init__(self, log: BoundLogger, on_end: Callable[[int, ConnectionSummary], None]) -> None:
         """Log to `log`; `on_end` is called in a connection's thread, as its last deed.
 
         It is called before anybody finds the connection gone, and must not ask for any.
@@ -83,7 +83,7 @@ class Connections:
         peer: PeerCredentials | None,
         *,
         checkpoints: Checkpoints,
-        resumption: Resumption | None = None,
+        resume_plan: ResumePlan | None = None,
         age_s: float = 0.0,
         on_thread: Callable[[], None] | None = None,
         on_task: Callable[[str, str], None] | None = None,
@@ -98,7 +98,7 @@ class Connections:
             stream: its bytes; they are the connection's to close, whatever happens.
             peer: who is at the other end, if the system says so.
             checkpoints: what keeps the handler's state.
-            resumption: where it is taken over from another agent, if it is.
+            resume_plan: where it is taken over from another agent, if it is.
             age_s: how long ago it began, in seconds.
             on_thread: called in that thread, as its first deed.
             on_task: called with the task's and the node's name once they are known.
@@ -112,14 +112,12 @@ class Connections:
         if peer is not None:
             log = log.bind(peer_pid=peer.pid, peer_uid=peer.uid)
 
-        def on_init(account: Account) -> None:
-            # What the handler logs says which task it is for, too.
-            logs.bind_facts(task_id=account.task_id, node_id=account.node_id)
+        def on_init(task_id: str, node_id: str) -> None:
+            # What the handler logs names its task, too.
+            logs.bind_facts(task_id=task_id, node_id=node_id)
             if on_task is not None:
-                on_task(account.task_id, account.node_id)
-            # A handler made anew is given Init again, of which nobody need hear.
-            if not account.restarts and (resumption is None or not resumption.history):
-                log.info("task connected")
+                on_task(task_id, node_id)
+            log.info("task connected")
 
         agent = Agent(
             stream,
@@ -128,14 +126,18 @@ class Connections:
             linger_ms=function.settings.linger_ms,
             on_error=function.settings.on_error,
             checkpoints=checkpoints,
-            resumption=resumption,
+            resume_plan=resume_plan,
             age_s=age_s,
             on_init=on_init,
             on_resumed=on_resumed,
             on_crash=on_crash,
         )
+        facts = structlog.get_context(log)
+        if resume_plan is not None and resume_plan.task[0]:
+            task_id, node_id = resume_plan.task
+            facts = {**facts, "task_id": task_id, "node_id": node_id}
         thread = threading.Thread(
-            target=lambda: self._serve(connection, on_thread),
+            target=lambda: self._serve(connection, facts, on_thread),
             name=f"{function.name}-{number}",
             daemon=True,
         )
@@ -143,7 +145,7 @@ class Connections:
         with self._lock:
             self._connections[number] = connection
         try:
-            if resumption is None:
+            if resume_plan is None:
                 log.info("connection started")
             thread.start()
         except BaseException:
@@ -162,23 +164,28 @@ class Connections:
         with self._lock:
             return list(self._connections.values())
 
-    def _serve(self, connection: Connection, on_thread: Callable[[], None] | None) -> None:
+    def _serve(
+        self,
+        connection: Connection,
+        facts: Mapping[str, Any],
+        on_thread: Callable[[], None] | None,
+    ) -> None:
         """Run an agent to its end; the target of a connection's thread."""
         if on_thread is not None:
             on_thread()
-        # What the handler logs in this thread says where it comes from.
-        logs.bind_facts(**structlog.get_context(connection.log))
-        account = Account()
+        # What the handler logs in this thread names its connection.
+        logs.bind_facts(**facts)
+        summary = ConnectionSummary()
         try:
-            account = connection.agent.run()
-            if account.reason is not Reason.HANDED_OVER:
-                log_finish(connection.log, account)
+            summary = connection.agent.run()
+            if summary.reason is not Reason.HANDED_OVER:
+                log_finish(connection.log, summary)
         finally:
             # Both at once: a worker ends when it finds none left, and what it is told after
             # that, it tells nobody.
             with self._lock:
                 self._forget(connection)
-                self._on_end(connection.number, account)
+                self._on_end(connection.number, summary)
 
     def _forget(self, connection: Connection) -> None:
         """Let go of a connection; the lock is held."""

@@ -180,7 +180,7 @@ class Journal:
 
     def unprocessed(self) -> bytes:
         """Return the input that was received and not dealt with."""
-        start = self._place_of(self.marks.progress.offset)
+        start = self._place_of(self.marks.stats.offset)
         return bytes(self._view[start : self._place_of(self.received)])
 
     @property
@@ -189,7 +189,7 @@ class Journal:
         return self._half_bytes - 2 * _SCRATCH_BYTES
 
     def cut(self, prefix: bytes, remainder: bytes) -> bool:
-        """Begin anew with a prefix that leads to the state at `marks.progress.offset`.
+        """Begin anew with a prefix that leads to the state at `marks.stats.offset`.
 
         Args:
             prefix: Init, and a snapshot as Restore, as frames.
@@ -199,7 +199,7 @@ class Journal:
             Whether there was room for it, and the remainder is all there is. It is not where
             another thread reads ahead just now.
         """
-        if self.marks.progress.offset + len(remainder) != self.received:
+        if self.marks.stats.offset + len(remainder) != self.received:
             return False
         if len(prefix) + len(remainder) > self.most_prefix_bytes:
             return False
@@ -212,7 +212,7 @@ class Journal:
             self.marks._replace(
                 half=1 - old,
                 prefix_bytes=len(prefix),
-                cut=self.marks.progress.offset,
+                cut=self.marks.stats.offset,
                 covered=1,
             )
         )
@@ -231,11 +231,11 @@ class Journal:
             piece: whole messages; they must be sent before the next call.
             commit: what is true from now on.
         """
-        messages, in_batch, progress, forget_input = commit
+        messages, in_batch, stats, forget_input = commit
         marks = self.marks
         cut, covered = marks.cut, marks.covered
         # There is no more to a cut where no unfinished frame is to be kept.
-        cuts = forget_input and progress and progress.offset == self.received and marks.prefix_bytes
+        cuts = forget_input and stats and stats.offset == self.received and marks.prefix_bytes
         if cuts:
             cut, covered = self.received, 1
         out_at, out_end = marks.out_at, marks.out_end
@@ -249,12 +249,12 @@ class Journal:
                 marks.half,
                 marks.prefix_bytes,
                 cut,
-                messages if progress else marks.sent + messages,
+                messages if stats else marks.sent + messages,
                 int(in_batch),
                 covered,
                 out_at,
                 out_end,
-                progress or marks.progress,
+                stats or marks.stats,
             )
         )
         if cuts:

@@ -67,7 +67,7 @@ class JournaledStream(SocketStream):
         self._tried_s = time.monotonic()
         self._due_s = self._tried_s + snapshot_interval_s
         self._failed = False
-        if journal.marks.progress.offset > journal.marks.cut:
+        if journal.marks.stats.offset > journal.marks.cut:
             # Another worker died over this. Whatever becomes of this one, the next shall
             # have less to repeat.
             self._due_s = 0.0

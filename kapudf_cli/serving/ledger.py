@@ -16,7 +16,7 @@ import mmap
 import struct
 from typing import NamedTuple
 
-from kapudf_cli.streams.commit import Progress
+from kapudf_cli.streams.commit import ConnectionStats
 
 #: The first page; the rest of the memory is the journal's.
 LEDGER_BYTES = mmap.PAGESIZE
@@ -52,12 +52,12 @@ class Marks(NamedTuple):
         half: which half of the journal holds what leads to the handler's state.
         prefix_bytes: how long the Init and Restore at its start are.
         cut: the offset in the input of the first byte after them.
-        sent: how many messages were sent of what the input from `progress.offset` on brings.
+        sent: how many messages were sent of what the input from `stats.offset` on brings.
         in_batch: 1 if the last message sent is of a batch that has not ended.
         covered: 1 if the journal holds everything; 0 once it was outgrown.
         out_at: where in the memory the last piece of output begins.
         out_end: where it ends.
-        progress: how far the connection has got.
+        stats: how far the connection has got.
     """
 
     half: int = 0
@@ -68,11 +68,11 @@ class Marks(NamedTuple):
     covered: int = 1
     out_at: int = 0
     out_end: int = 0
-    progress: Progress = Progress()
+    stats: ConnectionStats = ConnectionStats()
 
 
 _OWN_FIELDS = len(Marks._fields) - 1
-_MARKS = struct.Struct(f"@{_OWN_FIELDS + len(Progress._fields)}q")
+_MARKS = struct.Struct(f"@{_OWN_FIELDS + len(ConnectionStats._fields)}q")
 
 
 class Ledger:
@@ -103,13 +103,13 @@ class Ledger:
         """The marks in force."""
         (in_force,) = _WORD.unpack_from(self._memory, _IN_FORCE)
         values = _MARKS.unpack_from(self._memory, _PLACES[in_force & 1])
-        return Marks._make((*values[:_OWN_FIELDS], Progress._make(values[_OWN_FIELDS:])))
+        return Marks._make((*values[:_OWN_FIELDS], ConnectionStats._make(values[_OWN_FIELDS:])))
 
     def put_in_force(self, marks: Marks) -> None:
         """Replace all marks at once."""
         (in_force,) = _WORD.unpack_from(self._memory, _IN_FORCE)
         other = ~in_force & 1
-        _MARKS.pack_into(self._memory, _PLACES[other], *marks[:-1], *marks.progress)
+        _MARKS.pack_into(self._memory, _PLACES[other], *marks[:-1], *marks.stats)
         _WORD.pack_into(self._memory, _IN_FORCE, other)
 
     @property

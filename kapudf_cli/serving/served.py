@@ -130,7 +130,7 @@ class ServedConnection:
     @property
     def points(self) -> int:
         """How many points have come."""
-        return self.ledger.marks.progress.points_in
+        return self.ledger.marks.stats.points_in
 
     def begin_with_worker(self) -> None:
         """Count anew what its worker does for it, now that it is another one."""
@@ -146,7 +146,7 @@ class ServedConnection:
     @property
     def is_careful(self) -> bool:
         """Whether its worker deals with one frame at a time, for one killed the last worker."""
-        return self.ledger.marks.progress.offset < self.suspicion.until
+        return self.ledger.marks.stats.offset < self.suspicion.until
 
     @property
     def is_movable(self) -> bool:
@@ -169,7 +169,7 @@ class ServedConnection:
         self.takeovers += 1
         ledger, marks = self.ledger, self.ledger.marks
         scene = Scene(
-            offset=marks.progress.offset,
+            offset=marks.stats.offset,
             in_hand=ledger.in_hand,
             received=ledger.received,
             cut=marks.cut,
@@ -201,13 +201,13 @@ class ServedConnection:
         self._received_before = received
         what: object = None
         if busy:
-            what = (marks.progress.offset, ledger.in_hand)
+            what = (marks.stats.offset, ledger.in_hand)
         elif self.is_neglected:
-            what = (marks.progress.offset, received, self._sent_until())
-        self.watch.look(now_s, in_hand=what, sent=(marks.out_end, marks.progress.offset))
+            what = (marks.stats.offset, received, self._sent_until())
+        self.watch.look(now_s, in_hand=what, sent=(marks.out_end, marks.stats.offset))
 
         if now_s - self._rated_s >= _RATE_S:
-            points = marks.progress.points_in
+            points = marks.stats.points_in
             self.points_per_s = (points - self._rated_points) / (now_s - self._rated_s)
             self._rated_s, self._rated_points = now_s, points
 
@@ -300,7 +300,7 @@ class ServedConnection:
 
     def log_abandoned(self, log: BoundLogger) -> None:
         """Log the one event that says how it went, in the place of the worker that cannot."""
-        progress = self.ledger.marks.progress
+        stats = self.ledger.marks.stats
         task_id, node_id = self.ledger.task
         log.error(
             "connection finished",
@@ -308,12 +308,12 @@ class ServedConnection:
             reason="abandoned",
             task_id=task_id,
             node_id=node_id,
-            points_in=progress.points_in,
-            points_out=progress.points_out,
-            batches_in=progress.batches_in,
-            batches_out=progress.batches_out,
+            points_in=stats.points_in,
+            points_out=stats.points_out,
+            batches_in=stats.batches_in,
+            batches_out=stats.batches_out,
             bytes_in=self.ledger.received,
-            bytes_out=progress.bytes_out,
+            bytes_out=stats.bytes_out,
             duration_s=round(time.monotonic() - self.started_s, 6),
             takeovers=self.takeovers,
         )

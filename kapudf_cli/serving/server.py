@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.agent.account import Account
+    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.serving.connections import Connection
     from kapudf_cli.serving.signals import SignalQueue
     from kapudf_cli.serving.socket_file import SocketFile
@@ -125,8 +125,8 @@ class Server:
         )
         return True
 
-    def _on_end(self, number: int, account: Account) -> None:
-        del number, account
+    def _on_end(self, number: int, summary: ConnectionSummary) -> None:
+        del number, summary
         self._signals.wake()
 
     def _busy_limit_s(self, connection: Connection) -> float:

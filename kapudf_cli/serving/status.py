@@ -50,7 +50,7 @@ def of_pool(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, Any]
 
 
 def _of_connection(served: ServedConnection) -> dict[str, Any]:
-    progress = served.ledger.marks.progress
+    stats = served.ledger.marks.stats
     task_id, node_id = served.ledger.task
     return {
         "connection": served.number,
@@ -59,13 +59,13 @@ def _of_connection(served: ServedConnection) -> dict[str, Any]:
         "worker": None if served.worker is None else served.worker.number,
         "state": served.state,
         "busy_s": _seconds(served.watch.busy_s),
-        "points_in": progress.points_in,
-        "points_out": progress.points_out,
-        "batches_in": progress.batches_in,
-        "batches_out": progress.batches_out,
+        "points_in": stats.points_in,
+        "points_out": stats.points_out,
+        "batches_in": stats.batches_in,
+        "batches_out": stats.batches_out,
         "points_per_s": round(served.points_per_s, 1),
-        "failures": progress.failures,
-        "restarts": progress.restarts,
+        "failures": stats.failures,
+        "restarts": stats.restarts,
         "takeovers": served.takeovers,
         "age_s": _seconds(time.monotonic() - served.started_s),
     }

@@ -18,7 +18,7 @@ from kapudf_cli.streams import StdioStream
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.agent.account import Account
+    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.serving.connections import Function
 
 #: How long the thread may take to end after its connection was aborted.
@@ -54,7 +54,7 @@ class StdioServer:
         self._grace_period_s = grace_period_s
         self._log = log
         self._connections = Connections(log, self._on_end)
-        self._account: Account | None = None
+        self._summary: ConnectionSummary | None = None
 
     def run(self) -> int:
         """Serve to the end and return the exit status.
@@ -75,9 +75,9 @@ class StdioServer:
                 self._log.info("stopping", signal=first.name, grace_period_s=self._grace_period_s)
                 self._end()
             heart.stop()
-        if self._account is None:
+        if self._summary is None:
             return 1
-        failed = self._account.error is not None or self._account.stop_error is not None
+        failed = self._summary.error is not None or self._summary.stop_error is not None
         return 1 if failed else 0
 
     def _end(self) -> None:
@@ -96,9 +96,9 @@ class StdioServer:
         if left:
             self._wait(_ABORT_WAIT_S)
 
-    def _on_end(self, number: int, account: Account) -> None:
+    def _on_end(self, number: int, summary: ConnectionSummary) -> None:
         del number
-        self._account = account
+        self._summary = summary
         self._signals.wake()
 
     def _wait(self, timeout_s: float | None) -> signal.Signals | None:

@@ -21,8 +21,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from kapudf_cli import logs
-from kapudf_cli.agent.account import Account, Reason
-from kapudf_cli.agent.checkpoints import Resumption
+from kapudf_cli.agent.checkpoints import ResumePlan
+from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.errors import PluginError, shorten
 from kapudf_cli.serving import limits
 from kapudf_cli.serving.channel import (
@@ -184,7 +184,7 @@ class Worker:
                 stream,
                 peer,
                 checkpoints=stream,
-                resumption=_resumption(stream, order) if order.takes_over else None,
+                resume_plan=_resume_plan(stream, order) if order.takes_over else None,
                 age_s=order.age_s,
                 # By the thread itself: the handler may fault before this one goes on.
                 on_thread=lambda: stream.note_thread(threading.get_ident()),
@@ -244,8 +244,8 @@ class Worker:
         finally:
             logs.exit_at_once(1)
 
-    def _on_end(self, number: int, account: Account) -> None:
-        if account.reason is not Reason.HANDED_OVER:
+    def _on_end(self, number: int, summary: ConnectionSummary) -> None:
+        if summary.reason is not Reason.HANDED_OVER:
             self._report(Finished(number))
         else:
             self._signals.wake()
@@ -260,17 +260,17 @@ class Worker:
                 self._channel.send(self._reports.get_nowait())
 
 
-def _resumption(stream: JournaledStream, order: Take) -> Resumption:
+def _resume_plan(stream: JournaledStream, order: Take) -> ResumePlan:
     marks = stream.marks
     give_up = order.give_up
     if give_up is None and not marks.covered:
         give_up = "its worker died, and its journal had been outgrown; raise journal_mb"
-    return Resumption(
-        history=b"" if give_up else stream.history(marks.progress.offset),
+    return ResumePlan(
+        history=b"" if give_up else stream.history(marks.stats.offset),
         sent=marks.sent,
         in_batch=bool(marks.in_batch),
-        progress=marks.progress,
-        until=order.until,
+        stats=marks.stats,
+        careful_until=order.until,
         poison=order.poison,
         waits=order.waits,
         give_up=give_up,

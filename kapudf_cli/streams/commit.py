@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Progress(NamedTuple):
+class ConnectionStats(NamedTuple):
     """How far a connection has got between two requests.
 
     Attributes:
@@ -31,15 +31,15 @@ class Commit(NamedTuple):
     """What is true once a write has been stored, all of it at once.
 
     Attributes:
-        messages: without `progress`, how many messages of the write answer input that is
-            not part of any progress yet. With `progress`, how many messages that the next
+        messages: without `stats`, how many messages of the write answer input that is
+            not part of any stats yet. With `stats`, how many messages that the next
             input will produce were sent already.
         in_batch: whether the last message sent belongs to a batch that has not ended.
-        progress: how much input was handled; None in the middle of a read.
+        stats: how much input was handled; None in the middle of a read.
         forget_input: whether the handler needs none of that input again to have its state.
     """
 
     messages: int = 0
     in_batch: bool = False
-    progress: Progress | None = None
+    stats: ConnectionStats | None = None
     forget_input: bool = False

@@ -14,7 +14,7 @@ from kapudf_cli.targets.target import Connection, Ending
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.agent.account import Account
+    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.kit.handler import Handler
 
 
@@ -31,11 +31,11 @@ class HandlerTarget:
     @contextlib.contextmanager
     def open(self, *, timeout_s: float) -> Iterator[Connection]:
         """Serve it in a thread; see `Target.open`."""
-        accounts: list[Account] = []
+        accounts: list[ConnectionSummary] = []
         ended = threading.Event()
 
-        def note(account: Account) -> None:
-            accounts.append(account)
+        def note(summary: ConnectionSummary) -> None:
+            accounts.append(summary)
             ended.set()
 
         def ending(timeout_s: float) -> Ending | None:
@@ -45,10 +45,10 @@ class HandlerTarget:
             yield Connection(side, os.getpid(), ending, drains=True)
 
 
-def _told(account: Account) -> Ending:
-    error = account.error or account.stop_error
+def _told(summary: ConnectionSummary) -> Ending:
+    error = summary.error or summary.stop_error
     if error is not None:
         return Ending(clean=False, text=f"ended: {error}")
-    if account.refusal is not None:
-        return Ending(clean=True, text=f"ended: {account.refusal}")
+    if summary.refusal is not None:
+        return Ending(clean=True, text=f"ended: {summary.refusal}")
     return Ending(clean=True, text="ended by itself")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.errors import (
     ConnectionClosedError,
     DecodeMemoryError,
@@ -48,7 +48,7 @@ from tests.peers import agent_with, in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.errors import ProtocolError
     from kapudf_cli.kit.handler import Writer
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
@@ -205,10 +205,10 @@ def test_what_a_connection_did_is_counted() -> None:
         responses = play(served, data)
     account = served.account()
     assert (account.task_id, account.node_id) == ("task", "node2")
-    assert (account.points_in, account.points_out) == (3, 3)
-    assert (account.batches_in, account.batches_out) == (2, 2)
+    assert (account.stats.points_in, account.stats.points_out) == (3, 3)
+    assert (account.stats.batches_in, account.stats.batches_out) == (2, 2)
     assert account.bytes_in == len(data)
-    assert account.bytes_out == sum(len(RESPONSES.encode(response)) for response in responses)
+    assert account.stats.bytes_out == sum(len(RESPONSES.encode(response)) for response in responses)
     assert account.unprocessed_bytes == 0
     assert not account.batch_unfinished
 
@@ -223,20 +223,19 @@ def test_a_connection_without_a_byte_is_an_ordinary_one() -> None:
         assert play(served, b"") == []
     account = served.account()
     assert Idle.calls == ["__init__", "stop"]
-    account.duration_s = 0.0
-    assert account == Account()
+    assert account == ConnectionSummary(duration_s=account.duration_s)
 
 
 def test_whoever_serves_is_told_once_init_has_named_the_task() -> None:
-    """The account at that time has the names, and init has not been called yet."""
+    """Before `init` is called."""
 
     class Told(Recorder):
         calls: ClassVar[list[str]] = []
 
     told: list[tuple[str, str, list[str]]] = []
 
-    def on_init(account: Account) -> None:
-        told.append((account.task_id, account.node_id, Told.calls.copy()))
+    def on_init(task_id: str, node_id: str) -> None:
+        told.append((task_id, node_id, Told.calls.copy()))
 
     with agent_with(Told, on_init=on_init) as served:
         play(served, encoded(InfoRequest(), INIT))
@@ -284,7 +283,7 @@ def test_what_stop_writes_reaches_kapacitor_where_no_data_came() -> None:
     with agent_with(Last) as served:
         responses = play(served, encoded(INIT))
     assert responses == [INITIALIZED, Point(name="last")]
-    assert served.account().points_out == 1
+    assert served.account().stats.points_out == 1
 
 
 def test_what_stop_writes_without_init_is_not_sent() -> None:
@@ -297,7 +296,7 @@ def test_what_stop_writes_without_init_is_not_sent() -> None:
     with agent_with(Last) as served:
         responses = play(served, encoded(InfoRequest()))
     assert responses == [InfoResponse()]
-    assert served.account().points_out == 0
+    assert served.account().stats.points_out == 0
 
 
 def test_a_batch_that_the_handler_left_open_is_in_the_account() -> None:
@@ -311,7 +310,7 @@ def test_a_batch_that_the_handler_left_open_is_in_the_account() -> None:
         play(served, encoded(INIT, BeginBatch(), Point(), EndBatch()))
     account = served.account()
     assert account.batch_unfinished
-    assert (account.batches_in, account.batches_out) == (1, 0)
+    assert (account.stats.batches_in, account.stats.batches_out) == (1, 0)
 
 
 # --- when data leaves ---
@@ -426,7 +425,7 @@ def test_a_thread_of_the_handlers_own_writes_at_any_time() -> None:
         write.set()
         assert served.side.receive() == Point(name="tick")
         play(served, b"")
-    assert served.account().points_out == 2
+    assert served.account().stats.points_out == 2
 
 
 @pytest.mark.parametrize("opening", [[], [InfoRequest()], [INIT]], ids=["none", "info", "init"])
@@ -527,7 +526,7 @@ def test_what_was_written_before_an_error_leaves_before_it() -> None:
         *points[:2],
         ErrorResponse(error="Third.point raised LookupError"),
     ]
-    assert (account.points_in, account.points_out) == (3, 2)
+    assert (account.stats.points_in, account.stats.points_out) == (3, 2)
     # The frame at which the handler failed is not processed, nor is what follows.
     assert account.unprocessed_bytes == len(encoded(*points[2:]))
 
@@ -968,7 +967,7 @@ def test_a_connection_that_was_refused_ends_after_the_answer(
     assert (account.reason, account.error) == (Reason.CLOSED, None)
     assert account.refusal == f"{method} was refused: {refusal}"
     assert Refuser.calls[-2:] == [method, "stop"]
-    assert account.points_in == 0
+    assert account.stats.points_in == 0
 
 
 def test_the_reason_of_a_refusal_is_one_bounded_line() -> None:
@@ -1038,7 +1037,7 @@ def test_a_broken_pipe_at_a_flush_is_the_ordinary_end_of_a_connection() -> None:
     gone.set()
     account = served.account()
     assert (account.reason, account.error) == (Reason.CLOSED, None)
-    assert account.bytes_out == 0
+    assert account.stats.bytes_out == 0
 
 
 def test_a_reset_is_the_ordinary_end_of_a_connection() -> None:
@@ -1115,7 +1114,7 @@ def test_an_agent_that_is_stopped_processes_what_has_arrived() -> None:
         assert list(served.side.responses()) == [INITIALIZED, *points]
         account = served.account()
     assert account.reason is Reason.STOPPED
-    assert account.points_in == account.points_out == 100
+    assert account.stats.points_in == account.stats.points_out == 100
 
 
 def test_an_agent_that_is_stopped_inside_a_frame_leaves_it_unprocessed() -> None:

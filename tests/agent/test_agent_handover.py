@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.agent.account import Reason
+from kapudf_cli.agent.summary import Reason
 from kapudf_cli.errors import ConnectionClosedError
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.wire.udf_pb2 import (
@@ -83,8 +83,8 @@ def test_a_connection_goes_from_agent_to_agent_with_its_state(
         served = following
     task.end()
     account = served.account()
-    assert (account.reason, account.takeovers) == (Reason.CLOSED, 4)
-    assert (account.points_in, account.points_out) == (5, 5)
+    assert (account.reason, account.stats.takeovers) == (Reason.CLOSED, 4)
+    assert (account.stats.points_in, account.stats.points_out) == (5, 5)
     assert account.bytes_in == task.sent_bytes
 
 
@@ -107,7 +107,7 @@ def test_a_batch_in_the_midst_is_handed_over_with_the_rest(
     assert task.ask(Point(time=2)) == Point(time=2)
     assert task.ask(end) == end
     task.end()
-    assert following.account().batches_out == 1
+    assert following.account().stats.batches_out == 1
 
 
 def test_a_part_of_a_frame_is_handed_over_with_the_rest(tasks: Callable[..., KeptTask]) -> None:
@@ -190,7 +190,7 @@ def test_an_agent_goes_on_where_no_other_could_take_over(tasks: Callable[..., Ke
         served.agent.go()
         ask_each(task, range(number, number + 1))
     task.end()
-    assert (served.account().reason, served.account().takeovers) == (Reason.CLOSED, 0)
+    assert (served.account().reason, served.account().stats.takeovers) == (Reason.CLOSED, 0)
 
 
 def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., KeptTask]) -> None:
@@ -203,7 +203,7 @@ def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., KeptTas
     following = task.take_over(waits=True)
     assert following.resumed.result(PATIENCE_S) is None
     assert not served.ended.done()
-    assert task.ledger.marks.progress.points_in == 1
+    assert task.ledger.marks.stats.points_in == 1
     served.agent.release()
     assert served.account().reason is Reason.HANDED_OVER
     following.agent.go()
@@ -292,7 +292,7 @@ def test_a_stop_during_a_pause_is_obeyed_after_it(
     for word in words:
         getattr(served.agent, word)()
     account = served.account()
-    assert (account.reason, account.points_in) == (Reason.STOPPED, 3)
+    assert (account.reason, account.stats.points_in) == (Reason.STOPPED, 3)
     assert [task.side.receive() for _ in range(2)] == [counted(2, 2), counted(3, 3)]
 
 
@@ -326,7 +326,7 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTa
         while said < len(stood):
             said += 1
             served.agent.go()
-        return task.ledger.marks.progress.points_in == 2
+        return task.ledger.marks.stats.points_in == 2
 
     wait_until(has_gone_on)
     assert task.side.receive() == counted(2, 2)
@@ -352,5 +352,5 @@ def test_a_pause_waits_for_the_handler(tasks: Callable[..., KeptTask]) -> None:
     assert not stands.is_set()
     go_on.set()
     assert stands.wait(PATIENCE_S)
-    assert task.ledger.marks.progress.points_in == 2
+    assert task.ledger.marks.stats.points_in == 2
     assert task.side.receive() == counted(2, 2)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from kapudf_cli.agent.account import Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot
+from kapudf_cli.agent.summary import Reason
 from kapudf_cli.kit.batches import Batch, BatchHandler
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.wire.codec import decode_point
@@ -31,8 +31,8 @@ from tests.peers import INIT, INITIALIZED, agent_with, encoded
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kapudf_cli.agent.account import Account
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
+    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.kit.handler import Writer
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
     from kapudf_cli.wire.point_frames import RawPoint
@@ -139,7 +139,7 @@ def batch_of(name: str, *points: Point) -> list[RequestMessage]:
 
 def served_by(
     handler: type[Handler], on_error: OnError, messages: Iterable[RequestMessage]
-) -> tuple[list[ResponseMessage], Account]:
+) -> tuple[list[ResponseMessage], ConnectionSummary]:
     """Play a whole connection; return the responses after the one to Init, and the account."""
     checkpoints = LastSnapshot(3600.0) if on_error == "restart" else None
     with agent_with(handler, on_error=on_error, checkpoints=checkpoints) as served:
@@ -164,12 +164,12 @@ def test_every_other_point_comes_back_in_order(
     responses, account = served_by(handler, on_error, MANY)
     assert responses == GOOD
     assert (account.reason, account.error) == (Reason.CLOSED, None)
-    assert account.failures == len(MANY) - len(GOOD)
-    assert account.restarts == (account.failures if on_error == "restart" else 0)
-    assert (account.points_in, account.points_out) == (len(MANY), len(GOOD))
-    assert account.bytes_out == len(encoded(GOOD)) + len(b"\x04\x12\x02\x08\x01")
+    assert account.stats.failures == len(MANY) - len(GOOD)
+    assert account.stats.restarts == (account.stats.failures if on_error == "restart" else 0)
+    assert (account.stats.points_in, account.stats.points_out) == (len(MANY), len(GOOD))
+    assert account.stats.bytes_out == len(encoded(GOOD)) + len(b"\x04\x12\x02\x08\x01")
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) < account.failures
+    assert len(errors) < account.stats.failures
     assert f"{handler.__name__}.{'raw_' * (handler is RawMirror)}point" in errors[0].getMessage()
     assert errors[0].exc_info is not None
 
@@ -185,7 +185,7 @@ def test_what_a_handler_wrote_of_a_point_before_it_raised_is_sent(on_error: OnEr
 
     responses, account = served_by(Twice, on_error, [Point(name="a"), Point(name=BAD)])
     assert responses == [Point(name="a"), Point(name="a"), Point(name=BAD)]
-    assert account.failures == 1
+    assert account.stats.failures == 1
 
 
 @each_way_on
@@ -200,7 +200,7 @@ def test_an_exit_in_a_handler_is_an_exception_like_any_other(on_error: OnError) 
 
     responses, account = served_by(Exits, on_error, [Point(name=BAD), Point(time=1)])
     assert responses == [Point(time=1)]
-    assert account.failures == 1
+    assert account.stats.failures == 1
 
 
 def test_with_fail_the_first_exception_is_the_last() -> None:
@@ -212,7 +212,7 @@ def test_with_fail_the_first_exception_is_the_last() -> None:
     assert responses[1:4] == MANY[:3]
     assert isinstance(responses[4], ErrorResponse)
     assert account.reason is Reason.HANDLER_ERROR
-    assert (account.failures, account.restarts) == (0, 0)
+    assert (account.stats.failures, account.stats.restarts) == (0, 0)
 
 
 @each_way_on
@@ -243,7 +243,7 @@ def test_without_a_restart_a_handler_keeps_what_it_did_to_its_state() -> None:
     Counter.made = 0
     responses, account = served_by(Counter, "skip", [Point(), Point(name=BAD), Point()])
     assert responses == [Point(time=1), Point(time=3)]
-    assert (Counter.made, account.failures) == (1, 1)
+    assert (Counter.made, account.stats.failures) == (1, 1)
 
 
 def test_a_restarted_handler_has_the_state_of_the_last_snapshot() -> None:
@@ -260,7 +260,7 @@ def test_a_restarted_handler_has_the_state_of_the_last_snapshot() -> None:
     # Two before the snapshot and two after it: the latter are forgotten by the new handler.
     assert responses == [Point(time=3), Point(time=4), Point(time=3)]
     assert Counter.made == 2
-    assert (account.failures, account.restarts) == (1, 1)
+    assert (account.stats.failures, account.stats.restarts) == (1, 1)
 
 
 def test_a_handler_that_cannot_be_made_anew_fails_the_task() -> None:
@@ -318,8 +318,11 @@ def test_a_batch_at_whose_begin_or_end_a_handler_raises_is_dropped(
     assert whole_batches(responses) == [
         each for each in batches if each[0] != BeginBatch(name=name, size=2) or name == "after end"
     ]
-    assert account.failures == 1
-    assert (account.batches_in, account.batches_out) == (5, 5 if name == "after end" else 4)
+    assert account.stats.failures == 1
+    assert (account.stats.batches_in, account.stats.batches_out) == (
+        5,
+        5 if name == "after end" else 4,
+    )
     assert not account.batch_unfinished
 
 
@@ -333,7 +336,7 @@ def test_a_bad_point_of_a_batch_is_dropped_and_the_batch_goes_on(on_error: OnErr
         assert responses == [batch[0], *good, batch[-1]] * 2
     # Without a journal, a new handler knows nothing of the begin, and the rest is left out.
     assert all(len(each) == 4 for each in whole_batches(responses))
-    assert account.failures == 2
+    assert account.stats.failures == 2
 
 
 @each_way_on
@@ -349,7 +352,11 @@ def test_a_handler_of_whole_batches_drops_the_bad_ones(
     responses, account = served_by(handler, on_error, [each for one in batches for each in one])
     found = whole_batches(responses)
     assert [each[1:] for each in found] == [each[1:] for each in good]
-    assert (account.failures, account.batches_in, account.batches_out) == (3, 9, 6)
+    assert (account.stats.failures, account.stats.batches_in, account.stats.batches_out) == (
+        3,
+        9,
+        6,
+    )
 
 
 @each_way_on
@@ -364,7 +371,7 @@ def test_a_batch_too_long_loses_its_points_and_nothing_else(on_error: OnError) -
     responses, account = served_by(Short, on_error, [*long, *short])
     assert whole_batches(responses)[-1][1:] == short[1:]
     assert account.reason is Reason.CLOSED
-    assert account.failures >= 1
+    assert account.stats.failures >= 1
 
 
 def whole_batches(responses: Iterable[ResponseMessage]) -> list[list[ResponseMessage]]:
@@ -421,7 +428,7 @@ def test_a_snapshot_that_raises_is_answered_with_the_last_good_one(on_error: OnE
         play(served, [])
         account = served.account()
     assert answers[1] == answers[3] == SnapshotResponse(snapshot=b"1")
-    assert account.failures == 1
+    assert account.stats.failures == 1
     assert account.reason is Reason.CLOSED
 
 
@@ -461,7 +468,7 @@ def test_a_snapshot_over_the_frame_limit_is_answered_with_the_last_good_one(
         account = served.account()
     good = SnapshotResponse(snapshot=b"1" + 300 * b" ")
     assert answers == [Point(time=1), good, Point(time=2), good, Point(time=3)]
-    assert (account.failures, account.reason) == (1, Reason.CLOSED)
+    assert (account.stats.failures, account.reason) == (1, Reason.CLOSED)
     assert "the limit max_frame_bytes is 500" in caplog.text
 
 
@@ -476,7 +483,7 @@ def test_a_state_longer_than_a_frame_is_restored_in_a_new_handler() -> None:
         served.side.send(Point())
         assert served.side.receive() == Point(time=10)
         play(served, [])
-        assert served.account().restarts == 1
+        assert served.account().stats.restarts == 1
 
 
 def test_a_snapshot_that_cannot_be_kept_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from kapudf_cli.agent.account import Account, Reason
+from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.kit.batches import Batch, BatchHandler
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.serving.journaled_stream import JournaledStream
-from kapudf_cli.streams.commit import Commit, Progress
+from kapudf_cli.streams.commit import Commit, ConnectionStats
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
     from tests.journaled_tasks import KeptTask
 
@@ -127,7 +127,7 @@ CASES: dict[str, tuple[type[Handler], list[list[RequestMessage]]]] = {
 
 def outcome(
     task: KeptTask, pieces: list[list[RequestMessage]], survives: int | None, *, after: bool
-) -> tuple[list[ResponseMessage], Account, int]:
+) -> tuple[list[ResponseMessage], ConnectionSummary, int]:
     """Play input, with an agent that dies over a mark, and others that do not.
 
     Returns what Kapacitor got, the last account, and how many agents died.
@@ -170,9 +170,12 @@ def test_a_death_over_any_mark_changes_nothing_for_kapacitor(
         responses, account, deaths = outcome(tasks(handler), pieces, survives, after=after)
         assert responses == expected, survives
         assert (account.reason, account.error) == (Reason.CLOSED, None)
-        assert account.takeovers == deaths
+        assert account.stats.takeovers == deaths
         for name in ("points_in", "points_out", "batches_in", "batches_out", "bytes_out"):
-            assert getattr(account, name) == getattr(undisturbed, name), (survives, name)
+            assert getattr(account.stats, name) == getattr(undisturbed.stats, name), (
+                survives,
+                name,
+            )
         survives += 1
     assert survives > len(pieces)
 
@@ -309,7 +312,7 @@ def test_the_history_is_repeated_without_a_word(tasks: Callable[..., KeptTask]) 
     ]  # fmt: skip
     task.end()
     account = served.account()
-    assert (account.takeovers, account.points_in, account.points_out) == (1, 3, 3)
+    assert (account.stats.takeovers, account.stats.points_in, account.stats.points_out) == (1, 3, 3)
     assert (account.task_id, account.node_id) == ("task", "node")
 
 
@@ -390,7 +393,7 @@ def test_a_connection_that_is_given_up_ends_with_the_reason(
     assert isinstance(responses[2], ErrorResponse)
     assert "six workers died of it" in responses[2].error
     assert account.reason is Reason.HANDLER_ERROR
-    assert (account.task_id, account.points_in, account.points_out) == ("task", 1, 1)
+    assert (account.task_id, account.stats.points_in, account.stats.points_out) == ("task", 1, 1)
 
 
 def test_a_peer_that_is_gone_meanwhile_is_no_error(tasks: Callable[..., KeptTask]) -> None:
@@ -412,7 +415,7 @@ def test_no_heartbeat_comes_in_the_midst_of_what_another_agent_left(
     held = task._kept.open()
     assert held.receive(1000, 0)
     piece = b"".join(map(RESPONSES.encode, left))
-    held.put(piece, Commit(0, progress=Progress(task.sent_bytes)))
+    held.put(piece, Commit(0, stats=ConnectionStats(task.sent_bytes)))
     let_go(held)
 
     wait_for_room = JournaledStream._wait_for_room
@@ -470,7 +473,7 @@ def test_poison_is_left_out_of_the_history_and_of_what_follows(
     assert "time: 4" in dropped[0].__dict__["frame"]
     task.end()
     account = served.account()
-    assert (account.failures, account.points_in, account.points_out) == (1, 6, 5)
+    assert (account.stats.failures, account.stats.points_in, account.stats.points_out) == (1, 6, 5)
 
 
 def test_poison_is_left_out_of_what_a_restart_repeats(tasks: Callable[..., KeptTask]) -> None:
@@ -494,7 +497,7 @@ def test_poison_is_left_out_of_what_a_restart_repeats(tasks: Callable[..., KeptT
     assert task.side.receive() == counted(5, 3)
     assert Seen.seen == [4, 1, 3, 5]
     task.end()
-    assert (served.account().failures, served.account().restarts) == (2, 1)
+    assert (served.account().stats.failures, served.account().stats.restarts) == (2, 1)
 
 
 @pytest.mark.parametrize("which", ["begin", "point", "end"])
@@ -516,7 +519,7 @@ def test_poison_in_a_batch_costs_no_other_batch(tasks: Callable[..., KeptTask], 
     task.end()
     account = served.account()
     assert account.reason is Reason.CLOSED
-    assert (account.failures, account.batches_in) == (1, 2)
+    assert (account.stats.failures, account.stats.batches_in) == (1, 2)
 
 
 def test_a_snapshot_request_that_kills_is_answered_with_the_last_snapshot(
@@ -534,7 +537,7 @@ def test_a_snapshot_request_that_kills_is_answered_with_the_last_snapshot(
         INITIALIZED, counted(1, 1), SnapshotResponse(snapshot=b"1"), counted(2, 2),
     ]  # fmt: skip
     task.end()
-    assert served.account().failures == 1
+    assert served.account().stats.failures == 1
 
 
 def test_an_init_that_kills_fails_the_task_with_a_word(tasks: Callable[..., KeptTask]) -> None:
@@ -556,7 +559,7 @@ def test_frames_under_suspicion_are_noted_one_by_one(tasks: Callable[..., KeptTa
 
     class Notes(Mirror):
         def point(self, point: Point, /) -> None:
-            noted.append((task.ledger.in_hand, task.ledger.marks.progress.offset))
+            noted.append((task.ledger.in_hand, task.ledger.marks.stats.offset))
             super().point(point)
 
     task = tasks(Notes)
@@ -597,8 +600,8 @@ def test_a_handler_made_anew_has_the_state_it_had_before_the_point_that_failed(
     assert [task.side.receive() for _ in good] == expected
     task.end()
     account = served.account()
-    assert (account.failures, account.restarts) == (12, 12)
-    assert (account.points_in, account.points_out) == (60, 48)
+    assert (account.stats.failures, account.stats.restarts) == (12, 12)
+    assert (account.stats.points_in, account.stats.points_out) == (60, 48)
 
 
 @pytest.mark.parametrize("on_error", ["skip", "restart"])
@@ -626,7 +629,11 @@ def test_a_batch_at_the_end_of_which_a_handler_raises_costs_no_other_batch(
     task.hang_up()
     ended = [each.name for each in task.side.responses() if isinstance(each, EndBatch)]
     assert ended == ["a", "b", "c"]
-    assert (account.failures, account.batches_in, account.batches_out) == (3, 6, 3)
+    assert (account.stats.failures, account.stats.batches_in, account.stats.batches_out) == (
+        3,
+        6,
+        3,
+    )
 
 
 def test_a_restart_in_the_midst_of_a_batch_goes_on_with_it(
@@ -653,13 +660,13 @@ def test_a_restart_in_the_midst_of_a_batch_goes_on_with_it(
     responses = [task.side.receive() for _ in range(4)]
     assert responses == [BeginBatch(name="b"), Point(time=1), Point(time=2), EndBatch(name="b")]
     task.end()
-    assert served.account().batches_out == 1
+    assert served.account().stats.batches_out == 1
 
 
 def test_what_failed_in_its_time_fails_again_in_the_history_without_harm(
     tasks: Callable[..., KeptTask],
 ) -> None:
-    """Another agent repeats it, and has the same state."""
+    """Another agent _replays it, and has the same state."""
     for on_error in ("skip", "restart"):
         task = tasks(Counter, on_error=on_error)
         points = [Point(time=1), Point(time=2, name="raise"), Point(time=3)]
@@ -672,4 +679,4 @@ def test_what_failed_in_its_time_fails_again_in_the_history_without_harm(
         assert task.ask(Point(time=4)) == counted(4, count + 1)
         task.end()
         account = served.account()
-        assert (account.failures, account.reason) == (1, Reason.CLOSED)
+        assert (account.stats.failures, account.reason) == (1, Reason.CLOSED)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kapudf_cli.agent.checkpoints import Checkpoints, LastSnapshot, NothingKept
+from kapudf_cli.agent.checkpoints import Checkpoints, LastSnapshot, NoCheckpoints
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def kept() -> LastSnapshot:
 
 def test_where_nothing_is_kept_nothing_is_wanted() -> None:
     """And nothing can be had."""
-    kept: Checkpoints = NothingKept()
+    kept: Checkpoints = NoCheckpoints()
     for stateless in (False, True):
         assert not kept.is_due(time.monotonic() + 1e9, stateless=stateless, asked=True)
     kept.cut(b"Init", b"rest")

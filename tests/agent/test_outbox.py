@@ -14,7 +14,7 @@ import pytest
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.streams import SocketStream
-from kapudf_cli.streams.commit import Commit, Progress
+from kapudf_cli.streams.commit import Commit, ConnectionStats
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.framing import (
     DEFAULT_MAX_FRAME_BYTES,
@@ -463,7 +463,7 @@ def test_a_failure_is_told_though_what_comes_is_muted(ends: Ends) -> None:
     with outbox.changing() as output:
         output.suppress()
     with outbox.changing() as output:
-        output.suppress_next(2, in_batch=False, progress=NOTHING_SENT)
+        output.suppress_next(2, in_batch=False, stats=NOTHING_SENT)
     outbox.fail("it broke")
     outbox.flush()
     assert ends.receive(1) == [ErrorResponse(error="it broke")]
@@ -516,7 +516,7 @@ def test_a_closed_outbox_refuses_data_of_any_thread(ends: Ends, opened: str) -> 
 
 # --- input that is repeated ---
 
-NOTHING_SENT = Progress()
+NOTHING_SENT = ConnectionStats()
 
 
 def suppressed(ends: Ends, provides: EdgeType = STREAM) -> Outbox:
@@ -544,7 +544,7 @@ def test_points_that_are_forwarded_are_muted_as_well(ends: Ends) -> None:
     """As many as were sent, and not one more."""
     outbox = suppressed(ends)
     with outbox.changing() as output:
-        output.suppress_next(2, in_batch=False, progress=NOTHING_SENT)
+        output.suppress_next(2, in_batch=False, stats=NOTHING_SENT)
     frames = [RawPoint(RESPONSES.encode(Point(time=time))) for time in range(4)]
     assert not outbox.forward_run(b"".join(frames[:2]), 2)
     for frame in frames[:3]:
@@ -568,7 +568,7 @@ def test_what_other_threads_write_during_a_repetition_leaves_after_it(ends: Ends
     in_thread(lambda: outbox.write_point(Point(name="among data"))).result(PATIENCE_S)
     outbox.write_point(Point(time=0))
     with outbox.changing() as output:
-        output.suppress_next(1, in_batch=False, progress=NOTHING_SENT)
+        output.suppress_next(1, in_batch=False, stats=NOTHING_SENT)
     assert ends.nothing_has_left()
     outbox.send_deferred()
     assert ends.receive(2) == [Point(name="before data"), Point(name="among data")]
@@ -707,7 +707,7 @@ def test_a_heartbeat_on_a_broken_connection_is_no_error(ends: Ends) -> None:
     ends.peer.close()
     outbox.heartbeat()
     with pytest.raises(ConnectionClosedError):
-        outbox.flush(Progress())
+        outbox.flush(ConnectionStats())
 
 
 # --- writes that are refused ---

@@ -9,7 +9,7 @@ import pytest
 
 from kapudf_cli.agent.output import BACKLOG_BYTES, Output
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
-from kapudf_cli.streams.commit import Commit, Progress
+from kapudf_cli.streams.commit import Commit, ConnectionStats
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.udf_pb2 import (
     BATCH,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kapudf_cli.wire.codec import DataMessage, ResponseMessage
     from kapudf_cli.wire.udf_pb2 import EdgeType
 
-NOTHING_SENT = Progress()
+NOTHING_SENT = ConnectionStats()
 
 
 class Writes:
@@ -132,7 +132,7 @@ def test_only_where_nothing_is_done_to_them_are_points_let_out_unseen(way: str) 
     if way != "bare":
         out.write(BeginBatch())
     if way == "skipped":
-        out.output.suppress_next(0, in_batch=False, progress=NOTHING_SENT)
+        out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
     if way in {"sent", "bare"}:
         out.output.send_data()
     if way == "refused":
@@ -173,7 +173,7 @@ def test_what_is_held_back_while_it_is_muted_is_sent_with_the_first_data() -> No
     out = Out()
     out.output.suppress()
     out.write(Point(time=1))
-    out.output.suppress_next(0, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
     out.answer(InitResponse())
     assert out.sent() == [InitResponse()]
     out.output.send_data()
@@ -186,7 +186,7 @@ def test_what_other_threads_write_during_a_takeover_is_counted_once_it_leaves() 
     out = suppressed()
     out.output.defer_others()
     out.write(Point(), by_owner=False)
-    out.output.suppress_next(0, in_batch=False, progress=Progress(points_out=100))
+    out.output.suppress_next(0, in_batch=False, stats=ConnectionStats(points_out=100))
     assert out.output.points == 100
     out.output.send_deferred()
     assert out.output.points == 101
@@ -197,7 +197,7 @@ def test_so_many_messages_are_muted_as_were_sent(sent: int) -> None:
     """Points and answers alike, and all is counted on from what the other one did."""
     out = suppressed()
     out.output.suppress_next(
-        sent, in_batch=False, progress=Progress(points_out=100, batches_out=7, bytes_out=1000)
+        sent, in_batch=False, stats=ConnectionStats(points_out=100, batches_out=7, bytes_out=1000)
     )
     messages: list[ResponseMessage] = []
     for time in range(3):
@@ -212,7 +212,7 @@ def test_so_many_messages_are_muted_as_were_sent(sent: int) -> None:
 def test_a_batch_in_the_midst_of_which_the_other_got_lost_goes_on() -> None:
     """Kapacitor has its begin and some of its points; the rest follows."""
     out = suppressed(BATCH)
-    out.output.suppress_next(2, in_batch=True, progress=NOTHING_SENT)
+    out.output.suppress_next(2, in_batch=True, stats=NOTHING_SENT)
     batch = out.write_batch("b", 3)
     assert out.sent() == batch[2:]
     assert not out.output.in_batch
@@ -225,7 +225,7 @@ def test_a_batch_that_kapacitor_has_no_begin_of_is_left_out_to_its_end(
     """An EndBatch alone would crash it; the batch after that is whole."""
     out = suppressed(BATCH)
     # The handler does not what the one before it did, which had ended its batch by then.
-    out.output.suppress_next(sent, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(sent, in_batch=False, stats=NOTHING_SENT)
     out.write_batch("left out", 3)
     batch = out.write_batch("whole", 2)
     assert out.sent() == batch
@@ -235,7 +235,7 @@ def test_a_batch_begun_in_the_repetition_alone_is_left_out() -> None:
     """Where nothing is to be muted any more, that is clear at once. Answers are no part of it."""
     out = suppressed(BATCH)
     out.write(BeginBatch(name="left out"))
-    out.output.suppress_next(0, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
     out.write(Point())
     out.answer(KeepaliveResponse(time=1))
     out.write(EndBatch(name="left out"))
@@ -248,7 +248,7 @@ def test_a_batch_begun_before_there_may_be_data_leaves_whole_after_a_takeover() 
     out = Out(BATCH)
     out.output.suppress()
     out.write(BeginBatch(name="b"))
-    out.output.suppress_next(0, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
     out.output.send_data()
     out.write(EndBatch(name="b"))
     assert out.sent() == [BeginBatch(name="b"), EndBatch(name="b")]
@@ -260,7 +260,7 @@ def test_what_was_deferred_is_no_part_of_a_batch_that_is_left_out() -> None:
     out.output.defer_others()
     other = out.write_batch("other", by_owner=False)
     out.write(BeginBatch(name="left out"))
-    out.output.suppress_next(0, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
     out.output.send_deferred()
     assert out.sent() == other
     out.write(EndBatch(name="left out"))
@@ -272,7 +272,7 @@ def test_what_another_thread_adds_to_a_batch_that_is_left_out_is_left_out_with_i
     """Its EndBatch least of all may leave alone."""
     out = suppressed(BATCH)
     out.write(BeginBatch(name="left out"))
-    out.output.suppress_next(0, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
     out.write(Point(), by_owner=False)
     out.write(EndBatch(name="left out"), by_owner=False)
     assert not out.sent()
@@ -301,7 +301,9 @@ def test_a_batch_that_was_begun_before_it_was_muted_goes_on_after() -> None:
 def test_a_repetition_in_the_midst_of_what_was_sent_changes_nothing() -> None:
     """Neither what leaves after it, nor what is counted."""
     out = suppressed()
-    out.output.suppress_next(3, in_batch=False, progress=Progress(points_out=100, bytes_out=1000))
+    out.output.suppress_next(
+        3, in_batch=False, stats=ConnectionStats(points_out=100, bytes_out=1000)
+    )
     out.write(Point(time=1))
     before = (out.output.points, out.bytes)
     out.output.suppress()
@@ -342,7 +344,7 @@ def test_an_abandoned_batch_that_was_left_out_takes_no_other_with_it() -> None:
     """It ends there, though no EndBatch was written."""
     out = suppressed(BATCH)
     out.write(BeginBatch(name="left out"))
-    out.output.suppress_next(0, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
     out.output.abandon_batch()
     batch = out.write_batch("whole")
     assert out.sent() == batch
@@ -372,24 +374,24 @@ def test_a_flush_of_nothing_writes_only_progress() -> None:
     out = opened()
     out.output.flush()
     assert out.stream.writes == []
-    out.output.flush(Progress(offset=7), forget_input=True)
-    assert out.stream.writes == [(b"", Commit(0, False, Progress(offset=7), True))]  # noqa: FBT003 - fields
+    out.output.flush(ConnectionStats(offset=7), forget_input=True)
+    assert out.stream.writes == [(b"", Commit(0, False, ConnectionStats(offset=7), True))]  # noqa: FBT003 - fields
 
 
 def test_input_of_an_open_batch_is_not_forgotten() -> None:
     out = opened(BATCH)
     out.write(BeginBatch())
-    out.output.flush(Progress(offset=7), forget_input=True)
+    out.output.flush(ConnectionStats(offset=7), forget_input=True)
     ((_, commit),) = out.stream.writes
-    assert commit == Commit(0, in_batch=True, progress=Progress(offset=7))
+    assert commit == Commit(0, in_batch=True, stats=ConnectionStats(offset=7))
 
 
 def test_with_progress_a_commit_counts_duplicates_to_come() -> None:
-    """Messages count from the last progress on."""
+    """Messages count from the last stats on."""
     out = opened()
-    out.output.suppress_next(3, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(3, in_batch=False, stats=NOTHING_SENT)
     out.output.add(b"a point", by_owner=True)
-    out.output.flush(Progress(offset=7))
+    out.output.flush(ConnectionStats(offset=7))
     out.output.add(b"another", by_owner=True)
     out.output.flush()
     assert commits(out) == [3, 1]
@@ -482,7 +484,7 @@ def test_a_replay_that_starts_again_remembers_what_kapacitor_was_sent() -> None:
 def test_a_batch_that_is_skipped_is_skipped_after_a_replay_as_well() -> None:
     out = suppressed(BATCH)
     out.write(BeginBatch(name="skipped"))
-    out.output.suppress_next(0, in_batch=False, progress=NOTHING_SENT)
+    out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
     out.output.suppress()
     out.output.send_data()
     out.write(BeginBatch(name="skipped"))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.agent.account import Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot
+from kapudf_cli.agent.summary import Reason
 from kapudf_cli.errors import UndecodableMessageError
 from kapudf_cli.kit.batches import Batch, BatchHandler
 from kapudf_cli.kit.handler import Handler
@@ -34,8 +34,8 @@ from tests.counters import Counting
 from tests.peers import INIT, INITIALIZED, agent_with, encoded
 
 if TYPE_CHECKING:
-    from kapudf_cli.agent.account import Account
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
+    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
     from kapudf_cli.wire.point_frames import RawPoint
 
@@ -79,7 +79,7 @@ class Through(Mirror):
 
 def play(
     handler: type[Handler], on_error: OnError, data: bytes
-) -> tuple[list[ResponseMessage], Account]:
+) -> tuple[list[ResponseMessage], ConnectionSummary]:
     """Play a whole connection; return the responses and the account."""
     checkpoints = LastSnapshot(3600.0) if on_error == "restart" else None
     with agent_with(handler, on_error=on_error, checkpoints=checkpoints) as served:
@@ -113,7 +113,7 @@ def test_a_point_that_is_not_utf8_is_dropped_and_logged_with_its_place(
     )
     assert responses == [INITIALIZED, Point(time=1), Point(time=2), SnapshotResponse()]
     assert (account.reason, account.error) == (Reason.CLOSED, None)
-    assert (account.points_in, account.failures, account.restarts) == (3, 1, 0)
+    assert (account.stats.points_in, account.stats.failures, account.stats.restarts) == (3, 1, 0)
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.getMessage().startswith("point dropped: ")
     assert problem in record.getMessage()
@@ -157,8 +157,8 @@ def test_a_batch_whose_begin_is_dropped_is_dropped_whole(
         handler, on_error, encoded([INIT]) + bad + keepalive + encoded(GOOD_BATCH)
     )
     assert responses == [INITIALIZED, KeepaliveResponse(time=7), *GOOD_BATCH]
-    assert (account.batches_in, account.points_in) == (3, 3)
-    assert account.batches_out == 1
+    assert (account.stats.batches_in, account.stats.points_in) == (3, 3)
+    assert account.stats.batches_out == 1
 
 
 @each_way_on
@@ -200,7 +200,7 @@ def test_a_whole_frame_of_garbage_is_dropped(body: bytes, on_error: OnError) -> 
     data = encoded([INIT, *points]) + garbage + encoded(points)
     responses, account = play(Mirror, on_error, data)
     assert responses == [INITIALIZED, *points, *points]
-    assert account.failures == 1
+    assert account.stats.failures == 1
 
 
 @each_way_on
@@ -248,7 +248,7 @@ def test_a_restart_does_not_count_or_count_on_what_was_dropped() -> None:
     data = encoded([INIT, Point()]) + bad + encoded([Point(), Point(name="raise"), Point()])
     responses, account = play(Counts, "restart", data)
     assert responses[:3] == [INITIALIZED, Point(time=1), Point(time=2)]
-    assert (account.failures, account.restarts) == (2, 1)
+    assert (account.stats.failures, account.stats.restarts) == (2, 1)
 
 
 @pytest.mark.parametrize("handler", [RawMirror, RawPatched])
@@ -268,7 +268,7 @@ def test_a_handler_that_forwards_bytes_passes_them_on(
             received += data
         assert received == expected
         account = served.account()
-    assert (account.points_out, account.failures) == (2, 0)
+    assert (account.stats.points_out, account.stats.failures) == (2, 0)
 
 
 @each_way_on
@@ -283,4 +283,4 @@ def test_a_raw_point_that_its_handler_decodes_is_dropped(on_error: OnError) -> N
     data = encoded([INIT]) + latin(Point(name="#e")) + encoded([Point(time=1)])
     responses, account = play(Decodes, on_error, data)
     assert responses == [INITIALIZED, Point(time=1)]
-    assert account.failures == 1
+    assert account.stats.failures == 1

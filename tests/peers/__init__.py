@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from kapudf_cli.agent.agent import Agent
-from kapudf_cli.agent.on_error import DEFAULT_ON_ERROR
+from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.kapacitor import KapacitorSide
 from kapudf_cli.streams import SocketStream
 from kapudf_cli.wire.codec import REQUESTS
@@ -21,10 +21,10 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from kapudf_cli.agent.account import Account
-    from kapudf_cli.agent.callee import HandlerFactory
     from kapudf_cli.agent.checkpoints import Checkpoints
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
+    from kapudf_cli.agent.handler_caller import HandlerFactory
+    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.wire.codec import RequestMessage
 
 T = TypeVar("T")
@@ -60,9 +60,9 @@ class ServedAgent:
     agent: Agent
     side: KapacitorSide
     connection: socket.socket
-    ended: Future[Account]
+    ended: Future[ConnectionSummary]
 
-    def account(self) -> Account:
+    def account(self) -> ConnectionSummary:
         """Wait until the agent has ended; whatever `run` raised is raised here."""
         return self.ended.result(PATIENCE_S)
 
@@ -74,7 +74,7 @@ def agent_with(
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
     on_error: OnError = DEFAULT_ON_ERROR,
     checkpoints: Checkpoints | None = None,
-    on_init: Callable[[Account], None] | None = None,
+    on_init: Callable[[str, str], None] | None = None,
 ) -> Iterator[ServedAgent]:
     """Let an agent serve `handler` in a thread; its connection is closed on exit."""
     ours, theirs = socket.socketpair()

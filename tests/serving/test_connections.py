@@ -12,15 +12,15 @@ import pytest
 import structlog
 
 from kapudf_cli import logs
-from kapudf_cli.agent.account import Account, Reason
-from kapudf_cli.agent.checkpoints import LastSnapshot, NothingKept, Resumption
+from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints, ResumePlan
+from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.config import FunctionSettings
 from kapudf_cli.kapacitor import KapacitorSide
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.serving.connections import Connections, Function, checkpoints_for
 from kapudf_cli.serving.socket_file import PeerCredentials
 from kapudf_cli.streams import SocketStream
-from kapudf_cli.streams.commit import Progress
+from kapudf_cli.streams.commit import ConnectionStats
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.udf_pb2 import InitResponse, Point
 from tests.peers import INIT
@@ -29,7 +29,7 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
 
 
 class Mirror(Handler):
@@ -47,7 +47,7 @@ class Held:
 
     def __init__(self, events: list[Any]) -> None:
         self.events = events
-        self.ended: dict[int, Account] = {}
+        self.ended: dict[int, ConnectionSummary] = {}
         self.tasks: list[tuple[str, str]] = []
         self.connections = Connections(structlog.get_logger(), self.ended.__setitem__)
         self.sides: list[KapacitorSide] = []
@@ -119,10 +119,10 @@ def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) ->
 
     looker = threading.Thread(target=look)
 
-    def tell(number: int, account: Account) -> None:
+    def tell(number: int, summary: ConnectionSummary) -> None:
         looker.start()
         looker.join(0.1)  # It needs less, where nothing holds it up.
-        held.ended[number] = account
+        held.ended[number] = summary
 
     held.connections._on_end = tell
     held.connect()
@@ -167,11 +167,11 @@ def test_a_connection_that_was_taken_over_neither_starts_nor_connects(held: Held
     history = REQUESTS.encode(INIT)
     problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     side = held.connect(
-        resumption=Resumption(
+        resume_plan=ResumePlan(
             history=history,
             sent=0,
             in_batch=False,
-            progress=Progress(len(history), points_in=5, points_out=5),
+            stats=ConnectionStats(len(history), points_in=5, points_out=5),
         ),
         age_s=100.0,
         on_resumed=problems.put,
@@ -238,7 +238,8 @@ def test_where_no_thread_is_left_the_connection_is_closed(
 
 
 @pytest.mark.parametrize(
-    ("on_error", "kind"), [("fail", NothingKept), ("skip", NothingKept), ("restart", LastSnapshot)]
+    ("on_error", "kind"),
+    [("fail", NoCheckpoints), ("skip", NoCheckpoints), ("restart", LastSnapshot)],
 )
 def test_a_snapshot_is_kept_only_where_a_handler_may_be_made_anew(
     on_error: OnError, kind: type

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from kapudf_cli.agent.account import Account, Reason
-from kapudf_cli.agent.checkpoints import NothingKept
+from kapudf_cli.agent.checkpoints import NoCheckpoints
+from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.config import FunctionSettings
 from kapudf_cli.kapacitor import KapacitorSide
 from kapudf_cli.kit.handler import Handler
@@ -39,7 +39,7 @@ class Slow(Handler):
         self.agent.write_point(point)
 
 
-class Seen(NothingKept):
+class Seen(NoCheckpoints):
     """Notes which frames were seen in hand."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Hearted:
 
     def __init__(self) -> None:
         self.limit_s = PATIENCE_S
-        self.ended: dict[int, Account] = {}
+        self.ended: dict[int, ConnectionSummary] = {}
         self.connections = Connections(structlog.get_logger(), self.ended.__setitem__)
         self.heart = Heart(self.connections, lambda _: self.limit_s)
         self.peers: list[socket.socket] = []

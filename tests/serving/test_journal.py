@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from kapudf_cli.serving import journal
 from kapudf_cli.serving.ledger import NOTHING_IN_HAND, Ledger
-from kapudf_cli.streams.commit import Commit, Progress
+from kapudf_cli.streams.commit import Commit, ConnectionStats
 from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, DiedError, DyingLedger, KeptConnection
 from tests.journals import let_go as kill
 from tests.serve_process import PATIENCE_S
@@ -51,9 +51,9 @@ def content(size: int, seed: int) -> bytes:
 
 
 def put(
-    held: Journal, piece: bytes, *, progress: Progress | None = None, forgets: bool = False
+    held: Journal, piece: bytes, *, stats: ConnectionStats | None = None, forgets: bool = False
 ) -> None:
-    held.put(piece, Commit(1, progress=progress, forget_input=forgets))
+    held.put(piece, Commit(1, stats=stats, forget_input=forgets))
 
 
 def send_all(held: Journal, kept: KeptConnection, at_once: int = 1 << 20) -> bytes:
@@ -135,7 +135,7 @@ def test_input_is_kept_until_it_is_cut(kept: KeptConnection, held: Journal) -> N
     kept.peer.sendall(b"processed, and not")
     assert held.receive(9, 0) == b"processed"
     assert held.receive(READ_BYTES, 0) == b", and not"
-    put(held, b"", progress=Progress(9))
+    put(held, b"", stats=ConnectionStats(9))
     assert held.history(9) == b"processed"
     assert held.unprocessed() == b", and not"
     assert held.kept_bytes == 18
@@ -195,7 +195,7 @@ def test_a_journal_that_is_outgrown_says_so_and_reads_on(
     assert held.received == len(data)
     assert held.marks.covered == 0
 
-    put(held, b"", progress=Progress(len(data) - 5))
+    put(held, b"", stats=ConnectionStats(len(data) - 5))
     assert held.cut(b"prefix", data[-5:])
     assert held.marks.covered == 1
     assert held.history(held.received) == b"prefix" + data[-5:]
@@ -218,7 +218,7 @@ def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
     """Either leads to the same state."""
     held = kept.open()
     feed(held, kept, b"processed, rest")
-    put(held, b"", progress=Progress(9))
+    put(held, b"", stats=ConnectionStats(9))
     held.ledger = DyingLedger(held, over="marks", after=after)
     with pytest.raises(DiedError):
         held.cut(b"Init", b", rest")
@@ -233,7 +233,7 @@ def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
 def test_a_journal_is_not_cut_for_less_than_has_come(kept: KeptConnection, held: Journal) -> None:
     """Another thread has read on since; what it has would be nowhere."""
     feed(held, kept, b"processed, rest")
-    put(held, b"", progress=Progress(9))
+    put(held, b"", stats=ConnectionStats(9))
     before = held.marks
     assert not held.cut(b"Init", b", re")
     assert held.marks == before
@@ -243,7 +243,7 @@ def test_a_journal_is_not_cut_for_less_than_has_come(kept: KeptConnection, held:
 def test_the_memory_of_what_was_cut_is_given_back(kept: KeptConnection, held: Journal) -> None:
     """A journal that was long once does not take that much for ever."""
     feed(held, kept, content(HALF_BYTES // 2, 2))
-    put(held, b"", progress=Progress(held.received))
+    put(held, b"", stats=ConnectionStats(held.received))
     assert os.fstat(kept.memory).st_blocks * 512 >= HALF_BYTES // 2
     assert held.cut(b"Init", b"")
     assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
@@ -255,10 +255,10 @@ def test_the_memory_of_what_is_forgotten_in_place_is_given_back(
 ) -> None:
     """A handler without state takes no more for ever because one batch was long."""
     feed(held, kept, b"Init")
-    put(held, b"", progress=Progress(4))
+    put(held, b"", stats=ConnectionStats(4))
     assert held.cut(b"Init", b"")
     feed(held, kept, content(size, 2))
-    put(held, b"", progress=Progress(held.received), forgets=True)
+    put(held, b"", stats=ConnectionStats(held.received), forgets=True)
     assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
     feed(held, kept, b"more")
     assert held.history(held.received) == b"Initmore"
@@ -290,10 +290,10 @@ def test_what_is_not_in_force_never_leaves(kept: KeptConnection, *, after: bool)
     send_all(held, kept)
     held.ledger = DyingLedger(held, over="marks", after=after)
     with pytest.raises(DiedError):
-        put(held, b"second", progress=Progress(7))
+        put(held, b"second", stats=ConnectionStats(7))
     kill(held)
     held = kept.open()
-    assert held.marks.progress.offset == (7 if after else 0)
+    assert held.marks.stats.offset == (7 if after else 0)
     send_all(held, kept)
     assert read_rest(kept) == (b"firstsecond" if after else b"first")
     kill(held)
@@ -306,10 +306,10 @@ def test_messages_are_counted_until_the_input_that_brought_them_is_dealt_with(
     held.put(b"a", Commit(2, in_batch=True))
     held.put(b"b", Commit(3, in_batch=True))
     assert (held.marks.sent, held.marks.in_batch) == (5, 1)
-    held.put(b"c", Commit(0, progress=Progress(10)))
-    assert (held.marks.sent, held.marks.in_batch, held.marks.progress.offset) == (0, 0, 10)
-    held.put(b"", Commit(4, progress=Progress(20)))
-    assert (held.marks.sent, held.marks.progress.offset) == (4, 20)
+    held.put(b"c", Commit(0, stats=ConnectionStats(10)))
+    assert (held.marks.sent, held.marks.in_batch, held.marks.stats.offset) == (0, 0, 10)
+    held.put(b"", Commit(4, stats=ConnectionStats(20)))
+    assert (held.marks.sent, held.marks.stats.offset) == (4, 20)
 
 
 def test_what_a_handler_without_state_has_dealt_with_is_forgotten_with_its_answer(
@@ -317,15 +317,15 @@ def test_what_a_handler_without_state_has_dealt_with_is_forgotten_with_its_answe
 ) -> None:
     """Once Init is kept by itself, and where no part of a frame would be forgotten with it."""
     feed(held, kept, b"Init")
-    held.put(b"", Commit(0, progress=Progress(4), forget_input=True))
+    held.put(b"", Commit(0, stats=ConnectionStats(4), forget_input=True))
     assert held.history(4) == b"Init"
     assert held.cut(b"Init", b"")
     feed(held, kept, b"point, par")
-    held.put(b"", Commit(0, progress=Progress(4 + 7), forget_input=True))
+    held.put(b"", Commit(0, stats=ConnectionStats(4 + 7), forget_input=True))
     assert held.history(11) == b"Initpoint, "
     assert held.unprocessed() == b"par"
     feed(held, kept, b"t")
-    held.put(b"", Commit(0, progress=Progress(held.received), forget_input=True))
+    held.put(b"", Commit(0, stats=ConnectionStats(held.received), forget_input=True))
     assert held.history(held.received) == b"Init"
     assert held.unprocessed() == b""
 
@@ -479,20 +479,20 @@ class AnySteps(RuleBasedStateMachine):
     )
     def worker_writes(self, size: int, step: float | None, *, forgets: bool, dies: str) -> None:
         piece = self.content(size)
-        progress = None
+        stats = None
         if step is not None:
-            progress = Progress(self.offset + int((self.received - self.offset) * step))
+            stats = ConnectionStats(self.offset + int((self.received - self.offset) * step))
         if dies == "never":
-            put(self.held, piece, progress=progress, forgets=forgets)
+            put(self.held, piece, stats=stats, forgets=forgets)
         else:
             self.held.ledger = DyingLedger(self.held, over="marks", after=dies == "after")
             with pytest.raises(DiedError):
-                put(self.held, piece, progress=progress, forgets=forgets)
+                put(self.held, piece, stats=stats, forgets=forgets)
             self.die()
         if dies != "before":
             self.output += piece
-            self.offset = self.offset if progress is None else progress.offset
-            if forgets and progress and self.offset == self.received and self.prefix:
+            self.offset = self.offset if stats is None else stats.offset
+            if forgets and stats and self.offset == self.received and self.prefix:
                 self.cut_at, self.covered = self.offset, True
 
     @rule(count=st.sampled_from([1, 5000, 1 << 20]))
@@ -534,7 +534,7 @@ class AnySteps(RuleBasedStateMachine):
     @invariant()
     def nothing_read_is_lost(self) -> None:
         assert self.held.received == self.received == self.held.ledger.received
-        assert self.held.marks.progress.offset == self.offset
+        assert self.held.marks.stats.offset == self.offset
         if self.held.marks.covered:
             assert self.held.unprocessed() == self.input[self.offset : self.received]
             assert self.held.history(self.offset) == (
@@ -561,8 +561,8 @@ TestAnySteps.settings = settings(max_examples=60, stateful_step_count=40)
 
 def test_the_marks_are_read_by_whoever_has_the_memory(kept: KeptConnection, held: Journal) -> None:
     """The supervisor looks on, with a map of the first page."""
-    put(held, b"answer", progress=Progress(3, points_in=2))
+    put(held, b"answer", stats=ConnectionStats(3, points_in=2))
     with mmap.mmap(kept.memory, mmap.PAGESIZE) as memory:
         marks = Ledger(memory).marks
     assert marks == held.marks
-    assert marks.progress.points_in == 2
+    assert marks.stats.points_in == 2

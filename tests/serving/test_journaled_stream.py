@@ -12,7 +12,7 @@ import pytest
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.serving.ledger import HISTORY_IN_HAND, NOTHING_IN_HAND
 from kapudf_cli.streams import ReadPaused
-from kapudf_cli.streams.commit import Commit, Progress
+from kapudf_cli.streams.commit import Commit, ConnectionStats
 from kapudf_cli.wire.codec import RESPONSES
 from kapudf_cli.wire.udf_pb2 import Point
 from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, KeptConnection
@@ -58,9 +58,9 @@ def read_all(kept: KeptConnection, count: int) -> bytes:
     return bytes(read)
 
 
-def stalled_write(stream: JournaledStream, progress: Progress | None = None) -> Future[None]:
+def stalled_write(stream: JournaledStream, stats: ConnectionStats | None = None) -> Future[None]:
     """Begin to write more than a peer takes that does not read."""
-    writing = in_thread(lambda: stream.write(MUCH, Commit(1, progress=progress)))
+    writing = in_thread(lambda: stream.write(MUCH, Commit(1, stats=stats)))
     wait_until(lambda: stream._journal.ledger.waits_for_peer)
     return writing
 
@@ -73,11 +73,11 @@ def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(kept: KeptC
     kept.peer.sendall(b"done, not done")
     first = kept.serve()
     assert first.read() == b"done, not done"
-    first.write(b"answer", Commit(1, progress=Progress(5)))
+    first.write(b"answer", Commit(1, stats=ConnectionStats(5)))
     first.close()
     kept.peer.sendall(b", new")
     second = kept.serve()
-    assert second.marks.progress == Progress(5)
+    assert second.marks.stats == ConnectionStats(5)
     assert second.history(5) == b"done,"
     assert second.read() == b" not done"
     assert second.read() == b", new"
@@ -107,8 +107,8 @@ def test_a_note_without_a_message_leaves_without_a_byte(
     kept: KeptConnection, stream: JournaledStream
 ) -> None:
     """It says how far the connection has got, and in which state."""
-    stream.write(b"", Commit(progress=Progress(7, points_in=1)))
-    assert stream.marks.progress == Progress(7, points_in=1)
+    stream.write(b"", Commit(stats=ConnectionStats(7, points_in=1)))
+    assert stream.marks.stats == ConnectionStats(7, points_in=1)
     kept.peer.settimeout(0)
     with pytest.raises(BlockingIOError):
         kept.peer.recv(1)
@@ -216,7 +216,7 @@ def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
     first = kept.serve(snapshot_interval_s=0.0)
     kept.peer.sendall(b"Init")
     assert first.read() == b"Init"
-    writing = stalled_write(first, progress=Progress(4))
+    writing = stalled_write(first, stats=ConnectionStats(4))
     kept.peer.sendall(b"ahead")
     wait_until(lambda: first.input.ahead_bytes == 5)
     assert read_all(kept, len(MUCH)) == MUCH
@@ -229,7 +229,7 @@ def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
     second = kept.serve()
     assert second.history(4) == b"Init"
     assert second.read() == b"ahead"
-    second.write(b"", Commit(progress=Progress(9)))
+    second.write(b"", Commit(stats=ConnectionStats(9)))
     assert second.is_due(time.monotonic(), stateless=True, asked=False)
     second.cut(b"Init", b"")
     assert second.history(9) == b"Init"
@@ -249,7 +249,7 @@ def test_a_cut_is_due_when_the_interval_is_over_and_something_is_kept(
     assert [is_due(0), is_due(200), is_due(0, asked=True)] == [False, False, True]
     kept.peer.sendall(b"Init")
     stream.read()
-    stream.write(b"", Commit(progress=Progress(4)))
+    stream.write(b"", Commit(stats=ConnectionStats(4)))
     assert [is_due(50), is_due(200)] == [False, True]
     now_s = time.monotonic() + 150
     stream._due_s = time.monotonic() - 1
@@ -265,7 +265,7 @@ def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: KeptConnection) ->
     while read <= JOURNAL_BYTES:
         kept.peer.sendall(bytes(16_000))
         read += len(stream.read())
-    stream.write(b"", Commit(progress=Progress(read)))
+    stream.write(b"", Commit(stats=ConnectionStats(read)))
     now_s = time.monotonic()
     assert stream.is_due(now_s + 2, stateless=False, asked=False)
     stream.postpone()
@@ -285,7 +285,7 @@ def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: KeptConnection) -
         while read <= times * JOURNAL_BYTES:
             kept.peer.sendall(bytes(16_000))
             read += len(stream.read())
-        stream.write(b"", Commit(progress=Progress(read)))
+        stream.write(b"", Commit(stats=ConnectionStats(read)))
         due.append(stream.is_due(time.monotonic(), stateless=False, asked=False))
     assert due == [False, True]
     stream.postpone()
@@ -298,7 +298,7 @@ def test_whoever_takes_over_what_another_has_died_over_cuts_soon(kept: KeptConne
     first = kept.serve()
     kept.peer.sendall(b"Init")
     first.read()
-    first.write(b"", Commit(progress=Progress(4)))
+    first.write(b"", Commit(stats=ConnectionStats(4)))
     assert not first.is_due(time.monotonic(), stateless=False, asked=False)
     first.close()
     second = kept.serve()
@@ -312,7 +312,7 @@ def test_a_long_part_of_a_frame_is_not_copied_from_cut_to_cut(
     """The journal is cut when the frame is whole."""
     kept.peer.sendall(b"Init")
     stream.read()
-    stream.write(b"", Commit(progress=Progress(4)))
+    stream.write(b"", Commit(stats=ConnectionStats(4)))
     stream.cut(b"Init", bytes(200_000))
     assert stream.marks.cut == 0
     stream.cut(b"Init", b"")
@@ -324,13 +324,13 @@ def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection
     first = kept.serve()
     kept.peer.sendall(b"Init")
     first.read()
-    first.write(b"", Commit(progress=Progress(4)))
+    first.write(b"", Commit(stats=ConnectionStats(4)))
     first.cut(b"Init, Restore", b"")
     received = 4
     while first.marks.covered:
         kept.peer.sendall(bytes(48_000))
         received += len(first.read())
-    first.write(b"", Commit(progress=Progress(received)))
+    first.write(b"", Commit(stats=ConnectionStats(received)))
     assert first.history(received) == b"Init, Restore"
     assert first.is_due(time.monotonic() + 2, stateless=False, asked=False)
     first.close()
@@ -339,7 +339,7 @@ def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection
     reading = in_thread(second.read)
     kept.peer.sendall(b"next")
     assert reading.result(PATIENCE_S) == b"next"
-    second.write(b"", Commit(progress=Progress(received + 4)))
+    second.write(b"", Commit(stats=ConnectionStats(received + 4)))
     second.cut(b"Init, Restore again", b"")
     assert second.history(received + 4) == b"Init, Restore again"
     second.close()
@@ -394,7 +394,7 @@ def test_messages_of_any_length_arrive_whole_from_workers_that_die(kept: KeptCon
         outbox.send_data()
         point = Point(time=number, name="x" * size)
         outbox.write_point(point)
-        outbox.flush(Progress(number))
+        outbox.flush(ConnectionStats(number))
         sent += RESPONSES.encode(point)
         stream.close()
     kept.connection.shutdown(2)

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from kapudf_cli.serving import ledger as layout
 from kapudf_cli.serving.ledger import LEDGER_BYTES, Ledger, Marks
-from kapudf_cli.streams.commit import Progress
+from kapudf_cli.streams.commit import ConnectionStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +22,11 @@ WORDS = (
 )  # fmt: skip
 
 counts = st.integers(0, 2**63 - 1)
-some_progress = st.builds(Progress._make, st.tuples(*[counts] * len(Progress._fields)))
+some_progress = st.builds(
+    ConnectionStats._make, st.tuples(*[counts] * len(ConnectionStats._fields))
+)
 some_marks = st.builds(
-    lambda own, progress: Marks._make((*own, progress)),
+    lambda own, stats: Marks._make((*own, stats)),
     st.tuples(*[counts] * (len(Marks._fields) - 1)),
     some_progress,
 )
@@ -51,7 +53,7 @@ def test_marks_that_are_being_written_change_nothing_until_they_are_in_force(
 ) -> None:
     """A worker may die in the midst of it; what it wrote goes where nobody looks."""
     ledger = Ledger(memory)
-    before = Marks(cut=1, progress=Progress(2))
+    before = Marks(cut=1, stats=ConnectionStats(2))
     ledger.put_in_force(Marks())
     ledger.put_in_force(before)
     half_written = bytes(memory)
@@ -68,7 +70,7 @@ def test_every_field_has_a_place_of_its_own(memory: mmap.mmap) -> None:
     """Whatever is set, nothing else changes by it."""
     ledger = Ledger(memory)
     own = range(100, 100 + len(Marks._fields) - 1)
-    marks = Marks._make((*own, Progress(*range(200, 209))))
+    marks = Marks._make((*own, ConnectionStats(*range(200, 209))))
     for number, word in enumerate(WORDS):
         setattr(ledger, word, -number)
     ledger.put_in_force(marks)

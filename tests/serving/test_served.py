@@ -13,7 +13,7 @@ import pytest
 
 from kapudf_cli.serving.ledger import NOTHING_IN_HAND
 from kapudf_cli.serving.served import Move, ServedConnection
-from kapudf_cli.streams.commit import Commit, Progress
+from kapudf_cli.streams.commit import Commit, ConnectionStats
 from kapudf_cli.wire.framing import HEARTBEAT
 from tests.journals import KeptConnection
 from tests.peers import in_thread
@@ -37,7 +37,7 @@ class Kept(KeptConnection):
     def got_to(self, offset: int, *, in_hand: int | None = None, received: int = 100) -> None:
         """Have a worker be busy with a frame, having dealt with all before an offset."""
         ledger = self.served.ledger
-        ledger.put_in_force(ledger.marks._replace(progress=Progress(offset)))
+        ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(offset)))
         ledger.in_hand = offset if in_hand is None else in_hand
         ledger.received = received
         ledger.busy_since_ns = 1
@@ -382,7 +382,7 @@ def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:
     """Taken about once a second."""
     started_s = kept.served.started_s
     ledger = kept.served.ledger
-    ledger.put_in_force(ledger.marks._replace(progress=Progress(points_in=300)))
+    ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(points_in=300)))
     kept.served.look(started_s + 0.5)
     assert kept.served.points_per_s == 0
     kept.served.look(started_s + 2.0)
@@ -413,7 +413,7 @@ def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -
     ledger = kept.served.ledger
     ledger.task = ("task", "node")
     ledger.received = 99
-    ledger.put_in_force(ledger.marks._replace(progress=Progress(90, points_in=3, points_out=2)))
+    ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(90, points_in=3, points_out=2)))
     kept.served.log_abandoned(Log())  # type: ignore[arg-type]
     ((event, facts),) = events
     assert event == "connection finished"

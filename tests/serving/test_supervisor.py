@@ -53,9 +53,9 @@ Worker = getattr(sys.modules["__main__"], "Worker", None)
 if Worker is not None:
     report = Worker._on_end
 
-    def report_late(self, number, account):
+    def report_late(self, number, summary):
         time.sleep(0.1 * number)
-        report(self, number, account)
+        report(self, number, summary)
 
     Worker._on_end = report_late
 

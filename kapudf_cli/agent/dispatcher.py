@@ -1,13 +1,15 @@
-"""From a request to the handler's method and its answer, one request at a time.
+"""The dispatcher: from one request to the handler's method and its answer.
 
-The agent deals with nearly all points itself, in its loop; what is special comes here.
+The read loop calls the handler for nearly all points itself; everything else comes here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import enum
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.agent.on_error import EXCERPT_CHARACTERS, DroppedLog
+from kapudf_cli.agent.error_policy import EXCERPT_CHARACTERS, DropLog
 from kapudf_cli.errors import (
     DecodeMemoryError,
     HandlerError,
@@ -39,11 +41,10 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from kapudf_cli.agent.account import Account
-    from kapudf_cli.agent.callee import Callee
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
+    from kapudf_cli.agent.handler_caller import HandlerCaller
     from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.wire.codec import DataMessage, RequestMessage, ResponseMessage
     from kapudf_cli.wire.point_frames import RawPoint
@@ -66,12 +67,12 @@ class RefusedError(Exception):
     """The handler answered Init or Restore with success=False.
 
     Kapacitor fails the task, but leaves the connection open and goes on sending
-    keepalives; it is for the UDF to close it.
+    keepalives. The UDF must close it.
     """
 
 
-class RepeatAgainError(Exception):
-    """A frame of the history failed, which was dropped in its time: repeat without it.
+class ReplayAgainError(Exception):
+    """A frame of the history raised. It was dropped the first time: replay without it.
 
     Attributes:
         offset: where it starts in the input, in bytes.
@@ -82,58 +83,80 @@ class RepeatAgainError(Exception):
         self.offset = offset
 
 
+class Next(enum.Enum):
+    """What the read loop does after a request."""
+
+    GO_ON = enum.auto()
+    #: The handler raised, and a new one takes its place before the next request.
+    RESTART_HANDLER = enum.auto()
+    #: Kapacitor has asked for a snapshot: a checkpoint now loses the least.
+    COMPACT = enum.auto()
+
+
 class Dispatcher:
-    """Gives requests to the handler, in an order that it can rely on.
+    """Gives requests to the handler in a valid order, and answers them.
 
     Attributes:
-        order: where the conversation stands.
-        init_frame: the Init that came last, as a frame; empty before one.
-        stateless: whether the handler that was given it has no state.
-        repeats: whether what comes is a repetition, for a new handler.
-        snapshot_asked: whether Kapacitor has asked for a snapshot; the agent resets it.
-        wants_restart: whether the handler is to be made anew before it is given more.
+        caller: the handler.
+        outbox: where answers go.
+        order: the state of the conversation.
+        init_frame: the last Init, as a frame; empty before one.
+        stateless: whether the handler that got it keeps no state.
+        points_in: points received; likewise batches_in.
+        failures: exceptions of the handler that `on_error` passed over.
+        task: the names of the task and the node, empty before Init.
     """
 
     def __init__(
         self,
-        callee: Callee,
+        caller: HandlerCaller,
         outbox: Outbox,
-        account: Account,
         *,
         on_error: OnError,
-        on_init: Callable[[Account], None] | None,
+        on_init: Callable[[str, str], None] | None = None,
     ) -> None:
-        """Give requests to `callee`.
+        """Give requests to the handler of `caller`.
 
         Args:
-            callee: the handler.
+            caller: the handler.
             outbox: where answers go.
-            account: what is to be counted in.
-            on_error: what becomes of an exception over data.
-            on_init: called once Init has named the task and node.
+            on_error: what an exception over data costs.
+            on_init: called with the names of the task and the node at the first Init.
         """
-        self._callee = callee
-        self._outbox = outbox
-        self._account = account
+        self.caller = caller
+        self.outbox = outbox
         self._on_error = on_error
         self._on_init = on_init
-        self._dropped = DroppedLog()
+        self._dropped = DropLog()
         self._last_snapshot = b""
-        self.repeats = False
-        self.snapshot_asked = False
-        self.wants_restart = False
-        self.begin()
+        self._replays = False
+        self.points_in = self.batches_in = self.failures = 0
+        self.task = ("", "")
+        self._begin()
 
-    def begin(self) -> None:
-        """Begin the conversation anew, for a new handler."""
+    def _begin(self) -> None:
+        """Start the conversation from its beginning, for a new handler."""
         self.order = IncomingOrder()
         self.init_frame = b""
         self.stateless = False
         self._leaves_batch_out = False
         self._keepalives_since_init = 0
 
-    def dispatch(self, message: ReadRequest, offset: int) -> None:
-        """Deal with a request whose frame starts at `offset`.
+    @contextlib.contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Treat the requests inside as a replay for a new handler, from Init on.
+
+        Failures were counted and logged the first time.
+        """
+        self._begin()
+        self._replays = True
+        try:
+            yield
+        finally:
+            self._replays = False
+
+    def dispatch(self, message: ReadRequest, offset: int) -> Next:
+        """Handle a request whose frame starts at `offset`; return what comes next.
 
         Raises:
             UndecodableMessageError: it cannot be decoded, and `on_error` is to fail.
@@ -141,61 +164,57 @@ class Dispatcher:
             HandlerError: the handler raised, and `on_error` is to fail.
             ConnectionClosedError: it raised because the connection was lost.
             RefusedError: it refused Init or Restore.
-            RepeatAgainError: it raised over a repetition, which must begin again without
+            ReplayAgainError: it raised over a replay, which must start again without
                 this request.
         """
         if isinstance(message, UndecodableMessageError):
             self._undecodable(message, offset)
-            return
+            return Next.GO_ON
         self.order.receive(Point if isinstance(message, bytes) else type(message))
         match message:
             case bytes() | Point():
-                self._account.points_in += 1
-                if self._leaves_batch_out:
-                    # The agent must not deal with the next one by itself.
-                    self.order.takes_points = False
-                else:
-                    self._outbox.send_data()
-                    self._point(message, offset)
+                self.points_in += 1
+                return self._point(message, offset)
             case BeginBatch():
-                self._outbox.send_data()
-                self._give("begin_batch", self._callee.handler.begin_batch, message, offset)
+                self.outbox.send_data()
+                return self._give("begin_batch", self.caller.handler.begin_batch, message, offset)
             case EndBatch():
-                self._account.batches_in += 1
-                if self._leaves_batch_out:
-                    self._leaves_batch_out = False
-                else:
-                    self._give("end_batch", self._callee.handler.end_batch, message, offset)
+                self.batches_in += 1
+                if not self._leaves_batch_out:
+                    return self._give("end_batch", self.caller.handler.end_batch, message, offset)
+                self._leaves_batch_out = False
+                return Next.GO_ON
             case _:
-                self._answer_request(message)
+                return self._answer_request(message)
 
-    def _answer_request(self, message: RequestMessage) -> None:
-        """Deal with what is no data; raises as `dispatch` does."""
-        handler = self._callee.handler
+    def _answer_request(self, message: RequestMessage) -> Next:
+        """Handle a request that is not data; raises as `dispatch` does."""
+        handler = self.caller.handler
         match message:
             case KeepaliveRequest():
-                self._outbox.answer(KeepaliveResponse(time=message.time))
+                self.outbox.answer(KeepaliveResponse(time=message.time))
                 self._note_keepalive()
             case SnapshotRequest():
                 # Kapacitor asks for a snapshot of a task that runs, so no Restore follows.
-                self._outbox.send_data()
+                self.outbox.send_data()
                 self._answer_snapshot()
-                self.snapshot_asked = True
+                return Next.COMPACT
             case RestoreRequest():
-                restored = self._callee.ask(RestoreResponse, "restore", handler.restore, message)
+                restored = self.caller.ask(RestoreResponse, "restore", handler.restore, message)
                 self._answer_start("restore", restored)
                 self._last_snapshot = message.snapshot
-                self._outbox.send_data()
+                self.outbox.send_data()
             case InitRequest():
                 self._init(message)
             case InfoRequest():
-                self._answer("info", self._callee.ask(InfoResponse, "info", handler.info))
+                self._answer("info", self.caller.ask(InfoResponse, "info", handler.info))
             case _:  # pragma: no cover - IncomingOrder lets nothing else through
                 raise AssertionError(message)
+        return Next.GO_ON
 
     def decode_raw(self, raw: RawPoint) -> None:
-        """Hand a point over that was left undecoded for a handler that wants it decoded now."""
-        self._callee.handler.point(decode_point(raw))
+        """Give the handler a point that was read raw, decoded."""
+        self.caller.handler.point(decode_point(raw))
 
     def snapshot(self) -> bytes:
         """Return the handler's state.
@@ -204,16 +223,16 @@ class Dispatcher:
             HandlerError: it raised.
             ConnectionClosedError: it raised because the connection was lost.
         """
-        take = self._callee.handler.snapshot
-        response = self._callee.ask(SnapshotResponse, "snapshot", take)
-        if self._outbox.fits(response):
+        take = self.caller.handler.snapshot
+        response = self.caller.ask(SnapshotResponse, "snapshot", take)
+        if self.outbox.fits(response):
             self._last_snapshot = response.snapshot
         return response.snapshot
 
-    # --- what goes wrong ---
+    # --- failures ---
 
-    def failed(self, method: str, error: BaseException, offset: int) -> None:
-        """Deal with an exception that the handler raised over data, as `on_error` says.
+    def failed(self, method: str, error: BaseException, offset: int) -> Next:
+        """Handle an exception that the handler raised over data, as `on_error` says.
 
         Args:
             method: the handler's method that raised.
@@ -221,30 +240,29 @@ class Dispatcher:
             offset: where the frame that it was given starts in the input, in bytes.
 
         Raises:
-            HandlerError, ConnectionClosedError, RepeatAgainError: as `dispatch` does.
+            HandlerError, ConnectionClosedError, ReplayAgainError: as `dispatch` does.
             DecodeMemoryError: it decoded the point by itself, and there is no memory for that.
         """
         if isinstance(error, DecodeMemoryError):
             raise error
-        blamed = self._callee.blame(method, error)
+        blamed = self.caller.blame(method, error)
         if self._on_error == "fail" or not isinstance(blamed, HandlerError):
             raise blamed from error
-        if self.repeats:
+        if self._replays:
             if self._on_error == "restart":
-                raise RepeatAgainError(offset) from error
+                raise ReplayAgainError(offset) from error
         else:
-            self._account.failures += 1
+            self.failures += 1
             what = "batch" if method.endswith("_batch") else "point"
             self._dropped.note(blamed, what=what, offset=offset, on_error=self._on_error)
-            self.wants_restart = self._on_error == "restart"
         if method == "begin_batch":
             self.leave_batch_out()
         elif method == "end_batch":
-            with self._outbox.changing() as output:
-                output.abandon_batch()
+            self._abandon_batch()
+        return Next.RESTART_HANDLER if self._on_error == "restart" else Next.GO_ON
 
     def drop(self, message: ReadRequest) -> None:
-        """Take a request, but do not give it to the handler: it killed a worker.
+        """Accept a request without giving it to the handler, because it killed a worker.
 
         Raises:
             WorkerLostError: the connection cannot go on without it.
@@ -257,7 +275,7 @@ class Dispatcher:
         self._pass_over(kind, time)
 
     def _undecodable(self, error: UndecodableMessageError, offset: int) -> None:
-        """Deal with a frame that cannot be decoded, as `on_error` says.
+        """Handle a frame that cannot be decoded, as `on_error` says.
 
         Raises:
             UndecodableMessageError: `on_error` is to fail, or no task has begun.
@@ -273,8 +291,8 @@ class Dispatcher:
             if error.kind in _DROPPED:
                 error.problem += "; with on_error skip or restart, such data is dropped"
             raise error
-        if not self.repeats:
-            self._account.failures += 1
+        if not self._replays:
+            self.failures += 1
             what = _DROPPED.get(error.kind, "request")
             self._dropped.note(error, what=what, offset=offset, on_error=self._on_error)
         self._pass_over(error.kind, HEARTBEAT_TIME)
@@ -285,41 +303,49 @@ class Dispatcher:
             return
         self.order.receive(kind)
         if kind is Point:
-            self._account.points_in += 1
+            self.points_in += 1
             # As long as a batch is left out, the agent must not deal with points by itself.
             self.order.takes_points = not self._leaves_batch_out
         elif kind is BeginBatch:
             self.leave_batch_out()
         elif kind is EndBatch:
-            self._account.batches_in += 1
+            self.batches_in += 1
             self._leaves_batch_out = False
-            with self._outbox.changing() as output:
-                output.abandon_batch()
+            self._abandon_batch()
         elif kind is SnapshotRequest:
             self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
         elif kind is KeepaliveRequest:
-            self._outbox.answer(KeepaliveResponse(time=time))
+            self.outbox.answer(KeepaliveResponse(time=time))
 
     def leave_batch_out(self) -> None:
-        """Give nothing of the batch that is under way to the handler."""
+        """Give the handler nothing more of the current batch."""
         self._leaves_batch_out = True
         self.order.takes_points = False
-        with self._outbox.changing() as output:
-            output.abandon_batch()
+        self._abandon_batch()
 
     # --- inside ---
 
-    def _point(self, message: RawPoint | Point, offset: int) -> None:
-        handler = self._callee.handler
+    def _abandon_batch(self) -> None:
+        with self.outbox.changing() as output:
+            output.abandon_batch()
+
+    def _point(self, message: RawPoint | Point, offset: int) -> Next:
+        if self._leaves_batch_out:
+            # The read loop must not handle the next one by itself.
+            self.order.takes_points = False
+            return Next.GO_ON
+        self.outbox.send_data()
+        handler = self.caller.handler
         try:
             if isinstance(message, bytes):
-                self._outbox.in_hand = message
+                self.outbox.in_hand = message
                 (handler.raw_point or self.decode_raw)(message)
             else:
                 handler.point(message)
         except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
             method = "raw_point" if isinstance(message, bytes) else "point"
-            self.failed(method, error, offset)
+            return self.failed(method, error, offset)
+        return Next.GO_ON
 
     def _give(
         self,
@@ -327,32 +353,32 @@ class Dispatcher:
         call: Callable[[BeginBatch], None] | Callable[[EndBatch], None],
         message: DataMessage,
         offset: int,
-    ) -> None:
+    ) -> Next:
         try:
-            call(message)  # type: ignore[arg-type]  # the one goes with the other
+            call(message)  # type: ignore[arg-type]  # the method fits the message
         except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
-            self.failed(method, error, offset)
+            return self.failed(method, error, offset)
+        return Next.GO_ON
 
     def _init(self, request: InitRequest) -> None:
-        self._account.task_id = request.taskID
-        self._account.node_id = request.nodeID
-        if self._on_init is not None:
-            self._on_init(self._account)
-        handler = self._callee.handler
+        self.task = (request.taskID, request.nodeID)
+        if self._on_init is not None and not self._replays:
+            self._on_init(*self.task)
+        handler = self.caller.handler
         # Kapacitor asked for Info long ago on another connection; this one learns by
         # itself what the handler declares.
-        info = self._callee.ask(InfoResponse, "info", handler.info)
+        info = self.caller.ask(InfoResponse, "info", handler.info)
         try:
-            with self._outbox.changing() as output:
+            with self.outbox.changing() as output:
                 output.declare(info.provides)
         except InvalidWriteError as error:
-            raise self._callee.blame("__init__", error) from error
+            raise self.caller.blame("__init__", error) from error
         reads_values_itself = type(handler).init is not Handler.init
         if reads_values_itself and (faults := missing_values(request.options)):
             # It would read the default of a value that is not there.
             response = InitResponse(error="; ".join(faults))
         else:
-            response = self._callee.ask(InitResponse, "init", handler.init, request)
+            response = self.caller.ask(InitResponse, "init", handler.init, request)
         self._answer_start("init", response)
         self._keepalives_since_init = 0
         self.init_frame = REQUESTS.encode(request)
@@ -365,7 +391,7 @@ class Dispatcher:
         except HandlerError as error:
             if self._on_error == "fail":
                 raise
-            self._account.failures += 1
+            self.failures += 1
             self._dropped.note(error, what="snapshot", offset=-1, on_error=self._on_error)
             self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
 
@@ -375,7 +401,7 @@ class Dispatcher:
             self._keepalives_since_init == _KEEPALIVES_UNTIL_SETTLED
             and self.order.state is not Incoming.BEFORE_INIT
         ):
-            self._outbox.send_data()
+            self.outbox.send_data()
 
     def _answer_start(self, method: str, response: InitResponse | RestoreResponse) -> None:
         """Answer Init or Restore.
@@ -384,7 +410,7 @@ class Dispatcher:
             RefusedError: the answer is that it failed.
         """
         if response.error:
-            response.error = self._outbox.fit_error(response.error)
+            response.error = self.outbox.fit_error(response.error)
         self._answer(method, response)
         if not response.success:
             problem = f"{method} was refused: {response.error or 'no reason given'}"
@@ -392,9 +418,9 @@ class Dispatcher:
 
     def _answer(self, method: str, response: ResponseMessage) -> None:
         try:
-            self._outbox.answer(response)
+            self.outbox.answer(response)
         except InvalidWriteError as error:
-            raise self._callee.blame(method, error) from error
+            raise self.caller.blame(method, error) from error
 
 
 def _kind(message: ReadRequest) -> type | None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from kapudf_cli.agent.account import Account
-from kapudf_cli.agent.callee import Callee
-from kapudf_cli.agent.dispatch import Dispatcher, RefusedError, RepeatAgainError, excerpt
+from kapudf_cli.agent.dispatcher import Dispatcher, Next, RefusedError, ReplayAgainError, excerpt
+from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.errors import HandlerError, UnexpectedMessageError, WorkerLostError
 from kapudf_cli.kit.handler import Handler
@@ -38,7 +37,7 @@ from kapudf_cli.wire.udf_pb2 import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
 
 
@@ -73,6 +72,9 @@ class Batches(Handler):
             raise ValueError(name)
 
 
+INIT = InitRequest(taskID="task")
+
+
 class Room:
     """A dispatcher with all that it works on, and Kapacitor's end."""
 
@@ -83,19 +85,16 @@ class Room:
         self.outbox = Outbox(
             self.stream, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_failure=self.stream.interrupt
         )
-        self.account = Account()
-        self.callee = Callee(handler, self.outbox)
         self.dispatcher = Dispatcher(
-            self.callee, self.outbox, self.account, on_error=on_error, on_init=None
+            HandlerCaller(handler, self.outbox), self.outbox, on_error=on_error
         )
-        self.callee.make()
-        self.give(InitRequest(taskID="task"))
+        self.dispatcher.caller.make()
+        self.give(INIT)
         assert self.responses() == [InitResponse(success=True)]
         Batches.calls.clear()
 
-    def give(self, *messages: RequestMessage | RawPoint) -> None:
-        for message in messages:
-            self.dispatcher.dispatch(message, 7)
+    def give(self, *messages: RequestMessage | RawPoint) -> list[Next]:
+        return [self.dispatcher.dispatch(message, 7) for message in messages]
 
     def responses(self) -> list[ResponseMessage]:
         self.outbox.flush()
@@ -139,7 +138,7 @@ def test_with_fail_an_exception_is_raised_to_the_agent(
     name = f"raise in {call}"
     with pytest.raises(HandlerError, match=name):
         room.give(BeginBatch(name=name), Point(name=name), EndBatch(name=name))
-    assert room.account.failures == 0
+    assert room.dispatcher.failures == 0
 
 
 @pytest.mark.parametrize(
@@ -157,11 +156,11 @@ def test_an_exception_costs_its_point_or_its_batch(
     """The batch after it is whole, and the handler is given no half of one."""
     room = rooms(on_error=on_error)
     name = f"raise in {call}"
-    room.give(BeginBatch(name=name), Point(name=name), EndBatch(name=name))
+    following = room.give(BeginBatch(name=name), Point(name=name), EndBatch(name=name))
     assert Batches.calls == calls
-    assert room.dispatcher.wants_restart == (on_error == "restart")
-    assert room.account.failures == 1
-    assert (room.account.points_in, room.account.batches_in) == (1, 1)
+    assert (Next.RESTART_HANDLER in following) == (on_error == "restart")
+    assert room.dispatcher.failures == 1
+    assert (room.dispatcher.points_in, room.dispatcher.batches_in) == (1, 1)
     assert [type(each) for each in room.responses()] == sent
     room.give(*WHOLE)
     assert room.responses() == WHOLE
@@ -174,16 +173,16 @@ def test_an_exception_in_a_repetition_is_known_already(
 ) -> None:
     """It is passed over again, or repeated without; nothing is counted or logged twice."""
     room = rooms(on_error=on_error)
-    room.dispatcher.repeats = True
-    room.give(WHOLE[0])
     bad = Point(name="raise in point")
-    if on_error == "restart":
-        with pytest.raises(RepeatAgainError) as caught:
-            room.give(bad)
-        assert caught.value.offset == 7
-    else:
-        room.give(bad)
-    assert (room.account.failures, room.dispatcher.wants_restart) == (0, False)
+    with room.dispatcher.replaying():
+        room.give(INIT, WHOLE[0])
+        if on_error == "restart":
+            with pytest.raises(ReplayAgainError) as caught:
+                room.give(bad)
+            assert caught.value.offset == 7
+        else:
+            assert room.give(bad) == [Next.GO_ON]
+    assert room.dispatcher.failures == 0
 
 
 def test_each_point_of_a_batch_that_is_left_out_is_counted_and_given_to_nobody(
@@ -199,7 +198,7 @@ def test_each_point_of_a_batch_that_is_left_out_is_counted_and_given_to_nobody(
         assert not room.dispatcher.order.takes_points
     room.give(RawPoint(REQUESTS.encode(Point())), KeepaliveRequest(time=1), WHOLE[2])
     assert Batches.calls == []
-    assert (room.account.points_in, room.account.batches_in) == (5, 2)
+    assert (room.dispatcher.points_in, room.dispatcher.batches_in) == (5, 2)
     assert room.responses() == [*WHOLE, WHOLE[0], KeepaliveResponse(time=1)]
     room.give(*WHOLE)
     assert room.responses() == WHOLE
@@ -214,7 +213,7 @@ def test_what_is_dropped_is_counted_and_given_to_nobody(rooms: Callable[..., Roo
     for message in WHOLE:
         room.dispatcher.drop(message)
     assert Batches.calls == []
-    assert (room.account.points_in, room.account.batches_in) == (1, 1)
+    assert (room.dispatcher.points_in, room.dispatcher.batches_in) == (1, 1)
     with pytest.raises(UnexpectedMessageError):
         room.dispatcher.drop(EndBatch())
     assert room.responses() == []
@@ -255,13 +254,9 @@ def test_what_nothing_can_go_on_without_cannot_be_dropped(rooms: Callable[..., R
 # --- answers ---
 
 
-def test_that_kapacitor_asked_for_a_snapshot_is_noted(rooms: Callable[..., Room]) -> None:
-    """What is kept can be cut by it."""
+def test_after_a_snapshot_request_a_compaction_is_due(rooms: Callable[..., Room]) -> None:
     room = rooms()
-    asked = [room.dispatcher.snapshot_asked]
-    room.give(SnapshotRequest())
-    asked.append(room.dispatcher.snapshot_asked)
-    assert asked == [False, True]
+    assert room.give(SnapshotRequest()) == [Next.COMPACT]
     assert room.responses() == [SnapshotResponse(snapshot=b"taken")]
 
 
@@ -276,9 +271,11 @@ def test_a_handler_that_reads_options_by_hand_never_sees_a_value_without_content
             return InitResponse(success=True)
 
     room = rooms(ByHand)
-    room.dispatcher.begin()
     strict = Option(name="strict", values=[OptionValue(type=BOOL)])
-    with pytest.raises(RefusedError, match="TRUE or FALSE itself"):
+    with (
+        room.dispatcher.replaying(),
+        pytest.raises(RefusedError, match="TRUE or FALSE itself"),
+    ):
         room.give(InitRequest(taskID="task", options=[strict]))
     (response,) = room.responses()
     assert isinstance(response, InitResponse)
@@ -304,10 +301,10 @@ def test_whether_a_handler_has_a_state_is_known_from_init_on(rooms: Callable[...
     stateful, stateless = rooms(), rooms(Stateless)
     assert (stateful.dispatcher.stateless, stateless.dispatcher.stateless) == (False, True)
     assert stateless.dispatcher.init_frame == REQUESTS.encode(InitRequest(taskID="task"))
-    stateless.dispatcher.begin()
-    assert (stateless.dispatcher.stateless, stateless.dispatcher.init_frame) == (False, b"")
-    with pytest.raises(UnexpectedMessageError):
-        stateless.give(Point())
+    with stateless.dispatcher.replaying():
+        assert (stateless.dispatcher.stateless, stateless.dispatcher.init_frame) == (False, b"")
+        with pytest.raises(UnexpectedMessageError):
+            stateless.give(Point())
 
 
 # --- excerpts ---

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent.on_error import DroppedLog
+from kapudf_cli.agent.error_policy import DropLog
 from kapudf_cli.errors import HandlerError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def test_what_was_dropped_is_logged_at_most_once_a_second_and_counted(
     """A handler that raises at every point fills no disk, and none goes uncounted."""
     now_s = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    dropped = DroppedLog()
+    dropped = DropLog()
     error = HandlerError("Mirror", "point", ValueError("no good"))
     with caplog.at_level(logging.DEBUG):
         for tick in range(35):

@@ -1,16 +1,15 @@
-"""An intake with all that it works on, for the tests of its parts."""
+"""A read loop with all that it works on, for the tests of its parts."""
 
 from __future__ import annotations
 
 import socket
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent.account import Account
-from kapudf_cli.agent.callee import Callee
-from kapudf_cli.agent.checkpoints import NothingKept
-from kapudf_cli.agent.dispatch import Dispatcher
-from kapudf_cli.agent.intake import Intake
+from kapudf_cli.agent.checkpoints import NoCheckpoints
+from kapudf_cli.agent.dispatcher import Dispatcher
+from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.agent.read_loop import ReadLoop
 from kapudf_cli.agent.recovery import Recovery
 from kapudf_cli.streams import SocketStream
 from kapudf_cli.wire.codec import REQUESTS, RESPONSES
@@ -20,8 +19,9 @@ from kapudf_cli.wire.udf_pb2 import BATCH, BeginBatch, EndBatch, InitRequest, Po
 from tests.counters import Counting, counted
 
 if TYPE_CHECKING:
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.kit.handler import Handler
+    from kapudf_cli.streams.commit import ConnectionStats
     from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
 
 INIT = REQUESTS.encode(InitRequest(taskID="task"))
@@ -44,7 +44,7 @@ class CountsBatches(Counting):
         self.agent.write_point(counted(end.tmax, self.count))
 
 
-class NotedCuts(NothingKept):
+class RecordedCheckpoints(NoCheckpoints):
     """Wants a cut whenever it is asked, and notes them; keeps all input for a new handler.
 
     Attributes:
@@ -75,8 +75,8 @@ class NotedCuts(NothingKept):
         self.in_hand.append(offset)
 
 
-class Room:
-    """An intake with all that it works on, and where what leaves arrives."""
+class Loop:
+    """A read loop with all that it works on, and the peer's end of the socket."""
 
     def __init__(self, on_error: OnError = "fail", handler: type[Handler] = CountsBatches) -> None:
         self.peer, theirs = socket.socketpair()
@@ -85,33 +85,21 @@ class Room:
         self.outbox = Outbox(
             stream, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_failure=stream.interrupt
         )
-        self.account = Account()
-        self.kept = NotedCuts()
-        callee = Callee(handler, self.outbox)
-        dispatcher = Dispatcher(callee, self.outbox, self.account, on_error=on_error, on_init=None)
-        self.requests = RequestReader(DEFAULT_MAX_FRAME_BYTES)
-        self.recovery = Recovery(
-            callee,
-            dispatcher,
-            self.outbox,
-            self.account,
-            self.requests,
-            checkpoints=self.kept,
+        self.kept = RecordedCheckpoints()
+        self.dispatcher = Dispatcher(
+            HandlerCaller(handler, self.outbox), self.outbox, on_error=on_error
         )
-        self.intake = Intake(
-            callee,
-            dispatcher,
-            self.outbox,
-            self.account,
-            self.requests,
-            checkpoints=self.kept,
-            recovery=self.recovery,
-        )
-        callee.make()
+        self.recovery = Recovery(self.dispatcher, RequestReader(DEFAULT_MAX_FRAME_BYTES), self.kept)
+        self.read_loop = ReadLoop(stream, self.dispatcher, self.recovery, linger_ms=0)
+        self.dispatcher.caller.make()
+
+    @property
+    def stats(self) -> ConnectionStats:
+        return self.recovery.stats()
 
     def take(self, data: bytes) -> int:
         self.kept.input += data
-        return self.intake.take(data)
+        return self.read_loop.handle(data)
 
     def answers(self) -> list[ResponseMessage]:
         """Flush, and return what has left."""

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from kapudf_cli.agent.account import Account
-from kapudf_cli.agent.callee import Callee
-from kapudf_cli.agent.dispatch import Dispatcher, RefusedError
+from kapudf_cli.agent.checkpoints import NoCheckpoints, ResumePlan
+from kapudf_cli.agent.dispatcher import Dispatcher, RefusedError
+from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
-from kapudf_cli.agent.repetition import Repetition
+from kapudf_cli.agent.recovery import Recovery
 from kapudf_cli.errors import HandlerError, UnexpectedMessageError
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.streams import SocketStream
+from kapudf_cli.streams.commit import ConnectionStats
 from kapudf_cli.wire.codec import REQUESTS, decode_point
 from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.wire.requests import RequestReader
 from kapudf_cli.wire.udf_pb2 import (
     EndBatch,
     InitRequest,
@@ -27,9 +29,9 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
-    from kapudf_cli.agent.on_error import OnError
+    from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.kit.handler import Writer
     from kapudf_cli.wire.codec import RequestMessage
     from kapudf_cli.wire.point_frames import RawPoint
@@ -78,7 +80,7 @@ class Refuses(Notes):
 
 
 class Room:
-    """A repetition with all that it works on, and where what leaves would arrive."""
+    """A recovery with all that it works on, and where what leaves would arrive."""
 
     def __init__(self, handler: type[Handler], on_error: OnError = "fail") -> None:
         self.peer, theirs = socket.socketpair()
@@ -89,12 +91,22 @@ class Room:
             max_frame_bytes=DEFAULT_MAX_FRAME_BYTES,
             on_failure=self.stream.interrupt,
         )
-        self.account = Account()
-        self.callee = Callee(handler, self.outbox)
         self.dispatcher = Dispatcher(
-            self.callee, self.outbox, self.account, on_error=on_error, on_init=None
+            HandlerCaller(handler, self.outbox), self.outbox, on_error=on_error
         )
-        self.repetition = Repetition(self.callee, self.dispatcher, self.outbox)
+        self.requests = RequestReader(DEFAULT_MAX_FRAME_BYTES)
+        self.recovery = Recovery(self.dispatcher, self.requests, NoCheckpoints())
+
+    def replay(self, history: bytes, until: int, poison: Collection[int] = ()) -> None:
+        """Take over from an agent that had come to `until`."""
+        stats = ConnectionStats(offset=until)
+        self.recovery.resume(
+            ResumePlan(history, sent=0, in_batch=False, stats=stats, poison=poison)
+        )
+
+    @property
+    def handler(self) -> Handler:
+        return self.dispatcher.caller.handler
 
     def close(self) -> None:
         self.outbox.flush()
@@ -139,12 +151,11 @@ def test_a_new_handler_is_given_all_of_the_history(
     rooms.append(room)
     data = encoded(*points("a", "b", "c"))
     for _ in range(2):
-        room.repetition.repeat(PREFIX + data, 1000)
+        room.replay(PREFIX + data, 1000)
     assert len(Notes.made) == 2
     assert [each.stopped for each in Notes.made] == [True, False]
-    assert seen(room.callee.handler) == [0, 1, 2]
+    assert seen(room.handler) == [0, 1, 2]
     assert Notes.made[1].restored == b"state"
-    assert not room.dispatcher.repeats
 
 
 @pytest.mark.parametrize("handler", [Notes, RawNotes])
@@ -157,14 +168,14 @@ def test_frames_are_left_out_by_where_they_are_in_the_input(
     some = points("a", "b", "c", "d")
     until = 5000
     offsets = [until - len(encoded(*some[number:])) for number in range(4)]
-    room.repetition.leave_out(offsets[3])
-    room.repetition.repeat(PREFIX + encoded(*some), until, poison={offsets[1]})
-    assert seen(room.callee.handler) == [0, 2]
-    room.repetition.repeat(PREFIX + encoded(*some), until)
-    assert seen(room.callee.handler) == [0, 2], "what killed once is left out for good"
-    room.repetition.forget()
-    room.repetition.repeat(PREFIX + encoded(*some), until)
-    assert seen(room.callee.handler) == [0, 1, 2, 3]
+    room.recovery.leave_out(offsets[3])
+    room.replay(PREFIX + encoded(*some), until, poison={offsets[1]})
+    assert seen(room.handler) == [0, 2]
+    room.replay(PREFIX + encoded(*some), until)
+    assert seen(room.handler) == [0, 2], "what killed once is left out for good"
+    room.recovery.compact()
+    room.replay(PREFIX + encoded(*some), until)
+    assert seen(room.handler) == [0, 1, 2, 3]
 
 
 def test_with_restart_what_fails_is_left_out_and_the_rest_repeated_once_more(
@@ -174,23 +185,22 @@ def test_with_restart_what_fails_is_left_out_and_the_rest_repeated_once_more(
     room = Room(Notes, "restart")
     rooms.append(room)
     history = PREFIX + encoded(*points("a", "raise", "b", "raise", "c"))
-    room.repetition.repeat(history, 1000)
-    assert seen(room.callee.handler) == [0, 2, 4]
+    room.replay(history, 1000)
+    assert seen(room.handler) == [0, 2, 4]
     assert len(Notes.made) == 3
-    room.repetition.repeat(history, 1000)
+    room.replay(history, 1000)
     assert len(Notes.made) == 4
-    assert (room.account.failures, room.account.restarts) == (0, 0)
+    assert (room.recovery.stats().failures, room.recovery.stats().restarts) == (0, 0)
 
 
 def test_with_skip_what_fails_is_passed_over_again(rooms: list[Room]) -> None:
     """By the same handler, and is not counted twice."""
     room = Room(Notes, "skip")
     rooms.append(room)
-    room.repetition.repeat(PREFIX + encoded(*points("a", "raise", "b")), 1000)
-    assert seen(room.callee.handler) == [0, 2]
+    room.replay(PREFIX + encoded(*points("a", "raise", "b")), 1000)
+    assert seen(room.handler) == [0, 2]
     assert len(Notes.made) == 1
-    assert room.account.failures == 0
-    assert not room.dispatcher.wants_restart
+    assert room.recovery.stats().failures == 0
 
 
 def test_what_cannot_be_repeated_is_told(rooms: list[Room]) -> None:
@@ -198,17 +208,16 @@ def test_what_cannot_be_repeated_is_told(rooms: list[Room]) -> None:
     room, refusing = Room(Notes), Room(Refuses)
     rooms += [room, refusing]
     with pytest.raises(HandlerError, match="ValueError: 1"):
-        room.repetition.repeat(PREFIX + encoded(*points("a", "raise")), 1000)
-    assert not room.dispatcher.repeats
+        room.replay(PREFIX + encoded(*points("a", "raise")), 1000)
     with pytest.raises(UnexpectedMessageError):
-        room.repetition.repeat(PREFIX + encoded(EndBatch()), 1000)
+        room.replay(PREFIX + encoded(EndBatch()), 1000)
     with pytest.raises(RefusedError, match="not task"):
-        refusing.repetition.repeat(PREFIX, 1000)
+        refusing.replay(PREFIX, 1000)
 
 
 def test_a_history_of_nothing_makes_a_handler_all_the_same(rooms: list[Room]) -> None:
     """As where a worker died before Init was dealt with."""
     room = Room(Notes)
     rooms.append(room)
-    room.repetition.repeat(b"", 0)
-    assert seen(room.callee.handler) == []
+    room.replay(b"", 0)
+    assert seen(room.handler) == []

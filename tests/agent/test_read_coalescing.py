@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from kapudf_cli.agent.linger import MAX_LINGER_MS, Linger
+from kapudf_cli.agent.read_coalescing import MAX_LINGER_MS, ReadCoalescing
 
 MICROSECOND = 1e-6
 
 
-def pauses(linger: Linger, reads: list[tuple[float, int]]) -> list[float]:
+def pauses(linger: ReadCoalescing, reads: list[tuple[float, int]]) -> list[float]:
     """Return the pause after each read, given the time since the one before and what it brought."""
     now_s = 100.0
     found = []
@@ -25,20 +25,20 @@ def pauses(linger: Linger, reads: list[tuple[float, int]]) -> list[float]:
 def test_slow_traffic_is_never_kept_waiting() -> None:
     """A thousand messages a second, each in two reads, see no pause."""
     reads = [(990 * MICROSECOND, 1), (10 * MICROSECOND, 1)] * 500
-    assert set(pauses(Linger(0.5), reads)) == {0.0}
+    assert set(pauses(ReadCoalescing(0.5), reads)) == {0.0}
 
 
 def test_dense_traffic_is_read_in_pauses() -> None:
     """Once reads follow each other closely, and a pause brings several messages, it stays."""
     reads = [(25 * MICROSECOND, 1)] * 9 + [(10 * MICROSECOND, 10)] * 50
-    found = pauses(Linger(0.5), reads)
+    found = pauses(ReadCoalescing(0.5), reads)
     assert found[0] == 0.0
     assert found[-50:] == [0.0005] * 50
 
 
 def test_an_even_pace_is_read_in_pauses_where_each_brings_two_messages() -> None:
     """As 5,000 a second do, each in two reads, with pauses of half a millisecond."""
-    linger = Linger(0.5)
+    linger = ReadCoalescing(0.5)
     found = pauses(linger, [(10 * MICROSECOND, 1), (190 * MICROSECOND, 0)] * 4)
     assert set(found) == {0.0}
     found = pauses(linger, [(10 * MICROSECOND, 1)] + [(100 * MICROSECOND, 3), (0.0, 2)] * 50)
@@ -47,7 +47,7 @@ def test_an_even_pace_is_read_in_pauses_where_each_brings_two_messages() -> None
 
 def test_a_peer_that_waits_for_each_answer_is_hardly_kept_waiting() -> None:
     """A pause that brings one message is tried less and less often."""
-    linger = Linger(0.5)
+    linger = ReadCoalescing(0.5)
     found = pauses(linger, [(50 * MICROSECOND, 1)] * 100_000)
     tried = [place for place, pause in enumerate(found) if pause]
     assert 0 < len(tried) <= 10
@@ -57,7 +57,7 @@ def test_a_peer_that_waits_for_each_answer_is_hardly_kept_waiting() -> None:
 
 def test_the_end_of_dense_traffic_ends_the_pauses() -> None:
     """The first pause that brings little is the last one."""
-    linger = Linger(0.5)
+    linger = ReadCoalescing(0.5)
     pauses(linger, [(25 * MICROSECOND, 1)] * 20 + [(10 * MICROSECOND, 10)] * 10)
     assert linger.pause_s(200.0, 1) == 0.0
     assert linger.pause_s(200.1, 1) == 0.0
@@ -65,17 +65,17 @@ def test_the_end_of_dense_traffic_ends_the_pauses() -> None:
 
 def test_full_reads_need_no_pause() -> None:
     """Where a read brings a buffer full, the peer is faster than the handler already."""
-    assert set(pauses(Linger(0.5), [(10 * MICROSECOND, 180)] * 1000)) == {0.0}
+    assert set(pauses(ReadCoalescing(0.5), [(10 * MICROSECOND, 180)] * 1000)) == {0.0}
 
 
 def test_it_can_be_turned_off() -> None:
     """With 0 there is no pause, however dense the traffic."""
-    assert set(pauses(Linger(0), [(10 * MICROSECOND, 1)] * 1000)) == {0.0}
+    assert set(pauses(ReadCoalescing(0), [(10 * MICROSECOND, 1)] * 1000)) == {0.0}
 
 
 @pytest.mark.parametrize("gap_us", [1, 10, 50, 150, 250, 1000])
 @pytest.mark.parametrize("messages", [1, 3, 4, 20, 63, 64, 500])
 def test_no_pause_is_longer_than_the_setting(gap_us: int, messages: int) -> None:
     """Whatever comes, a message waits for at most the longest pause."""
-    found = pauses(Linger(MAX_LINGER_MS), [(gap_us * MICROSECOND, messages)] * 2000)
+    found = pauses(ReadCoalescing(MAX_LINGER_MS), [(gap_us * MICROSECOND, messages)] * 2000)
     assert max(found) <= MAX_LINGER_MS / 1000

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.agent.callee import Callee, is_caused_by
+from kapudf_cli.agent.handler_caller import HandlerCaller, is_caused_by
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.errors import ConnectionClosedError, HandlerError
 from kapudf_cli.kit.handler import Handler
@@ -64,7 +64,7 @@ def fail() -> None:
 
 def test_a_handler_is_there_from_when_it_is_made_to_when_it_is_stopped(outbox: Outbox) -> None:
     """Between two of them there is none, which a write of a thread may find out."""
-    callee = Callee(Mirror, outbox)
+    callee = HandlerCaller(Mirror, outbox)
     callee.stop()
     made = []
     for _ in range(2):
@@ -81,7 +81,7 @@ def test_a_handler_is_there_from_when_it_is_made_to_when_it_is_stopped(outbox: O
 
 def test_a_method_that_raises_is_blamed_by_class_and_name(outbox: Outbox) -> None:
     """Whatever it raises; the cause is at hand."""
-    callee = Callee(Mirror, outbox)
+    callee = HandlerCaller(Mirror, outbox)
     for error in (ValueError("no good"), SystemExit(3), KeyboardInterrupt()):
 
         def raises(error: BaseException = error) -> None:
@@ -98,7 +98,7 @@ def test_a_factory_that_fails_leaves_no_handler(outbox: Outbox) -> None:
     def broken(_: object) -> Handler:
         raise OSError("no device")
 
-    callee = Callee(broken, outbox)
+    callee = HandlerCaller(broken, outbox)
     with pytest.raises(HandlerError, match=r"broken\.__init__ raised OSError: no device"):
         callee.make()
     callee.stop()
@@ -106,7 +106,7 @@ def test_a_factory_that_fails_leaves_no_handler(outbox: Outbox) -> None:
 
 def test_an_answer_must_be_of_its_kind(outbox: Outbox) -> None:
     """What is none is the method's fault."""
-    callee = Callee(Mirror, outbox)
+    callee = HandlerCaller(Mirror, outbox)
     answer = InitResponse(success=True)
     assert callee.ask(InitResponse, "init", lambda: answer) is answer
     with pytest.raises(HandlerError, match="returned SnapshotResponse where InitResponse belongs"):
@@ -117,7 +117,7 @@ def test_what_a_handler_raises_that_is_replaced_is_logged_and_no_more(
     outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Unless it is only that it cannot write any more."""
-    callee = Callee(Mirror, outbox)
+    callee = HandlerCaller(Mirror, outbox)
     callee.stop_quietly()
     for error, logged in [(ConnectionClosedError("gone"), 0), (ValueError("stuck"), 1)]:
 
@@ -147,7 +147,7 @@ def test_a_lost_connection_is_nobodys_fault_but_only_where_it_is_the_cause(
         error.__context__ = lost
     if broken:
         break_off(ends, outbox)
-    blamed = Callee(Mirror, outbox).blame("point", error)
+    blamed = HandlerCaller(Mirror, outbox).blame("point", error)
     excused = broken and style != "other"
     assert isinstance(blamed, ConnectionClosedError if excused else HandlerError)
 

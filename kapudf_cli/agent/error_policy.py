@@ -23,7 +23,7 @@ _LOG_INTERVAL_S: Final = 1.0
 EXCERPT_CHARACTERS: Final = 256
 
 
-class DroppedLog:
+class DropLog:
     """Logs what was dropped for an exception, at most once a second, and how many there were."""
 
     def __init__(self) -> None:

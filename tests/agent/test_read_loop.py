@@ -9,7 +9,7 @@ import pytest
 from kapudf_cli.kit.handler import Handler
 from kapudf_cli.wire.codec import REQUESTS
 from kapudf_cli.wire.udf_pb2 import InitResponse, KeepaliveRequest, KeepaliveResponse, Point
-from tests.agent.intakes import INIT, Room, batch
+from tests.agent.read_loops import INIT, Loop, batch
 from tests.counters import Counter, counted
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ class Mirror(Handler):
 
 
 @pytest.fixture
-def rooms() -> Iterator[list[Room]]:
-    rooms: list[Room] = []
-    yield rooms
-    for room in rooms:
-        room.close()
+def loops() -> Iterator[list[Loop]]:
+    loops: list[Loop] = []
+    yield loops
+    for loop in loops:
+        loop.close()
 
 
 def points(*times: int) -> bytes:
@@ -40,19 +40,19 @@ def points(*times: int) -> bytes:
 
 @pytest.mark.parametrize("handler", [Counter, Mirror])
 def test_what_a_piece_completes_is_dealt_with_and_counted(
-    rooms: list[Room], handler: type[Handler]
+    loops: list[Loop], handler: type[Handler]
 ) -> None:
     """A frame that is not whole waits for the rest of it, however points are taken."""
-    room = Room(handler=handler)
-    rooms.append(room)
+    loop = Loop(handler=handler)
+    loops.append(loop)
     keepalive = REQUESTS.encode(KeepaliveRequest(time=7))
-    assert room.take(INIT + points(1, 2)[:-1]) == 2
-    assert room.take(points(2)[-1:] + points(3) + keepalive + points(4, 5)) == 5
-    assert room.account.points_in == 5
+    assert loop.take(INIT + points(1, 2)[:-1]) == 2
+    assert loop.take(points(2)[-1:] + points(3) + keepalive + points(4, 5)) == 5
+    assert loop.stats.points_in == 5
     expected = [
         counted(time, time) if handler is Counter else Point(time=time) for time in range(1, 6)
     ]
-    assert room.answers() == [
+    assert loop.answers() == [
         InitResponse(success=True), *expected[:3], KeepaliveResponse(time=7), *expected[3:],
     ]  # fmt: skip
 
@@ -65,13 +65,13 @@ class Forgetful(Handler):
 
 
 def test_a_point_that_is_returned_in_place_of_written_is_told_of_once(
-    rooms: list[Room], caplog: pytest.LogCaptureFixture
+    loops: list[Loop], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing leaves, and without a word its author would not know why."""
-    room = Room(handler=Forgetful)
-    rooms.append(room)
-    room.take(INIT + points(1, 2, 3))
-    assert room.answers() == [InitResponse(success=True)]
+    loop = Loop(handler=Forgetful)
+    loops.append(loop)
+    loop.take(INIT + points(1, 2, 3))
+    assert loop.answers() == [InitResponse(success=True)]
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "write it with self.agent" in record.message
@@ -80,30 +80,30 @@ def test_a_point_that_is_returned_in_place_of_written_is_told_of_once(
 
 @pytest.mark.parametrize("handler", [Counter, Mirror])
 def test_requests_taken_carefully_are_noted_one_by_one(
-    rooms: list[Room], handler: type[Handler]
+    loops: list[Loop], handler: type[Handler]
 ) -> None:
     """And those that have killed are not given to the handler."""
-    room = Room(handler=handler)
-    rooms.append(room)
+    loop = Loop(handler=handler)
+    loops.append(loop)
     data = INIT + points(1, 2, 3)
     offsets = [0, len(INIT), len(INIT + points(1)), len(INIT + points(1, 2))]
-    assert room.intake.take_carefully(data, poison={offsets[2]}) == 4
-    assert room.kept.in_hand == offsets
-    assert (room.account.points_in, room.account.failures) == (3, 1)
+    assert loop.read_loop.handle_carefully(data, poison={offsets[2]}) == 4
+    assert loop.kept.in_hand == offsets
+    assert (loop.stats.points_in, loop.stats.failures) == (3, 1)
     expected = {
         Counter: [counted(1, 1), counted(3, 2)], Mirror: [Point(time=1), Point(time=3)],
     }  # fmt: skip
-    assert room.answers() == [InitResponse(success=True), *expected[handler]]
+    assert loop.answers() == [InitResponse(success=True), *expected[handler]]
 
 
-def test_what_is_taken_carefully_leaves_the_rest_to_be_taken_as_usual(rooms: list[Room]) -> None:
+def test_what_is_taken_carefully_leaves_the_rest_to_be_taken_as_usual(loops: list[Loop]) -> None:
     """A batch that was begun so goes on."""
-    room = Room()
-    rooms.append(room)
-    room.kept.wants = False
+    loop = Loop()
+    loops.append(loop)
+    loop.kept.wants = False
     whole = batch(0, "a", "b", "c")
-    room.intake.take_carefully(INIT + whole[:-20], ())
-    noted = len(room.kept.in_hand)
-    room.take(whole[-20:] + batch(1, "a"))
-    assert len(room.kept.in_hand) == noted
-    assert room.answers()[1:] == [counted(0, 3), counted(1, 4)]
+    loop.read_loop.handle_carefully(INIT + whole[:-20], ())
+    noted = len(loop.kept.in_hand)
+    loop.take(whole[-20:] + batch(1, "a"))
+    assert len(loop.kept.in_hand) == noted
+    assert loop.answers()[1:] == [counted(0, 3), counted(1, 4)]

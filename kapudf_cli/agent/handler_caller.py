@@ -23,7 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Callee:
+class HandlerCaller:
     """One handler at a time, made by a factory that may make it anew."""
 
     def __init__(self, factory: HandlerFactory, outbox: Outbox) -> None:

@@ -28,7 +28,7 @@ _RETRY_S = 0.1
 _MAX_RETRY_S = 5.0
 
 
-class Linger:
+class ReadCoalescing:
     """Decides, read by read, how long to wait before the next; sans-I/O and without a clock."""
 
     __slots__ = ("_fast_reads", "_last_s", "_longest_s", "_not_before_s", "_paused", "_retry_s")

@@ -1,0 +1,220 @@
+"""The read loop of one connection: bytes in, requests to the handler.
+
+Everything that is done for each point is here. Requests that are not points go through
+the dispatcher.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from kapudf_cli import loggers
+from kapudf_cli.agent.dispatcher import Next, excerpt
+from kapudf_cli.agent.read_coalescing import ReadCoalescing
+from kapudf_cli.errors import ConnectionClosedError
+from kapudf_cli.wire.conversation import Incoming
+from kapudf_cli.wire.udf_pb2 import BeginBatch, Point
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from kapudf_cli.agent.dispatcher import Dispatcher
+    from kapudf_cli.agent.recovery import Recovery
+    from kapudf_cli.streams import Stream
+
+_log = loggers.get(__name__)
+
+
+class ReadLoop:
+    """Reads input and gives it to the handler, until the input ends.
+
+    Attributes:
+        bytes_in: bytes received on this connection, by this agent and those before it.
+    """
+
+    def __init__(
+        self, stream: Stream, dispatcher: Dispatcher, recovery: Recovery, *, linger_ms: float
+    ) -> None:
+        """Read from `stream`.
+
+        Args:
+            stream: the input.
+            dispatcher: gives the handler all that is not a point.
+            recovery: keeps the input since the last checkpoint and replaces the handler.
+            linger_ms: the longest pause before a read under load, in milliseconds.
+        """
+        self._stream = stream
+        self._dispatcher = dispatcher
+        self._outbox = dispatcher.outbox
+        self._recovery = recovery
+        self._requests = recovery.requests
+        self._coalescing = ReadCoalescing(linger_ms)
+        self.bytes_in = 0
+        # Points of the current read that were forwarded in runs.
+        self._run_points = 0
+        self._has_warned = False
+
+    def run(self, careful_until: int = 0, poison: Collection[int] = ()) -> None:
+        """Handle input until it ends.
+
+        Args:
+            careful_until: handle one frame at a time before this offset in the input.
+            poison: offsets of frames there that killed workers and are dropped.
+
+        Raises:
+            ReadPaused: the stream was paused; call again to go on.
+            ConnectionClosedError: the connection broke.
+            ProtocolError, HandlerError, RefusedError: as `handle` does.
+        """
+        dispatcher, recovery = self._dispatcher, self._recovery
+        while True:
+            try:
+                data = self._stream.read()
+            except OSError as error:
+                # Kapacitor resets the connection when a task is disabled while data is on
+                # its way to Kapacitor. That is an ordinary end.
+                raise ConnectionClosedError(str(error)) from error
+            if not data:
+                return
+            self.bytes_in += len(data)
+            if self._requests.offset < careful_until:
+                messages = self.handle_carefully(data, poison)
+            else:
+                messages = self.handle(data)
+            if not messages:
+                continue  # Only a part of a frame came.
+            forget_input = dispatcher.stateless and dispatcher.order.state is Incoming.READY
+            self._outbox.flush(recovery.stats(), forget_input=forget_input)
+            now_s = time.monotonic()
+            recovery.compact_if_due(now_s)
+            # All output is flushed, so that a pause delays nothing.
+            pause_s = self._coalescing.pause_s(now_s, messages)
+            if pause_s:
+                time.sleep(pause_s)
+
+    def handle(self, data: bytes) -> int:
+        """Handle the requests that `data` completes; return how many.
+
+        The hot path: what is done here for a point is done for every point, so that
+        nothing is looked up, allocated or called that can be prepared once for a read.
+
+        Raises:
+            ProtocolError: the bytes are no requests, or their order is not allowed.
+            HandlerError: the handler raised, and `on_error` is `fail`.
+            ConnectionClosedError: the connection broke.
+            RefusedError: the handler refused Init or Restore.
+        """
+        dispatcher = self._dispatcher
+        order = dispatcher.order
+        outbox = self._outbox
+        requests = self._requests
+        handler = dispatcher.caller.handler
+        point = handler.point
+        raw_point = handler.raw_point or dispatcher.decode_raw
+        points = others = counted = 0
+        self._run_points = 0
+        try:
+            for message in requests.feed(data):
+                kind = type(message)
+                try:
+                    if kind is bytes and order.takes_points:
+                        points += 1
+                        outbox.in_hand = message  # type: ignore[assignment]  # bytes it is
+                        raw_point(message)  # type: ignore[arg-type]
+                        continue
+                    if kind is Point and order.takes_points:
+                        points += 1
+                        # A point may be returned by mistake instead of written.
+                        returned: object = point(message)  # type: ignore[arg-type]
+                        if returned is not None:
+                            self._warn_of(returned)
+                        continue
+                except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
+                    method = "raw_point" if kind is bytes else "point"
+                    following = dispatcher.failed(method, error, requests.offset)
+                else:
+                    others += 1
+                    if kind is BeginBatch:
+                        dispatcher.points_in += points + self._run_points - counted
+                        counted = points + self._run_points
+                        self._recovery.compact_before_batch()
+                    following = dispatcher.dispatch(message, requests.offset)
+                self._follow(following)
+                # The handler may be another one, or may have changed how it takes points.
+                order = dispatcher.order
+                handler = dispatcher.caller.handler
+                point = handler.point
+                raw_point = handler.raw_point or dispatcher.decode_raw
+                self.choose_form()
+        finally:
+            outbox.in_hand = None
+            dispatcher.points_in += points + self._run_points - counted
+        return points + self._run_points + others
+
+    def handle_carefully(self, data: bytes, poison: Collection[int]) -> int:
+        """Handle requests one at a time, each recorded before and after; return how many.
+
+        The last worker died while it handled one of them, which may kill this one too. Then
+        everything before must be committed, and it must be known which request it was.
+
+        Args:
+            data: input, as for `handle`.
+            poison: the offsets of frames that the handler is not given.
+
+        Raises:
+            as `handle` does.
+        """
+        dispatcher = self._dispatcher
+        count = 0
+        self._requests.take_run = None
+        try:
+            for message in self._requests.feed(data):
+                offset = self._requests.offset
+                self._outbox.flush(self._recovery.stats())
+                self._recovery.record_current_frame(offset)
+                if offset in poison:
+                    _log.error(
+                        "dropped what killed the worker",
+                        extra={"offset": offset, "frame": excerpt(message)},
+                    )
+                    dispatcher.failures += 1
+                    dispatcher.drop(message)
+                    self._recovery.leave_out(offset)
+                else:
+                    self._follow(dispatcher.dispatch(message, offset))
+                self._requests.raw = dispatcher.caller.handler.raw_point is not None
+                count += 1
+        finally:
+            self._outbox.in_hand = None
+        self.choose_form()
+        return count
+
+    def choose_form(self) -> None:
+        """Have points read in the form in which the handler takes them: raw or decoded."""
+        raw_point = self._dispatcher.caller.handler.raw_point
+        self._requests.raw = raw_point is not None
+        # Points that a handler would forward one by one can be sent in one piece.
+        forwards = raw_point == self._outbox.forward and self._dispatcher.order.takes_points
+        self._requests.take_run = self._forward_run if forwards else None
+
+    def _follow(self, following: Next) -> None:
+        if following is Next.RESTART_HANDLER:
+            self._recovery.restart()
+        elif following is Next.COMPACT:
+            self._recovery.request_compaction()
+
+    def _forward_run(self, frames: bytes, count: int) -> bool:
+        """Send points on as they came, if that is possible; return whether it was."""
+        if not self._outbox.forward_run(frames, count):
+            return False
+        self._run_points += count
+        return True
+
+    def _warn_of(self, returned: object) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "point returned a value, which nobody takes; write it with self.agent",
+                extra={"returned": type(returned).__name__},
+            )
