@@ -631,10 +631,10 @@ def events_in_source() -> set[str]:
     found: set[str] = set()
     for file in files:
         text = file.read_text(encoding="utf-8")
-        calls = re.findall(r'\.(?:info|warning|error|exception)\(\s*"([^"]+)"', text)
+        calls = re.findall(r'\.(?:info|warning|error|exception)[(,]\s*"([^"]+)"', text)
         found |= {call.replace(": %s", ": …") for call in calls}
     return found - {"%s dropped: …"} | {
-        f"{what} dropped: …" for what in ("point", "batch", "snapshot")
+        f"{what} dropped: …" for what in ("point", "batch", "request", "snapshot")
     }
 
 

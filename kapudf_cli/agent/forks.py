@@ -55,8 +55,8 @@ def end_child(*_arguments: object, **_more: object) -> NoReturn:
     """End this process, the child of a fork."""
     try:
         _log.error(
-            "a process that the handler forked returned into kapudf, and is ended; "
-            "end it in the handler, with os._exit(0)"
+            "forked process returned into kapudf and is ended",
+            extra={"advice": "end a forked process in the handler, with os._exit(0)"},
         )
     finally:
         os._exit(1)

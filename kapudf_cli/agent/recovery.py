@@ -141,10 +141,13 @@ class Recovery:
         if not self._has_warned:
             self._has_warned = True
             _log.error(
-                "snapshot is too long to be kept; a death of the worker will end the connection "
-                "once the input since the last kept one outgrows the journal: raise journal_mb, "
-                "or keep less state",
-                extra={"snapshot_bytes": len(snapshot), "most_bytes": most},
+                "snapshot is too long to be kept",
+                extra={
+                    "snapshot_bytes": len(snapshot),
+                    "most_bytes": most,
+                    "advice": "raise journal_mb, or keep less state: once the input outgrows the "
+                    "journal, a worker's death ends the connection",
+                },
             )
         self._checkpoints.postpone()
         self._wants_compaction = self._snapshot_was_asked = False

@@ -39,8 +39,10 @@ class RefusedLog:
         self._not_before_s = now_s + _LOG_INTERVAL_S
         self._context.run(
             _log.error,
-            "writes refused, %s; end the handler's threads in stop, and keep in the state "
-            "what they have not written",
-            self._cause,
-            extra={"refused_writes": self._refused},
+            "writes refused",
+            extra={
+                "refused_writes": self._refused,
+                "cause": self._cause,
+                "advice": "end the handler's threads in stop; keep unwritten output in the state",
+            },
         )

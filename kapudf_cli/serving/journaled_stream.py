@@ -151,9 +151,12 @@ class JournaledStream(SocketStream):
         if not self._journal.marks.covered and not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "journal is full; until the next snapshot, a death of the worker will end the "
-                "connection: raise journal_mb, or make batches shorter",
-                extra={"kept_bytes": self._journal.kept_bytes},
+                "journal is full",
+                extra={
+                    "kept_bytes": self._journal.kept_bytes,
+                    "advice": "raise journal_mb, or make batches shorter: until the next snapshot, "
+                    "a worker's death ends the connection",
+                },
             )
         return data
 

@@ -69,7 +69,7 @@ def test_a_reload_leaves_an_outgrown_journal_to_the_old_worker(
     process = serve(plugin("unruly.py:Unkept"), *SMALL)
     with started_task(socket_path) as side:
         outgrow(side, 0)
-        full = [each for each in process.events if each["event"].startswith("journal is full; ")]
+        full = [each for each in process.events if each["event"] == "journal is full"]
         assert [each["task_id"] for each in full] == ["task"]
         assert "raise journal_mb" in full[0]["event"]
         said = kapudf("reload", "--socket", socket_path, status=1)
