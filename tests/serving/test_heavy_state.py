@@ -78,7 +78,7 @@ def test_a_state_that_the_journal_cannot_hold_is_logged_once_before_it_costs_any
     (event,) = said()
     assert event["task_id"] == "task"
     assert event["snapshot_bytes"] > TOO_LONG > event["most_bytes"]
-    assert "raise journal_mb" in event["event"]
+    assert "raise journal_mb" in event["advice"]
 
 
 def test_a_worker_without_memory_dies_and_its_connections_go_on(

@@ -71,7 +71,7 @@ def test_a_reload_leaves_an_outgrown_journal_to_the_old_worker(
         outgrow(side, 0)
         full = [each for each in process.events if each["event"] == "journal is full"]
         assert [each["task_id"] for each in full] == ["task"]
-        assert "raise journal_mb" in full[0]["event"]
+        assert "raise journal_mb" in full[0]["advice"]
         said = kapudf("reload", "--socket", socket_path, status=1)
         assert "0 connections handed over, 1 kept by the old code" in said
         failed = process.event("handover failed, the old worker goes on")
