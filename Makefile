@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-PROTO := kapudf_cli/wire/udf
+PROTO := kapudf_cli/protocol/udf
 RECORDINGS := tests/recordings
 
 .DEFAULT_GOAL := help
@@ -60,7 +60,7 @@ test: $(INSTALLED)
 soak: $(INSTALLED)
 	KAPUDF_SOAK_KILLS=250 KAPUDF_SOAK_RELOADS=50 KAPUDF_SOAK_CONNECTIONS=2000 \
 	$(BIN)/python -m pytest --timeout 900 \
-		tests/serving/test_takeover.py tests/serving/test_reload.py tests/serving/test_many_connections.py
+		tests/supervisor/test_takeover.py tests/supervisor/test_reload.py tests/supervisor/test_many_connections.py
 
 # BENCH passes options on: make bench BENCH='--quick --against go=/tmp/go.sock'
 bench: $(INSTALLED)

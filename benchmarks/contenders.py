@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kapudf_cli.client.driver import probe
 from kapudf_cli.errors import ProbeError
-from kapudf_cli.kapacitor import probe
-from kapudf_cli.serving.socket_file import peer_credentials
+from kapudf_cli.system.socket_file import peer_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

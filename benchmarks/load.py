@@ -6,9 +6,9 @@ import os
 import socket
 import time
 
-from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.load.exchange import Exchange, bulk, ping_pong, receive, send_as_kapacitor
-from kapudf_cli.load.work import Work
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.tools.load.exchange import Exchange, bulk, ping_pong, receive, send_as_kapacitor
+from kapudf_cli.tools.load.work import Work
 
 __all__ = ["Connection", "Work", "at_a_rate", "bulk", "ping_pong", "receive"]
 

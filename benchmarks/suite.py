@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import contenders, load, traffic
 from benchmarks.load import Connection, Work
-from kapudf_cli.wire.udf_pb2 import DOUBLE, INT, STRING, Option, OptionValue
+from kapudf_cli.protocol.udf_pb2 import DOUBLE, INT, STRING, Option, OptionValue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from kapudf_cli.load.shape import Shape
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.framing import FrameReader
-from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.framing import FrameReader
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
+from kapudf_cli.tools.load.shape import Shape
 
 CAPTURE = Path(__file__).parent.parent / "tests" / "captures" / "stream-01.bin"
 

@@ -19,58 +19,58 @@ if TYPE_CHECKING:
     from kapudf_cli.errors import InvalidWriteError as InvalidWriteError
     from kapudf_cli.errors import KapudfError as KapudfError
     from kapudf_cli.errors import OptionsError as OptionsError
-    from kapudf_cli.kit.batches import Batch as Batch
-    from kapudf_cli.kit.batches import BatchHandler as BatchHandler
-    from kapudf_cli.kit.batches import write_batch as write_batch
-    from kapudf_cli.kit.handler import Handler as Handler
-    from kapudf_cli.kit.handler import Writer as Writer
-    from kapudf_cli.kit.option_declarations import Flag as Flag
-    from kapudf_cli.kit.options import Options as Options
-    from kapudf_cli.kit.patch import FieldPatch as FieldPatch
-    from kapudf_cli.kit.patch import PointPatch as PointPatch
-    from kapudf_cli.kit.points import FieldValue as FieldValue
-    from kapudf_cli.kit.points import drop_field as drop_field
-    from kapudf_cli.kit.points import get_datetime as get_datetime
-    from kapudf_cli.kit.points import get_field as get_field
-    from kapudf_cli.kit.points import get_fields as get_fields
-    from kapudf_cli.kit.points import get_number as get_number
-    from kapudf_cli.kit.points import get_tag as get_tag
-    from kapudf_cli.kit.points import like as like
-    from kapudf_cli.kit.points import set_datetime as set_datetime
-    from kapudf_cli.kit.points import set_field as set_field
-    from kapudf_cli.kit.points import time_ns as time_ns
-    from kapudf_cli.kit.state import PerGroup as PerGroup
-    from kapudf_cli.kit.state import State as State
-    from kapudf_cli.wire.codec import decode_point as decode_point
-    from kapudf_cli.wire.point_frames import RawPoint as RawPoint
-    from kapudf_cli.wire.udf_pb2 import BATCH as BATCH
-    from kapudf_cli.wire.udf_pb2 import BOOL as BOOL
-    from kapudf_cli.wire.udf_pb2 import DOUBLE as DOUBLE
-    from kapudf_cli.wire.udf_pb2 import DURATION as DURATION
-    from kapudf_cli.wire.udf_pb2 import INT as INT
-    from kapudf_cli.wire.udf_pb2 import STREAM as STREAM
-    from kapudf_cli.wire.udf_pb2 import STRING as STRING
-    from kapudf_cli.wire.udf_pb2 import BeginBatch as BeginBatch
-    from kapudf_cli.wire.udf_pb2 import EdgeType as EdgeType
-    from kapudf_cli.wire.udf_pb2 import EndBatch as EndBatch
-    from kapudf_cli.wire.udf_pb2 import InfoResponse as InfoResponse
-    from kapudf_cli.wire.udf_pb2 import InitRequest as InitRequest
-    from kapudf_cli.wire.udf_pb2 import InitResponse as InitResponse
-    from kapudf_cli.wire.udf_pb2 import Option as Option
-    from kapudf_cli.wire.udf_pb2 import OptionInfo as OptionInfo
-    from kapudf_cli.wire.udf_pb2 import OptionValue as OptionValue
-    from kapudf_cli.wire.udf_pb2 import Point as Point
-    from kapudf_cli.wire.udf_pb2 import RestoreRequest as RestoreRequest
-    from kapudf_cli.wire.udf_pb2 import RestoreResponse as RestoreResponse
-    from kapudf_cli.wire.udf_pb2 import SnapshotResponse as SnapshotResponse
-    from kapudf_cli.wire.udf_pb2 import ValueType as ValueType
+    from kapudf_cli.handler.batches import Batch as Batch
+    from kapudf_cli.handler.batches import BatchHandler as BatchHandler
+    from kapudf_cli.handler.batches import write_batch as write_batch
+    from kapudf_cli.handler.handler import Handler as Handler
+    from kapudf_cli.handler.handler import Writer as Writer
+    from kapudf_cli.handler.option_declarations import Flag as Flag
+    from kapudf_cli.handler.options import Options as Options
+    from kapudf_cli.handler.patch import FieldPatch as FieldPatch
+    from kapudf_cli.handler.patch import PointPatch as PointPatch
+    from kapudf_cli.handler.points import FieldValue as FieldValue
+    from kapudf_cli.handler.points import drop_field as drop_field
+    from kapudf_cli.handler.points import get_datetime as get_datetime
+    from kapudf_cli.handler.points import get_field as get_field
+    from kapudf_cli.handler.points import get_fields as get_fields
+    from kapudf_cli.handler.points import get_number as get_number
+    from kapudf_cli.handler.points import get_tag as get_tag
+    from kapudf_cli.handler.points import like as like
+    from kapudf_cli.handler.points import set_datetime as set_datetime
+    from kapudf_cli.handler.points import set_field as set_field
+    from kapudf_cli.handler.points import time_ns as time_ns
+    from kapudf_cli.handler.state import PerGroup as PerGroup
+    from kapudf_cli.handler.state import State as State
+    from kapudf_cli.protocol.codec import decode_point as decode_point
+    from kapudf_cli.protocol.raw_points import RawPoint as RawPoint
+    from kapudf_cli.protocol.udf_pb2 import BATCH as BATCH
+    from kapudf_cli.protocol.udf_pb2 import BOOL as BOOL
+    from kapudf_cli.protocol.udf_pb2 import DOUBLE as DOUBLE
+    from kapudf_cli.protocol.udf_pb2 import DURATION as DURATION
+    from kapudf_cli.protocol.udf_pb2 import INT as INT
+    from kapudf_cli.protocol.udf_pb2 import STREAM as STREAM
+    from kapudf_cli.protocol.udf_pb2 import STRING as STRING
+    from kapudf_cli.protocol.udf_pb2 import BeginBatch as BeginBatch
+    from kapudf_cli.protocol.udf_pb2 import EdgeType as EdgeType
+    from kapudf_cli.protocol.udf_pb2 import EndBatch as EndBatch
+    from kapudf_cli.protocol.udf_pb2 import InfoResponse as InfoResponse
+    from kapudf_cli.protocol.udf_pb2 import InitRequest as InitRequest
+    from kapudf_cli.protocol.udf_pb2 import InitResponse as InitResponse
+    from kapudf_cli.protocol.udf_pb2 import Option as Option
+    from kapudf_cli.protocol.udf_pb2 import OptionInfo as OptionInfo
+    from kapudf_cli.protocol.udf_pb2 import OptionValue as OptionValue
+    from kapudf_cli.protocol.udf_pb2 import Point as Point
+    from kapudf_cli.protocol.udf_pb2 import RestoreRequest as RestoreRequest
+    from kapudf_cli.protocol.udf_pb2 import RestoreResponse as RestoreResponse
+    from kapudf_cli.protocol.udf_pb2 import SnapshotResponse as SnapshotResponse
+    from kapudf_cli.protocol.udf_pb2 import ValueType as ValueType
 
 __version__ = "0.1.0"
 
 #: Where each public name is from. A test compares it with the imports above.
 _HOMES: Final = {
     "msgspec": ("Meta",),
-    "kapudf_cli.kit.batches": ("Batch", "BatchHandler", "write_batch"),
+    "kapudf_cli.handler.batches": ("Batch", "BatchHandler", "write_batch"),
     "kapudf_cli.errors": (
         "ConnectionClosedError",
         "FieldValueError",
@@ -78,11 +78,11 @@ _HOMES: Final = {
         "KapudfError",
         "OptionsError",
     ),
-    "kapudf_cli.kit.handler": ("Handler", "Writer"),
-    "kapudf_cli.kit.option_declarations": ("Flag",),
-    "kapudf_cli.kit.options": ("Options",),
-    "kapudf_cli.kit.patch": ("FieldPatch", "PointPatch"),
-    "kapudf_cli.kit.points": (
+    "kapudf_cli.handler.handler": ("Handler", "Writer"),
+    "kapudf_cli.handler.option_declarations": ("Flag",),
+    "kapudf_cli.handler.options": ("Options",),
+    "kapudf_cli.handler.patch": ("FieldPatch", "PointPatch"),
+    "kapudf_cli.handler.points": (
         "FieldValue",
         "drop_field",
         "get_datetime",
@@ -95,10 +95,10 @@ _HOMES: Final = {
         "set_field",
         "time_ns",
     ),
-    "kapudf_cli.kit.state": ("PerGroup", "State"),
-    "kapudf_cli.wire.codec": ("decode_point",),
-    "kapudf_cli.wire.point_frames": ("RawPoint",),
-    "kapudf_cli.wire.udf_pb2": (
+    "kapudf_cli.handler.state": ("PerGroup", "State"),
+    "kapudf_cli.protocol.codec": ("decode_point",),
+    "kapudf_cli.protocol.raw_points": ("RawPoint",),
+    "kapudf_cli.protocol.udf_pb2": (
         "BATCH",
         "BOOL",
         "DOUBLE",

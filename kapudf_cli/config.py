@@ -16,13 +16,13 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from kapudf_cli import logs  # noqa: TC001 - msgspec reads the annotations at run time
 from kapudf_cli.agent.checkpoints import DEFAULT_SNAPSHOT_INTERVAL_S
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR, OnError
 from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS, MAX_LINGER_MS
 from kapudf_cli.errors import ConfigError
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
+from kapudf_cli.system import logs  # noqa: TC001 - msgspec reads the annotations at run time
 from kapudf_cli.tickscript.identifiers import IDENTIFIER, identifier
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
 
 S = TypeVar("S", bound=msgspec.Struct)
 

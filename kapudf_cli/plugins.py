@@ -25,8 +25,8 @@ from kapudf_cli.errors import (
     UnknownHandlerError,
     describe,
 )
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.source_code import compile_from_source
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.system.source_code import compile_from_source
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import pytest
 
+from kapudf_cli.client.in_process import served
 from kapudf_cli.errors import KapudfError
-from kapudf_cli.in_process import served
-from kapudf_cli.kit.batches import Batch, batch_messages
-from kapudf_cli.kit.options import Options, calls_of
-from kapudf_cli.recordings.grouping import Grouping
-from kapudf_cli.recordings.line_parser import parse
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.batches import Batch, batch_messages
+from kapudf_cli.handler.options import Options, calls_of
+from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
     EndBatch,
     ErrorResponse,
@@ -40,13 +38,15 @@ from kapudf_cli.wire.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
+from kapudf_cli.tools.recordings.grouping import Grouping
+from kapudf_cli.tools.recordings.line_parser import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from kapudf_cli.kapacitor import KapacitorSide
-    from kapudf_cli.kit.handler import Handler
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.client.driver import KapacitorSide
+    from kapudf_cli.handler.handler import Handler
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
 A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)
 

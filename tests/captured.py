@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kapudf_cli import BeginBatch, EndBatch, Point
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.framing import FrameReader, frame_body
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.framing import FrameReader, frame_body
 
 if TYPE_CHECKING:
-    from kapudf_cli.wire.codec import DataMessage
+    from kapudf_cli.protocol.codec import DataMessage
 
 _CAPTURES = Path(__file__).parent / "captures"
 

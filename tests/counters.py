@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.wire.udf_pb2 import Point, RestoreRequest, RestoreResponse, SnapshotResponse
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.udf_pb2 import Point, RestoreRequest, RestoreResponse, SnapshotResponse
 
 if TYPE_CHECKING:
-    from kapudf_cli.kit.handler import Writer
+    from kapudf_cli.handler.handler import Writer
 
 
 class Counting(Handler):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
-from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.serving.ledger import LEDGER_BYTES, Ledger
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.journal.header import LEDGER_BYTES, Ledger
 from tests.journals import DiedError, DyingLedger, KeptConnection
 from tests.peers import encoded, in_thread
 from tests.serve_process import PATIENCE_S
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
     from kapudf_cli.agent.summary import ConnectionSummary
-    from kapudf_cli.serving.journaled_stream import JournaledStream
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.journal.stream import JournaledStream
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
 
 class ServedAgent:

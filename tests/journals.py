@@ -6,16 +6,16 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from kapudf_cli.serving import journal
-from kapudf_cli.serving.journal import Journal
-from kapudf_cli.serving.journaled_stream import JournaledStream
-from kapudf_cli.serving.ledger import Ledger
+from kapudf_cli.journal import journal
+from kapudf_cli.journal.header import Ledger
+from kapudf_cli.journal.journal import Journal
+from kapudf_cli.journal.stream import JournaledStream
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.serving.ledger import Marks
+    from kapudf_cli.journal.header import Marks
 
 JOURNAL_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 1024 * 1024

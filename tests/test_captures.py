@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.framing import FrameReader, frame_body
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.framing import FrameReader, frame_body
+from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
     EndBatch,
     InfoRequest,
@@ -32,7 +32,7 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from tests.serve_process import ServeProcess
 
 CAPTURES = sorted((Path(__file__).parent / "captures").glob("*.bin"))

@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from kapudf_cli.columns import column, columns, times_ns
-from kapudf_cli.kit.points import get_number, set_field
-from kapudf_cli.wire.udf_pb2 import Point
+from kapudf_cli.handler.columns import column, columns, times_ns
+from kapudf_cli.handler.points import get_number, set_field
+from kapudf_cli.protocol.udf_pb2 import Point
 
 NAMES = st.sampled_from(["a", "b", "c"])
 VALUES = (

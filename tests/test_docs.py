@@ -37,13 +37,13 @@ from kapudf_cli import (
     scaffold,
     set_field,
 )
+from kapudf_cli.client.in_process import describe
 from kapudf_cli.commands import main
 from kapudf_cli.config import check
-from kapudf_cli.conformance.runner import CHECKS
-from kapudf_cli.in_process import describe
-from kapudf_cli.kit.options import declare
+from kapudf_cli.handler.options import declare
 from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
 from kapudf_cli.tickscript.snippets import edge_name, signatures
+from kapudf_cli.tools.check.runner import CHECKS
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:
@@ -626,7 +626,7 @@ def test_load_prints_the_rows_that_the_page_on_testing_shows() -> None:
 
 def events_in_source() -> set[str]:
     """Return the names of the events that whoever runs `kapudf serve` may see in its log."""
-    parts = ("agent/*", "kit/handler", "log_writer", "logs", "serving/*")
+    parts = ("agent/*", "handler/handler", "journal/*", "supervisor/*", "system/*", "worker/*")
     files = [file for part in parts for file in (ROOT / "kapudf_cli").glob(f"{part}.py")]
     found: set[str] = set()
     for file in files:

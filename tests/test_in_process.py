@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
+from kapudf_cli.client.in_process import describe, served
 from kapudf_cli.errors import ProbeError
-from kapudf_cli.in_process import describe, served
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     DOUBLE,
     STREAM,
@@ -118,7 +118,7 @@ def test_a_handler_that_takes_for_ever_to_say_what_it_is_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It would fail the start of Kapacitor as well."""
-    monkeypatch.setattr("kapudf_cli.in_process._DESCRIBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("kapudf_cli.client.in_process._DESCRIBE_TIMEOUT_S", 0.1)
     let_go, stopped = threading.Event(), threading.Event()
 
     class Stuck(Described):

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.client.driver import KapacitorSide, probe
 from kapudf_cli.errors import (
     FrameTooLongError,
     ProbeError,
     TruncatedFrameError,
     UndecodableMessageError,
 )
-from kapudf_cli.kapacitor import KapacitorSide, probe
-from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     BOOL,
     STREAM,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from kapudf_cli.wire.codec import ResponseMessage
+    from kapudf_cli.protocol.codec import ResponseMessage
 
 INFO = InfoResponse(
     wants=STREAM, provides=BATCH, options={"o": OptionInfo(valueTypes=[BOOL, STRING])}
@@ -265,7 +265,7 @@ def test_a_socket_that_may_not_be_used_fails_the_probe(
 ) -> None:
     """The error speaks of mode and group, for those must be put right."""
     short_folder.chmod(0o755)
-    imports = "import sys\nfrom kapudf_cli.kapacitor import probe\n"
+    imports = "import sys\nfrom kapudf_cli.client.driver import probe\n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(socket_path)
         listener.listen()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli import log_writer
-from kapudf_cli.log_writer import LineHandler, LogWriter
+from kapudf_cli.system import log_writer
+from kapudf_cli.system.log_writer import LineHandler, LogWriter
 from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until
 

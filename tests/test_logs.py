@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from kapudf_cli import loggers
+from kapudf_cli.system import loggers
 from tests.serve_process import PATIENCE_S
 
 SETUP = """
 import logging, sys, threading, warnings
 import structlog
-from kapudf_cli import logs
+from kapudf_cli.system import logs
 logs.configure(sys.argv[1], sys.argv[2])
 log = logs.get_logger()
 """
@@ -323,9 +323,12 @@ def test_a_library_s_events_go_to_the_program_s_logging_until_it_is_set_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A handler's author finds them in pytest, and a program where it has its own."""
-    loggers.get("kapudf_cli.kit.handler").warning("snapshot discarded", extra={"offset": 3})
+    loggers.get("kapudf_cli.handler.handler").warning("snapshot discarded", extra={"offset": 3})
     (record,) = caplog.records
-    assert (record.getMessage(), record.name) == ("snapshot discarded", "kapudf_cli.kit.handler")
+    assert (record.getMessage(), record.name) == (
+        "snapshot discarded",
+        "kapudf_cli.handler.handler",
+    )
     assert vars(record)["offset"] == 3
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli import plugins, source_code
+from kapudf_cli import plugins
+from kapudf_cli.system import source_code
 
 if TYPE_CHECKING:
     from pathlib import Path

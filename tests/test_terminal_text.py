@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kapudf_cli.terminal_text import printable
+from kapudf_cli.system.terminal_text import printable
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.kit.batches import Batch, BatchHandler
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.kit.options import Options
-from kapudf_cli.kit.points import get_field, get_fields, like, set_field
-from kapudf_cli.testing import Output, Task, TaskFailedError, grouped, lines
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.handler.options import Options
+from kapudf_cli.handler.points import get_field, get_fields, like, set_field
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,
     STRING,
@@ -29,6 +28,7 @@ from kapudf_cli.wire.udf_pb2 import (
     RestoreResponse,
     SnapshotResponse,
 )
+from kapudf_cli.testing import Output, Task, TaskFailedError, grouped, lines
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:

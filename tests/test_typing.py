@@ -215,7 +215,7 @@ class Wrong(Handler):
     def point(self) -> None:
         pass
 """,
-        'Signature of "point" incompatible with supertype "kapudf_cli.kit.handler.Handler"',
+        'Signature of "point" incompatible with supertype "kapudf_cli.handler.handler.Handler"',
     ),
     "a point method for texts": Mistake(
         "END",
@@ -224,7 +224,7 @@ class Wrong(Handler):
     def point(self, point: str, /) -> None:
         pass
 """,
-        'Argument 1 of "point" is incompatible with supertype "kapudf_cli.kit.handler.Handler"',
+        'Argument 1 of "point" is incompatible with supertype "kapudf_cli.handler.handler.Handler"',
     ),
     "a snapshot of bytes": Mistake(
         "METHOD",

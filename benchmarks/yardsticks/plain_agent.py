@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from kapudf_cli.wire.udf_pb2 import BATCH, STREAM, Request, Response
+from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM, Request, Response
 
 if TYPE_CHECKING:
     from io import BufferedRWPair

@@ -30,11 +30,11 @@ from kapudf_cli.errors import (
     WorkerLostError,
     describe,
 )
-from kapudf_cli.streams import ReadPaused
-from kapudf_cli.wire.conversation import Incoming
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
-from kapudf_cli.wire.requests import RequestReader
-from kapudf_cli.wire.udf_pb2 import STREAM
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.protocol.order import Incoming
+from kapudf_cli.protocol.request_reader import RequestReader
+from kapudf_cli.protocol.udf_pb2 import STREAM
+from kapudf_cli.transport import ReadPaused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.checkpoints import Checkpoints, ResumePlan
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
-    from kapudf_cli.streams import Stream
+    from kapudf_cli.transport import Stream
 
 #: How long Kapacitor may take to read what was sent last. If the connection closed
 #: earlier, Kapacitor's next write would fail with a broken pipe, and Kapacitor would drop

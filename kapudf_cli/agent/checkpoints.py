@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from kapudf_cli.streams.commit import ConnectionStats
+    from kapudf_cli.transport.commit import ConnectionStats
 
 #: Protobuf takes no longer message.
 MAX_MESSAGE_BYTES: Final = 2**31 - 1

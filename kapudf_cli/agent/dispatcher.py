@@ -19,12 +19,12 @@ from kapudf_cli.errors import (
     describe,
     shorten,
 )
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.kit.options import missing_values
-from kapudf_cli.wire.codec import REQUESTS, decode_point
-from kapudf_cli.wire.conversation import Incoming, IncomingOrder
-from kapudf_cli.wire.framing import HEARTBEAT_TIME
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.handler.options import missing_values
+from kapudf_cli.protocol.codec import REQUESTS, decode_point
+from kapudf_cli.protocol.framing import HEARTBEAT_TIME
+from kapudf_cli.protocol.order import Incoming, IncomingOrder
+from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
     EndBatch,
     InfoRequest,
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerCaller
     from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.wire.codec import DataMessage, RequestMessage, ResponseMessage
-    from kapudf_cli.wire.point_frames import RawPoint
-    from kapudf_cli.wire.requests import ReadRequest
+    from kapudf_cli.protocol.codec import DataMessage, RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.raw_points import RawPoint
+    from kapudf_cli.protocol.request_reader import ReadRequest
 
 #: After Init, data may flow once Kapacitor has no Restore left to send. It sends
 #: Restore right after it has read the answer to Init, and keepalives half a time-out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from kapudf_cli import loggers
+from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
     from kapudf_cli.errors import HandlerError, UndecodableMessageError

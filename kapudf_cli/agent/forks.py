@@ -11,16 +11,16 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from kapudf_cli import loggers
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.errors import ConnectionClosedError
-from kapudf_cli.wire.point_frames import KNOWN_FRAMES
+from kapudf_cli.protocol.raw_points import KNOWN_FRAMES
+from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kapudf_cli.agent.dispatcher import Dispatcher
-    from kapudf_cli.wire.requests import RequestReader
+    from kapudf_cli.protocol.request_reader import RequestReader
 
 _log = loggers.get(__name__)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
-from kapudf_cli import loggers
 from kapudf_cli.errors import ConnectionClosedError, HandlerError
-from kapudf_cli.wire.udf_pb2 import InfoResponse, InitResponse, RestoreResponse, SnapshotResponse
+from kapudf_cli.protocol.udf_pb2 import (
+    InfoResponse,
+    InitResponse,
+    RestoreResponse,
+    SnapshotResponse,
+)
+from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.kit.handler import Handler, Writer
+    from kapudf_cli.handler.handler import Handler, Writer
 
 _log = loggers.get(__name__)
 

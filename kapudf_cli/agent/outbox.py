@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
 from kapudf_cli.agent.refused_log import RefusedLog
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError, shorten
-from kapudf_cli.terminal_text import printable
-from kapudf_cli.wire.codec import RESPONSES, decode_point, encode_point
-from kapudf_cli.wire.framing import HEARTBEAT, encode_varint
-from kapudf_cli.wire.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
+from kapudf_cli.protocol.codec import RESPONSES, decode_point, encode_point
+from kapudf_cli.protocol.framing import HEARTBEAT, encode_varint
+from kapudf_cli.protocol.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
+from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kapudf_cli.kit.patch import PointPatch
-    from kapudf_cli.streams import Stream
-    from kapudf_cli.streams.commit import ConnectionStats
-    from kapudf_cli.wire.codec import DataMessage, ResponseMessage
-    from kapudf_cli.wire.point_frames import RawPoint
-    from kapudf_cli.wire.udf_pb2 import EdgeType, SnapshotResponse
+    from kapudf_cli.handler.patch import PointPatch
+    from kapudf_cli.protocol.codec import DataMessage, ResponseMessage
+    from kapudf_cli.protocol.raw_points import RawPoint
+    from kapudf_cli.protocol.udf_pb2 import EdgeType, SnapshotResponse
+    from kapudf_cli.transport import Stream
+    from kapudf_cli.transport.commit import ConnectionStats
 
 #: The longest error text that is sent; the text of an exception can be as long as its data.
 _ERROR_CHARACTERS = 3000
@@ -80,7 +80,7 @@ class Outbox:
         self._refused: RefusedLog | None = None
         self.failure: InvalidWriteError | None = None
 
-    # --- for handlers: see kapudf_cli.kit.handler.Writer ---
+    # --- for handlers: see kapudf_cli.handler.handler.Writer ---
 
     def write_point(self, point: Point, /) -> None:
         """Send a point; see `Writer.write_point`."""

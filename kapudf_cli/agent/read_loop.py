@@ -9,19 +9,19 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli import loggers
 from kapudf_cli.agent.dispatcher import Next, excerpt
 from kapudf_cli.agent.read_coalescing import ReadCoalescing
 from kapudf_cli.errors import ConnectionClosedError
-from kapudf_cli.wire.conversation import Incoming
-from kapudf_cli.wire.udf_pb2 import BeginBatch, Point
+from kapudf_cli.protocol.order import Incoming
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, Point
+from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from kapudf_cli.agent.dispatcher import Dispatcher
     from kapudf_cli.agent.recovery import Recovery
-    from kapudf_cli.streams import Stream
+    from kapudf_cli.transport import Stream
 
 _log = loggers.get(__name__)
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli import loggers
 from kapudf_cli.agent.dispatcher import ReplayAgainError
 from kapudf_cli.errors import HandlerError
-from kapudf_cli.streams.commit import ConnectionStats
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.conversation import Incoming
-from kapudf_cli.wire.framing import MAX_VARINT
-from kapudf_cli.wire.requests import RequestReader
-from kapudf_cli.wire.udf_pb2 import RestoreRequest
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.framing import MAX_VARINT
+from kapudf_cli.protocol.order import Incoming
+from kapudf_cli.protocol.request_reader import RequestReader
+from kapudf_cli.protocol.udf_pb2 import RestoreRequest
+from kapudf_cli.system import loggers
+from kapudf_cli.transport.commit import ConnectionStats
 
 if TYPE_CHECKING:
     from kapudf_cli.agent.checkpoints import Checkpoints, ResumePlan

@@ -6,7 +6,7 @@ import contextvars
 import time
 from typing import Final
 
-from kapudf_cli import loggers
+from kapudf_cli.system import loggers
 
 _log = loggers.get(__name__)
 

@@ -13,13 +13,13 @@ from kapudf_cli.commands import EXIT_FAILURE, shared_options
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.targets import silenced, target_options
 from kapudf_cli.commands.terminal import json_text
-from kapudf_cli.terminal_text import printable
+from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
+    from kapudf_cli.client import Target
     from kapudf_cli.commands.stdout import Stdout
-    from kapudf_cli.conformance.check import Result
-    from kapudf_cli.targets import Target
-    from kapudf_cli.wire.udf_pb2 import Option
+    from kapudf_cli.protocol.udf_pb2 import Option
+    from kapudf_cli.tools.check.model import Result
 
 _COLOURS = {"passed": "green", "failed": "red", "not applicable": "bright_black"}
 _MARKS = {"passed": "passed", "failed": "FAILED", "not applicable": "-"}
@@ -67,10 +67,10 @@ def check(
 
     Exits with 0 if no check failed, and with 1 if one did.
     """
-    from kapudf_cli.conformance import runner
-    from kapudf_cli.conformance.check import Outcome
-    from kapudf_cli.conformance.trial import Trial
-    from kapudf_cli.targets import SocketTarget
+    from kapudf_cli.client import SocketTarget
+    from kapudf_cli.tools.check import runner
+    from kapudf_cli.tools.check.model import Outcome
+    from kapudf_cli.tools.check.trial import Trial
 
     target = silenced(target)
     options = None if calls is None else _options(calls, target, timeout_s)
@@ -105,8 +105,8 @@ def check(
 
 def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:
     """Return the calls that the user wrote, checked against what the UDF declares."""
+    from kapudf_cli.client.driver import ask_info
     from kapudf_cli.errors import ProbeError
-    from kapudf_cli.kapacitor import ask_info
     from kapudf_cli.tickscript.calls import check_calls, read_calls
 
     read = read_calls(calls)

@@ -37,7 +37,7 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
     """
     from kapudf_cli import config, config_file
     from kapudf_cli.errors import ConfigError
-    from kapudf_cli.replay.summary import counted
+    from kapudf_cli.tools.replay.summary import counted
 
     settings = config.check(config_file.read(file), source=str(file))
     faults = _faults_of_handlers(settings)
@@ -76,7 +76,8 @@ def _faults_of_handlers(settings: Settings) -> list[str]:
 def _faults_here(settings: Settings) -> list[str]:
     """Return what this machine lacks for the settings."""
     from kapudf_cli.errors import ConfigError, SocketPathError
-    from kapudf_cli.serving import limits, socket_file
+    from kapudf_cli.journal import limits
+    from kapudf_cli.system import socket_file
 
     faults = []
     for name, function in settings.functions.items():

@@ -32,10 +32,11 @@ def execute(handler: str, **flags: Any) -> None:
     At the end of input, or on SIGINT or SIGTERM, it processes what has arrived, flushes
     the handler and exits with 0. If the handler fails, it exits with 1.
     """
-    from kapudf_cli import logs, plugins
-    from kapudf_cli.serving.connections import Function
-    from kapudf_cli.serving.loading import load_handler
-    from kapudf_cli.serving.stdio import StdioServer, take_over_stdio
+    from kapudf_cli import plugins
+    from kapudf_cli.system import logs
+    from kapudf_cli.worker.connections import Function
+    from kapudf_cli.worker.loading import load_handler
+    from kapudf_cli.worker.stdio import StdioServer, take_over_stdio
 
     _refuse_what_is_no_kapacitor()
     plugin = plugins.find(handler)

@@ -53,7 +53,7 @@ def list_handlers(*, as_json: bool) -> None:
 
 
 def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
-    from kapudf_cli import in_process
+    from kapudf_cli.client import in_process
     from kapudf_cli.errors import KapudfError
     from kapudf_cli.tickscript import snippets
 

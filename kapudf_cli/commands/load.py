@@ -18,12 +18,12 @@ from kapudf_cli.commands.terminal import json_text, show_live
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kapudf_cli.client import Target
     from kapudf_cli.commands.settings import Decorator
-    from kapudf_cli.load.engine import Measured
-    from kapudf_cli.load.shape import Shape
-    from kapudf_cli.targets import Target
-    from kapudf_cli.wire.codec import DataMessage
-    from kapudf_cli.wire.udf_pb2 import EdgeType
+    from kapudf_cli.protocol.codec import DataMessage
+    from kapudf_cli.protocol.udf_pb2 import EdgeType
+    from kapudf_cli.tools.load.engine import Measured
+    from kapudf_cli.tools.load.shape import Shape
 
 #: How many points are made or read, and then sent over and over.
 _BLOCK_POINTS = 1_000
@@ -94,11 +94,11 @@ def load(
 
     Exits with 1 if the UDF failed, hung, or closed the connection.
     """
-    from kapudf_cli.load.engine import Engine, Plan
-    from kapudf_cli.load.shape import Shape
-    from kapudf_cli.load.work import Work
-    from kapudf_cli.replay.fit import info_of
     from kapudf_cli.tickscript.calls import check_calls, read_calls
+    from kapudf_cli.tools.load.engine import Engine, Plan
+    from kapudf_cli.tools.load.shape import Shape
+    from kapudf_cli.tools.load.work import Work
+    from kapudf_cli.tools.replay.compatibility import info_of
 
     target = silenced(target)
     read = read_calls(calls)
@@ -137,7 +137,7 @@ def load(
 
 
 def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessage]:
-    from kapudf_cli.wire.udf_pb2 import BATCH
+    from kapudf_cli.protocol.udf_pb2 import BATCH
 
     if wants == BATCH:
         return list(shape.batches(max(_BLOCK_POINTS // batch_size, 1) * batch_size, batch_size))
@@ -147,10 +147,10 @@ def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessag
 def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
     """Return what a recording has, or its beginning: at most so many messages, batches whole."""
     from kapudf_cli.errors import MisfitError, RecordingError
-    from kapudf_cli.recordings import open_recording
-    from kapudf_cli.replay.feed import Feed
-    from kapudf_cli.replay.fit import check_fit
-    from kapudf_cli.wire.udf_pb2 import EndBatch, Point
+    from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
+    from kapudf_cli.tools.recordings import open_recording
+    from kapudf_cli.tools.replay.compatibility import check_fit
+    from kapudf_cli.tools.replay.feed import Feed
 
     def refuse(error: RecordingError) -> None:
         raise error
@@ -183,7 +183,7 @@ def _show_live(measured: Measured) -> None:
 
 def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, Any]:
     """Return everything that was measured, as the JSON has it."""
-    from kapudf_cli.load.latencies import PERCENTILES
+    from kapudf_cli.tools.load.latencies import PERCENTILES
 
     latencies = measured.latencies
     known = measured.cpu_s is not None and measured.sent > 0

@@ -20,7 +20,7 @@ def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
     The UDF may be in any language. Exits with 0 if the answer is valid and with 1 if
     not, so it can be used as a health check.
     """
-    from kapudf_cli import kapacitor
+    from kapudf_cli.client import driver as kapacitor
     from kapudf_cli.tickscript import snippets
 
     answer = kapacitor.probe(path, timeout_s=timeout_s)

@@ -29,8 +29,8 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     """
     from kapudf_cli import config, config_file
     from kapudf_cli.errors import ControlError
-    from kapudf_cli.replay.summary import counted
-    from kapudf_cli.serving import control
+    from kapudf_cli.supervisor import control
+    from kapudf_cli.tools.replay.summary import counted
 
     if path is not None and file is not None:
         # What stands in the environment is only for when nothing is said.

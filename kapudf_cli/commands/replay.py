@@ -19,20 +19,21 @@ from kapudf_cli.commands.progress import progress
 from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.targets import target_options
 from kapudf_cli.commands.terminal import say
-from kapudf_cli.terminal_text import printable
+from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kapudf_cli.client import Target
     from kapudf_cli.commands.stdout import Stdout
     from kapudf_cli.errors import RecordingError
-    from kapudf_cli.recordings import Recording
-    from kapudf_cli.replay.differences import Differences, Fate
-    from kapudf_cli.replay.feed import Feed
-    from kapudf_cli.replay.formats import Format
-    from kapudf_cli.replay.session import Counts, Session
-    from kapudf_cli.targets import Target
-    from kapudf_cli.wire.codec import DataMessage
+    from kapudf_cli.protocol.codec import DataMessage
+    from kapudf_cli.tools.recordings import Recording
+    from kapudf_cli.tools.replay.differences import Differences, Fate
+    from kapudf_cli.tools.replay.feed import Feed
+    from kapudf_cli.tools.replay.formats import Format
+    from kapudf_cli.tools.replay.session import Session
+    from kapudf_cli.tools.replay.summary import Counts
 
 #: Sent at once where that is faster: about what a socket holds.
 _PIECE_BYTES = 64 * 1024
@@ -189,15 +190,15 @@ def replay(
     ill-formed, or if nothing was sent; and with 2 if what was asked for does not fit.
     """
     from kapudf_cli.errors import KapudfError
-    from kapudf_cli.recordings import Kind, open_recording
-    from kapudf_cli.recordings.grouping import Grouping
-    from kapudf_cli.replay.difference_format import DifferenceFormat
-    from kapudf_cli.replay.feed import Feed, Selection
-    from kapudf_cli.replay.fit import check_fit, info_of
-    from kapudf_cli.replay.session import Session
-    from kapudf_cli.replay.windows import Windows
+    from kapudf_cli.protocol.udf_pb2 import InitRequest
     from kapudf_cli.tickscript.calls import check_calls, read_calls
-    from kapudf_cli.wire.udf_pb2 import InitRequest
+    from kapudf_cli.tools.recordings import Kind, open_recording
+    from kapudf_cli.tools.recordings.grouping import Grouping
+    from kapudf_cli.tools.replay.compatibility import check_fit, info_of
+    from kapudf_cli.tools.replay.difference_format import DifferenceFormat
+    from kapudf_cli.tools.replay.feed import Feed, Selection
+    from kapudf_cli.tools.replay.session import Session
+    from kapudf_cli.tools.replay.windows import Windows
 
     _refuse_two_shapes(diff=diff)
     feed = Feed(
@@ -303,9 +304,9 @@ def _tags(group_by: str | None) -> tuple[str, ...] | None:
 
 def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool, on_terminal: bool) -> Format:
     """Return what shows the messages that come back."""
-    from kapudf_cli.replay.difference_format import DifferenceFormat
-    from kapudf_cli.replay.formats import JsonFormat, LineFormat
-    from kapudf_cli.replay.table import TableFormat
+    from kapudf_cli.tools.replay.difference_format import DifferenceFormat
+    from kapudf_cli.tools.replay.formats import JsonFormat, LineFormat
+    from kapudf_cli.tools.replay.table import TableFormat
 
     if diff:
         return DifferenceFormat(out.emit, _paint if colour else lambda text, _: text)
@@ -351,7 +352,7 @@ def _check_that_points_were_sent(
         RecordingError: not one point was sent, though that was not asked for.
     """
     from kapudf_cli.errors import RecordingError
-    from kapudf_cli.replay.summary import counted
+    from kapudf_cli.tools.replay.summary import counted
 
     if counts.points_sent or ill_formed.count or feed.limit == 0:
         return
@@ -367,8 +368,8 @@ def _check_that_points_were_sent(
 
 def _report_unwritable(shown: Format) -> int:
     """Print to stderr how many points could not be printed, and return the number."""
-    from kapudf_cli.replay.formats import LineFormat
-    from kapudf_cli.replay.summary import counted
+    from kapudf_cli.tools.replay.formats import LineFormat
+    from kapudf_cli.tools.replay.summary import counted
 
     if not isinstance(shown, LineFormat) or shown.first_unwritable is None:
         return 0
@@ -381,8 +382,8 @@ def _report(
     session: Session, seconds: float, errors: int, recording: Recording, feed: Feed
 ) -> None:
     """Print to stderr what of the recording was not sent, and the summary."""
-    from kapudf_cli.recordings import Kind
-    from kapudf_cli.replay.summary import counted, summary
+    from kapudf_cli.tools.recordings import Kind
+    from kapudf_cli.tools.replay.summary import counted, summary
 
     tally = recording.tally
     if tally.passed_over:

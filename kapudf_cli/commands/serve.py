@@ -96,10 +96,10 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     SIGHUP loads the configuration and the handlers' code again, while tasks run on;
     without workers it changes nothing.
     """
-    from kapudf_cli import logs
     from kapudf_cli.errors import PluginError
-    from kapudf_cli.serving import read_count
-    from kapudf_cli.serving.limits import raise_descriptor_limit
+    from kapudf_cli.journal import read_count
+    from kapudf_cli.journal.limits import raise_descriptor_limit
+    from kapudf_cli.system import logs
 
     given = {name: value for name, value in flags.items() if value is not None}
     if config_file is None and not {"socket", "handler"} <= given.keys():
@@ -136,14 +136,14 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
 
 def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = False) -> Settings:
     """Return the settings of the file, the environment and the flags; see `config_file.read`."""
-    from kapudf_cli.serving.limits import check_journals
+    from kapudf_cli.journal.limits import check_journals
 
     raw: dict[str, Any] = {}
     source = "command line"
     if config_file is not None:
         # Imported only then: many a server has no file.
         from kapudf_cli.config_file import read
-        from kapudf_cli.serving.working_folder import working_folder
+        from kapudf_cli.system.working_folder import working_folder
 
         source = str(config_file)
         raw = read(working_folder() / config_file if again else config_file, again=again)
@@ -154,12 +154,12 @@ def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = 
 
 
 def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
-    from kapudf_cli import logs
-    from kapudf_cli.serving.connections import Function
-    from kapudf_cli.serving.loading import load_handler
-    from kapudf_cli.serving.server import Server
-    from kapudf_cli.serving.signals import SignalQueue
-    from kapudf_cli.serving.socket_file import SocketFile
+    from kapudf_cli.system import logs
+    from kapudf_cli.system.signals import SignalQueue
+    from kapudf_cli.system.socket_file import SocketFile
+    from kapudf_cli.worker.connections import Function
+    from kapudf_cli.worker.loading import load_handler
+    from kapudf_cli.worker.server import Server
 
     # A signal that comes while handlers are loaded is dealt with as soon as they are.
     queue = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -196,14 +196,14 @@ def _serve_by_workers(
     *,
     watches_code: bool,
 ) -> int:
-    from kapudf_cli.serving.signals import SignalQueue
-    from kapudf_cli.serving.supervisor import Supervisor
+    from kapudf_cli.supervisor.supervisor import Supervisor
+    from kapudf_cli.system.signals import SignalQueue
 
     signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with signals, contextlib.ExitStack() as stack:
         watch = None
         if watches_code:
-            from kapudf_cli.serving.code_watch import CodeWatch
+            from kapudf_cli.supervisor.code_watch import CodeWatch
 
             watch = stack.enter_context(CodeWatch(lambda: signals.put(signal.SIGHUP), log))
         supervisor = Supervisor(chosen, reload_settings, log=log, code_watch=watch)

@@ -23,9 +23,9 @@ def status(path: str, *, as_json: bool) -> None:
     out, and whether it is idle, busy or waiting on Kapacitor.
     """
     from kapudf_cli.commands.tables import aligned
-    from kapudf_cli.replay.summary import counted
-    from kapudf_cli.serving import control
-    from kapudf_cli.serving.channel import Code
+    from kapudf_cli.supervisor import control
+    from kapudf_cli.tools.replay.summary import counted
+    from kapudf_cli.worker.channel import Code
 
     answer = control.ask(path, "status", timeout_s=_TIMEOUT_S)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kapudf_cli.terminal_text import printable
+from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

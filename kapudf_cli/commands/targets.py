@@ -17,7 +17,7 @@ from kapudf_cli.commands.terminal import PrintableLines
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.targets import Target
+    from kapudf_cli.client import Target
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,8 +55,8 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _target(socket: str | None, command: str | None, handler: str | None) -> Target:
     from kapudf_cli import plugins
+    from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
     from kapudf_cli.errors import TargetError
-    from kapudf_cli.targets import CommandTarget, HandlerTarget, SocketTarget
 
     given = [value for value in (socket, command, handler) if value is not None]
     source = click.get_current_context().get_parameter_source("socket")
@@ -84,7 +84,7 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
 
 def silenced(target: Target) -> Target:
     """Return a target that passes no stderr of a command on; its last lines go with its end."""
-    from kapudf_cli.targets import CommandTarget
+    from kapudf_cli.client import CommandTarget
 
     if isinstance(target, CommandTarget):
         return dataclasses.replace(target, stderr=None)

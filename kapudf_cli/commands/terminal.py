@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kapudf_cli.terminal_text import printable, printable_json
+from kapudf_cli.system.terminal_text import printable, printable_json
 
 if TYPE_CHECKING:
     from typing import IO

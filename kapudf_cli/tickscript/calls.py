@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import CallError
+from kapudf_cli.protocol.udf_pb2 import BOOL, Option, OptionValue
 from kapudf_cli.tickscript.literals import TYPE_WORDS, read_literal, write_literal
 from kapudf_cli.tickscript.snippets import signatures
-from kapudf_cli.wire.udf_pb2 import BOOL, Option, OptionValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kapudf_cli.wire.udf_pb2 import InfoResponse
+    from kapudf_cli.protocol.udf_pb2 import InfoResponse
 
 #: A script names the function before the calls; here the user has named it otherwise.
 _FUNCTION = re.compile(r"\s*@\s*\w+\s*\(\s*\)")

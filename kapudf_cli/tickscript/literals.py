@@ -12,7 +12,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.wire.udf_pb2 import BOOL, DOUBLE, DURATION, INT, STRING, OptionValue, ValueType
+from kapudf_cli.protocol.udf_pb2 import BOOL, DOUBLE, DURATION, INT, STRING, OptionValue, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kapudf_cli.protocol.udf_pb2 import BOOL, DOUBLE, DURATION, INT, STRING, EdgeType, ValueType
 from kapudf_cli.tickscript.identifiers import identifier
-from kapudf_cli.wire.udf_pb2 import BOOL, DOUBLE, DURATION, INT, STRING, EdgeType, ValueType
 
 if TYPE_CHECKING:
-    from kapudf_cli.wire.udf_pb2 import InfoResponse, OptionInfo
+    from kapudf_cli.protocol.udf_pb2 import InfoResponse, OptionInfo
 
 #: A literal of each type, for the reader to replace.
 _PLACEHOLDERS = {BOOL: "TRUE", INT: "0", DOUBLE: "0.0", STRING: "'…'", DURATION: "10s"}

@@ -11,18 +11,18 @@ from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.agent.read_loop import ReadLoop
 from kapudf_cli.agent.recovery import Recovery
-from kapudf_cli.streams import SocketStream
-from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
-from kapudf_cli.wire.requests import RequestReader
-from kapudf_cli.wire.udf_pb2 import BATCH, BeginBatch, EndBatch, InitRequest, Point
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
+from kapudf_cli.protocol.request_reader import RequestReader
+from kapudf_cli.protocol.udf_pb2 import BATCH, BeginBatch, EndBatch, InitRequest, Point
+from kapudf_cli.transport import SocketStream
 from tests.counters import Counting, counted
 
 if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.kit.handler import Handler
-    from kapudf_cli.streams.commit import ConnectionStats
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.handler.handler import Handler
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.transport.commit import ConnectionStats
 
 INIT = REQUESTS.encode(InitRequest(taskID="task"))
 

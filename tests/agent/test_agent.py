@@ -24,9 +24,9 @@ from kapudf_cli.errors import (
     VarintTooLongError,
     WorkerLostError,
 )
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,
     BeginBatch,
@@ -50,8 +50,8 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.errors import ProtocolError
-    from kapudf_cli.kit.handler import Writer
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from tests.peers import ServedAgent
 
 INIT = InitRequest(taskID="task", nodeID="node2")
@@ -708,7 +708,9 @@ def test_without_memory_the_connection_ends_with_the_cause(
     with agent_with(Mirror) as served:
         served.side.send(INIT)
         assert served.side.receive() == INITIALIZED
-        monkeypatch.setattr("kapudf_cli.wire.requests.REQUESTS", SimpleNamespace(decode_in=fail))
+        monkeypatch.setattr(
+            "kapudf_cli.protocol.request_reader.REQUESTS", SimpleNamespace(decode_in=fail)
+        )
         (error,) = play_until_error(served, encoded(SnapshotRequest()))
         account = served.account()
     assert isinstance(error, ErrorResponse)

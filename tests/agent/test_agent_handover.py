@@ -9,8 +9,8 @@ import pytest
 
 from kapudf_cli.agent.summary import Reason
 from kapudf_cli.errors import ConnectionClosedError
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     BeginBatch,
     EndBatch,
@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.kit.handler import Writer
+    from kapudf_cli.handler.handler import Writer
     from tests.journaled_tasks import KeptTask, ServedAgent
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from kapudf_cli.agent.checkpoints import LastSnapshot
 from kapudf_cli.agent.summary import Reason
-from kapudf_cli.kit.batches import Batch, BatchHandler
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.wire.codec import decode_point
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.codec import decode_point
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     BeginBatch,
     EndBatch,
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.summary import ConnectionSummary
-    from kapudf_cli.kit.handler import Writer
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
-    from kapudf_cli.wire.point_frames import RawPoint
+    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.raw_points import RawPoint
     from tests.peers import ServedAgent
 
 BAD = "bad"

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from kapudf_cli.agent.summary import ConnectionSummary, Reason
-from kapudf_cli.kit.batches import Batch, BatchHandler
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.serving.journaled_stream import JournaledStream
-from kapudf_cli.streams.commit import Commit, ConnectionStats
-from kapudf_cli.wire.codec import RESPONSES
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.journal.stream import JournaledStream
+from kapudf_cli.protocol.codec import RESPONSES
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     BeginBatch,
     EndBatch,
@@ -28,6 +27,7 @@ from kapudf_cli.wire.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
+from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.counters import Counting, counted
 from tests.journals import DiedError, let_go
 from tests.peers import INIT, INITIALIZED, encoded, in_thread
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from tests.journaled_tasks import KeptTask
 
 

@@ -11,12 +11,11 @@ from kapudf_cli.agent.dispatcher import Dispatcher, Next, RefusedError, ReplayAg
 from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.errors import HandlerError, UnexpectedMessageError, WorkerLostError
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.streams import SocketStream
-from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader, frame_body
-from kapudf_cli.wire.point_frames import RawPoint
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader, frame_body
+from kapudf_cli.protocol.raw_points import RawPoint
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     BOOL,
     BeginBatch,
@@ -33,12 +32,13 @@ from kapudf_cli.wire.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
+from kapudf_cli.transport import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
 
 class Batches(Handler):

@@ -10,10 +10,10 @@ import pytest
 from kapudf_cli.agent.handler_caller import HandlerCaller, is_caused_by
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.errors import ConnectionClosedError, HandlerError
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.streams import SocketStream
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
-from kapudf_cli.wire.udf_pb2 import InitResponse, Point, SnapshotResponse
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.protocol.udf_pb2 import InitResponse, Point, SnapshotResponse
+from kapudf_cli.transport import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,17 +13,15 @@ import pytest
 
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
-from kapudf_cli.streams import SocketStream
-from kapudf_cli.streams.commit import Commit, ConnectionStats
-from kapudf_cli.wire.codec import RESPONSES
-from kapudf_cli.wire.framing import (
+from kapudf_cli.protocol.codec import RESPONSES
+from kapudf_cli.protocol.framing import (
     DEFAULT_MAX_FRAME_BYTES,
     HEARTBEAT_TIME,
     FrameReader,
     frame_body,
 )
-from kapudf_cli.wire.point_frames import RawPoint
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.protocol.raw_points import RawPoint
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,
     BeginBatch,
@@ -34,14 +32,16 @@ from kapudf_cli.wire.udf_pb2 import (
     Point,
     SnapshotResponse,
 )
+from kapudf_cli.transport import SocketStream
+from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from kapudf_cli.wire.codec import ResponseMessage
-    from kapudf_cli.wire.udf_pb2 import EdgeType
+    from kapudf_cli.protocol.codec import ResponseMessage
+    from kapudf_cli.protocol.udf_pb2 import EdgeType
 
 HELD_BYTES = 1024 * 1024
 FLUSH_BYTES = 96 * 1024

@@ -9,9 +9,8 @@ import pytest
 
 from kapudf_cli.agent.output import BACKLOG_BYTES, Output
 from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
-from kapudf_cli.streams.commit import Commit, ConnectionStats
-from kapudf_cli.wire.codec import RESPONSES
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.protocol.codec import RESPONSES
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,
     BeginBatch,
@@ -20,11 +19,12 @@ from kapudf_cli.wire.udf_pb2 import (
     KeepaliveResponse,
     Point,
 )
+from kapudf_cli.transport.commit import Commit, ConnectionStats
 
 if TYPE_CHECKING:
-    from kapudf_cli.streams import Stream
-    from kapudf_cli.wire.codec import DataMessage, ResponseMessage
-    from kapudf_cli.wire.udf_pb2 import EdgeType
+    from kapudf_cli.protocol.codec import DataMessage, ResponseMessage
+    from kapudf_cli.protocol.udf_pb2 import EdgeType
+    from kapudf_cli.transport import Stream
 
 NOTHING_SENT = ConnectionStats()
 

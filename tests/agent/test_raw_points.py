@@ -19,9 +19,9 @@ from kapudf_cli import (
     set_field,
 )
 from kapudf_cli.errors import ProtocolError, UndecodableMessageError
+from kapudf_cli.protocol.codec import REQUESTS, raw_or_decode_in
+from kapudf_cli.protocol.udf_pb2 import KeepaliveRequest
 from kapudf_cli.testing import Task, TaskFailedError, lines
-from kapudf_cli.wire.codec import REQUESTS, raw_or_decode_in
-from kapudf_cli.wire.udf_pb2 import KeepaliveRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.udf_pb2 import InitResponse, KeepaliveRequest, KeepaliveResponse, Point
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.udf_pb2 import InitResponse, KeepaliveRequest, KeepaliveResponse, Point
 from tests.agent.read_loops import INIT, Loop, batch
 from tests.counters import Counter, counted
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.framing import FrameReader
-from kapudf_cli.wire.udf_pb2 import KeepaliveRequest
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.framing import FrameReader
+from kapudf_cli.protocol.udf_pb2 import KeepaliveRequest
 from tests.agent.read_loops import INIT, Loop, batch
 from tests.counters import counted
 

@@ -13,13 +13,11 @@ from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.agent.recovery import Recovery
 from kapudf_cli.errors import HandlerError, UnexpectedMessageError
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.streams import SocketStream
-from kapudf_cli.streams.commit import ConnectionStats
-from kapudf_cli.wire.codec import REQUESTS, decode_point
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
-from kapudf_cli.wire.requests import RequestReader
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.codec import REQUESTS, decode_point
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.protocol.request_reader import RequestReader
+from kapudf_cli.protocol.udf_pb2 import (
     EndBatch,
     InitRequest,
     InitResponse,
@@ -27,14 +25,16 @@ from kapudf_cli.wire.udf_pb2 import (
     RestoreRequest,
     RestoreResponse,
 )
+from kapudf_cli.transport import SocketStream
+from kapudf_cli.transport.commit import ConnectionStats
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.kit.handler import Writer
-    from kapudf_cli.wire.codec import RequestMessage
-    from kapudf_cli.wire.point_frames import RawPoint
+    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.protocol.codec import RequestMessage
+    from kapudf_cli.protocol.raw_points import RawPoint
 
 
 class Notes(Handler):

@@ -10,11 +10,11 @@ import pytest
 from kapudf_cli.agent.checkpoints import LastSnapshot
 from kapudf_cli.agent.summary import Reason
 from kapudf_cli.errors import UndecodableMessageError
-from kapudf_cli.kit.batches import Batch, BatchHandler
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.wire.codec import decode_point
-from kapudf_cli.wire.framing import encode_varint
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.codec import decode_point
+from kapudf_cli.protocol.framing import encode_varint
+from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STRING,
     BeginBatch,
@@ -36,8 +36,8 @@ from tests.peers import INIT, INITIALIZED, agent_with, encoded
 if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.summary import ConnectionSummary
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
-    from kapudf_cli.wire.point_frames import RawPoint
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.raw_points import RawPoint
 
 each_way_on = pytest.mark.parametrize("on_error", ["skip", "restart"])
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kapudf_cli.kapacitor import ask_info
-from kapudf_cli.targets import CommandTarget
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.client import CommandTarget
+from kapudf_cli.client.driver import ask_info
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.udf_pb2 import (
     ErrorResponse,
     InitRequest,
     InitResponse,
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from kapudf_cli.targets import Connection
-    from kapudf_cli.targets.target import Ending
+    from kapudf_cli.client import Connection
+    from kapudf_cli.client.target import Ending
 
 
 class Log(io.BytesIO):

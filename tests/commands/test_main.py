@@ -74,7 +74,7 @@ def test_the_program_is_called_kapudf() -> None:
     assert run_kapudf("--help").stdout.startswith("Usage: kapudf [OPTIONS]")
 
 
-@pytest.mark.parametrize("module", ["structlog", "yaml", "kapudf_cli.serving.server"])
+@pytest.mark.parametrize("module", ["structlog", "yaml", "kapudf_cli.worker.server"])
 def test_help_does_not_wait_for_what_it_does_not_need(module: str) -> None:
     """Showing help imports neither libraries that only one command needs, nor the server."""
     code = f"""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.wire.codec import RESPONSES
-from kapudf_cli.wire.udf_pb2 import ErrorResponse, InitResponse, KeepaliveResponse
+from kapudf_cli.protocol.codec import RESPONSES
+from kapudf_cli.protocol.udf_pb2 import ErrorResponse, InitResponse, KeepaliveResponse
 from tests.conftest import plugin
 from tests.plugins.unprivileged import run_unprivileged
 from tests.run_kapudf import run_kapudf
@@ -205,7 +205,7 @@ def test_a_socket_that_keeps_this_user_out(short_folder: Path) -> None:
         short_folder.chmod(0o755)
         os.chmod(path, 0)
         result = run_unprivileged(
-            "import sys, kapudf_cli.commands.probe, kapudf_cli.kapacitor\n"
+            "import sys, kapudf_cli.commands.probe, kapudf_cli.client.driver\n"
             "import kapudf_cli.tickscript.snippets, encodings.idna\n"
             "from kapudf_cli.commands import main\n",
             "main(['probe', '--socket', sys.argv[1]])",

@@ -1,6 +1,6 @@
 """`kapudf reload`: what it takes, and what it says where nothing can be reloaded.
 
-What comes of a reload is in tests/serving/test_reload.py.
+What comes of a reload is in tests/supervisor/test_reload.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.serving.ongoing import Code, OngoingTask, check_count, kapudf, write_config
+from tests.supervisor.ongoing import Code, OngoingTask, check_count, kapudf, write_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,11 +20,11 @@ import pytest
 
 from kapudf_cli import Point, get_fields
 from kapudf_cli.commands.replay import replay as command
-from kapudf_cli.kit.batches import Batch
-from kapudf_cli.recordings import open_recording
-from kapudf_cli.recordings.line_parser import PRECISIONS
-from kapudf_cli.recordings.line_protocol import write
+from kapudf_cli.handler.batches import Batch
 from kapudf_cli.testing import grouped, lines
+from kapudf_cli.tools.recordings import open_recording
+from kapudf_cli.tools.recordings.line_parser import PRECISIONS
+from kapudf_cli.tools.recordings.line_protocol import write
 from tests.captured import points_of
 from tests.handlers import recordings
 from tests.serve_process import KAPUDF, PATIENCE_S
@@ -792,7 +792,7 @@ def test_a_udf_that_hangs_is_told_of(tmp_path: Path) -> None:
     script = tmp_path / "hangs.py"
     script.write_text(
         "import os\n"
-        "from kapudf_cli.wire.udf_pb2 import Point\n"
+        "from kapudf_cli.protocol.udf_pb2 import Point\n"
         "from tests.peers.plain_udf import PlainUdf\n"
         "class Hangs(PlainUdf):\n"
         "    def take(self, request):\n"

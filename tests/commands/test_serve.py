@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kapudf_cli.kapacitor import KapacitorSide, probe
-from kapudf_cli.serving.socket_file import peer_credentials
-from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.client.driver import KapacitorSide, probe
+from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.system.socket_file import peer_credentials
 from tests.conftest import plugin
 from tests.plugins.distributions import PLAIN, environment, install
 from tests.run_kapudf import run_kapudf
@@ -37,7 +37,7 @@ ELSEWHERE = (
     sys.executable,
     "-c",
     (
-        "from kapudf_cli.serving import read_count as r; r._SO_PEEK_OFF = 9999; "
+        "from kapudf_cli.supervisor import read_count as r; r._SO_PEEK_OFF = 9999; "
         "from kapudf_cli.commands import main; main()"
     ),
 )

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kapudf_cli.kapacitor import KapacitorSide, probe
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.client.driver import KapacitorSide, probe
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
 from tests.conftest import plugin
 from tests.peers import in_thread
 from tests.plugins.unprivileged import run_unprivileged
 from tests.serve_process import PATIENCE_S
-from tests.serving.ongoing import await_status, kapudf, status_of
+from tests.supervisor.ongoing import await_status, kapudf, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -203,7 +203,7 @@ def test_who_may_not_feed_the_function_may_not_ask(
     asked = run_unprivileged(
         "import sys\nfrom kapudf_cli.commands import main\n"
         "from kapudf_cli.commands import status\n"
-        "from kapudf_cli.commands import tables\nfrom kapudf_cli.serving import control",
+        "from kapudf_cli.commands import tables\nfrom kapudf_cli.supervisor import control",
         "main(['status', '--socket', sys.argv[1]])",
         socket_path,
     )

@@ -16,8 +16,8 @@ import pytest
 
 from kapudf_cli.commands.tables import aligned
 from kapudf_cli.commands.terminal import PrintableLines, json_text
-from kapudf_cli.replay.table import TableFormat
-from kapudf_cli.wire.udf_pb2 import Point
+from kapudf_cli.protocol.udf_pb2 import Point
+from kapudf_cli.tools.replay.table import TableFormat
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:

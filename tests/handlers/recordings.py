@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from kapudf_cli.recordings import open_recording
+from kapudf_cli.tools.recordings import open_recording
 
 if TYPE_CHECKING:
     from kapudf_cli import Point
     from kapudf_cli.errors import RecordingError
-    from kapudf_cli.kit.batches import Batch
+    from kapudf_cli.handler.batches import Batch
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 STREAM = RECORDINGS / "stream.srpl"

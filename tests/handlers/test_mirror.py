@@ -8,9 +8,9 @@ import pytest
 from kapudf_handlers.mirror import BatchMirror, Mirror, MirrorOptions
 
 from kapudf_cli import BATCH, STREAM, Handler, Point, get_field, get_fields
-from kapudf_cli.kit.batches import Batch
+from kapudf_cli.handler.batches import Batch
+from kapudf_cli.protocol.udf_pb2 import INT, STRING, InitRequest, Option, OptionValue
 from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
-from kapudf_cli.wire.udf_pb2 import INT, STRING, InitRequest, Option, OptionValue
 from tests.handlers import recordings
 
 if TYPE_CHECKING:

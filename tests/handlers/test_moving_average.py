@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from kapudf_handlers.moving_average import MovingAverage, MovingAverageOptions, Window
 
 from kapudf_cli import STREAM, Point, get_field
+from kapudf_cli.protocol.udf_pb2 import DOUBLE, INT, STRING, InitRequest, Option, OptionValue
 from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
-from kapudf_cli.wire.udf_pb2 import DOUBLE, INT, STRING, InitRequest, Option, OptionValue
 from tests.handlers import recordings
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kapudf_handlers.outliers import Outliers, OutliersOptions
 
 from kapudf_cli import BATCH, Point, get_fields
-from kapudf_cli.kit.batches import Batch
+from kapudf_cli.handler.batches import Batch
 from kapudf_cli.testing import Task, TaskFailedError
 from tests.handlers import recordings
 

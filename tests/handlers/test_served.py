@@ -16,11 +16,10 @@ from kapudf_handlers.outliers import OutliersOptions
 from kapudf_handlers.ttest import TTestOptions
 from scipy import special
 
-from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.kit.batches import Batch, batch_messages
-from kapudf_cli.kit.options import calls_of
-from kapudf_cli.testing import grouped
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.handler.batches import Batch, batch_messages
+from kapudf_cli.handler.options import calls_of
+from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
     EndBatch,
     InfoRequest,
@@ -35,6 +34,7 @@ from kapudf_cli.wire.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
+from kapudf_cli.testing import grouped
 from tests.handlers import recordings
 from tests.serve_process import PATIENCE_S
 from tests.test_captures import CAPTURES, requests_of
@@ -42,8 +42,8 @@ from tests.test_captures import CAPTURES, requests_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kapudf_cli.kit.options import Options
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.handler.options import Options
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from tests.serve_process import ServeProcess
 
     Serve = Callable[..., ServeProcess]

@@ -16,7 +16,7 @@ from kapudf_handlers.ttest import TTest, TTestOptions
 from scipy import special
 
 from kapudf_cli import BATCH, STREAM, Point
-from kapudf_cli.kit.batches import Batch
+from kapudf_cli.handler.batches import Batch
 from kapudf_cli.testing import Task, TaskFailedError
 from tests.handlers import recordings
 from tests.plugins.distributions import environment

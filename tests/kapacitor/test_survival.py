@@ -11,8 +11,8 @@ from tests.conftest import plugin
 from tests.kapacitor.daemon import TaskStatus
 from tests.kapacitor.lines import BY_HOST, line
 from tests.serve_process import ServeProcess
-from tests.serving.ongoing import Code, await_status, kapudf, status_of, write_config
-from tests.serving.slow_import import SlowImport
+from tests.supervisor.ongoing import Code, await_status, kapudf, status_of, write_config
+from tests.supervisor.slow_import import SlowImport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

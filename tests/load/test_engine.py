@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 import pytest
 from kapudf_handlers.mirror import BatchMirror, Mirror
 
+from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
 from kapudf_cli.errors import LoadError
-from kapudf_cli.kit.handler import Handler
-from kapudf_cli.load.engine import Engine, Measured, Plan
-from kapudf_cli.load.shape import Shape
-from kapudf_cli.load.work import Work
-from kapudf_cli.targets import CommandTarget, HandlerTarget, SocketTarget
-from kapudf_cli.wire.udf_pb2 import BATCH, Option, Point
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.udf_pb2 import BATCH, Option, Point
+from kapudf_cli.tools.load.engine import Engine, Measured, Plan
+from kapudf_cli.tools.load.shape import Shape
+from kapudf_cli.tools.load.work import Work
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.targets import Target
+    from kapudf_cli.client import Target
     from tests.serve_process import ServeProcess
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,7 +87,7 @@ def test_a_rate_that_cannot_be_kept_ends_with_the_duration() -> None:
 
 def test_a_udf_that_no_longer_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it owes is not remembered without end."""
-    monkeypatch.setattr("kapudf_cli.load.lane._MAX_DUE", 1000)
+    monkeypatch.setattr("kapudf_cli.tools.load.connection._MAX_DUE", 1000)
 
     class Tires(Handler):
         seen = 0
@@ -204,7 +204,7 @@ def test_an_interrupt_inside_a_send_leaves_no_frame_half_sent(
             signal.raise_signal(signal.SIGINT)
         return written
 
-    monkeypatch.setattr("kapudf_cli.load.lane.os.write", interrupted_write)
+    monkeypatch.setattr("kapudf_cli.tools.load.connection.os.write", interrupted_write)
     plan = Plan(duration_s=3600, timeout_s=PATIENCE_S)
     measured = Engine(MIRROR, POINTS, plan).run()
     assert measured.interrupted
@@ -263,7 +263,7 @@ def test_a_udf_that_fails_under_load_is_told(
     how: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the run ends."""
-    monkeypatch.setattr("kapudf_cli.targets.command._EXIT_S", 0.1)
+    monkeypatch.setattr("kapudf_cli.client.command_target._EXIT_S", 0.1)
     target = CommandTarget("dies", (sys.executable, "-c", DIES.format(how=how)))
     with pytest.raises(LoadError, match=told):
         run(target, points=5000, timeout_s=3.0 if "sleep" in how else PATIENCE_S)

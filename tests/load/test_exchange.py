@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.load.exchange import Exchange, bulk, head_bytes, ping_pong, receive, wait_until
-from kapudf_cli.load.shape import Shape
-from kapudf_cli.load.work import Work
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.udf_pb2 import DOUBLE, STRING, Option, OptionValue, Point
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.udf_pb2 import DOUBLE, STRING, Option, OptionValue, Point
+from kapudf_cli.tools.load.exchange import (
+    Exchange,
+    bulk,
+    head_bytes,
+    ping_pong,
+    receive,
+    wait_until,
+)
+from kapudf_cli.tools.load.shape import Shape
+from kapudf_cli.tools.load.work import Work
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S
 

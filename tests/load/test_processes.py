@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from kapudf_cli.load import processes
+from kapudf_cli.tools.load import processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kapudf_cli.load.shape import Shape
-from kapudf_cli.load.work import Work
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.udf_pb2 import BeginBatch, EndBatch, Point
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
+from kapudf_cli.tools.load.shape import Shape
+from kapudf_cli.tools.load.work import Work
 
 
 def test_the_default_is_telegrafs_cpu() -> None:

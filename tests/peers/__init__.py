@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
-from kapudf_cli.kapacitor import KapacitorSide
-from kapudf_cli.streams import SocketStream
-from kapudf_cli.wire.codec import REQUESTS
-from kapudf_cli.wire.framing import DEFAULT_MAX_FRAME_BYTES
-from kapudf_cli.wire.udf_pb2 import InitRequest, InitResponse
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
+from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse
+from kapudf_cli.transport import SocketStream
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
     from kapudf_cli.agent.summary import ConnectionSummary
-    from kapudf_cli.wire.codec import RequestMessage
+    from kapudf_cli.protocol.codec import RequestMessage
 
 T = TypeVar("T")
 

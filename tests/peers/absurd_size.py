@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kapudf_cli.wire.udf_pb2 import BATCH, BeginBatch
+from kapudf_cli.protocol.udf_pb2 import BATCH, BeginBatch
 from tests.peers.plain_udf import PlainUdf
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from kapudf_cli.wire.udf_pb2 import STRING, InfoResponse, OptionInfo
+from kapudf_cli.protocol.udf_pb2 import STRING, InfoResponse, OptionInfo
 from tests.peers.plain_udf import PlainUdf
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kapudf_cli.wire.udf_pb2 import ErrorResponse, Point
+from kapudf_cli.protocol.udf_pb2 import ErrorResponse, Point
 from tests.peers.plain_udf import PlainUdf
 
 

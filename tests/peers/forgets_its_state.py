@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kapudf_cli.wire.udf_pb2 import RestoreResponse
+from kapudf_cli.protocol.udf_pb2 import RestoreResponse
 from tests.peers.plain_udf import PlainUdf
 
 if TYPE_CHECKING:
-    from kapudf_cli.wire.udf_pb2 import RestoreRequest
+    from kapudf_cli.protocol.udf_pb2 import RestoreRequest
 
 
 class ForgetsItsState(PlainUdf):

@@ -19,9 +19,9 @@ import sys
 import threading
 import time
 
-from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.framing import FrameReader
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.framing import FrameReader
+from kapudf_cli.protocol.udf_pb2 import (
     STREAM,
     InfoRequest,
     InfoResponse,

@@ -9,9 +9,9 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from kapudf_cli.wire.codec import REQUESTS, RESPONSES
-from kapudf_cli.wire.framing import FrameReader
-from kapudf_cli.wire.udf_pb2 import (
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.framing import FrameReader
+from kapudf_cli.protocol.udf_pb2 import (
     STREAM,
     BeginBatch,
     EdgeType,
@@ -30,7 +30,7 @@ from kapudf_cli.wire.udf_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from kapudf_cli.wire.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
 
 class PlainUdf:

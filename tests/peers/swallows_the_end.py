@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.peers.plain_udf import PlainUdf
 
 if TYPE_CHECKING:
-    from kapudf_cli.wire.udf_pb2 import KeepaliveRequest, Point
+    from kapudf_cli.protocol.udf_pb2 import KeepaliveRequest, Point
 
 
 class SwallowsTheEnd(PlainUdf):

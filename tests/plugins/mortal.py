@@ -24,7 +24,8 @@ from kapudf_cli import (
     State,
     set_field,
 )
-from kapudf_cli.serving import journal, ledger
+from kapudf_cli.journal import header as ledger
+from kapudf_cli.journal import journal
 
 #: A worker passes a step so many times and dies.
 PASSES = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kapudf_cli import Point
-from kapudf_cli.recordings.grouping import Grouping, group_id
+from kapudf_cli.tools.recordings.grouping import Grouping, group_id
 from tests.captured import points_of
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from kapudf_cli import Point, get_fields, set_field
 from kapudf_cli.errors import RecordingError
-from kapudf_cli.kit.batches import Batch
-from kapudf_cli.recordings import Kind, open_recording
-from kapudf_cli.recordings.line_protocol import write
-from kapudf_cli.recordings.lines import Tally
+from kapudf_cli.handler.batches import Batch
+from kapudf_cli.tools.recordings import Kind, open_recording
+from kapudf_cli.tools.recordings.line_protocol import write
+from kapudf_cli.tools.recordings.lines import Tally
 from tests.handlers import recordings
 from tests.recordings.test_line_protocol import STRINGS
 
@@ -336,7 +336,7 @@ def test_the_lines_around_an_ill_formed_one_are_read(
     tmp_path: Path, content: bytes, faults: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault has its line's number and the reason."""
-    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_POINT_BYTES", 1000)
+    monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_POINT_BYTES", 1000)
     path = tmp_path / "recording"
     path.write_bytes(content)
     _, records, told = read(path)
@@ -519,9 +519,9 @@ def test_a_bomb_ends_the_reading(
     tmp_path: Path, unit: bytes, pack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what has no record for long, no more than a bounded part is unpacked."""
-    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_GAP_BYTES", 2 * 1024 * 1024)
-    monkeypatch.setattr("kapudf_cli.recordings.recording.MAX_BATCH_BYTES", 1024 * 1024)
-    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_BATCH_BYTES", 1024 * 1024)
+    monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_GAP_BYTES", 2 * 1024 * 1024)
+    monkeypatch.setattr("kapudf_cli.tools.recordings.recording.MAX_BATCH_BYTES", 1024 * 1024)
+    monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_BATCH_BYTES", 1024 * 1024)
     path = tmp_path / "bomb"
     data = unit * (16 * 1024 * 1024 // len(unit))
     if pack == "gzip":
@@ -547,8 +547,8 @@ def test_the_first_line_has_the_limit_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In line protocol and in batches."""
-    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_POINT_BYTES", 1000)
-    monkeypatch.setattr("kapudf_cli.recordings.lines.MAX_BATCH_BYTES", 4000)
+    monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_POINT_BYTES", 1000)
+    monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_BATCH_BYTES", 4000)
     path = tmp_path / "recording"
     point, row = f'm x="{"a" * 1500}"\n', json.dumps(batch(group="a" * 3000)) + "\n"
     path.write_text(point + "m x=1\n" + point)

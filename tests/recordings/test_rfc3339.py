@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapudf_cli.recordings.rfc3339 import read_time, write_time
+from kapudf_cli.tools.recordings.rfc3339 import read_time, write_time
 
 
 @given(st.integers(-(2**63), 2**63 - 1))

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kapudf_cli import BeginBatch, EndBatch, Point, drop_field, set_field
-from kapudf_cli.kit.batches import Batch, batch_messages
-from kapudf_cli.replay import differences
-from kapudf_cli.replay.difference_format import DifferenceFormat
+from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.testing import grouped, lines
+from kapudf_cli.tools.replay import differences
+from kapudf_cli.tools.replay.difference_format import DifferenceFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from kapudf_cli.replay.differences import Fate
-    from kapudf_cli.wire.codec import DataMessage
+    from kapudf_cli.protocol.codec import DataMessage
+    from kapudf_cli.tools.replay.differences import Fate
 
 
 def differing(sent: Iterable[DataMessage], received: Iterable[DataMessage]) -> list[str]:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli import BeginBatch, EndBatch, Point, set_field
-from kapudf_cli.recordings import Kind, open_recording
-from kapudf_cli.replay.formats import JsonFormat, LineFormat
-from kapudf_cli.replay.table import TableFormat
 from kapudf_cli.testing import grouped, lines
+from kapudf_cli.tools.recordings import Kind, open_recording
+from kapudf_cli.tools.replay.formats import JsonFormat, LineFormat
+from kapudf_cli.tools.replay.table import TableFormat
 from tests.captured import data_of
 from tests.handlers import recordings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kapudf_cli.kit.batches import Batch
-    from kapudf_cli.replay.formats import Format
-    from kapudf_cli.wire.codec import DataMessage
+    from kapudf_cli.handler.batches import Batch
+    from kapudf_cli.protocol.codec import DataMessage
+    from kapudf_cli.tools.replay.formats import Format
 
 BATCHES = ("batch-01", "batch-query-01")
 

@@ -1,1 +1,0 @@
-"""Sockets, signals and threads: what turns agents into a service."""

@@ -1,0 +1,1 @@
+"""The supervisor: functions, their workers and connections, in one loop."""

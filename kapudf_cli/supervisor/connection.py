@@ -1,0 +1,328 @@
+"""A connection as the supervisor has it: duplicates of its descriptors, and its history."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import select
+import socket
+import struct
+import termios
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.journal.header import LEDGER_BYTES, NOTHING_IN_HAND, Ledger
+from kapudf_cli.protocol.framing import HEARTBEAT
+from kapudf_cli.supervisor.poison import Scene, Suspicion
+from kapudf_cli.worker.busy_watchdog import BusyWatch
+from kapudf_cli.worker.channel import Take
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.supervisor.worker_process import WorkerProcess
+    from kapudf_cli.system.socket_file import PeerCredentials
+
+#: For so long a worker that reads nothing is only slow.
+_NOT_READING_S: Final = 1.0
+#: A worker that has not run for so long, and does not answer, is frozen.
+_FROZEN_S: Final = 10.0
+#: Over how long a rate is taken.
+_RATE_S: Final = 1.0
+
+
+@dataclass
+class Move:
+    """A connection on its way from one worker to another.
+
+    Attributes:
+        target: the worker that will have it.
+        began_s: when the old one was told to pause, of the monotonic clock.
+        is_paused: whether the old one stands still, and the new one was asked.
+        thread: that of the old one, which serves the connection again if nothing comes of it.
+    """
+
+    target: WorkerProcess
+    began_s: float = 0.0
+    is_paused: bool = False
+    thread: int = 0
+
+
+class ServedConnection:
+    """One connection, which outlives the workers that serve it.
+
+    Attributes:
+        number: what the log calls it.
+        worker: who serves it, None while nobody does.
+        move: on its way to another worker, if it is.
+        stays: whether another worker could not take it over: it is not tried again.
+        watch: whether its handler is busy.
+        takeovers: how often another worker took it over after a death.
+        was_served: whether a worker was ever told to serve it.
+        is_neglected: whether something is there to be read or sent, its worker says that it
+            waits for that, and has done nothing since the last look.
+        suspicion: what the deaths of its workers say about its frames.
+        points_per_s: how many points came of late, on average.
+        points_before: how many points it had had when its worker got it.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        connection: socket.socket,
+        memory: int,
+        peer: PeerCredentials | None,
+        *,
+        busy_limit_s: float,
+    ) -> None:
+        """Keep a connection's socket and memory; they are this object's to close."""
+        self.number = number
+        self.peer = peer
+        self.started_s = time.monotonic()
+        self.worker: WorkerProcess | None = None
+        self.move: Move | None = None
+        self.stays = False
+        self.watch = BusyWatch(busy_limit_s)
+        self.takeovers = 0
+        self.was_served = False
+        self.suspicion = Suspicion()
+        self.points_before = 0
+        self.points_per_s = 0.0
+        self.is_neglected = False
+        self._received_before = 0
+        self._rated_s = self.started_s
+        self._rated_points = 0
+        self._socket = connection
+        self._memory = memory
+        self._map = mmap.mmap(memory, LEDGER_BYTES)
+        self.ledger = Ledger(self._map)
+
+    # --- to workers ---
+
+    def take(self, *, waits: bool = False) -> tuple[Take, list[int]]:
+        """Return the order to serve it, and the descriptors that go with it."""
+        self.ledger.thread = 0
+        self.ledger.pulse_ns = time.monotonic_ns()
+        if not waits:
+            # What the last worker had in hand, this one has not been given yet: were it to
+            # die before, that is no death over the frame.
+            self.ledger.in_hand = NOTHING_IN_HAND
+            # Nor does this one wait, for input or for Kapacitor, as the last one did: it is at
+            # work until it says so, and may hang over what it repeats.
+            self.ledger.busy_since_ns = time.monotonic_ns()
+            self.ledger.waits_for_peer = 0
+        order = Take(
+            self.number,
+            None if self.peer is None else self.peer.pid,
+            None if self.peer is None else self.peer.uid,
+            time.monotonic() - self.started_s,
+            takes_over=self.was_served,
+            waits=waits,
+            until=self.suspicion.until,
+            poison=tuple(sorted(self.suspicion.poison)),
+            give_up=self.suspicion.give_up,
+        )
+        return order, [self._socket.fileno(), self._memory]
+
+    @property
+    def points(self) -> int:
+        """How many points have come."""
+        return self.ledger.marks.stats.points_in
+
+    def begin_with_worker(self) -> None:
+        """Count anew what its worker does for it, now that it is another one."""
+        self.points_before = self.points
+        self.watch.begin()
+
+    def give_up(self, reason: str) -> None:
+        """Have the next worker fail it, with the reason."""
+        self.suspicion.give_up = reason
+
+    # --- after a death ---
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether its worker deals with one frame at a time, for one killed the last worker."""
+        return self.ledger.marks.stats.offset < self.suspicion.until
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether another worker could take it over now, though it need not."""
+        return bool(self.ledger.marks.covered) and not self.is_careful
+
+    def note_death(
+        self, how: str, *, accused: bool | None, alone: bool, drops_poison: bool
+    ) -> None:
+        """Note that its worker died, and find out whether one of its frames is the cause.
+
+        Args:
+            how: what happened to the worker, as "died by SIGKILL".
+            accused: whether the death came from its own thread, None where that is not
+                known, as of a kill.
+            alone: whether it was the only careful connection of that worker.
+            drops_poison: whether a frame that kills workers is dropped, and the connection
+                goes on, or the connection is given up.
+        """
+        self.takeovers += 1
+        ledger, marks = self.ledger, self.ledger.marks
+        scene = Scene(
+            offset=marks.stats.offset,
+            in_hand=ledger.in_hand,
+            received=ledger.received,
+            cut=marks.cut,
+            was_busy=ledger.busy_since_ns != 0,
+        )
+        self.suspicion.note_death(
+            scene,
+            how,
+            time.monotonic(),
+            accused=accused,
+            alone=alone,
+            drops_poison=drops_poison,
+        )
+
+    # --- while its handler is busy ---
+
+    def look(self, now_s: float) -> None:
+        """See whether the handler is busy."""
+        ledger = self.ledger
+        marks = ledger.marks
+        at_work = ledger.busy_since_ns != 0 and not ledger.waits_for_peer
+        busy = at_work or self.worker is None or self.move is not None
+        # A worker that another handler holds up, or that is stopped, cannot even note that
+        # something has come for this one. Kapacitor is told at the first look that finds that:
+        # it asks after half of its time-out, and gives up after the other half.
+        received = ledger.received
+        reads = busy or received != self._received_before
+        self.is_neglected = not reads and self._has_work_left()
+        self._received_before = received
+        what: object = None
+        if busy:
+            what = (marks.stats.offset, ledger.in_hand)
+        elif self.is_neglected:
+            what = (marks.stats.offset, received, self._sent_until())
+        self.watch.look(now_s, in_hand=what, sent=(marks.out_end, marks.stats.offset))
+
+        if now_s - self._rated_s >= _RATE_S:
+            points = marks.stats.points_in
+            self.points_per_s = (points - self._rated_points) / (now_s - self._rated_s)
+            self._rated_s, self._rated_points = now_s, points
+
+    @property
+    def needs_heartbeat(self) -> bool:
+        """Whether Kapacitor should be told that the connection is alive.
+
+        A connection that has no worker waits without a limit: the import of a handler may take
+        longer than one frame ever does, and without a heartbeat the task would fail.
+        """
+        return self.worker is None or self.watch.beats or self.is_neglected
+
+    @property
+    def is_not_reading(self) -> bool:
+        """Whether its worker has left something undone for longer than a slow machine explains."""
+        return self.is_neglected and self.watch.busy_s >= _NOT_READING_S
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether its worker says that the handler has something to do."""
+        return self.worker is not None and self.ledger.busy_since_ns != 0
+
+    def is_silent(self, for_s: float) -> bool:
+        """Return whether no Python code has run in its worker for so long."""
+        return time.monotonic_ns() - self.ledger.pulse_ns >= for_s * 1e9
+
+    @property
+    def is_not_pausing(self) -> bool:
+        """Whether its worker only has to stop waiting for a handover, and does not even run."""
+        waits_for_pause = self.move is not None and not self.move.is_paused
+        return waits_for_pause and not self.is_at_work and self.is_silent(_FROZEN_S)
+
+    @property
+    def state(self) -> str:
+        """What it is doing, in words."""
+        if self.worker is None:
+            return "waiting for a worker"
+        if self.move is not None:
+            return "being handed over"
+        if self.is_not_reading:
+            return "not reading"
+        if self.ledger.waits_for_peer:
+            return "waiting on Kapacitor"
+        return "busy" if self.ledger.busy_since_ns else "idle"
+
+    def _has_work_left(self) -> bool:
+        """Return whether a worker that waits has no reason to."""
+        if self.ledger.waits_for_peer:
+            if self._sent_until() == self.ledger.marks.out_end:
+                return False
+            room = select.poll()
+            room.register(self._socket, select.POLLOUT)
+            return bool(room.poll(0))
+        return self._unread_bytes() > 0
+
+    def _send_rest(self) -> None:
+        """Send what the last worker has committed and not sent, as far as there is room.
+
+        The next worker would, but may import its handler for long, and no heartbeat may come
+        in the middle of a message.
+        """
+        marks = self.ledger.marks
+        at = self._sent_until()
+        if not marks.out_at <= at <= marks.out_end:
+            # The worker died before it began with the last piece, which lies elsewhere.
+            at = os.lseek(self._memory, marks.out_at, os.SEEK_SET)
+        while at < marks.out_end:
+            at += os.sendfile(self._socket.fileno(), self._memory, None, marks.out_end - at)
+
+    def _sent_until(self) -> int:
+        """Return up to where in the memory output was sent."""
+        return os.lseek(self._memory, 0, os.SEEK_CUR)
+
+    def _unread_bytes(self) -> int:
+        answer = fcntl.ioctl(self._socket, termios.FIONREAD, b"\0" * 4)
+        return int(struct.unpack("i", answer)[0])
+
+    def beat(self) -> None:
+        """Send a heartbeat, if that is not in the midst of a message."""
+        with contextlib.suppress(OSError):
+            # A worker that is about to send has it locked.
+            fcntl.lockf(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                if self.worker is None:
+                    self._send_rest()
+                if self._sent_until() == self.ledger.marks.out_end:
+                    self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)
+            finally:
+                fcntl.lockf(self._memory, fcntl.LOCK_UN)
+
+    def log_abandoned(self, log: BoundLogger) -> None:
+        """Log the one event that says how it went, in the place of the worker that cannot."""
+        stats = self.ledger.marks.stats
+        task_id, node_id = self.ledger.task
+        log.error(
+            "connection finished",
+            connection=self.number,
+            reason="abandoned",
+            task_id=task_id,
+            node_id=node_id,
+            points_in=stats.points_in,
+            points_out=stats.points_out,
+            batches_in=stats.batches_in,
+            batches_out=stats.batches_out,
+            bytes_in=self.ledger.received,
+            bytes_out=stats.bytes_out,
+            duration_s=round(time.monotonic() - self.started_s, 6),
+            takeovers=self.takeovers,
+        )
+
+    def close(self) -> None:
+        """Close it, on this side."""
+        self._map.close()
+        os.close(self._memory)
+        with contextlib.suppress(OSError):
+            # So that it ends, even if a child of a handler's has it too.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()

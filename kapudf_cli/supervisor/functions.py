@@ -1,0 +1,296 @@
+"""The functions that are served: started, listened on when they are ready, replaced and removed."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.errors import WorkerStartError
+from kapudf_cli.supervisor.pool import Pool
+from kapudf_cli.supervisor.served_function import FunctionSockets, ServedFunction
+from kapudf_cli.system import systemd
+
+if TYPE_CHECKING:
+    import selectors
+    from collections.abc import Mapping
+
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.config import Settings
+    from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
+    from kapudf_cli.worker.listeners import Listeners
+
+#: More functions are not started while so many workers load their handlers: they would only
+#: take the processors from each other, and from the workers that serve.
+_MOST_STARTING: Final = max(4, 2 * (os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of what is served, prepared so far that nothing of it can fail.
+
+    Attributes:
+        settings: what is to be served.
+        sockets: of each function in them, bound and with their mode and group.
+        renamed: the new name of each function that has one.
+    """
+
+    settings: Settings
+    sockets: Mapping[str, FunctionSockets]
+    renamed: Mapping[str, str]
+
+
+class Functions:
+    """All functions, by name.
+
+    Attributes:
+        settings: what is served, and how it logs.
+        is_up: whether all that there were at the start have been ready; then whatever fails
+            ends nothing else.
+        ends: whether `stop_listening` was called; then nothing new begins.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        selector: selectors.BaseSelector,
+        *,
+        listeners: Listeners[FunctionSockets],
+        control_listeners: Listeners[FunctionSockets],
+        reserve: DescriptorReserve,
+        log: BoundLogger,
+    ) -> None:
+        """Bind the sockets of all functions.
+
+        Args:
+            settings: what to serve.
+            selector: workers are registered with it, with a callable as data.
+            listeners: has Kapacitor's connections accepted, once a function is ready.
+            control_listeners: has those accepted who ask for status or reload.
+            reserve: descriptors for starting workers.
+            log: where events go.
+
+        Raises:
+            SocketPathError: one cannot be bound; none is kept then.
+        """
+        self.settings = settings
+        self.is_up = False
+        self.ends = False
+        self._selector = selector
+        self._listeners = listeners
+        self._control_listeners = control_listeners
+        self._reserve = reserve
+        self._log = log
+        self._worker_numbers = itertools.count(1)
+        self._connection_numbers = itertools.count(1)
+        # Those that are in the settings, and those that go as soon as another one can take
+        # their place.
+        self._served: dict[str, ServedFunction] = {}
+        # Those that accept no connection any more, until their last worker has ended.
+        self._leaving: list[ServedFunction] = []
+        self._sockets: list[FunctionSockets] = []
+        self._unstarted: collections.deque[ServedFunction] = collections.deque()
+        self.change(self.prepare(settings))
+
+    def get(self, name: str) -> ServedFunction | None:
+        """Return a function, None if it is no longer served."""
+        return self._served.get(name)
+
+    def names(self) -> frozenset[str]:
+        """Return the functions that are in the settings."""
+        return frozenset(name for name, each in self._served.items() if each.sockets)
+
+    def pools(self) -> list[Pool]:
+        """Return the workers of each, and of those that leave."""
+        return [each.pool for each in (*self._served.values(), *self._leaving)]
+
+    # --- as they start ---
+
+    def start(self) -> None:
+        """Start the first workers, of as many functions as there is room for.
+
+        Raises:
+            WorkerStartError: the system has no process, memory or descriptor left.
+        """
+        while self._unstarted and self.has_room:
+            function = self._unstarted.popleft()
+            name = function.pool.name
+            try:
+                function.pool.start()
+            except OSError as error:
+                problem = f"no worker of {name} can be started: {error}"
+                raise WorkerStartError(problem, function=name, wrong_call=False) from error
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether functions wait for room to be started."""
+        return bool(self._unstarted)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the workers of one more function may be started."""
+        return sum(pool.starting for pool in self.pools()) < _MOST_STARTING
+
+    def listen_where_ready(self) -> None:
+        """Accept connections for the functions that are ready; tell systemd once all are."""
+        if self.ends:
+            return
+        served = [each for each in self._served.values() if each.sockets]
+        if not self.is_up and not all(each.pool.is_settled for each in served):
+            return  # If one cannot be served at all, none is.
+        for function in served:
+            sockets = function.sockets
+            if sockets is None or not function.pool.is_ready:
+                continue
+            if sockets.listens and sockets.user is function:
+                continue
+            sockets.user = function
+            if not sockets.listens:
+                sockets.listens = True
+                sockets.socket_file.listen()
+                self._listeners.add(sockets, sockets.socket_file)
+            self._log.info(
+                "listening",
+                function=function.pool.name,
+                handler=function.pool.handler,
+                socket=sockets.socket_file.path,
+            )
+        self._dismiss_replaced()
+        if not self.is_up and all(each.sockets and each.sockets.listens for each in served):
+            self.is_up = True
+            systemd.notify("READY=1")
+
+    # --- as the settings change ---
+
+    def prepare(self, settings: Settings) -> Change:
+        """Prepare to serve what `settings` say; if that fails, everything is as it was.
+
+        Raises:
+            SocketPathError: a path, mode or group cannot be had.
+        """
+        sockets: dict[str, FunctionSockets] = {}
+        with contextlib.ExitStack() as undo:
+            for name, wanted in settings.functions.items():
+                ours = next((each for each in self._sockets if each.is_at(wanted.socket)), None)
+                if ours is None:
+                    ours = FunctionSockets(name, wanted, self._log)
+                    undo.callback(ours.release)
+                else:
+                    undo.callback(ours.restore_access, ours.access)
+                    ours.set_access((wanted.mode, wanted.group))
+                sockets[name] = ours
+            undo.pop_all()
+        return Change(settings, sockets, self._renamed(settings))
+
+    def change(self, change: Change) -> list[str]:
+        """Serve what was prepared, and return the functions that are still to load new code.
+
+        A function that is added is served once its workers are ready. The sockets of another
+        one, it takes over only then.
+        """
+        stay = []
+        self.settings = change.settings
+        for old, new in change.renamed.items():
+            function = self._served.pop(old)
+            self._served[new] = function
+            function.pool.rename(new)
+            self._log.info("function renamed", function=new, before=old)
+        for function in self._served.values():
+            function.sockets = None
+        for name, sockets in change.sockets.items():
+            known = self._served.get(name)
+            function = known or ServedFunction(self._pool(name), None)
+            function.sockets = sockets
+            self._served[name] = function
+            if known is None:
+                self._unstarted.append(function)
+            elif known in self._unstarted:
+                known.pool.settings = change.settings.functions[name]
+            else:
+                stay.append(name)
+            if sockets not in self._sockets:
+                sockets.user = function
+                self._sockets.append(sockets)
+                if sockets.control_file is not None:
+                    self._control_listeners.add(sockets, sockets.control_file)
+        if self.is_up:
+            self.listen_where_ready()
+        return stay
+
+    def _renamed(self, settings: Settings) -> dict[str, str]:
+        """Return the new names of functions: the same handler, at the same path."""
+        renamed = {}
+        for new, wanted in settings.functions.items():
+            for old, function in self._served.items():
+                sockets = function.sockets
+                if (
+                    new not in self._served
+                    and old not in settings.functions
+                    and sockets is not None
+                    and sockets.is_at(wanted.socket)
+                    and function.pool.settings.handler == wanted.handler
+                ):
+                    renamed[old] = new
+        return renamed
+
+    def _dismiss_replaced(self) -> None:
+        """Release the sockets that are not wanted, and stop the functions without sockets."""
+        wanted = [each.sockets for each in self._served.values()]
+        for sockets in [each for each in self._sockets if each not in wanted]:
+            self._close(sockets)
+            sockets.release()
+            self._sockets.remove(sockets)
+        users = [each.user for each in self._sockets]
+        for name, function in list(self._served.items()):
+            if function.sockets is None and function not in users:
+                del self._served[name]
+                if function in self._unstarted:
+                    self._unstarted.remove(function)
+                function.pool.stop()
+                self._leaving.append(function)
+
+    def _close(self, sockets: FunctionSockets) -> None:
+        """Accept what is in the queue of sockets, and then nothing more."""
+        if sockets.listens:
+            sockets.listens = False
+            self._listeners.remove(sockets)
+        if sockets.control_file is not None:
+            self._control_listeners.remove(sockets)
+
+    def forget_ended(self) -> None:
+        """Forget the functions that leave and have no worker left."""
+        for function in [each for each in self._leaving if each.pool.is_empty]:
+            self._leaving.remove(function)
+            self._log.info("function removed", function=function.pool.name)
+
+    def _pool(self, name: str) -> Pool:
+        return Pool(
+            name,
+            self.settings.functions[name],
+            self.settings,
+            worker_numbers=self._worker_numbers,
+            connection_numbers=self._connection_numbers,
+            selector=self._selector,
+            reserve=self._reserve,
+            log=self._log,
+        )
+
+    # --- at the end ---
+
+    def stop_listening(self) -> None:
+        """Accept who is in the queues, for they were connected before, and then nobody."""
+        self.ends = True
+        self._unstarted.clear()
+        for sockets in self._sockets:
+            if sockets.listens:
+                sockets.listens = False
+                self._listeners.remove(sockets)
+
+    def release(self) -> None:
+        """Release the sockets of all functions."""
+        for sockets in self._sockets:
+            sockets.release()

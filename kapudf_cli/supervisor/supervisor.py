@@ -1,0 +1,277 @@
+"""The supervisor: sockets, signals and worker processes, in one small loop.
+
+It imports no handler and no protobuf, so that no plugin can hurt it. It keeps a
+duplicate of every connection, so that a connection outlives the workers that serve it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import selectors
+import signal
+import time
+import traceback
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from kapudf_cli.errors import WorkerStartError
+from kapudf_cli.supervisor import orphans
+from kapudf_cli.supervisor.control import ControlClients
+from kapudf_cli.supervisor.control_commands import ControlCommands
+from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
+from kapudf_cli.supervisor.drain import Drain
+from kapudf_cli.supervisor.functions import Functions
+from kapudf_cli.supervisor.reload import Reloading
+from kapudf_cli.system import systemd
+from kapudf_cli.worker.listeners import Listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.config import Settings
+    from kapudf_cli.supervisor.code_watch import CodeWatch
+    from kapudf_cli.supervisor.served_function import FunctionSockets
+    from kapudf_cli.system.signals import SignalQueue
+    from kapudf_cli.system.socket_file import SocketFile
+
+#: How often everything is looked after, while there is anything to look after.
+_LOOK_S: Final = 0.25
+#: How often PID 1 of a container reaps children of others, while it has nothing else to do.
+_REAP_S: Final = 5.0
+#: How long workers have to end after a kill.
+_KILL_WAIT_S: Final = 5.0
+#: The pause of the loop after a step that failed unexpectedly.
+_PAUSE_AFTER_FAILURE_S: Final = 0.1
+#: How long a failure of the same kind, at the same line, is not logged again.
+_SAME_FAILURE_S: Final = 60.0
+
+T = TypeVar("T")
+
+
+class Supervisor:
+    """Serves functions by worker processes, until it is told to stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        read_settings: Callable[[], Settings],
+        *,
+        log: BoundLogger,
+        code_watch: CodeWatch | None = None,
+    ) -> None:
+        """Bind the sockets of all functions.
+
+        Args:
+            settings: what to serve.
+            read_settings: reads the settings anew; raises KapudfError if they are wrong.
+            log: where events go.
+            code_watch: is told where the handlers' code is, if there is one.
+
+        Raises:
+            SocketPathError: one cannot be had; none is kept then.
+        """
+        self._log = log
+        self._code_watch = code_watch
+        self._selector = selectors.DefaultSelector()
+        self._reserve = DescriptorReserve()
+        self._listeners: Listeners[FunctionSockets] = Listeners(
+            self._selector, self._accept, log, may_accept=self._may_accept
+        )
+        self._control_listeners: Listeners[FunctionSockets] = Listeners(
+            self._selector, self._greet, log
+        )
+        self._clients = ControlClients(self._selector)
+        self._functions = Functions(
+            settings,
+            self._selector,
+            listeners=self._listeners,
+            control_listeners=self._control_listeners,
+            reserve=self._reserve,
+            log=log,
+        )
+        self._reloading = Reloading(self._functions, read_settings, log)
+        self._commands = ControlCommands(self._functions, self._reloading)
+        self._is_ending = False
+        self._has_failed = False
+        # When each kind of failure was last logged, by its type, file and line.
+        self._failures: dict[tuple[type, str, int | None], float] = {}
+
+    def run(self, signals: SignalQueue) -> int:
+        """Serve until SIGINT or SIGTERM and return the exit status: 0, or 1 if hurried.
+
+        Args:
+            signals: a queue of these and of SIGHUP, which reloads.
+
+        Raises:
+            WorkerStartError: a handler cannot be loaded, or no process be started, at the very
+                start.
+        """
+        self._selector.register(signals, selectors.EVENT_READ)
+        abandoned = 0
+        try:
+            self._functions.start()
+            first = self._serve_until_signal(signals)
+            systemd.notify("STOPPING=1")
+            hurried = self._drain(first, signals)
+            abandoned = sum(pool.abandon() for pool in self._functions.pools())
+        finally:
+            self._is_ending = True
+            self._end_workers()
+            self._attempt(self._functions.release)
+            self._reserve.close()
+            self._selector.close()
+        self._log.info("stopped", abandoned_connections=abandoned)
+        return 1 if hurried else 0
+
+    # --- the loop ---
+
+    def _serve_until_signal(self, signals: SignalQueue) -> signal.Signals:
+        while True:
+            self._turn()
+            taken = self._attempt(signals.take) or []
+            # A stop comes first, and several reloads are one.
+            for number in taken:
+                if number is not signal.SIGHUP:
+                    return number
+            if taken:
+                self._attempt(self._reloading.reload_all)
+
+    def _turn(self, longest_s: float | None = None) -> None:
+        """Wait for something to happen, for `longest_s` at most, and deal with it."""
+        if self._has_failed:
+            # What caused the failure is still there: without a pause, the loop would spin.
+            self._has_failed = False
+            time.sleep(_PAUSE_AFTER_FAILURE_S)
+        for key, _ in self._attempt(functools.partial(self._wait, longest_s)) or []:
+            # Asked by its number: what was dealt with before may have closed it.
+            if key.data is not None and self._selector.get_map().get(key.fd) is key:
+                self._attempt(key.data)
+        now_s = time.monotonic()
+        for pool in self._functions.pools():
+            self._attempt(functools.partial(pool.look, now_s))
+        if self._code_watch is not None:
+            self._attempt(functools.partial(self._follow_code, self._code_watch))
+        self._attempt(functools.partial(self._clients.look, now_s))
+        self._attempt(self._functions.start)
+        self._attempt(self._reloading.step)
+        self._attempt(self._functions.listen_where_ready)
+        self._attempt(self._functions.forget_ended)
+        self._attempt(self._reap_orphans)
+
+    def _reap_orphans(self) -> None:
+        """Reap children that are no workers."""
+        workers = (each for pool in self._functions.pools() for each in pool.all_workers())
+        orphans.reap({worker.pid for worker in workers})
+
+    def _wait(self, longest_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready, after `longest_s` or the next look at the latest."""
+        now_s = time.monotonic()
+        rests_s = [each.wait_s(now_s) for each in (self._listeners, self._control_listeners)]
+        needs_looks = (
+            self._functions.is_starting
+            or self._reloading.is_waiting
+            or any(pool.needs_looks for pool in self._functions.pools())
+        )
+        look_s = _LOOK_S if needs_looks else None
+        reap_s = _REAP_S if os.getpid() == 1 else None
+        waits = [each for each in (*rests_s, look_s, reap_s, longest_s) if each is not None]
+        return self._selector.select(max(min(waits), 0.0) if waits else None)
+
+    def _follow_code(self, code_watch: CodeWatch) -> None:
+        """Watch the code of all functions; after a failure, a new file may be what it lacks."""
+        pools = self._functions.pools()
+        code_watch.follow(
+            (file for pool in pools for file in pool.code_files),
+            new_files=any(pool.has_failed for pool in pools),
+        )
+
+    def _attempt(self, step: Callable[[], T]) -> T | None:
+        """Do one step of the loop; None if it fails, which ends nothing else.
+
+        The end of this process would be the end of every connection. Only at the very start,
+        with nothing served yet, a failure is raised.
+        """
+        try:
+            return step()
+        except WorkerStartError as error:
+            if not self._functions.is_up and not self._is_ending:
+                raise
+            # A function that a reload has added.
+            self._log.error("function cannot be served", error=str(error))
+        except Exception as error:
+            if not self._functions.is_up and not self._is_ending:
+                raise
+            self._has_failed = True
+            self._log_failure(error)
+        return None
+
+    def _log_failure(self, error: Exception) -> None:
+        """Log an unexpected failure, and the same one again only after a while."""
+        frames = traceback.extract_tb(error.__traceback__)
+        place = (type(error), frames[-1].filename, frames[-1].lineno)
+        now_s = time.monotonic()
+        if now_s - self._failures.get(place, -math.inf) >= _SAME_FAILURE_S:
+            self._failures[place] = now_s
+            self._log.error("unexpected failure, everything else goes on", exc_info=error)
+
+    # --- who connects ---
+
+    def _may_accept(self, sockets: FunctionSockets) -> bool:
+        """Return whether the workers of a function keep up with its connections."""
+        return sockets.user is not None and sockets.user.pool.may_accept
+
+    def _accept(self, sockets: FunctionSockets, socket_file: SocketFile) -> bool:
+        """Serve the next connection of Kapacitor's, if there is one; see `Listeners`."""
+        return sockets.user is not None and sockets.user.pool.accept(socket_file)
+
+    def _greet(self, sockets: FunctionSockets, control_file: SocketFile) -> bool:
+        """Serve the next control client, if there is one; see `Listeners`."""
+        with self._reserve.lent():
+            connection = control_file.accept()
+        if connection is None:
+            return False
+        self._clients.add(connection, functools.partial(self._commands.obey, sockets))
+        return True
+
+    # --- the end ---
+
+    def _drain(self, first: signal.Signals, signals: SignalQueue) -> bool:
+        """Let every connection finish; return whether a second signal cut that short."""
+        self._functions.stop_listening()
+        pools = self._functions.pools()
+        grace_period_s = self._functions.settings.grace_period_s
+        self._log.info(
+            "stopping",
+            signal=first.name,
+            connections=sum(len(pool.connections) for pool in pools),
+            grace_period_s=grace_period_s,
+        )
+        now_s = time.monotonic()
+        drain = Drain(
+            pools,
+            grace_period_s=grace_period_s,
+            now_s=now_s,
+            attempt=self._attempt,
+            log=self._log,
+        )
+        while (wait_s := drain.wait_s(time.monotonic())) is not None:
+            self._turn(wait_s)
+            taken = self._attempt(signals.take) or []
+            if any(number is not signal.SIGHUP for number in taken):
+                connections = sum(len(pool.connections) for pool in pools)
+                self._log.warning("second signal, ending at once", connections=connections)
+                return True
+        return False
+
+    def _end_workers(self) -> None:
+        """See to it that no worker is left."""
+        deadline = time.monotonic() + _KILL_WAIT_S
+        pools = self._functions.pools
+        for pool in pools():
+            self._attempt(pool.kill)
+        while not all(pool.is_empty for pool in pools()) and time.monotonic() < deadline:
+            self._turn(deadline - time.monotonic())
+        self._clients.close()

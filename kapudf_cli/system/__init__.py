@@ -1,0 +1,1 @@
+"""What the operating system gives and takes: sockets, signals, limits, logs."""

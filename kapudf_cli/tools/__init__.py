@@ -1,0 +1,1 @@
+"""What the commands do: replay, check, load, and the files they read."""

@@ -1,0 +1,89 @@
+"""Points of a given shape: so many fields, tags and groups."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from kapudf_cli.protocol.codec import DataMessage
+
+#: What telegraf's `cpu` measures, in per cent.
+_CPU_FIELDS: Final = (
+    "usage_guest",
+    "usage_guest_nice",
+    "usage_idle",
+    "usage_iowait",
+    "usage_irq",
+    "usage_nice",
+    "usage_softirq",
+    "usage_steal",
+    "usage_system",
+    "usage_user",
+)
+#: 2023-11-14 22:13:20 UTC, and a millisecond.
+_START_NS: Final = 1_700_000_000_000_000_000
+_STEP_NS: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What each point is like; the default is telegraf's `cpu` of eight hosts.
+
+    Attributes:
+        fields: how many double fields; the first ten are named as telegraf names them.
+        tags: how many tags, of which the last tells the groups apart.
+        groups: how many groups the points are of, in turn.
+    """
+
+    fields: int = len(_CPU_FIELDS)
+    tags: int = 2
+    groups: int = 8
+
+    def points(self, count: int) -> Iterator[Point]:
+        """Yield so many points; the same in every run."""
+        chance = random.Random(1)  # noqa: S311 - the same points in every run
+        names = [*_CPU_FIELDS, *(f"field{n:02}" for n in range(len(_CPU_FIELDS), self.fields))]
+        for number in range(count):
+            tags = self._tags(number % self.groups)
+            yield Point(
+                time=_START_NS + number * _STEP_NS,
+                name="cpu",
+                database="telegraf",
+                retentionPolicy="autogen",
+                group=_group(tags),
+                dimensions=sorted(tags),
+                tags=tags,
+                fieldsDouble={name: chance.uniform(1, 100) for name in names[: self.fields]},
+            )
+
+    def batches(self, count: int, length: int) -> Iterator[DataMessage]:
+        """Yield points as batches of `length`, each of one group, the groups in turn."""
+        points = list(self.points(count))
+        for number, start in enumerate(range(0, count, length)):
+            tags = self._tags(number % self.groups)
+            yield from _batch(points[start : start + length], tags)
+
+    def _tags(self, group: int) -> dict[str, str]:
+        tags = {"cpu": "cpu-total"} if self.tags > 1 else {}
+        tags.update({f"tag{n:02}": "value" for n in range(1, self.tags - 1)})
+        if self.tags:
+            tags["host"] = f"server{group:02}"
+        return tags
+
+
+def _group(tags: dict[str, str]) -> str:
+    return ",".join(f"{name}={tags[name]}" for name in sorted(tags))
+
+
+def _batch(points: Sequence[Point], tags: dict[str, str]) -> Iterator[DataMessage]:
+    group = _group(tags)
+    yield BeginBatch(name="cpu", group=group, tags=tags, size=len(points))
+    for point in points:
+        yield Point(time=point.time, group=group, tags=tags, fieldsDouble=point.fieldsDouble)
+    yield EndBatch(name="cpu", group=group, tags=tags, tmax=points[-1].time)

@@ -1,0 +1,273 @@
+"""What a UDF changed: each point that came back beside the one that was sent.
+
+A point that comes back is the one of the same group and time that was sent and has not
+come back yet. UDFs keep the order within a group, so that a point is lost once a later
+one of its group has come back; a batch's are once the batch has ended.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from kapudf_cli.handler.points import get_fields
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
+from kapudf_cli.tools.recordings.grouping import group_id
+from kapudf_cli.tools.recordings.line_protocol import show_value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from kapudf_cli.protocol.codec import DataMessage
+
+#: How many points may be under way at a time, about 1 KB each. One that has not come back
+#: when so many more have been sent counts as lost.
+MAX_UNDER_WAY: Final = 50_000
+#: How many points of the same time, but of other groups, are looked at.
+_MAX_OF_A_TIME: Final = 64
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Fate(enum.Enum):
+    """What became of a point."""
+
+    SAME = "="
+    CHANGED = "~"
+    LOST = "-"
+    NEW = "+"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A point as it was sent and as it came back; one of them is missing where it is lost or new.
+
+    Attributes:
+        fate: what became of it.
+        point: the point as it came back, or as it was sent if it is lost.
+        name: its measurement, which a point of a batch does not have itself.
+        changes: what is different, in words, a part each.
+    """
+
+    fate: Fate
+    point: Point
+    name: str
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A message under way: a point, or the end of a batch."""
+
+    message: Point | EndBatch
+    group: str
+    name: str
+    in_batch: bool
+    done: bool = False
+
+
+class Differences:
+    """Pairs what comes back with what was sent. Sending and receiving may be two threads.
+
+    Attributes:
+        counts: how many points had each fate.
+    """
+
+    def __init__(self, tell: Callable[[Difference | BeginBatch | EndBatch], None]) -> None:
+        """Tell each difference as it is known, and where batches that came back begin and end."""
+        self.counts = collections.Counter[Fate]()
+        self._tell = tell
+        self._lock = threading.Lock()
+        # What is under way, in order: all of it, and of each group.
+        self._all: collections.deque[_Sent] = collections.deque()
+        self._groups: dict[str, collections.deque[_Sent]] = {}
+        # The points of it by time, in their group and all together.
+        self._of_group_and_time: dict[tuple[str, int], list[_Sent]] = {}
+        self._of_time: dict[int, list[_Sent]] = {}
+        # The ends of batches in it, by group and tmax.
+        self._ends: dict[tuple[str, int], list[_Sent]] = {}
+        self._sent_batch: BeginBatch | None = None
+        self._received_batch: BeginBatch | None = None
+
+    def sent(self, message: DataMessage) -> None:
+        """Note what is about to be sent; nothing of it may change any more."""
+        with self._lock:
+            match message:
+                case BeginBatch():
+                    self._sent_batch = message
+                case EndBatch():
+                    self._sent_batch = None
+                    self._add(_Sent(message, message.group, message.name, in_batch=True))
+                case Point():
+                    batch = self._sent_batch
+                    name = message.name if batch is None else batch.name
+                    self._add(_Sent(message, message.group, name, in_batch=batch is not None))
+
+    def received(self, message: DataMessage) -> None:
+        """Note what came back."""
+        with self._lock:
+            match message:
+                case BeginBatch():
+                    self._received_batch = message
+                    self._tell(message)
+                case EndBatch():
+                    self._received_batch = None
+                    self._end_batch(message)
+                    self._tell(message)
+                case Point():
+                    self._pair(message)
+
+    def finish(self) -> None:
+        """Say that nothing more will come back."""
+        with self._lock:
+            while self._all:
+                self._lose(self._all[0])
+
+    def _add(self, sent: _Sent) -> None:
+        self._all.append(sent)
+        self._groups.setdefault(sent.group, collections.deque()).append(sent)
+        if isinstance(sent.message, EndBatch):
+            self._ends.setdefault((sent.group, sent.message.tmax), []).append(sent)
+        else:
+            time = sent.message.time
+            self._of_group_and_time.setdefault((sent.group, time), []).append(sent)
+            self._of_time.setdefault(time, []).append(sent)
+        while len(self._all) > MAX_UNDER_WAY:
+            self._lose(self._all[0])
+
+    def _pair(self, point: Point) -> None:
+        batch = self._received_batch
+        if batch is None:
+            # Kapacitor makes the group anew, whatever the UDF says of it.
+            dimensions = list(point.dimensions)
+            group = group_id(point.name, point.tags, dimensions, by_name=point.byName)
+            name = point.name
+        else:
+            group, name = batch.group, batch.name
+        sent = self._find(point, group, name)
+        if sent is None:
+            self._report(Difference(Fate.NEW, point, name))
+            return
+        if not sent.in_batch:
+            while (first := self._groups[sent.group][0]) is not sent:
+                self._lose(first)
+        self._forget(sent)
+        changes = tuple(_changes(sent, point, name, in_stream=batch is None and not sent.in_batch))
+        self._report(Difference(Fate.CHANGED if changes else Fate.SAME, point, name, changes))
+
+    def _find(self, point: Point, group: str, name: str) -> _Sent | None:
+        """Return what a point was sent as, None if it is new."""
+        tags = dict(point.tags)
+        candidates = self._of_group_and_time.get((group, point.time), [])[:_MAX_OF_A_TIME]
+        if not candidates:
+            others = self._of_time.get(point.time, [])[:_MAX_OF_A_TIME]
+            candidates = [sent for sent in others if sent.name == name and _agree(sent, tags)]
+        if self._received_batch is None:
+            # What is made of a batch as a whole is none of its points.
+            fields = get_fields(point).keys()
+            candidates = [
+                sent
+                for sent in candidates
+                if not sent.in_batch or fields & get_fields(_point(sent)).keys()
+            ]
+        best, most = None, -1
+        for sent in candidates:
+            before = dict(sent.message.tags)
+            if before == tags:
+                return sent
+            alike = len(before.items() & tags.items())
+            if alike > most:
+                best, most = sent, alike
+        return best
+
+    def _end_batch(self, end: EndBatch) -> None:
+        """Lose what did not come back of the batch that ends, and of those before it."""
+        ends = self._ends.get((end.group, end.tmax))
+        if ends is None:
+            return
+        same = ends[0]
+        while not same.done:
+            self._lose(self._groups[end.group][0])
+
+    def _lose(self, sent: _Sent) -> None:
+        self._forget(sent)
+        if isinstance(sent.message, Point):
+            self._report(Difference(Fate.LOST, sent.message, sent.name))
+
+    def _forget(self, sent: _Sent) -> None:
+        """Take a message out of what is under way."""
+        sent.done = True
+        if isinstance(sent.message, EndBatch):
+            _remove(self._ends, (sent.group, sent.message.tmax), sent)
+        else:
+            time = sent.message.time
+            _remove(self._of_group_and_time, (sent.group, time), sent)
+            _remove(self._of_time, time, sent)
+        order = self._groups[sent.group]
+        while order and order[0].done:
+            order.popleft()
+        if not order:
+            del self._groups[sent.group]
+        while self._all and self._all[0].done:
+            self._all.popleft()
+
+    def _report(self, difference: Difference) -> None:
+        self.counts[difference.fate] += 1
+        self._tell(difference)
+
+
+def _remove(index: dict[K, list[_Sent]], key: K, sent: _Sent) -> None:
+    entries = index[key]
+    entries.remove(sent)
+    if not entries:
+        del index[key]
+
+
+def _changes(sent: _Sent, after: Point, name: str, *, in_stream: bool) -> Iterator[str]:
+    """Yield what a point has that it had not, has no more, or has with another value."""
+    before = _point(sent)
+    if sent.name != name:
+        yield f"name: {sent.name} → {name}"
+    yield from _changed("tag ", dict(before.tags), dict(after.tags), str)
+    yield from _changed("", get_fields(before), get_fields(after), show_value)
+    if in_stream:
+        # What joins and grouping after the UDF go by.
+        envelopes = (_envelope(before), _envelope(after))
+        for key, value in envelopes[0].items():
+            if envelopes[1][key] != value:
+                yield f"{key}: {value or '(none)'} → {envelopes[1][key] or '(none)'}"
+
+
+def _point(sent: _Sent) -> Point:
+    assert isinstance(sent.message, Point), "only points are looked up by their time"
+    return sent.message
+
+
+def _agree(sent: _Sent, tags: Mapping[str, str]) -> bool:
+    """Return whether a point has no tag with another value than before."""
+    return all(tags.get(tag, value) == value for tag, value in sent.message.tags.items())
+
+
+def _changed(
+    prefix: str, before: Mapping[str, V], after: Mapping[str, V], show: Callable[[V], str]
+) -> Iterator[str]:
+    for key in sorted({*before, *after}):
+        if key not in before:
+            yield f"+{prefix}{key}={show(after[key])}"
+        elif key not in after:
+            yield f"-{prefix}{key}"
+        elif (old := show(before[key])) != (new := show(after[key])):
+            yield f"{prefix}{key}: {old} → {new}"
+
+
+def _envelope(point: Point) -> dict[str, str]:
+    return {
+        "database": point.database,
+        "retention policy": point.retentionPolicy,
+        "dimensions": ",".join(point.dimensions),
+        "by name": "yes" if point.byName else "",
+    }

@@ -1,0 +1,1 @@
+"""A worker process: it loads the handler and serves connections."""

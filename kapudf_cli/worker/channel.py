@@ -1,0 +1,249 @@
+"""What the supervisor and a worker say to each other, and the descriptors that go with it.
+
+A message is one datagram on a pair of Unix sockets: JSON, and descriptors beside it.
+Either side notices the other's death by the end of its input.
+"""
+
+from __future__ import annotations
+
+import array
+import datetime as dt
+import select
+import socket
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+
+from kapudf_cli.config import FunctionSettings  # noqa: TC001 - msgspec reads the annotations
+from kapudf_cli.system.logs import LogFormat, LogLevel  # noqa: TC001 - likewise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Far more than any message; a datagram that does not fit is cut, and then no JSON.
+_LARGEST_BYTES: Final = 128 * 1024
+_INT_BYTES: Final = array.array("i").itemsize
+#: Room for two: a connection's socket and its memory.
+_DESCRIPTORS_BYTES: Final = socket.CMSG_LEN(2 * _INT_BYTES)
+#: Longer texts, of an error say, are cut before they are sent.
+TEXT_CHARACTERS: Final = 16_000
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True):
+    """One message; its class is its tag."""
+
+
+# --- from the supervisor --------------------------------------------------------
+
+
+class Begin(_Message, frozen=True, tag=True):
+    """Load the handler; the first message that a worker gets.
+
+    Attributes:
+        folder: the working folder; a name that may lead to another place by now.
+    """
+
+    name: str
+    worker: int
+    settings: FunctionSettings
+    log_format: LogFormat
+    log_level: LogLevel
+    folder: str = "."
+
+
+class Take(_Message, frozen=True, tag=True):
+    """Serve a connection; its socket and its memory come with it.
+
+    Attributes:
+        connection: its number.
+        age_s: how long ago it began.
+        takes_over: whether another agent has served it; then the answer is Taken or
+            NotTaken.
+        waits: whether that agent is there still, and input is not to be read before Go.
+        until: see `ResumePlan`, likewise the next.
+        poison: frames not to be given to the handler.
+        give_up: why the connection is to be failed at once, if it is.
+    """
+
+    connection: int
+    peer_pid: int | None
+    peer_uid: int | None
+    age_s: float
+    takes_over: bool = False
+    waits: bool = False
+    until: int = 0
+    poison: tuple[int, ...] = ()
+    give_up: str | None = None
+
+
+class Go(_Message, frozen=True, tag=True):
+    """Go on with a connection that was paused, or that was taken over and waits."""
+
+    connection: int
+
+
+class Pause(_Message, frozen=True, tag=True):
+    """Stop a connection at the next frame's boundary, and answer Paused."""
+
+    connection: int
+
+
+class Release(_Message, frozen=True, tag=True):
+    """Let go of a paused connection: another worker serves it."""
+
+    connection: int
+
+
+class Stop(_Message, frozen=True, tag=True):
+    """Let every connection process what has arrived and end, and then exit."""
+
+
+class Abort(_Message, frozen=True, tag=True):
+    """Break every connection that is left, after Stop: time is over."""
+
+
+# --- from a worker --------------------------------------------------------------
+
+
+class Code(msgspec.Struct, frozen=True):
+    """The file of a handler, as it was loaded.
+
+    Attributes:
+        path: with symbolic links resolved.
+        modified_s: when it was saved, in seconds since 1970.
+        sha256: the beginning of the hash of its content, in hexadecimal digits.
+    """
+
+    path: str
+    modified_s: float
+    sha256: str
+
+    def __str__(self) -> str:
+        """Return it as the log says it."""
+        saved = dt.datetime.fromtimestamp(self.modified_s).astimezone()
+        return f"{self.path}, saved {saved:%Y-%m-%d %H:%M:%S}, sha256 {self.sha256}"
+
+
+class Ready(_Message, frozen=True, tag=True):
+    """The handler is loaded.
+
+    Attributes:
+        handler: its class.
+        code: the file that it was loaded from.
+        files: that file, and those of the modules of the same package or folder.
+    """
+
+    handler: str
+    code: Code
+    files: tuple[str, ...] = ()
+
+
+class Failed(_Message, frozen=True, tag=True):
+    """The handler cannot be loaded.
+
+    Attributes:
+        wrong_call: whether what was asked for is wrong, so that trying again is no use.
+    """
+
+    problem: str
+    wrong_call: bool
+
+
+class Paused(_Message, frozen=True, tag=True):
+    """A connection stands at a frame's boundary, and nothing of it is read or written."""
+
+    connection: int
+
+
+class Taken(_Message, frozen=True, tag=True):
+    """A new handler has the state of the old one."""
+
+    connection: int
+
+
+class NotTaken(_Message, frozen=True, tag=True):
+    """The state could not be had in the new handler; nothing was changed.
+
+    Attributes:
+        retry: whether only descriptors, memory or threads were missing.
+    """
+
+    connection: int
+    problem: str
+    retry: bool = False
+
+
+class Finished(_Message, frozen=True, tag=True):
+    """A connection has ended, and been logged."""
+
+    connection: int
+
+
+Order: TypeAlias = Begin | Take | Go | Pause | Release | Stop | Abort
+Report: TypeAlias = Ready | Failed | Paused | Taken | NotTaken | Finished
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(Order | Report)
+
+
+class Channel:
+    """One end of the conversation between the supervisor and a worker."""
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take over one end of a pair of SOCK_SEQPACKET sockets."""
+        self._socket = end
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, socket.socket]:
+        """Return the supervisor's end, and the socket of the worker's."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # A worker that reads nothing must not hold the supervisor up.
+        ours.settimeout(0)
+        return cls(ours), theirs
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when a message waits."""
+        return self._socket.fileno()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a message can be sent at once.
+
+        Linux says so until a quarter of the socket's buffer holds messages that the other side
+        has not read: about fifty.
+        """
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        return bool(poll.poll(0))
+
+    def send(self, message: Order | Report, descriptors: Sequence[int] = ()) -> None:
+        """Send a message, and duplicates of descriptors.
+
+        Raises:
+            BlockingIOError: of the supervisor's end: the other side has not read enough of what
+                was sent before.
+            OSError: the other side is gone, or the system refuses more descriptors on their way.
+        """
+        socket.send_fds(self._socket, [_ENCODER.encode(message)], list(descriptors))
+
+    def receive(self) -> tuple[Any, list[int]] | None:
+        """Wait for a message; return it with its descriptors, None once the other side is gone."""
+        try:
+            # Not recv_fds(): up to Python 3.11 it forgets the flag, and whatever a handler
+            # starts would keep the connection open.
+            data, ancillary, _, _ = self._socket.recvmsg(
+                _LARGEST_BYTES, _DESCRIPTORS_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            return None
+        if not data:
+            return None
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(content[: len(content) // _INT_BYTES * _INT_BYTES])
+        return _DECODER.decode(data), descriptors.tolist()
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()

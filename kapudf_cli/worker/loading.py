@@ -1,0 +1,76 @@
+"""A handler loaded for a function, with what the log and the user are told where it cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli import plugins
+from kapudf_cli.agent.forks import end_child
+from kapudf_cli.errors import HandlerImportError, PluginError
+from kapudf_cli.worker.channel import Code
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.handler.handler import Handler
+
+#: So many digits of a hash tell two files apart.
+_DIGITS: Final = 12
+
+
+def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]:
+    """Return the handler's class that `spec` names; see `plugins.find`.
+
+    Raises:
+        PluginError: it cannot be had. The traceback of a failed import is in the log at
+            debug level, and a note on the error says so.
+    """
+    process = os.getpid()
+    try:
+        handler = plugins.find(spec).load()
+    except PluginError as error:
+        error.function = function
+        if isinstance(error, HandlerImportError):
+            log.debug("handler cannot be imported", function=function, exc_info=error.cause)
+            error.add_note("at level debug, the log has the traceback")
+        raise
+    if os.getpid() != process:
+        end_child()  # Its module has forked, and let the child return.
+    return handler
+
+
+def code_of(handler: type[Handler]) -> Code:
+    """Return the file that a handler was loaded from, as it is now."""
+    path = os.path.realpath(str(sys.modules[handler.__module__].__file__))
+    try:
+        modified_s = os.stat(path).st_mtime
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return Code(path, 0.0, "unknown")  # It is gone by now.
+    return Code(path, modified_s, digest[:_DIGITS])
+
+
+def code_files(handler: type[Handler]) -> list[str]:
+    """Return the imported files of a handler's code: its own first, then those beside it.
+
+    Those are the modules of its package. For a handler that is no part of a package, they are
+    the modules in the folder of its file.
+    """
+    module = sys.modules[handler.__module__]
+    package = sys.modules.get(module.__name__.partition(".")[0], module)
+    # A package without an __init__ has no file; then its module's own folder counts.
+    whole = hasattr(package, "__path__") and getattr(package, "__file__", None)
+    root = Path(str((package if whole else module).__file__)).parent
+    found = {str(module.__file__)}
+    for each in list(sys.modules.values()):
+        file = getattr(each, "__file__", None)
+        if isinstance(file, str) and file.endswith(".py"):
+            folder = Path(file).parent
+            if folder == root or (whole and folder.is_relative_to(root)):
+                found.add(file)
+    own = str(module.__file__)
+    return [own, *sorted(found - {own})]

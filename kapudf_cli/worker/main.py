@@ -1,0 +1,325 @@
+"""A worker: the process that imports a handler and runs its agents, as the supervisor says.
+
+    python -m kapudf_cli.worker.main DESCRIPTOR
+
+where DESCRIPTOR is its end of the channel. It serves one function, and ends when it is
+told to and its last connection has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import itertools
+import os
+import queue
+import selectors
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from kapudf_cli.agent.checkpoints import ResumePlan
+from kapudf_cli.agent.summary import ConnectionSummary, Reason
+from kapudf_cli.errors import PluginError, shorten
+from kapudf_cli.journal import limits
+from kapudf_cli.journal.journal import Journal
+from kapudf_cli.journal.stream import JournaledStream
+from kapudf_cli.system import logs
+from kapudf_cli.system.signals import SignalQueue
+from kapudf_cli.system.socket_file import PeerCredentials
+from kapudf_cli.worker.channel import (
+    TEXT_CHARACTERS,
+    Abort,
+    Begin,
+    Channel,
+    Failed,
+    Finished,
+    Go,
+    NotTaken,
+    Pause,
+    Paused,
+    Ready,
+    Release,
+    Stop,
+    Take,
+    Taken,
+)
+from kapudf_cli.worker.connection_log import where
+from kapudf_cli.worker.connections import Connections, Function
+from kapudf_cli.worker.heartbeat import Heart
+from kapudf_cli.worker.loading import code_files, code_of, load_handler
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
+    from kapudf_cli.worker.channel import Report
+    from kapudf_cli.worker.connections import Connection
+
+#: The supervisor has a worker write where its threads are, and reads it: faulthandler can
+#: do that even while a handler holds the interpreter.
+DUMP_SIGNAL = signal.SIGUSR1
+#: As many of its files are told of as fit into a message.
+_FILES_BYTES = 48 * 1024
+
+
+#: A connection's socket and its memory.
+_DESCRIPTORS_OF_TAKE = 2
+
+
+class Worker:
+    """Serves connections that it is handed, and reports on them."""
+
+    def __init__(
+        self, channel: Channel, begin: Begin, function: Function, log: BoundLogger
+    ) -> None:
+        """Serve `function` for whoever is at the other end of `channel`."""
+        self._channel = channel
+        self._begin = begin
+        self._function = function
+        self._log = log
+        self._connections = Connections(log, self._on_end)
+        # Reports of connections' threads go out from the main one, so that the end of the
+        # supervisor is noticed in one place.
+        self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self._stopping = False
+        self._orphaned = False
+
+    def run(self) -> None:
+        """Serve until told to stop, or until nobody is left to tell and nothing to serve."""
+        # How long a handler may be busy, the supervisor says.
+        heart = Heart(self._connections, lambda _: float("inf"))
+        # The supervisor says when to stop; a Ctrl-C or a systemd that tells every process
+        # of the service must not do so by itself.
+        with (
+            SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as self._signals,
+            selectors.DefaultSelector() as selector,
+        ):
+            selector.register(self._signals, selectors.EVENT_READ)
+            selector.register(self._channel, selectors.EVENT_READ)
+            heart.start()
+            while not self._is_done():
+                ready = {key.fileobj for key, _ in selector.select()}
+                if self._orphaned and self._signals.take():
+                    self._stop()
+                elif not self._orphaned:
+                    self._signals.take()
+                if self._channel in ready and not self._obey():
+                    selector.unregister(self._channel)
+                    self._become_orphan()
+                self._send_reports()
+            # The last end may have come after the last look.
+            self._send_reports()
+            heart.stop()
+
+    def _is_done(self) -> bool:
+        return (self._stopping or self._orphaned) and not self._connections.current()
+
+    def _obey(self) -> bool:
+        """Do as the supervisor says; return False once it is gone."""
+        received = self._channel.receive()
+        if received is None:
+            return False
+        order, descriptors = received
+        match order:
+            case Take() if len(descriptors) == _DESCRIPTORS_OF_TAKE:
+                self._take(order, *descriptors)
+            case Take():
+                # The system had none left for this process, and closed what it had.
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                problem = "no file descriptors are left; raise the limit (LimitNOFILE=)"
+                self._report(NotTaken(order.connection, problem, retry=True))
+            case Stop():
+                self._stop()
+            case Abort():
+                for each in self._connections.current():
+                    each.log.error(
+                        "grace period is over, connection aborted", where=where(each.thread)
+                    )
+                    each.agent.abort()
+            case Go() | Pause() | Release():
+                # One that has ended meanwhile is reported already.
+                if (connection := self._connections.get(order.connection)) is not None:
+                    self._steer(connection, order)
+        return True
+
+    def _steer(self, connection: Connection, order: Go | Pause | Release) -> None:
+        match order:
+            case Go():
+                connection.agent.go()
+            case Pause():
+                connection.agent.pause(lambda: self._report(Paused(connection.number)))
+            case Release():
+                connection.agent.release()
+
+    def _take(self, order: Take, connection: int, memory: int) -> None:
+        """Serve a connection, or say why it cannot be."""
+        number = order.connection
+        try:
+            stream = self._stream(connection, memory)
+        except OSError as error:
+            self._report(NotTaken(number, limits.explained(error), retry=True))
+            return
+        if order.waits and not stream.marks.covered:
+            stream.close()
+            problem = "its journal has been outgrown, as by a long batch; raise journal_mb"
+            self._report(NotTaken(number, problem))
+            return
+        peer = None
+        if order.peer_pid is not None and order.peer_uid is not None:
+            peer = PeerCredentials(order.peer_pid, order.peer_uid, -1)
+
+        def on_resumed(problem: str | None) -> None:
+            report: Report = Taken(number)
+            if problem is not None:
+                report = NotTaken(number, shorten(problem, TEXT_CHARACTERS))
+            self._report(report)
+
+        try:
+            self._connections.start(
+                number,
+                self._function,
+                stream,
+                peer,
+                checkpoints=stream,
+                resume_plan=_resume_plan(stream, order) if order.takes_over else None,
+                age_s=order.age_s,
+                # By the thread itself: the handler may fault before this one goes on.
+                on_thread=lambda: stream.note_thread(threading.get_ident()),
+                on_task=stream.note_task,
+                on_resumed=on_resumed,
+                on_crash=self._crash,
+            )
+        except RuntimeError as error:
+            self._report(NotTaken(number, str(error), retry=True))
+            return
+        # A connection that begins here waits for no word; one left over would be taken, at
+        # its first handover, for the answer to come.
+        started = self._connections.get(number)
+        if started is not None and order.takes_over and not order.waits:
+            started.agent.go()
+        if self._stopping:
+            # Another worker has died since.
+            self._stop()
+
+    def _stream(self, connection: int, memory: int) -> JournaledStream:
+        settings = self._function.settings
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, memory)
+            taken = socket.socket(fileno=connection)
+            undo.callback(taken.close)
+            journal = Journal(memory, taken)
+            stream = JournaledStream(
+                taken,
+                journal,
+                journal_bytes=settings.journal_bytes,
+                snapshot_interval_s=settings.snapshot_interval_s,
+            )
+            undo.pop_all()
+        return stream
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for connection in self._connections.current():
+            connection.agent.stop()
+
+    def _become_orphan(self) -> None:
+        """Go on without a supervisor: the tasks that are served shall not stop for that."""
+        self._orphaned = True
+        connections = self._connections.current()
+        self._log.warning(
+            "supervisor is gone, serving connections to their end", connections=len(connections)
+        )
+        for connection in connections:
+            connection.agent.decide_alone()
+
+    # --- from connections' threads ---
+
+    def _crash(self, error: Exception) -> None:
+        """End this process: another worker takes its connections over from their journals."""
+        try:
+            self._log.error("worker crashes, its connections are taken over", exc_info=error)
+        finally:
+            logs.exit_at_once(1)
+
+    def _on_end(self, number: int, summary: ConnectionSummary) -> None:
+        if summary.reason is not Reason.HANDED_OVER:
+            self._report(Finished(number))
+        else:
+            self._signals.wake()
+
+    def _report(self, report: Report) -> None:
+        self._reports.put(report)
+        self._signals.wake()
+
+    def _send_reports(self) -> None:
+        with contextlib.suppress(queue.Empty, OSError):
+            while True:
+                self._channel.send(self._reports.get_nowait())
+
+
+def _resume_plan(stream: JournaledStream, order: Take) -> ResumePlan:
+    marks = stream.marks
+    give_up = order.give_up
+    if give_up is None and not marks.covered:
+        give_up = "its worker died, and its journal had been outgrown; raise journal_mb"
+    return ResumePlan(
+        history=b"" if give_up else stream.history(marks.stats.offset),
+        sent=marks.sent,
+        in_batch=bool(marks.in_batch),
+        stats=marks.stats,
+        careful_until=order.until,
+        poison=order.poison,
+        waits=order.waits,
+        give_up=give_up,
+        task=stream.task,
+    )
+
+
+def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
+    """Load the handler and say so, or say why it cannot be loaded."""
+    # By its name: where that is a link, it may lead elsewhere than for the supervisor.
+    with contextlib.suppress(OSError):
+        os.chdir(begin.folder)
+    try:
+        handler = load_handler(begin.settings.handler, function=begin.name, log=log)
+    except PluginError as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        channel.send(Failed(shorten(f"{error}{notes}", TEXT_CHARACTERS), error.wrong_call))
+        return None
+    channel.send(Ready(handler.__name__, code_of(handler), _fitting(code_files(handler))))
+    return Function(begin.name, handler, begin.settings)
+
+
+def _fitting(files: list[str]) -> tuple[str, ...]:
+    """Return as many files as fit into a message."""
+    lengths = itertools.accumulate(len(os.fsencode(file)) for file in files)
+    return tuple(file for file, end in zip(files, lengths, strict=True) if end <= _FILES_BYTES)
+
+
+def main(descriptor: int) -> None:
+    """Be a worker, until the end of the process."""
+    channel = Channel(socket.socket(fileno=descriptor))
+    received: tuple[Any, list[int]] | None = channel.receive()
+    if received is None:
+        return  # The supervisor ended before it began.
+    begin, descriptors = received
+    logs.configure(begin.log_format, begin.log_level)
+    log = logs.get_logger()
+    (dump,) = descriptors
+    faulthandler.enable(file=dump)
+    faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True)
+    with logs.prints_logged():
+        try:
+            function = _load(begin, channel, log)
+            if function is not None:
+                Worker(channel, begin, function, log).run()
+        except OSError:
+            log.exception("worker ends")
+    logs.exit_despite_threads(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

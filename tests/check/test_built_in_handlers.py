@@ -1,0 +1,75 @@
+"""Every built-in handler holds to the protocol: in this process, as a process, and at a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli import plugins
+from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
+from kapudf_cli.tools.check import asking, endings, keepalives, starting
+from kapudf_cli.tools.check.model import Outcome
+from kapudf_cli.tools.check.runner import CHECKS, run
+from kapudf_cli.tools.check.trial import Trial
+from tests.serve_process import KAPUDF, PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from kapudf_cli.client import Target
+    from kapudf_cli.tools.check.model import Check
+    from tests.serve_process import ServeProcess
+
+HANDLERS = [plugin.name for plugin in plugins.discover() if plugin.distribution == "kapudf"]
+
+
+#: What a process does otherwise than the same agent does in this one. Each check starts a
+#: process or some, and what is done with data is the same code; so it is for each handler, of
+#: which one that wants a stream and one that wants batches stand for all.
+OF_A_PROCESS = (
+    *asking.CHECKS, *keepalives.CHECKS, *endings.CHECKS,
+    *(check for check in starting.CHECKS if check.name == "init"),
+)  # fmt: skip
+
+
+def failures(target: Target, checks: Iterable[Check] = CHECKS) -> list[str]:
+    chosen = set(checks)
+    results = list(run(Trial(target, PATIENCE_S), [each for each in CHECKS if each in chosen]))
+    passed = [result for result in results if result.outcome is Outcome.PASSED]
+    # A run that has found nothing to test has shown nothing.
+    assert len(passed) > len(results) / 2
+    return [
+        f"{result.check.name}: {result.reason}"
+        for result in results
+        if result.outcome is Outcome.FAILED
+    ]
+
+
+def test_there_are_handlers_to_check() -> None:
+    """The list is that of the distribution."""
+    assert {"mirror", "batch-mirror", "default"} <= set(HANDLERS)
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_built_in_handler_conforms_in_this_process(name: str) -> None:
+    """Served by the agent over a socket pair."""
+    assert failures(HandlerTarget(name, plugins.find(name).load())) == []
+
+
+@pytest.mark.parametrize("name", ["mirror", "outliers"])
+def test_a_built_in_handler_conforms_as_a_process(name: str) -> None:
+    """As Kapacitor starts it, over pipes."""
+    command = (*KAPUDF, "exec", "--handler", name, "--log-level", "error")
+    assert failures(CommandTarget(name, command), OF_A_PROCESS) == []
+
+
+@pytest.mark.parametrize("name", ["mirror", "batch-mirror"])
+def test_a_built_in_handler_conforms_at_a_socket(
+    name: str, serve: Callable[..., ServeProcess], socket_path: str
+) -> None:
+    """As `kapudf serve` serves it; nothing of what was cut off was an error to it."""
+    process = serve(name)
+    assert failures(SocketTarget(socket_path)) == []
+    assert process.stop() == 0
+    assert [event for event in process.events if event["level"] == "error"] == []

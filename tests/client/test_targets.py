@@ -1,0 +1,288 @@
+"""The UDF under test, of each kind: opened several times, spoken to, and told how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from kapudf_handlers.mirror import Mirror
+
+from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
+from kapudf_cli.client.driver import ask_info
+from kapudf_cli.errors import ProtocolError, TargetError
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, KeepaliveRequest, Point
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kapudf_cli.client import Target
+    from tests.serve_process import ServeProcess
+
+#: A process UDF in a few lines: it sends back each frame that it is sent.
+ECHO = (
+    "import os\nwhile data := os.read(0, 65536):\n    while data: data = data[os.write(1, data):]\n"
+)
+
+
+def python(code: str, **more: object) -> CommandTarget:
+    return CommandTarget("python", (sys.executable, "-c", code), **more)  # type: ignore[arg-type]
+
+
+def test_a_socket_can_be_opened_several_times(
+    serve: Callable[..., ServeProcess], socket_path: str
+) -> None:
+    """Each connection has its own conversation, and the process at the other end is known."""
+    process = serve("mirror")
+    target = SocketTarget(socket_path)
+    with contextlib.ExitStack() as connections:
+        for number in range(3):
+            connection = connections.enter_context(target.open(timeout_s=PATIENCE_S))
+            connection.side.send(InitRequest(taskID=str(number)))
+            assert connection.side.receive() == InitResponse(success=True)
+            assert connection.pid == process.pid
+            assert connection.ending(0) is None
+
+
+def test_a_handler_in_this_process_is_a_target() -> None:
+    """It is served by the agent, and tells how it ended."""
+    target = HandlerTarget("mirror", Mirror)
+    for _ in range(2):
+        with target.open(timeout_s=PATIENCE_S) as connection:
+            ask_info(connection.side)
+            connection.side.half_close()
+            ending = connection.ending(PATIENCE_S)
+            assert ending is not None
+            assert ending.clean
+            assert connection.pid == os.getpid()
+
+
+def test_a_handler_that_raises_tells_so_at_its_end() -> None:
+    """The text names the class, the method and the cause."""
+
+    class Raises(Handler):
+        def point(self, point: Point, /) -> None:
+            raise ValueError(f"no field in {point.name}")
+
+    with HandlerTarget("raises", Raises).open(timeout_s=PATIENCE_S) as connection:
+        connection.side.send(InitRequest())
+        connection.side.send(Point(name="cpu"))
+        connection.side.half_close()
+        list(connection.side.responses())
+        ending = connection.ending(PATIENCE_S)
+    assert ending is not None
+    assert not ending.clean
+    assert ending.text == "ended: Raises.point raised ValueError: no field in cpu"
+
+
+def test_a_command_speaks_on_its_stdin_and_stdout() -> None:
+    """Bytes go both ways, also more than a pipe holds, and the end of input reaches it."""
+    with python(ECHO).open(timeout_s=PATIENCE_S) as connection:
+        points = [Point(time=number, tags={"tag": "x" * 1000}) for number in range(1000)]
+        assert list(connection.side.play(points)) == points
+        ending = connection.ending(PATIENCE_S)
+    assert ending is not None
+    assert ending.clean
+    assert ending.text == "exited with status 0"
+
+
+def test_a_command_is_started_anew_for_each_connection() -> None:
+    """No two connections share a process."""
+    pids = set()
+    target = python(ECHO)
+    with contextlib.ExitStack() as connections:
+        for _ in range(3):
+            connection = connections.enter_context(target.open(timeout_s=PATIENCE_S))
+            connection.side.send(KeepaliveRequest(time=1))
+            assert connection.side.receive() is not None
+            pids.add(connection.pid)
+    assert len(pids) == 3
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        # The common idiom of scripts in several languages.
+        "data = open('/dev/stdin', 'rb').read(); import os; os.write(1, data)",
+        # Closes stdout and lives on for as long as its input does.
+        "import os; os.write(1, os.read(0, 65536)); os.close(1); os.read(0, 1)",
+    ],
+    ids=["opens /dev/stdin", "closes stdout first"],
+)
+def test_a_command_has_pipes_as_kapacitor_gives_it(code: str) -> None:
+    """What works with Kapacitor's pipes works here, though it would not with a socket."""
+    with python(code).open(timeout_s=PATIENCE_S) as connection:
+        connection.side.send(Point(time=7))
+        if "/dev/stdin" in code:
+            connection.side.half_close()
+        assert list(connection.side.responses()) == [Point(time=7)]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise SystemExit(3)", "exited with status 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL"),
+    ],
+    ids=["status", "signal"],
+)
+def test_the_end_of_a_command_is_told(code: str, told: str) -> None:
+    """With its exit status, or the signal that ended it."""
+    with python(code).open(timeout_s=PATIENCE_S) as connection:
+        assert connection.side.receive() is None
+        ending = connection.ending(PATIENCE_S)
+    assert ending is not None
+    assert not ending.clean
+    assert ending.text == told
+
+
+def test_what_a_command_says_on_stderr_is_passed_on_and_its_end_kept() -> None:
+    """All of it is passed on, and a bounded number of its last lines goes with its end."""
+    heard = io.BytesIO()
+    code = "import sys\nfor n in range(1000): print('line', n, file=sys.stderr)\nsys.exit(1)"
+    with python(code, stderr=heard).open(timeout_s=PATIENCE_S) as connection:
+        ending = connection.ending(PATIENCE_S)
+    assert ending is not None
+    assert ending.last_words == tuple(f"line {number}" for number in range(980, 1000))
+    assert heard.getvalue().splitlines()[0] == b"line 0"
+    assert len(heard.getvalue().splitlines()) == 1000
+
+
+def test_a_command_that_ignores_everything_has_ended_when_the_block_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end of its input and SIGTERM are tried first, and then it is killed."""
+    monkeypatch.setattr("kapudf_cli.client.command_target._EXIT_S", 0.1)
+    code = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "os.write(1, b'\\x00')\n"
+        "while True: time.sleep(60)\n"
+    )
+    with python(code).open(timeout_s=PATIENCE_S) as connection:
+        with pytest.raises(ProtocolError):
+            connection.side.receive()
+        pid = connection.pid
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_command_that_does_not_read_holds_a_sender_up_for_a_bounded_time() -> None:
+    """The pipe is full, and the time-out says so."""
+    with (
+        python("import time; time.sleep(60)").open(timeout_s=0.2) as connection,
+        pytest.raises(TimeoutError),
+    ):
+        connection.side.send(Point(tags={"tag": "x" * 1_000_000}))
+
+
+def test_closing_ends_a_send_that_still_waits() -> None:
+    """Nobody writes to a descriptor that may be somebody else's by then."""
+    raised: list[BaseException] = []
+    sending = threading.Event()
+
+    def fill() -> None:
+        try:
+            while True:
+                sending.set()
+                connection.side.connection.sendall(b"x" * 65536)
+        except OSError as error:
+            raised.append(error)
+
+    with python("import time; time.sleep(60)").open(timeout_s=PATIENCE_S) as connection:
+        sender = threading.Thread(target=fill, daemon=True)
+        sender.start()
+        assert sending.wait(PATIENCE_S)
+    sender.join(PATIENCE_S)
+    assert [type(error) for error in raised] == [BrokenPipeError]
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("", "names no program"),
+        ("'' --help", "names no program"),
+        ("cat 'half a quote", "cannot be split into arguments: No closing quotation"),
+    ],
+)
+def test_a_command_that_is_none_is_refused(command: str, problem: str) -> None:
+    """In words for whoever typed it."""
+    with pytest.raises(TargetError, match=problem):
+        CommandTarget.parse(command)
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    """Not with a traceback, and no descriptor is left open."""
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(TargetError, match="there is no program 'no-such-program' here or on the P"),
+        CommandTarget.parse("no-such-program --fast").open(timeout_s=1),
+    ):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_is_no_program_is_named(tmp_path: Path) -> None:
+    """Its mode does not allow it to be run."""
+    file = tmp_path / "notes.txt"
+    file.touch()
+    with (
+        pytest.raises(TargetError, match="may not be executed"),
+        CommandTarget.parse(str(file)).open(timeout_s=1),
+    ):
+        pass
+
+
+def test_a_socket_that_is_not_there_is_named(socket_path: str) -> None:
+    """With the way out."""
+    with (
+        pytest.raises(TargetError, match=f"^{socket_path}: there is no such socket; is the UDF"),
+        SocketTarget(socket_path).open(timeout_s=1),
+    ):
+        pass
+
+
+def test_a_socket_that_nobody_serves_is_named(socket_path: str) -> None:
+    """It is left over from somebody."""
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(socket_path)
+    with (
+        pytest.raises(TargetError, match="connection refused"),
+        SocketTarget(socket_path).open(timeout_s=1),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "target", [HandlerTarget("mirror", Mirror), python(ECHO)], ids=["handler", "command"]
+)
+def test_opening_many_times_leaves_no_descriptor_behind(target: Target) -> None:
+    """Whatever a connection was made of is released with it."""
+    with target.open(timeout_s=PATIENCE_S):
+        pass
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with target.open(timeout_s=PATIENCE_S):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_command_stays_in_a_group_of_its_own() -> None:
+    """What a shell script starts is ended with it, and Ctrl-C at a terminal is not theirs."""
+    with python(ECHO).open(timeout_s=PATIENCE_S) as connection:
+        assert connection.pid is not None
+        assert os.getpgid(connection.pid) == connection.pid != os.getpgid(0)
+        os.killpg(connection.pid, signal.SIGTERM)
+        ending = connection.ending(PATIENCE_S)
+    assert ending is not None
+    assert ending.text == "was ended by SIGTERM"

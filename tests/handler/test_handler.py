@@ -1,0 +1,639 @@
+"""A handler's options and state, through the agent that serves it."""
+# ruff: noqa: RUF012 - the fields of a msgspec struct: their defaults are copied
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pytest
+from msgspec import Meta
+
+from kapudf_cli.errors import OptionsError
+from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.handler.options import Options
+from kapudf_cli.handler.points import get_field, get_number, set_field
+from kapudf_cli.handler.state import PerGroup, State, dump, peek
+from kapudf_cli.protocol.udf_pb2 import (
+    DOUBLE,
+    INT,
+    STREAM,
+    STRING,
+    InfoResponse,
+    InitRequest,
+    Option,
+    OptionInfo,
+    OptionValue,
+    Point,
+)
+from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from decimal import Decimal
+
+
+LOG = "kapudf_cli.handler.handler"
+
+
+class Mirror(Handler):
+    """Has neither options nor state."""
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
+
+
+class ScaleOptions(Options, kw_only=True):
+    field: str
+    factor: Annotated[float, Meta(gt=0.0)] = 2.0
+    forbidden: str = ""
+
+
+class Scale(Handler):
+    """Multiplies a field."""
+
+    options: ScaleOptions
+
+    def setup(self) -> None:
+        if self.options.field == self.options.forbidden:
+            message = f".field() must not be '{self.options.forbidden}'; choose another"
+            raise OptionsError(message)
+
+    def point(self, point: Point, /) -> None:
+        value = get_number(point, self.options.field)
+        if value is not None:
+            set_field(point, self.options.field, value * self.options.factor)
+        self.agent.write_point(point)
+
+
+class Seen(State):
+    count: int = 0
+    names: list[str] = []
+
+
+class Count(Handler):
+    """Numbers the points of a task."""
+
+    state: Seen
+
+    def point(self, point: Point, /) -> None:
+        self.state.count += 1
+        set_field(point, "count", self.state.count)
+        self.agent.write_point(point)
+
+
+class CountGroups(Handler):
+    """Numbers the points of each group."""
+
+    state: PerGroup[Seen]
+
+    def point(self, point: Point, /) -> None:
+        seen = self.state.of(point)
+        seen.count += 1
+        set_field(point, "count", seen.count)
+        self.agent.write_point(point)
+
+
+def counts(task: Task, *points: Point) -> list[object]:
+    return [get_field(point, "count") for point in task.send(*(points or [Point()])).points]
+
+
+def foreign(handler: str = "Count", version: int = 0, count: int = 7) -> bytes:
+    """Return a snapshot that is not of version 1 of Count."""
+    return dump(Seen(count=count), handler=handler, version=version)
+
+
+# --- options ---
+
+
+def test_a_handler_with_neither_takes_no_options_and_keeps_nothing(
+    udf: Callable[..., Task],
+) -> None:
+    """Whatever is called is passed over, as Kapacitor has refused it; a snapshot is empty."""
+    task = udf(Mirror)
+    assert task.info() == InfoResponse(wants=STREAM, provides=STREAM)
+    assert task.snapshot() == b""
+    task.restore(b"whatever there is")
+    assert task.send(Point(time=1)).points == [Point(time=1)]
+
+
+def test_options_are_declared_to_kapacitor(udf: Callable[..., Task]) -> None:
+    """By which it checks the calls of a TICKscript."""
+    info = udf(Scale, ScaleOptions(field="v")).info()
+    assert dict(info.options) == {
+        "field": OptionInfo(valueTypes=[STRING]),
+        "factor": OptionInfo(valueTypes=[DOUBLE]),
+        "forbidden": OptionInfo(valueTypes=[STRING]),
+    }
+
+
+def test_options_are_at_hand_at_each_point(udf: Callable[..., Task]) -> None:
+    """Those that were called, and the defaults of the others."""
+    task = udf(Scale, ScaleOptions(field="v", factor=3.0))
+    (point,) = task.send(*lines("m v=1.5")).points
+    assert get_field(point, "v") == 4.5
+    (point,) = udf(Scale, ScaleOptions(field="v")).send(*lines("m v=2i")).points
+    assert get_field(point, "v") == 4.0
+
+
+def test_two_tasks_have_options_and_state_of_their_own(udf: Callable[..., Task]) -> None:
+    """A handler serves one node of one task."""
+    first = udf(Scale, ScaleOptions(field="v", factor=3.0))
+    second = udf(Scale, ScaleOptions(field="w"))
+    (point,) = first.send(*lines("m v=1,w=1")).points
+    assert (get_field(point, "v"), get_field(point, "w")) == (3.0, 1.0)
+    (point,) = second.send(*lines("m v=1,w=1")).points
+    assert (get_field(point, "v"), get_field(point, "w")) == (1.0, 2.0)
+    one, other = udf(Count), udf(Count)
+    assert counts(one, Point(), Point()) == [1, 2]
+    assert counts(other) == [1]
+
+
+def test_every_fault_of_the_options_fails_the_task_in_one_sentence_each(
+    udf: Callable[..., Task],
+) -> None:
+    """As the TICKscript's author will read it."""
+    del udf
+    values = [OptionValue(type=INT, intValue=3)]
+    request = InitRequest(options=[Option(name="factor", values=values), Option(name="x")])
+    with Task.of(Scale) as task, pytest.raises(TaskFailedError) as caught:
+        task.init_raw(request)
+    assert str(caught.value) == (
+        ".field() is missing; call .field(a string); "
+        ".factor() expects a float, above 0.0, got 3; "
+        "there is no option .x()"
+    )
+
+
+def test_a_range_is_checked_for_options_made_in_python_too(udf: Callable[..., Task]) -> None:
+    """Python does not check it when they are made, but the agent does."""
+    with pytest.raises(TaskFailedError, match=r"^\.factor\(\) expects .* above 0\.0, got -1\.0$"):
+        udf(Scale, ScaleOptions(field="v", factor=-1.0))
+
+
+def test_setup_may_refuse_the_options(udf: Callable[..., Task]) -> None:
+    """Its sentence comes as it is: for the TICKscript's author, without the name of a class."""
+    with pytest.raises(TaskFailedError) as caught:
+        udf(Scale, ScaleOptions(field="v", forbidden="v"))
+    assert str(caught.value) == ".field() must not be 'v'; choose another"
+
+
+class BrokenSetup(Mirror):
+    def setup(self) -> None:
+        raise ValueError("no disk")
+
+
+def test_setup_that_fails_is_named(udf: Callable[..., Task]) -> None:
+    """It is no fault of the TICKscript's."""
+    with pytest.raises(TaskFailedError, match=r"^BrokenSetup\.init raised ValueError: no disk$"):
+        udf(BrokenSetup)
+
+
+class RangeOptions(Options, kw_only=True):
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            message = f".low({self.low}) must be below .high({self.high})"
+            raise OptionsError(message)
+
+
+class InRange(Mirror):
+    options: RangeOptions
+
+
+def test_options_that_contradict_each_other_can_refuse_themselves(
+    udf: Callable[..., Task],
+) -> None:
+    """In the struct, beside what it checks."""
+    request = InitRequest(
+        options=[
+            Option(name=name, values=[OptionValue(type=DOUBLE, doubleValue=value)])
+            for name, value in [("low", 2.0), ("high", 1.0)]
+        ]
+    )
+    with Task.of(InRange) as task, pytest.raises(TaskFailedError) as caught:
+        task.init_raw(request)
+    assert str(caught.value) == ".low(2.0) must be below .high(1.0)"
+    udf(InRange, RangeOptions(low=1.0, high=2.0))
+
+
+class NoOptions(Mirror):
+    options: dict[str, str]
+
+
+class NoState(Mirror):
+    state: dict[str, str]
+
+
+class ForTypeCheckers(Mirror):
+    options: Decimal
+
+
+class EdgeAsText(Mirror):
+    wants = "batch"  # type: ignore[assignment]  # that is the mistake
+
+
+class Total(State):
+    count: int = 0
+
+
+class Unannotated(Mirror):
+    state = Total()
+
+
+class AsyncPoint(Mirror):
+    async def point(self, point: Point, /) -> None:  # type: ignore[override]  # that is the mistake
+        self.agent.write_point(point)
+
+
+class YieldingPoint(Mirror):
+    def point(self, point: Point, /) -> Iterator[Point]:  # type: ignore[override]  # that is the mistake
+        yield point
+
+
+class AsyncBatch(BatchHandler):
+    async def batch(self, batch: Batch, /) -> list[Point]:  # type: ignore[override]  # that is the mistake
+        return batch.points
+
+
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        (NoOptions, "NoOptions.options: dict[str, str] is not a subclass of kapudf_cli.Options"),
+        (NoState, "state: dict[str, str] is neither a subclass of State nor PerGroup of one"),
+        (ForTypeCheckers, "name 'Decimal' is not defined"),
+        (EdgeAsText, "EdgeAsText.wants: 'batch' is neither STREAM nor BATCH"),
+        (Unannotated, "Unannotated.state is not annotated, so no snapshot would have it"),
+        (
+            AsyncPoint,
+            "AsyncPoint.point is async; it is called and never awaited, so write a plain def",
+        ),
+        (
+            YieldingPoint,
+            "YieldingPoint.point has a yield and would never run; write with self.agent instead",
+        ),
+        (
+            AsyncBatch,
+            "AsyncBatch.batch is async; it is called and never awaited, so write a plain def",
+        ),
+    ],
+)
+def test_a_class_that_could_only_fail_or_lose_data_is_refused_at_the_start(
+    udf: Callable[..., Task], handler: type[Handler], message: str
+) -> None:
+    """By a test of it as by the server, with the class and what was found."""
+    with pytest.raises((TypeError, NameError)) as caught:
+        udf(handler)
+    assert str(caught.value) == message
+
+
+# --- inheritance ---
+
+
+class DoubleScale(Scale):
+    """Inherits options, and adds state."""
+
+    state: Seen
+
+    def point(self, point: Point, /) -> None:
+        self.state.count += 1
+        super().point(point)
+
+
+class NarrowOptions(ScaleOptions, kw_only=True):
+    also: str = "w"
+
+
+class NarrowScale(Scale):
+    """Has more options than what it inherits from."""
+
+    options: NarrowOptions
+
+
+class NestedOptions(Handler):
+    """Has its options beside what uses them, and an import for type checkers beside those."""
+
+    class Options(Options):
+        text: str = "default"
+
+    options: Options
+    number: Decimal | None = None
+
+    def point(self, point: Point, /) -> None:
+        set_field(point, "text", self.options.text)
+        self.agent.write_point(point)
+
+
+def test_a_subclass_inherits_options_and_may_add_state(udf: Callable[..., Task]) -> None:
+    """Each annotation is looked for by itself."""
+    task = udf(DoubleScale, ScaleOptions(field="v"))
+    (point,) = task.send(*lines("m v=1")).points
+    assert get_field(point, "v") == 2.0
+    assert peek(task.snapshot()) == ("DoubleScale", 1, {"count": 1, "names": []})
+
+
+def test_a_subclass_may_have_more_options(udf: Callable[..., Task]) -> None:
+    """Its own annotation counts."""
+    task = udf(NarrowScale, NarrowOptions(field="v", also="x"))
+    assert set(task.info().options) == {"field", "factor", "forbidden", "also"}
+
+
+def test_options_may_be_nested_in_the_handler(udf: Callable[..., Task]) -> None:
+    """Other annotations of the class may be for type checkers alone."""
+    task = udf(NestedOptions, NestedOptions.Options(text="mine"))
+    assert get_field(task.send(Point()).points[0], "text") == "mine"
+    assert set(task.info().options) == {"text"}
+
+
+# --- state ---
+
+
+def test_state_is_there_from_the_start_and_comes_back(udf: Callable[..., Task]) -> None:
+    """In a snapshot that names the class and the version."""
+    task = udf(Count)
+    assert peek(task.snapshot()) == ("Count", 1, {"count": 0, "names": []})
+    assert counts(task, Point(), Point()) == [1, 2]
+    restored = udf(Count)
+    restored.restore(task.snapshot())
+    assert counts(restored) == [3]
+
+
+def test_the_state_of_groups_comes_back(udf: Callable[..., Task]) -> None:
+    """Each group goes on where it was."""
+    points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=a v=1 3"), "host")
+    task = udf(CountGroups)
+    assert counts(task, *points) == [1, 1, 2]
+    restored = udf(CountGroups)
+    restored.restore(task.snapshot())
+    assert restored.snapshot() == task.snapshot()
+    assert counts(restored, *points) == [3, 2, 4]
+
+
+def test_a_snapshot_says_what_was_before_it(udf: Callable[..., Task]) -> None:
+    """The same points give the same bytes; more points give others."""
+    one, other = udf(CountGroups), udf(CountGroups)
+    points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2"), "host")
+    one.send(*points)
+    other.send(*points)
+    before = one.snapshot()
+    assert before == other.snapshot() == one.snapshot()
+    one.send(points[0])
+    assert one.snapshot() != before
+
+
+def test_an_empty_snapshot_leaves_a_fresh_state(
+    udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a handler that had none until now; there is nothing to tell."""
+    task = udf(Count)
+    with caplog.at_level(logging.DEBUG):
+        task.restore(b"")
+    assert counts(task) == [1]
+    assert not [record for record in caplog.records if record.name == LOG]
+
+
+class FewGroups(CountGroups):
+    state_limit = 2
+    state_expiry = dt.timedelta(seconds=10)
+
+
+def test_a_handler_bounds_its_groups_by_number_and_age(udf: Callable[..., Task]) -> None:
+    """As the class declares."""
+    points = grouped(
+        lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=c v=1 3"),
+        "host",
+    )
+    task = udf(FewGroups)
+
+    def kept() -> list[str]:
+        content: Any = peek(task.snapshot())[2]
+        return [group for group, _, _ in content["groups"]]
+
+    task.send(*points)
+    assert kept() == ["host=b", "host=c"]
+    task.send(*grouped(lines("m,host=d v=1 10000000000", "m,host=d v=1 20000000000"), "host"))
+    assert kept() == ["host=d"]
+
+
+class GroupsOptions(Options, kw_only=True):
+    groups: int
+
+
+class AsManyAsAsked(CountGroups):
+    options: GroupsOptions
+
+    def setup(self) -> None:
+        self.state = PerGroup(Seen, limit=self.options.groups)
+
+    def migrate(self, handler: str, version: int, content: Any) -> Any:
+        del handler, version
+        return content
+
+
+def test_a_limit_from_the_options_outlives_a_restart(udf: Callable[..., Task]) -> None:
+    """What is restored, or migrated, goes into the state that `setup` made."""
+    points = grouped(lines(*[f"m,host={host} v=1 1" for host in "abcd"]), "host")
+    before, of_another = udf(AsManyAsAsked, GroupsOptions(groups=9)), udf(CountGroups)
+    before.send(*points)
+    of_another.send(*points)
+    for snapshot in before.snapshot(), of_another.snapshot():
+        task = udf(AsManyAsAsked, GroupsOptions(groups=2))
+        task.restore(snapshot)
+        content: Any = peek(task.snapshot())[2]
+        assert [group for group, _, _ in content["groups"]] == ["host=c", "host=d"]
+        assert counts(task, *points) == [1, 1, 1, 1]
+
+
+FOREIGN: dict[str, tuple[bytes, str]] = {
+    "another handler": (
+        foreign(handler="Other"),
+        "the snapshot is of handler Other, not Count",
+    ),
+    "another version": (foreign(), "the snapshot is of version 0, not 1"),
+    "another state": (
+        b'{"handler":"Count","version":1,"state":{"count":"x"}}',
+        "the snapshot does not fit the state: Expected `int`, got `str` - at `$.count`",
+    ),
+    "older code": (
+        b"17",
+        "the snapshot is not one that a State wrote: Expected `object`, got `int`",
+    ),
+    "another encoding": (
+        b'{"handler":"C\xf6unt","version":1,"state":{}}',
+        "the snapshot is not one",
+    ),
+    "deep": (
+        b'{"handler":"Count","version":1,"state":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+        "the snapshot ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("snapshot", "reason"), FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_snapshot_is_discarded_with_a_logged_reason(
+    udf: Callable[..., Task], caplog: pytest.LogCaptureFixture, snapshot: bytes, reason: str
+) -> None:
+    """By default a task never fails for it, but begins anew."""
+    task = udf(Count)
+    with caplog.at_level(logging.INFO):
+        task.restore(snapshot)
+    assert counts(task) == [1]
+    (record,) = [record for record in caplog.records if record.name == LOG]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(f"snapshot discarded, starting afresh: {reason}")
+
+
+@pytest.mark.parametrize(("snapshot", "reason"), FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_snapshot_is_refused_where_the_handler_says_so(
+    udf: Callable[..., Task], snapshot: bytes, reason: str
+) -> None:
+    """The task fails with the reason."""
+    task = udf(type("Count", (Count,), {"foreign_state": "refuse"}))
+    with pytest.raises(TaskFailedError) as caught:
+        task.restore(snapshot)
+    assert str(caught.value).startswith(reason)
+
+
+class NewCount(Count):
+    """Of a second version; knows the first, by another name, which kept a number alone."""
+
+    state_version = 2
+
+    def migrate(self, handler: str, version: int, content: Any) -> Any:
+        match (handler, version):
+            case ("Count", 1):
+                return {"count": content["count"] * 100}
+            case ("Count", 0):
+                return {"count": "no number"}
+            case ("Count", 9):
+                return object()
+            case ("Other", _):
+                raise LookupError("no such\nhandler")
+        return None
+
+
+def test_a_snapshot_can_be_migrated(
+    udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is given as plain Python, and what is returned is the state."""
+    task = udf(NewCount)
+    with caplog.at_level(logging.INFO):
+        task.restore(foreign(version=1))
+    assert counts(task) == [701]
+    (record,) = [record for record in caplog.records if record.name == LOG]
+    assert (record.levelno, record.getMessage()) == (
+        logging.INFO,
+        "snapshot migrated: the snapshot is of handler Count, not NewCount",
+    )
+
+
+def test_a_snapshot_of_ones_own_needs_no_migration(udf: Callable[..., Task]) -> None:
+    """It is taken as it is."""
+    task = udf(NewCount)
+    task.send(Point())
+    restored = udf(NewCount)
+    restored.restore(task.snapshot())
+    assert counts(restored) == [2]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "reason"),
+    [
+        (foreign(version=5), "the snapshot is of handler Count, not NewCount"),
+        (foreign(version=0), "the snapshot does not fit the state: Expected `int`, got `str`"),
+        (foreign(version=9), "the snapshot "),
+        (
+            foreign(handler="Other"),
+            (
+                "the snapshot is of handler Other, not NewCount; "
+                "its migration failed: LookupError: no such handler"
+            ),
+        ),
+    ],
+    ids=["none", "does not fit", "no JSON", "raises"],
+)
+@pytest.mark.parametrize("decision", ["discard", "refuse"])
+def test_a_migration_that_fails_is_no_worse_than_none(
+    udf: Callable[..., Task],
+    caplog: pytest.LogCaptureFixture,
+    snapshot: bytes,
+    reason: str,
+    decision: str,
+) -> None:
+    """The handler's decision stands, and the reason tells what went wrong."""
+    task = udf(type("NewCount", (NewCount,), {"foreign_state": decision}))
+    if decision == "refuse":
+        with pytest.raises(TaskFailedError) as caught:
+            task.restore(snapshot)
+        assert str(caught.value).startswith(reason)
+        return
+    with caplog.at_level(logging.WARNING):
+        task.restore(snapshot)
+    assert counts(task) == [1]
+    *_, record = [record for record in caplog.records if record.name == LOG]
+    assert record.getMessage().startswith(f"snapshot discarded, starting afresh: {reason}")
+
+
+def test_a_migration_that_raises_leaves_its_traceback_in_the_log(
+    udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
+) -> None:
+    """For the author of the handler, who has a bug to find."""
+    task = udf(NewCount)
+    with caplog.at_level(logging.INFO):
+        task.restore(foreign(handler="Other"))
+    first, *_ = [record for record in caplog.records if record.name == LOG]
+    assert first.getMessage() == "migration of a snapshot failed"
+    assert first.exc_info is not None
+    assert first.exc_info[0] is LookupError
+
+
+class NewGroups(CountGroups):
+    """Doubles what each group of version 1 had."""
+
+    state_version = 2
+    state_limit = 5
+
+    def migrate(self, handler: str, version: int, content: Any) -> Any:
+        del handler, version
+        for _, _, each in content["groups"]:
+            each["count"] *= 2
+        return content
+
+
+def test_the_state_of_groups_can_be_migrated(udf: Callable[..., Task]) -> None:
+    """All of it, or what the migration leaves."""
+    points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=a v=1 3"), "host")
+    task = udf(CountGroups)
+    task.send(*points)
+    restored = udf(NewGroups)
+    restored.restore(task.snapshot())
+    assert counts(restored, *points) == [5, 3, 6]
+
+
+def test_a_restored_state_takes_the_place_of_the_one_before(udf: Callable[..., Task]) -> None:
+    """Nothing of it remains, nor is it changed by a snapshot that is discarded."""
+    points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2"), "host")
+    task = udf(CountGroups)
+    task.send(points[0])
+    snapshot = task.snapshot()
+    task.send(points[1])
+    task.restore(snapshot)
+    assert task.snapshot() == snapshot
+
+
+class Unready(State):
+    number: complex = 0j
+
+
+class Unsnapshotted(Mirror):
+    state: Unready
+
+
+def test_a_state_that_json_cannot_hold_is_named(udf: Callable[..., Task]) -> None:
+    """With the method and the type."""
+    with pytest.raises(TaskFailedError, match=r"^Unsnapshotted\.\w+ raised TypeError: .*complex"):
+        udf(Unsnapshotted).snapshot()

@@ -1,0 +1,110 @@
+"""How an option is read off its annotation, and what an author of a handler did wrong."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+
+from kapudf_cli.handler.option_declarations import Flag, declarations, expected_words
+from kapudf_cli.protocol.udf_pb2 import BOOL, DOUBLE, INT, STRING, ValueType
+
+Meta = msgspec.Meta
+
+
+def struct_with(annotation: object) -> type[msgspec.Struct]:
+    return msgspec.defstruct("Made", [("name", annotation)])
+
+
+class Declares(msgspec.Struct):
+    """One option of each shape."""
+
+    one: int
+    pair: tuple[str, float]
+    any_number: list[bool]
+    flag: Flag
+    perhaps: str | None = None
+
+
+def test_an_annotation_says_what_an_option_takes() -> None:
+    """Its types, whether they are one value or several, and whether it may be called again."""
+    seen = {
+        each.attribute: (each.types, each.single, each.repeated, each.required)
+        for each in declarations(Declares)
+    }
+    assert seen == {
+        "one": ((INT,), True, False, True),
+        "pair": ((STRING, DOUBLE), False, False, True),
+        "any_number": ((BOOL,), True, True, True),
+        "flag": ((), False, False, False),
+        "perhaps": ((STRING,), True, False, False),
+    }
+
+
+def test_a_call_is_shown_with_what_belongs_between_its_brackets() -> None:
+    """So that an author of a TICKscript can write it."""
+    assert [each.call for each in declarations(Declares)] == [
+        ".one(a whole number)",
+        ".pair(a string, a float)",
+        ".any_number(TRUE or FALSE)",
+        ".flag()",
+        ".perhaps(a string)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "kind", "words"),
+    [
+        (Annotated[int, Meta(ge=1, lt=9)], INT, "a whole number, at least 1 and below 9"),
+        (Literal["a", "b"], STRING, "'a' or 'b'"),
+        (Annotated[str, Meta(min_length=1)], STRING, "a string, 1 character or more"),
+    ],
+)
+def test_limits_are_put_in_words(annotation: object, kind: ValueType, words: str) -> None:
+    """With the type, or, where only some texts may be, these alone."""
+    assert expected_words(kind, annotation) == words
+
+
+UNFIT: dict[str, Any] = {
+    "dict": dict[str, int],
+    "bytes": bytes,
+    "Any": Any,
+    "two types": int | str,
+    "two types or None": int | str | None,
+    "a list of lists": list[list[str]],
+    "a bare list": list,
+    "a bare tuple": tuple,
+    "an endless tuple": tuple[float, ...],
+    "an empty tuple": tuple[()],
+    "a tuple of lists": tuple[str, list[int]],
+    "a list of Optional": list[str | None],
+    "a Literal of numbers": Literal[1, 2],
+    "a struct": msgspec.Struct,
+    "datetime": dt.datetime,
+    "a list of flags": list[Flag],
+    "a tuple with a flag": tuple[str, Flag],
+}
+
+
+@pytest.mark.parametrize("annotation", UNFIT.values(), ids=UNFIT)
+def test_an_annotation_that_no_option_can_have_is_refused_when_declared(annotation: Any) -> None:
+    """The message names the class and the field; Kapacitor learns at its start."""
+    with pytest.raises(TypeError, match=r"^Made\.name: .* is not a type of option; use str, "):
+        declarations(struct_with(annotation))
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Annotated[dt.timedelta, Meta(ge=1)],
+        Annotated[int, Meta(pattern="^a")],
+        Annotated[str, Meta(ge=1)],
+    ],
+    ids=["a range of durations", "a pattern of numbers", "a range of texts"],
+)
+def test_a_limit_that_cannot_be_checked_is_refused_when_declared(annotation: Any) -> None:
+    """And not by the first task that calls the option."""
+    with pytest.raises(TypeError):
+        declarations(struct_with(annotation))

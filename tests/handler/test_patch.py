@@ -1,0 +1,156 @@
+"""Tests of kapudf_cli.handler.patch: patched bytes are what setting on the decoded point gives."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kapudf_cli import FieldPatch, FieldValueError, Handler, PointPatch, decode_point, set_field
+from kapudf_cli.protocol.codec import encode_point
+from kapudf_cli.protocol.raw_points import RawPoint
+from kapudf_cli.protocol.udf_pb2 import Point
+from kapudf_cli.testing import lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kapudf_cli.testing import Task
+
+# Few names, so that they collide; one is part of another, one is empty.
+names = st.sampled_from(["a", "ab", "b", "", "é", "value"]) | st.text(max_size=4)
+texts = st.sampled_from(["a", "\x01a", "\n\x01a", ""]) | st.text(max_size=200)
+doubles = st.floats(allow_nan=False, allow_infinity=False)
+integers = st.integers(-(2**63), 2**63 - 1)
+values = st.booleans() | integers | doubles | texts
+
+
+@st.composite
+def points(draw: st.DrawFn) -> Point:
+    """Return any point: one name may even be in several maps."""
+    return Point(
+        time=draw(integers),
+        name=draw(names),
+        group=draw(texts),
+        dimensions=draw(st.lists(names, max_size=3)),
+        tags=draw(st.dictionaries(names, texts, max_size=3)),
+        fieldsDouble=draw(st.dictionaries(names, doubles, max_size=3)),
+        fieldsInt=draw(st.dictionaries(names, integers, max_size=3)),
+        fieldsString=draw(st.dictionaries(names, texts, max_size=3)),
+        fieldsBool=draw(st.dictionaries(names, st.booleans(), max_size=3)),
+    )
+
+
+def patched(point: Point, patch: PointPatch) -> Point:
+    """Return the point as it would leave: by its bytes where the patch can do that."""
+    raw = RawPoint(encode_point(point))
+    frame = patch.extend(raw)
+    if frame is not None:
+        return decode_point(RawPoint(frame))
+    decoded = decode_point(raw)
+    patch.apply(decoded)
+    return decoded
+
+
+@given(points(), st.dictionaries(names, values, max_size=3), st.dictionaries(names, texts))
+def test_patched_bytes_are_the_point_with_everything_set(
+    point: Point, fields: dict[str, object], tags: dict[str, str]
+) -> None:
+    """For any point and any patch, by whichever of the two ways."""
+    result = patched(point, PointPatch(fields, tags))
+    for name, value in fields.items():
+        set_field(point, name, value)
+    for name, text in tags.items():
+        point.tags[name] = text
+    assert result == point
+
+
+@given(points(), names, st.lists(values, max_size=4))
+def test_a_field_patch_sets_its_last_value(point: Point, name: str, given: list[object]) -> None:
+    """The value changes from point to point, and its type may."""
+    patch = FieldPatch(name)
+    for value in given:
+        result = patched(point, patch.to(value))
+        expected = Point()
+        expected.CopyFrom(point)
+        set_field(expected, name, value)
+        assert result == expected
+
+
+def entry(key: bytes, value: bytes) -> bytes:
+    return bytes([0x42, len(key) + len(value)]) + key + value
+
+
+@pytest.mark.parametrize(
+    "key",
+    [b"\x0a\x01x", b"\x0a\x81\x00x", b"\x0a\x81\x80\x00x", b"\x8a\x00\x01x"],
+    ids=["plain", "longer length", "still longer length", "longer tag"],
+)
+def test_a_name_is_found_however_its_length_was_written(key: bytes) -> None:
+    """A varint may be longer than need be, and a value may stand before its key."""
+    double = b"\x11" + bytes(8)
+    for body in (entry(key, double), entry(double, key)):
+        point = Point.FromString(body + Point(name="n" * 150).SerializeToString())
+        assert "x" in point.fieldsDouble
+        size = len(body) + 153
+        raw = RawPoint(encode_point(Point(name="n" * (size - 3)))[:6] + body + b"\x12\x96\x01")
+        raw = RawPoint(raw + b"n" * 150)
+        assert decode_point(raw) == point
+        assert PointPatch({"x": 1}).extend(raw) is None
+
+
+def test_an_empty_name_may_not_be_in_the_bytes_at_all() -> None:
+    """An entry without a key is one of the empty name."""
+    body = entry(b"", b"\x11" + b"\x01" * 8)
+    raw = RawPoint(bytes([len(body) + 3, 0x8A, 0x01, len(body)]) + body)
+    assert 0 not in raw
+    assert "" in decode_point(raw).fieldsDouble
+    assert PointPatch({"": 1}).extend(raw) is None
+
+
+@pytest.mark.parametrize("size", [*range(100, 140), *range(16_370, 16_390), 70_000])
+def test_a_frame_of_any_length_is_patched(size: int) -> None:
+    """The lengths around which the head gets longer, before and after."""
+    point = Point(name="n" * size)
+    result = patched(point, PointPatch({"x": 1.5}, {"t": "u"}))
+    assert (result.name, dict(result.fieldsDouble), dict(result.tags)) == (
+        point.name,
+        {"x": 1.5},
+        {"t": "u"},
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2**63, None, "\ud800"])
+def test_a_value_that_no_field_can_have_is_refused(value: object) -> None:
+    """At once, and by both."""
+    with pytest.raises(FieldValueError, match="field 'x'"):
+        PointPatch({"x": value})
+    with pytest.raises(FieldValueError, match="field 'x'"):
+        FieldPatch("x").to(value)
+
+
+class Marks(Handler):
+    """Patches each point that it is given raw."""
+
+    def setup(self) -> None:
+        self.patch = PointPatch({"x": 1.5}, {"t": "u"})
+        self.raw_point = self.mark
+
+    def mark(self, raw: RawPoint) -> None:
+        self.agent.forward(raw, self.patch)
+
+    def point(self, point: Point) -> None:
+        raise AssertionError(point)
+
+
+def test_forwarded_points_have_what_the_patch_sets(udf: Callable[..., Task]) -> None:
+    """Those that had the field already, as another type, and those that had not."""
+    sent = lines("m a=1.0 1", "m x=7i 2", 'm,t=v x="text",y=true 3')
+    out = udf(Marks).send(*sent)
+    for point in sent:
+        set_field(point, "x", 1.5)
+        point.tags["t"] = "u"
+    assert out.points == sent

@@ -1,0 +1,36 @@
+"""Fixtures of the tests of connections that outlive workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.journals import KeptConnection
+from tests.supervisor.loops import Loop
+from tests.supervisor.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def kept() -> Iterator[KeptConnection]:
+    """Give a connection that nothing has come over yet."""
+    kept = KeptConnection()
+    yield kept
+    kept.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """Give a loop."""
+    with Loop() as made:
+        yield made
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    """Give somebody who starts workers."""
+    with Workers() as starter:
+        yield starter

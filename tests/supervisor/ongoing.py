@@ -1,0 +1,207 @@
+"""A task under load for as long as a test wants it, and handlers that are rewritten meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.supervisor import control
+from tests.run_kapudf import run_kapudf
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+#: So many points are sent at once, and so long a pause is made after them.
+_AT_ONCE = 10
+_PAUSE_S = 0.002
+
+#: A handler that counts, and says which version of it did.
+COUNT = """
+from kapudf_cli import Handler, State, set_field
+
+VERSION = {version}
+
+
+class Tally(State):
+    count: int = 0
+
+
+class Count(Handler):
+    state: Tally
+
+    def point(self, point):
+        self.state.count += 1
+        set_field(point, "count", self.state.count)
+        set_field(point, "version", VERSION)
+        self.agent.write_point(point)
+"""
+
+
+class Code:
+    """The file of a handler, written anew for each version of it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write the first version into `folder`."""
+        self.file = folder / "count.py"
+        self.version = 0
+        self.change()
+
+    @property
+    def handler(self) -> str:
+        """What `--handler` takes."""
+        return f"{self.file}:Count"
+
+    def change(self, more: str = "") -> int:
+        """Write the next version, with more code at its end; return its number."""
+        self.version += 1
+        self.file.write_text(COUNT.format(version=self.version) + more, encoding="utf-8")
+        # Compiled code must not be known by the time and the size of its source.
+        os.utime(self.file, (1, 1))
+        return self.version
+
+
+class OngoingTask:
+    """Sends numbered points until `finish`, and keeps what comes back."""
+
+    def __init__(self, path: str, task: str = "task") -> None:
+        """Connect to a UDF, say Init, and begin."""
+        self._side = KapacitorSide.connect(path, timeout_s=4 * PATIENCE_S)
+        self._side.send(InitRequest(taskID=task, nodeID="node"))
+        assert self._side.receive() == InitResponse(success=True)
+        self._ends = threading.Event()
+        self._changed = threading.Condition()
+        self._ended = False
+        self.sent = 0
+        #: What came back.
+        self.back: list[Any] = []
+        self._threads = [
+            threading.Thread(target=call, daemon=True) for call in (self._send, self._receive)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+        self._side.__exit__(kind, error, trace)
+
+    def await_point(self, condition: Callable[[Point], bool]) -> None:
+        """Wait until a point comes back that is as wanted."""
+        seen = len(self.back)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            with self._changed:
+                while len(self.back) == seen and not self._ended:
+                    assert self._changed.wait(PATIENCE_S)
+            new = self.back[seen:]
+            seen += len(new)
+            if any(isinstance(each, Point) and condition(each) for each in new):
+                return
+            assert new, self.back[-1:]
+            assert time.monotonic() < deadline, self.back[-1:]
+
+    def await_version(self, version: int) -> None:
+        """Wait for a point that a version of the code has dealt with."""
+        self.await_point(lambda point: point.fieldsInt["version"] == version)
+
+    def await_more(self) -> None:
+        """Wait until a point comes back that was not sent yet."""
+        sent = self.sent
+        self.await_point(lambda point: point.time > sent)
+
+    def finish(self) -> list[Any]:
+        """Send no more, half-close, and return everything that came back, an error too."""
+        self._ends.set()
+        for thread in self._threads:
+            thread.join(4 * PATIENCE_S)
+            assert not thread.is_alive()
+        return self.back
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self._ends.wait(_PAUSE_S):
+                for _ in range(_AT_ONCE):
+                    self._side.send(Point(time=self.sent, name="m"))
+                    self.sent += 1
+            self._side.half_close()
+
+    def _receive(self) -> None:
+        try:
+            for response in self._side.responses():
+                with self._changed:
+                    self.back.append(response)
+                    self._changed.notify_all()
+        except OSError as error:
+            self.back.append(error)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+def check_count(task: OngoingTask) -> list[int]:
+    """End a task of `Count`; check that each point came back once, in order, with its count.
+
+    Returns:
+        The versions that dealt with them, each once, in their order.
+    """
+    back = task.finish()
+    odd = [each for place, each in enumerate(back) if not _is_right(each, place)]
+    assert (odd, len(back)) == ([], task.sent), (odd[:3], len(back), task.sent)
+    versions = [each.fieldsInt["version"] for each in back]
+    return [version for version, _ in itertools.groupby(versions)]
+
+
+def _is_right(back: Any, place: int) -> bool:
+    return isinstance(back, Point) and back.time == place and back.fieldsInt["count"] == place + 1
+
+
+def kapudf(*arguments: str, status: int = 0) -> str:
+    """Run a command of kapudf to its end; return what it said on the stream of its success."""
+    result = run_kapudf(*arguments)
+    assert result.returncode == status, (result.stdout, result.stderr)
+    assert "Traceback" not in result.stderr
+    return result.stderr if status and result.stderr else result.stdout
+
+
+def status_of(path: str) -> dict[str, Any]:
+    """Return the status of the function at a socket."""
+    return control.ask(path, "status", timeout_s=PATIENCE_S)
+
+
+def await_status(path: str, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Ask for the status until it is as wanted, and return it.
+
+    A supervisor tells nobody when something has changed, so somebody must ask.
+    """
+    pause = threading.Event()
+    for _ in range(round(PATIENCE_S / 0.02)):
+        status = status_of(path)
+        if condition(status):
+            return status
+        pause.wait(0.02)
+    raise AssertionError(status)
+
+
+def write_config(file: Path, functions: object, **top: object) -> None:
+    """Write a configuration file."""
+    # JSON is YAML.
+    file.write_text(json.dumps({"functions": functions, **top}), encoding="utf-8")

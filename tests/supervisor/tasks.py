@@ -1,0 +1,82 @@
+"""What tests of workers send, and what must come back, be the workers killed or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.protocol.udf_pb2 import (
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    Point,
+    SnapshotRequest,
+)
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
+
+GROUPS = 3
+
+
+def points(count: int) -> Iterator[Point]:
+    """Yield numbered points of several groups."""
+    for number in range(count):
+        yield Point(time=number, name="m", group=f"g{number % GROUPS}", fieldsDouble={"x": number})
+
+
+def tallied(sent: Iterable[Point]) -> list[Point]:
+    """Return the points as `mortal.Count` sends them back."""
+    tallies: dict[str, tuple[int, float]] = {}
+    back = []
+    for point in sent:
+        count, total = tallies.get(point.group, (0, 0.0))
+        tallies[point.group] = (count + 1, total + point.fieldsDouble["x"])
+        copy = Point()
+        copy.CopyFrom(point)
+        copy.fieldsInt["count"], copy.fieldsDouble["total"] = tallies[point.group]
+        back.append(copy)
+    return back
+
+
+def batches(count: int, size: int) -> Iterator[BeginBatch | Point | EndBatch]:
+    """Yield batches of points."""
+    for number in range(count):
+        yield BeginBatch(name="m", group="g", size=size)
+        for place in range(size):
+            yield Point(time=number * size + place, fieldsDouble={"x": number})
+        yield EndBatch(name="m", group="g", tmax=number * size + size - 1)
+
+
+def interspersed(data: Iterable[RequestMessage], every: int) -> Iterator[RequestMessage]:
+    """Yield data with a keepalive and a snapshot asked for now and then, as Kapacitor does."""
+    for number, message in enumerate(data, 1):
+        yield message
+        if number % every == 0:
+            yield KeepaliveRequest(time=number)
+            yield SnapshotRequest()
+
+
+def play(path: str, data: Iterable[RequestMessage], *, task: str = "task") -> list[ResponseMessage]:
+    """Connect, send Init and data, half-close, and return everything that comes after Init."""
+    with KapacitorSide.connect(path, timeout_s=PATIENCE_S * 4) as side:
+        side.send(InitRequest(taskID=task, nodeID="node"))
+        assert side.receive() == InitResponse(success=True)
+        came: list[ResponseMessage] = []
+        try:
+            came.extend(side.play(data))
+        except ConnectionResetError:
+            # A task that failed is closed while there may be input on its way.
+            assert isinstance(came[-1], ErrorResponse)
+        return came
+
+
+def of_type(responses: Iterable[ResponseMessage], *kinds: type) -> list[ResponseMessage]:
+    """Return the responses of some kinds."""
+    return [response for response in responses if isinstance(response, kinds)]

@@ -1,0 +1,249 @@
+"""Connections being served: an agent each, in a thread each, with what the log says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints, ResumePlan
+from kapudf_cli.agent.summary import ConnectionSummary, Reason
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.config import FunctionSettings
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.udf_pb2 import InitResponse, Point
+from kapudf_cli.system import logs
+from kapudf_cli.system.socket_file import PeerCredentials
+from kapudf_cli.transport import SocketStream
+from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.worker.connections import Connections, Function, checkpoints_for
+from tests.peers import INIT
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.agent.error_policy import OnError
+
+
+class Mirror(Handler):
+    """Sends points back, but for bad ones."""
+
+    def point(self, point: Point, /) -> None:
+        if point.name == "bad":
+            raise ValueError(point.time)
+        structlog.get_logger().info("point taken")
+        self.agent.write_point(point)
+
+
+class Held:
+    """Connections with Kapacitor's side of each, and what was logged."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.events = events
+        self.ended: dict[int, ConnectionSummary] = {}
+        self.tasks: list[tuple[str, str]] = []
+        self.connections = Connections(structlog.get_logger(), self.ended.__setitem__)
+        self.sides: list[KapacitorSide] = []
+
+    def connect(self, *, on_error: OnError = "fail", number: int = 1, **more: Any) -> KapacitorSide:
+        ours, theirs = socket.socketpair()
+        settings = FunctionSettings(handler="mirror", socket="unused", on_error=on_error)
+        side = KapacitorSide(ours, timeout_s=PATIENCE_S)
+        self.sides.append(side)
+        self.connections.start(
+            number,
+            Function("mirror", Mirror, settings),
+            SocketStream(theirs),
+            PeerCredentials(11, 12, 13),
+            checkpoints=checkpoints_for(settings),
+            on_task=lambda task, node: self.tasks.append((task, node)),
+            **more,
+        )
+        return side
+
+    def end(self) -> None:
+        """Let every connection come to its end."""
+        connections = self.connections.current()
+        for side in self.sides:
+            with contextlib.suppress(OSError):
+                side.half_close()
+        for connection in connections:
+            connection.thread.join(PATIENCE_S)
+        assert self.connections.current() == []
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [each for each in self.events if each["event"] == event]
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    """Give connections whose events are kept."""
+    processors = [logs.merge_facts]
+    with structlog.testing.capture_logs(processors=processors) as events:
+        held = Held(events)
+        yield held
+        held.end()
+        for side in held.sides:
+            side._socket.close()
+
+
+def test_a_connection_is_there_until_it_has_ended(held: Held) -> None:
+    """Whoever asked is told as its last deed."""
+    side = held.connect(number=7)
+    connection = held.connections.get(7)
+    assert connection is not None
+    assert held.connections.current() == [connection]
+    side.send(INIT)
+    assert side.receive() == InitResponse(success=True)
+    assert held.tasks == [("task", "node")]
+    assert not held.ended
+    held.end()
+    assert held.connections.get(7) is None
+    assert held.ended[7].reason is Reason.CLOSED
+
+
+def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) -> None:
+    """A worker ends when it finds none left, and must have nothing more to tell by then."""
+    told: list[bool] = []
+
+    def look() -> None:
+        assert held.connections.current() == []
+        told.append(1 in held.ended)
+
+    looker = threading.Thread(target=look)
+
+    def tell(number: int, summary: ConnectionSummary) -> None:
+        looker.start()
+        looker.join(0.1)  # It needs less, where nothing holds it up.
+        held.ended[number] = summary
+
+    held.connections._on_end = tell
+    held.connect()
+    held.end()
+    looker.join(PATIENCE_S)
+    assert told == [True]
+
+
+def test_what_is_logged_of_a_connection_says_which_one_it_is(held: Held) -> None:
+    """What its handler logs, too."""
+    side = held.connect(number=7)
+    side.send(INIT)
+    side.send(Point(time=1))
+    assert [side.receive() for _ in range(2)] == [InitResponse(success=True), Point(time=1)]
+    held.end()
+    for event in ("connection started", "task connected", "point taken", "connection finished"):
+        (found,) = held.named(event)
+        assert found["connection"] == 7
+        assert (found["function"], found["peer_pid"], found["peer_uid"]) == ("mirror", 11, 12)
+    assert held.named("point taken")[0]["task_id"] == "task"
+    (finished,) = held.named("connection finished")
+    assert (finished["points_in"], finished["points_out"]) == (1, 1)
+    assert finished["reason"] == "closed"
+    assert "failures" not in finished
+
+
+def test_a_handler_made_anew_is_not_a_task_that_connects(held: Held) -> None:
+    """Though it is given Init again; the finish event has the counts."""
+    side = held.connect(on_error="restart")
+    side.send(INIT)
+    for name in ("bad", "good", "bad"):
+        side.send(Point(name=name))
+    assert [side.receive() for _ in range(2)] == [InitResponse(success=True), Point(name="good")]
+    held.end()
+    assert len(held.named("task connected")) == 1
+    (finished,) = held.named("connection finished")
+    assert (finished["failures"], finished["restarts"]) == (2, 2)
+
+
+def test_a_connection_that_was_taken_over_neither_starts_nor_connects(held: Held) -> None:
+    """It did that before; what it has done is counted on."""
+    history = REQUESTS.encode(INIT)
+    problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    side = held.connect(
+        resume_plan=ResumePlan(
+            history=history,
+            sent=0,
+            in_batch=False,
+            stats=ConnectionStats(len(history), points_in=5, points_out=5),
+        ),
+        age_s=100.0,
+        on_resumed=problems.put,
+    )
+    assert problems.get(timeout=PATIENCE_S) is None
+    connection = held.connections.get(1)
+    assert connection is not None
+    connection.agent.go()
+    side.send(Point(time=1))
+    assert side.receive() == Point(time=1)
+    held.end()
+    assert not held.named("connection started")
+    assert not held.named("task connected")
+    (finished,) = held.named("connection finished")
+    assert (finished["points_in"], finished["points_out"], finished["takeovers"]) == (6, 6, 1)
+    assert finished["duration_s"] > 100.0
+
+
+def test_a_connection_that_is_handed_over_is_not_finished(held: Held) -> None:
+    """It is somebody else's to log; whoever asked is told all the same."""
+    held.connect()
+    connection = held.connections.get(1)
+    assert connection is not None
+    stands = threading.Event()
+    connection.agent.pause(stands.set)
+    assert stands.wait(PATIENCE_S)
+    connection.agent.release()
+    connection.thread.join(PATIENCE_S)
+    assert not held.named("connection finished")
+    assert held.ended[1].reason is Reason.HANDED_OVER
+
+
+def test_a_number_may_be_taken_anew_while_the_old_agent_lets_go(held: Held) -> None:
+    """A worker may get back what it has handed over; the end of the one is not the other's."""
+    held.connect()
+    old = held.connections.get(1)
+    assert old is not None
+    stands = threading.Event()
+    old.agent.pause(stands.set)
+    assert stands.wait(PATIENCE_S)
+    held.connect()
+    new = held.connections.get(1)
+    old.agent.release()
+    old.thread.join(PATIENCE_S)
+    assert held.connections.get(1) is new
+    assert new is not old
+
+
+def test_where_no_thread_is_left_the_connection_is_closed(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And forgotten; whoever started it is told."""
+
+    def fail(_: threading.Thread) -> None:
+        problem = "can't start new thread"
+        raise RuntimeError(problem)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            held.connect()
+    assert held.connections.current() == []
+    assert held.sides[0].receive() is None
+
+
+@pytest.mark.parametrize(
+    ("on_error", "kind"),
+    [("fail", NoCheckpoints), ("skip", NoCheckpoints), ("restart", LastSnapshot)],
+)
+def test_a_snapshot_is_kept_only_where_a_handler_may_be_made_anew(
+    on_error: OnError, kind: type
+) -> None:
+    """In a process that no other takes over from."""
+    settings = FunctionSettings(handler="mirror", socket="unused", on_error=on_error)
+    assert type(checkpoints_for(settings)) is kind

@@ -1,0 +1,81 @@
+"""Descriptors that are kept in reserve, in a process that has hardly any."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def all_used() -> Iterator[None]:
+    """Use up the descriptors of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as held:
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 20, hard))
+        for _ in range(_free()):
+            held.callback(os.close, os.dup(0))
+        yield
+
+
+def _free() -> int:
+    """Return how many descriptors this process may still have."""
+    with contextlib.ExitStack() as held:
+        for count in range(10_000):
+            try:
+                held.callback(os.close, os.dup(0))
+            except OSError:
+                return count
+    raise AssertionError
+
+
+@pytest.fixture
+def reserve() -> Iterator[DescriptorReserve]:
+    with contextlib.closing(DescriptorReserve()) as made:
+        yield made
+
+
+def test_what_is_lent_is_free_where_all_others_are_used(reserve: DescriptorReserve) -> None:
+    """And is taken back afterwards."""
+    with all_used():
+        assert _free() == 0
+        with reserve.lent():
+            assert _free() >= 16
+        assert _free() == 0
+        reserve.check()
+
+
+def test_the_reserve_is_not_whole_until_what_was_used_of_it_is_free_again(
+    reserve: DescriptorReserve,
+) -> None:
+    """Meanwhile no connection is accepted."""
+    with all_used():
+        with reserve.lent():
+            used = os.dup(0)
+        with pytest.raises(OSError, match="Too many open files"):
+            reserve.check()
+        os.close(used)
+        reserve.check()
+
+
+def test_where_there_are_descriptors_the_reserve_takes_them_first(
+    reserve: DescriptorReserve,
+) -> None:
+    """A connection must not have them."""
+    with all_used():
+        with reserve.lent():
+            used = [os.dup(0) for _ in range(3)]
+        for each in used:
+            os.close(each)
+        reserve.check()
+        assert _free() == 0

@@ -1,0 +1,76 @@
+"""Handlers that fork and let the child return: only the parent reads and writes."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.client import CommandTarget
+from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.protocol.udf_pb2 import (
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+    Point,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+from tests.conftest import plugin
+from tests.peers import encoded
+from tests.serve_process import KAPUDF, PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.serve_process import ServeProcess
+
+    Serve = Callable[..., ServeProcess]
+
+PLACES = ["point", "raise", "write", "thread", "point"]
+
+
+def check_task(side: KapacitorSide) -> None:
+    """Play a task; each call of its handler is answered once, by the parent."""
+    side.send(InitRequest(taskID="task"))
+    assert side.receive() == InitResponse(success=True)
+    # More than one point in a piece: the child must not go on with the next.
+    side.send_bytes(encoded(Point(time=time, name=name) for time, name in enumerate(PLACES)))
+    for name in ("init", *PLACES):
+        response = side.receive()
+        assert isinstance(response, Point)
+        # A thread ends the process by its own end, as it is the child's only one.
+        assert response.fieldsInt["status"] == (0 if name == "thread" else 1)
+        assert response.name == name
+    side.send_bytes(encoded([SnapshotRequest(), KeepaliveRequest(time=7)]))
+    point, snapshot, keepalive = (side.receive() for _ in range(3))
+    assert isinstance(point, Point)
+    assert point.name == "snapshot"
+    assert snapshot == SnapshotResponse(snapshot=b"state")
+    assert keepalive == KeepaliveResponse(time=7)
+    side.half_close()
+    rest = [response.name for response in side.responses() if isinstance(response, Point)]
+    # A worker takes snapshots of its own.
+    assert rest == ["snapshot"] * (len(rest) - 1) + ["stop"]
+
+
+@pytest.mark.parametrize("workers", ["1", "0"])
+def test_a_child_that_returns_is_ended_and_the_task_goes_on(
+    serve: Serve, socket_path: str, workers: str
+) -> None:
+    process = serve(plugin("forking.py:Forking"), "--workers", workers)
+    with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
+        check_task(side)
+    finished = process.event("connection finished", task_id="task")
+    assert finished["reason"] == "closed"
+    process.event("forked process returned into kapudf and is ended")
+    assert len(list(process.matching("connection finished", task_id="task"))) == 1
+
+
+def test_under_exec_too() -> None:
+    command = (*KAPUDF, "exec", "--handler", plugin("forking.py:Forking"))
+    target = CommandTarget("kapudf exec", command, io.BytesIO())
+    with target.open(timeout_s=PATIENCE_S) as connection:
+        check_task(connection.side)

@@ -1,0 +1,134 @@
+"""Workers that hang are asked where, and killed; by a clock of the test's own."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from kapudf_cli.supervisor.connection import ServedConnection
+from kapudf_cli.supervisor.hanging import HangingWorkers
+from kapudf_cli.system import logs
+from tests.journals import KeptConnection
+from tests.serve_process import PATIENCE_S
+from tests.supervisor.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.supervisor.worker_process import WorkerProcess
+
+
+@pytest.fixture
+def worker() -> Iterator[WorkerProcess]:
+    """Give a worker that can write where it is."""
+    with Workers() as workers:
+        yield workers.start_ready()
+
+
+@pytest.fixture
+def served() -> Iterator[list[ServedConnection]]:
+    """Give two connections, 1 and 2."""
+    kept = [KeptConnection() for _ in range(2)]
+    both = [
+        ServedConnection(
+            number, each.connection.dup(), os.dup(each.memory), None, busy_limit_s=10.0
+        )
+        for number, each in enumerate(kept, 1)
+    ]
+    for each_served in both:
+        each_served.ledger.busy_since_ns = 1
+    yield both
+    for each in both:
+        each.close()
+    for one in kept:
+        one.close()
+
+
+def hold(served: list[ServedConnection], worker: WorkerProcess) -> None:
+    """Have a worker serve connections."""
+    for each in served:
+        each.worker = worker
+
+
+def await_stacks(worker: WorkerProcess) -> str:
+    """Return what a worker writes of where it is; one that was killed writes nothing."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (stacks := worker.stacks()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return stacks
+
+
+def test_a_worker_that_hangs_writes_where_before_it_is_killed(
+    worker: WorkerProcess, served: list[ServedConnection]
+) -> None:
+    """It has a moment to, and no more."""
+    hanging = HangingWorkers(logs.get_logger())
+    hold(served, worker)
+    hanging.note(served[0], worker, 100.0)
+    assert "worker.py" in await_stacks(worker)
+    hanging.kill_due(100.25)
+    worker.ask_for_stacks()
+    assert await_stacks(worker)
+    assert not hanging.is_empty
+    hanging.kill_due(100.5)
+    assert worker.reap() == "SIGKILL"
+    assert hanging.is_empty
+
+
+def test_each_handler_that_hangs_is_told_of_once(
+    worker: WorkerProcess, served: list[ServedConnection]
+) -> None:
+    """Its worker is known to hang for them, and the second one buys it no time."""
+    hanging = HangingWorkers(logs.get_logger())
+    hold(served, worker)
+    with capture_logs() as events:
+        for now_s in (100.0, 100.25):
+            for each in served:
+                hanging.note(each, worker, now_s)
+    assert [
+        (each["event"], each["log_level"], each["connection"], each["worker"], each["pid"])
+        for each in events
+    ] == [
+        ("handler hangs, its worker is replaced", "error", number, worker.number, worker.pid)
+        for number in (1, 2)
+    ]
+    assert worker.hung == {1, 2}
+    hanging.kill_due(100.35)
+    assert worker.reap() == "SIGKILL"
+
+
+def test_a_worker_that_dies_meanwhile_is_forgotten(
+    worker: WorkerProcess, served: list[ServedConnection]
+) -> None:
+    """Nobody looks after the dead; and one that never hung can be forgotten too."""
+    hanging = HangingWorkers(logs.get_logger())
+    hanging.forget(worker)
+    hold(served, worker)
+    hanging.note(served[0], worker, 100.0)
+    hanging.forget(worker)
+    assert hanging.is_empty
+    hanging.kill_due(200.0)
+    assert await_stacks(worker)
+    worker.ask_for_stacks()
+    assert await_stacks(worker)
+
+
+def test_a_worker_that_is_frozen_is_killed_and_no_connection_is_blamed(
+    worker: WorkerProcess, served: list[ServedConnection]
+) -> None:
+    """However many connections show it, the log says so once."""
+    hanging = HangingWorkers(logs.get_logger())
+    hold(served, worker)
+    with capture_logs() as events:
+        for each in served:
+            each.ledger.busy_since_ns = 0
+            hanging.note(each, worker, 100.0)
+            hanging.note_frozen(each, worker, 100.1)
+    assert [each["event"] for each in events] == ["worker is frozen, it is replaced"]
+    assert worker.hung == set()
+    hanging.kill_due(100.5)
+    assert worker.reap() == "SIGKILL"

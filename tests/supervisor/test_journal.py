@@ -1,0 +1,568 @@
+"""The journal of a connection: nothing is lost and nothing doubled, wherever a worker dies."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import random
+from typing import TYPE_CHECKING
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from kapudf_cli.journal import journal
+from kapudf_cli.journal.header import NOTHING_IN_HAND, Ledger
+from kapudf_cli.transport.commit import Commit, ConnectionStats
+from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, DiedError, DyingLedger, KeptConnection
+from tests.journals import let_go as kill
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.journal.journal import Journal
+
+RING_HALF_BYTES = journal._RING_HALF_BYTES
+#: As much of the input as the journal holds before it is outgrown, or a little more.
+HALF_BYTES = 4 * JOURNAL_BYTES + 2 * MAX_FRAME_BYTES
+READ_BYTES = 96 * 1024
+
+
+@pytest.fixture
+def held(kept: KeptConnection) -> Iterator[Journal]:
+    """Give its journal, as the first worker has it."""
+    held = kept.open()
+    yield held
+    kill(held)
+
+
+def content(size: int, seed: int) -> bytes:
+    """Return bytes that are no part of others."""
+    return random.Random(seed).randbytes(size)  # noqa: S311 - nothing is secret
+
+
+def put(
+    held: Journal, piece: bytes, *, stats: ConnectionStats | None = None, forgets: bool = False
+) -> None:
+    held.put(piece, Commit(1, stats=stats, forget_input=forgets))
+
+
+def send_all(held: Journal, kept: KeptConnection, at_once: int = 1 << 20) -> bytes:
+    """Send what is in force; where there is no room, the peer reads a little. Return that."""
+    read = bytearray()
+    while unsent := held.unsent:
+        try:
+            held.send(unsent)
+        except BlockingIOError:
+            read += kept.peer.recv(at_once)
+    return bytes(read)
+
+
+def read_rest(kept: KeptConnection) -> bytes:
+    """Return what has been sent and not read."""
+    read = bytearray()
+    kept.peer.settimeout(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            read += kept.peer.recv(1 << 20)
+    return bytes(read)
+
+
+def feed(held: Journal, kept: KeptConnection, data: bytes) -> None:
+    """Have the journal receive so much, in what pieces it comes."""
+    place = 0
+    while place < len(data):
+        place += kept.peer.send(data[place : place + READ_BYTES])
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                held.receive(READ_BYTES, 0)
+
+
+# --- a new connection ---
+
+
+def test_a_new_connection_has_nothing_and_is_at_work(kept: KeptConnection, held: Journal) -> None:
+    """Until it first waits for input, its handler is being made."""
+    assert held.received == held.unsent == held.kept_bytes == 0
+    assert held.unprocessed() == held.history(0) == b""
+    assert held.marks.covered
+    assert held.ledger.in_hand == NOTHING_IN_HAND
+    assert held.ledger.busy_since_ns > 0
+    assert read_rest(kept) == b""
+
+
+def test_memory_is_taken_only_for_what_is_written(kept: KeptConnection, held: Journal) -> None:
+    """However long a frame may be."""
+    status = os.fstat(kept.memory)
+    assert status.st_size > 2 * HALF_BYTES
+    assert status.st_blocks * 512 <= 2 * mmap.PAGESIZE
+    held.close()
+
+
+def test_a_connection_that_cannot_be_counted_leaves_no_descriptor(kept: KeptConnection) -> None:
+    """What was made for it is closed again."""
+    gone = kept.connection.dup()
+    gone.close()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        journal.create(gone, journal_bytes=1, max_frame_bytes=1)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_closed_journal_can_be_closed_again(held: Journal) -> None:
+    """Whoever closes need not know whether somebody else did."""
+    states = [held.is_closed]
+    for _ in range(2):
+        held.close()
+        states.append(held.is_closed)
+    assert states == [False, True, True]
+
+
+# --- the way in ---
+
+
+def test_input_is_kept_until_it_is_cut(kept: KeptConnection, held: Journal) -> None:
+    """What was processed leads to the state, what was not is processed by the next worker."""
+    kept.peer.sendall(b"processed, and not")
+    assert held.receive(9, 0) == b"processed"
+    assert held.receive(READ_BYTES, 0) == b", and not"
+    put(held, b"", stats=ConnectionStats(9))
+    assert held.history(9) == b"processed"
+    assert held.unprocessed() == b", and not"
+    assert held.kept_bytes == 18
+
+    assert held.cut(b"Init, Restore", b", and not")
+    assert held.history(9) == b"Init, Restore"
+    assert held.unprocessed() == b", and not"
+    assert held.kept_bytes == 9
+    assert held.marks.prefix_bytes == 13
+
+
+def test_nothing_to_read_is_told_and_changes_nothing(held: Journal) -> None:
+    """A read that finds nothing raises as the socket does."""
+    with pytest.raises(BlockingIOError):
+        held.receive(10, 0)
+    assert held.received == 0
+
+
+def test_the_end_of_the_input_is_no_input(kept: KeptConnection, held: Journal) -> None:
+    """It can be read again and again."""
+    kept.peer.close()
+    assert held.receive(10, 0) == held.receive(10, 0) == b""
+    assert held.received == 0
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the note", "after it"])
+def test_what_was_read_by_a_worker_that_died_over_it_is_known(
+    kept: KeptConnection, *, after: bool
+) -> None:
+    """The kernel has counted what the worker could not note."""
+    kept.peer.sendall(b"noted, not noted")
+    held = kept.open()
+    held.receive(7, 0)
+    held.ledger = DyingLedger(held, over="received", after=after)
+    with pytest.raises(DiedError):
+        held.receive(4, 0)
+    kill(held)
+
+    held = kept.open()
+    assert held.received == held.ledger.received == 11
+    assert held.unprocessed() == b"noted, not "
+    assert held.receive(READ_BYTES, 0) == b"noted"
+    assert held.unprocessed() == b"noted, not noted"
+    kill(held)
+
+
+def test_a_journal_that_is_outgrown_says_so_and_reads_on(
+    kept: KeptConnection, held: Journal
+) -> None:
+    """The connection goes on; only a death would end it, until the journal is cut."""
+    data = content(HALF_BYTES + 3 * READ_BYTES, 1)
+    received = bytearray()
+    while len(received) < len(data):
+        kept.peer.sendall(data[len(received) : len(received) + READ_BYTES])
+        received += held.receive(READ_BYTES, 0)
+    assert received == data
+    assert held.received == len(data)
+    assert held.marks.covered == 0
+
+    put(held, b"", stats=ConnectionStats(len(data) - 5))
+    assert held.cut(b"prefix", data[-5:])
+    assert held.marks.covered == 1
+    assert held.history(held.received) == b"prefix" + data[-5:]
+    feed(held, kept, b"and on")
+    assert held.unprocessed() == data[-5:] + b"and on"
+
+
+def test_a_cut_that_has_no_room_changes_nothing(kept: KeptConnection, held: Journal) -> None:
+    """A snapshot longer than a half leaves the journal as it is."""
+    feed(held, kept, b"input")
+    assert not held.cut(bytes(HALF_BYTES), b"input")
+    assert held.history(5) == b"input"
+    assert held.marks.covered == 1
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not in force", "in force"])
+def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
+    kept: KeptConnection, *, after: bool
+) -> None:
+    """Either leads to the same state."""
+    held = kept.open()
+    feed(held, kept, b"processed, rest")
+    put(held, b"", stats=ConnectionStats(9))
+    held.ledger = DyingLedger(held, over="marks", after=after)
+    with pytest.raises(DiedError):
+        held.cut(b"Init", b", rest")
+    kill(held)
+
+    held = kept.open()
+    assert held.history(9) == (b"Init" if after else b"processed")
+    assert held.unprocessed() == b", rest"
+    kill(held)
+
+
+def test_a_journal_is_not_cut_for_less_than_has_come(kept: KeptConnection, held: Journal) -> None:
+    """Another thread has read on since; what it has would be nowhere."""
+    feed(held, kept, b"processed, rest")
+    put(held, b"", stats=ConnectionStats(9))
+    before = held.marks
+    assert not held.cut(b"Init", b", re")
+    assert held.marks == before
+    assert held.unprocessed() == b", rest"
+
+
+def test_the_memory_of_what_was_cut_is_given_back(kept: KeptConnection, held: Journal) -> None:
+    """A journal that was long once does not take that much for ever."""
+    feed(held, kept, content(HALF_BYTES // 2, 2))
+    put(held, b"", stats=ConnectionStats(held.received))
+    assert os.fstat(kept.memory).st_blocks * 512 >= HALF_BYTES // 2
+    assert held.cut(b"Init", b"")
+    assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
+
+
+@pytest.mark.parametrize("size", [HALF_BYTES // 2, 2 * HALF_BYTES], ids=["long", "outgrown"])
+def test_the_memory_of_what_is_forgotten_in_place_is_given_back(
+    kept: KeptConnection, held: Journal, size: int
+) -> None:
+    """A handler without state takes no more for ever because one batch was long."""
+    feed(held, kept, b"Init")
+    put(held, b"", stats=ConnectionStats(4))
+    assert held.cut(b"Init", b"")
+    feed(held, kept, content(size, 2))
+    put(held, b"", stats=ConnectionStats(held.received), forgets=True)
+    assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
+    feed(held, kept, b"more")
+    assert held.history(held.received) == b"Initmore"
+
+
+# --- the way back ---
+
+
+def test_what_is_in_force_is_sent_from_where_it_got_to(kept: KeptConnection) -> None:
+    """By whoever comes next, from the very byte."""
+    held = kept.open()
+    put(held, b"0123456789")
+    assert held.unsent == 10
+    assert held.send(4) == 4
+    kill(held)
+    held = kept.open()
+    assert held.unsent == 6
+    assert held.send(6) == 6
+    assert held.unsent == 0
+    assert read_rest(kept) == b"0123456789"
+    kill(held)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not in force", "in force"])
+def test_what_is_not_in_force_never_leaves(kept: KeptConnection, *, after: bool) -> None:
+    """It comes again with the input; what is in force does not, and leaves."""
+    held = kept.open()
+    put(held, b"first")
+    send_all(held, kept)
+    held.ledger = DyingLedger(held, over="marks", after=after)
+    with pytest.raises(DiedError):
+        put(held, b"second", stats=ConnectionStats(7))
+    kill(held)
+    held = kept.open()
+    assert held.marks.stats.offset == (7 if after else 0)
+    send_all(held, kept)
+    assert read_rest(kept) == (b"firstsecond" if after else b"first")
+    kill(held)
+
+
+def test_messages_are_counted_until_the_input_that_brought_them_is_dealt_with(
+    held: Journal,
+) -> None:
+    """What is sent in its midst is to be muted in a repetition, and no more."""
+    held.put(b"a", Commit(2, in_batch=True))
+    held.put(b"b", Commit(3, in_batch=True))
+    assert (held.marks.sent, held.marks.in_batch) == (5, 1)
+    held.put(b"c", Commit(0, stats=ConnectionStats(10)))
+    assert (held.marks.sent, held.marks.in_batch, held.marks.stats.offset) == (0, 0, 10)
+    held.put(b"", Commit(4, stats=ConnectionStats(20)))
+    assert (held.marks.sent, held.marks.stats.offset) == (4, 20)
+
+
+def test_what_a_handler_without_state_has_dealt_with_is_forgotten_with_its_answer(
+    kept: KeptConnection, held: Journal
+) -> None:
+    """Once Init is kept by itself, and where no part of a frame would be forgotten with it."""
+    feed(held, kept, b"Init")
+    held.put(b"", Commit(0, stats=ConnectionStats(4), forget_input=True))
+    assert held.history(4) == b"Init"
+    assert held.cut(b"Init", b"")
+    feed(held, kept, b"point, par")
+    held.put(b"", Commit(0, stats=ConnectionStats(4 + 7), forget_input=True))
+    assert held.history(11) == b"Initpoint, "
+    assert held.unprocessed() == b"par"
+    feed(held, kept, b"t")
+    held.put(b"", Commit(0, stats=ConnectionStats(held.received), forget_input=True))
+    assert held.history(held.received) == b"Init"
+    assert held.unprocessed() == b""
+
+
+SIZES = {
+    "small ones": [100] * 20_000,
+    "just over a page": [mmap.PAGESIZE + 1] * 600,
+    "half of a half": [RING_HALF_BYTES // 2] * 12,
+    "half of a half and a byte": [RING_HALF_BYTES // 2 + 1] * 12,
+    "just a half": [RING_HALF_BYTES] * 12,
+    "a little too long for the ring": [RING_HALF_BYTES + 1] * 12,
+    "longer and longer": [RING_HALF_BYTES + number for number in range(1, 12)],
+    "as long as may be": [MAX_FRAME_BYTES + 64 * 1024] * 5,
+    "long and short": [RING_HALF_BYTES + 1, 10, RING_HALF_BYTES + 1, 5000, MAX_FRAME_BYTES] * 3,
+    "gaps after a large one": ([RING_HALF_BYTES] + [mmap.PAGESIZE + 1] * 64) * 8,
+    "gaps, and then a large one": ([mmap.PAGESIZE + 1] * 64 + [RING_HALF_BYTES]) * 8,
+}
+
+
+@pytest.mark.parametrize("at_once", [1000, 100_000, 1 << 20])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_pieces_of_any_size_arrive_as_they_were_written(
+    kept: KeptConnection, held: Journal, sizes: list[int], at_once: int
+) -> None:
+    """Though they are read late, from pages that the ring comes back to."""
+    written, arrived = bytearray(), bytearray()
+    for number, size in enumerate(sizes):
+        piece = content(size, number)
+        written += piece
+        put(held, piece)
+        arrived += send_all(held, kept, at_once)
+        assert held.unsent == 0
+    arrived += read_rest(kept)
+    assert len(arrived) == len(written)
+    assert arrived == written
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_a_worker_a_piece_changes_nothing(kept: KeptConnection, sizes: list[int]) -> None:
+    """Each dies with half of its piece sent, or as much as the peer's slowness lets through."""
+    written, arrived = bytearray(), bytearray()
+    for number, size in enumerate(sizes[:200]):
+        piece = content(size, number)
+        written += piece
+        held = kept.open()
+        arrived += send_all(held, kept, 1000)
+        put(held, piece)
+        with contextlib.suppress(BlockingIOError):
+            held.send(held.unsent // 2 + 1)
+        kill(held)
+    held = kept.open()
+    arrived += send_all(held, kept) + read_rest(kept)
+    assert arrived == written
+    kill(held)
+
+
+def test_the_memory_of_long_pieces_does_not_add_up(kept: KeptConnection, held: Journal) -> None:
+    """There is room for two, whatever they were."""
+    for number in range(6):
+        put(held, content(MAX_FRAME_BYTES, number))
+        send_all(held, kept)
+        assert os.fstat(kept.memory).st_blocks * 512 <= 2 * MAX_FRAME_BYTES
+        read_rest(kept)
+        kept.peer.settimeout(PATIENCE_S)
+
+
+# --- any sequence of steps ---
+
+
+class AnySteps(RuleBasedStateMachine):
+    """A connection and its workers, beside lists of the bytes that went in and out."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.kept = KeptConnection()
+        self.kept.peer.settimeout(0)
+        self.held = self.kept.open()
+        #: All that the peer has sent, and how much of it was taken and processed.
+        self.input = bytearray()
+        self.received = self.offset = 0
+        #: What the journal has to give for a history up to `offset`, while it can.
+        self.prefix, self.cut_at, self.covered = b"", 0, True
+        #: All that was put in force, and what the peer has read of it.
+        self.output = bytearray()
+        self.arrived = bytearray()
+        self.seed = 0
+
+    def content(self, size: int) -> bytes:
+        self.seed += 1
+        return content(size, self.seed)
+
+    def die(self) -> None:
+        kill(self.held)
+        self.held = self.kept.open()
+
+    def note_received(self) -> None:
+        """Note what a read took, be it known to the worker or not."""
+        self.received = self.held.received
+        self.covered = bool(self.held.marks.covered)
+
+    # --- the peer ---
+
+    @rule(size=st.integers(1, 100_000))
+    def peer_sends(self, size: int) -> None:
+        data = self.content(size)
+        with contextlib.suppress(BlockingIOError):
+            self.input += data[: self.kept.peer.send(data)]
+
+    @rule(size=st.sampled_from([1, 100, 5000, 100_000, 1 << 20]))
+    def peer_reads(self, size: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.arrived += self.kept.peer.recv(size)
+
+    # --- the worker ---
+
+    @rule(limit=st.sampled_from([1, 1000, READ_BYTES]))
+    def worker_reads(self, limit: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = self.held.receive(limit, 0)
+            assert data == self.input[self.received : self.received + len(data)]
+            self.note_received()
+
+    @rule(rounds=st.integers(1, 60))
+    def worker_reads_much(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.peer_sends(READ_BYTES)
+            self.worker_reads(READ_BYTES)
+
+    @rule(after=st.booleans())
+    def worker_dies_over_a_read(self, *, after: bool) -> None:
+        before = self.held.marks.covered
+        self.held.ledger = DyingLedger(self.held, over="received", after=after)
+        with contextlib.suppress(BlockingIOError, DiedError):
+            self.held.receive(READ_BYTES, 0)
+        self.die()
+        assert self.held.received >= self.received
+        assert before or not self.held.marks.covered
+        self.note_received()
+
+    @precondition(lambda self: self.held.unsent == 0)
+    @rule(
+        size=st.one_of(
+            st.integers(0, 200),
+            st.integers(mmap.PAGESIZE - 1, 4 * mmap.PAGESIZE),
+            st.integers(0, RING_HALF_BYTES),
+            st.integers(RING_HALF_BYTES - 1, MAX_FRAME_BYTES),
+        ),
+        step=st.one_of(st.none(), st.floats(0, 1), st.just(1)),
+        forgets=st.booleans(),
+        dies=st.sampled_from(["never", "before", "after"]),
+    )
+    def worker_writes(self, size: int, step: float | None, *, forgets: bool, dies: str) -> None:
+        piece = self.content(size)
+        stats = None
+        if step is not None:
+            stats = ConnectionStats(self.offset + int((self.received - self.offset) * step))
+        if dies == "never":
+            put(self.held, piece, stats=stats, forgets=forgets)
+        else:
+            self.held.ledger = DyingLedger(self.held, over="marks", after=dies == "after")
+            with pytest.raises(DiedError):
+                put(self.held, piece, stats=stats, forgets=forgets)
+            self.die()
+        if dies != "before":
+            self.output += piece
+            self.offset = self.offset if stats is None else stats.offset
+            if forgets and stats and self.offset == self.received and self.prefix:
+                self.cut_at, self.covered = self.offset, True
+
+    @rule(count=st.sampled_from([1, 5000, 1 << 20]))
+    def worker_sends(self, count: int) -> None:
+        if unsent := self.held.unsent:
+            with contextlib.suppress(BlockingIOError):
+                self.held.send(min(count, unsent))
+
+    @rule(at_once=st.sampled_from([1000, 50_000]))
+    def worker_sends_all(self, at_once: int) -> None:
+        while unsent := self.held.unsent:
+            try:
+                self.held.send(unsent)
+            except BlockingIOError:
+                self.peer_reads(at_once)
+
+    @rule(size=st.integers(0, 10_000), dies=st.sampled_from(["never", "before", "after"]))
+    def worker_cuts(self, size: int, dies: str) -> None:
+        prefix = self.content(size)
+        remainder = bytes(self.input[self.offset : self.received])
+        if dies == "never":
+            was_cut = self.held.cut(prefix, remainder)
+        else:
+            self.held.ledger = DyingLedger(self.held, over="marks", after=dies == "after")
+            try:
+                was_cut = self.held.cut(prefix, remainder)
+            except DiedError:
+                was_cut = dies == "after"
+            self.die()
+        if was_cut:
+            self.prefix, self.cut_at, self.covered = prefix, self.offset, True
+
+    @rule()
+    def worker_dies(self) -> None:
+        self.die()
+
+    # --- what holds after every step ---
+
+    @invariant()
+    def nothing_read_is_lost(self) -> None:
+        assert self.held.received == self.received == self.held.ledger.received
+        assert self.held.marks.stats.offset == self.offset
+        if self.held.marks.covered:
+            assert self.held.unprocessed() == self.input[self.offset : self.received]
+            assert self.held.history(self.offset) == (
+                self.prefix + self.input[self.cut_at : self.offset]
+            )
+
+    @invariant()
+    def what_arrives_is_what_was_put_in_force(self) -> None:
+        assert self.arrived == self.output[: len(self.arrived)]
+
+    def teardown(self) -> None:
+        self.worker_sends_all(50_000)
+        self.arrived += read_rest(self.kept)
+        try:
+            assert self.arrived == self.output
+        finally:
+            kill(self.held)
+            self.kept.close()
+
+
+TestAnySteps = AnySteps.TestCase
+TestAnySteps.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+def test_the_marks_are_read_by_whoever_has_the_memory(kept: KeptConnection, held: Journal) -> None:
+    """The supervisor looks on, with a map of the first page."""
+    put(held, b"answer", stats=ConnectionStats(3, points_in=2))
+    with mmap.mmap(kept.memory, mmap.PAGESIZE) as memory:
+        marks = Ledger(memory).marks
+    assert marks == held.marks
+    assert marks.stats.points_in == 2

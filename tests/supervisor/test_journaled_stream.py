@@ -1,0 +1,402 @@
+"""A stream that a worker may leave at any moment, and another take over."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.journal.header import HISTORY_IN_HAND, NOTHING_IN_HAND
+from kapudf_cli.protocol.codec import RESPONSES
+from kapudf_cli.protocol.udf_pb2 import Point
+from kapudf_cli.transport import ReadPaused
+from kapudf_cli.transport.commit import Commit, ConnectionStats
+from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, KeptConnection
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from kapudf_cli.journal.stream import JournaledStream
+
+#: More than any socket takes of a peer that does not read.
+MUCH = random.Random(0).randbytes(3 * 1024 * 1024)  # noqa: S311 - nothing is secret
+
+
+@pytest.fixture(autouse=True)
+def stalls_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a write read ahead as soon as it has to wait."""
+    monkeypatch.setattr("kapudf_cli.transport.input._STALLED_S", 0.001)
+    monkeypatch.setattr("kapudf_cli.transport.input._STALLED_MAX_S", 0.001)
+
+
+@pytest.fixture
+def stream(kept: KeptConnection) -> Iterator[JournaledStream]:
+    """Give the stream of its first worker."""
+    stream = kept.serve()
+    yield stream
+    stream.close()
+
+
+def wait_for_wait(stream: JournaledStream) -> None:
+    wait_until(lambda: stream.waits)
+
+
+def read_all(kept: KeptConnection, count: int) -> bytes:
+    read = bytearray()
+    while len(read) < count:
+        data = kept.peer.recv(1 << 20)
+        assert data
+        read += data
+    return bytes(read)
+
+
+def stalled_write(stream: JournaledStream, stats: ConnectionStats | None = None) -> Future[None]:
+    """Begin to write more than a peer takes that does not read."""
+    writing = in_thread(lambda: stream.write(MUCH, Commit(1, stats=stats)))
+    wait_until(lambda: stream._journal.ledger.waits_for_peer)
+    return writing
+
+
+# --- from worker to worker ---
+
+
+def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(kept: KeptConnection) -> None:
+    """Before what comes after it."""
+    kept.peer.sendall(b"done, not done")
+    first = kept.serve()
+    assert first.read() == b"done, not done"
+    first.write(b"answer", Commit(1, stats=ConnectionStats(5)))
+    first.close()
+    kept.peer.sendall(b", new")
+    second = kept.serve()
+    assert second.marks.stats == ConnectionStats(5)
+    assert second.history(5) == b"done,"
+    assert second.read() == b" not done"
+    assert second.read() == b", new"
+    second.close()
+    assert read_all(kept, 6) == b"answer"
+
+
+def test_what_was_noted_and_did_not_leave_is_sent_by_the_next_worker(kept: KeptConnection) -> None:
+    """From the very byte that the first one got to."""
+    first = kept.serve()
+    writing = stalled_write(first)
+    # As good as dead: it sends nothing more, and lets go of its lock.
+    first._socket.close()
+    assert isinstance(writing.exception(PATIENCE_S), OSError | ValueError)
+    first._journal.close()
+    second = kept.serve()
+    sending = in_thread(second.send_rest)
+    assert read_all(kept, len(MUCH)) == MUCH
+    sending.result(PATIENCE_S)
+    second.send_rest()
+    second.write(b"more")
+    assert read_all(kept, 4) == b"more"
+    second.close()
+
+
+def test_a_note_without_a_message_leaves_without_a_byte(
+    kept: KeptConnection, stream: JournaledStream
+) -> None:
+    """It says how far the connection has got, and in which state."""
+    stream.write(b"", Commit(stats=ConnectionStats(7, points_in=1)))
+    assert stream.marks.stats == ConnectionStats(7, points_in=1)
+    kept.peer.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        kept.peer.recv(1)
+
+
+def test_a_peer_that_is_gone_breaks_the_write(
+    kept: KeptConnection, stream: JournaledStream
+) -> None:
+    """What was noted of it changes nothing any more."""
+    kept.peer.close()
+    with pytest.raises(BrokenPipeError):
+        stream.write(b"answer", Commit(1))
+    with pytest.raises(BrokenPipeError):
+        stream.send_rest()
+
+
+def test_an_abort_ends_a_write_that_waits(stream: JournaledStream) -> None:
+    """And lets go of the memory's lock."""
+    writing = stalled_write(stream)
+    stream.abort()
+    with pytest.raises(BrokenPipeError):
+        writing.result(PATIENCE_S)
+
+
+def test_a_pause_is_noticed_while_input_is_waited_for(
+    kept: KeptConnection, stream: JournaledStream
+) -> None:
+    """Nothing is read then, and the next read goes on."""
+    reading = in_thread(stream.read)
+    wait_for_wait(stream)
+    stream.pause()
+    with pytest.raises(ReadPaused):
+        reading.result(PATIENCE_S)
+    kept.peer.sendall(b"input")
+    assert stream.read() == b"input"
+
+
+# --- what whoever looks on can see ---
+
+
+def test_it_is_at_work_but_for_when_it_waits_for_input(
+    kept: KeptConnection, stream: JournaledStream
+) -> None:
+    """The supervisor beats for it, or not, by that."""
+    ledger = stream._journal.ledger
+    stream.note_in_hand(9)
+    assert ledger.busy_since_ns > 0
+    reading = in_thread(stream.read)
+    wait_until(lambda: ledger.busy_since_ns == 0)
+    assert ledger.in_hand == NOTHING_IN_HAND
+    kept.peer.sendall(b"input")
+    assert reading.result(PATIENCE_S) == b"input"
+    assert ledger.busy_since_ns > 0
+
+
+def test_that_it_waits_for_its_peer_can_be_seen(
+    kept: KeptConnection, stream: JournaledStream
+) -> None:
+    """A Kapacitor that does not read is no busy handler."""
+    writing = stalled_write(stream)
+    assert read_all(kept, len(MUCH)) == MUCH
+    writing.result(PATIENCE_S)
+    assert not stream._journal.ledger.waits_for_peer
+
+
+def test_the_frame_that_was_seen_in_hand_is_noted_unless_it_is_known(
+    kept: KeptConnection, stream: JournaledStream
+) -> None:
+    """What the agent says itself is exact; a look from another thread comes late."""
+    ledger = stream._journal.ledger
+    stream.note_seen(3)
+    assert ledger.in_hand == 3
+    stream.note_in_hand(5)
+    stream.note_seen(3)
+    assert ledger.in_hand == 5
+    stream.note_in_hand(None)
+    stream.note_seen(3)
+    assert ledger.in_hand == HISTORY_IN_HAND
+    kept.peer.sendall(b"input")
+    stream.read()
+    stream.note_seen(8)
+    assert ledger.in_hand == 8
+
+
+def test_a_late_look_at_a_closed_stream_is_harmless(kept: KeptConnection) -> None:
+    """The thread that looks may have it still in hand."""
+    stream = kept.serve()
+    stream.note_task("task", "node")
+    stream.note_thread(77)
+    assert stream.task == ("task", "node")
+    kept.peer.sendall(b"unread")
+    assert stream.close() == 6
+    assert stream.close() == 0
+    stream.note_seen(1)
+    stream.note_thread(1)
+
+
+# --- the journal ---
+
+
+def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
+    kept: KeptConnection,
+) -> None:
+    """It is not dealt with, so that a cut waits until it is."""
+    first = kept.serve(snapshot_interval_s=0.0)
+    kept.peer.sendall(b"Init")
+    assert first.read() == b"Init"
+    writing = stalled_write(first, stats=ConnectionStats(4))
+    kept.peer.sendall(b"ahead")
+    wait_until(lambda: first.input.ahead_bytes == 5)
+    assert read_all(kept, len(MUCH)) == MUCH
+    writing.result(PATIENCE_S)
+
+    for stateless in (False, True):
+        assert not first.is_due(time.monotonic(), stateless=stateless, asked=True)
+    first.cut(b"Init", b"")
+    first.close()
+    second = kept.serve()
+    assert second.history(4) == b"Init"
+    assert second.read() == b"ahead"
+    second.write(b"", Commit(stats=ConnectionStats(9)))
+    assert second.is_due(time.monotonic(), stateless=True, asked=False)
+    second.cut(b"Init", b"")
+    assert second.history(9) == b"Init"
+    second.close()
+
+
+def test_a_cut_is_due_when_the_interval_is_over_and_something_is_kept(
+    kept: KeptConnection,
+) -> None:
+    """Nothing is to be cut while nothing has come."""
+    stream = kept.serve(snapshot_interval_s=100.0)
+    now_s = time.monotonic()
+
+    def is_due(later_s: float, *, asked: bool = False) -> bool:
+        return stream.is_due(now_s + later_s, stateless=False, asked=asked)
+
+    assert [is_due(0), is_due(200), is_due(0, asked=True)] == [False, False, True]
+    kept.peer.sendall(b"Init")
+    stream.read()
+    stream.write(b"", Commit(stats=ConnectionStats(4)))
+    assert [is_due(50), is_due(200)] == [False, True]
+    now_s = time.monotonic() + 150
+    stream._due_s = time.monotonic() - 1
+    stream.postpone()
+    assert [is_due(-100), is_due(0)] == [False, True]
+    stream.close()
+
+
+def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: KeptConnection) -> None:
+    """And where that fails, it is not tried again at each read."""
+    stream = kept.serve(snapshot_interval_s=100.0)
+    read = 0
+    while read <= JOURNAL_BYTES:
+        kept.peer.sendall(bytes(16_000))
+        read += len(stream.read())
+    stream.write(b"", Commit(stats=ConnectionStats(read)))
+    now_s = time.monotonic()
+    assert stream.is_due(now_s + 2, stateless=False, asked=False)
+    stream.postpone()
+    assert not stream.is_due(now_s, stateless=False, asked=False)
+    assert stream.is_due(now_s + 2, stateless=False, asked=False)
+    stream.cut(b"Init", b"")
+    assert not stream.is_due(now_s + 4, stateless=False, asked=False)
+    stream.close()
+
+
+def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: KeptConnection) -> None:
+    """However soon after the last one, unless that failed."""
+    stream = kept.serve(snapshot_interval_s=100.0)
+    read = 0
+    due = []
+    for times in (1, 2):
+        while read <= times * JOURNAL_BYTES:
+            kept.peer.sendall(bytes(16_000))
+            read += len(stream.read())
+        stream.write(b"", Commit(stats=ConnectionStats(read)))
+        due.append(stream.is_due(time.monotonic(), stateless=False, asked=False))
+    assert due == [False, True]
+    stream.postpone()
+    assert not stream.is_due(time.monotonic(), stateless=False, asked=False)
+    stream.close()
+
+
+def test_whoever_takes_over_what_another_has_died_over_cuts_soon(kept: KeptConnection) -> None:
+    """So that the next one has less to repeat."""
+    first = kept.serve()
+    kept.peer.sendall(b"Init")
+    first.read()
+    first.write(b"", Commit(stats=ConnectionStats(4)))
+    assert not first.is_due(time.monotonic(), stateless=False, asked=False)
+    first.close()
+    second = kept.serve()
+    assert second.is_due(time.monotonic(), stateless=False, asked=False)
+    second.close()
+
+
+def test_a_long_part_of_a_frame_is_not_copied_from_cut_to_cut(
+    kept: KeptConnection, stream: JournaledStream
+) -> None:
+    """The journal is cut when the frame is whole."""
+    kept.peer.sendall(b"Init")
+    stream.read()
+    stream.write(b"", Commit(stats=ConnectionStats(4)))
+    stream.cut(b"Init", bytes(200_000))
+    assert stream.marks.cut == 0
+    stream.cut(b"Init", b"")
+    assert stream.marks.cut == 4
+
+
+def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection) -> None:
+    """The last snapshot is better than bytes that are not there; a cut is due, and helps."""
+    first = kept.serve()
+    kept.peer.sendall(b"Init")
+    first.read()
+    first.write(b"", Commit(stats=ConnectionStats(4)))
+    first.cut(b"Init, Restore", b"")
+    received = 4
+    while first.marks.covered:
+        kept.peer.sendall(bytes(48_000))
+        received += len(first.read())
+    first.write(b"", Commit(stats=ConnectionStats(received)))
+    assert first.history(received) == b"Init, Restore"
+    assert first.is_due(time.monotonic() + 2, stateless=False, asked=False)
+    first.close()
+    second = kept.serve()
+    assert not second.marks.covered
+    reading = in_thread(second.read)
+    kept.peer.sendall(b"next")
+    assert reading.result(PATIENCE_S) == b"next"
+    second.write(b"", Commit(stats=ConnectionStats(received + 4)))
+    second.cut(b"Init, Restore again", b"")
+    assert second.history(received + 4) == b"Init, Restore again"
+    second.close()
+
+
+# --- with an outbox ---
+
+
+@pytest.mark.parametrize("max_frame_bytes", [20_000, MAX_FRAME_BYTES])
+def test_whatever_an_outbox_has_held_back_fits(max_frame_bytes: int) -> None:
+    """Data before Init, up to its limit, and a long message that follows them."""
+    kept = KeptConnection(max_frame_bytes=max_frame_bytes)
+    stream = kept.serve()
+    outbox = Outbox(stream, max_frame_bytes=max_frame_bytes, on_failure=stream.interrupt)
+    point = Point(name="x" * (max_frame_bytes - 100))
+    count = 1
+    while not outbox._output.is_full:
+        outbox.write_point(point)
+        count += 1
+    outbox.send_data()
+
+    def write_one_more() -> None:
+        outbox.adopt()
+        outbox.write_point(point)
+        outbox.flush()
+
+    writing = in_thread(write_one_more)
+    expected = RESPONSES.encode(point) * count
+    try:
+        assert writing.done() or read_all(kept, len(expected)) == expected
+        writing.result(PATIENCE_S)
+    finally:
+        stream.close()
+        kept.close()
+
+
+def test_messages_of_any_length_arrive_whole_from_workers_that_die(kept: KeptConnection) -> None:
+    """Points from a few bytes to a frame's limit, sent by a worker each."""
+    sizes = [10, 70_000, 600_000, 600_001, 5000, MAX_FRAME_BYTES - 100] * 3
+    sent = bytearray()
+    received = bytearray()
+
+    def receive() -> None:
+        with contextlib.suppress(OSError):
+            while data := kept.peer.recv(30_000):
+                received.extend(data)
+
+    receiving = in_thread(receive)
+    for number, size in enumerate(sizes):
+        stream = kept.serve()
+        outbox = Outbox(stream, max_frame_bytes=MAX_FRAME_BYTES, on_failure=stream.interrupt)
+        outbox.send_data()
+        point = Point(time=number, name="x" * size)
+        outbox.write_point(point)
+        outbox.flush(ConnectionStats(number))
+        sent += RESPONSES.encode(point)
+        stream.close()
+    kept.connection.shutdown(2)
+    receiving.result(PATIENCE_S)
+    assert received == sent

@@ -1,0 +1,132 @@
+"""System calls that keep the interpreter do what those of the standard library do."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import socket
+import subprocess
+import sys
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.journal import syscalls as kept_calls
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Tries to lock the descriptor that it is given, as the supervisor does.
+TRY_LOCK = """
+import fcntl, sys
+try:
+    fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    descriptor = os.memfd_create("memory")
+    os.write(descriptor, b"0123456789")
+    yield descriptor
+    os.close(descriptor)
+
+
+def another_can_lock(memory: int) -> bool:
+    """Return whether another process gets the lock."""
+    command = [sys.executable, "-c", TRY_LOCK, str(memory)]
+    status = subprocess.run(command, pass_fds=[memory], timeout=PATIENCE_S, check=False).returncode
+    assert status in {0, 3}
+    return status == 0
+
+
+def test_a_lock_keeps_another_process_out_until_it_is_unlocked(memory: int) -> None:
+    """It is the very lock that `fcntl.lockf` takes."""
+    assert kept_calls.try_lock(memory)
+    assert kept_calls.try_lock(memory), "a process has its own lock"
+    assert not another_can_lock(memory)
+    kept_calls.unlock(memory)
+    assert another_can_lock(memory)
+
+
+def test_a_lock_that_another_process_has_cannot_be_had(memory: int) -> None:
+    """Nor is it waited for; it ends with that process."""
+    command = [sys.executable, "-c", f"{TRY_LOCK}\nprint(flush=True)\ninput()", str(memory)]
+    with subprocess.Popen(
+        command, pass_fds=[memory], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        assert not kept_calls.try_lock(memory)
+        other.stdin.close()
+        other.wait(PATIENCE_S)
+    assert kept_calls.try_lock(memory)
+
+
+def test_the_position_belongs_to_the_open_file(memory: int) -> None:
+    """Whoever has a duplicate moves it too."""
+    duplicate = os.dup(memory)
+    assert kept_calls.seek(memory, 3, os.SEEK_SET) == 3
+    assert os.lseek(duplicate, 0, os.SEEK_CUR) == 3
+    os.close(duplicate)
+
+
+def test_what_cannot_be_done_raises_what_the_system_says(memory: int) -> None:
+    """As the calls of the standard library do."""
+    with pytest.raises(OSError, match="Invalid argument"):
+        kept_calls.seek(memory, -1, os.SEEK_SET)
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        kept_calls.seek(memory, 0, os.SEEK_SET)
+        with pytest.raises(BrokenPipeError):
+            kept_calls.send_file(ours.fileno(), memory, 10)
+
+
+def test_a_file_is_sent_from_its_position_as_far_as_there_is_room(memory: int) -> None:
+    """The position moves with what was sent."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+        kept_calls.seek(memory, 4, os.SEEK_SET)
+        assert kept_calls.send_file(ours.fileno(), memory, 3) == 3
+        assert theirs.recv(10) == b"456"
+        assert os.lseek(memory, 0, os.SEEK_CUR) == 7
+        os.ftruncate(memory, 1 << 24)
+        # More than a socket has room for, of which there is no more than a part.
+        assert 0 < kept_calls.send_file(ours.fileno(), memory, 1 << 24) < 1 << 24
+        with pytest.raises(BlockingIOError):
+            kept_calls.send_file(ours.fileno(), memory, 1)
+
+
+class Piece:
+    """What a caller has in hand while it sends."""
+
+
+def test_an_error_keeps_nothing_of_what_its_callers_have_in_hand(memory: int) -> None:
+    """With a cycle of it and a frame, a piece of input stayed for each send without room."""
+    ours, theirs = socket.socketpair()
+
+    def send_without_room() -> weakref.ref[Piece]:
+        piece = Piece()
+        with pytest.raises(BlockingIOError):
+            kept_calls.send_file(ours.fileno(), memory, 10)
+        return weakref.ref(piece)
+
+    with ours, theirs:
+        ours.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(1000))
+        os.lseek(memory, 0, os.SEEK_SET)
+        gc.disable()
+        try:
+            assert send_without_room()() is None
+        finally:
+            gc.enable()

@@ -1,0 +1,105 @@
+"""The marks of a connection: all in force at once, for whoever has the memory."""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from kapudf_cli.journal import header as layout
+from kapudf_cli.journal.header import LEDGER_BYTES, Ledger, Marks
+from kapudf_cli.transport.commit import ConnectionStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WORDS = (
+    "received", "busy_since_ns", "in_hand", "peek_base", "peek_reset", "half_bytes",
+    "waits_for_peer", "thread",
+)  # fmt: skip
+
+counts = st.integers(0, 2**63 - 1)
+some_progress = st.builds(
+    ConnectionStats._make, st.tuples(*[counts] * len(ConnectionStats._fields))
+)
+some_marks = st.builds(
+    lambda own, stats: Marks._make((*own, stats)),
+    st.tuples(*[counts] * (len(Marks._fields) - 1)),
+    some_progress,
+)
+
+
+@pytest.fixture
+def memory() -> Iterator[mmap.mmap]:
+    """Give memory as the supervisor and a worker share it."""
+    with mmap.mmap(-1, LEDGER_BYTES) as memory:
+        yield memory
+
+
+@given(st.lists(some_marks, min_size=1, max_size=5))
+def test_the_marks_put_in_force_last_are_in_force(several: list[Marks]) -> None:
+    """Each field with its own value, for another look at the same memory too."""
+    with mmap.mmap(-1, LEDGER_BYTES) as memory:
+        for marks in several:
+            Ledger(memory).put_in_force(marks)
+            assert Ledger(memory).marks == marks
+
+
+def test_marks_that_are_being_written_change_nothing_until_they_are_in_force(
+    memory: mmap.mmap,
+) -> None:
+    """A worker may die in the midst of it; what it wrote goes where nobody looks."""
+    ledger = Ledger(memory)
+    before = Marks(cut=1, stats=ConnectionStats(2))
+    ledger.put_in_force(Marks())
+    ledger.put_in_force(before)
+    half_written = bytes(memory)
+    (in_force,) = layout._WORD.unpack_from(memory, layout._IN_FORCE)
+    place = layout._PLACES[~in_force & 1]
+    for written in range(layout._MARKS.size):
+        memory[place + written] = 0xFF
+        assert ledger.marks == before
+    memory[:] = half_written
+    assert ledger.marks == before
+
+
+def test_every_field_has_a_place_of_its_own(memory: mmap.mmap) -> None:
+    """Whatever is set, nothing else changes by it."""
+    ledger = Ledger(memory)
+    own = range(100, 100 + len(Marks._fields) - 1)
+    marks = Marks._make((*own, ConnectionStats(*range(200, 209))))
+    for number, word in enumerate(WORDS):
+        setattr(ledger, word, -number)
+    ledger.put_in_force(marks)
+    ledger.put_in_force(marks)
+    ledger.task = ("t" * 600, "n" * 600)
+    assert [getattr(Ledger(memory), word) for word in WORDS] == [-n for n in range(len(WORDS))]
+    assert ledger.marks == marks
+    assert ledger.task == ("t" * 512, "n" * 512)
+
+
+def test_the_places_of_the_marks_do_not_overlap() -> None:
+    """Nor do they reach into the names."""
+    first, second = layout._PLACES
+    assert first >= layout._THREAD + 8
+    assert first + layout._MARKS.size <= second
+    assert second + layout._MARKS.size <= layout._TASK
+    assert layout._NODE + 2 + layout._TEXT_BYTES <= LEDGER_BYTES
+
+
+@pytest.mark.parametrize(
+    "names", [("", ""), ("task", "node"), ("größe", "节点"), ("x" * 511 + "ü", "n")]
+)
+def test_names_are_shown_as_far_as_there_is_room(memory: mmap.mmap, names: tuple[str, str]) -> None:
+    """One that is cut in the midst of a letter can still be read."""
+    ledger = Ledger(memory)
+    ledger.task = ("an earlier name, a longer one", "another")
+    ledger.task = names
+    shown = ledger.task
+    assert shown[1] == names[1]
+    assert shown[0].rstrip("\N{REPLACEMENT CHARACTER}") == names[0].encode()[:512].decode(
+        "utf-8", "ignore"
+    )

@@ -1,0 +1,294 @@
+"""The workers of one function, where the system has no room for another."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from kapudf_cli.config import Settings
+from kapudf_cli.errors import WorkerStartError
+from kapudf_cli.supervisor import pool
+from kapudf_cli.supervisor.connection import ServedConnection
+from kapudf_cli.supervisor.replacement import Reloaded
+from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerState
+from kapudf_cli.worker import channel as orders
+from tests.supervisor.workers import SETTINGS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kapudf_cli.worker.channel import Begin
+    from tests.journals import KeptConnection
+    from tests.supervisor.loops import Loop
+
+
+class Room:
+    """Room for some more processes, and no further one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        self.left = left
+        self.started: list[WorkerProcess] = []
+        self._start = WorkerProcess
+        monkeypatch.setattr(pool, "WorkerProcess", self)
+
+    def __call__(self, begin: Begin) -> WorkerProcess:
+        if not self.left:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self.left -= 1
+        self.started.append(self._start(begin))
+        return self.started[-1]
+
+
+def test_a_reload_whose_workers_cannot_all_be_started_changes_nothing(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that could be is not kept; the next reload is a whole one."""
+    served = loop.start_pool(SETTINGS)
+    old = list(served.workers)
+    wanted = msgspec.structs.replace(SETTINGS, workers=2)
+    told: list[Reloaded] = []
+    room = Room(monkeypatch, 1)
+    with pytest.raises(BlockingIOError):
+        served.reload(wanted, told.append)
+    loop.turn_until(lambda: len(served.all_workers()) == 1)
+    assert [each.state for each in room.started] == [WorkerState.DEAD]
+    assert served.workers == old
+    assert served.settings is SETTINGS
+    assert not told
+    assert served.deaths == 0
+
+    room.left = 2
+    served.reload(wanted, told.append)
+    loop.turn_until(lambda: bool(told))
+    assert told[0].problem is None
+    assert served.settings is wanted
+    loop.turn_until(lambda: len(served.all_workers()) == 2)
+    assert not set(served.workers) & set(old)
+
+
+def test_a_worker_that_cannot_be_recycled_for_want_of_room_goes_on(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again after a while, and not at every look."""
+    served = loop.start_pool(msgspec.structs.replace(SETTINGS, max_points=1))
+    (worker,) = served.workers
+    worker.points_of_ended = 1
+    Room(monkeypatch, 0)
+    monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
+    with capture_logs() as events:
+        for now_s in (1e9, 1e9 + 1.0, 1e9 + 29.0):
+            served.look(now_s)
+    assert [each["event"] for each in events] == ["worker is recycled", "worker cannot be recycled"]
+    assert served.workers == [worker]
+    with capture_logs() as events:
+        served.look(1e9 + 30.0)
+    assert len(events) == 2
+
+
+def test_a_dead_worker_that_cannot_be_replaced_for_want_of_room_is_later(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log says so, and the connections wait."""
+    served = loop.start_pool(SETTINGS)
+    room = Room(monkeypatch, 0)
+    monkeypatch.setattr("kapudf_cli.supervisor.restart_backoff._LONG_LIFE_S", 0.0)
+    with capture_logs() as events:
+        served.workers[0].kill()
+        loop.turn_until(lambda: any(each["event"] == "worker cannot start" for each in events))
+        assert served.is_empty
+        assert served.needs_looks
+        room.left = 1
+        loop.turn_until(lambda: not served.is_empty)
+    assert served.deaths == 1
+    assert len(served.workers) == 1
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["its successor comes", "nor it comes"])
+def test_one_that_dies_before_its_successor_is_ready_is_replaced_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, *, comes: bool
+) -> None:
+    """By its successor, or by another one where that dies too."""
+    served = loop.start_pool(msgspec.structs.replace(SETTINGS, max_points=1))
+    (worker,) = served.workers
+    worker.points_of_ended = 1
+    room = Room(monkeypatch, 10)
+    monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.supervisor.restart_backoff._LONG_LIFE_S", 0.0)
+    served.look(1e9)
+    (successor,) = room.started
+    if not comes:
+        successor.kill()
+    worker.kill()
+    loop.turn_until(lambda: worker not in served.all_workers())
+    loop.turn_until(lambda: [each.state for each in served.workers] == [WorkerState.SERVING])
+    assert len(served.all_workers()) == 1
+    assert (successor in served.workers) == comes
+    assert len(room.started) == (1 if comes else 2)
+
+
+@pytest.mark.parametrize("left", [0, 10], ids=["no room for a reload", "a reload that fails"])
+def test_one_that_died_is_replaced_though_its_successor_is_dismissed(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """A reload wants none of who was to come, and may come to nothing itself."""
+    served = loop.start_pool(msgspec.structs.replace(SETTINGS, max_points=1))
+    (worker,) = served.workers
+    worker.points_of_ended = 1
+    room = Room(monkeypatch, 1)
+    monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.supervisor.restart_backoff._LONG_LIFE_S", 0.0)
+    served.look(1e9)
+    (successor,) = room.started
+    os.kill(successor.pid, signal.SIGSTOP)
+    worker.kill()
+    loop.turn_until(lambda: worker not in served.all_workers())
+    assert not served.workers
+
+    room.left = left
+    with contextlib.suppress(BlockingIOError):
+        served.reload(msgspec.structs.replace(SETTINGS, handler="not-there"))
+    loop.turn_until(lambda: successor not in served.all_workers())
+    room.left = 10
+    loop.turn_until(lambda: [each.state for each in served.workers] == [WorkerState.SERVING])
+    assert served.settings.handler == "mirror"
+
+
+def test_workers_that_could_not_be_started_at_first_are_later(
+    short_folder: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a function that a reload adds, in a system that is full."""
+    room = Room(monkeypatch, 1)
+    wanted = msgspec.structs.replace(SETTINGS, workers=2, socket=str(short_folder / "f"))
+    functions = loop.bind_functions(Settings(functions={}, log_format="json"))
+    functions.change(functions.prepare(Settings(functions={"f": wanted}, log_format="json")))
+    with pytest.raises(WorkerStartError):
+        functions.start()
+    (served,) = functions.pools()
+    assert len(served.workers) == 1
+    room.left = 1
+    loop.turn_until(lambda: served.is_ready)
+    assert [each.state for each in served.workers] == [WorkerState.SERVING] * 2
+
+
+def test_who_waits_for_a_reload_is_told_of_it_when_another_one_begins(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That its code serves, if its workers do, though connections still move."""
+    served = loop.start_pool(SETTINGS)
+    monkeypatch.setattr(served._placement, "move_on", lambda: True)
+    told: list[Reloaded] = []
+    served.reload(SETTINGS, told.append)
+    (coming,) = served._succession.coming
+    loop.turn_until(lambda: served.workers == [coming])
+    assert not told
+    served.reload(SETTINGS, told.append)
+    (first,) = told
+    assert (first.connections, first.stay, first.problem) == (0, 0, None)
+    served.reload(SETTINGS)
+    assert told[1:] == [Reloaded(problem="another reload began")]
+
+
+def test_a_worker_that_reads_no_orders_for_long_is_replaced_and_the_log_says_why(
+    loop: Loop,
+) -> None:
+    served = loop.start_pool(msgspec.structs.replace(SETTINGS, busy_limit_s=1.0))
+    (worker,) = served.workers
+    with capture_logs() as events:
+        os.kill(worker.pid, signal.SIGSTOP)
+        while not worker.lacks_room:
+            worker.send(orders.Go(1))
+        loop.turn_until(lambda: worker not in served.workers)
+    told = {each["event"]: each for each in events}
+    assert told["worker reads no orders, it is replaced"]["worker"] == worker.number
+    assert told["worker died"]["how"] == "SIGKILL"
+    assert "read no orders for" in told["worker died"]["reason"]
+
+
+def test_a_worker_that_closed_its_channel_is_replaced_and_holds_nothing_up(loop: Loop) -> None:
+    """The loop does not wait for it."""
+    served = loop.start_pool(SETTINGS)
+    (worker,) = served.workers
+    os.kill(worker.pid, signal.SIGSTOP)
+    with capture_logs() as events:
+        # What a handler does that closes all descriptors, as far as the supervisor can see.
+        worker.channel._socket.shutdown(socket.SHUT_RDWR)
+        turns_s = loop.turns_until(lambda: worker not in served.workers)
+    assert max(turns_s) < 0.5
+    (died,) = (each for each in events if each["event"] == "worker died")
+    assert died["how"] == "SIGKILL"
+    assert "closed its channel" in died["reason"]
+
+
+def test_a_retired_worker_that_exits_slowly_has_not_died(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has time for it, and is killed after that; neither is a death."""
+    monkeypatch.setattr("kapudf_cli.supervisor.pool._EXIT_PATIENCE_S", 0.5)
+    served = loop.start_pool(SETTINGS)
+    (worker,) = served.workers
+    os.kill(worker.pid, signal.SIGSTOP)
+    with capture_logs() as events:
+        served.reload(SETTINGS)
+        loop.turn_until(lambda: worker.state is WorkerState.RETIRING)
+        worker.channel._socket.shutdown(socket.SHUT_RDWR)
+        loop.turn_until(lambda: worker not in served.all_workers())
+    names = [each["event"] for each in events]
+    assert "worker takes too long to exit, and is killed" in names
+    assert "worker died" not in names
+    assert served.deaths == 0
+
+
+#: Only one process can load it.
+FOR_ONE = """
+import os
+from kapudf_handlers.mirror import Mirror
+
+os.close(os.open({gate!r}, os.O_CREAT | os.O_EXCL))
+
+
+class Rejected(Mirror):
+    pass
+"""
+
+
+def test_after_a_failed_reload_the_handler_that_serves_is_shown(loop: Loop, tmp_path: Path) -> None:
+    """Not the one that one of two new workers could load."""
+    file = tmp_path / "rejected.py"
+    file.write_text(FOR_ONE.format(gate=str(tmp_path / "gate")), encoding="utf-8")
+    served = loop.start_pool(SETTINGS)
+    before = served.code
+    told: list[Reloaded] = []
+    wanted = msgspec.structs.replace(SETTINGS, handler=f"{file}:Rejected", workers=2)
+    served.reload(wanted, told.append)
+    loop.turn_until(lambda: bool(told))
+    assert told[0].problem is not None
+    assert (served.handler, served.code) == ("Mirror", before)
+
+
+def test_a_long_wait_for_a_worker_is_logged_once(
+    loop: Loop, kept: KeptConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While no worker can be started, or one imports its handler for long."""
+    served = loop.start_pool(SETTINGS)
+    Room(monkeypatch, 0)
+    served.workers[0].kill()
+    loop.turn_until(lambda: served.is_empty)
+    waiting = ServedConnection(
+        7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
+    )
+    served.connections[7] = waiting
+    with capture_logs() as events:
+        for now_s in (100.0, 105.0, 110.0, 120.0):
+            served.look(now_s)
+    warnings = [each for each in events if each["event"] == "connections wait for a worker"]
+    assert [(each["connections"], each["wait_s"]) for each in warnings] == [(1, 10.0)]
+    del served.connections[7]
+    waiting.close()

@@ -1,0 +1,106 @@
+"""The kernel's count of what was read, which outlives whoever has read it."""
+
+from __future__ import annotations
+
+import mmap
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.journal import read_count
+from kapudf_cli.journal.header import LEDGER_BYTES, Ledger
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RESET_AFTER_BYTES = 1000
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Give a connection, ours first."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(PATIENCE_S)
+        yield ours, theirs
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """Give a ledger in memory of its own."""
+    with mmap.mmap(-1, LEDGER_BYTES) as memory:
+        yield Ledger(memory)
+
+
+def test_this_kernel_counts() -> None:
+    """The other tests here, and workers at all, need it."""
+    assert read_count.is_supported()
+
+
+def test_a_kernel_that_knows_no_such_option_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some stand-ins for Linux do not."""
+    monkeypatch.setattr(read_count, "_SO_PEEK_OFF", 9999)
+    assert not read_count.is_supported()
+
+
+def test_every_byte_read_is_counted_whoever_reads_it(
+    ends: tuple[socket.socket, socket.socket], ledger: Ledger
+) -> None:
+    """Through a duplicate too, which is what another process has; what waits is not counted."""
+    ours, theirs = ends
+    read_count.begin(ours, ledger)
+    theirs.sendall(b"x" * 100)
+    assert read_count.total(ours, ledger) == 0
+    ours.recv(30)
+    with ours.dup() as theirs_too:
+        theirs_too.recv(13)
+    ours.recv_into(bytearray(10))
+    assert read_count.total(ours, ledger) == 53
+    assert len(ours.recv(1000)) == 47
+    assert read_count.total(ours, ledger) == 100
+
+
+def test_the_count_goes_on_past_what_the_kernel_can_hold(
+    ends: tuple[socket.socket, socket.socket], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is set high again in time, and not each time."""
+    monkeypatch.setattr(read_count, "_RESET_AFTER_BYTES", RESET_AFTER_BYTES)
+    ours, theirs = ends
+    read_count.begin(ours, ledger)
+    received = 0
+    bases = set()
+    for size in [700] * 20:
+        theirs.sendall(b"x" * size)
+        received += len(ours.recv(size))
+        due = read_count.keep_high(ours, ledger, received)
+        bases.add(ledger.peek_base)
+        assert received < due == ledger.peek_base + RESET_AFTER_BYTES
+        assert read_count.total(ours, ledger) == received
+    assert bases == {0, *range(1400, 14_001, 1400)}
+
+
+@pytest.mark.parametrize("step", ["before it is set", "once it is set", "before it is done"])
+def test_a_death_over_a_reset_loses_no_count(
+    ends: tuple[socket.socket, socket.socket],
+    ledger: Ledger,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """Whoever comes next finishes what was begun."""
+    monkeypatch.setattr(read_count, "_RESET_AFTER_BYTES", RESET_AFTER_BYTES)
+    ours, theirs = ends
+    read_count.begin(ours, ledger)
+    theirs.sendall(b"x" * 1500)
+    ours.recv(1200)
+    # What keep_high does, up to where it dies.
+    ledger.peek_reset = 1200
+    if step != "before it is set":
+        read_count._set(ours, read_count._HIGHEST)
+    if step == "before it is done":
+        ledger.peek_base = 1200
+    assert read_count.total(ours, ledger) == 1200
+    assert ledger.peek_reset == -1
+    ours.recv(300)
+    assert read_count.total(ours, ledger) == 1500

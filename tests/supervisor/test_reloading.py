@@ -1,0 +1,441 @@
+"""Reloads: which sockets pass to which function, and when; no worker is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from kapudf_cli.config import FunctionSettings, Settings
+from kapudf_cli.errors import ConfigError, ControlError, SocketPathError
+from kapudf_cli.supervisor import functions as functions_module
+from kapudf_cli.supervisor.pool import Pool
+from kapudf_cli.supervisor.reload import Reloading
+from kapudf_cli.supervisor.replacement import Reloaded
+from kapudf_cli.system import logs
+from tests.supervisor.loops import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from kapudf_cli.supervisor.functions import Functions
+
+#: The socket and the handler of each function.
+Served = dict[str, tuple[str, str]]
+
+
+class Workers:
+    """Stands for the workers of all pools: they start, and load new code, on demand.
+
+    Attributes:
+        ready: the pools whose workers have loaded the handler.
+        reloads: the pools that are reloading, with the settings, and who is told.
+        reloaded: the names of the pools, each time that a reload began.
+        started: the names of the pools that were started.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ready: set[Pool] = set()
+        self.reloads: dict[Pool, tuple[FunctionSettings, Any]] = {}
+        self.reloaded: list[str] = []
+        self.started: list[str] = []
+        self._starting: set[Pool] = set()
+
+        def start(pool: Pool) -> None:
+            self.started.append(pool.name)
+            self._starting.add(pool)
+
+        def reload(pool: Pool, settings: FunctionSettings, on_done: Any = None) -> None:
+            self.reloaded.append(pool.name)
+            self.reloads[pool] = (settings, on_done)
+
+        monkeypatch.setattr(Pool, "start", start)
+        monkeypatch.setattr(Pool, "reload", reload)
+        for name, answer in {
+            "is_ready": lambda pool: pool in self.ready,
+            "is_settled": lambda pool: pool in self.ready,
+            "is_reloading": lambda pool: pool in self.reloads,
+            "starting": lambda pool: int(pool in self.reloads or pool in self._starting),
+        }.items():
+            monkeypatch.setattr(Pool, name, property(answer))
+
+    @property
+    def are_busy(self) -> bool:
+        """Whether anything starts or reloads."""
+        return bool(self._starting or self.reloads)
+
+    def finish_starts(self) -> None:
+        """Have every pool that was started be ready."""
+        self.ready |= self._starting
+        self._starting.clear()
+
+    def finish_reloads(self) -> None:
+        """Have every reload that is under way succeed."""
+        reloads, self.reloads = self.reloads, {}
+        for pool, (settings, on_done) in reloads.items():
+            pool.settings = settings
+            if on_done is not None:
+                on_done(Reloaded())
+
+
+class File:
+    """A configuration that is changed, and the functions that are served by it."""
+
+    def __init__(self, folder: Path, loop: Loop, workers: Workers) -> None:
+        self.folder = folder
+        self.workers = workers
+        self.loop = loop
+
+    def serve(self, served: Served) -> None:
+        """Serve functions, until all are ready."""
+        self.write(served)
+        self.functions: Functions = self.loop.bind_functions(self.settings)
+        self.reloading = Reloading(self.functions, self.read, logs.get_logger())
+        self.settle()
+
+    def read(self) -> Settings:
+        return self.settings
+
+    def write(self, served: Served, **changes: object) -> None:
+        """Write other functions, with other settings than the default ones."""
+        functions = {
+            name: msgspec.structs.replace(
+                FunctionSettings(handler=handler, socket=str(self.folder / path)), **changes
+            )
+            for name, (path, handler) in served.items()
+        }
+        self.settings = Settings(functions=functions, grace_period_s=3.0)
+
+    def turn(self) -> None:
+        """Do what the supervisor's loop does at each turn."""
+        self.functions.start()
+        self.reloading.step()
+        self.functions.listen_where_ready()
+        self.functions.forget_ended()
+
+    def settle(self) -> None:
+        """Let everything that has begun come to its end."""
+        while True:
+            self.turn()
+            if not self.workers.are_busy:
+                break
+            self.workers.finish_starts()
+            self.workers.finish_reloads()
+        self.turn()
+
+    def users(self) -> dict[str, Pool]:
+        """Return who accepts the connections at each path."""
+        return {
+            os.path.basename(each.socket_file.path): each.user.pool
+            for each in self.functions._sockets
+            if each.user is not None and each.listens
+        }
+
+    def paths(self) -> set[str]:
+        """Return which functions' sockets are there, those for control aside."""
+        return {name for name in os.listdir(self.folder) if "." not in name}
+
+    def pool(self, name: str) -> Pool:
+        function = self.functions.get(name)
+        assert function is not None
+        return function.pool
+
+
+@pytest.fixture
+def file(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[File]:
+    """Give a configuration that serves nothing yet."""
+    with Loop() as loop:
+        yield File(short_folder, loop, Workers(monkeypatch))
+
+
+def unwanted(_: object) -> None:
+    pytest.fail("told of a reload that never began")
+
+
+#: Functions before and after a reload; of each afterwards, which one it was before: its
+#: connections go on. None is a new one.
+CHANGES: dict[str, tuple[Served, Served, dict[str, str | None]]] = {
+    "nothing": ({"f": ("1", "a")}, {"f": ("1", "a")}, {"f": "f"}),
+    "another handler": ({"f": ("1", "a")}, {"f": ("1", "b")}, {"f": "f"}),
+    "one more": ({"f": ("1", "a")}, {"f": ("1", "a"), "g": ("2", "a")}, {"f": "f", "g": None}),
+    "one less": ({"f": ("1", "a"), "g": ("2", "a")}, {"f": ("1", "a")}, {"f": "f"}),
+    "renamed": ({"f": ("1", "a")}, {"g": ("1", "a")}, {"g": "f"}),
+    "two names change places": (
+        {"f": ("1", "a"), "g": ("2", "b")},
+        {"f": ("2", "a"), "g": ("1", "b")},
+        {"f": "f", "g": "g"},
+    ),
+    "another function at the same path": ({"f": ("1", "a")}, {"g": ("1", "b")}, {"g": None}),
+    "moved": ({"f": ("1", "a")}, {"f": ("2", "a")}, {"f": "f"}),
+    "moved and renamed": ({"f": ("1", "a")}, {"g": ("2", "a")}, {"g": None}),
+    "moved to the path of one that goes": (
+        {"f": ("1", "a"), "g": ("2", "b")},
+        {"f": ("2", "a")},
+        {"f": "f"},
+    ),
+    "moved to the path of one that moves": (
+        {"f": ("1", "a"), "g": ("2", "b")},
+        {"f": ("2", "a"), "g": ("3", "b")},
+        {"f": "f", "g": "g"},
+    ),
+    "three in a circle": (
+        {"f": ("1", "a"), "g": ("2", "b"), "h": ("3", "c")},
+        {"f": ("2", "a"), "g": ("3", "b"), "h": ("1", "c")},
+        {"f": "f", "g": "g", "h": "h"},
+    ),
+    "a new one at the path of one that moves": (
+        {"f": ("1", "a")},
+        {"f": ("2", "a"), "g": ("1", "b")},
+        {"f": "f", "g": None},
+    ),
+    "renamed, and another one with the old name": (
+        {"f": ("1", "a")},
+        {"f": ("2", "a"), "g": ("1", "a")},
+        {"f": "f", "g": None},
+    ),
+    "two renamed at once": (
+        {"f": ("1", "a"), "g": ("2", "a")},
+        {"x": ("2", "a"), "y": ("1", "a")},
+        {"x": "g", "y": "f"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "continued"), CHANGES.values(), ids=CHANGES)
+def test_no_path_is_unserved_for_a_moment(
+    file: File, before: Served, after: Served, continued: dict[str, str | None]
+) -> None:
+    """Each socket passes to the function that is to have it, once that one is ready."""
+    file.serve(before)
+    pools = {name: file.pool(name) for name in before}
+    kept = {path for path, _ in before.values()} & {path for path, _ in after.values()}
+    inodes = {path: os.stat(file.folder / path).st_ino for path in kept}
+    file.write(after)
+    file.reloading.reload_all()
+    file.turn()
+    # New functions are not ready: those that were there serve all paths that stay.
+    users = file.users()
+    assert kept <= users.keys()
+    assert all(pool in file.workers.ready for pool in users.values())
+    for path in kept:
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(file.folder / path))
+    file.settle()
+    for name, old in continued.items():
+        pool = file.pool(name)
+        assert pool.name == name
+        assert pool is pools.get(old or "") or (old is None and pool not in pools.values())
+        assert file.users()[after[name][0]] is pool
+        assert pool.settings == file.settings.functions[name]
+    assert file.functions.names() == after.keys()
+    assert file.paths() == {path for path, _ in after.values()}
+    assert {path: os.stat(file.folder / path).st_ino for path in kept} == inodes
+    assert set(file.functions.pools()) == {file.pool(name) for name in after}
+    assert file.functions.settings.grace_period_s == 3.0
+
+
+def test_a_function_whose_successor_never_gets_ready_goes_on(file: File) -> None:
+    """And it comes back to its path where the next settings have it again."""
+    file.serve({"f": ("1", "a")})
+    pool = file.pool("f")
+    file.write({"g": ("1", "b")})
+    file.reloading.reload_all()
+    file.turn()
+    assert file.users() == {"1": pool}
+    file.write({"f": ("1", "a")})
+    file.reloading.reload_all()
+    file.settle()
+    assert file.users() == {"1": pool}
+    assert file.functions.names() == {"f"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"socket": "/no/such/folder/x"}, "/no/such/folder"),
+        ({"socket_group": "no-such-group"}, "no-such-group"),
+        ({"socket": "/dev/null"}, "/dev/null"),
+    ],
+)
+def test_a_reload_that_cannot_be_prepared_for_one_changes_nothing_for_any(
+    file: File, changes: dict[str, str], said: str
+) -> None:
+    """Neither sockets nor their mode, nor names; the log has one line."""
+    file.serve({"f": ("1", "a"), "g": ("2", "a")})
+    before, pools = file.functions.settings, file.functions.pools()
+    file.write({"new": ("3", "a"), "renamed": ("1", "a"), "g": ("2", "a")}, socket_mode="0600")
+    wrong = msgspec.structs.replace(file.settings.functions["g"], **changes)
+    file.settings.functions["g"] = wrong
+    with capture_logs() as events:
+        file.reloading.reload_all()
+    (event,) = events
+    assert event["event"] == "reload failed, everything goes on as it was"
+    assert said in event["error"]
+    file.turn()
+    assert file.functions.settings is before
+    assert file.functions.pools() == pools
+    assert file.functions.names() == {"f", "g"}
+    assert file.paths() == {"1", "2"}
+    for path in ("1", "2", "1.control", "2.control"):
+        assert os.stat(file.folder / path).st_mode & 0o777 == 0o660
+    assert not file.workers.reloads
+
+
+def test_the_access_rights_are_those_of_the_settings(file: File) -> None:
+    """For both sockets of a function that stays."""
+    file.serve({"f": ("1", "a")})
+    file.write({"f": ("1", "a")}, socket_mode="0600")
+    file.reloading.reload_all()
+    for path in ("1", "1.control"):
+        assert os.stat(file.folder / path).st_mode & 0o777 == 0o600
+
+
+def wrong() -> Settings:
+    raise ConfigError("the file", ["what a thing to write"])
+
+
+def broken() -> Settings:
+    raise RecursionError
+
+
+@pytest.mark.parametrize(
+    ("read", "kind", "said"),
+    [
+        (wrong, ConfigError, "what a thing to write"),
+        (broken, ControlError, "RecursionError"),
+        (
+            lambda: Settings(
+                functions={"f": FunctionSettings(handler="a", socket="/x", workers=0)}
+            ),
+            ConfigError,
+            "workers: 0 needs a restart",
+        ),
+    ],
+    ids=["wrong settings", "a fault", "no workers"],
+)
+def test_settings_that_cannot_be_change_nothing(
+    file: File, read: Callable[[], Settings], kind: type[Exception], said: str
+) -> None:
+    """Whether one function is asked for or all."""
+    file.serve({"f": ("1", "a")})
+    before = file.functions.settings
+    file.reloading = Reloading(file.functions, read, logs.get_logger())
+    with pytest.raises(kind, match=said):
+        file.reloading.reload_one("f", unwanted)
+    with capture_logs() as events:
+        file.reloading.reload_all()
+    assert [each["event"] for each in events] == ["reload failed, everything goes on as it was"]
+    assert said in events[0]["error"]
+    assert file.functions.settings is before
+    assert not file.workers.reloads
+
+
+# --- one function ---
+
+
+def test_one_alone_is_neither_removed_nor_moved(file: File) -> None:
+    """That is for all, by a signal."""
+    file.serve({"a": ("1", "a"), "b": ("2", "a")})
+    file.write({"b": ("moved", "a")})
+    gone = "a is no longer in the configuration; SIGHUP removes or renames it"
+    with pytest.raises(ControlError, match=gone):
+        file.reloading.reload_one("a", unwanted)
+    with pytest.raises(ControlError, match="the socket of b is another one now; SIGHUP moves it"):
+        file.reloading.reload_one("b", unwanted)
+    assert file.paths() == {"1", "2"}
+    assert not file.workers.reloads
+
+
+def test_one_alone_that_cannot_be_prepared_is_logged_and_told(file: File) -> None:
+    """Its sockets are as they were."""
+    file.serve({"a": ("1", "a")})
+    file.write({"a": ("1", "a")}, socket_group="no-such-group", socket_mode="0600")
+    with capture_logs() as events, pytest.raises(SocketPathError, match="no-such-group"):
+        file.reloading.reload_one("a", unwanted)
+    assert [(each["event"], each["function"]) for each in events] == [
+        ("reload failed, everything goes on as it was", "a")
+    ]
+    assert os.stat(file.folder / "1").st_mode & 0o777 == 0o660
+
+
+# --- many at once ---
+
+
+def test_reloads_of_all_that_come_during_one_are_one_more(file: File) -> None:
+    """It reads the settings again when it begins."""
+    file.serve({"a": ("1", "a"), "b": ("2", "a")})
+    reads = []
+
+    def read() -> Settings:
+        reads.append(1)
+        return file.settings
+
+    file.reloading = Reloading(file.functions, read, logs.get_logger())
+    for _ in range(7):
+        file.reloading.reload_all()
+        file.turn()
+    assert sorted(file.workers.reloaded) == ["a", "b"]
+    file.settle()
+    assert sorted(file.workers.reloaded) == ["a", "a", "b", "b"]
+    assert len(reads) == 2
+    assert not file.reloading.is_waiting
+
+
+def test_each_who_asks_for_one_function_is_told_of_a_reload_that_began_afterwards(
+    file: File,
+) -> None:
+    """All who ask while one is under way share the next one."""
+    file.serve({"a": ("1", "a")})
+    told: list[int] = []
+
+    def ask(number: int) -> None:
+        file.reloading.reload_one("a", lambda _: told.append(number))
+
+    for number in range(5):
+        ask(number)
+    assert file.workers.reloaded == ["a"]
+    file.workers.finish_reloads()
+    assert told == [0]
+    file.settle()
+    assert told == [0, 1, 2, 3, 4]
+    assert file.workers.reloaded == ["a", "a"]
+
+
+def test_a_few_functions_start_at_once(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start and at a reload; the others follow as these are ready."""
+    monkeypatch.setattr(functions_module, "_MOST_STARTING", 4)
+    served = {f"f{number}": (str(number), "a") for number in range(60)}
+    file.write(served)
+    file.functions = file.loop.bind_functions(file.settings)
+    file.reloading = Reloading(file.functions, file.read, logs.get_logger())
+    file.turn()
+    assert len(file.workers.started) == 4
+    file.settle()
+    assert sorted(file.workers.started) == sorted(served)
+    for _ in range(7):
+        file.reloading.reload_all()
+        file.turn()
+        assert len(file.workers.reloads) == 4
+    file.settle()
+    assert len(file.workers.reloaded) == 2 * 60
+
+
+def test_a_stop_comes_before_the_reloads_that_wait(file: File) -> None:
+    """Those who wait for one are told, and nothing more begins."""
+    file.serve({"a": ("1", "a")})
+    told: list[Reloaded] = []
+    file.reloading.reload_one("a", told.append)
+    file.reloading.reload_one("a", told.append)
+    file.reloading.reload_all()
+    file.functions.stop_listening()
+    file.workers.finish_reloads()
+    file.reloading.step()
+    assert told[1].problem == "kapudf was told to stop, and reloads nothing any more"
+    assert file.workers.reloaded == ["a"]
+    with pytest.raises(ControlError, match="told to stop"):
+        file.reloading.reload_one("a", unwanted)

@@ -1,0 +1,422 @@
+"""A connection as the supervisor has it: whose fault a death is, and heartbeats."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kapudf_cli.journal.header import NOTHING_IN_HAND
+from kapudf_cli.protocol.framing import HEARTBEAT
+from kapudf_cli.supervisor.connection import Move, ServedConnection
+from kapudf_cli.transport.commit import Commit, ConnectionStats
+from tests.journals import KeptConnection
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.worker.channel import Take
+
+
+class Kept(KeptConnection):
+    """A connection with its supervisor's side, and steps that a worker would take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served = ServedConnection(
+            7, self.connection.dup(), os.dup(self.memory), None, busy_limit_s=10.0
+        )
+
+    def got_to(self, offset: int, *, in_hand: int | None = None, received: int = 100) -> None:
+        """Have a worker be busy with a frame, having dealt with all before an offset."""
+        ledger = self.served.ledger
+        ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(offset)))
+        ledger.in_hand = offset if in_hand is None else in_hand
+        ledger.received = received
+        ledger.busy_since_ns = 1
+
+    def waits(self) -> None:
+        """Have a worker wait for input."""
+        self.served.ledger.busy_since_ns = 0
+        self.served.ledger.in_hand = NOTHING_IN_HAND
+
+    def dies(
+        self,
+        *,
+        accused: bool | None = True,
+        alone: bool = True,
+        drops_poison: bool = True,
+        how: str = "SIGSEGV",
+    ) -> Take:
+        """Have the worker die; return what the next one is told."""
+        self.served.note_death(how, accused=accused, alone=alone, drops_poison=drops_poison)
+        self.served.was_served = True
+        return self.served.take()[0]
+
+    def close(self) -> None:
+        self.served.close()
+        super().close()
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """Give a connection that a worker was told to serve."""
+    kept = Kept()
+    order, descriptors = kept.served.take()
+    assert (order.connection, order.takes_over, order.waits) == (7, False, False)
+    assert len(descriptors) == 2
+    yield kept
+    kept.close()
+
+
+# --- deaths ---
+
+
+def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Kept) -> None:
+    """From where on it may go at full speed, what to leave out, and whether to give up."""
+    kept.got_to(40, received=90)
+    order = kept.dies()
+    assert (order.takes_over, order.until, order.poison, order.give_up) == (True, 90, (), None)
+    assert kept.served.takeovers == 1
+    assert kept.served.is_careful
+    kept.got_to(40)
+    assert kept.dies().poison == (40,)
+    for _ in range(2):
+        kept.got_to(64)
+        order = kept.dies(drops_poison=False)
+    assert order.poison == (40,)
+    assert "the frame at byte 64 ended 2 workers" in (order.give_up or "")
+
+
+def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
+    """Once the journal is cut past it."""
+    for _ in range(2):
+        kept.got_to(40)
+        order = kept.dies()
+    assert order.poison == (40,)
+    ledger = kept.served.ledger
+    ledger.put_in_force(ledger.marks._replace(cut=41))
+    kept.got_to(80)
+    assert 40 not in kept.dies().poison
+
+
+def test_a_worker_that_dies_before_it_has_a_frame_in_hand_does_not_make_it_poison(
+    kept: Kept,
+) -> None:
+    """The frame is one that the last worker had in hand, not this one."""
+    for _ in range(3):
+        kept.got_to(40)
+        assert kept.dies(accused=None, how="SIGKILL").poison == ()
+    for _ in range(5):
+        order = kept.dies(accused=None, how="SIGKILL")
+        assert (order.poison, order.give_up) == ((), None)
+    kept.got_to(40)
+    assert kept.dies(accused=None, how="SIGKILL").poison == (40,)
+
+
+def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept: Kept) -> None:
+    """However often that happens."""
+    for _ in range(30):
+        kept.got_to(100)
+        kept.waits()
+        order = kept.dies(accused=None)
+        assert (order.until, order.poison, order.give_up) == (0, (), None)
+    assert kept.served.takeovers == 30
+
+
+def test_what_the_owner_gives_up_is_given_up(kept: Kept) -> None:
+    """As where a state cannot be had any more."""
+    kept.served.give_up("Restore was refused")
+    assert kept.served.take()[0].give_up == "Restore was refused"
+
+
+# --- heartbeats ---
+
+
+def read(kept: Kept) -> bytes:
+    kept.peer.settimeout(0)
+    try:
+        return kept.peer.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+def test_a_heartbeat_is_sent_between_messages(kept: Kept) -> None:
+    """Before the first one, and after all that is in force was sent."""
+    held = kept.open()
+    kept.served.beat()
+    held.put(b"answer", Commit(1))
+    held.send(held.unsent)
+    kept.served.beat()
+    held._connection.close()
+    held.close()
+    assert read(kept) == HEARTBEAT + b"answer" + HEARTBEAT
+
+
+@pytest.mark.parametrize("sent", [0, 3])
+@pytest.mark.parametrize("size", [6, 1_000_000])
+def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
+    kept: Kept, sent: int, size: int
+) -> None:
+    """It would be a part of a message; nor after a long one that follows one as long."""
+    kept.served.worker = object()  # type: ignore[assignment]  # somebody
+    held = kept.open()
+    received = bytearray()
+    kept.peer.settimeout(0)
+    for _ in range(2):
+        held.put(bytes(size), Commit(1))
+        while unsent := held.unsent:
+            try:
+                held.send(unsent)
+            except BlockingIOError:
+                received += kept.peer.recv(1 << 20)
+    held.put(b"x" * size, Commit(1))
+    received += read(kept)
+    if sent:
+        assert held.unsent == size
+        held.send(sent)
+    held._connection.close()
+    held.close()
+    kept.served.beat()
+    received += read(kept)
+    assert bytes(received).strip(b"\0") == b"x" * sent
+
+
+@pytest.mark.parametrize("sent", [0, 3])
+@pytest.mark.parametrize("earlier", [0, 10_000])
+def test_what_a_dead_worker_has_not_sent_leaves_before_the_next_heartbeat(
+    kept: Kept, sent: int, earlier: int
+) -> None:
+    """Without it there could be no heartbeat until the next worker has imported its handler."""
+    held = kept.open()
+    if earlier:
+        held.put(bytes(earlier), Commit(1))
+        while unsent := held.unsent:
+            held.send(unsent)
+    held.put(b"answer", Commit(1))
+    if sent:
+        assert held.unsent == 6
+        held.send(sent)
+    held._connection.close()
+    held.close()
+    for _ in range(2):
+        kept.served.beat()
+    assert read(kept) == bytes(earlier) + b"answer" + HEARTBEAT + HEARTBEAT
+
+
+#: Locks the memory, as a worker does while it sends, and waits to be killed.
+LOCKING = """
+import fcntl, signal, sys
+fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX)
+print("locked", flush=True)
+signal.pause()
+"""
+
+
+def test_no_heartbeat_is_sent_while_a_worker_is_sending(kept: Kept) -> None:
+    """It has the memory locked, be it between two of its steps."""
+    command = [sys.executable, "-c", LOCKING, str(kept.memory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[kept.memory]) as worker:
+        assert worker.stdout is not None
+        try:
+            assert worker.stdout.readline() == b"locked\n"
+            kept.served.beat()
+            assert read(kept) == b""
+        finally:
+            worker.kill()
+    kept.served.beat()
+    assert read(kept) == HEARTBEAT
+
+
+def test_a_heartbeat_waits_for_nobody(kept: Kept) -> None:
+    """A peer that does not read or is gone holds up no other connection."""
+    try:
+        while True:
+            kept.connection.send(bytes(1000))
+    except BlockingIOError:
+        pass
+    in_thread(kept.served.beat).result(PATIENCE_S)
+    kept.peer.close()
+    in_thread(kept.served.beat).result(PATIENCE_S)
+
+
+# --- looks ---
+
+
+def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
+    """Not while it waits for input, or for Kapacitor to read."""
+
+    def beats() -> bool:
+        kept.served.look(1.0)
+        kept.served.look(2.0)
+        return kept.served.watch.beats
+
+    kept.served.worker = object()  # type: ignore[assignment]  # somebody
+    kept.got_to(40)
+    assert beats()
+    assert kept.served.state == "busy"
+    kept.served.ledger.waits_for_peer = 1
+    assert not beats()
+    assert kept.served.state == "waiting on Kapacitor"
+    kept.served.ledger.waits_for_peer = 0
+    kept.waits()
+    assert not beats()
+    assert kept.served.state == "idle"
+    kept.served.worker = None
+    assert beats()
+    assert kept.served.state == "waiting for a worker"
+    kept.served.worker = object()  # type: ignore[assignment]
+    kept.served.move = Move(object())  # type: ignore[arg-type]
+    assert beats()
+    assert kept.served.state == "being handed over"
+
+
+def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: Kept) -> None:
+    """Whatever the last one waited for when it died: it may hang over what it repeats."""
+    kept.waits()
+    kept.served.ledger.waits_for_peer = 1
+    order = kept.dies(accused=None, how="SIGKILL")
+    assert (order.takes_over, order.waits) == (True, False)
+    kept.served.worker = object()  # type: ignore[assignment]  # somebody
+    assert kept.served.state == "busy"
+    for now_s in (1.0, 2.0, 12.0):
+        kept.served.look(now_s)
+    assert kept.served.watch.has_just_passed_limit
+
+
+def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
+    """Its worker may be stopped, or held up by another handler."""
+    kept.served.worker = object()  # type: ignore[assignment]
+    kept.waits()
+
+    def is_neglected() -> bool:
+        kept.served.look(1.0)
+        return kept.served.is_neglected
+
+    assert not is_neglected()
+    kept.peer.send(b"input")
+    # Kapacitor may have asked half of its time-out after the last answer.
+    assert is_neglected(), "it is noticed at the first look"
+    kept.connection.recv(2)
+    kept.served.ledger.received += 2
+    assert not is_neglected(), "its worker reads, and more has come meanwhile"
+    assert is_neglected(), "it has read nothing since"
+    kept.connection.recv(3)
+    assert not is_neglected()
+
+
+def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(kept: Kept) -> None:
+    """Input that is not read, and output that is not sent though there is room for it."""
+    served = kept.served
+    served.worker = object()  # type: ignore[assignment]
+    kept.waits()
+
+    def after(*times_s: float) -> tuple[str, bool]:
+        for now_s in times_s:
+            served.look(now_s)
+        return served.state, served.watch.has_just_passed_limit
+
+    kept.peer.send(b"input")
+    assert after(1.0) == ("idle", False), "it may be about to be read"
+    assert after(2.5) == ("not reading", False)
+    assert served.needs_heartbeat
+    # A worker that reads anything at all, or goes on after SIGCONT, is given the whole time anew.
+    served.ledger.received += 1
+    assert after(9.0) == ("idle", False)
+    assert after(10.0, 19.5) == ("not reading", False)
+    assert after(20.0) == ("not reading", True)
+    kept.connection.recv(5)
+    assert after(21.0) == ("idle", False)
+
+    served.ledger.waits_for_peer = 1
+    served.ledger.put_in_force(served.ledger.marks._replace(out_end=1 << 20))
+    assert after(30.0, 39.5) == ("not reading", False), "Kapacitor would take output"
+    assert after(40.0) == ("not reading", True)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            kept.connection.send(b"x" * 65536)
+    kept.peer.send(b"more")
+    assert after(50.0, 70.0) == ("waiting on Kapacitor", False), "it does not"
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 1e6])
+def test_a_connection_without_a_worker_gets_heartbeats_without_a_limit(
+    kept: Kept, takes_s: float
+) -> None:
+    """The import of a handler may take longer than a frame ever may."""
+    for now_s in (1.0, 1.5, takes_s, takes_s + 0.5):
+        kept.served.look(now_s)
+        assert kept.served.needs_heartbeat
+
+
+@pytest.mark.parametrize(
+    ("pulse_s_ago", "at_work", "paused", "frozen"),
+    [
+        (11.0, False, False, True),
+        (5.0, False, False, False),
+        (11.0, True, False, False),
+        (11.0, False, True, False),
+    ],
+    ids=["does not run", "runs", "may be long at work", "has paused"],
+)
+def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
+    kept: Kept, pulse_s_ago: float, *, at_work: bool, paused: bool, frozen: bool
+) -> None:
+    """One that is at work has as long as one frame may take."""
+    kept.served.worker = object()  # type: ignore[assignment]
+    kept.served.ledger.pulse_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
+    kept.served.ledger.busy_since_ns = int(at_work)
+    assert not kept.served.is_not_pausing
+    kept.served.move = Move(object(), is_paused=paused)  # type: ignore[arg-type]
+    assert kept.served.is_not_pausing is frozen
+
+
+def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:
+    """Taken about once a second."""
+    started_s = kept.served.started_s
+    ledger = kept.served.ledger
+    ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(points_in=300)))
+    kept.served.look(started_s + 0.5)
+    assert kept.served.points_per_s == 0
+    kept.served.look(started_s + 2.0)
+    assert kept.served.points_per_s == pytest.approx(150)
+    kept.served.look(started_s + 4.0)
+    assert kept.served.points_per_s == 0
+
+
+def test_the_peer_sees_the_end_once_it_is_closed(kept: Kept) -> None:
+    """Even if some other process has the socket too, such as a handler's child."""
+    child = kept.connection.dup()
+    kept.served.close()
+    assert kept.peer.recv(1) == b""
+    child.close()
+    kept.served = ServedConnection(
+        8, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
+    )
+
+
+def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -> None:
+    """In the words of the one event that there is for each."""
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    class Log:
+        def error(self, event: str, **facts: Any) -> None:
+            events.append((event, facts))
+
+    ledger = kept.served.ledger
+    ledger.task = ("task", "node")
+    ledger.received = 99
+    ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(90, points_in=3, points_out=2)))
+    kept.served.log_abandoned(Log())  # type: ignore[arg-type]
+    ((event, facts),) = events
+    assert event == "connection finished"
+    assert facts["reason"] == "abandoned"
+    assert (facts["task_id"], facts["points_in"], facts["points_out"]) == ("task", 3, 2)
+    assert facts["bytes_in"] == 99

@@ -1,0 +1,170 @@
+"""Which frame kills workers, and which deaths say nothing about any."""
+
+from __future__ import annotations
+
+import pytest
+
+from kapudf_cli.journal.header import HISTORY_IN_HAND, NOTHING_IN_HAND
+from kapudf_cli.supervisor import poison as source
+from kapudf_cli.supervisor.poison import Scene, Suspicion
+
+
+class Deaths:
+    """A connection of which workers die, with a clock that goes on by a second each time."""
+
+    def __init__(self) -> None:
+        self.suspicion = Suspicion()
+        self.now_s = 1000.0
+        self.drops_poison = True
+
+    def fault(
+        self, offset: int, *, in_hand: int | None = None, received: int = 100, cut: int = 0
+    ) -> Suspicion:
+        """Have a worker die by the connection's own thread, at the frame at an offset."""
+        scene = _scene(offset, in_hand=in_hand, received=received, cut=cut)
+        return self._note(scene, "died by SIGSEGV", accused=True)
+
+    def kill(self, offset: int, *, in_hand: int | None = None, alone: bool = True) -> Suspicion:
+        """Have a worker be killed while it deals with the frame at an offset."""
+        return self._note(
+            _scene(offset, in_hand=in_hand), "died by SIGKILL", accused=None, alone=alone
+        )
+
+    def neighbour(self, offset: int) -> Suspicion:
+        """Have a worker die by another connection's thread."""
+        return self._note(_scene(offset), "died by SIGSEGV", accused=False)
+
+    def while_it_waits(self, offset: int) -> Suspicion:
+        """Have a worker be killed that has nothing to do for the connection."""
+        scene = Scene(offset, NOTHING_IN_HAND, received=offset, cut=0, was_busy=False)
+        return self._note(scene, "died by SIGKILL", accused=None)
+
+    def _note(
+        self, scene: Scene, how: str, *, accused: bool | None, alone: bool = True
+    ) -> Suspicion:
+        self.now_s += 1.0
+        self.suspicion.note_death(
+            scene, how, self.now_s, accused=accused, alone=alone, drops_poison=self.drops_poison
+        )
+        return self.suspicion
+
+
+def _scene(offset: int, *, in_hand: int | None = None, received: int = 100, cut: int = 0) -> Scene:
+    return Scene(offset, offset if in_hand is None else in_hand, received, cut, was_busy=True)
+
+
+@pytest.fixture
+def deaths() -> Deaths:
+    """Give a connection of which no worker has died."""
+    return Deaths()
+
+
+# --- poison ---
+
+
+def test_after_a_death_frames_that_had_come_are_dealt_with_one_by_one(deaths: Deaths) -> None:
+    """One of them may be the cause."""
+    after = deaths.fault(40, received=90)
+    assert (after.until, after.poison, after.give_up) == (90, set(), None)
+
+
+def test_a_frame_that_faults_by_itself_is_poison(deaths: Deaths) -> None:
+    """The first fault could have been any frame's; the second is that of the one in hand."""
+    deaths.fault(40)
+    after = deaths.fault(52)
+    assert (after.poison, after.give_up) == ({52}, None)
+    assert deaths.fault(64).poison == {52, 64}
+
+
+def test_a_kill_may_have_hit_a_frame_by_chance(deaths: Deaths) -> None:
+    """Of those it takes more."""
+    for poison in (set(), set(), set(), {40}):
+        assert deaths.kill(40).poison == poison
+
+
+def test_kills_at_one_frame_after_the_other_find_no_poison(deaths: Deaths) -> None:
+    """Somebody kills workers, and each time they have got further."""
+    for offset in range(0, 90, 3):
+        after = deaths.kill(offset)
+        assert (after.poison, after.give_up) == (set(), None)
+
+
+@pytest.mark.parametrize("in_hand", [HISTORY_IN_HAND, NOTHING_IN_HAND, 20])
+def test_a_frame_that_is_not_in_hand_is_not_poison(deaths: Deaths, in_hand: int) -> None:
+    """A death while history is repeated, say, or before the next frame was begun with."""
+    for _ in range(source._MOST_FAULTS - 1):
+        assert deaths.fault(40, in_hand=in_hand).poison == set()
+
+
+def test_a_step_forward_takes_suspicion_away(deaths: Deaths) -> None:
+    """A frame that was dealt with killed nobody."""
+    for _ in range(source._DEATHS_BY_KILL):
+        deaths.kill(40)
+    for _ in range(source._DEATHS_BY_KILL - 1):
+        assert deaths.kill(50).poison == set()
+    assert deaths.kill(50).poison == {50}
+
+
+def test_poison_that_is_no_history_any_more_is_forgotten(deaths: Deaths) -> None:
+    """Once the journal is cut past it."""
+    deaths.fault(40)
+    assert deaths.fault(40).poison == {40}
+    assert deaths.fault(80, cut=41).poison == {80}
+
+
+def test_where_poison_is_not_dropped_the_connection_is_given_up_for_it(deaths: Deaths) -> None:
+    """The reason says where it was, how it ended, and what would help."""
+    deaths.drops_poison = False
+    deaths.fault(40)
+    after = deaths.fault(40)
+    assert after.poison == set()
+    assert after.give_up == (
+        "the frame at byte 40 ended 2 workers, the last one died by SIGSEGV; "
+        "on_error: skip would drop it"
+    )
+
+
+# --- innocents ---
+
+
+def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(deaths: Deaths) -> None:
+    """However often that happens."""
+    for _ in range(30):
+        after = deaths.while_it_waits(100)
+        assert (after.until, after.poison, after.give_up) == (0, set(), None)
+
+
+def test_a_connection_that_is_known_not_to_be_the_cause_is_not_suspected(deaths: Deaths) -> None:
+    """However busy it was: the fault came from another's thread."""
+    for _ in range(30):
+        after = deaths.neighbour(40)
+        assert (after.until, after.poison, after.give_up) == (0, set(), None)
+
+
+def test_where_several_might_be_the_cause_none_is_found_guilty(deaths: Deaths) -> None:
+    """They are put apart, so that the next death tells."""
+    assert not deaths.kill(40).isolated
+    for _ in range(5):
+        after = deaths.kill(40, alone=False)
+        assert (after.poison, after.isolated) == (set(), True)
+    assert not deaths.kill(60, alone=False).isolated
+
+
+# --- giving up ---
+
+
+def test_faults_without_a_frame_to_blame_end_in_giving_up(deaths: Deaths) -> None:
+    """It would take down every worker there is."""
+    for _ in range(source._MOST_FAULTS - 1):
+        assert deaths.fault(40, in_hand=HISTORY_IN_HAND).give_up is None
+    after = deaths.fault(40, in_hand=HISTORY_IN_HAND)
+    assert after.give_up == "it ended 6 workers, the last one died by SIGSEGV"
+
+
+def test_kills_end_in_giving_up_only_if_they_go_on_for_long(deaths: Deaths) -> None:
+    """They may be somebody else's doing, as where memory is short."""
+    for _ in range(2 * source._MOST_DEATHS):
+        assert deaths.kill(40, in_hand=HISTORY_IN_HAND).give_up is None
+    deaths.now_s += source._LONGEST_DYING_S
+    after = deaths.kill(40, in_hand=HISTORY_IN_HAND)
+    assert after.give_up == "it ended 41 workers, the last one died by SIGKILL"

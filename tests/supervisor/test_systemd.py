@@ -1,0 +1,83 @@
+"""What systemd is told, on a real socket such as systemd's."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.system import systemd
+from tests.serve_process import PATIENCE_S, ServeProcess
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def receiver(address: str) -> socket.socket:
+    """Listen as systemd does."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.settimeout(PATIENCE_S)
+    listener.bind(address)
+    return listener
+
+
+def test_a_notice_arrives_at_a_path(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOTIFY_SOCKET is a path in the file system."""
+    path = str(short_folder / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    with receiver(path) as listener:
+        systemd.notify("READY=1")
+        assert listener.recv(64) == b"READY=1"
+
+
+def test_a_notice_arrives_at_an_abstract_address(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NOTIFY_SOCKET begins with @ where systemd uses an abstract address."""
+    name = f"kapudf-test/{short_folder.name}"
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    with receiver(f"\0{name}") as listener:
+        systemd.notify("STOPPING=1")
+        assert listener.recv(64) == b"STOPPING=1"
+
+
+@pytest.mark.parametrize("address", ["/nowhere/at/all", "relative", "x" * 200, "@" + "x" * 200])
+def test_a_notice_that_cannot_be_delivered_is_no_error(
+    address: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong address does not end the service."""
+    monkeypatch.chdir(short_folder)
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    systemd.notify("READY=1")
+
+
+def test_without_systemd_nothing_is_sent(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without NOTIFY_SOCKET, or with an empty one, nobody hears anything."""
+    with receiver(str(short_folder / "notify")) as listener:
+        monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+        systemd.notify("READY=1")
+        monkeypatch.setenv("NOTIFY_SOCKET", "")
+        systemd.notify("READY=1")
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.recv(64)
+
+
+def test_a_server_says_when_it_is_ready_and_when_it_stops(
+    short_folder: Path, socket_path: str
+) -> None:
+    """READY=1 comes once the socket takes connections, STOPPING=1 at the signal."""
+    path = str(short_folder / "notify")
+    arguments = ["--socket", socket_path, "--handler", "mirror"]
+    with (
+        receiver(path) as listener,
+        ServeProcess(*arguments, env={"NOTIFY_SOCKET": path}) as process,
+    ):
+        assert listener.recv(64) == b"READY=1"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(socket_path)
+        assert process.stop() == 0
+        assert listener.recv(64) == b"STOPPING=1"

@@ -1,0 +1,241 @@
+"""Workers that die: no connection notices but by a pause, wherever it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.protocol.udf_pb2 import (
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    KeepaliveResponse,
+    Point,
+    SnapshotResponse,
+)
+from kapudf_cli.supervisor import control
+from tests.conftest import plugin
+from tests.plugins.mortal import ENOUGH_DEATHS
+from tests.serve_process import PATIENCE_S
+from tests.supervisor.ongoing import await_status
+from tests.supervisor.tasks import batches, interspersed, of_type, play, points, tallied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from kapudf_cli.protocol.codec import RequestMessage
+    from tests.serve_process import ServeProcess
+
+    Serve = Callable[..., ServeProcess]
+
+#: How many workers are killed at random; `make soak` kills more.
+KILLS = int(os.environ.get("KAPUDF_SOAK_KILLS", "20"))
+#: And how long that may take on the average.
+MOST_S_A_KILL = 2.0
+
+#: Every step of the journal, before and after.
+STEPS = [
+    "receive.before",
+    "receive.received.before",
+    "receive.received.after",
+    "receive.after",
+    "put.before",
+    "put.in_force.before",
+    "put.in_force.after",
+    "put.after",
+    "send.before",
+    "send.half",
+    "cut.before",
+    "cut.in_force.before",
+    "cut.in_force.after",
+    "cut.after",
+    "other.busy.before",
+    "other.busy.after",
+]
+
+
+@pytest.fixture
+def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the file where workers note their deaths."""
+    file = tmp_path / "deaths"
+    file.touch()
+    monkeypatch.setenv("DEATHS", str(file))
+    return file
+
+
+def deaths_of(process: ServeProcess) -> list[tuple[int, str]]:
+    """Return which workers died, as the log has it, and how."""
+    return [
+        (event["pid"], event["how"]) for event in process.events if event["event"] == "worker died"
+    ]
+
+
+def with_rests(data: Iterable[RequestMessage], path: str, every: int) -> Iterator[RequestMessage]:
+    """Yield data, and now and then wait until the worker has nothing left to do."""
+    for number, message in enumerate(data, 1):
+        yield message
+        if number % every == 0:
+            await_status(path, lambda status: status["connections"][0]["state"] == "idle")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_death_at_any_step_loses_and_doubles_nothing(
+    serve: Serve,
+    socket_path: str,
+    deaths: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """Every point comes back once, in order, with the count of an undisturbed run."""
+    monkeypatch.setenv("DIE_AT", step)
+    process = serve(plugin("mortal.py:Count"), "--snapshot-interval", "0.1")
+    sent = list(points(6_000))
+    # How often a worker waits by itself depends on how fast input comes.
+    back = play(socket_path, with_rests(interspersed(sent, 100), socket_path, 1_500))
+    assert of_type(back, Point) == tallied(sent)
+    assert [each.time for each in of_type(back, KeepaliveResponse)] == [*range(100, 6_001, 100)]  # type: ignore[union-attr]
+    assert len(of_type(back, SnapshotResponse)) == 60
+    finished = process.event("connection finished")
+    assert (finished["reason"], finished["points_in"], finished["points_out"]) == (
+        "closed",
+        6_000,
+        6_000,
+    )
+    assert 1 <= len(deaths_of(process)) == deaths.stat().st_size <= ENOUGH_DEATHS
+
+
+@pytest.mark.parametrize("step", ["receive.received.before", "put.in_force.after", "send.half"])
+def test_batches_stay_whole_wherever_a_worker_dies(
+    serve: Serve,
+    socket_path: str,
+    deaths: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """Each begins and ends once, with all of its points, and none is counted twice."""
+    monkeypatch.setenv("DIE_AT", step)
+    serve(plugin("mortal.py:CountBatches"), "--snapshot-interval", "0.1")
+    back = play(socket_path, batches(60, 100))
+    kinds = [BeginBatch, *[Point] * 100, EndBatch]
+    assert [type(each) for each in back] == kinds * 60
+    counts = [each.fieldsInt["count"] for each in back if isinstance(each, Point)]
+    assert counts == [number for number in range(1, 61) for _ in range(100)]
+    assert deaths.stat().st_size == ENOUGH_DEATHS
+
+
+def test_workers_killed_at_random_change_nothing_for_eight_tasks(
+    serve: Serve, socket_path: str
+) -> None:
+    """Under load, on two workers; every task gets every point once, with its count."""
+    process = serve(plugin("mortal.py:Count"), "--workers", "2", "--snapshot-interval", "0.3")
+    chance = random.Random(7)  # noqa: S311 - the same choices in every run
+    pause = threading.Event()
+    killed = threading.Event()
+
+    def run(task: str) -> int:
+        """Send points until there were kills enough; return how many, all of them back."""
+        sent: list[Point] = []
+
+        def until_killed() -> Iterator[Point]:
+            for point in points(10_000_000):
+                # Below what the workers could do, so that they keep up.
+                if point.time % 500 == 0 and killed.wait(0.02):
+                    return
+                sent.append(point)
+                yield point
+
+        back = play(socket_path, until_killed(), task=task)
+        assert of_type(back, ErrorResponse) == []
+        assert back == tallied(sent)
+        return len(sent)
+
+    with ThreadPoolExecutor(8) as threads:
+        tasks = [threads.submit(run, f"task-{number}") for number in range(8)]
+        dead: set[int] = set()
+        # On a machine that is short of everything, many die before they have come to
+        # anything, and are replaced ever more slowly.
+        enough_s = time.monotonic() + KILLS * MOST_S_A_KILL
+        while len(dead) < KILLS and time.monotonic() < enough_s:
+            dead |= kill_one(socket_path, chance, pause)
+            if any(task.done() for task in tasks):
+                break
+        killed.set()
+        counts = [task.result(PATIENCE_S * 4) for task in tasks]
+    finished = process.await_events("connection finished", 8, reason="closed")
+    assert sorted(event["points_out"] for event in finished) == sorted(counts)
+    assert sorted(deaths_of(process)) == [(pid, "SIGKILL") for pid in sorted(dead)]
+    assert dead
+
+
+def kill_one(path: str, chance: random.Random, pause: threading.Event) -> set[int]:
+    """Kill a worker that serves somebody, after a moment; return its number, if there was one."""
+    status = control.ask(path, "status", timeout_s=PATIENCE_S)
+    serving = [
+        worker["pid"]
+        for worker in status["workers"]
+        if worker["state"] == "serving" and worker["connections"]
+    ]
+    pause.wait(chance.uniform(0.0, 0.1))
+    if not serving:
+        return set()
+    pid = chance.choice(serving)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return {pid}
+
+
+@pytest.mark.parametrize(
+    ("poison", "how"),
+    [("abort", "SIGABRT"), ("segfault", "SIGSEGV"), ("kill", "SIGKILL"), ("exit", "exit status 3")],
+)
+def test_a_point_that_kills_workers_is_dropped_and_all_others_come_back(
+    serve: Serve, socket_path: str, poison: str, how: str
+) -> None:
+    """It is found, and logged; the counts are those of a run without it."""
+    process = serve(plugin("mortal.py:Poisoned"), "--on-error", "skip")
+    sent = list(points(1_000))
+    bad = Point(time=-1, name="m", group="g0", tags={"poison": poison}, fieldsDouble={"x": 1})
+    back = play(socket_path, [*sent[:600], bad, *sent[600:]])
+    assert back == tallied(sent)
+    assert "poison" in process.event("dropped what killed the worker")["frame"]
+    assert process.event("worker died")["how"] == how
+    assert process.event("connection finished")["failures"] == 1
+
+
+def test_a_point_that_kills_workers_fails_the_task_where_errors_do(
+    serve: Serve, socket_path: str
+) -> None:
+    """What came before it is answered, the error names it, and other connections go on."""
+    process = serve(plugin("mortal.py:Poisoned"))
+    sent = list(points(300))
+    bad = Point(time=-1, name="m", group="g0", tags={"poison": "abort"}, fieldsDouble={"x": 1})
+    back = play(socket_path, [*sent, bad, Point(time=9, fieldsDouble={"x": 1})], task="bad")
+    assert of_type(back, Point) == tallied(sent)
+    error = back[-1]
+    assert isinstance(error, ErrorResponse)
+    assert "killed" in error.error
+    assert "SIGABRT" in error.error
+    finished = process.event("connection finished")
+    assert (finished["reason"], finished["task_id"]) == ("handler_error", "bad")
+    assert play(socket_path, sent, task="good") == tallied(sent)
+
+
+def test_a_handler_that_hangs_is_replaced_and_the_log_says_where(
+    serve: Serve, socket_path: str
+) -> None:
+    """The point that it hangs at is dropped in the end, where errors are skipped."""
+    process = serve(plugin("mortal.py:Poisoned"), "--on-error", "skip", "--busy-limit", "1")
+    sent = list(points(100))
+    bad = Point(time=-1, name="m", group="g0", tags={"poison": "hang"}, fieldsDouble={"x": 1})
+    assert play(socket_path, [*sent[:50], bad, *sent[50:]]) == tallied(sent)
+    process.event("handler hangs, its worker is replaced")
+    assert "mortal.py" in process.event("worker died")["stacks"]

@@ -1,0 +1,46 @@
+"""A worker's log: it holds no task up, and has what was said right before a death."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+from tests.conftest import plugin
+from tests.serve_process import KAPUDF
+from tests.supervisor.tasks import play, points
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.serve_process import ServeProcess
+
+#: At a kilobyte each, far more than a pipe holds.
+COUNT = 1_000
+
+
+def test_a_reader_of_the_log_that_stops_holds_no_task_up(socket_path: str) -> None:
+    """Every point comes back, though no more of what the handler logs is read."""
+    command = [*KAPUDF, "serve", "--socket", socket_path, "--log-format", "json"]
+    with subprocess.Popen(
+        [*command, "--handler", plugin("unruly.py:Chatty")], stderr=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert b"listening" in process.stderr.readline()
+            sent = list(points(COUNT))
+            assert play(socket_path, sent) == sent
+        finally:
+            process.kill()
+
+
+def test_what_a_handler_logs_right_before_its_worker_dies_is_in_the_log(
+    serve: Callable[..., ServeProcess], socket_path: str
+) -> None:
+    """Whoever looks for the cause has nothing else."""
+    process = serve(plugin("unruly.py:Chatty"), "--on-error", "skip")
+    first, last, after = points(3)
+    last.name = "last"
+    assert play(socket_path, [first, last, after]) == [first, after]
+    deaths = process.event("connection finished")["takeovers"]
+    said = [event for event in process.events if event["event"].startswith("last 1: ")]
+    assert len(said) == deaths > 0

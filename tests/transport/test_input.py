@@ -1,0 +1,182 @@
+"""Input on its way to its reader, over real pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import termios
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.transport import ReadPaused
+from kapudf_cli.transport.descriptors import wait_for, waiting_bytes
+from kapudf_cli.transport.input import Input
+from kapudf_cli.transport.waker import Waker
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MEBIBYTE = bytes(1 << 20)
+
+
+class Piped:
+    """A pipe whose one end is an input, and how often room was asked for in vain."""
+
+    def __init__(self) -> None:
+        self.readable, self.writable = os.pipe()
+        os.set_blocking(self.readable, False)
+        self.waker = Waker()
+        self.patiences_s: list[float] = []
+
+    def input(self, left: bytes = b"", receive: Callable[[int], bytes] | None = None) -> Input:
+        return Input(
+            self.waker,
+            receive=receive or functools.partial(os.read, self.readable),
+            wait=functools.partial(wait_for, self.readable, select.POLLIN, self.waker.fileno()),
+            unread=functools.partial(waiting_bytes, self.readable, termios.FIONREAD),
+            piece_bytes=4,
+            left=left,
+        )
+
+    def room_after(self, times: int) -> Callable[[float], bool]:
+        def has_room(patience_s: float) -> bool:
+            self.patiences_s.append(patience_s)
+            return len(self.patiences_s) > times
+
+        return has_room
+
+    def send(self, data: bytes) -> None:
+        os.write(self.writable, data)
+
+    def close(self) -> None:
+        self.waker.close()
+        for descriptor in (self.readable, self.writable):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+@pytest.fixture
+def piped() -> Iterator[Piped]:
+    """Give a pipe that nothing has come through yet."""
+    piped = Piped()
+    yield piped
+    piped.close()
+
+
+def test_what_was_left_by_somebody_else_is_read_first(piped: Piped) -> None:
+    """It is a piece as it is, however long."""
+    incoming = piped.input(left=b"an earlier one's")
+    piped.send(b"new")
+    assert incoming.ahead_bytes == 16
+    assert incoming.read() == b"an earlier one's"
+    assert incoming.ahead_bytes == 0
+    assert incoming.read() == b"new"
+
+
+def test_whoever_waits_for_room_reads_ahead_less_and_less_often(piped: Piped) -> None:
+    """A piece each time, in the order in which they came."""
+    incoming = piped.input()
+    piped.send(b"one,two,and the rest")
+    incoming.read_ahead_until(piped.room_after(2))
+    assert incoming.ahead_bytes == 8
+    incoming.read_ahead_until(piped.room_after(9))
+    assert piped.patiences_s[:3] == [0.5, 1.0, 2.0]
+    assert piped.patiences_s[3:] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
+    read = [incoming.read() for _ in range(5)]
+    assert read == [b"one,", b"two,", b"and ", b"the ", b"rest"]
+    assert incoming.ahead_bytes == 0
+
+
+def test_no_more_is_read_ahead_than_memory_is_meant_for(piped: Piped) -> None:
+    """However long the wait, and however much comes."""
+    incoming = piped.input(receive=lambda _: MEBIBYTE)
+    incoming.read_ahead_until(piped.room_after(100))
+    assert incoming.ahead_bytes == 16 << 20
+
+
+def test_nothing_is_read_ahead_of_a_reader_who_reads_himself(piped: Piped) -> None:
+    """The order of the pieces would be anybody's guess."""
+    asked: list[int] = []
+
+    def receive(limit: int) -> bytes:
+        asked.append(limit)
+        return os.read(piped.readable, limit)
+
+    incoming = piped.input(receive=receive)
+    reading = in_thread(incoming.read)
+    while not incoming.waits:
+        assert not reading.done()
+    incoming.read_ahead_until(piped.room_after(3))
+    assert asked == [4]
+    assert incoming.waits
+    piped.send(b"data")
+    assert reading.result(PATIENCE_S) == b"data"
+    assert not incoming.waits
+
+
+def test_nothing_is_read_ahead_once_an_interrupt_was_seen(piped: Piped) -> None:
+    """What is still to be read was counted then."""
+    incoming = piped.input()
+    piped.send(b"arrived,")
+    piped.waker.interrupt()
+    assert incoming.read() == b"arri"
+    piped.send(b"late")
+    incoming.read_ahead_until(piped.room_after(3))
+    assert incoming.ahead_bytes == 0
+    assert [incoming.read(), incoming.read()] == [b"ved,", b""]
+
+
+def test_an_end_that_was_met_ahead_is_the_readers_after_what_came_before_it(
+    piped: Piped,
+) -> None:
+    """It is asked for once: some descriptors give more after an end."""
+    pieces = iter([b"last", b""])
+    incoming = piped.input(receive=lambda _: next(pieces))
+    incoming.read_ahead_until(piped.room_after(5))
+    assert [incoming.read(), incoming.read(), incoming.read()] == [b"last", b"", b""]
+
+
+def test_a_break_that_was_met_ahead_is_the_readers_after_what_came_before_it(
+    piped: Piped,
+) -> None:
+    """A socket tells its error once, to whoever asks first; from then on it has just ended."""
+    told: list[bytes | OSError] = [b"last", ConnectionResetError()]
+
+    def receive(_: int) -> bytes:
+        answer = told.pop(0) if told else b""
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    incoming = piped.input(receive=receive)
+    incoming.read_ahead_until(piped.room_after(5))
+    assert incoming.read() == b"last"
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError):
+            incoming.read()
+
+
+def test_an_input_that_is_ended_gives_what_was_read_ahead_and_no_more(piped: Piped) -> None:
+    """Whatever still comes, and also after an interrupt."""
+    incoming = piped.input(left=b"left")
+    piped.send(b"more")
+    incoming.end()
+    assert [incoming.read(), incoming.read()] == [b"left", b""]
+    piped.waker.interrupt()
+    assert incoming.read() == b""
+    incoming.read_ahead_until(piped.room_after(1))
+    assert incoming.ahead_bytes == 0
+
+
+def test_a_pause_comes_before_what_is_there(piped: Piped) -> None:
+    """Nothing is read then, and the next read goes on."""
+    incoming = piped.input(left=b"left")
+    piped.waker.pause()
+    with pytest.raises(ReadPaused):
+        incoming.read()
+    assert incoming.read() == b"left"
