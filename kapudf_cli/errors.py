@@ -24,7 +24,7 @@ class KapudfError(Exception):
         wrong_call: whether what was asked for is wrong, so that trying again is no use.
     """
 
-    wrong_call: bool = False
+    is_usage_error: bool = False
 
 
 # --- The peer's fault: bytes that are not the protocol --------------------------
@@ -199,7 +199,7 @@ class CallError(KapudfError):
         reason: what is wrong, without the place.
     """
 
-    wrong_call = True
+    is_usage_error = True
 
     def __init__(self, column: int, reason: str) -> None:
         super().__init__(f"character {column} of the options: {reason}")
@@ -214,7 +214,7 @@ class WindowsTooFullError(KapudfError):
 class MisfitError(KapudfError):
     """A UDF, a recording, and what was asked for do not go together."""
 
-    wrong_call = True
+    is_usage_error = True
 
 
 class ReplayError(KapudfError):
@@ -237,7 +237,7 @@ class PluginError(KapudfError):
 class UnknownHandlerError(PluginError):
     """No installed distribution offers a handler of that name."""
 
-    wrong_call = True
+    is_usage_error = True
 
     def __init__(self, name: str, known: Sequence[str], nearest: str | None) -> None:
         hint = f"; did you mean '{nearest}'?" if nearest else ""
@@ -254,7 +254,7 @@ class UnknownHandlerError(PluginError):
 class AmbiguousHandlerError(PluginError):
     """Two or more distributions offer a handler of the same name."""
 
-    wrong_call = True
+    is_usage_error = True
 
     def __init__(self, name: str, sources: Sequence[str]) -> None:
         super().__init__(
@@ -292,16 +292,16 @@ class WorkerStartError(PluginError):
         wrong_call: whether what was asked for is wrong, so that trying again is no use.
     """
 
-    def __init__(self, problem: str, *, function: str, wrong_call: bool) -> None:
+    def __init__(self, problem: str, *, function: str, is_usage_error: bool) -> None:
         super().__init__(problem)
         self.function = function
-        self.wrong_call = wrong_call
+        self.is_usage_error = is_usage_error
 
 
 class NotAHandlerError(PluginError):
     """What was named exists, but is no usable handler class."""
 
-    wrong_call = True
+    is_usage_error = True
 
 
 # --- The socket, the configuration, the other side ------------------------------
@@ -353,7 +353,7 @@ class ConfigError(KapudfError):
         faults: one line each: the path of the setting, and what is wrong.
     """
 
-    wrong_call = True
+    is_usage_error = True
 
     def __init__(self, source: str, faults: Sequence[str]) -> None:
         super().__init__("; ".join(f"{source}: {fault}" for fault in faults))
@@ -364,7 +364,7 @@ class ConfigError(KapudfError):
 class ProjectNameError(KapudfError):
     """No plugin project can have this name, for the reason that the message gives."""
 
-    wrong_call = True
+    is_usage_error = True
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"no project can be called '{name}': {problem}")

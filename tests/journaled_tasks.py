@@ -12,7 +12,7 @@ from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.client.driver import KapacitorSide
-from kapudf_cli.journal.header import LEDGER_BYTES, Ledger
+from kapudf_cli.journal.header import LEDGER_BYTES, Header
 from tests.journals import DiedError, DyingLedger, KeptConnection
 from tests.peers import encoded, in_thread
 from tests.serve_process import PATIENCE_S
@@ -58,8 +58,8 @@ class ServedAgent:
     @property
     def has_died(self) -> bool:
         """Whether it has stored the mark over which it was to die."""
-        ledger = self.stream._journal.ledger
-        return isinstance(ledger, DyingLedger) and ledger.has_died
+        header = self.stream._journal.header
+        return isinstance(header, DyingLedger) and header.has_died
 
     def account(self) -> ConnectionSummary:
         return self.ended.result(PATIENCE_S)
@@ -80,7 +80,7 @@ class KeptTask:
         self._on_error = on_error
         self._snapshot_interval_s = snapshot_interval_s
         self._map = mmap.mmap(self._kept.memory, LEDGER_BYTES)
-        self.ledger = Ledger(self._map)
+        self.header = Header(self._map)
         self.side = KapacitorSide(self._kept.peer, timeout_s=PATIENCE_S)
         self.sent_bytes = 0
         self._agents: list[ServedAgent] = []
@@ -107,7 +107,7 @@ class KeptTask:
             history=b"",
             sent=0,
             in_batch=False,
-            stats=self.ledger.marks.stats,
+            stats=self.header.record.stats,
             careful_until=until,
             poison=poison,
             waits=waits,
@@ -129,14 +129,14 @@ class KeptTask:
         stream = self._kept.serve(snapshot_interval_s=self._snapshot_interval_s)
         if survives is not None:
             held = stream._journal
-            held.ledger = DyingLedger(held, over="marks", after=after, survives=survives)
+            held.header = DyingLedger(held, over="marks", after=after, survives=survives)
         if resumption is not None:
-            marks = stream.marks
+            record = stream.record
             resumption = ResumePlan(
-                history=stream.history(marks.stats.offset),
-                sent=marks.sent,
-                in_batch=bool(marks.in_batch),
-                stats=marks.stats,
+                history=stream.history(record.stats.offset),
+                sent=record.sent,
+                in_batch=bool(record.in_batch),
+                stats=record.stats,
                 careful_until=resumption.careful_until,
                 poison=resumption.poison,
                 waits=resumption.waits,
@@ -163,7 +163,9 @@ class KeptTask:
 
     def await_dealt_with(self, served: ServedAgent) -> bool:
         """Wait until all that was sent is dealt with; return False if the agent died over it."""
-        wait_until(lambda: self.ledger.marks.stats.offset >= self.sent_bytes or served.ended.done())
+        wait_until(
+            lambda: self.header.record.stats.offset >= self.sent_bytes or served.ended.done()
+        )
         # It may have noted that with its last breath, and come to its end only now.
         if served.has_died:
             served.ended.exception(PATIENCE_S)

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from kapudf_cli.journal import journal
-from kapudf_cli.journal.header import Ledger
+from kapudf_cli.journal.header import Header
 from kapudf_cli.journal.journal import Journal
 from kapudf_cli.journal.stream import JournaledStream
 from tests.serve_process import PATIENCE_S
@@ -15,7 +15,7 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.journal.header import Marks
+    from kapudf_cli.journal.header import CommitRecord
 
 JOURNAL_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 1024 * 1024
@@ -66,7 +66,7 @@ def let_go(held: Journal) -> None:
     held.close()
 
 
-class DyingLedger(Ledger):
+class DyingLedger(Header):
     """A ledger with which a worker dies over a store, just before it or just after.
 
     From then on it stores nothing more, whatever becomes of the exception.
@@ -81,8 +81,8 @@ class DyingLedger(Ledger):
         self._left = survives
         self.has_died = False
 
-    def put_in_force(self, marks: Marks) -> None:
-        self._die_over("marks", lambda: super(DyingLedger, self).put_in_force(marks))
+    def commit(self, record: CommitRecord) -> None:
+        self._die_over("marks", lambda: super(DyingLedger, self).commit(record))
 
     @property
     def received(self) -> int:
@@ -90,7 +90,7 @@ class DyingLedger(Ledger):
 
     @received.setter
     def received(self, value: int) -> None:
-        stored = Ledger.__dict__["received"]
+        stored = Header.__dict__["received"]
         self._die_over("received", lambda: stored.__set__(self, value))
 
     def _die_over(self, what: str, store: Callable[[], None]) -> None:

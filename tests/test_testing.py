@@ -149,8 +149,8 @@ def test_a_task_can_be_started_with_calls_as_kapacitor_sends_them() -> None:
 def test_several_tasks_run_side_by_side(udf: Callable[..., Task]) -> None:
     """Each has its own handler, and ends with the test."""
     tasks = [udf(Mark, MarkOptions(text=str(number))) for number in range(5)]
-    marks = [get_field(task.send(Point()).points[0], "mark") for task in tasks]
-    assert marks == ["0", "1", "2", "3", "4"]
+    record = [get_field(task.send(Point()).points[0], "mark") for task in tasks]
+    assert record == ["0", "1", "2", "3", "4"]
 
 
 # --- batches ---

@@ -274,8 +274,8 @@ class Wrong(Handler):
 
 def with_mistake(mistake: Mistake) -> str:
     """Return the code with the mistake in its place, which must be one."""
-    marks = re.findall(rf"# {mistake.place}$", CODE, re.MULTILINE)
-    assert len(marks) == 1, mistake.place
+    record = re.findall(rf"# {mistake.place}$", CODE, re.MULTILINE)
+    assert len(record) == 1, mistake.place
     code = re.sub(rf"# {mistake.place}$", lambda _: mistake.code, CODE, flags=re.MULTILINE)
     ast.parse(code)
     return code

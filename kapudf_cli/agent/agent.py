@@ -150,7 +150,7 @@ class Agent:
         self._outbox.heartbeat()
 
     @property
-    def in_hand(self) -> int | None:
+    def current_frame(self) -> int | None:
         """The offset of the current frame, in bytes; None while input is waited for."""
         return None if self._stream.waits else self._requests.offset
 

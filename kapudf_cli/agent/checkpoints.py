@@ -95,10 +95,10 @@ class Checkpoints(Protocol):
             OSError: the connection broke.
         """
 
-    def note_in_hand(self, offset: int | None) -> None:
+    def record_current_frame(self, offset: int | None) -> None:
         """Say which frame the handler is given, before it is; None for one of the history."""
 
-    def note_seen(self, offset: int | None) -> None:
+    def record_seen_frame(self, offset: int | None) -> None:
         """Say which frame was seen with the handler, None for none, from another thread.
 
         It is called regularly, which shows that Python code runs in this process.
@@ -134,10 +134,10 @@ class NoCheckpoints:
     def send_rest(self) -> None:
         """Send nothing: no other agent had the connection."""
 
-    def note_in_hand(self, offset: int | None) -> None:
+    def record_current_frame(self, offset: int | None) -> None:
         """Note nothing: when this process dies, so does the note."""
 
-    def note_seen(self, offset: int | None) -> None:
+    def record_seen_frame(self, offset: int | None) -> None:
         """Note nothing, likewise."""
 
 

@@ -338,7 +338,7 @@ class Dispatcher:
         handler = self.caller.handler
         try:
             if isinstance(message, bytes):
-                self.outbox.in_hand = message
+                self.outbox.current_frame = message
                 (handler.raw_point or self.decode_raw)(message)
             else:
                 handler.point(message)

@@ -90,7 +90,7 @@ class _ChildsOutbox(Outbox):
             return _refuse
         if name == "_passes_points":
             return False
-        if name.startswith("__") or name in {"in_hand", "_owner"}:
+        if name.startswith("__") or name in {"current_frame", "_owner"}:
             return super().__getattribute__(name)
         end_child(name)
 

@@ -43,7 +43,7 @@ class Outbox:
     at once, because the owner may be waiting for input.
 
     Attributes:
-        in_hand: the undecoded point that the handler is handling, if it takes raw points.
+        current_frame: the undecoded point that the handler is handling, if it takes raw points.
         failure: the first write of another thread that was refused, None if there is none.
     """
 
@@ -68,7 +68,7 @@ class Outbox:
         self._max_written_bytes = max_frame_bytes + len(encode_varint(max_frame_bytes))
         self._on_failure = on_failure
         self._owner = get_ident()
-        self.in_hand: RawPoint | None = None
+        self.current_frame: RawPoint | None = None
         # Guards all below and the order of bytes on the stream, except for the owner's
         # points while `_passes_points`.
         self._lock = threading.Lock()
@@ -110,7 +110,7 @@ class Outbox:
     def forward(self, raw: RawPoint, patch: PointPatch | None = None, /) -> None:
         """Send the current point on, as it came or patched; see `Writer.forward`."""
         # Bytes are not checked, so they must be the ones that Kapacitor sent.
-        if raw is not self.in_hand or get_ident() != self._owner:
+        if raw is not self.current_frame or get_ident() != self._owner:
             problem = "bytes that are not the point in hand; forward it before raw_point returns"
             raise InvalidWriteError(problem)
         # The hot path, as in write_point.

@@ -120,7 +120,7 @@ class ReadLoop:
                 try:
                     if kind is bytes and order.takes_points:
                         points += 1
-                        outbox.in_hand = message  # type: ignore[assignment]  # bytes it is
+                        outbox.current_frame = message  # type: ignore[assignment]  # bytes it is
                         raw_point(message)  # type: ignore[arg-type]
                         continue
                     if kind is Point and order.takes_points:
@@ -148,7 +148,7 @@ class ReadLoop:
                 raw_point = handler.raw_point or dispatcher.decode_raw
                 self.choose_form()
         finally:
-            outbox.in_hand = None
+            outbox.current_frame = None
             dispatcher.points_in += points + self._run_points - counted
         return points + self._run_points + others
 
@@ -186,7 +186,7 @@ class ReadLoop:
                 self._requests.raw = dispatcher.caller.handler.raw_point is not None
                 count += 1
         finally:
-            self._outbox.in_hand = None
+            self._outbox.current_frame = None
         self.choose_form()
         return count
 

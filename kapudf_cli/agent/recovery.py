@@ -81,7 +81,7 @@ class Recovery:
 
     def record_current_frame(self, offset: int) -> None:
         """Record which frame the handler is given next, for the case that it kills the worker."""
-        self._checkpoints.note_in_hand(offset)
+        self._checkpoints.record_current_frame(offset)
 
     # --- compaction ---
 
@@ -206,7 +206,7 @@ class Recovery:
             WorkerLostError: the state depends on a frame that kills workers.
         """
         stats = plan.stats
-        self._checkpoints.note_in_hand(None)
+        self._checkpoints.record_current_frame(None)
         # A later replay must not kill another worker with these frames.
         self._left_out |= set(plan.poison)
         self._replay(plan.history, stats.offset)
@@ -256,7 +256,7 @@ class Recovery:
                 else:
                     return
         finally:
-            self._outbox.in_hand = None
+            self._outbox.current_frame = None
 
     def _give(self, history: bytes, until: int) -> None:
         # A limit on frames applies to the peer's. Here the longest is a snapshot that never

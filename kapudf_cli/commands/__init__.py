@@ -102,7 +102,7 @@ class Commands(click.Group):
         except KapudfError as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             say(f"Error: {error}{notes}", err=True)
-            ctx.exit(EXIT_USAGE if error.wrong_call else EXIT_FAILURE)
+            ctx.exit(EXIT_USAGE if error.is_usage_error else EXIT_FAILURE)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -40,18 +40,18 @@ _TEXT_BYTES = 512
 _LENGTH = struct.Struct("@H")
 
 #: No frame is in hand, or none that is known.
-NOTHING_IN_HAND = -1
+NO_FRAME = -1
 #: What was processed before is being repeated, on a new handler.
-HISTORY_IN_HAND = -2
+REPLAYING_HISTORY = -2
 
 
-class Marks(NamedTuple):
+class CommitRecord(NamedTuple):
     """What is in force, all of it at once.
 
     Attributes:
         half: which half of the journal holds what leads to the handler's state.
         prefix_bytes: how long the Init and Restore at its start are.
-        cut: the offset in the input of the first byte after them.
+        input_start: the offset in the input of the first byte after them.
         sent: how many messages were sent of what the input from `stats.offset` on brings.
         in_batch: 1 if the last message sent is of a batch that has not ended.
         covered: 1 if the journal holds everything; 0 once it was outgrown.
@@ -60,9 +60,9 @@ class Marks(NamedTuple):
         stats: how far the connection has got.
     """
 
-    half: int = 0
+    segment: int = 0
     prefix_bytes: int = 0
-    cut: int = 0
+    input_start: int = 0
     sent: int = 0
     in_batch: int = 0
     covered: int = 1
@@ -71,18 +71,18 @@ class Marks(NamedTuple):
     stats: ConnectionStats = ConnectionStats()
 
 
-_OWN_FIELDS = len(Marks._fields) - 1
+_OWN_FIELDS = len(CommitRecord._fields) - 1
 _MARKS = struct.Struct(f"@{_OWN_FIELDS + len(ConnectionStats._fields)}q")
 
 
-class Ledger:
+class Header:
     """Marks in shared memory; of each field there is one writer at any time.
 
     Attributes:
         received: bytes taken from the socket. Only a hint after a death: see `Journal`.
         busy_since_ns: since when input waits for the handler (CLOCK_MONOTONIC), 0 if
             none does.
-        in_hand: the offset of the frame that the handler was last seen with.
+        current_frame: the offset of the frame that the handler was last seen with.
         peek_base: input bytes at the last reset of the kernel's own count.
         peek_reset: the same, of a reset that is under way; -1 if none is.
         half_bytes: how long each half of the journal is.
@@ -99,17 +99,19 @@ class Ledger:
         self._memory = memory
 
     @property
-    def marks(self) -> Marks:
+    def record(self) -> CommitRecord:
         """The marks in force."""
         (in_force,) = _WORD.unpack_from(self._memory, _IN_FORCE)
         values = _MARKS.unpack_from(self._memory, _PLACES[in_force & 1])
-        return Marks._make((*values[:_OWN_FIELDS], ConnectionStats._make(values[_OWN_FIELDS:])))
+        return CommitRecord._make(
+            (*values[:_OWN_FIELDS], ConnectionStats._make(values[_OWN_FIELDS:]))
+        )
 
-    def put_in_force(self, marks: Marks) -> None:
+    def commit(self, record: CommitRecord) -> None:
         """Replace all marks at once."""
         (in_force,) = _WORD.unpack_from(self._memory, _IN_FORCE)
         other = ~in_force & 1
-        _MARKS.pack_into(self._memory, _PLACES[other], *marks[:-1], *marks.stats)
+        _MARKS.pack_into(self._memory, _PLACES[other], *record[:-1], *record.stats)
         _WORD.pack_into(self._memory, _IN_FORCE, other)
 
     @property
@@ -131,12 +133,12 @@ class Ledger:
         _WORD.pack_into(self._memory, _BUSY_SINCE, value)
 
     @property
-    def in_hand(self) -> int:
+    def current_frame(self) -> int:
         """See the class."""
         return self._read(_IN_HAND)
 
-    @in_hand.setter
-    def in_hand(self, value: int) -> None:
+    @current_frame.setter
+    def current_frame(self, value: int) -> None:
         _WORD.pack_into(self._memory, _IN_HAND, value)
 
     @property
@@ -158,12 +160,12 @@ class Ledger:
         _WORD.pack_into(self._memory, _PEEK_RESET, value)
 
     @property
-    def half_bytes(self) -> int:
+    def segment_bytes(self) -> int:
         """See the class."""
         return self._read(_HALF_BYTES)
 
-    @half_bytes.setter
-    def half_bytes(self, value: int) -> None:
+    @segment_bytes.setter
+    def segment_bytes(self, value: int) -> None:
         _WORD.pack_into(self._memory, _HALF_BYTES, value)
 
     @property

@@ -34,9 +34,8 @@ import termios
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.journal import read_count
-from kapudf_cli.journal import syscalls as kept_calls
-from kapudf_cli.journal.header import LEDGER_BYTES, NOTHING_IN_HAND, Ledger, Marks
+from kapudf_cli.journal import read_count, syscalls
+from kapudf_cli.journal.header import LEDGER_BYTES, NO_FRAME, CommitRecord, Header
 
 if TYPE_CHECKING:
     import socket
@@ -69,12 +68,12 @@ def size(*, journal_bytes: int, max_frame_bytes: int) -> int:
 def _sizes(journal_bytes: int, max_frame_bytes: int) -> tuple[int, int]:
     """Return the size of the memory, and of one half for input."""
     # A half holds a snapshot and a frame, each of any size allowed, besides the input.
-    half = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
-    half = -(-half // mmap.PAGESIZE) * mmap.PAGESIZE
+    segment = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
+    segment = -(-segment // mmap.PAGESIZE) * mmap.PAGESIZE
     # What is held back may end with a frame as long as may be, and one more follow it.
     long = 2 * max_frame_bytes + _BESIDES_FRAME_BYTES
     long = -(-long // mmap.PAGESIZE) * mmap.PAGESIZE
-    return _INPUT + 2 * half + 2 * long, half
+    return _INPUT + 2 * segment + 2 * long, segment
 
 
 def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: int) -> int:
@@ -85,18 +84,18 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
         journal_bytes: how much input is kept, as a rule, until the journal is cut.
         max_frame_bytes: the longest frame taken or sent.
     """
-    total, half = _sizes(journal_bytes, max_frame_bytes)
+    total, segment = _sizes(journal_bytes, max_frame_bytes)
     descriptor = os.memfd_create("kapudf-connection")
     try:
         os.ftruncate(descriptor, total)
         with mmap.mmap(descriptor, LEDGER_BYTES) as memory:
-            ledger = Ledger(memory)
-            ledger.half_bytes = half
-            ledger.in_hand = NOTHING_IN_HAND
+            header = Header(memory)
+            header.segment_bytes = segment
+            header.current_frame = NO_FRAME
             # Until it first waits for input, it is at work: its handler is being made.
-            ledger.busy_since_ns = time.monotonic_ns()
-            ledger.put_in_force(Marks(out_at=_RING[0], out_end=_RING[0]))
-            read_count.begin(connection, ledger)
+            header.busy_since_ns = time.monotonic_ns()
+            header.commit(CommitRecord(out_at=_RING[0], out_end=_RING[0]))
+            read_count.begin(connection, header)
         os.lseek(descriptor, _RING[0], os.SEEK_SET)
     except BaseException:
         os.close(descriptor)
@@ -120,21 +119,21 @@ class Journal:
         self._connection = connection
         self._memory = mmap.mmap(descriptor, 0)
         self._view = memoryview(self._memory)
-        self.ledger = Ledger(self._memory)
-        self._half_bytes = self.ledger.half_bytes
-        self._long_bytes = (len(self._memory) - self._half_start(2)) // 2
+        self.header = Header(self._memory)
+        self._segment_bytes = self.header.segment_bytes
+        self._long_bytes = (len(self._memory) - self._segment_start(2)) // 2
         # How many bytes of output were put into the half of the ring that is in use.
-        self._in_half = 0
+        self._in_ring_half = 0
         with contextlib.suppress(OSError):
             # A page that was sent must not be a part of a larger one that is written to.
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self.marks = self.ledger.marks
-        self.received = self.ledger.received = read_count.total(connection, self.ledger)
+        self.record = self.header.record
+        self.received = self.header.received = read_count.total(connection, self.header)
         # Where the next input is put, and how far it may reach.
         self._input_at = self._input_end = 0
         self._aim()
         # When the kernel's count is next to be set high.
-        self._reset_at = read_count.keep_high(connection, self.ledger, self.received)
+        self._reset_at = read_count.keep_high(connection, self.header, self.received)
         # Where the file stands; the kernel moves it with what is sent.
         self._at = os.lseek(descriptor, 0, os.SEEK_CUR)
 
@@ -163,31 +162,31 @@ class Journal:
             start, limit = self._place_for_more(limit)
         count = self._connection.recv_into(self._view[start : start + limit], 0, flags)
         self.received = received = self.received + count
-        self.ledger.received = received
+        self.header.received = received
         self._input_at = start + count
         if received >= self._reset_at:
-            self._reset_at = read_count.keep_high(self._connection, self.ledger, received)
+            self._reset_at = read_count.keep_high(self._connection, self.header, received)
         return bytes(self._view[start : start + count])
 
     @property
     def kept_bytes(self) -> int:
         """How much input the journal holds."""
-        return self.received - self.marks.cut
+        return self.received - self.record.input_start
 
     def history(self, until: int) -> bytes:
         """Return Init, Restore and the input up to an offset: what makes a handler's state."""
-        start = self._half_start(self.marks.half)
+        start = self._segment_start(self.record.segment)
         return bytes(self._view[start : self._place_of(until)])
 
     def unprocessed(self) -> bytes:
         """Return the input that was received and not dealt with."""
-        start = self._place_of(self.marks.stats.offset)
+        start = self._place_of(self.record.stats.offset)
         return bytes(self._view[start : self._place_of(self.received)])
 
     @property
     def most_prefix_bytes(self) -> int:
         """How many bytes `cut` has room for, prefix and remainder together."""
-        return self._half_bytes - 2 * _SCRATCH_BYTES
+        return self._segment_bytes - 2 * _SCRATCH_BYTES
 
     def cut(self, prefix: bytes, remainder: bytes) -> bool:
         """Begin anew with a prefix that leads to the state at `marks.stats.offset`.
@@ -200,27 +199,27 @@ class Journal:
             Whether there was room for it, and the remainder is all there is. It is not where
             another thread reads ahead just now.
         """
-        if self.marks.stats.offset + len(remainder) != self.received:
+        if self.record.stats.offset + len(remainder) != self.received:
             return False
         if len(prefix) + len(remainder) > self.most_prefix_bytes:
             return False
-        old, used = self.marks.half, self.marks.prefix_bytes + self.kept_bytes
-        start = self._half_start(1 - old)
+        old, used = self.record.segment, self.record.prefix_bytes + self.kept_bytes
+        start = self._segment_start(1 - old)
         middle = start + len(prefix)
         self._view[start:middle] = prefix
         self._view[middle : middle + len(remainder)] = remainder
-        self._put_in_force(
-            self.marks._replace(
-                half=1 - old,
+        self._commit(
+            self.record._replace(
+                segment=1 - old,
                 prefix_bytes=len(prefix),
-                cut=self.marks.stats.offset,
+                input_start=self.record.stats.offset,
                 covered=1,
             )
         )
         self._aim()
         if used > _KEPT_BYTES:
             # Of one that was outgrown, more came than there was room for.
-            self._give_back(self._half_start(old), min(used, self._half_bytes))
+            self._give_back(self._segment_start(old), min(used, self._segment_bytes))
         return True
 
     # --- the way back ---
@@ -233,43 +232,43 @@ class Journal:
             commit: what is true from now on.
         """
         messages, in_batch, stats, forget_input = commit
-        marks = self.marks
-        cut, covered = marks.cut, marks.covered
+        record = self.record
+        cut, covered = record.input_start, record.covered
         # There is no more to a cut where no unfinished frame is to be kept.
-        cuts = forget_input and stats and stats.offset == self.received and marks.prefix_bytes
+        cuts = forget_input and stats and stats.offset == self.received and record.prefix_bytes
         if cuts:
             cut, covered = self.received, 1
-        out_at, out_end = marks.out_at, marks.out_end
+        out_at, out_end = record.out_at, record.out_end
         if piece:
             out_at = self._place_for(len(piece))
             out_end = out_at + len(piece)
             self._view[out_at:out_end] = piece
         # Spelt out: for each write, _replace() takes twice as long.
-        self._put_in_force(
-            Marks(
-                marks.half,
-                marks.prefix_bytes,
+        self._commit(
+            CommitRecord(
+                record.segment,
+                record.prefix_bytes,
                 cut,
-                messages if stats else marks.sent + messages,
+                messages if stats else record.sent + messages,
                 int(in_batch),
                 covered,
                 out_at,
                 out_end,
-                stats or marks.stats,
+                stats or record.stats,
             )
         )
         if cuts:
             self._aim()
-            self._give_back_forgotten(marks)
+            self._give_back_forgotten(record)
 
     @property
     def unsent(self) -> int:
         """How many bytes are in force and not sent."""
-        marks = self.marks
-        if not marks.out_at <= self._at <= marks.out_end:
+        record = self.record
+        if not record.out_at <= self._at <= record.out_end:
             # The piece does not follow the one before it.
-            self._at = kept_calls.seek(self.descriptor, marks.out_at, os.SEEK_SET)
-        return marks.out_end - self._at
+            self._at = syscalls.seek(self.descriptor, record.out_at, os.SEEK_SET)
+        return record.out_end - self._at
 
     def send(self, count: int) -> int:
         """Send up to `count` bytes of what is unsent; return how many went.
@@ -277,50 +276,52 @@ class Journal:
         Raises:
             OSError: as the socket does; BlockingIOError if it has no room.
         """
-        sent = kept_calls.send_file(self._connection.fileno(), self.descriptor, count)
+        sent = syscalls.send_file(self._connection.fileno(), self.descriptor, count)
         self._at += sent
         return sent
 
     # --- inside ---
 
-    def _put_in_force(self, marks: Marks) -> None:
-        self.ledger.put_in_force(marks)
-        self.marks = marks
+    def _commit(self, record: CommitRecord) -> None:
+        self.header.commit(record)
+        self.record = record
 
     def _aim(self) -> None:
         """Find out where the next input is put, for the marks have changed."""
-        marks = self.marks
-        end = self._half_start(marks.half) + self._half_bytes - _SCRATCH_BYTES
+        record = self.record
+        end = self._segment_start(record.segment) + self._segment_bytes - _SCRATCH_BYTES
         self._input_at = self._place_of(self.received)
         # Of what is not kept, each read is put into the scratch, so that none may just go on.
-        self._input_end = end if marks.covered else 0
+        self._input_end = end if record.covered else 0
 
     def _place_for_more(self, limit: int) -> tuple[int, int]:
         """Return where input that has outgrown its half is put, and how much at once."""
-        if self.marks.covered:
-            self._put_in_force(self.marks._replace(covered=0))
+        if self.record.covered:
+            self._commit(self.record._replace(covered=0))
             self._aim()
-        scratch = self._half_start(self.marks.half) + self._half_bytes - _SCRATCH_BYTES
+        scratch = self._segment_start(self.record.segment) + self._segment_bytes - _SCRATCH_BYTES
         return scratch, min(limit, _SCRATCH_BYTES)
 
-    def _half_start(self, half: int) -> int:
-        return _INPUT + half * self._half_bytes
+    def _segment_start(self, segment: int) -> int:
+        return _INPUT + segment * self._segment_bytes
 
     def _place_of(self, offset: int) -> int:
-        marks = self.marks
-        return self._half_start(marks.half) + marks.prefix_bytes + offset - marks.cut
+        record = self.record
+        return (
+            self._segment_start(record.segment) + record.prefix_bytes + offset - record.input_start
+        )
 
     def _place_for(self, size: int) -> int:
         """Return where a piece of output may be written."""
-        end = self.marks.out_end
+        end = self.record.out_end
         if size > _RING_HALF_BYTES:
             # Of two in a row, the position after the first must not lie in the second.
-            start = self._half_start(2)
+            start = self._segment_start(2)
             if start <= end <= start + self._long_bytes:
                 start += self._long_bytes
             # The pages of earlier ones may still be on their way; they are left to whoever
             # reads them, and new ones taken.
-            self._give_back(self._half_start(2), 2 * self._long_bytes)
+            self._give_back(self._segment_start(2), 2 * self._long_bytes)
             return start
         if size >= mmap.PAGESIZE:
             # sendfile(2) takes whole pages, of which one more costs it another round.
@@ -328,32 +329,32 @@ class Journal:
         for number, start in enumerate(_RING):
             if start <= end <= start + _RING_HALF_BYTES:
                 if end + size <= start + _RING_HALF_BYTES:
-                    self._in_half += size
+                    self._in_ring_half += size
                     return end
                 return self._enter(_RING[1 - number], size)
-        self._in_half = 0
+        self._in_ring_half = 0
         return self._enter(_RING[0], size)
 
-    def _enter(self, half: int, size: int) -> int:
+    def _enter(self, segment: int, size: int) -> int:
         """Begin to use a half of the ring, with a piece of some bytes."""
         # What was sent last is on its way longest: if that is less than what was put into
         # the other half, nothing of this one is.
-        if self._on_its_way() > self._in_half:
-            self._give_back(half, _RING_HALF_BYTES)
-        self._in_half = size
-        return half
+        if self._on_its_way() > self._in_ring_half:
+            self._give_back(segment, _RING_HALF_BYTES)
+        self._in_ring_half = size
+        return segment
 
     def _on_its_way(self) -> int:
         """Return how many bytes the peer has not taken yet, or a little more: unix(7)."""
         answer = fcntl.ioctl(self._connection, termios.TIOCOUTQ, b"\0" * 4)
         return int(struct.unpack("i", answer)[0])
 
-    def _give_back_forgotten(self, before: Marks) -> None:
+    def _give_back_forgotten(self, before: CommitRecord) -> None:
         """Give back what a long batch took that is forgotten in place: all but the prefix."""
-        if (forgotten := self.received - before.cut) > _KEPT_BYTES:
+        if (forgotten := self.received - before.input_start) > _KEPT_BYTES:
             start = -(-before.prefix_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = min(before.prefix_bytes + forgotten, self._half_bytes)
-            self._give_back(self._half_start(before.half) + start, end - start)
+            end = min(before.prefix_bytes + forgotten, self._segment_bytes)
+            self._give_back(self._segment_start(before.segment) + start, end - start)
 
     def _give_back(self, start: int, size: int) -> None:
         """Give the pages of a part back to the system; they read as zeros from then on."""

@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from kapudf_cli.journal.header import Ledger
+    from kapudf_cli.journal.header import Header
 
 #: Linux's number on all but a few rare processors; Python has no name for it.
 _SO_PEEK_OFF: Final = getattr(socket, "SO_PEEK_OFF", 42)
@@ -39,37 +39,37 @@ def is_supported() -> bool:
             return False
 
 
-def begin(connection: socket.socket, ledger: Ledger) -> None:
+def begin(connection: socket.socket, header: Header) -> None:
     """Count from here on; nothing may have been read yet."""
-    ledger.peek_base = 0
-    ledger.peek_reset = _NO_RESET
+    header.peek_base = 0
+    header.peek_reset = _NO_RESET
     _set(connection, _HIGHEST)
 
 
-def total(connection: socket.socket, ledger: Ledger) -> int:
+def total(connection: socket.socket, header: Header) -> int:
     """Return how many bytes were read since `begin`, by whatever process."""
-    if ledger.peek_reset != _NO_RESET:
+    if header.peek_reset != _NO_RESET:
         # Whoever was about to set the offset high died over it, and read nothing since.
-        _finish_reset(connection, ledger)
-    return ledger.peek_base + _HIGHEST - _get(connection)
+        _finish_reset(connection, header)
+    return header.peek_base + _HIGHEST - _get(connection)
 
 
-def keep_high(connection: socket.socket, ledger: Ledger, received: int) -> int:
+def keep_high(connection: socket.socket, header: Header, received: int) -> int:
     """Set the offset high again in good time, `received` being the total.
 
     Returns:
         At what total that is next to be done.
     """
-    if received - ledger.peek_base >= _RESET_AFTER_BYTES:
-        ledger.peek_reset = received
-        _finish_reset(connection, ledger)
-    return ledger.peek_base + _RESET_AFTER_BYTES
+    if received - header.peek_base >= _RESET_AFTER_BYTES:
+        header.peek_reset = received
+        _finish_reset(connection, header)
+    return header.peek_base + _RESET_AFTER_BYTES
 
 
-def _finish_reset(connection: socket.socket, ledger: Ledger) -> None:
+def _finish_reset(connection: socket.socket, header: Header) -> None:
     _set(connection, _HIGHEST)
-    ledger.peek_base = ledger.peek_reset
-    ledger.peek_reset = _NO_RESET
+    header.peek_base = header.peek_reset
+    header.peek_reset = _NO_RESET
 
 
 def _get(connection: socket.socket) -> int:

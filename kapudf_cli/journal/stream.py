@@ -8,8 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.checkpoints import MAX_MESSAGE_BYTES
-from kapudf_cli.journal import syscalls as kept_calls
-from kapudf_cli.journal.header import HISTORY_IN_HAND, NOTHING_IN_HAND
+from kapudf_cli.journal import syscalls
+from kapudf_cli.journal.header import NO_FRAME, REPLAYING_HISTORY
 from kapudf_cli.system import loggers
 from kapudf_cli.transport import SocketStream
 from kapudf_cli.transport.commit import Commit
@@ -17,7 +17,7 @@ from kapudf_cli.transport.commit import Commit
 if TYPE_CHECKING:
     import socket
 
-    from kapudf_cli.journal.header import Marks
+    from kapudf_cli.journal.header import CommitRecord
     from kapudf_cli.journal.journal import Journal
 
 _log = loggers.get(__name__)
@@ -59,7 +59,7 @@ class JournaledStream(SocketStream):
             snapshot_interval_s: how long it may be left uncut.
             wake: a pipe to wake the reader by.
         """
-        left = journal.unprocessed() if journal.marks.covered else b""
+        left = journal.unprocessed() if journal.record.covered else b""
         super().__init__(connection, wake, receive=self._receive, left=left)
         self._journal = journal
         self._journal_bytes = journal_bytes
@@ -67,7 +67,7 @@ class JournaledStream(SocketStream):
         self._tried_s = time.monotonic()
         self._due_s = self._tried_s + snapshot_interval_s
         self._failed = False
-        if journal.marks.stats.offset > journal.marks.cut:
+        if journal.record.stats.offset > journal.record.input_start:
             # Another worker died over this. Whatever becomes of this one, the next shall
             # have less to repeat.
             self._due_s = 0.0
@@ -78,33 +78,33 @@ class JournaledStream(SocketStream):
         self._noting = threading.RLock()
 
     @property
-    def marks(self) -> Marks:
+    def record(self) -> CommitRecord:
         """How far the connection has got, and what was sent of it."""
-        return self._journal.marks
+        return self._journal.record
 
     @property
     def task(self) -> tuple[str, str]:
         """Which task and node it is for, as far as that was noted."""
-        return self._journal.ledger.task
+        return self._journal.header.task
 
     def note_task(self, task_id: str, node_id: str) -> None:
         """Note which task and node it is for, for whoever looks on."""
-        self._journal.ledger.task = (task_id, node_id)
+        self._journal.header.task = (task_id, node_id)
 
     def note_thread(self, identity: int) -> None:
         """Note which thread serves it, for whoever finds out what this process died of."""
         with self._noting:
             if not self._journal.is_closed:
-                self._journal.ledger.thread = identity
+                self._journal.header.thread = identity
 
-    def note_seen(self, offset: int | None) -> None:
+    def record_seen_frame(self, offset: int | None) -> None:
         """Note which frame is being handled; see `Checkpoints.note_seen`."""
         with self._noting:
             if self._journal.is_closed:
                 return
-            self._journal.ledger.pulse_ns = time.monotonic_ns()
+            self._journal.header.pulse_ns = time.monotonic_ns()
             if offset is not None and not self._exact:
-                self._journal.ledger.in_hand = offset
+                self._journal.header.current_frame = offset
 
     # --- as a stream ---
 
@@ -124,18 +124,18 @@ class JournaledStream(SocketStream):
         memory = self._journal.descriptor
         # Nobody else may write in the midst of it; the supervisor does, when nobody else
         # does anything. The lock goes with the process that holds it.
-        if not kept_calls.try_lock(memory):
+        if not syscalls.try_lock(memory):
             fcntl.lockf(memory, fcntl.LOCK_EX)
         try:
             while unsent := self._journal.unsent:
                 try:
                     self._journal.send(unsent)
                 except BlockingIOError:
-                    self._journal.ledger.waits_for_peer = 1
+                    self._journal.header.waits_for_peer = 1
                     self._wait_for_room()
-                    self._journal.ledger.waits_for_peer = 0
+                    self._journal.header.waits_for_peer = 0
         finally:
-            kept_calls.unlock(memory)
+            syscalls.unlock(memory)
 
     def close(self) -> int:
         """Close the socket and let go of the journal."""
@@ -148,7 +148,7 @@ class JournaledStream(SocketStream):
         with self._noting:
             self._exact = False
             data = self._journal.receive(limit, 0)
-        if not self._journal.marks.covered and not self._has_warned:
+        if not self._journal.record.covered and not self._has_warned:
             self._has_warned = True
             _log.warning(
                 "journal is full",
@@ -161,13 +161,13 @@ class JournaledStream(SocketStream):
         return data
 
     def _wait_for_input(self) -> None:
-        ledger = self._journal.ledger
-        ledger.in_hand = NOTHING_IN_HAND
-        ledger.busy_since_ns = 0
+        header = self._journal.header
+        header.current_frame = NO_FRAME
+        header.busy_since_ns = 0
         try:
             super()._wait_for_input()
         finally:
-            ledger.busy_since_ns = time.monotonic_ns()
+            header.busy_since_ns = time.monotonic_ns()
 
     # --- as the agent's journal ---
 
@@ -178,12 +178,12 @@ class JournaledStream(SocketStream):
             return False  # What was read ahead is not dealt with, nor an unfinished frame.
         if stateless:
             # Only until Init is kept by itself; from then on, each write forgets.
-            return not journal.marks.prefix_bytes or journal.kept_bytes > _KEPT_BYTES
+            return not journal.record.prefix_bytes or journal.kept_bytes > _KEPT_BYTES
         if asked:
             return True
         if now_s >= self._due_s:
             return journal.kept_bytes > 0
-        overdue = journal.kept_bytes > self._journal_bytes or not journal.marks.covered
+        overdue = journal.kept_bytes > self._journal_bytes or not journal.record.covered
         hurries = journal.kept_bytes > _HURRY * self._journal_bytes and not self._failed
         return overdue and (hurries or now_s >= self._tried_s + _RETRY_S)
 
@@ -214,10 +214,10 @@ class JournaledStream(SocketStream):
 
     def history(self, until: int) -> bytes:
         """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""
-        covered = self._journal.marks.covered
-        return self._journal.history(until if covered else self._journal.marks.cut)
+        covered = self._journal.record.covered
+        return self._journal.history(until if covered else self._journal.record.input_start)
 
-    def note_in_hand(self, offset: int | None) -> None:
+    def record_current_frame(self, offset: int | None) -> None:
         """Say which frame the handler is given, before it is; None for one of the history."""
         self._exact = True
-        self._journal.ledger.in_hand = HISTORY_IN_HAND if offset is None else offset
+        self._journal.header.current_frame = REPLAYING_HISTORY if offset is None else offset

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.journal import journal
-from kapudf_cli.supervisor.connection import ServedConnection
+from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.system.socket_file import peer_credentials
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _DESCRIPTORS_OF_CONNECTION: Final = 3
 
 def accept(
     socket_file: SocketFile, settings: FunctionSettings, numbers: Iterator[int]
-) -> ServedConnection | None:
+) -> SupervisedConnection | None:
     """Return the next connection, None if none waits.
 
     Args:
@@ -51,7 +51,7 @@ def accept(
             max_frame_bytes=settings.max_frame_bytes,
         )
         undo.callback(os.close, memory)
-        served = ServedConnection(
+        served = SupervisedConnection(
             next(numbers),
             connection,
             memory,

@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.journal.header import LEDGER_BYTES, NOTHING_IN_HAND, Ledger
+from kapudf_cli.journal.header import LEDGER_BYTES, NO_FRAME, Header
 from kapudf_cli.protocol.framing import HEARTBEAT
-from kapudf_cli.supervisor.poison import Scene, Suspicion
-from kapudf_cli.worker.busy_watchdog import BusyWatch
-from kapudf_cli.worker.channel import Take
+from kapudf_cli.supervisor.poison import DeathScene, PoisonDetector
+from kapudf_cli.worker.busy_watchdog import BusyWatchdog
+from kapudf_cli.worker.channel import Serve
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
@@ -51,7 +51,7 @@ class Move:
     thread: int = 0
 
 
-class ServedConnection:
+class SupervisedConnection:
     """One connection, which outlives the workers that serve it.
 
     Attributes:
@@ -84,11 +84,11 @@ class ServedConnection:
         self.started_s = time.monotonic()
         self.worker: WorkerProcess | None = None
         self.move: Move | None = None
-        self.stays = False
-        self.watch = BusyWatch(busy_limit_s)
+        self.cannot_move = False
+        self.watch = BusyWatchdog(busy_limit_s)
         self.takeovers = 0
         self.was_served = False
-        self.suspicion = Suspicion()
+        self.poison_detector = PoisonDetector()
         self.points_before = 0
         self.points_per_s = 0.0
         self.is_neglected = False
@@ -98,39 +98,39 @@ class ServedConnection:
         self._socket = connection
         self._memory = memory
         self._map = mmap.mmap(memory, LEDGER_BYTES)
-        self.ledger = Ledger(self._map)
+        self.header = Header(self._map)
 
     # --- to workers ---
 
-    def take(self, *, waits: bool = False) -> tuple[Take, list[int]]:
+    def take(self, *, waits: bool = False) -> tuple[Serve, list[int]]:
         """Return the order to serve it, and the descriptors that go with it."""
-        self.ledger.thread = 0
-        self.ledger.pulse_ns = time.monotonic_ns()
+        self.header.thread = 0
+        self.header.pulse_ns = time.monotonic_ns()
         if not waits:
             # What the last worker had in hand, this one has not been given yet: were it to
             # die before, that is no death over the frame.
-            self.ledger.in_hand = NOTHING_IN_HAND
+            self.header.current_frame = NO_FRAME
             # Nor does this one wait, for input or for Kapacitor, as the last one did: it is at
             # work until it says so, and may hang over what it repeats.
-            self.ledger.busy_since_ns = time.monotonic_ns()
-            self.ledger.waits_for_peer = 0
-        order = Take(
+            self.header.busy_since_ns = time.monotonic_ns()
+            self.header.waits_for_peer = 0
+        order = Serve(
             self.number,
             None if self.peer is None else self.peer.pid,
             None if self.peer is None else self.peer.uid,
             time.monotonic() - self.started_s,
             takes_over=self.was_served,
             waits=waits,
-            until=self.suspicion.until,
-            poison=tuple(sorted(self.suspicion.poison)),
-            give_up=self.suspicion.give_up,
+            until=self.poison_detector.until,
+            poison=tuple(sorted(self.poison_detector.poison)),
+            give_up=self.poison_detector.give_up,
         )
         return order, [self._socket.fileno(), self._memory]
 
     @property
     def points(self) -> int:
         """How many points have come."""
-        return self.ledger.marks.stats.points_in
+        return self.header.record.stats.points_in
 
     def begin_with_worker(self) -> None:
         """Count anew what its worker does for it, now that it is another one."""
@@ -139,19 +139,19 @@ class ServedConnection:
 
     def give_up(self, reason: str) -> None:
         """Have the next worker fail it, with the reason."""
-        self.suspicion.give_up = reason
+        self.poison_detector.give_up = reason
 
     # --- after a death ---
 
     @property
     def is_careful(self) -> bool:
         """Whether its worker deals with one frame at a time, for one killed the last worker."""
-        return self.ledger.marks.stats.offset < self.suspicion.until
+        return self.header.record.stats.offset < self.poison_detector.until
 
     @property
     def is_movable(self) -> bool:
         """Whether another worker could take it over now, though it need not."""
-        return bool(self.ledger.marks.covered) and not self.is_careful
+        return bool(self.header.record.covered) and not self.is_careful
 
     def note_death(
         self, how: str, *, accused: bool | None, alone: bool, drops_poison: bool
@@ -167,15 +167,15 @@ class ServedConnection:
                 goes on, or the connection is given up.
         """
         self.takeovers += 1
-        ledger, marks = self.ledger, self.ledger.marks
-        scene = Scene(
-            offset=marks.stats.offset,
-            in_hand=ledger.in_hand,
-            received=ledger.received,
-            cut=marks.cut,
-            was_busy=ledger.busy_since_ns != 0,
+        header, record = self.header, self.header.record
+        scene = DeathScene(
+            offset=record.stats.offset,
+            current_frame=header.current_frame,
+            received=header.received,
+            input_start=record.input_start,
+            was_busy=header.busy_since_ns != 0,
         )
-        self.suspicion.note_death(
+        self.poison_detector.note_death(
             scene,
             how,
             time.monotonic(),
@@ -186,28 +186,28 @@ class ServedConnection:
 
     # --- while its handler is busy ---
 
-    def look(self, now_s: float) -> None:
+    def tick(self, now_s: float) -> None:
         """See whether the handler is busy."""
-        ledger = self.ledger
-        marks = ledger.marks
-        at_work = ledger.busy_since_ns != 0 and not ledger.waits_for_peer
+        header = self.header
+        record = header.record
+        at_work = header.busy_since_ns != 0 and not header.waits_for_peer
         busy = at_work or self.worker is None or self.move is not None
         # A worker that another handler holds up, or that is stopped, cannot even note that
         # something has come for this one. Kapacitor is told at the first look that finds that:
         # it asks after half of its time-out, and gives up after the other half.
-        received = ledger.received
+        received = header.received
         reads = busy or received != self._received_before
         self.is_neglected = not reads and self._has_work_left()
         self._received_before = received
         what: object = None
         if busy:
-            what = (marks.stats.offset, ledger.in_hand)
+            what = (record.stats.offset, header.current_frame)
         elif self.is_neglected:
-            what = (marks.stats.offset, received, self._sent_until())
-        self.watch.look(now_s, in_hand=what, sent=(marks.out_end, marks.stats.offset))
+            what = (record.stats.offset, received, self._sent_until())
+        self.watch.tick(now_s, current_frame=what, sent=(record.out_end, record.stats.offset))
 
         if now_s - self._rated_s >= _RATE_S:
-            points = marks.stats.points_in
+            points = record.stats.points_in
             self.points_per_s = (points - self._rated_points) / (now_s - self._rated_s)
             self._rated_s, self._rated_points = now_s, points
 
@@ -228,11 +228,11 @@ class ServedConnection:
     @property
     def is_at_work(self) -> bool:
         """Whether its worker says that the handler has something to do."""
-        return self.worker is not None and self.ledger.busy_since_ns != 0
+        return self.worker is not None and self.header.busy_since_ns != 0
 
     def is_silent(self, for_s: float) -> bool:
         """Return whether no Python code has run in its worker for so long."""
-        return time.monotonic_ns() - self.ledger.pulse_ns >= for_s * 1e9
+        return time.monotonic_ns() - self.header.pulse_ns >= for_s * 1e9
 
     @property
     def is_not_pausing(self) -> bool:
@@ -249,14 +249,14 @@ class ServedConnection:
             return "being handed over"
         if self.is_not_reading:
             return "not reading"
-        if self.ledger.waits_for_peer:
+        if self.header.waits_for_peer:
             return "waiting on Kapacitor"
-        return "busy" if self.ledger.busy_since_ns else "idle"
+        return "busy" if self.header.busy_since_ns else "idle"
 
     def _has_work_left(self) -> bool:
         """Return whether a worker that waits has no reason to."""
-        if self.ledger.waits_for_peer:
-            if self._sent_until() == self.ledger.marks.out_end:
+        if self.header.waits_for_peer:
+            if self._sent_until() == self.header.record.out_end:
                 return False
             room = select.poll()
             room.register(self._socket, select.POLLOUT)
@@ -269,13 +269,13 @@ class ServedConnection:
         The next worker would, but may import its handler for long, and no heartbeat may come
         in the middle of a message.
         """
-        marks = self.ledger.marks
+        record = self.header.record
         at = self._sent_until()
-        if not marks.out_at <= at <= marks.out_end:
+        if not record.out_at <= at <= record.out_end:
             # The worker died before it began with the last piece, which lies elsewhere.
-            at = os.lseek(self._memory, marks.out_at, os.SEEK_SET)
-        while at < marks.out_end:
-            at += os.sendfile(self._socket.fileno(), self._memory, None, marks.out_end - at)
+            at = os.lseek(self._memory, record.out_at, os.SEEK_SET)
+        while at < record.out_end:
+            at += os.sendfile(self._socket.fileno(), self._memory, None, record.out_end - at)
 
     def _sent_until(self) -> int:
         """Return up to where in the memory output was sent."""
@@ -293,15 +293,15 @@ class ServedConnection:
             try:
                 if self.worker is None:
                     self._send_rest()
-                if self._sent_until() == self.ledger.marks.out_end:
+                if self._sent_until() == self.header.record.out_end:
                     self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)
             finally:
                 fcntl.lockf(self._memory, fcntl.LOCK_UN)
 
     def log_abandoned(self, log: BoundLogger) -> None:
         """Log the one event that says how it went, in the place of the worker that cannot."""
-        stats = self.ledger.marks.stats
-        task_id, node_id = self.ledger.task
+        stats = self.header.record.stats
+        task_id, node_id = self.header.task
         log.error(
             "connection finished",
             connection=self.number,
@@ -312,7 +312,7 @@ class ServedConnection:
             points_out=stats.points_out,
             batches_in=stats.batches_in,
             batches_out=stats.batches_out,
-            bytes_in=self.ledger.received,
+            bytes_in=self.header.received,
             bytes_out=stats.bytes_out,
             duration_s=round(time.monotonic() - self.started_s, 6),
             takeovers=self.takeovers,

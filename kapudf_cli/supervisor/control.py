@@ -50,7 +50,7 @@ class ControlClients:
         client = _Client(connection, command, self._selector, self._forget)
         self._clients[client] = time.monotonic()
 
-    def look(self, now_s: float) -> None:
+    def tick(self, now_s: float) -> None:
         """Let go of those who take too long."""
         for client, since_s in list(self._clients.items()):
             if now_s - since_s > _PATIENCE_S:

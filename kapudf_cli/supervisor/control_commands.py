@@ -11,7 +11,7 @@ from kapudf_cli.supervisor import status
 if TYPE_CHECKING:
     from kapudf_cli.supervisor.control import Reply
     from kapudf_cli.supervisor.functions import Functions
-    from kapudf_cli.supervisor.reload import Reloading
+    from kapudf_cli.supervisor.reload import Reloader
     from kapudf_cli.supervisor.replacement import Reloaded
     from kapudf_cli.supervisor.served_function import FunctionSockets
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ControlCommands:
     """Answers whoever asks, at once or once it is known what came of it."""
 
-    def __init__(self, functions: Functions, reloading: Reloading) -> None:
+    def __init__(self, functions: Functions, reloading: Reloader) -> None:
         """Answer for functions, from now on.
 
         Args:
@@ -30,7 +30,7 @@ class ControlCommands:
         self._reloading = reloading
         self._started_s = time.monotonic()
 
-    def obey(self, sockets: FunctionSockets, command: str, reply: Reply) -> None:
+    def handle(self, sockets: FunctionSockets, command: str, reply: Reply) -> None:
         """Do what is asked.
 
         Args:

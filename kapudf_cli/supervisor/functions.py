@@ -123,7 +123,7 @@ class Functions:
                 function.pool.start()
             except OSError as error:
                 problem = f"no worker of {name} can be started: {error}"
-                raise WorkerStartError(problem, function=name, wrong_call=False) from error
+                raise WorkerStartError(problem, function=name, is_usage_error=False) from error
 
     @property
     def is_starting(self) -> bool:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.supervisor.connection import ServedConnection
+    from kapudf_cli.supervisor.connection import SupervisedConnection
     from kapudf_cli.supervisor.worker_process import WorkerProcess
 
 #: How long a worker that hangs has to write where.
 _DUMP_PAUSE_S: Final = 0.3
 
 
-class HangingWorkers:
+class HungWorkers:
     """Those that were asked where they hang, and are yet to be killed."""
 
     def __init__(self, log: BoundLogger) -> None:
@@ -35,7 +35,7 @@ class HangingWorkers:
         """Whether none is to be killed."""
         return not self._asked_s
 
-    def note(self, served: ServedConnection, worker: WorkerProcess, now_s: float) -> None:
+    def note(self, served: SupervisedConnection, worker: WorkerProcess, now_s: float) -> None:
         """Have a worker write where it hangs, before it is killed.
 
         Args:
@@ -50,7 +50,7 @@ class HangingWorkers:
             return
         self._ask(worker, now_s)
         worker.hung.add(served.number)
-        task_id, node_id = served.ledger.task
+        task_id, node_id = served.header.task
         self._log.error(
             "handler hangs, its worker is replaced",
             connection=served.number,
@@ -61,7 +61,9 @@ class HangingWorkers:
             busy_s=round(served.watch.busy_s, 1),
         )
 
-    def note_frozen(self, served: ServedConnection, worker: WorkerProcess, now_s: float) -> None:
+    def note_frozen(
+        self, served: SupervisedConnection, worker: WorkerProcess, now_s: float
+    ) -> None:
         """Have a worker killed that does nothing, though nothing keeps it waiting.
 
         It was stopped, or another thread of its process keeps the interpreter: no frame of

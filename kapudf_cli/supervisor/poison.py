@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from kapudf_cli.journal.header import NOTHING_IN_HAND
+from kapudf_cli.journal.header import NO_FRAME
 
 #: So many deaths over one frame, dealt with by itself, make it poison. After a fault,
 #: such as a segmentation fault, one is enough; a kill may have hit it by chance, and on a
@@ -26,26 +26,26 @@ _LONGEST_DYING_S: Final = 600.0
 
 
 @dataclass(frozen=True)
-class Scene:
+class DeathScene:
     """Where a connection stood when its worker died.
 
     Attributes:
         offset: that of the first frame that is not noted as dealt with.
-        in_hand: that of the frame that the handler was given, or what the ledger has in
+        current_frame: that of the frame that the handler was given, or what the ledger has in
             its place.
         received: how much input had come.
-        cut: where the journal begins.
+        input_start: where the journal begins.
         was_busy: whether it did not wait for input.
     """
 
     offset: int
-    in_hand: int
+    current_frame: int
     received: int
-    cut: int
+    input_start: int
     was_busy: bool
 
 
-class Suspicion:
+class PoisonDetector:
     """What the deaths of one connection's workers say about its frames.
 
     Attributes:
@@ -72,7 +72,7 @@ class Suspicion:
 
     def note_death(
         self,
-        scene: Scene,
+        scene: DeathScene,
         how: str,
         now_s: float,
         *,
@@ -92,8 +92,8 @@ class Suspicion:
             drops_poison: whether a frame that kills workers is dropped, and the connection
                 goes on, or the connection is given up.
         """
-        self.poison = {place for place in self.poison if place >= scene.cut}
-        waited = not scene.was_busy and scene.in_hand == NOTHING_IN_HAND
+        self.poison = {place for place in self.poison if place >= scene.input_start}
+        waited = not scene.was_busy and scene.current_frame == NO_FRAME
         if scene.offset > self._died_at or waited:
             self._begin_anew()
             self._over_frame = 0
@@ -107,10 +107,10 @@ class Suspicion:
         self._died_at = scene.offset
         self.until = max(self.until, scene.received)
         self.isolated = self._deaths > 1
-        if was_careful and scene.in_hand == scene.offset and (accused or alone):
+        if was_careful and scene.current_frame == scene.offset and (accused or alone):
             self._over_frame += 1
             if self._over_frame >= (_DEATHS_BY_FAULT if accused else _DEATHS_BY_KILL):
-                self._convict(scene.in_hand, how, drops_poison=drops_poison)
+                self._convict(scene.current_frame, how, drops_poison=drops_poison)
                 return
         killed = self._deaths >= _MOST_DEATHS and now_s - self._dying_since_s >= _LONGEST_DYING_S
         if self._faults >= _MOST_FAULTS or killed:

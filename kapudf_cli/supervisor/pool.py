@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.supervisor.acceptance import accept
-from kapudf_cli.supervisor.hanging import HangingWorkers
-from kapudf_cli.supervisor.recycling import Recycling, Wear
-from kapudf_cli.supervisor.replacement import Reloaded, Succession
+from kapudf_cli.supervisor.hanging import HungWorkers
+from kapudf_cli.supervisor.recycling import Recycling, WorkerUsage
+from kapudf_cli.supervisor.replacement import Reloaded, Replacements
 from kapudf_cli.supervisor.restart_backoff import RestartBackoff
-from kapudf_cli.supervisor.router import Placement
+from kapudf_cli.supervisor.router import Router
 from kapudf_cli.supervisor.worker_death import WorkerDeath
 from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerState
 from kapudf_cli.supervisor.worker_reports import WorkerReports
@@ -92,11 +92,11 @@ class Pool:
         self._worker_numbers = worker_numbers
         self._connection_numbers = connection_numbers
         self._reserve = reserve
-        self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._bury)
+        self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._on_exit)
         self._root_log = log
         self._log = log.bind(function=name)
         self.workers: list[WorkerProcess] = []
-        self._placement = Placement(self.workers, on_left=self._let_retire, log=self._log)
+        self._placement = Router(self.workers, on_left=self._let_retire, log=self._log)
         self.connections = self._placement.connections
         self.deaths = 0
         # What the workers that serve, and those that are to take over, have loaded.
@@ -105,8 +105,8 @@ class Pool:
         self.has_failed = False
         self._backoff = RestartBackoff()
         self._recycling = Recycling()
-        self._hanging = HangingWorkers(self._log)
-        self._succession = Succession(self._log)
+        self._hanging = HungWorkers(self._log)
+        self._succession = Replacements(self._log)
         self._stopping = self._killing = self._told_to_stop = False
         self._stopped_s = 0.0
         self._looked_s = 0.0
@@ -195,13 +195,13 @@ class Pool:
                 self._on_failed(worker, report)
             case orders.Finished():
                 self._placement.on_finished(worker, report.connection)
-            case orders.Paused() | orders.Taken() | orders.NotTaken():
+            case orders.Paused() | orders.TakenOver() | orders.Refused():
                 self._placement.on_report(worker, report)
 
-    def look(self, now_s: float) -> None:
+    def tick(self, now_s: float) -> None:
         """Do what is due; to be called after each wait of the loop, a few times a second."""
         for worker in self.all_workers():
-            self._reports.look(worker)
+            self._reports.tick(worker)
         is_time = not 0.0 <= now_s - self._looked_s < self._look_s
         if is_time:
             began_s = time.monotonic()
@@ -255,14 +255,14 @@ class Pool:
 
     def _tell_reloaded(self) -> None:
         """Tell whoever waits for a reload how many connections its workers serve now."""
-        stay = sum(served.stays for served in self.connections.values())
+        stay = sum(served.cannot_move for served in self.connections.values())
         code = f"{self.handler} of {self.code}"
         self._succession.tell(Reloaded(len(self.connections) - stay, stay, code=code))
 
     def _look_at_connections(self, now_s: float) -> None:
         frozen = set()
         for served in list(self.connections.values()):
-            served.look(now_s)
+            served.tick(now_s)
             if served.needs_heartbeat:
                 served.beat()
             if served.worker is None:
@@ -354,7 +354,7 @@ class Pool:
         return not self.all_workers()
 
     @property
-    def needs_looks(self) -> bool:
+    def needs_ticks(self) -> bool:
         """Whether there is anything that `look` could have to do."""
         return bool(
             self.connections
@@ -402,13 +402,15 @@ class Pool:
             self._on_coming_failed(report.problem)
             return
         if not self._was_ready:
-            raise WorkerStartError(report.problem, function=self.name, wrong_call=report.wrong_call)
+            raise WorkerStartError(
+                report.problem, function=self.name, is_usage_error=report.is_usage_error
+            )
         self._log.error("worker cannot start", worker=worker.number, error=report.problem)
 
     # --- workers that come and go ---
 
     def _start_worker(self, settings: FunctionSettings) -> WorkerProcess:
-        begin = orders.Begin(
+        begin = orders.Start(
             self.name,
             next(self._worker_numbers),
             settings,
@@ -473,7 +475,7 @@ class Pool:
         if self._succession.is_under_way:
             return
         wears = (
-            Wear(each, each.age_s, self._placement.points_of(each), each.rss_bytes() / 1e6)
+            WorkerUsage(each, each.age_s, self._placement.points_of(each), each.rss_bytes() / 1e6)
             for each in self.workers
             if each.state is WorkerState.SERVING
         )
@@ -495,7 +497,7 @@ class Pool:
 
     # --- death ---
 
-    def _bury(self, worker: WorkerProcess) -> None:
+    def _on_exit(self, worker: WorkerProcess) -> None:
         """Deal with a worker's end, expected or not."""
         self._hanging.forget(worker)
         self._reports.unwatch(worker)

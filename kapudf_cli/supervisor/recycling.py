@@ -21,7 +21,7 @@ W = TypeVar("W")
 
 
 @dataclass(frozen=True)
-class Wear(Generic[W]):
+class WorkerUsage(Generic[W]):
     """What a worker has done, and grown to.
 
     Attributes:
@@ -45,8 +45,8 @@ class Recycling:
         self._not_before_s = 0.0
 
     def choose(
-        self, workers: Iterable[Wear[W]], settings: FunctionSettings, now_s: float
-    ) -> Wear[W] | None:
+        self, workers: Iterable[WorkerUsage[W]], settings: FunctionSettings, now_s: float
+    ) -> WorkerUsage[W] | None:
         """Return the first that has had its time, if there is one.
 
         Args:

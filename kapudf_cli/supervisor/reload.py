@@ -40,7 +40,7 @@ class _Waiting:
             each(reloaded)
 
 
-class Reloading:
+class Reloader:
     """Has functions served by new code, with the settings as they are now."""
 
     def __init__(

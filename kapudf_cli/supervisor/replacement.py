@@ -38,7 +38,7 @@ class Reloaded:
 
 
 @dataclass(frozen=True)
-class Successors:
+class Replacement:
     """Workers that are ready to take over.
 
     Attributes:
@@ -53,7 +53,7 @@ class Successors:
     settings: FunctionSettings | None
 
 
-class Succession:
+class Replacements:
     """The workers of one function that do not serve yet, and those that never will.
 
     Attributes:
@@ -119,11 +119,11 @@ class Succession:
 
     # --- how it goes on ---
 
-    def take_ready(self) -> Successors | None:
+    def take_ready(self) -> Replacement | None:
         """Return those that take over now, if all of them are ready; they are no longer coming."""
         if not self.coming or any(each.state is not WorkerState.SERVING for each in self.coming):
             return None
-        successors = Successors(self.coming, self._going, self._settings)
+        successors = Replacement(self.coming, self._going, self._settings)
         self.coming, self._going, self._settings = [], None, None
         return successors
 

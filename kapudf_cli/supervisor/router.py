@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.supervisor.connection import ServedConnection
+    from kapudf_cli.supervisor.connection import SupervisedConnection
     from kapudf_cli.supervisor.worker_process import WorkerProcess
 
 W = TypeVar("W")
@@ -38,7 +38,7 @@ _MOST_NEWCOMERS: Final = 256
 _KEPT_S: Final = 3.0
 
 
-class Placement:
+class Router:
     """The connections of one function, each with the worker that serves it.
 
     Attributes:
@@ -62,14 +62,14 @@ class Placement:
         self._workers = workers
         self._on_left = on_left
         self._log = log
-        self.connections: dict[int, ServedConnection] = {}
+        self.connections: dict[int, SupervisedConnection] = {}
         # Those without a worker: some had one, which died, and some are new.
-        self._orphans: dict[int, ServedConnection] = {}
-        self._newcomers: dict[int, ServedConnection] = {}
-        self._moving: dict[int, ServedConnection] = {}
+        self._orphans: dict[int, SupervisedConnection] = {}
+        self._newcomers: dict[int, SupervisedConnection] = {}
+        self._moving: dict[int, SupervisedConnection] = {}
         self._spreads = False
 
-    def add(self, served: ServedConnection) -> None:
+    def add(self, served: SupervisedConnection) -> None:
         """Add a new connection, which waits until `place_waiting` gives it to a worker."""
         self.connections[served.number] = served
         self._newcomers[served.number] = served
@@ -91,14 +91,14 @@ class Placement:
             if not ready:
                 return
             may_take = ready
-            if served.suspicion.isolated:
+            if served.poison_detector.isolated:
                 # If its worker dies too, it must be clear which connection is the cause.
                 if suspected is None:
                     suspected = {each for each in ready if self._has_isolated(each)}
                 may_take = [each for each in ready if each not in suspected]
             for worker in sorted(may_take, key=_preference):
                 if self._give(served, worker):
-                    if suspected is not None and served.suspicion.isolated:
+                    if suspected is not None and served.poison_detector.isolated:
                         suspected.add(worker)
                     break
                 ready.remove(worker)
@@ -112,7 +112,7 @@ class Placement:
         """Whether some have no worker."""
         return bool(self._orphans or self._newcomers)
 
-    def of(self, worker: WorkerProcess) -> Iterator[ServedConnection]:
+    def of(self, worker: WorkerProcess) -> Iterator[SupervisedConnection]:
         """Yield the connections that a worker serves."""
         for number in sorted(worker.connections):
             served = self.connections.get(number)
@@ -130,7 +130,7 @@ class Placement:
         )
 
     def on_report(
-        self, worker: WorkerProcess, report: orders.Paused | orders.Taken | orders.NotTaken
+        self, worker: WorkerProcess, report: orders.Paused | orders.TakenOver | orders.Refused
     ) -> None:
         """Deal with what a worker says of a connection on its way to another."""
         served = self.connections.get(report.connection)
@@ -141,10 +141,10 @@ class Placement:
             case orders.Paused() if move is not None and worker is served.worker:
                 self._hand_over_state(served, move)
             case orders.Paused():
-                worker.send(orders.Go(served.number))
-            case orders.Taken() if move is not None and worker is move.target:
+                worker.send(orders.Resume(served.number))
+            case orders.TakenOver() if move is not None and worker is move.target:
                 self._complete(served, move)
-            case orders.NotTaken() if move is not None and worker is move.target:
+            case orders.Refused() if move is not None and worker is move.target:
                 if report.retry:
                     worker.rest()
                 self._log.error(
@@ -152,15 +152,15 @@ class Placement:
                     connection=served.number,
                     error=report.problem,
                 )
-                served.stays = not report.retry
+                served.cannot_move = not report.retry
                 self._go_back(served, move)
             case _ if worker is not served.worker:
                 pass  # It was to take it over, and is not any more.
-            case orders.Taken():
+            case orders.TakenOver():
                 self._log.info(
                     "connection taken over", connection=served.number, worker=worker.number
                 )
-            case orders.NotTaken():
+            case orders.Refused():
                 self._on_refused(worker, served, report)
 
     def on_finished(self, worker: WorkerProcess, number: int) -> None:
@@ -187,7 +187,7 @@ class Placement:
     def begin_moves(self, worker: WorkerProcess) -> None:
         """Begin to hand over what a worker serves, also what other code could not take before."""
         for served in self.of(worker):
-            served.stays = False
+            served.cannot_move = False
         self.move_on()
 
     def move_on(self) -> bool:
@@ -196,7 +196,7 @@ class Placement:
         for worker in self._workers:
             if worker.state is WorkerState.RETIRING:
                 for served in self.of(worker):
-                    if not served.stays:
+                    if not served.cannot_move:
                         left = True
                         if served.move is None and not self._move(served):
                             return True
@@ -227,7 +227,7 @@ class Placement:
             movable = (
                 served
                 for served in self.of(busiest)
-                if served.move is None and not served.stays and served.is_movable
+                if served.move is None and not served.cannot_move and served.is_movable
             )
             served = next(movable, None)
             if served is None:
@@ -250,7 +250,7 @@ class Placement:
 
     def on_death(
         self, worker: WorkerProcess, how: str, stacks: str, *, drops_poison: bool
-    ) -> list[ServedConnection]:
+    ) -> list[SupervisedConnection]:
         """Note whose frames may have killed a worker; return the connections it left.
 
         They wait until `place_waiting` gives them to others.
@@ -268,18 +268,18 @@ class Placement:
         # A worker that has not written its stacks was stopped, and no handler is to blame. Where
         # one handler kept the interpreter, others that were at work may look as if they hung.
         kept = any(served.is_silent(_KEPT_S) for served in orphans)
-        at_work = sum(served.ledger.busy_since_ns != 0 for served in orphans)
+        at_work = sum(served.header.busy_since_ns != 0 for served in orphans)
         is_clear = bool(stacks) and not (kept and at_work > 1)
         for served in orphans:
             self._orphans[served.number] = served
             accused: bool | None = None
-            if not served.ledger.thread:
+            if not served.header.thread:
                 # The worker died before it began with this one.
                 accused = False
             elif worker.hung:
                 accused = served.number in worker.hung if is_clear else None
-            elif thread is not None and any(each.ledger.thread == thread for each in orphans):
-                accused = served.ledger.thread == thread
+            elif thread is not None and any(each.header.thread == thread for each in orphans):
+                accused = served.header.thread == thread
             served.note_death(
                 _in_words(served, worker, how, stacks),
                 accused=accused,
@@ -290,7 +290,7 @@ class Placement:
 
     # --- inside ---
 
-    def _give(self, served: ServedConnection, worker: WorkerProcess) -> bool:
+    def _give(self, served: SupervisedConnection, worker: WorkerProcess) -> bool:
         """Have a worker serve a connection; return False if it has no room."""
         order, descriptors = served.take()
         if not worker.hand_over(order, descriptors):
@@ -304,10 +304,12 @@ class Placement:
         return True
 
     def _has_isolated(self, worker: WorkerProcess) -> bool:
-        return any(served.suspicion.isolated and served.is_careful for served in self.of(worker))
+        return any(
+            served.poison_detector.isolated and served.is_careful for served in self.of(worker)
+        )
 
     def _on_refused(
-        self, worker: WorkerProcess, served: ServedConnection, report: orders.NotTaken
+        self, worker: WorkerProcess, served: SupervisedConnection, report: orders.Refused
     ) -> None:
         """Handle that a worker cannot serve a connection that no other one serves."""
         worker.connections.discard(served.number)
@@ -339,7 +341,7 @@ class Placement:
         held_up = sum(not each.is_paused and now_s - each.began_s > _PAUSE_S for each in moves)
         return len(moves) - held_up < _MOST_MOVES
 
-    def _move(self, served: ServedConnection, target: WorkerProcess | None = None) -> bool:
+    def _move(self, served: SupervisedConnection, target: WorkerProcess | None = None) -> bool:
         """Begin to hand a connection over; return False if that must wait.
 
         Args:
@@ -360,15 +362,15 @@ class Placement:
         served.worker.send(orders.Pause(served.number))
         return True
 
-    def _hand_over_state(self, served: ServedConnection, move: Move) -> None:
+    def _hand_over_state(self, served: SupervisedConnection, move: Move) -> None:
         """Have the new worker take over a connection that stands still."""
-        move.is_paused, move.thread = True, served.ledger.thread
+        move.is_paused, move.thread = True, served.header.thread
         order, descriptors = served.take(waits=True)
         if not move.target.hand_over(order, descriptors):
             # It is tried again later; meanwhile the connection must not stand still.
             self._go_back(served, move)
 
-    def _end_move(self, served: ServedConnection) -> None:
+    def _end_move(self, served: SupervisedConnection) -> None:
         """Forget a move, whatever came of it."""
         move, served.move = served.move, None
         self._moving.pop(served.number, None)
@@ -376,7 +378,7 @@ class Placement:
             move.target.connections.discard(served.number)
             self._on_left(move.target)
 
-    def _complete(self, served: ServedConnection, move: Move) -> None:
+    def _complete(self, served: SupervisedConnection, move: Move) -> None:
         """Let the new worker go on, now that it has everything."""
         old, served.worker = served.worker, move.target
         self._end_move(served)
@@ -385,21 +387,21 @@ class Placement:
         if old is not None:
             old.send(orders.Release(served.number))
             old.connections.discard(served.number)
-        move.target.send(orders.Go(served.number))
+        move.target.send(orders.Resume(served.number))
         if old is not None:
             self._on_left(old)
         self._log.info(
             "connection handed over", connection=served.number, worker=move.target.number
         )
 
-    def _go_back(self, served: ServedConnection, move: Move) -> None:
+    def _go_back(self, served: SupervisedConnection, move: Move) -> None:
         """Have the old worker go on, which stands still; the move has failed."""
         self._end_move(served)
         if served.worker is not None:
-            served.ledger.thread = move.thread
-            served.worker.send(orders.Go(served.number))
+            served.header.thread = move.thread
+            served.worker.send(orders.Resume(served.number))
 
-    def _orphans_of(self, worker: WorkerProcess) -> list[ServedConnection]:
+    def _orphans_of(self, worker: WorkerProcess) -> list[SupervisedConnection]:
         """Return the connections that a dead worker leaves alone; end what it was to take."""
         orphans = []
         for number in sorted(worker.connections):
@@ -413,7 +415,7 @@ class Placement:
                     served.worker = move.target
                     self._end_move(served)
                     served.begin_with_worker()
-                    move.target.send(orders.Go(served.number))
+                    move.target.send(orders.Resume(served.number))
                 else:
                     served.worker = None
                     self._end_move(served)
@@ -447,9 +449,9 @@ def _preference(worker: WorkerProcess) -> tuple[bool, int]:
     return worker.is_frozen, _load(worker)
 
 
-def _in_words(served: ServedConnection, worker: WorkerProcess, how: str, stacks: str) -> str:
+def _in_words(served: SupervisedConnection, worker: WorkerProcess, how: str, stacks: str) -> str:
     """Return what happened to a worker, for the error of one of its connections."""
     if served.number not in worker.hung:
         return f"died by {how}"
-    where = dumps.where(stacks, served.ledger.thread)
+    where = dumps.where(stacks, served.header.thread)
     return f"hung for {served.watch.busy_s:.0f} s" + (f" in {where}" if where else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from kapudf_cli.supervisor.connection import ServedConnection
+    from kapudf_cli.supervisor.connection import SupervisedConnection
     from kapudf_cli.supervisor.pool import Pool
 
 _STATM_PAGES = os.sysconf("SC_PAGE_SIZE")
@@ -49,9 +49,9 @@ def of_pool(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, Any]
     }
 
 
-def _of_connection(served: ServedConnection) -> dict[str, Any]:
-    stats = served.ledger.marks.stats
-    task_id, node_id = served.ledger.task
+def _of_connection(served: SupervisedConnection) -> dict[str, Any]:
+    stats = served.header.record.stats
+    task_id, node_id = served.header.task
     return {
         "connection": served.number,
         "task_id": task_id,

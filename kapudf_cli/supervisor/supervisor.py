@@ -22,7 +22,7 @@ from kapudf_cli.supervisor.control_commands import ControlCommands
 from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
 from kapudf_cli.supervisor.drain import Drain
 from kapudf_cli.supervisor.functions import Functions
-from kapudf_cli.supervisor.reload import Reloading
+from kapudf_cli.supervisor.reload import Reloader
 from kapudf_cli.system import systemd
 from kapudf_cli.worker.listeners import Listeners
 
@@ -92,7 +92,7 @@ class Supervisor:
             reserve=self._reserve,
             log=log,
         )
-        self._reloading = Reloading(self._functions, read_settings, log)
+        self._reloading = Reloader(self._functions, read_settings, log)
         self._commands = ControlCommands(self._functions, self._reloading)
         self._is_ending = False
         self._has_failed = False
@@ -151,10 +151,10 @@ class Supervisor:
                 self._attempt(key.data)
         now_s = time.monotonic()
         for pool in self._functions.pools():
-            self._attempt(functools.partial(pool.look, now_s))
+            self._attempt(functools.partial(pool.tick, now_s))
         if self._code_watch is not None:
             self._attempt(functools.partial(self._follow_code, self._code_watch))
-        self._attempt(functools.partial(self._clients.look, now_s))
+        self._attempt(functools.partial(self._clients.tick, now_s))
         self._attempt(self._functions.start)
         self._attempt(self._reloading.step)
         self._attempt(self._functions.listen_where_ready)
@@ -170,12 +170,12 @@ class Supervisor:
         """Return what is ready, after `longest_s` or the next look at the latest."""
         now_s = time.monotonic()
         rests_s = [each.wait_s(now_s) for each in (self._listeners, self._control_listeners)]
-        needs_looks = (
+        needs_ticks = (
             self._functions.is_starting
             or self._reloading.is_waiting
-            or any(pool.needs_looks for pool in self._functions.pools())
+            or any(pool.needs_ticks for pool in self._functions.pools())
         )
-        look_s = _LOOK_S if needs_looks else None
+        look_s = _LOOK_S if needs_ticks else None
         reap_s = _REAP_S if os.getpid() == 1 else None
         waits = [each for each in (*rests_s, look_s, reap_s, longest_s) if each is not None]
         return self._selector.select(max(min(waits), 0.0) if waits else None)
@@ -233,7 +233,7 @@ class Supervisor:
             connection = control_file.accept()
         if connection is None:
             return False
-        self._clients.add(connection, functools.partial(self._commands.obey, sockets))
+        self._clients.add(connection, functools.partial(self._commands.handle, sockets))
         return True
 
     # --- the end ---

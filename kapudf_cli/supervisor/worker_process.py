@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.worker.channel import Begin, Channel
+from kapudf_cli.worker.channel import Channel, Start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kapudf_cli.worker.channel import Order, Take
+    from kapudf_cli.worker.channel import Order, Serve
 
 #: A worker with a handler of many threads writes that much at most of where it is.
 _DUMP_BYTES: Final = 32 * 1024
@@ -59,7 +59,7 @@ class WorkerProcess:
         exit_overdue: whether it was killed only because its exit took too long.
     """
 
-    def __init__(self, begin: Begin) -> None:
+    def __init__(self, begin: Start) -> None:
         """Start a worker, with what it is to load.
 
         Raises:
@@ -137,7 +137,7 @@ class WorkerProcess:
                 return
             self._queue.popleft()
 
-    def hand_over(self, order: Take, descriptors: Sequence[int]) -> bool:
+    def hand_over(self, order: Serve, descriptors: Sequence[int]) -> bool:
         """Send the order to serve a connection now, or not at all; return whether it was sent.
 
         Such an order is not queued: its descriptors may be closed meanwhile.

@@ -68,7 +68,7 @@ class WorkerReports:
                 worker.channel, selectors.EVENT_READ, lambda: self._read_some(worker)
             )
 
-    def look(self, worker: WorkerProcess) -> None:
+    def tick(self, worker: WorkerProcess) -> None:
         """Notice the end of a worker whose channel is closed, where the system gives no notice."""
         if worker.channel_lost_s is not None and worker.has_exited:
             self._on_end(worker)

@@ -36,7 +36,7 @@ class _Message(msgspec.Struct, frozen=True, tag=True):
 # --- from the supervisor --------------------------------------------------------
 
 
-class Begin(_Message, frozen=True, tag=True):
+class Start(_Message, frozen=True, tag=True):
     """Load the handler; the first message that a worker gets.
 
     Attributes:
@@ -51,7 +51,7 @@ class Begin(_Message, frozen=True, tag=True):
     folder: str = "."
 
 
-class Take(_Message, frozen=True, tag=True):
+class Serve(_Message, frozen=True, tag=True):
     """Serve a connection; its socket and its memory come with it.
 
     Attributes:
@@ -76,7 +76,7 @@ class Take(_Message, frozen=True, tag=True):
     give_up: str | None = None
 
 
-class Go(_Message, frozen=True, tag=True):
+class Resume(_Message, frozen=True, tag=True):
     """Go on with a connection that was paused, or that was taken over and waits."""
 
     connection: int
@@ -146,7 +146,7 @@ class Failed(_Message, frozen=True, tag=True):
     """
 
     problem: str
-    wrong_call: bool
+    is_usage_error: bool
 
 
 class Paused(_Message, frozen=True, tag=True):
@@ -155,13 +155,13 @@ class Paused(_Message, frozen=True, tag=True):
     connection: int
 
 
-class Taken(_Message, frozen=True, tag=True):
+class TakenOver(_Message, frozen=True, tag=True):
     """A new handler has the state of the old one."""
 
     connection: int
 
 
-class NotTaken(_Message, frozen=True, tag=True):
+class Refused(_Message, frozen=True, tag=True):
     """The state could not be had in the new handler; nothing was changed.
 
     Attributes:
@@ -179,8 +179,8 @@ class Finished(_Message, frozen=True, tag=True):
     connection: int
 
 
-Order: TypeAlias = Begin | Take | Go | Pause | Release | Stop | Abort
-Report: TypeAlias = Ready | Failed | Paused | Taken | NotTaken | Finished
+Order: TypeAlias = Start | Serve | Resume | Pause | Release | Stop | Abort
+Report: TypeAlias = Ready | Failed | Paused | TakenOver | Refused | Finished
 
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(Order | Report)

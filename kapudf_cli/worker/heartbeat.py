@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.worker.busy_watchdog import HEARTBEAT_INTERVAL_S, BusyWatch
+from kapudf_cli.worker.busy_watchdog import HEARTBEAT_INTERVAL_S, BusyWatchdog
 from kapudf_cli.worker.connection_log import where
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kapudf_cli.worker.connections import Connection, Connections
 
 
-class Heart:
+class Heartbeats:
     """Tells Kapacitor, while a handler is busy, that its connection is alive.
 
     With that, what the handler has written meanwhile leaves too.
@@ -28,7 +28,7 @@ class Heart:
         """Beat for `connections`, each while it is busy with one frame for `limit_s` at most."""
         self._connections = connections
         self._limit_s = limit_s
-        self._watches: dict[int, BusyWatch] = {}
+        self._watches: dict[int, BusyWatchdog] = {}
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -44,18 +44,18 @@ class Heart:
             current = self._connections.current()
             watches = self._watches
             self._watches = {
-                each.number: watches.get(each.number) or BusyWatch(self._limit_s(each))
+                each.number: watches.get(each.number) or BusyWatchdog(self._limit_s(each))
                 for each in current
             }
             for connection in current:
                 # Of all of them first: a heartbeat may take its time.
-                connection.checkpoints.note_seen(connection.agent.in_hand)
+                connection.checkpoints.record_seen_frame(connection.agent.current_frame)
             for connection in current:
-                self._look(connection, self._watches[connection.number])
+                self._tick(connection, self._watches[connection.number])
 
-    def _look(self, connection: Connection, watch: BusyWatch) -> None:
+    def _tick(self, connection: Connection, watch: BusyWatchdog) -> None:
         agent = connection.agent
-        watch.look(time.monotonic(), in_hand=agent.in_hand, sent=agent.bytes_sent)
+        watch.tick(time.monotonic(), current_frame=agent.current_frame, sent=agent.bytes_sent)
         if watch.beats:
             agent.heartbeat()
         if watch.has_just_passed_limit:

@@ -32,23 +32,23 @@ from kapudf_cli.system.socket_file import PeerCredentials
 from kapudf_cli.worker.channel import (
     TEXT_CHARACTERS,
     Abort,
-    Begin,
     Channel,
     Failed,
     Finished,
-    Go,
-    NotTaken,
     Pause,
     Paused,
     Ready,
+    Refused,
     Release,
+    Resume,
+    Serve,
+    Start,
     Stop,
-    Take,
-    Taken,
+    TakenOver,
 )
 from kapudf_cli.worker.connection_log import where
 from kapudf_cli.worker.connections import Connections, Function
-from kapudf_cli.worker.heartbeat import Heart
+from kapudf_cli.worker.heartbeat import Heartbeats
 from kapudf_cli.worker.loading import code_files, code_of, load_handler
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Worker:
     """Serves connections that it is handed, and reports on them."""
 
     def __init__(
-        self, channel: Channel, begin: Begin, function: Function, log: BoundLogger
+        self, channel: Channel, begin: Start, function: Function, log: BoundLogger
     ) -> None:
         """Serve `function` for whoever is at the other end of `channel`."""
         self._channel = channel
@@ -89,7 +89,7 @@ class Worker:
     def run(self) -> None:
         """Serve until told to stop, or until nobody is left to tell and nothing to serve."""
         # How long a handler may be busy, the supervisor says.
-        heart = Heart(self._connections, lambda _: float("inf"))
+        heart = Heartbeats(self._connections, lambda _: float("inf"))
         # The supervisor says when to stop; a Ctrl-C or a systemd that tells every process
         # of the service must not do so by itself.
         with (
@@ -105,7 +105,7 @@ class Worker:
                     self._stop()
                 elif not self._orphaned:
                     self._signals.take()
-                if self._channel in ready and not self._obey():
+                if self._channel in ready and not self._handle_order():
                     selector.unregister(self._channel)
                     self._become_orphan()
                 self._send_reports()
@@ -116,21 +116,21 @@ class Worker:
     def _is_done(self) -> bool:
         return (self._stopping or self._orphaned) and not self._connections.current()
 
-    def _obey(self) -> bool:
+    def _handle_order(self) -> bool:
         """Do as the supervisor says; return False once it is gone."""
         received = self._channel.receive()
         if received is None:
             return False
         order, descriptors = received
         match order:
-            case Take() if len(descriptors) == _DESCRIPTORS_OF_TAKE:
+            case Serve() if len(descriptors) == _DESCRIPTORS_OF_TAKE:
                 self._take(order, *descriptors)
-            case Take():
+            case Serve():
                 # The system had none left for this process, and closed what it had.
                 for descriptor in descriptors:
                     os.close(descriptor)
                 problem = "no file descriptors are left; raise the limit (LimitNOFILE=)"
-                self._report(NotTaken(order.connection, problem, retry=True))
+                self._report(Refused(order.connection, problem, retry=True))
             case Stop():
                 self._stop()
             case Abort():
@@ -139,42 +139,42 @@ class Worker:
                         "grace period is over, connection aborted", where=where(each.thread)
                     )
                     each.agent.abort()
-            case Go() | Pause() | Release():
+            case Resume() | Pause() | Release():
                 # One that has ended meanwhile is reported already.
                 if (connection := self._connections.get(order.connection)) is not None:
                     self._steer(connection, order)
         return True
 
-    def _steer(self, connection: Connection, order: Go | Pause | Release) -> None:
+    def _steer(self, connection: Connection, order: Resume | Pause | Release) -> None:
         match order:
-            case Go():
+            case Resume():
                 connection.agent.go()
             case Pause():
                 connection.agent.pause(lambda: self._report(Paused(connection.number)))
             case Release():
                 connection.agent.release()
 
-    def _take(self, order: Take, connection: int, memory: int) -> None:
+    def _take(self, order: Serve, connection: int, memory: int) -> None:
         """Serve a connection, or say why it cannot be."""
         number = order.connection
         try:
             stream = self._stream(connection, memory)
         except OSError as error:
-            self._report(NotTaken(number, limits.explained(error), retry=True))
+            self._report(Refused(number, limits.explained(error), retry=True))
             return
-        if order.waits and not stream.marks.covered:
+        if order.waits and not stream.record.covered:
             stream.close()
             problem = "its journal has been outgrown, as by a long batch; raise journal_mb"
-            self._report(NotTaken(number, problem))
+            self._report(Refused(number, problem))
             return
         peer = None
         if order.peer_pid is not None and order.peer_uid is not None:
             peer = PeerCredentials(order.peer_pid, order.peer_uid, -1)
 
         def on_resumed(problem: str | None) -> None:
-            report: Report = Taken(number)
+            report: Report = TakenOver(number)
             if problem is not None:
-                report = NotTaken(number, shorten(problem, TEXT_CHARACTERS))
+                report = Refused(number, shorten(problem, TEXT_CHARACTERS))
             self._report(report)
 
         try:
@@ -193,7 +193,7 @@ class Worker:
                 on_crash=self._crash,
             )
         except RuntimeError as error:
-            self._report(NotTaken(number, str(error), retry=True))
+            self._report(Refused(number, str(error), retry=True))
             return
         # A connection that begins here waits for no word; one left over would be taken, at
         # its first handover, for the answer to come.
@@ -260,16 +260,16 @@ class Worker:
                 self._channel.send(self._reports.get_nowait())
 
 
-def _resume_plan(stream: JournaledStream, order: Take) -> ResumePlan:
-    marks = stream.marks
+def _resume_plan(stream: JournaledStream, order: Serve) -> ResumePlan:
+    record = stream.record
     give_up = order.give_up
-    if give_up is None and not marks.covered:
+    if give_up is None and not record.covered:
         give_up = "its worker died, and its journal had been outgrown; raise journal_mb"
     return ResumePlan(
-        history=b"" if give_up else stream.history(marks.stats.offset),
-        sent=marks.sent,
-        in_batch=bool(marks.in_batch),
-        stats=marks.stats,
+        history=b"" if give_up else stream.history(record.stats.offset),
+        sent=record.sent,
+        in_batch=bool(record.in_batch),
+        stats=record.stats,
         careful_until=order.until,
         poison=order.poison,
         waits=order.waits,
@@ -278,7 +278,7 @@ def _resume_plan(stream: JournaledStream, order: Take) -> ResumePlan:
     )
 
 
-def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
+def _load(begin: Start, channel: Channel, log: BoundLogger) -> Function | None:
     """Load the handler and say so, or say why it cannot be loaded."""
     # By its name: where that is a link, it may lead elsewhere than for the supervisor.
     with contextlib.suppress(OSError):
@@ -287,7 +287,7 @@ def _load(begin: Begin, channel: Channel, log: BoundLogger) -> Function | None:
         handler = load_handler(begin.settings.handler, function=begin.name, log=log)
     except PluginError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        channel.send(Failed(shorten(f"{error}{notes}", TEXT_CHARACTERS), error.wrong_call))
+        channel.send(Failed(shorten(f"{error}{notes}", TEXT_CHARACTERS), error.is_usage_error))
         return None
     channel.send(Ready(handler.__name__, code_of(handler), _fitting(code_files(handler))))
     return Function(begin.name, handler, begin.settings)

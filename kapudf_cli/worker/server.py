@@ -19,7 +19,7 @@ from kapudf_cli.system.socket_file import peer_credentials
 from kapudf_cli.transport import SocketStream
 from kapudf_cli.worker.connection_log import where
 from kapudf_cli.worker.connections import Connections, Function, checkpoints_for
-from kapudf_cli.worker.heartbeat import Heart
+from kapudf_cli.worker.heartbeat import Heartbeats
 from kapudf_cli.worker.listeners import Listeners
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Server:
         self._log = log
         self._numbers = itertools.count(1)
         self._connections = Connections(log, self._on_end)
-        self._heart = Heart(self._connections, self._busy_limit_s)
+        self._heart = Heartbeats(self._connections, self._busy_limit_s)
 
     def run(self, signals: SignalQueue) -> int:
         """Serve until a signal of `signals` comes; return the exit status: 0, or 1 if hurried."""

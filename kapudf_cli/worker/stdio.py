@@ -13,7 +13,7 @@ from kapudf_cli.system.signals import SignalQueue
 from kapudf_cli.transport import StdioStream
 from kapudf_cli.worker.connection_log import where
 from kapudf_cli.worker.connections import Connections, checkpoints_for
-from kapudf_cli.worker.heartbeat import Heart
+from kapudf_cli.worker.heartbeat import Heartbeats
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
@@ -64,7 +64,7 @@ class StdioServer:
         the main thread, which is where signals go.
         """
         settings = self._function.settings
-        heart = Heart(self._connections, lambda _: settings.busy_limit_s)
+        heart = Heartbeats(self._connections, lambda _: settings.busy_limit_s)
         with SignalQueue((signal.SIGINT, signal.SIGTERM)) as self._signals:
             self._connections.start(
                 1, self._function, self._stream, None, checkpoints=checkpoints_for(settings)

@@ -50,7 +50,7 @@ class RecordedCheckpoints(NoCheckpoints):
     Attributes:
         cuts: the prefix and the remainder of each.
         declines: whether there is no room for any.
-        in_hand: the frames that were noted before they were given to the handler.
+        current_frame: the frames that were noted before they were given to the handler.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class RecordedCheckpoints(NoCheckpoints):
         self.declines = False
         self.wants = True
         self.input = b""
-        self.in_hand: list[int | None] = []
+        self.current_frame: list[int | None] = []
 
     def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
         del now_s, stateless, asked
@@ -71,8 +71,8 @@ class RecordedCheckpoints(NoCheckpoints):
     def history(self, until: int) -> bytes:
         return self.input[:until]
 
-    def note_in_hand(self, offset: int | None) -> None:
-        self.in_hand.append(offset)
+    def record_current_frame(self, offset: int | None) -> None:
+        self.current_frame.append(offset)
 
 
 class Loop:

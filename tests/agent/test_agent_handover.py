@@ -116,7 +116,7 @@ def test_a_part_of_a_frame_is_handed_over_with_the_rest(tasks: Callable[..., Kep
     served = begun(task)
     data = encoded([Point(time=2)])
     task.side.send_bytes(data[:3])
-    wait_until(lambda: task.ledger.received == task.sent_bytes + 3)
+    wait_until(lambda: task.header.received == task.sent_bytes + 3)
     paused(served)
     following = task.take_over(waits=True)
     assert following.resumed.result(PATIENCE_S) is None
@@ -203,7 +203,7 @@ def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., KeptTas
     following = task.take_over(waits=True)
     assert following.resumed.result(PATIENCE_S) is None
     assert not served.ended.done()
-    assert task.ledger.marks.stats.points_in == 1
+    assert task.header.record.stats.points_in == 1
     served.agent.release()
     assert served.account().reason is Reason.HANDED_OVER
     following.agent.go()
@@ -326,7 +326,7 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTa
         while said < len(stood):
             said += 1
             served.agent.go()
-        return task.ledger.marks.stats.points_in == 2
+        return task.header.record.stats.points_in == 2
 
     wait_until(has_gone_on)
     assert task.side.receive() == counted(2, 2)
@@ -352,5 +352,5 @@ def test_a_pause_waits_for_the_handler(tasks: Callable[..., KeptTask]) -> None:
     assert not stands.is_set()
     go_on.set()
     assert stands.wait(PATIENCE_S)
-    assert task.ledger.marks.stats.points_in == 2
+    assert task.header.record.stats.points_in == 2
     assert task.side.receive() == counted(2, 2)

@@ -262,7 +262,7 @@ def test_two_deaths_in_a_row_over_what_has_left_in_part_change_nothing(
             survives = iter((second,))
             while not task.await_dealt_with(served):
                 served.stream.close()
-                until = task.ledger.received if careful else 0
+                until = task.header.received if careful else 0
                 served = task.take_over(survives=next(survives, None), until=until)
             served.agent.stop()
             served.ended.exception(PATIENCE_S)
@@ -559,7 +559,7 @@ def test_frames_under_suspicion_are_noted_one_by_one(tasks: Callable[..., KeptTa
 
     class Notes(Mirror):
         def point(self, point: Point, /) -> None:
-            noted.append((task.ledger.in_hand, task.ledger.marks.stats.offset))
+            noted.append((task.header.current_frame, task.header.record.stats.offset))
             super().point(point)
 
     task = tasks(Notes)

@@ -23,8 +23,8 @@ def test_where_nothing_is_kept_nothing_is_wanted() -> None:
     kept.cut(b"Init", b"rest")
     kept.postpone()
     kept.send_rest()
-    kept.note_in_hand(7)
-    kept.note_seen(8)
+    kept.record_current_frame(7)
+    kept.record_seen_frame(8)
     assert kept.history(100) == b""
 
 

@@ -548,7 +548,7 @@ def test_points_that_are_forwarded_are_muted_as_well(ends: Ends) -> None:
     frames = [RawPoint(RESPONSES.encode(Point(time=time))) for time in range(4)]
     assert not outbox.forward_run(b"".join(frames[:2]), 2)
     for frame in frames[:3]:
-        outbox.in_hand = frame
+        outbox.current_frame = frame
         outbox.forward(frame)
     assert outbox.forward_run(frames[3], 1)
     outbox.flush()

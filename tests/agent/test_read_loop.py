@@ -88,7 +88,7 @@ def test_requests_taken_carefully_are_noted_one_by_one(
     data = INIT + points(1, 2, 3)
     offsets = [0, len(INIT), len(INIT + points(1)), len(INIT + points(1, 2))]
     assert loop.read_loop.handle_carefully(data, poison={offsets[2]}) == 4
-    assert loop.kept.in_hand == offsets
+    assert loop.kept.current_frame == offsets
     assert (loop.stats.points_in, loop.stats.failures) == (3, 1)
     expected = {
         Counter: [counted(1, 1), counted(3, 2)], Mirror: [Point(time=1), Point(time=3)],
@@ -103,7 +103,7 @@ def test_what_is_taken_carefully_leaves_the_rest_to_be_taken_as_usual(loops: lis
     loop.kept.wants = False
     whole = batch(0, "a", "b", "c")
     loop.read_loop.handle_carefully(INIT + whole[:-20], ())
-    noted = len(loop.kept.in_hand)
+    noted = len(loop.kept.current_frame)
     loop.take(whole[-20:] + batch(1, "a"))
-    assert len(loop.kept.in_hand) == noted
+    assert len(loop.kept.current_frame) == noted
     assert loop.answers()[1:] == [counted(0, 3), counted(1, 4)]

@@ -132,7 +132,7 @@ def test_a_value_that_no_field_can_have_is_refused(value: object) -> None:
         FieldPatch("x").to(value)
 
 
-class Marks(Handler):
+class CommitRecord(Handler):
     """Patches each point that it is given raw."""
 
     def setup(self) -> None:
@@ -149,7 +149,7 @@ class Marks(Handler):
 def test_forwarded_points_have_what_the_patch_sets(udf: Callable[..., Task]) -> None:
     """Those that had the field already, as another type, and those that had not."""
     sent = lines("m a=1.0 1", "m x=7i 2", 'm,t=v x="text",y=true 3')
-    out = udf(Marks).send(*sent)
+    out = udf(CommitRecord).send(*sent)
     for point in sent:
         set_field(point, "x", 1.5)
         point.tags["t"] = "u"

@@ -176,9 +176,9 @@ def test_sums_too_large_for_a_float_leave_the_average_out(udf: StartTask) -> Non
     values = [1.0, huge, huge, 2.0, 2.0, 2.0, -huge, -huge, 3.0, 3.0, 3.0]
     out = udf(MovingAverage, options(2)).send(*series(values)).points
     assert [point.fieldsDouble["value"] for point in out] == values
-    half = huge / 2
+    segment = huge / 2
     assert averages(out) == [
-        1.0, half, None, half, 2.0, 2.0, -half, None, -half, 3.0, 3.0,
+        1.0, segment, None, segment, 2.0, 2.0, -segment, None, -segment, 3.0, 3.0,
     ]  # fmt: skip
 
 

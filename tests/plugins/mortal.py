@@ -24,8 +24,7 @@ from kapudf_cli import (
     State,
     set_field,
 )
-from kapudf_cli.journal import header as ledger
-from kapudf_cli.journal import journal
+from kapudf_cli.journal import header, journal
 
 #: A worker passes a step so many times and dies.
 PASSES = 3
@@ -36,11 +35,11 @@ BALLAST = "b" * 4_000
 
 #: What each place in the ledger is called in $DIE_AT.
 MARKS = {
-    ledger._IN_FORCE: "in_force",
-    ledger._RECEIVED: "received",
-    ledger._BUSY_SINCE: "busy",
-    ledger._IN_HAND: "in_hand",
-    ledger._WAITS_FOR_PEER: "peer",
+    header._IN_FORCE: "in_force",
+    header._RECEIVED: "received",
+    header._BUSY_SINCE: "busy",
+    header._IN_HAND: "in_hand",
+    header._WAITS_FOR_PEER: "peer",
 }
 
 
@@ -80,7 +79,7 @@ class DeadlyWord:
 
 
 def _make_deadly(reaper: Reaper) -> None:
-    ledger._WORD = DeadlyWord(ledger._WORD, reaper)  # type: ignore[assignment]
+    header._WORD = DeadlyWord(header._WORD, reaper)  # type: ignore[assignment]
     for name in ("receive", "put", "cut", "send"):
         _wrap(name, getattr(journal.Journal, name), reaper)
 

@@ -61,7 +61,7 @@ class Loop:
                 if self.selector.get_map().get(key.fd) is key:
                     key.data()
             for pool in self.pools():
-                pool.look(time.monotonic())
+                pool.tick(time.monotonic())
             turns_s[-1] += time.monotonic()
         return turns_s
 

@@ -58,8 +58,8 @@ def test_a_connection_knows_its_number_and_who_is_at_the_other_end(
     assert served.peer is not None
     assert (served.peer.pid, served.peer.uid) == (os.getpid(), os.getuid())
     assert served.watch.limit_s == SETTINGS.busy_limit_s
-    assert served.ledger.received == 0
-    assert served.ledger.busy_since_ns
+    assert served.header.received == 0
+    assert served.header.busy_since_ns
     served.close()
     assert peer.recv(1) == b""
 

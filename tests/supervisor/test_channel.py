@@ -23,15 +23,15 @@ texts = st.text(max_size=TEXT_CHARACTERS)
 numbers = st.integers(0, 2**53)
 messages = st.one_of(
     st.builds(
-        orders.Take, numbers, st.none() | numbers, st.none() | numbers, st.floats(0, 1e9),
+        orders.Serve, numbers, st.none() | numbers, st.none() | numbers, st.floats(0, 1e9),
         takes_over=st.booleans(), waits=st.booleans(), until=numbers,
         poison=st.lists(numbers, max_size=20).map(tuple), give_up=st.none() | texts,
     ),
-    st.builds(orders.Go, numbers), st.builds(orders.Pause, numbers),
+    st.builds(orders.Resume, numbers), st.builds(orders.Pause, numbers),
     st.builds(orders.Release, numbers), st.just(orders.Stop()), st.just(orders.Abort()),
     st.builds(orders.Ready, texts), st.builds(orders.Failed, texts, st.booleans()),
-    st.builds(orders.Paused, numbers), st.builds(orders.Taken, numbers),
-    st.builds(orders.NotTaken, numbers, texts, st.booleans()), st.builds(orders.Finished, numbers),
+    st.builds(orders.Paused, numbers), st.builds(orders.TakenOver, numbers),
+    st.builds(orders.Refused, numbers, texts, st.booleans()), st.builds(orders.Finished, numbers),
 )  # fmt: skip
 
 
@@ -65,16 +65,16 @@ def test_descriptors_arrive_with_their_message(ends: tuple[Channel, Channel]) ->
     """In their order, as duplicates, and inherited by no process that a handler starts."""
     ours, worker = ends
     reading, writing = os.pipe()
-    ours.send(orders.Go(1))
-    ours.send(orders.Go(2), [reading, writing])
-    ours.send(orders.Go(3))
+    ours.send(orders.Resume(1))
+    ours.send(orders.Resume(2), [reading, writing])
+    ours.send(orders.Resume(3))
     os.close(reading)
-    assert worker.receive() == (orders.Go(1), [])
+    assert worker.receive() == (orders.Resume(1), [])
     received = worker.receive()
     assert received is not None
     message, (reading, also_writing) = received
-    assert message == orders.Go(2)
-    assert worker.receive() == (orders.Go(3), [])
+    assert message == orders.Resume(2)
+    assert worker.receive() == (orders.Resume(3), [])
     assert not os.get_inheritable(reading)
     assert not os.get_inheritable(also_writing)
     os.write(also_writing, b"through")
@@ -86,9 +86,9 @@ def test_descriptors_arrive_with_their_message(ends: tuple[Channel, Channel]) ->
 def test_the_end_of_the_other_side_is_noticed(ends: tuple[Channel, Channel]) -> None:
     """After what it said, and by whoever sends, too."""
     ours, worker = ends
-    worker.send(orders.Taken(1))
+    worker.send(orders.TakenOver(1))
     worker.close()
-    assert ours.receive() == (orders.Taken(1), [])
+    assert ours.receive() == (orders.TakenOver(1), [])
     assert ours.receive() is None
     with pytest.raises(BrokenPipeError):
         ours.send(orders.Stop())
@@ -114,14 +114,14 @@ def test_the_supervisor_waits_for_no_worker(ends: tuple[Channel, Channel]) -> No
     def send_until_full() -> None:
         nonlocal sent
         while True:
-            ours.send(orders.Go(sent))
+            ours.send(orders.Resume(sent))
             sent += 1
 
     with pytest.raises(BlockingIOError):
         in_thread(send_until_full).result(PATIENCE_S)
     assert sent > 10
     for number in range(sent):
-        assert worker.receive() == (orders.Go(number), [])
+        assert worker.receive() == (orders.Resume(number), [])
 
 
 def test_a_worker_waits_for_its_orders(ends: tuple[Channel, Channel]) -> None:
@@ -137,7 +137,7 @@ def test_descriptors_that_there_is_no_room_for_do_not_arrive(
 ) -> None:
     """The message does, so that the other side can be told."""
     ours, worker = ends
-    ours.send(orders.Go(1), [0, 1])
+    ours.send(orders.Resume(1), [0, 1])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
@@ -149,7 +149,7 @@ def test_descriptors_that_there_is_no_room_for_do_not_arrive(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert received is not None
     message, descriptors = received
-    assert message == orders.Go(1)
+    assert message == orders.Resume(1)
     assert len(descriptors) <= 1
     for descriptor in descriptors:
         os.close(descriptor)
@@ -159,7 +159,7 @@ def test_the_longest_text_that_is_sent_fits(ends: tuple[Channel, Channel]) -> No
     """Even if each of its characters takes as much as can be."""
     ours, worker = ends
     problem = "\N{GRINNING FACE}" * TEXT_CHARACTERS
-    worker.send(orders.Failed(problem, wrong_call=False))
-    assert ours.receive() == (orders.Failed(problem, wrong_call=False), [])
+    worker.send(orders.Failed(problem, is_usage_error=False))
+    assert ours.receive() == (orders.Failed(problem, is_usage_error=False), [])
     assert isinstance(ours.fileno(), int)
     assert ours._socket.type == socket.SOCK_SEQPACKET

@@ -113,11 +113,11 @@ def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) ->
     """A worker ends when it finds none left, and must have nothing more to tell by then."""
     told: list[bool] = []
 
-    def look() -> None:
+    def tick() -> None:
         assert held.connections.current() == []
         told.append(1 in held.ended)
 
-    looker = threading.Thread(target=look)
+    looker = threading.Thread(target=tick)
 
     def tell(number: int, summary: ConnectionSummary) -> None:
         looker.start()

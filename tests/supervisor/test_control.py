@@ -213,9 +213,9 @@ def test_a_client_that_is_silent_or_does_not_read_is_let_go_in_the_end(
         loop.turn()
         now_s = 1500.0
         with loop.connect() as young:
-            loop.clients.look(1599.0)
+            loop.clients.tick(1599.0)
             assert len(loop.clients._clients) == 3
-            loop.clients.look(1601.0)
+            loop.clients.tick(1601.0)
             assert len(loop.clients._clients) == 1
             assert has_ended(silent)
             young.sendall(request("status"))

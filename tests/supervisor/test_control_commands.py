@@ -9,7 +9,7 @@ import pytest
 
 from kapudf_cli.config import FunctionSettings, Settings
 from kapudf_cli.supervisor.control_commands import ControlCommands
-from kapudf_cli.supervisor.reload import Reloading
+from kapudf_cli.supervisor.reload import Reloader
 from kapudf_cli.system import logs
 from tests.supervisor.loops import Loop
 
@@ -26,7 +26,7 @@ class Asked:
         self.loop = loop
         self.settings = self.with_handler("mirror", socket_path)
         self.functions: Functions = loop.bind_functions(self.settings)
-        reloading = Reloading(self.functions, lambda: self.settings, logs.get_logger())
+        reloading = Reloader(self.functions, lambda: self.settings, logs.get_logger())
         self._commands = ControlCommands(self.functions, reloading)
         self.answers: list[dict[str, Any]] = []
         function = self.functions.get("f")
@@ -39,7 +39,7 @@ class Asked:
         return Settings(functions={"f": function}, log_format="json")
 
     def ask(self, command: str) -> None:
-        self._commands.obey(self._sockets, command, self.answers.append)
+        self._commands.handle(self._sockets, command, self.answers.append)
 
     def start(self) -> None:
         self.functions.start()

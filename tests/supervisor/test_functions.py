@@ -132,7 +132,7 @@ def test_a_worker_that_the_system_cannot_start_is_told_with_the_reason(
     assert str(caught.value) == (
         f"no worker of a can be started: [Errno 2] No such file or directory: '{python}'"
     )
-    assert (caught.value.function, caught.value.wrong_call) == ("a", False)
+    assert (caught.value.function, caught.value.is_usage_error) == ("a", False)
 
 
 def test_a_function_without_a_control_socket_is_served_all_the_same(

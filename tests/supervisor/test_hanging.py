@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from kapudf_cli.supervisor.connection import ServedConnection
-from kapudf_cli.supervisor.hanging import HangingWorkers
+from kapudf_cli.supervisor.connection import SupervisedConnection
+from kapudf_cli.supervisor.hanging import HungWorkers
 from kapudf_cli.system import logs
 from tests.journals import KeptConnection
 from tests.serve_process import PATIENCE_S
@@ -30,17 +30,17 @@ def worker() -> Iterator[WorkerProcess]:
 
 
 @pytest.fixture
-def served() -> Iterator[list[ServedConnection]]:
+def served() -> Iterator[list[SupervisedConnection]]:
     """Give two connections, 1 and 2."""
     kept = [KeptConnection() for _ in range(2)]
     both = [
-        ServedConnection(
+        SupervisedConnection(
             number, each.connection.dup(), os.dup(each.memory), None, busy_limit_s=10.0
         )
         for number, each in enumerate(kept, 1)
     ]
     for each_served in both:
-        each_served.ledger.busy_since_ns = 1
+        each_served.header.busy_since_ns = 1
     yield both
     for each in both:
         each.close()
@@ -48,7 +48,7 @@ def served() -> Iterator[list[ServedConnection]]:
         one.close()
 
 
-def hold(served: list[ServedConnection], worker: WorkerProcess) -> None:
+def hold(served: list[SupervisedConnection], worker: WorkerProcess) -> None:
     """Have a worker serve connections."""
     for each in served:
         each.worker = worker
@@ -63,10 +63,10 @@ def await_stacks(worker: WorkerProcess) -> str:
 
 
 def test_a_worker_that_hangs_writes_where_before_it_is_killed(
-    worker: WorkerProcess, served: list[ServedConnection]
+    worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     """It has a moment to, and no more."""
-    hanging = HangingWorkers(logs.get_logger())
+    hanging = HungWorkers(logs.get_logger())
     hold(served, worker)
     hanging.note(served[0], worker, 100.0)
     assert "worker.py" in await_stacks(worker)
@@ -80,10 +80,10 @@ def test_a_worker_that_hangs_writes_where_before_it_is_killed(
 
 
 def test_each_handler_that_hangs_is_told_of_once(
-    worker: WorkerProcess, served: list[ServedConnection]
+    worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     """Its worker is known to hang for them, and the second one buys it no time."""
-    hanging = HangingWorkers(logs.get_logger())
+    hanging = HungWorkers(logs.get_logger())
     hold(served, worker)
     with capture_logs() as events:
         for now_s in (100.0, 100.25):
@@ -102,10 +102,10 @@ def test_each_handler_that_hangs_is_told_of_once(
 
 
 def test_a_worker_that_dies_meanwhile_is_forgotten(
-    worker: WorkerProcess, served: list[ServedConnection]
+    worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     """Nobody looks after the dead; and one that never hung can be forgotten too."""
-    hanging = HangingWorkers(logs.get_logger())
+    hanging = HungWorkers(logs.get_logger())
     hanging.forget(worker)
     hold(served, worker)
     hanging.note(served[0], worker, 100.0)
@@ -118,14 +118,14 @@ def test_a_worker_that_dies_meanwhile_is_forgotten(
 
 
 def test_a_worker_that_is_frozen_is_killed_and_no_connection_is_blamed(
-    worker: WorkerProcess, served: list[ServedConnection]
+    worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     """However many connections show it, the log says so once."""
-    hanging = HangingWorkers(logs.get_logger())
+    hanging = HungWorkers(logs.get_logger())
     hold(served, worker)
     with capture_logs() as events:
         for each in served:
-            each.ledger.busy_since_ns = 0
+            each.header.busy_since_ns = 0
             hanging.note(each, worker, 100.0)
             hanging.note_frozen(each, worker, 100.1)
     assert [each["event"] for each in events] == ["worker is frozen, it is replaced"]

@@ -20,7 +20,7 @@ from kapudf_cli.protocol.udf_pb2 import InitResponse, Point
 from kapudf_cli.transport import SocketStream
 from kapudf_cli.worker import heartbeat as source
 from kapudf_cli.worker.connections import Connections, Function
-from kapudf_cli.worker.heartbeat import Heart
+from kapudf_cli.worker.heartbeat import Heartbeats
 from tests.peers import INIT
 from tests.serve_process import PATIENCE_S
 
@@ -45,7 +45,7 @@ class Seen(NoCheckpoints):
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def note_seen(self, offset: int | None) -> None:
+    def record_seen_frame(self, offset: int | None) -> None:
         if offset is not None:
             self.seen.append(offset)
 
@@ -57,7 +57,7 @@ class Hearted:
         self.limit_s = PATIENCE_S
         self.ended: dict[int, ConnectionSummary] = {}
         self.connections = Connections(structlog.get_logger(), self.ended.__setitem__)
-        self.heart = Heart(self.connections, lambda _: self.limit_s)
+        self.heart = Heartbeats(self.connections, lambda _: self.limit_s)
         self.peers: list[socket.socket] = []
         self.seen: list[Seen] = []
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from kapudf_cli.journal import journal
-from kapudf_cli.journal.header import NOTHING_IN_HAND, Ledger
+from kapudf_cli.journal.header import NO_FRAME, Header
 from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, DiedError, DyingLedger, KeptConnection
 from tests.journals import let_go as kill
@@ -94,9 +94,9 @@ def test_a_new_connection_has_nothing_and_is_at_work(kept: KeptConnection, held:
     """Until it first waits for input, its handler is being made."""
     assert held.received == held.unsent == held.kept_bytes == 0
     assert held.unprocessed() == held.history(0) == b""
-    assert held.marks.covered
-    assert held.ledger.in_hand == NOTHING_IN_HAND
-    assert held.ledger.busy_since_ns > 0
+    assert held.record.covered
+    assert held.header.current_frame == NO_FRAME
+    assert held.header.busy_since_ns > 0
     assert read_rest(kept) == b""
 
 
@@ -144,7 +144,7 @@ def test_input_is_kept_until_it_is_cut(kept: KeptConnection, held: Journal) -> N
     assert held.history(9) == b"Init, Restore"
     assert held.unprocessed() == b", and not"
     assert held.kept_bytes == 9
-    assert held.marks.prefix_bytes == 13
+    assert held.record.prefix_bytes == 13
 
 
 def test_nothing_to_read_is_told_and_changes_nothing(held: Journal) -> None:
@@ -169,13 +169,13 @@ def test_what_was_read_by_a_worker_that_died_over_it_is_known(
     kept.peer.sendall(b"noted, not noted")
     held = kept.open()
     held.receive(7, 0)
-    held.ledger = DyingLedger(held, over="received", after=after)
+    held.header = DyingLedger(held, over="received", after=after)
     with pytest.raises(DiedError):
         held.receive(4, 0)
     kill(held)
 
     held = kept.open()
-    assert held.received == held.ledger.received == 11
+    assert held.received == held.header.received == 11
     assert held.unprocessed() == b"noted, not "
     assert held.receive(READ_BYTES, 0) == b"noted"
     assert held.unprocessed() == b"noted, not noted"
@@ -193,11 +193,11 @@ def test_a_journal_that_is_outgrown_says_so_and_reads_on(
         received += held.receive(READ_BYTES, 0)
     assert received == data
     assert held.received == len(data)
-    assert held.marks.covered == 0
+    assert held.record.covered == 0
 
     put(held, b"", stats=ConnectionStats(len(data) - 5))
     assert held.cut(b"prefix", data[-5:])
-    assert held.marks.covered == 1
+    assert held.record.covered == 1
     assert held.history(held.received) == b"prefix" + data[-5:]
     feed(held, kept, b"and on")
     assert held.unprocessed() == data[-5:] + b"and on"
@@ -208,7 +208,7 @@ def test_a_cut_that_has_no_room_changes_nothing(kept: KeptConnection, held: Jour
     feed(held, kept, b"input")
     assert not held.cut(bytes(HALF_BYTES), b"input")
     assert held.history(5) == b"input"
-    assert held.marks.covered == 1
+    assert held.record.covered == 1
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not in force", "in force"])
@@ -219,7 +219,7 @@ def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
     held = kept.open()
     feed(held, kept, b"processed, rest")
     put(held, b"", stats=ConnectionStats(9))
-    held.ledger = DyingLedger(held, over="marks", after=after)
+    held.header = DyingLedger(held, over="marks", after=after)
     with pytest.raises(DiedError):
         held.cut(b"Init", b", rest")
     kill(held)
@@ -234,9 +234,9 @@ def test_a_journal_is_not_cut_for_less_than_has_come(kept: KeptConnection, held:
     """Another thread has read on since; what it has would be nowhere."""
     feed(held, kept, b"processed, rest")
     put(held, b"", stats=ConnectionStats(9))
-    before = held.marks
+    before = held.record
     assert not held.cut(b"Init", b", re")
-    assert held.marks == before
+    assert held.record == before
     assert held.unprocessed() == b", rest"
 
 
@@ -288,12 +288,12 @@ def test_what_is_not_in_force_never_leaves(kept: KeptConnection, *, after: bool)
     held = kept.open()
     put(held, b"first")
     send_all(held, kept)
-    held.ledger = DyingLedger(held, over="marks", after=after)
+    held.header = DyingLedger(held, over="marks", after=after)
     with pytest.raises(DiedError):
         put(held, b"second", stats=ConnectionStats(7))
     kill(held)
     held = kept.open()
-    assert held.marks.stats.offset == (7 if after else 0)
+    assert held.record.stats.offset == (7 if after else 0)
     send_all(held, kept)
     assert read_rest(kept) == (b"firstsecond" if after else b"first")
     kill(held)
@@ -305,11 +305,11 @@ def test_messages_are_counted_until_the_input_that_brought_them_is_dealt_with(
     """What is sent in its midst is to be muted in a repetition, and no more."""
     held.put(b"a", Commit(2, in_batch=True))
     held.put(b"b", Commit(3, in_batch=True))
-    assert (held.marks.sent, held.marks.in_batch) == (5, 1)
+    assert (held.record.sent, held.record.in_batch) == (5, 1)
     held.put(b"c", Commit(0, stats=ConnectionStats(10)))
-    assert (held.marks.sent, held.marks.in_batch, held.marks.stats.offset) == (0, 0, 10)
+    assert (held.record.sent, held.record.in_batch, held.record.stats.offset) == (0, 0, 10)
     held.put(b"", Commit(4, stats=ConnectionStats(20)))
-    assert (held.marks.sent, held.marks.stats.offset) == (4, 20)
+    assert (held.record.sent, held.record.stats.offset) == (4, 20)
 
 
 def test_what_a_handler_without_state_has_dealt_with_is_forgotten_with_its_answer(
@@ -424,7 +424,7 @@ class AnySteps(RuleBasedStateMachine):
     def note_received(self) -> None:
         """Note what a read took, be it known to the worker or not."""
         self.received = self.held.received
-        self.covered = bool(self.held.marks.covered)
+        self.covered = bool(self.held.record.covered)
 
     # --- the peer ---
 
@@ -456,13 +456,13 @@ class AnySteps(RuleBasedStateMachine):
 
     @rule(after=st.booleans())
     def worker_dies_over_a_read(self, *, after: bool) -> None:
-        before = self.held.marks.covered
-        self.held.ledger = DyingLedger(self.held, over="received", after=after)
+        before = self.held.record.covered
+        self.held.header = DyingLedger(self.held, over="received", after=after)
         with contextlib.suppress(BlockingIOError, DiedError):
             self.held.receive(READ_BYTES, 0)
         self.die()
         assert self.held.received >= self.received
-        assert before or not self.held.marks.covered
+        assert before or not self.held.record.covered
         self.note_received()
 
     @precondition(lambda self: self.held.unsent == 0)
@@ -485,7 +485,7 @@ class AnySteps(RuleBasedStateMachine):
         if dies == "never":
             put(self.held, piece, stats=stats, forgets=forgets)
         else:
-            self.held.ledger = DyingLedger(self.held, over="marks", after=dies == "after")
+            self.held.header = DyingLedger(self.held, over="marks", after=dies == "after")
             with pytest.raises(DiedError):
                 put(self.held, piece, stats=stats, forgets=forgets)
             self.die()
@@ -516,7 +516,7 @@ class AnySteps(RuleBasedStateMachine):
         if dies == "never":
             was_cut = self.held.cut(prefix, remainder)
         else:
-            self.held.ledger = DyingLedger(self.held, over="marks", after=dies == "after")
+            self.held.header = DyingLedger(self.held, over="marks", after=dies == "after")
             try:
                 was_cut = self.held.cut(prefix, remainder)
             except DiedError:
@@ -533,9 +533,9 @@ class AnySteps(RuleBasedStateMachine):
 
     @invariant()
     def nothing_read_is_lost(self) -> None:
-        assert self.held.received == self.received == self.held.ledger.received
-        assert self.held.marks.stats.offset == self.offset
-        if self.held.marks.covered:
+        assert self.held.received == self.received == self.held.header.received
+        assert self.held.record.stats.offset == self.offset
+        if self.held.record.covered:
             assert self.held.unprocessed() == self.input[self.offset : self.received]
             assert self.held.history(self.offset) == (
                 self.prefix + self.input[self.cut_at : self.offset]
@@ -563,6 +563,6 @@ def test_the_marks_are_read_by_whoever_has_the_memory(kept: KeptConnection, held
     """The supervisor looks on, with a map of the first page."""
     put(held, b"answer", stats=ConnectionStats(3, points_in=2))
     with mmap.mmap(kept.memory, mmap.PAGESIZE) as memory:
-        marks = Ledger(memory).marks
-    assert marks == held.marks
-    assert marks.stats.points_in == 2
+        record = Header(memory).record
+    assert record == held.record
+    assert record.stats.points_in == 2

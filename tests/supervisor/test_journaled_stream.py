@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.agent.outbox import Outbox
-from kapudf_cli.journal.header import HISTORY_IN_HAND, NOTHING_IN_HAND
+from kapudf_cli.journal.header import NO_FRAME, REPLAYING_HISTORY
 from kapudf_cli.protocol.codec import RESPONSES
 from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.transport import ReadPaused
@@ -61,7 +61,7 @@ def read_all(kept: KeptConnection, count: int) -> bytes:
 def stalled_write(stream: JournaledStream, stats: ConnectionStats | None = None) -> Future[None]:
     """Begin to write more than a peer takes that does not read."""
     writing = in_thread(lambda: stream.write(MUCH, Commit(1, stats=stats)))
-    wait_until(lambda: stream._journal.ledger.waits_for_peer)
+    wait_until(lambda: stream._journal.header.waits_for_peer)
     return writing
 
 
@@ -77,7 +77,7 @@ def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(kept: KeptC
     first.close()
     kept.peer.sendall(b", new")
     second = kept.serve()
-    assert second.marks.stats == ConnectionStats(5)
+    assert second.record.stats == ConnectionStats(5)
     assert second.history(5) == b"done,"
     assert second.read() == b" not done"
     assert second.read() == b", new"
@@ -108,7 +108,7 @@ def test_a_note_without_a_message_leaves_without_a_byte(
 ) -> None:
     """It says how far the connection has got, and in which state."""
     stream.write(b"", Commit(stats=ConnectionStats(7, points_in=1)))
-    assert stream.marks.stats == ConnectionStats(7, points_in=1)
+    assert stream.record.stats == ConnectionStats(7, points_in=1)
     kept.peer.settimeout(0)
     with pytest.raises(BlockingIOError):
         kept.peer.recv(1)
@@ -153,15 +153,15 @@ def test_it_is_at_work_but_for_when_it_waits_for_input(
     kept: KeptConnection, stream: JournaledStream
 ) -> None:
     """The supervisor beats for it, or not, by that."""
-    ledger = stream._journal.ledger
-    stream.note_in_hand(9)
-    assert ledger.busy_since_ns > 0
+    header = stream._journal.header
+    stream.record_current_frame(9)
+    assert header.busy_since_ns > 0
     reading = in_thread(stream.read)
-    wait_until(lambda: ledger.busy_since_ns == 0)
-    assert ledger.in_hand == NOTHING_IN_HAND
+    wait_until(lambda: header.busy_since_ns == 0)
+    assert header.current_frame == NO_FRAME
     kept.peer.sendall(b"input")
     assert reading.result(PATIENCE_S) == b"input"
-    assert ledger.busy_since_ns > 0
+    assert header.busy_since_ns > 0
 
 
 def test_that_it_waits_for_its_peer_can_be_seen(
@@ -171,26 +171,26 @@ def test_that_it_waits_for_its_peer_can_be_seen(
     writing = stalled_write(stream)
     assert read_all(kept, len(MUCH)) == MUCH
     writing.result(PATIENCE_S)
-    assert not stream._journal.ledger.waits_for_peer
+    assert not stream._journal.header.waits_for_peer
 
 
 def test_the_frame_that_was_seen_in_hand_is_noted_unless_it_is_known(
     kept: KeptConnection, stream: JournaledStream
 ) -> None:
     """What the agent says itself is exact; a look from another thread comes late."""
-    ledger = stream._journal.ledger
-    stream.note_seen(3)
-    assert ledger.in_hand == 3
-    stream.note_in_hand(5)
-    stream.note_seen(3)
-    assert ledger.in_hand == 5
-    stream.note_in_hand(None)
-    stream.note_seen(3)
-    assert ledger.in_hand == HISTORY_IN_HAND
+    header = stream._journal.header
+    stream.record_seen_frame(3)
+    assert header.current_frame == 3
+    stream.record_current_frame(5)
+    stream.record_seen_frame(3)
+    assert header.current_frame == 5
+    stream.record_current_frame(None)
+    stream.record_seen_frame(3)
+    assert header.current_frame == REPLAYING_HISTORY
     kept.peer.sendall(b"input")
     stream.read()
-    stream.note_seen(8)
-    assert ledger.in_hand == 8
+    stream.record_seen_frame(8)
+    assert header.current_frame == 8
 
 
 def test_a_late_look_at_a_closed_stream_is_harmless(kept: KeptConnection) -> None:
@@ -202,7 +202,7 @@ def test_a_late_look_at_a_closed_stream_is_harmless(kept: KeptConnection) -> Non
     kept.peer.sendall(b"unread")
     assert stream.close() == 6
     assert stream.close() == 0
-    stream.note_seen(1)
+    stream.record_seen_frame(1)
     stream.note_thread(1)
 
 
@@ -314,9 +314,9 @@ def test_a_long_part_of_a_frame_is_not_copied_from_cut_to_cut(
     stream.read()
     stream.write(b"", Commit(stats=ConnectionStats(4)))
     stream.cut(b"Init", bytes(200_000))
-    assert stream.marks.cut == 0
+    assert stream.record.input_start == 0
     stream.cut(b"Init", b"")
-    assert stream.marks.cut == 4
+    assert stream.record.input_start == 4
 
 
 def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection) -> None:
@@ -327,7 +327,7 @@ def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection
     first.write(b"", Commit(stats=ConnectionStats(4)))
     first.cut(b"Init, Restore", b"")
     received = 4
-    while first.marks.covered:
+    while first.record.covered:
         kept.peer.sendall(bytes(48_000))
         received += len(first.read())
     first.write(b"", Commit(stats=ConnectionStats(received)))
@@ -335,7 +335,7 @@ def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection
     assert first.is_due(time.monotonic() + 2, stateless=False, asked=False)
     first.close()
     second = kept.serve()
-    assert not second.marks.covered
+    assert not second.record.covered
     reading = in_thread(second.read)
     kept.peer.sendall(b"next")
     assert reading.result(PATIENCE_S) == b"next"

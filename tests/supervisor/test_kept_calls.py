@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.journal import syscalls as kept_calls
+from kapudf_cli.journal import syscalls
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def another_can_lock(memory: int) -> bool:
 
 def test_a_lock_keeps_another_process_out_until_it_is_unlocked(memory: int) -> None:
     """It is the very lock that `fcntl.lockf` takes."""
-    assert kept_calls.try_lock(memory)
-    assert kept_calls.try_lock(memory), "a process has its own lock"
+    assert syscalls.try_lock(memory)
+    assert syscalls.try_lock(memory), "a process has its own lock"
     assert not another_can_lock(memory)
-    kept_calls.unlock(memory)
+    syscalls.unlock(memory)
     assert another_can_lock(memory)
 
 
@@ -63,16 +63,16 @@ def test_a_lock_that_another_process_has_cannot_be_had(memory: int) -> None:
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == b"\n"
-        assert not kept_calls.try_lock(memory)
+        assert not syscalls.try_lock(memory)
         other.stdin.close()
         other.wait(PATIENCE_S)
-    assert kept_calls.try_lock(memory)
+    assert syscalls.try_lock(memory)
 
 
 def test_the_position_belongs_to_the_open_file(memory: int) -> None:
     """Whoever has a duplicate moves it too."""
     duplicate = os.dup(memory)
-    assert kept_calls.seek(memory, 3, os.SEEK_SET) == 3
+    assert syscalls.seek(memory, 3, os.SEEK_SET) == 3
     assert os.lseek(duplicate, 0, os.SEEK_CUR) == 3
     os.close(duplicate)
 
@@ -80,13 +80,13 @@ def test_the_position_belongs_to_the_open_file(memory: int) -> None:
 def test_what_cannot_be_done_raises_what_the_system_says(memory: int) -> None:
     """As the calls of the standard library do."""
     with pytest.raises(OSError, match="Invalid argument"):
-        kept_calls.seek(memory, -1, os.SEEK_SET)
+        syscalls.seek(memory, -1, os.SEEK_SET)
     ours, theirs = socket.socketpair()
     with ours:
         theirs.close()
-        kept_calls.seek(memory, 0, os.SEEK_SET)
+        syscalls.seek(memory, 0, os.SEEK_SET)
         with pytest.raises(BrokenPipeError):
-            kept_calls.send_file(ours.fileno(), memory, 10)
+            syscalls.send_file(ours.fileno(), memory, 10)
 
 
 def test_a_file_is_sent_from_its_position_as_far_as_there_is_room(memory: int) -> None:
@@ -94,15 +94,15 @@ def test_a_file_is_sent_from_its_position_as_far_as_there_is_room(memory: int) -
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(0)
-        kept_calls.seek(memory, 4, os.SEEK_SET)
-        assert kept_calls.send_file(ours.fileno(), memory, 3) == 3
+        syscalls.seek(memory, 4, os.SEEK_SET)
+        assert syscalls.send_file(ours.fileno(), memory, 3) == 3
         assert theirs.recv(10) == b"456"
         assert os.lseek(memory, 0, os.SEEK_CUR) == 7
         os.ftruncate(memory, 1 << 24)
         # More than a socket has room for, of which there is no more than a part.
-        assert 0 < kept_calls.send_file(ours.fileno(), memory, 1 << 24) < 1 << 24
+        assert 0 < syscalls.send_file(ours.fileno(), memory, 1 << 24) < 1 << 24
         with pytest.raises(BlockingIOError):
-            kept_calls.send_file(ours.fileno(), memory, 1)
+            syscalls.send_file(ours.fileno(), memory, 1)
 
 
 class Piece:
@@ -116,7 +116,7 @@ def test_an_error_keeps_nothing_of_what_its_callers_have_in_hand(memory: int) ->
     def send_without_room() -> weakref.ref[Piece]:
         piece = Piece()
         with pytest.raises(BlockingIOError):
-            kept_calls.send_file(ours.fileno(), memory, 10)
+            syscalls.send_file(ours.fileno(), memory, 10)
         return weakref.ref(piece)
 
     with ours, theirs:

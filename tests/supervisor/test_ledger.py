@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 
 from kapudf_cli.journal import header as layout
-from kapudf_cli.journal.header import LEDGER_BYTES, Ledger, Marks
+from kapudf_cli.journal.header import LEDGER_BYTES, CommitRecord, Header
 from kapudf_cli.transport.commit import ConnectionStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORDS = (
-    "received", "busy_since_ns", "in_hand", "peek_base", "peek_reset", "half_bytes",
+    "received", "busy_since_ns", "current_frame", "peek_base", "peek_reset", "segment_bytes",
     "waits_for_peer", "thread",
 )  # fmt: skip
 
@@ -26,8 +26,8 @@ some_progress = st.builds(
     ConnectionStats._make, st.tuples(*[counts] * len(ConnectionStats._fields))
 )
 some_marks = st.builds(
-    lambda own, stats: Marks._make((*own, stats)),
-    st.tuples(*[counts] * (len(Marks._fields) - 1)),
+    lambda own, stats: CommitRecord._make((*own, stats)),
+    st.tuples(*[counts] * (len(CommitRecord._fields) - 1)),
     some_progress,
 )
 
@@ -40,45 +40,45 @@ def memory() -> Iterator[mmap.mmap]:
 
 
 @given(st.lists(some_marks, min_size=1, max_size=5))
-def test_the_marks_put_in_force_last_are_in_force(several: list[Marks]) -> None:
+def test_the_marks_put_in_force_last_are_in_force(several: list[CommitRecord]) -> None:
     """Each field with its own value, for another look at the same memory too."""
     with mmap.mmap(-1, LEDGER_BYTES) as memory:
-        for marks in several:
-            Ledger(memory).put_in_force(marks)
-            assert Ledger(memory).marks == marks
+        for record in several:
+            Header(memory).commit(record)
+            assert Header(memory).record == record
 
 
 def test_marks_that_are_being_written_change_nothing_until_they_are_in_force(
     memory: mmap.mmap,
 ) -> None:
     """A worker may die in the midst of it; what it wrote goes where nobody looks."""
-    ledger = Ledger(memory)
-    before = Marks(cut=1, stats=ConnectionStats(2))
-    ledger.put_in_force(Marks())
-    ledger.put_in_force(before)
+    header = Header(memory)
+    before = CommitRecord(input_start=1, stats=ConnectionStats(2))
+    header.commit(CommitRecord())
+    header.commit(before)
     half_written = bytes(memory)
     (in_force,) = layout._WORD.unpack_from(memory, layout._IN_FORCE)
     place = layout._PLACES[~in_force & 1]
     for written in range(layout._MARKS.size):
         memory[place + written] = 0xFF
-        assert ledger.marks == before
+        assert header.record == before
     memory[:] = half_written
-    assert ledger.marks == before
+    assert header.record == before
 
 
 def test_every_field_has_a_place_of_its_own(memory: mmap.mmap) -> None:
     """Whatever is set, nothing else changes by it."""
-    ledger = Ledger(memory)
-    own = range(100, 100 + len(Marks._fields) - 1)
-    marks = Marks._make((*own, ConnectionStats(*range(200, 209))))
+    header = Header(memory)
+    own = range(100, 100 + len(CommitRecord._fields) - 1)
+    record = CommitRecord._make((*own, ConnectionStats(*range(200, 209))))
     for number, word in enumerate(WORDS):
-        setattr(ledger, word, -number)
-    ledger.put_in_force(marks)
-    ledger.put_in_force(marks)
-    ledger.task = ("t" * 600, "n" * 600)
-    assert [getattr(Ledger(memory), word) for word in WORDS] == [-n for n in range(len(WORDS))]
-    assert ledger.marks == marks
-    assert ledger.task == ("t" * 512, "n" * 512)
+        setattr(header, word, -number)
+    header.commit(record)
+    header.commit(record)
+    header.task = ("t" * 600, "n" * 600)
+    assert [getattr(Header(memory), word) for word in WORDS] == [-n for n in range(len(WORDS))]
+    assert header.record == record
+    assert header.task == ("t" * 512, "n" * 512)
 
 
 def test_the_places_of_the_marks_do_not_overlap() -> None:
@@ -95,10 +95,10 @@ def test_the_places_of_the_marks_do_not_overlap() -> None:
 )
 def test_names_are_shown_as_far_as_there_is_room(memory: mmap.mmap, names: tuple[str, str]) -> None:
     """One that is cut in the midst of a letter can still be read."""
-    ledger = Ledger(memory)
-    ledger.task = ("an earlier name, a longer one", "another")
-    ledger.task = names
-    shown = ledger.task
+    header = Header(memory)
+    header.task = ("an earlier name, a longer one", "another")
+    header.task = names
+    shown = header.task
     assert shown[1] == names[1]
     assert shown[0].rstrip("\N{REPLACEMENT CHARACTER}") == names[0].encode()[:512].decode(
         "utf-8", "ignore"

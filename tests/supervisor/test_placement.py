@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from kapudf_cli.supervisor.connection import ServedConnection
-from kapudf_cli.supervisor.router import Placement, furthest_apart
+from kapudf_cli.supervisor.connection import SupervisedConnection
+from kapudf_cli.supervisor.router import Router, furthest_apart
 from kapudf_cli.supervisor.worker_process import WorkerState
 from kapudf_cli.system import logs
 from kapudf_cli.worker import channel as orders
@@ -46,7 +46,7 @@ class ToldWorker:
     def send(self, order: Order) -> None:
         self.told.append(order)
 
-    def hand_over(self, order: orders.Take, descriptors: list[int]) -> bool:
+    def hand_over(self, order: orders.Serve, descriptors: list[int]) -> bool:
         assert len(descriptors) == 2
         if not self.has_room:
             return False
@@ -63,7 +63,7 @@ class ToldWorker:
 
     def taken(self) -> list[int]:
         """Return the connections that it was told to serve, in their order."""
-        return [each.connection for each in self.told if isinstance(each, orders.Take)]
+        return [each.connection for each in self.told if isinstance(each, orders.Serve)]
 
 
 class Function:
@@ -72,7 +72,7 @@ class Function:
     def __init__(self, *rooms: int) -> None:
         self.workers = [ToldWorker(number, room=room) for number, room in enumerate(rooms, 1)]
         self.left: list[ToldWorker] = []
-        self.placement = Placement(
+        self.placement = Router(
             cast("Any", self.workers), on_left=cast("Any", self.left.append), log=logs.get_logger()
         )
         self.kept: list[KeptConnection] = []
@@ -83,7 +83,7 @@ class Function:
             kept = KeptConnection()
             self.kept.append(kept)
             self.placement.add(
-                ServedConnection(
+                SupervisedConnection(
                     len(self.kept), kept.connection.dup(), os.dup(kept.memory), None,
                     busy_limit_s=10.0,
                 )
@@ -97,10 +97,10 @@ class Function:
         self.workers.remove(worker)
         self.placement.on_death(cast("Any", worker), how, "", drops_poison=False)
 
-    def suspect(self, number: int) -> ServedConnection:
+    def suspect(self, number: int) -> SupervisedConnection:
         """Have a connection suspected of killing workers, and kept apart from other suspects."""
         served = self.placement.connections[number]
-        served.suspicion.until, served.suspicion.isolated = 100, True
+        served.poison_detector.until, served.poison_detector.isolated = 100, True
         return served
 
     def pause(self, worker: ToldWorker) -> list[int]:
@@ -114,7 +114,7 @@ class Function:
     def take_over(self, worker: ToldWorker) -> None:
         """Have a worker take over what it was told to."""
         for number in worker.taken():
-            self.placement.on_report(cast("Any", worker), orders.Taken(number))
+            self.placement.on_report(cast("Any", worker), orders.TakenOver(number))
         worker.told.clear()
 
     def loads(self) -> list[int]:
@@ -142,22 +142,22 @@ class PausedMove:
     """A connection on its way from one worker to another, which was told to take it."""
 
     def __init__(self, kept: KeptConnection) -> None:
-        self.served = ServedConnection(
+        self.served = SupervisedConnection(
             7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
         )
         self.old = cast("Any", ToldWorker(1))
         self.new = cast("Any", ToldWorker(2, room=0))
         workers = [self.old, self.new]
-        self.placement = Placement(workers, on_left=lambda _: None, log=logs.get_logger())
+        self.placement = Router(workers, on_left=lambda _: None, log=logs.get_logger())
         self.placement.add(self.served)
         self.placement.place_waiting()
-        self.served.ledger.thread = OLD_THREAD
+        self.served.header.thread = OLD_THREAD
         self.old.told.clear()
         self.old.state, self.new.room = WorkerState.RETIRING, 1
         self.placement.begin_moves(self.old)
         assert self.old.told.pop() == orders.Pause(7)
         self.placement.on_report(self.old, orders.Paused(7))
-        self.served.ledger.thread = NEW_THREAD
+        self.served.header.thread = NEW_THREAD
 
 
 @pytest.fixture
@@ -175,23 +175,23 @@ def test_the_old_workers_thread_serves_the_connection_again(paused: PausedMove, 
     """A fault of that thread is the connection's, and of no other."""
     match why:
         case "it is refused":
-            paused.placement.on_report(paused.new, orders.NotTaken(7, "no such state"))
+            paused.placement.on_report(paused.new, orders.Refused(7, "no such state"))
         case "the new worker dies":
             paused.placement.on_death(paused.new, "SIGKILL", "", drops_poison=False)
         case _:
             paused.placement.abandon_moves()
-    assert paused.old.told == [orders.Go(7)]
+    assert paused.old.told == [orders.Resume(7)]
     assert paused.served.worker is paused.old
     assert not paused.new.connections
     assert paused.served.move is None
-    assert paused.served.ledger.thread == OLD_THREAD
+    assert paused.served.header.thread == OLD_THREAD
 
 
 def test_after_a_handover_it_is_the_new_workers(paused: PausedMove) -> None:
     """Which noted it when it began."""
-    paused.placement.on_report(paused.new, orders.Taken(7))
+    paused.placement.on_report(paused.new, orders.TakenOver(7))
     assert paused.old.told == [orders.Release(7)]
-    assert paused.served.ledger.thread == NEW_THREAD
+    assert paused.served.header.thread == NEW_THREAD
 
 
 # --- new connections and orphans ---
@@ -245,7 +245,7 @@ def test_connections_of_a_dead_worker_come_before_new_ones(
     made.place()
     (worker,) = made.workers
     assert worker.taken() == [1, 2, 3]
-    takes = [each for each in worker.told if isinstance(each, orders.Take)]
+    takes = [each for each in worker.told if isinstance(each, orders.Serve)]
     assert [each.takes_over for each in takes] == [True, True, False]
 
 
@@ -260,7 +260,11 @@ def test_a_death_before_a_worker_began_with_a_connection_does_not_concern_it(
         made.bury(made.workers[0], "SIGSEGV")
         made.workers.append(ToldWorker(number))
     served = made.placement.connections[1]
-    assert (served.takeovers, served.suspicion.until, served.suspicion.isolated) == (4, 0, False)
+    assert (served.takeovers, served.poison_detector.until, served.poison_detector.isolated) == (
+        4,
+        0,
+        False,
+    )
 
 
 def test_a_worker_that_lacks_descriptors_rests_and_the_connection_waits(
@@ -271,7 +275,7 @@ def test_a_worker_that_lacks_descriptors_rests_and_the_connection_waits(
     made.connect(2)
     made.place()
     (worker,) = made.workers
-    refusal = orders.NotTaken(2, "no file descriptors are left", retry=True)
+    refusal = orders.Refused(2, "no file descriptors are left", retry=True)
     made.placement.on_report(cast("Any", worker), refusal)
     assert (worker.rests, worker.connections) == (1, {1})
     assert made.placement.has_waiting
@@ -398,7 +402,7 @@ def test_a_connection_whose_new_worker_has_no_room_does_not_stand_still(
     made.placement.begin_moves(cast("Any", old))
     new.room = 0
     assert made.pause(old) == [1]
-    assert old.told == [orders.Go(1)]
+    assert old.told == [orders.Resume(1)]
     assert made.placement.move_on()
     new.room = 1
     assert made.placement.move_on()
@@ -428,7 +432,7 @@ Current thread 0x0000000000000001 (most recent call first):
 """
 
 
-class Judged(ServedConnection):
+class Judged(SupervisedConnection):
     """A connection that notes what is said of a death."""
 
     judgement: tuple[str, bool | None] | None = None
@@ -464,7 +468,7 @@ def test_a_hang_is_blamed_on_a_connection_only_if_it_must_be_its_own(
     worker = cast("Any", ToldWorker(1))
     worker.hung = hung
     worker.connections = {1, 2}
-    placement = Placement([], on_left=lambda _: None, log=logs.get_logger())
+    placement = Router([], on_left=lambda _: None, log=logs.get_logger())
     with contextlib.ExitStack() as undo:
         connections = []
         for number in (1, 2):
@@ -476,9 +480,9 @@ def test_a_hang_is_blamed_on_a_connection_only_if_it_must_be_its_own(
             undo.callback(served.close)
             served.take()
             served.worker = worker
-            served.ledger.thread = 10 + number
-            served.ledger.busy_since_ns = int(number in at_work)
-            served.ledger.pulse_ns = time.monotonic_ns() - round(silent_s * 1e9)
+            served.header.thread = 10 + number
+            served.header.busy_since_ns = int(number in at_work)
+            served.header.pulse_ns = time.monotonic_ns() - round(silent_s * 1e9)
             placement.connections[number] = served
             connections.append(served)
         placement.on_death(worker, "SIGKILL", stacks, drops_poison=True)

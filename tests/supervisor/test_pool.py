@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from kapudf_cli.config import Settings
 from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.supervisor import pool
-from kapudf_cli.supervisor.connection import ServedConnection
+from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.replacement import Reloaded
 from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerState
 from kapudf_cli.worker import channel as orders
@@ -25,7 +25,7 @@ from tests.supervisor.workers import SETTINGS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kapudf_cli.worker.channel import Begin
+    from kapudf_cli.worker.channel import Start
     from tests.journals import KeptConnection
     from tests.supervisor.loops import Loop
 
@@ -39,7 +39,7 @@ class Room:
         self._start = WorkerProcess
         monkeypatch.setattr(pool, "WorkerProcess", self)
 
-    def __call__(self, begin: Begin) -> WorkerProcess:
+    def __call__(self, begin: Start) -> WorkerProcess:
         if not self.left:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self.left -= 1
@@ -85,11 +85,11 @@ def test_a_worker_that_cannot_be_recycled_for_want_of_room_goes_on(
     monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
     with capture_logs() as events:
         for now_s in (1e9, 1e9 + 1.0, 1e9 + 29.0):
-            served.look(now_s)
+            served.tick(now_s)
     assert [each["event"] for each in events] == ["worker is recycled", "worker cannot be recycled"]
     assert served.workers == [worker]
     with capture_logs() as events:
-        served.look(1e9 + 30.0)
+        served.tick(1e9 + 30.0)
     assert len(events) == 2
 
 
@@ -104,7 +104,7 @@ def test_a_dead_worker_that_cannot_be_replaced_for_want_of_room_is_later(
         served.workers[0].kill()
         loop.turn_until(lambda: any(each["event"] == "worker cannot start" for each in events))
         assert served.is_empty
-        assert served.needs_looks
+        assert served.needs_ticks
         room.left = 1
         loop.turn_until(lambda: not served.is_empty)
     assert served.deaths == 1
@@ -122,7 +122,7 @@ def test_one_that_dies_before_its_successor_is_ready_is_replaced_once(
     room = Room(monkeypatch, 10)
     monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
     monkeypatch.setattr("kapudf_cli.supervisor.restart_backoff._LONG_LIFE_S", 0.0)
-    served.look(1e9)
+    served.tick(1e9)
     (successor,) = room.started
     if not comes:
         successor.kill()
@@ -145,7 +145,7 @@ def test_one_that_died_is_replaced_though_its_successor_is_dismissed(
     room = Room(monkeypatch, 1)
     monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
     monkeypatch.setattr("kapudf_cli.supervisor.restart_backoff._LONG_LIFE_S", 0.0)
-    served.look(1e9)
+    served.tick(1e9)
     (successor,) = room.started
     os.kill(successor.pid, signal.SIGSTOP)
     worker.kill()
@@ -204,7 +204,7 @@ def test_a_worker_that_reads_no_orders_for_long_is_replaced_and_the_log_says_why
     with capture_logs() as events:
         os.kill(worker.pid, signal.SIGSTOP)
         while not worker.lacks_room:
-            worker.send(orders.Go(1))
+            worker.send(orders.Resume(1))
         loop.turn_until(lambda: worker not in served.workers)
     told = {each["event"]: each for each in events}
     assert told["worker reads no orders, it is replaced"]["worker"] == worker.number
@@ -281,13 +281,13 @@ def test_a_long_wait_for_a_worker_is_logged_once(
     Room(monkeypatch, 0)
     served.workers[0].kill()
     loop.turn_until(lambda: served.is_empty)
-    waiting = ServedConnection(
+    waiting = SupervisedConnection(
         7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
     )
     served.connections[7] = waiting
     with capture_logs() as events:
         for now_s in (100.0, 105.0, 110.0, 120.0):
-            served.look(now_s)
+            served.tick(now_s)
     warnings = [each for each in events if each["event"] == "connections wait for a worker"]
     assert [(each["connections"], each["wait_s"]) for each in warnings] == [(1, 10.0)]
     del served.connections[7]

@@ -4,79 +4,79 @@ from __future__ import annotations
 
 import pytest
 
-from kapudf_cli.worker.busy_watchdog import BusyWatch
+from kapudf_cli.worker.busy_watchdog import BusyWatchdog
 
 
 @pytest.fixture
-def watch() -> BusyWatch:
+def watch() -> BusyWatchdog:
     """Give a watch that beats for ten seconds."""
-    return BusyWatch(10.0)
+    return BusyWatchdog(10.0)
 
 
-def test_nothing_beats_while_nothing_is_in_hand(watch: BusyWatch) -> None:
+def test_nothing_beats_while_nothing_is_in_hand(watch: BusyWatchdog) -> None:
     """However long that lasts."""
     for now_s in (0.0, 5.0, 100.0):
-        watch.look(now_s, in_hand=None, sent=0)
+        watch.tick(now_s, current_frame=None, sent=0)
         assert (watch.beats, watch.busy_s, watch.has_just_passed_limit) == (False, 0.0, False)
 
 
-def test_a_handler_that_sends_needs_no_beats(watch: BusyWatch) -> None:
+def test_a_handler_that_sends_needs_no_beats(watch: BusyWatchdog) -> None:
     """What it sends says as much."""
     for now_s in range(9):
-        watch.look(float(now_s), in_hand=1, sent=now_s)
+        watch.tick(float(now_s), current_frame=1, sent=now_s)
         assert not watch.beats
-    watch.look(9.0, in_hand=1, sent=8)
+    watch.tick(9.0, current_frame=1, sent=8)
     assert watch.beats
 
 
-def test_it_beats_until_the_limit_and_tells_once_that_it_passed(watch: BusyWatch) -> None:
+def test_it_beats_until_the_limit_and_tells_once_that_it_passed(watch: BusyWatchdog) -> None:
     """From then on the handler is thought to hang."""
     seen = []
     for now_s in (0.0, 1.0, 9.9, 10.0, 11.0, 30.0):
-        watch.look(now_s, in_hand=7, sent=0)
+        watch.tick(now_s, current_frame=7, sent=0)
         seen.append((watch.beats, watch.has_just_passed_limit))
     # Nothing was seen before the first look, so nothing is known to be late.
     assert seen[0][1] is False
     assert seen[1:] == [(True, False), (True, False), (False, True), (False, False), (False, False)]
 
 
-def test_each_frame_has_the_whole_limit(watch: BusyWatch) -> None:
+def test_each_frame_has_the_whole_limit(watch: BusyWatchdog) -> None:
     """A handler that is always busy, with one frame after another, does not hang."""
     for number in range(10):
-        watch.look(number * 9.0, in_hand=number, sent=0)
+        watch.tick(number * 9.0, current_frame=number, sent=0)
         assert watch.busy_s == 0.0
-        watch.look(number * 9.0 + 8.0, in_hand=number, sent=0)
+        watch.tick(number * 9.0 + 8.0, current_frame=number, sent=0)
         assert watch.busy_s == 8.0
         assert not watch.has_just_passed_limit
 
 
-def test_the_limit_is_told_again_for_another_frame(watch: BusyWatch) -> None:
+def test_the_limit_is_told_again_for_another_frame(watch: BusyWatchdog) -> None:
     """Passing it once says nothing of what comes after."""
     told = 0
     for frame in (1, 2):
         for second in range(0, 20, 5):
-            watch.look(frame * 100.0 + second, in_hand=frame, sent=0)
+            watch.tick(frame * 100.0 + second, current_frame=frame, sent=0)
             told += watch.has_just_passed_limit
     assert told == 2
 
 
-def test_another_worker_has_the_whole_limit_for_the_same_frame(watch: BusyWatch) -> None:
+def test_another_worker_has_the_whole_limit_for_the_same_frame(watch: BusyWatchdog) -> None:
     """It begins with it anew."""
-    watch.look(0.0, in_hand=1, sent=0)
-    watch.look(9.0, in_hand=1, sent=0)
+    watch.tick(0.0, current_frame=1, sent=0)
+    watch.tick(9.0, current_frame=1, sent=0)
     watch.begin()
-    watch.look(12.0, in_hand=1, sent=0)
+    watch.tick(12.0, current_frame=1, sent=0)
     assert (watch.busy_s, watch.has_just_passed_limit) == (0.0, False)
-    watch.look(21.0, in_hand=1, sent=0)
+    watch.tick(21.0, current_frame=1, sent=0)
     assert watch.beats
-    watch.look(22.0, in_hand=1, sent=0)
+    watch.tick(22.0, current_frame=1, sent=0)
     assert watch.has_just_passed_limit
 
 
-def test_a_limit_that_was_lowered_meanwhile_counts(watch: BusyWatch) -> None:
+def test_a_limit_that_was_lowered_meanwhile_counts(watch: BusyWatchdog) -> None:
     """As after a reload."""
-    watch.look(0.0, in_hand=1, sent=0)
-    watch.look(5.0, in_hand=1, sent=0)
+    watch.tick(0.0, current_frame=1, sent=0)
+    watch.tick(5.0, current_frame=1, sent=0)
     watch.limit_s = 6.0
-    watch.look(7.0, in_hand=1, sent=0)
+    watch.tick(7.0, current_frame=1, sent=0)
     assert watch.has_just_passed_limit

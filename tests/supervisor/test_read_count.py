@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.journal import read_count
-from kapudf_cli.journal.header import LEDGER_BYTES, Ledger
+from kapudf_cli.journal.header import LEDGER_BYTES, Header
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def ledger() -> Iterator[Ledger]:
+def header() -> Iterator[Header]:
     """Give a ledger in memory of its own."""
     with mmap.mmap(-1, LEDGER_BYTES) as memory:
-        yield Ledger(memory)
+        yield Header(memory)
 
 
 def test_this_kernel_counts() -> None:
@@ -46,61 +46,61 @@ def test_a_kernel_that_knows_no_such_option_is_found_out(monkeypatch: pytest.Mon
 
 
 def test_every_byte_read_is_counted_whoever_reads_it(
-    ends: tuple[socket.socket, socket.socket], ledger: Ledger
+    ends: tuple[socket.socket, socket.socket], header: Header
 ) -> None:
     """Through a duplicate too, which is what another process has; what waits is not counted."""
     ours, theirs = ends
-    read_count.begin(ours, ledger)
+    read_count.begin(ours, header)
     theirs.sendall(b"x" * 100)
-    assert read_count.total(ours, ledger) == 0
+    assert read_count.total(ours, header) == 0
     ours.recv(30)
     with ours.dup() as theirs_too:
         theirs_too.recv(13)
     ours.recv_into(bytearray(10))
-    assert read_count.total(ours, ledger) == 53
+    assert read_count.total(ours, header) == 53
     assert len(ours.recv(1000)) == 47
-    assert read_count.total(ours, ledger) == 100
+    assert read_count.total(ours, header) == 100
 
 
 def test_the_count_goes_on_past_what_the_kernel_can_hold(
-    ends: tuple[socket.socket, socket.socket], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ends: tuple[socket.socket, socket.socket], header: Header, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is set high again in time, and not each time."""
     monkeypatch.setattr(read_count, "_RESET_AFTER_BYTES", RESET_AFTER_BYTES)
     ours, theirs = ends
-    read_count.begin(ours, ledger)
+    read_count.begin(ours, header)
     received = 0
     bases = set()
     for size in [700] * 20:
         theirs.sendall(b"x" * size)
         received += len(ours.recv(size))
-        due = read_count.keep_high(ours, ledger, received)
-        bases.add(ledger.peek_base)
-        assert received < due == ledger.peek_base + RESET_AFTER_BYTES
-        assert read_count.total(ours, ledger) == received
+        due = read_count.keep_high(ours, header, received)
+        bases.add(header.peek_base)
+        assert received < due == header.peek_base + RESET_AFTER_BYTES
+        assert read_count.total(ours, header) == received
     assert bases == {0, *range(1400, 14_001, 1400)}
 
 
 @pytest.mark.parametrize("step", ["before it is set", "once it is set", "before it is done"])
 def test_a_death_over_a_reset_loses_no_count(
     ends: tuple[socket.socket, socket.socket],
-    ledger: Ledger,
+    header: Header,
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
     """Whoever comes next finishes what was begun."""
     monkeypatch.setattr(read_count, "_RESET_AFTER_BYTES", RESET_AFTER_BYTES)
     ours, theirs = ends
-    read_count.begin(ours, ledger)
+    read_count.begin(ours, header)
     theirs.sendall(b"x" * 1500)
     ours.recv(1200)
     # What keep_high does, up to where it dies.
-    ledger.peek_reset = 1200
+    header.peek_reset = 1200
     if step != "before it is set":
         read_count._set(ours, read_count._HIGHEST)
     if step == "before it is done":
-        ledger.peek_base = 1200
-    assert read_count.total(ours, ledger) == 1200
-    assert ledger.peek_reset == -1
+        header.peek_base = 1200
+    assert read_count.total(ours, header) == 1200
+    assert header.peek_reset == -1
     ours.recv(300)
-    assert read_count.total(ours, ledger) == 1500
+    assert read_count.total(ours, header) == 1500

@@ -8,7 +8,7 @@ import pytest
 
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.config import FunctionSettings
-from kapudf_cli.supervisor.recycling import Recycling, Wear
+from kapudf_cli.supervisor.recycling import Recycling, WorkerUsage
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.ongoing import Code, OngoingTask, await_status, check_count
@@ -79,8 +79,10 @@ def limits(*, max_points: int = 0, max_rss_mb: int = 0) -> FunctionSettings:
     )
 
 
-def wear(worker: str, *, age_s: float = 60.0, points: int = 0, rss_mb: float = 30.0) -> Wear[str]:
-    return Wear(worker, age_s, points, rss_mb)
+def wear(
+    worker: str, *, age_s: float = 60.0, points: int = 0, rss_mb: float = 30.0
+) -> WorkerUsage[str]:
+    return WorkerUsage(worker, age_s, points, rss_mb)
 
 
 @pytest.mark.parametrize(

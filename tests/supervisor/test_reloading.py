@@ -14,7 +14,7 @@ from kapudf_cli.config import FunctionSettings, Settings
 from kapudf_cli.errors import ConfigError, ControlError, SocketPathError
 from kapudf_cli.supervisor import functions as functions_module
 from kapudf_cli.supervisor.pool import Pool
-from kapudf_cli.supervisor.reload import Reloading
+from kapudf_cli.supervisor.reload import Reloader
 from kapudf_cli.supervisor.replacement import Reloaded
 from kapudf_cli.system import logs
 from tests.supervisor.loops import Loop
@@ -95,7 +95,7 @@ class File:
         """Serve functions, until all are ready."""
         self.write(served)
         self.functions: Functions = self.loop.bind_functions(self.settings)
-        self.reloading = Reloading(self.functions, self.read, logs.get_logger())
+        self.reloading = Reloader(self.functions, self.read, logs.get_logger())
         self.settle()
 
     def read(self) -> Settings:
@@ -324,7 +324,7 @@ def test_settings_that_cannot_be_change_nothing(
     """Whether one function is asked for or all."""
     file.serve({"f": ("1", "a")})
     before = file.functions.settings
-    file.reloading = Reloading(file.functions, read, logs.get_logger())
+    file.reloading = Reloader(file.functions, read, logs.get_logger())
     with pytest.raises(kind, match=said):
         file.reloading.reload_one("f", unwanted)
     with capture_logs() as events:
@@ -375,7 +375,7 @@ def test_reloads_of_all_that_come_during_one_are_one_more(file: File) -> None:
         reads.append(1)
         return file.settings
 
-    file.reloading = Reloading(file.functions, read, logs.get_logger())
+    file.reloading = Reloader(file.functions, read, logs.get_logger())
     for _ in range(7):
         file.reloading.reload_all()
         file.turn()
@@ -412,7 +412,7 @@ def test_a_few_functions_start_at_once(file: File, monkeypatch: pytest.MonkeyPat
     served = {f"f{number}": (str(number), "a") for number in range(60)}
     file.write(served)
     file.functions = file.loop.bind_functions(file.settings)
-    file.reloading = Reloading(file.functions, file.read, logs.get_logger())
+    file.reloading = Reloader(file.functions, file.read, logs.get_logger())
     file.turn()
     assert len(file.workers.started) == 4
     file.settle()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kapudf_cli.journal.header import NOTHING_IN_HAND
+from kapudf_cli.journal.header import NO_FRAME
 from kapudf_cli.protocol.framing import HEARTBEAT
-from kapudf_cli.supervisor.connection import Move, ServedConnection
+from kapudf_cli.supervisor.connection import Move, SupervisedConnection
 from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.journals import KeptConnection
 from tests.peers import in_thread
@@ -22,7 +22,7 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.worker.channel import Take
+    from kapudf_cli.worker.channel import Serve
 
 
 class Kept(KeptConnection):
@@ -30,22 +30,22 @@ class Kept(KeptConnection):
 
     def __init__(self) -> None:
         super().__init__()
-        self.served = ServedConnection(
+        self.served = SupervisedConnection(
             7, self.connection.dup(), os.dup(self.memory), None, busy_limit_s=10.0
         )
 
-    def got_to(self, offset: int, *, in_hand: int | None = None, received: int = 100) -> None:
+    def got_to(self, offset: int, *, current_frame: int | None = None, received: int = 100) -> None:
         """Have a worker be busy with a frame, having dealt with all before an offset."""
-        ledger = self.served.ledger
-        ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(offset)))
-        ledger.in_hand = offset if in_hand is None else in_hand
-        ledger.received = received
-        ledger.busy_since_ns = 1
+        header = self.served.header
+        header.commit(header.record._replace(stats=ConnectionStats(offset)))
+        header.current_frame = offset if current_frame is None else current_frame
+        header.received = received
+        header.busy_since_ns = 1
 
     def waits(self) -> None:
         """Have a worker wait for input."""
-        self.served.ledger.busy_since_ns = 0
-        self.served.ledger.in_hand = NOTHING_IN_HAND
+        self.served.header.busy_since_ns = 0
+        self.served.header.current_frame = NO_FRAME
 
     def dies(
         self,
@@ -54,7 +54,7 @@ class Kept(KeptConnection):
         alone: bool = True,
         drops_poison: bool = True,
         how: str = "SIGSEGV",
-    ) -> Take:
+    ) -> Serve:
         """Have the worker die; return what the next one is told."""
         self.served.note_death(how, accused=accused, alone=alone, drops_poison=drops_poison)
         self.served.was_served = True
@@ -101,8 +101,8 @@ def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
         kept.got_to(40)
         order = kept.dies()
     assert order.poison == (40,)
-    ledger = kept.served.ledger
-    ledger.put_in_force(ledger.marks._replace(cut=41))
+    header = kept.served.header
+    header.commit(header.record._replace(input_start=41))
     kept.got_to(80)
     assert 40 not in kept.dies().poison
 
@@ -254,18 +254,18 @@ def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
     """Not while it waits for input, or for Kapacitor to read."""
 
     def beats() -> bool:
-        kept.served.look(1.0)
-        kept.served.look(2.0)
+        kept.served.tick(1.0)
+        kept.served.tick(2.0)
         return kept.served.watch.beats
 
     kept.served.worker = object()  # type: ignore[assignment]  # somebody
     kept.got_to(40)
     assert beats()
     assert kept.served.state == "busy"
-    kept.served.ledger.waits_for_peer = 1
+    kept.served.header.waits_for_peer = 1
     assert not beats()
     assert kept.served.state == "waiting on Kapacitor"
-    kept.served.ledger.waits_for_peer = 0
+    kept.served.header.waits_for_peer = 0
     kept.waits()
     assert not beats()
     assert kept.served.state == "idle"
@@ -281,13 +281,13 @@ def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
 def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: Kept) -> None:
     """Whatever the last one waited for when it died: it may hang over what it repeats."""
     kept.waits()
-    kept.served.ledger.waits_for_peer = 1
+    kept.served.header.waits_for_peer = 1
     order = kept.dies(accused=None, how="SIGKILL")
     assert (order.takes_over, order.waits) == (True, False)
     kept.served.worker = object()  # type: ignore[assignment]  # somebody
     assert kept.served.state == "busy"
     for now_s in (1.0, 2.0, 12.0):
-        kept.served.look(now_s)
+        kept.served.tick(now_s)
     assert kept.served.watch.has_just_passed_limit
 
 
@@ -297,7 +297,7 @@ def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
     kept.waits()
 
     def is_neglected() -> bool:
-        kept.served.look(1.0)
+        kept.served.tick(1.0)
         return kept.served.is_neglected
 
     assert not is_neglected()
@@ -305,7 +305,7 @@ def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
     # Kapacitor may have asked half of its time-out after the last answer.
     assert is_neglected(), "it is noticed at the first look"
     kept.connection.recv(2)
-    kept.served.ledger.received += 2
+    kept.served.header.received += 2
     assert not is_neglected(), "its worker reads, and more has come meanwhile"
     assert is_neglected(), "it has read nothing since"
     kept.connection.recv(3)
@@ -320,7 +320,7 @@ def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(
 
     def after(*times_s: float) -> tuple[str, bool]:
         for now_s in times_s:
-            served.look(now_s)
+            served.tick(now_s)
         return served.state, served.watch.has_just_passed_limit
 
     kept.peer.send(b"input")
@@ -328,15 +328,15 @@ def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(
     assert after(2.5) == ("not reading", False)
     assert served.needs_heartbeat
     # A worker that reads anything at all, or goes on after SIGCONT, is given the whole time anew.
-    served.ledger.received += 1
+    served.header.received += 1
     assert after(9.0) == ("idle", False)
     assert after(10.0, 19.5) == ("not reading", False)
     assert after(20.0) == ("not reading", True)
     kept.connection.recv(5)
     assert after(21.0) == ("idle", False)
 
-    served.ledger.waits_for_peer = 1
-    served.ledger.put_in_force(served.ledger.marks._replace(out_end=1 << 20))
+    served.header.waits_for_peer = 1
+    served.header.commit(served.header.record._replace(out_end=1 << 20))
     assert after(30.0, 39.5) == ("not reading", False), "Kapacitor would take output"
     assert after(40.0) == ("not reading", True)
     with contextlib.suppress(BlockingIOError):
@@ -352,7 +352,7 @@ def test_a_connection_without_a_worker_gets_heartbeats_without_a_limit(
 ) -> None:
     """The import of a handler may take longer than a frame ever may."""
     for now_s in (1.0, 1.5, takes_s, takes_s + 0.5):
-        kept.served.look(now_s)
+        kept.served.tick(now_s)
         assert kept.served.needs_heartbeat
 
 
@@ -371,8 +371,8 @@ def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
 ) -> None:
     """One that is at work has as long as one frame may take."""
     kept.served.worker = object()  # type: ignore[assignment]
-    kept.served.ledger.pulse_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
-    kept.served.ledger.busy_since_ns = int(at_work)
+    kept.served.header.pulse_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
+    kept.served.header.busy_since_ns = int(at_work)
     assert not kept.served.is_not_pausing
     kept.served.move = Move(object(), is_paused=paused)  # type: ignore[arg-type]
     assert kept.served.is_not_pausing is frozen
@@ -381,13 +381,13 @@ def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
 def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:
     """Taken about once a second."""
     started_s = kept.served.started_s
-    ledger = kept.served.ledger
-    ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(points_in=300)))
-    kept.served.look(started_s + 0.5)
+    header = kept.served.header
+    header.commit(header.record._replace(stats=ConnectionStats(points_in=300)))
+    kept.served.tick(started_s + 0.5)
     assert kept.served.points_per_s == 0
-    kept.served.look(started_s + 2.0)
+    kept.served.tick(started_s + 2.0)
     assert kept.served.points_per_s == pytest.approx(150)
-    kept.served.look(started_s + 4.0)
+    kept.served.tick(started_s + 4.0)
     assert kept.served.points_per_s == 0
 
 
@@ -397,7 +397,7 @@ def test_the_peer_sees_the_end_once_it_is_closed(kept: Kept) -> None:
     kept.served.close()
     assert kept.peer.recv(1) == b""
     child.close()
-    kept.served = ServedConnection(
+    kept.served = SupervisedConnection(
         8, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
     )
 
@@ -410,10 +410,10 @@ def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -
         def error(self, event: str, **facts: Any) -> None:
             events.append((event, facts))
 
-    ledger = kept.served.ledger
-    ledger.task = ("task", "node")
-    ledger.received = 99
-    ledger.put_in_force(ledger.marks._replace(stats=ConnectionStats(90, points_in=3, points_out=2)))
+    header = kept.served.header
+    header.task = ("task", "node")
+    header.received = 99
+    header.commit(header.record._replace(stats=ConnectionStats(90, points_in=3, points_out=2)))
     kept.served.log_abandoned(Log())  # type: ignore[arg-type]
     ((event, facts),) = events
     assert event == "connection finished"

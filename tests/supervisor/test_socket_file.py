@@ -215,13 +215,13 @@ def states_during(path: str, act: Callable[[], SocketFile]) -> list[tuple[int, i
     """Return the mode and group that a path had after each single call that `act` made."""
     states = []
 
-    def look(frame: FrameType, event: str, argument: object) -> None:
+    def tick(frame: FrameType, event: str, argument: object) -> None:
         del frame, event, argument
         with contextlib.suppress(FileNotFoundError):
             found = os.lstat(path)
             states.append((stat.S_IMODE(found.st_mode), found.st_gid))
 
-    sys.setprofile(look)
+    sys.setprofile(tick)
     try:
         socket_file = act()
     finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from kapudf_cli.supervisor.replacement import Reloaded, Succession, Successors
+from kapudf_cli.supervisor.replacement import Reloaded, Replacement, Replacements
 from kapudf_cli.supervisor.worker_process import WorkerState
 from kapudf_cli.system import logs
 from tests.supervisor.workers import SETTINGS, Workers
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def succession() -> Succession:
+def succession() -> Replacements:
     """Give one in which nobody comes."""
-    return Succession(logs.get_logger())
+    return Replacements(logs.get_logger())
 
 
 class Reload:
     """A reload to two workers, and what was told of it."""
 
-    def __init__(self, succession: Succession, workers: Workers) -> None:
+    def __init__(self, succession: Replacements, workers: Workers) -> None:
         self.told: list[Reloaded] = []
         self.coming = [workers.start() for _ in range(2)]
         succession.begin_reload(SETTINGS, list(self.coming), self.told.append)
@@ -38,7 +38,7 @@ def serve(*workers: WorkerProcess) -> None:
 
 
 def test_new_workers_take_over_once_all_of_them_are_ready(
-    succession: Succession, workers: Workers
+    succession: Replacements, workers: Workers
 ) -> None:
     """With the new settings, from all others; and once."""
     reload = Reload(succession, workers)
@@ -46,12 +46,12 @@ def test_new_workers_take_over_once_all_of_them_are_ready(
     serve(reload.coming[0])
     assert succession.take_ready() is None
     serve(reload.coming[1])
-    assert succession.take_ready() == Successors(reload.coming, None, SETTINGS)
+    assert succession.take_ready() == Replacement(reload.coming, None, SETTINGS)
     assert not succession.coming
     assert succession.take_ready() is None
 
 
-def test_what_came_of_a_reload_is_told_once(succession: Succession, workers: Workers) -> None:
+def test_what_came_of_a_reload_is_told_once(succession: Replacements, workers: Workers) -> None:
     """Not as soon as they take over, for connections move then; and nobody need be told."""
     succession.tell(Reloaded())
     reload = Reload(succession, workers)
@@ -64,7 +64,7 @@ def test_what_came_of_a_reload_is_told_once(succession: Succession, workers: Wor
 
 
 def test_one_takes_over_from_one_that_has_had_its_time(
-    succession: Succession, workers: Workers
+    succession: Replacements, workers: Workers
 ) -> None:
     """The settings stay."""
     old, new = workers.start(), workers.start()
@@ -73,22 +73,22 @@ def test_one_takes_over_from_one_that_has_had_its_time(
     serve(old)
     assert succession.take_ready() is None
     serve(new)
-    assert succession.take_ready() == Successors([new], old, None)
+    assert succession.take_ready() == Replacement([new], old, None)
     assert not succession.is_under_way
 
 
 def test_one_that_dies_before_it_is_relieved_need_not_go(
-    succession: Succession, workers: Workers
+    succession: Replacements, workers: Workers
 ) -> None:
     """Its successor serves all the same."""
     old, new = workers.start(), workers.start()
     succession.begin_recycling(old, new)
     succession.forget(old)
     serve(new)
-    assert succession.take_ready() == Successors([new], None, None)
+    assert succession.take_ready() == Replacement([new], None, None)
 
 
-def test_if_one_cannot_take_over_none_does(succession: Succession, workers: Workers) -> None:
+def test_if_one_cannot_take_over_none_does(succession: Replacements, workers: Workers) -> None:
     """They are killed, and known until they have ended; the log and who waits are told why."""
     reload = Reload(succession, workers)
     serve(reload.coming[0])
@@ -111,7 +111,9 @@ def test_if_one_cannot_take_over_none_does(succession: Succession, workers: Work
     assert not succession.dismissed
 
 
-def test_a_successor_that_fails_is_logged_as_such(succession: Succession, workers: Workers) -> None:
+def test_a_successor_that_fails_is_logged_as_such(
+    succession: Replacements, workers: Workers
+) -> None:
     """The next reload is one again."""
     succession.begin_recycling(workers.start(), workers.start())
     with capture_logs() as events:
@@ -122,7 +124,7 @@ def test_a_successor_that_fails_is_logged_as_such(succession: Succession, worker
 
 
 def test_what_was_given_up_leaves_nothing_to_what_comes_next(
-    succession: Succession, workers: Workers
+    succession: Replacements, workers: Workers
 ) -> None:
     """Neither its settings, nor who waits for it, nor its workers."""
     first = Reload(succession, workers)
@@ -131,12 +133,12 @@ def test_what_was_given_up_leaves_nothing_to_what_comes_next(
     old, new = workers.start(), workers.start()
     succession.begin_recycling(old, new)
     serve(new, *first.coming)
-    assert succession.take_ready() == Successors([new], old, None)
+    assert succession.take_ready() == Replacement([new], old, None)
     succession.tell(Reloaded())
     assert len(first.told) == 1
 
 
-def test_giving_up_where_nobody_comes_changes_nothing(succession: Succession) -> None:
+def test_giving_up_where_nobody_comes_changes_nothing(succession: Replacements) -> None:
     """As at the beginning of each reload."""
     succession.give_up("another reload began")
     assert not succession.is_under_way
@@ -144,7 +146,7 @@ def test_giving_up_where_nobody_comes_changes_nothing(succession: Succession) ->
 
 
 def test_a_gap_is_filled_by_whoever_was_to_take_over_from_the_dead(
-    succession: Succession, workers: Workers
+    succession: Replacements, workers: Workers
 ) -> None:
     """Not by the workers of a reload, which take over from whoever there is."""
     old, new = workers.start(), workers.start()
@@ -160,7 +162,7 @@ def test_a_gap_is_filled_by_whoever_was_to_take_over_from_the_dead(
 
 
 def test_who_waits_for_a_reload_learns_nothing_of_a_recycling_that_failed(
-    succession: Succession, workers: Workers
+    succession: Replacements, workers: Workers
 ) -> None:
     """Connections may still move to the workers of the reload."""
     reload = Reload(succession, workers)

@@ -4,53 +4,73 @@ from __future__ import annotations
 
 import pytest
 
-from kapudf_cli.journal.header import HISTORY_IN_HAND, NOTHING_IN_HAND
+from kapudf_cli.journal.header import NO_FRAME, REPLAYING_HISTORY
 from kapudf_cli.supervisor import poison as source
-from kapudf_cli.supervisor.poison import Scene, Suspicion
+from kapudf_cli.supervisor.poison import DeathScene, PoisonDetector
 
 
 class Deaths:
     """A connection of which workers die, with a clock that goes on by a second each time."""
 
     def __init__(self) -> None:
-        self.suspicion = Suspicion()
+        self.poison_detector = PoisonDetector()
         self.now_s = 1000.0
         self.drops_poison = True
 
     def fault(
-        self, offset: int, *, in_hand: int | None = None, received: int = 100, cut: int = 0
-    ) -> Suspicion:
+        self,
+        offset: int,
+        *,
+        current_frame: int | None = None,
+        received: int = 100,
+        input_start: int = 0,
+    ) -> PoisonDetector:
         """Have a worker die by the connection's own thread, at the frame at an offset."""
-        scene = _scene(offset, in_hand=in_hand, received=received, cut=cut)
+        scene = _scene(
+            offset, current_frame=current_frame, received=received, input_start=input_start
+        )
         return self._note(scene, "died by SIGSEGV", accused=True)
 
-    def kill(self, offset: int, *, in_hand: int | None = None, alone: bool = True) -> Suspicion:
+    def kill(
+        self, offset: int, *, current_frame: int | None = None, alone: bool = True
+    ) -> PoisonDetector:
         """Have a worker be killed while it deals with the frame at an offset."""
         return self._note(
-            _scene(offset, in_hand=in_hand), "died by SIGKILL", accused=None, alone=alone
+            _scene(offset, current_frame=current_frame),
+            "died by SIGKILL",
+            accused=None,
+            alone=alone,
         )
 
-    def neighbour(self, offset: int) -> Suspicion:
+    def neighbour(self, offset: int) -> PoisonDetector:
         """Have a worker die by another connection's thread."""
         return self._note(_scene(offset), "died by SIGSEGV", accused=False)
 
-    def while_it_waits(self, offset: int) -> Suspicion:
+    def while_it_waits(self, offset: int) -> PoisonDetector:
         """Have a worker be killed that has nothing to do for the connection."""
-        scene = Scene(offset, NOTHING_IN_HAND, received=offset, cut=0, was_busy=False)
+        scene = DeathScene(offset, NO_FRAME, received=offset, input_start=0, was_busy=False)
         return self._note(scene, "died by SIGKILL", accused=None)
 
     def _note(
-        self, scene: Scene, how: str, *, accused: bool | None, alone: bool = True
-    ) -> Suspicion:
+        self, scene: DeathScene, how: str, *, accused: bool | None, alone: bool = True
+    ) -> PoisonDetector:
         self.now_s += 1.0
-        self.suspicion.note_death(
+        self.poison_detector.note_death(
             scene, how, self.now_s, accused=accused, alone=alone, drops_poison=self.drops_poison
         )
-        return self.suspicion
+        return self.poison_detector
 
 
-def _scene(offset: int, *, in_hand: int | None = None, received: int = 100, cut: int = 0) -> Scene:
-    return Scene(offset, offset if in_hand is None else in_hand, received, cut, was_busy=True)
+def _scene(
+    offset: int, *, current_frame: int | None = None, received: int = 100, input_start: int = 0
+) -> DeathScene:
+    return DeathScene(
+        offset,
+        offset if current_frame is None else current_frame,
+        received,
+        input_start,
+        was_busy=True,
+    )
 
 
 @pytest.fixture
@@ -89,11 +109,11 @@ def test_kills_at_one_frame_after_the_other_find_no_poison(deaths: Deaths) -> No
         assert (after.poison, after.give_up) == (set(), None)
 
 
-@pytest.mark.parametrize("in_hand", [HISTORY_IN_HAND, NOTHING_IN_HAND, 20])
-def test_a_frame_that_is_not_in_hand_is_not_poison(deaths: Deaths, in_hand: int) -> None:
+@pytest.mark.parametrize("current_frame", [REPLAYING_HISTORY, NO_FRAME, 20])
+def test_a_frame_that_is_not_in_hand_is_not_poison(deaths: Deaths, current_frame: int) -> None:
     """A death while history is repeated, say, or before the next frame was begun with."""
     for _ in range(source._MOST_FAULTS - 1):
-        assert deaths.fault(40, in_hand=in_hand).poison == set()
+        assert deaths.fault(40, current_frame=current_frame).poison == set()
 
 
 def test_a_step_forward_takes_suspicion_away(deaths: Deaths) -> None:
@@ -109,7 +129,7 @@ def test_poison_that_is_no_history_any_more_is_forgotten(deaths: Deaths) -> None
     """Once the journal is cut past it."""
     deaths.fault(40)
     assert deaths.fault(40).poison == {40}
-    assert deaths.fault(80, cut=41).poison == {80}
+    assert deaths.fault(80, input_start=41).poison == {80}
 
 
 def test_where_poison_is_not_dropped_the_connection_is_given_up_for_it(deaths: Deaths) -> None:
@@ -156,15 +176,15 @@ def test_where_several_might_be_the_cause_none_is_found_guilty(deaths: Deaths) -
 def test_faults_without_a_frame_to_blame_end_in_giving_up(deaths: Deaths) -> None:
     """It would take down every worker there is."""
     for _ in range(source._MOST_FAULTS - 1):
-        assert deaths.fault(40, in_hand=HISTORY_IN_HAND).give_up is None
-    after = deaths.fault(40, in_hand=HISTORY_IN_HAND)
+        assert deaths.fault(40, current_frame=REPLAYING_HISTORY).give_up is None
+    after = deaths.fault(40, current_frame=REPLAYING_HISTORY)
     assert after.give_up == "it ended 6 workers, the last one died by SIGSEGV"
 
 
 def test_kills_end_in_giving_up_only_if_they_go_on_for_long(deaths: Deaths) -> None:
     """They may be somebody else's doing, as where memory is short."""
     for _ in range(2 * source._MOST_DEATHS):
-        assert deaths.kill(40, in_hand=HISTORY_IN_HAND).give_up is None
+        assert deaths.kill(40, current_frame=REPLAYING_HISTORY).give_up is None
     deaths.now_s += source._LONGEST_DYING_S
-    after = deaths.kill(40, in_hand=HISTORY_IN_HAND)
+    after = deaths.kill(40, current_frame=REPLAYING_HISTORY)
     assert after.give_up == "it ended 41 workers, the last one died by SIGKILL"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from kapudf_cli.supervisor.connection import ServedConnection
+from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.worker_death import WorkerDeath
 from kapudf_cli.supervisor.worker_process import WorkerState
 from kapudf_cli.system import logs
@@ -79,14 +79,14 @@ def test_a_fault_is_that_of_a_connection_from_its_threads_first_moment(
     file = tmp_path / "faulting.py"
     file.write_text(FAULTING, encoding="utf-8")
     worker = workers.start_ready(f"{file}:Faulting")
-    served = ServedConnection(
+    served = SupervisedConnection(
         7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
     )
     with contextlib.closing(served):
         assert worker.hand_over(*served.take())
         death = WorkerDeath.of(worker)
         assert death.how == "SIGSEGV"
-        assert served.ledger.thread == faulty_thread(death.stacks)
+        assert served.header.thread == faulty_thread(death.stacks)
 
 
 def test_a_kill_has_no_stacks_to_log(workers: Workers) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.supervisor.worker_reports import WorkerReports
-from kapudf_cli.worker.channel import Failed, Go, Ready, Stop
+from kapudf_cli.worker.channel import Failed, Ready, Resume, Stop
 from tests.supervisor.loops import Loop
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def test_orders_to_a_worker_that_does_not_read_are_queued(
     watched.turn_until(lambda: bool(watched.told))
     os.kill(worker.pid, signal.SIGSTOP)
     for number in range(3000):
-        worker.send(Go(number))
+        worker.send(Resume(number))
     worker.send(Stop())
     watched.reports.update(worker)
     assert worker.lacks_room

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from kapudf_cli.config import FunctionSettings
 from kapudf_cli.supervisor.worker_process import WorkerProcess
-from kapudf_cli.worker.channel import Begin, Ready
+from kapudf_cli.worker.channel import Ready, Start
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Workers:
     def start(self, handler: str = "mirror") -> WorkerProcess:
         """Start one, which loads its handler meanwhile."""
         settings = FunctionSettings(handler=handler, socket="/unused")
-        worker = WorkerProcess(Begin("f", next(self._numbers), settings, "json", "info"))
+        worker = WorkerProcess(Start("f", next(self._numbers), settings, "json", "info"))
         self._left.callback(_end, worker)
         return worker
 

@@ -34,7 +34,7 @@ KEEPALIVE: Final = 0x1A
 _DATA_TAG: Final = 0x01
 
 
-class Lane:
+class LoadConnection:
     """A connection that is past Init.
 
     Attributes:

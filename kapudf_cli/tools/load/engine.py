@@ -26,7 +26,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     Point,
 )
 from kapudf_cli.tools.load import processes
-from kapudf_cli.tools.load.connection import END, KEEPALIVE, POINT, Lane
+from kapudf_cli.tools.load.connection import END, KEEPALIVE, POINT, LoadConnection
 from kapudf_cli.tools.load.exchange import head_bytes
 from kapudf_cli.tools.load.interrupts import HeldInterrupt
 from kapudf_cli.tools.load.latencies import Latencies
@@ -136,7 +136,9 @@ class Engine:
                 self._start(connection)
             self._drains = all(each.drains for each in connections)
             answer = self._answer_of(connections[0])
-            lanes = [Lane(each, measured.latencies, answer=answer) for each in connections]
+            lanes = [
+                LoadConnection(each, measured.latencies, answer=answer) for each in connections
+            ]
             measured.pids = tuple({each.pid for each in connections if each.pid is not None})
             self._cpu_before = processes.cpu_s(processes.tree(measured.pids))
             began_s = time.perf_counter()
@@ -149,7 +151,7 @@ class Engine:
                 measured.interrupted = True
             self._drain(lanes, began_s, watch)
             self._count(lanes, self._heard_s - began_s)
-            self._look()
+            self._tick()
         return measured
 
     # --- before ---
@@ -225,7 +227,9 @@ class Engine:
 
     # --- the run ---
 
-    def _send(self, lanes: list[Lane], began_s: float, watch: Callable[[Measured], None]) -> None:
+    def _send(
+        self, lanes: list[LoadConnection], began_s: float, watch: Callable[[Measured], None]
+    ) -> None:
         plan = self._plan
         pieces = itertools.cycle(self._pieces())
         turns = itertools.cycle(lanes)
@@ -283,7 +287,11 @@ class Engine:
         return tuple(calls)
 
     def _turn_until(
-        self, due_s: float, lanes: list[Lane], watch: Callable[[Measured], None], began_s: float
+        self,
+        due_s: float,
+        lanes: list[LoadConnection],
+        watch: Callable[[Measured], None],
+        began_s: float,
     ) -> None:
         """Take what comes until something is due."""
         while (left_s := due_s - time.perf_counter()) > 0:
@@ -294,8 +302,8 @@ class Engine:
         self._watch(lanes, watch, began_s)
 
     def _one_with_room(
-        self, lanes: list[Lane], watch: Callable[[Measured], None], began_s: float
-    ) -> Lane:
+        self, lanes: list[LoadConnection], watch: Callable[[Measured], None], began_s: float
+    ) -> LoadConnection:
         """Take what comes until a connection has room."""
         self._handed_over += 1
         if self._handed_over % _UNITS_A_TURN == 0 or self._plan.bulk:
@@ -304,11 +312,11 @@ class Engine:
 
     def _await_room(
         self,
-        wanted: list[Lane],
-        lanes: list[Lane],
+        wanted: list[LoadConnection],
+        lanes: list[LoadConnection],
         watch: Callable[[Measured], None],
         began_s: float,
-    ) -> Lane:
+    ) -> LoadConnection:
         """Take what comes until one of the wanted connections has room, and return it."""
         silent_since: float | None = None
         while True:
@@ -326,7 +334,7 @@ class Engine:
         after_s = max(due_after_s, time.perf_counter() - began_s)
         return self._plan.duration_s is not None and after_s >= self._plan.duration_s
 
-    def _turn(self, lanes: list[Lane], wait_s: float) -> bool:
+    def _turn(self, lanes: list[LoadConnection], wait_s: float) -> bool:
         """Push and pull where that is possible, after waiting for it; return whether it was."""
         by_read = {lane.readable: lane for lane in lanes}
         by_write = {lane.writable: lane for lane in lanes if lane.waits}
@@ -341,7 +349,9 @@ class Engine:
 
     # --- after ---
 
-    def _drain(self, lanes: list[Lane], began_s: float, watch: Callable[[Measured], None]) -> None:
+    def _drain(
+        self, lanes: list[LoadConnection], began_s: float, watch: Callable[[Measured], None]
+    ) -> None:
         """Wait until all is answered, so that closing the connections loses nothing.
 
         Raises:
@@ -358,7 +368,7 @@ class Engine:
             self._watch(lanes, watch, began_s)
 
     def _await_keepalives(
-        self, lanes: list[Lane], began_s: float, watch: Callable[[Measured], None]
+        self, lanes: list[LoadConnection], began_s: float, watch: Callable[[Measured], None]
     ) -> None:
         """Send a keepalive on each connection, and wait until it is answered."""
         timed = self.measured.timed == "keepalives"
@@ -375,7 +385,7 @@ class Engine:
                 raise LoadError(self._silence(lanes))
             self._watch(lanes, watch, began_s)
 
-    def _silence(self, lanes: list[Lane]) -> str:
+    def _silence(self, lanes: list[LoadConnection]) -> str:
         sent = sum(lane.sent for lane in lanes)
         returned = sum(lane.came[POINT] for lane in lanes)
         return (
@@ -383,21 +393,23 @@ class Engine:
             f"back of {sent} sent; is it stuck, or does it not flush what it writes?"
         )
 
-    def _watch(self, lanes: list[Lane], watch: Callable[[Measured], None], began_s: float) -> None:
+    def _watch(
+        self, lanes: list[LoadConnection], watch: Callable[[Measured], None], began_s: float
+    ) -> None:
         self._interrupt.check()
         now_s = time.perf_counter()
         if now_s >= self._look_at:
             self._look_at = now_s + _LOOK_S
             self._count(lanes, now_s - began_s)
-            self._look()
+            self._tick()
             watch(self.measured)
 
-    def _count(self, lanes: list[Lane], elapsed_s: float) -> None:
+    def _count(self, lanes: list[LoadConnection], elapsed_s: float) -> None:
         self.measured.sent = sum(lane.sent for lane in lanes)
         self.measured.returned = sum(lane.came[POINT] for lane in lanes)
         self.measured.elapsed_s = elapsed_s
 
-    def _look(self) -> None:
+    def _tick(self) -> None:
         """Take note of what the UDF's processes cost."""
         if not self.measured.pids:
             return
