@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kapudf_cli.client.driver import probe
-from kapudf_cli.errors import ProbeError
+from kapudf_cli.client.errors import ProbeError
 from kapudf_cli.system.socket_file import peer_credentials
 
 if TYPE_CHECKING:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from msgspec import Meta as Meta
 
-    from kapudf_cli.errors import ConnectionClosedError as ConnectionClosedError
-    from kapudf_cli.errors import FieldValueError as FieldValueError
-    from kapudf_cli.errors import InvalidWriteError as InvalidWriteError
+    from kapudf_cli.agent.errors import ConnectionClosedError as ConnectionClosedError
     from kapudf_cli.errors import KapudfError as KapudfError
-    from kapudf_cli.errors import OptionsError as OptionsError
     from kapudf_cli.handler.batches import Batch as Batch
     from kapudf_cli.handler.batches import BatchHandler as BatchHandler
     from kapudf_cli.handler.batches import write_batch as write_batch
+    from kapudf_cli.handler.errors import FieldValueError as FieldValueError
+    from kapudf_cli.handler.errors import OptionsError as OptionsError
     from kapudf_cli.handler.handler import Handler as Handler
     from kapudf_cli.handler.handler import Writer as Writer
     from kapudf_cli.handler.option_declarations import Flag as Flag
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from kapudf_cli.handler.state import PerGroup as PerGroup
     from kapudf_cli.handler.state import State as State
     from kapudf_cli.protocol.codec import decode_point as decode_point
+    from kapudf_cli.protocol.errors import InvalidWriteError as InvalidWriteError
     from kapudf_cli.protocol.raw_points import RawPoint as RawPoint
     from kapudf_cli.protocol.udf_pb2 import BATCH as BATCH
     from kapudf_cli.protocol.udf_pb2 import BOOL as BOOL
@@ -71,13 +71,10 @@ __version__ = "0.1.0"
 _HOMES: Final = {
     "msgspec": ("Meta",),
     "kapudf_cli.handler.batches": ("Batch", "BatchHandler", "write_batch"),
-    "kapudf_cli.errors": (
-        "ConnectionClosedError",
-        "FieldValueError",
-        "InvalidWriteError",
-        "KapudfError",
-        "OptionsError",
-    ),
+    "kapudf_cli.agent.errors": ("ConnectionClosedError",),
+    "kapudf_cli.errors": ("KapudfError",),
+    "kapudf_cli.handler.errors": ("FieldValueError", "OptionsError"),
+    "kapudf_cli.protocol.errors": ("InvalidWriteError",),
     "kapudf_cli.handler.handler": ("Handler", "Writer"),
     "kapudf_cli.handler.option_declarations": ("Flag",),
     "kapudf_cli.handler.options": ("Options",),

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kapudf_cli.errors import (
+from kapudf_cli.errors import describe
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.plugin_errors import (
     AmbiguousHandlerError,
     HandlerImportError,
     NotAHandlerError,
     UnknownHandlerError,
-    describe,
 )
-from kapudf_cli.handler.handler import Handler
 from kapudf_cli.system.source_code import compile_from_source
 
 if TYPE_CHECKING:

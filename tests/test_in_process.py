@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from kapudf_cli.client.errors import ProbeError
 from kapudf_cli.client.in_process import describe, served
-from kapudf_cli.errors import ProbeError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.client.driver import KapacitorSide, probe
-from kapudf_cli.errors import (
+from kapudf_cli.client.errors import ProbeError
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.errors import (
     FrameTooLongError,
-    ProbeError,
     TruncatedFrameError,
     UndecodableMessageError,
 )
-from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     BOOL,

@@ -13,7 +13,7 @@ from kapudf_handlers.mirror import Mirror
 
 import kapudf_cli
 from kapudf_cli import Handler, plugins
-from kapudf_cli.errors import (
+from kapudf_cli.plugin_errors import (
     AmbiguousHandlerError,
     HandlerImportError,
     NotAHandlerError,

@@ -15,6 +15,7 @@ from kapudf_cli.agent import forks
 from kapudf_cli.agent.checkpoints import NoCheckpoints
 from kapudf_cli.agent.dispatcher import Dispatcher, RefusedError
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
+from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError, WorkerLostError
 from kapudf_cli.agent.handler_caller import HandlerCaller, is_caused_by
 from kapudf_cli.agent.handover import HandedOver, Handover
 from kapudf_cli.agent.outbox import Outbox
@@ -22,14 +23,8 @@ from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS
 from kapudf_cli.agent.read_loop import ReadLoop
 from kapudf_cli.agent.recovery import Recovery
 from kapudf_cli.agent.summary import ConnectionSummary, Reason
-from kapudf_cli.errors import (
-    ConnectionClosedError,
-    HandlerError,
-    KapudfError,
-    ProtocolError,
-    WorkerLostError,
-    describe,
-)
+from kapudf_cli.errors import KapudfError, describe
+from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.order import Incoming
 from kapudf_cli.protocol.request_reader import RequestReader

@@ -10,18 +10,12 @@ import enum
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.error_policy import EXCERPT_CHARACTERS, DropLog
-from kapudf_cli.errors import (
-    DecodeMemoryError,
-    HandlerError,
-    InvalidWriteError,
-    UndecodableMessageError,
-    WorkerLostError,
-    describe,
-    shorten,
-)
+from kapudf_cli.agent.errors import HandlerError, WorkerLostError
+from kapudf_cli.errors import describe, shorten
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.options import missing_values
 from kapudf_cli.protocol.codec import REQUESTS, decode_point
+from kapudf_cli.protocol.errors import DecodeMemoryError, InvalidWriteError, UndecodableMessageError
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
 from kapudf_cli.protocol.order import Incoming, IncomingOrder
 from kapudf_cli.protocol.udf_pb2 import (

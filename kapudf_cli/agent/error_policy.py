@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
-    from kapudf_cli.errors import HandlerError, UndecodableMessageError
+    from kapudf_cli.agent.errors import HandlerError
+    from kapudf_cli.protocol.errors import UndecodableMessageError
 
 _log = loggers.get(__name__)
 

@@ -11,8 +11,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.outbox import Outbox
-from kapudf_cli.errors import ConnectionClosedError
 from kapudf_cli.protocol.raw_points import KNOWN_FRAMES
 from kapudf_cli.system import loggers
 

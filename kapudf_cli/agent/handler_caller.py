@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
-from kapudf_cli.errors import ConnectionClosedError, HandlerError
+from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError
 from kapudf_cli.protocol.udf_pb2 import (
     InfoResponse,
     InitResponse,

@@ -11,10 +11,12 @@ import threading
 from threading import get_ident
 from typing import TYPE_CHECKING
 
+from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
 from kapudf_cli.agent.refused_log import RefusedLog
-from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError, shorten
+from kapudf_cli.errors import shorten
 from kapudf_cli.protocol.codec import RESPONSES, decode_point, encode_point
+from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.framing import HEARTBEAT, encode_varint
 from kapudf_cli.protocol.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
 from kapudf_cli.system.terminal_text import printable

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.dispatcher import Next, excerpt
+from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.read_coalescing import ReadCoalescing
-from kapudf_cli.errors import ConnectionClosedError
 from kapudf_cli.protocol.order import Incoming
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, Point
 from kapudf_cli.system import loggers

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.dispatcher import ReplayAgainError
-from kapudf_cli.errors import HandlerError
+from kapudf_cli.agent.errors import HandlerError
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import MAX_VARINT
 from kapudf_cli.protocol.order import Incoming

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from kapudf_cli.transport.commit import ConnectionStats
 
 if TYPE_CHECKING:
-    from kapudf_cli.errors import HandlerError, KapudfError
+    from kapudf_cli.agent.errors import HandlerError
+    from kapudf_cli.errors import KapudfError
 
 
 class Reason(enum.StrEnum):

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.client.errors import TargetError
 from kapudf_cli.client.last_words import is_fatal
 from kapudf_cli.client.pipes import PipePair
 from kapudf_cli.client.target import Connection, Ending
-from kapudf_cli.errors import TargetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
-from kapudf_cli.errors import ProbeError, ProtocolError
+from kapudf_cli.client.errors import ProbeError
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, HEARTBEAT_TIME, FrameReader
 from kapudf_cli.protocol.udf_pb2 import ErrorResponse, InfoRequest, InfoResponse, KeepaliveResponse
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kapudf_cli.client.driver import KapacitorSide, why_not_connected
+from kapudf_cli.client.errors import TargetError
 from kapudf_cli.client.target import Connection, Ending
-from kapudf_cli.errors import TargetError
 from kapudf_cli.system.socket_file import peer_credentials
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ def check(
 def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:
     """Return the calls that the user wrote, checked against what the UDF declares."""
     from kapudf_cli.client.driver import ask_info
-    from kapudf_cli.errors import ProbeError
+    from kapudf_cli.client.errors import ProbeError
     from kapudf_cli.tickscript.calls import check_calls, read_calls
 
     read = read_calls(calls)

@@ -62,7 +62,7 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
 def _faults_of_handlers(settings: Settings) -> list[str]:
     """Return which handlers cannot be loaded, and why."""
     from kapudf_cli import plugins
-    from kapudf_cli.errors import PluginError
+    from kapudf_cli.plugin_errors import PluginError
 
     faults = []
     for name, function in settings.functions.items():
@@ -75,9 +75,10 @@ def _faults_of_handlers(settings: Settings) -> list[str]:
 
 def _faults_here(settings: Settings) -> list[str]:
     """Return what this machine lacks for the settings."""
-    from kapudf_cli.errors import ConfigError, SocketPathError
+    from kapudf_cli.errors import ConfigError
     from kapudf_cli.journal import limits
     from kapudf_cli.system import socket_file
+    from kapudf_cli.system.errors import SocketPathError
 
     faults = []
     for name, function in settings.functions.items():

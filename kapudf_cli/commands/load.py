@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.udf_pb2 import EdgeType
     from kapudf_cli.tools.load.engine import Measured
     from kapudf_cli.tools.load.shape import Shape
+    from kapudf_cli.tools.recordings.errors import RecordingError
 
 #: How many points are made or read, and then sent over and over.
 _BLOCK_POINTS = 1_000
@@ -146,10 +147,10 @@ def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessag
 
 def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
     """Return what a recording has, or its beginning: at most so many messages, batches whole."""
-    from kapudf_cli.errors import MisfitError, RecordingError
     from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
     from kapudf_cli.tools.recordings import open_recording
     from kapudf_cli.tools.replay.compatibility import check_fit
+    from kapudf_cli.tools.replay.errors import MisfitError
     from kapudf_cli.tools.replay.feed import Feed
 
     def refuse(error: RecordingError) -> None:

@@ -28,8 +28,8 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     says why and exits with 1.
     """
     from kapudf_cli import config, config_file
-    from kapudf_cli.errors import ControlError
     from kapudf_cli.supervisor import control
+    from kapudf_cli.supervisor.errors import ControlError
     from kapudf_cli.tools.replay.summary import counted
 
     if path is not None and file is not None:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from kapudf_cli.client import Target
     from kapudf_cli.commands.stdout import Stdout
-    from kapudf_cli.errors import RecordingError
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.tools.recordings import Recording
+    from kapudf_cli.tools.recordings.errors import RecordingError
     from kapudf_cli.tools.replay.differences import Differences, Fate
     from kapudf_cli.tools.replay.feed import Feed
     from kapudf_cli.tools.replay.formats import Format
@@ -351,7 +351,7 @@ def _check_that_points_were_sent(
     Raises:
         RecordingError: not one point was sent, though that was not asked for.
     """
-    from kapudf_cli.errors import RecordingError
+    from kapudf_cli.tools.recordings.errors import RecordingError
     from kapudf_cli.tools.replay.summary import counted
 
     if counts.points_sent or ill_formed.count or feed.limit == 0:

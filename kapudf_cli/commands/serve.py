@@ -96,9 +96,9 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     SIGHUP loads the configuration and the handlers' code again, while tasks run on;
     without workers it changes nothing.
     """
-    from kapudf_cli.errors import PluginError
     from kapudf_cli.journal import read_count
     from kapudf_cli.journal.limits import raise_descriptor_limit
+    from kapudf_cli.plugin_errors import PluginError
     from kapudf_cli.system import logs
 
     given = {name: value for name, value in flags.items() if value is not None}

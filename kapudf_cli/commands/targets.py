@@ -56,7 +56,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _target(socket: str | None, command: str | None, handler: str | None) -> Target:
     from kapudf_cli import plugins
     from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
-    from kapudf_cli.errors import TargetError
+    from kapudf_cli.client.errors import TargetError
 
     given = [value for value in (socket, command, handler) if value is not None]
     source = click.get_current_context().get_parameter_source("socket")

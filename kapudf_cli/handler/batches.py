@@ -6,8 +6,9 @@ import abc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from kapudf_cli.errors import BatchTooLongError, InvalidWriteError
+from kapudf_cli.handler.errors import BatchTooLongError
 from kapudf_cli.handler.handler import Handler, refuse_async
+from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.udf_pb2 import BATCH, BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:

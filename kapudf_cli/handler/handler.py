@@ -28,9 +28,10 @@ import abc
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from kapudf_cli.errors import OptionsError, StateError, describe
+from kapudf_cli.errors import describe
 from kapudf_cli.handler import options, state
 from kapudf_cli.handler.class_attributes import declared
+from kapudf_cli.handler.errors import OptionsError, StateError
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from kapudf_cli.errors import OptionsError
+from kapudf_cli.handler.errors import OptionsError
 from kapudf_cli.handler.option_declarations import declarations, expected_words
 from kapudf_cli.protocol.udf_pb2 import (
     BOOL,

@@ -11,7 +11,7 @@ import math
 import numbers
 from typing import TYPE_CHECKING, TypeAlias
 
-from kapudf_cli.errors import FieldValueError
+from kapudf_cli.handler.errors import FieldValueError
 from kapudf_cli.protocol.udf_pb2 import Point
 
 if TYPE_CHECKING:

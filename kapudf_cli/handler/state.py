@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from kapudf_cli.errors import StateError
+from kapudf_cli.handler.errors import StateError
 
 if TYPE_CHECKING:
     import datetime as dt

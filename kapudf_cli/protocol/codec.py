@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar, cast
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from kapudf_cli.errors import DecodeMemoryError, EmptyMessageError, UndecodableMessageError
 from kapudf_cli.protocol.decode_errors import find_fault, first_field
+from kapudf_cli.protocol.errors import DecodeMemoryError, EmptyMessageError, UndecodableMessageError
 from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, encode_varint
 from kapudf_cli.protocol.raw_points import (
     KNOWN_FRAMES,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from kapudf_cli.errors import FrameTooLongError, TruncatedFrameError, VarintTooLongError
+from kapudf_cli.protocol.errors import FrameTooLongError, TruncatedFrameError, VarintTooLongError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

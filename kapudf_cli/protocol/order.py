@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.errors import InvalidWriteError, UnexpectedMessageError
+from kapudf_cli.protocol.errors import InvalidWriteError, UnexpectedMessageError
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,

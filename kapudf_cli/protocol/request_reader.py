@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from kapudf_cli.errors import UndecodableMessageError
 from kapudf_cli.protocol.codec import REQUESTS, raw_or_decode_in
+from kapudf_cli.protocol.errors import UndecodableMessageError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader
 from kapudf_cli.protocol.raw_points import (
     KNOWN_FRAMES,

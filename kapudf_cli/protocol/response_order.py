@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.errors import (
+from kapudf_cli.protocol.errors import (
     EmptyMessageError,
     FrameTooLongError,
     ProtocolError,

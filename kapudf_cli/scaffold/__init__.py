@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from kapudf_cli import plugins
-from kapudf_cli.errors import ProjectNameError, ProjectTargetError
+from kapudf_cli.scaffold.errors import ProjectNameError, ProjectTargetError
 
 #: Each file of a project, and its template. The paths are templates as well.
 _FILES: Final = {

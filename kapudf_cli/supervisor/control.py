@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from kapudf_cli.config import CONTROL_SUFFIX
-from kapudf_cli.errors import ControlError
+from kapudf_cli.supervisor.errors import ControlError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

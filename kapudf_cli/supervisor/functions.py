@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.errors import WorkerStartError
+from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.pool import Pool
 from kapudf_cli.supervisor.served_function import FunctionSockets, ServedFunction
 from kapudf_cli.system import systemd

@@ -6,8 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.supervisor.acceptance import accept
+from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.hanging import HungWorkers
 from kapudf_cli.supervisor.recycling import Recycling, WorkerUsage
 from kapudf_cli.supervisor.replacement import Reloaded, Replacements

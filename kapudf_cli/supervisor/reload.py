@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kapudf_cli.errors import ConfigError, ControlError, KapudfError, describe
+from kapudf_cli.errors import ConfigError, KapudfError, describe
+from kapudf_cli.supervisor.errors import ControlError
 from kapudf_cli.supervisor.replacement import Reloaded
 
 if TYPE_CHECKING:

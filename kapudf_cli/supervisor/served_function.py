@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kapudf_cli.config import CONTROL_SUFFIX
-from kapudf_cli.errors import SocketPathError
+from kapudf_cli.system.errors import SocketPathError
 from kapudf_cli.system.socket_file import SocketFile
 
 if TYPE_CHECKING:

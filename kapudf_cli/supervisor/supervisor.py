@@ -15,12 +15,12 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.supervisor import orphans
 from kapudf_cli.supervisor.control import ControlClients
 from kapudf_cli.supervisor.control_commands import ControlCommands
 from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
 from kapudf_cli.supervisor.drain import Drain
+from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.functions import Functions
 from kapudf_cli.supervisor.reload import Reloader
 from kapudf_cli.system import systemd

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from kapudf_cli.errors import SocketInUseError, SocketPathError, StaleSocketError
+from kapudf_cli.system.errors import SocketInUseError, SocketPathError, StaleSocketError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

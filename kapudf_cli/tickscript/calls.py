@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kapudf_cli.errors import CallError
 from kapudf_cli.protocol.udf_pb2 import BOOL, Option, OptionValue
+from kapudf_cli.tickscript.errors import CallError
 from kapudf_cli.tickscript.literals import TYPE_WORDS, read_literal, write_literal
 from kapudf_cli.tickscript.snippets import signatures
 

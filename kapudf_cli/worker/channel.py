@@ -142,7 +142,7 @@ class Failed(_Message, frozen=True, tag=True):
     """The handler cannot be loaded.
 
     Attributes:
-        wrong_call: whether what was asked for is wrong, so that trying again is no use.
+        is_usage_error: whether the request itself is wrong, so that trying again cannot help.
     """
 
     problem: str

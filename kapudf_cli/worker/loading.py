@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli import plugins
 from kapudf_cli.agent.forks import end_child
-from kapudf_cli.errors import HandlerImportError, PluginError
+from kapudf_cli.plugin_errors import HandlerImportError, PluginError
 from kapudf_cli.worker.channel import Code
 
 if TYPE_CHECKING:

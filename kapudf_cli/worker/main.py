@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.agent.summary import ConnectionSummary, Reason
-from kapudf_cli.errors import PluginError, shorten
+from kapudf_cli.errors import shorten
 from kapudf_cli.journal import limits
 from kapudf_cli.journal.journal import Journal
 from kapudf_cli.journal.stream import JournaledStream
+from kapudf_cli.plugin_errors import PluginError
 from kapudf_cli.system import logs
 from kapudf_cli.system.signals import SignalQueue
 from kapudf_cli.system.socket_file import PeerCredentials

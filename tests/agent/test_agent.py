@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError, WorkerLostError
 from kapudf_cli.agent.summary import ConnectionSummary, Reason
-from kapudf_cli.errors import (
-    ConnectionClosedError,
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.errors import (
     DecodeMemoryError,
     EmptyMessageError,
     FrameTooLongError,
-    HandlerError,
     InvalidWriteError,
     TruncatedFrameError,
     UndecodableMessageError,
     UnexpectedMessageError,
     VarintTooLongError,
-    WorkerLostError,
 )
-from kapudf_cli.handler.handler import Handler
-from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,
@@ -49,9 +47,9 @@ from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.errors import ProtocolError
     from kapudf_cli.handler.handler import Writer
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.errors import ProtocolError
     from tests.peers import ServedAgent
 
 INIT = InitRequest(taskID="task", nodeID="node2")

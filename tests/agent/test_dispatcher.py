@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from kapudf_cli.agent.dispatcher import Dispatcher, Next, RefusedError, ReplayAgainError, excerpt
+from kapudf_cli.agent.errors import HandlerError, WorkerLostError
 from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
-from kapudf_cli.errors import HandlerError, UnexpectedMessageError, WorkerLostError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.errors import UnexpectedMessageError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, FrameReader, frame_body
 from kapudf_cli.protocol.raw_points import RawPoint
 from kapudf_cli.protocol.udf_pb2 import (

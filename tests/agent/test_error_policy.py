@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.error_policy import DropLog
-from kapudf_cli.errors import HandlerError
+from kapudf_cli.agent.errors import HandlerError
 
 if TYPE_CHECKING:
     import pytest

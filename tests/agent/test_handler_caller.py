@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError
 from kapudf_cli.agent.handler_caller import HandlerCaller, is_caused_by
 from kapudf_cli.agent.outbox import Outbox
-from kapudf_cli.errors import ConnectionClosedError, HandlerError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.udf_pb2 import InitResponse, Point, SnapshotResponse

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.outbox import Outbox
-from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.protocol.codec import RESPONSES
+from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.framing import (
     DEFAULT_MAX_FRAME_BYTES,
     HEARTBEAT_TIME,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.output import BACKLOG_BYTES, Output
-from kapudf_cli.errors import ConnectionClosedError, InvalidWriteError
 from kapudf_cli.protocol.codec import RESPONSES
+from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,

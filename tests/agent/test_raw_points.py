@@ -18,8 +18,8 @@ from kapudf_cli import (
     decode_point,
     set_field,
 )
-from kapudf_cli.errors import ProtocolError, UndecodableMessageError
 from kapudf_cli.protocol.codec import REQUESTS, raw_or_decode_in
+from kapudf_cli.protocol.errors import ProtocolError, UndecodableMessageError
 from kapudf_cli.protocol.udf_pb2 import KeepaliveRequest
 from kapudf_cli.testing import Task, TaskFailedError, lines
 

@@ -9,12 +9,13 @@ import pytest
 
 from kapudf_cli.agent.checkpoints import NoCheckpoints, ResumePlan
 from kapudf_cli.agent.dispatcher import Dispatcher, RefusedError
+from kapudf_cli.agent.errors import HandlerError
 from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.agent.recovery import Recovery
-from kapudf_cli.errors import HandlerError, UnexpectedMessageError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import REQUESTS, decode_point
+from kapudf_cli.protocol.errors import UnexpectedMessageError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.request_reader import RequestReader
 from kapudf_cli.protocol.udf_pb2 import (

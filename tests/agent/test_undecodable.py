@@ -9,10 +9,10 @@ import pytest
 
 from kapudf_cli.agent.checkpoints import LastSnapshot
 from kapudf_cli.agent.summary import Reason
-from kapudf_cli.errors import UndecodableMessageError
 from kapudf_cli.handler.batches import Batch, BatchHandler
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import decode_point
+from kapudf_cli.protocol.errors import UndecodableMessageError
 from kapudf_cli.protocol.framing import encode_varint
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,

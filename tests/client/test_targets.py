@@ -16,8 +16,9 @@ from kapudf_handlers.mirror import Mirror
 
 from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
 from kapudf_cli.client.driver import ask_info
-from kapudf_cli.errors import ProtocolError, TargetError
+from kapudf_cli.client.errors import TargetError
 from kapudf_cli.handler.handler import Handler
+from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, KeepaliveRequest, Point
 from tests.serve_process import PATIENCE_S
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 
 from kapudf_cli.client.in_process import served
-from kapudf_cli.errors import BatchTooLongError
 from kapudf_cli.handler.batches import Batch, BatchHandler, batch_messages, write_batch
+from kapudf_cli.handler.errors import BatchTooLongError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.points import get_field, get_number, like, set_field
 from kapudf_cli.handler.state import State

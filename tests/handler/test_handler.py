@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pytest
 from msgspec import Meta
 
-from kapudf_cli.errors import OptionsError
 from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.errors import OptionsError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.options import Options
 from kapudf_cli.handler.points import get_field, get_number, set_field

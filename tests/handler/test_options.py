@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from kapudf_cli.errors import OptionsError
+from kapudf_cli.handler.errors import OptionsError
 from kapudf_cli.handler.option_declarations import Flag
 from kapudf_cli.handler.options import Options, calls_of, declare, parse, tickscript_name
 from kapudf_cli.protocol.udf_pb2 import (

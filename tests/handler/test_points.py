@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from kapudf_cli.errors import FieldValueError, KapudfError
+from kapudf_cli.errors import KapudfError
+from kapudf_cli.handler.errors import FieldValueError
 from kapudf_cli.handler.points import (
     drop_field,
     get_datetime,

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from hypothesis import example, given
 
-from kapudf_cli.errors import StateError
+from kapudf_cli.handler.errors import StateError
 from kapudf_cli.handler.state import (
     STRAY_POINTS,
     PerGroup,

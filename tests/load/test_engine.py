@@ -13,10 +13,10 @@ import pytest
 from kapudf_handlers.mirror import BatchMirror, Mirror
 
 from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
-from kapudf_cli.errors import LoadError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import BATCH, Option, Point
 from kapudf_cli.tools.load.engine import Engine, Measured, Plan
+from kapudf_cli.tools.load.errors import LoadError
 from kapudf_cli.tools.load.shape import Shape
 from kapudf_cli.tools.load.work import Work
 from tests.serve_process import PATIENCE_S

@@ -12,13 +12,13 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kapudf_cli.errors import (
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES, Codec, encode_point
+from kapudf_cli.protocol.errors import (
     DecodeMemoryError,
     EmptyMessageError,
     ProtocolError,
     UndecodableMessageError,
 )
-from kapudf_cli.protocol.codec import REQUESTS, RESPONSES, Codec, encode_point
 from kapudf_cli.protocol.framing import FrameReader, encode_varint, frame_body
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kapudf_cli.errors import InvalidWriteError, UnexpectedMessageError
+from kapudf_cli.protocol.errors import InvalidWriteError, UnexpectedMessageError
 from kapudf_cli.protocol.order import (
     MAX_BATCH_SIZE,
     Incoming,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kapudf_cli.errors import (
+from kapudf_cli.protocol.errors import (
     FrameTooLongError,
     ProtocolError,
     TruncatedFrameError,

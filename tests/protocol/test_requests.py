@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kapudf_cli.errors import FrameTooLongError, ProtocolError, UndecodableMessageError
 from kapudf_cli.protocol.codec import REQUESTS, raw_or_decode_in
+from kapudf_cli.protocol.errors import FrameTooLongError, ProtocolError, UndecodableMessageError
 from kapudf_cli.protocol.framing import FrameReader, encode_varint
 from kapudf_cli.protocol.raw_points import KNOWN_FRAMES, point_head, point_run
 from kapudf_cli.protocol.request_reader import RequestReader

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kapudf_cli import Point
-from kapudf_cli.errors import WindowsTooFullError
 from kapudf_cli.testing import grouped, lines
 from kapudf_cli.tools.replay import windows
+from kapudf_cli.tools.replay.errors import WindowsTooFullError
 from kapudf_cli.tools.replay.feed import Feed
 from kapudf_cli.tools.replay.windows import Windows
 from tests.captured import data_of, points_of

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.config import CONTROL_SUFFIX
-from kapudf_cli.errors import ControlError
 from kapudf_cli.supervisor import control
 from kapudf_cli.supervisor.control import ControlClients, ask
+from kapudf_cli.supervisor.errors import ControlError
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 

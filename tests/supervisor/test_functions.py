@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.config import FunctionSettings, Settings
-from kapudf_cli.errors import SocketPathError, WorkerStartError
+from kapudf_cli.supervisor.errors import WorkerStartError
+from kapudf_cli.system.errors import SocketPathError
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.config import Settings
-from kapudf_cli.errors import WorkerStartError
 from kapudf_cli.supervisor import pool
 from kapudf_cli.supervisor.connection import SupervisedConnection
+from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.replacement import Reloaded
 from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerState
 from kapudf_cli.worker import channel as orders

@@ -11,12 +11,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.config import FunctionSettings, Settings
-from kapudf_cli.errors import ConfigError, ControlError, SocketPathError
+from kapudf_cli.errors import ConfigError
 from kapudf_cli.supervisor import functions as functions_module
+from kapudf_cli.supervisor.errors import ControlError
 from kapudf_cli.supervisor.pool import Pool
 from kapudf_cli.supervisor.reload import Reloader
 from kapudf_cli.supervisor.replacement import Reloaded
 from kapudf_cli.system import logs
+from kapudf_cli.system.errors import SocketPathError
 from tests.supervisor.loops import Loop
 
 if TYPE_CHECKING:

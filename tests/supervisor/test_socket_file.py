@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.errors import SocketInUseError, SocketPathError, StaleSocketError
+from kapudf_cli.system.errors import SocketInUseError, SocketPathError, StaleSocketError
 from kapudf_cli.system.socket_file import (
     MAX_PATH_BYTES,
     PeerCredentials,
@@ -72,7 +72,7 @@ for line in iter(sys.stdin.readline, ""):
 #: Binds and releases again and again; a flag made with O_EXCL shows a second owner.
 CONTENDER = """
 import os, sys
-from kapudf_cli.errors import SocketInUseError
+from kapudf_cli.system.errors import SocketInUseError
 from kapudf_cli.system.socket_file import SocketFile
 path, rounds = sys.argv[1], int(sys.argv[2])
 print("ready", flush=True)

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from kapudf_cli.client.driver import probe
 from kapudf_cli.config import FunctionSettings, Settings
-from kapudf_cli.errors import ControlError, WorkerStartError
 from kapudf_cli.supervisor import control
+from kapudf_cli.supervisor.errors import ControlError, WorkerStartError
 from kapudf_cli.supervisor.supervisor import Supervisor
 from kapudf_cli.system import logs
 from kapudf_cli.system.signals import SignalQueue

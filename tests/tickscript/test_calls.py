@@ -17,8 +17,8 @@ from kapudf_cli import (
     OptionInfo,
     OptionValue,
 )
-from kapudf_cli.errors import CallError
 from kapudf_cli.tickscript.calls import check_calls, read_calls, write_calls
+from kapudf_cli.tickscript.errors import CallError
 from tests.tickscript.test_literals import VALUES
 
 INFO = InfoResponse(

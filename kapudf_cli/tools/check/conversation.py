@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kapudf_cli.client.driver import SETTLE_KEEPALIVES, SETTLE_QUIET_S
-from kapudf_cli.errors import ProtocolError, ResponseFaultError
+from kapudf_cli.protocol.errors import ProtocolError, ResponseFaultError
 from kapudf_cli.protocol.response_order import ResponseOrder, fault_of
 from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,

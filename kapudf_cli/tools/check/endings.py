@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.client import CommandTarget
-from kapudf_cli.errors import TargetError
+from kapudf_cli.client.errors import TargetError
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import InitRequest
 from kapudf_cli.tools.check.conversation import told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.errors import TargetError
+from kapudf_cli.client.errors import TargetError
 from kapudf_cli.tools.check import (
     asking,
     batch_data,

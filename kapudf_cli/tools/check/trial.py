@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.client import SocketTarget
 from kapudf_cli.client.driver import ask_info
-from kapudf_cli.errors import ProbeError, TargetError
+from kapudf_cli.client.errors import ProbeError, TargetError
 from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM
 from kapudf_cli.tickscript.snippets import edge_name
 from kapudf_cli.tools.check.conversation import Conversation

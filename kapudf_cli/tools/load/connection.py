@@ -9,11 +9,12 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.client.pipes import PipePair
-from kapudf_cli.errors import LoadError, ProtocolError
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import FrameReader
 from kapudf_cli.protocol.response_order import fault_of
 from kapudf_cli.protocol.udf_pb2 import ErrorResponse, KeepaliveRequest
+from kapudf_cli.tools.load.errors import LoadError
 
 if TYPE_CHECKING:
     from kapudf_cli.client import Connection

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.client.driver import SETTLE_KEEPALIVES, SETTLE_QUIET_S
-from kapudf_cli.errors import LoadError, ProtocolError
+from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.udf_pb2 import (
     EndBatch,
     ErrorResponse,
@@ -27,6 +27,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 from kapudf_cli.tools.load import processes
 from kapudf_cli.tools.load.connection import END, KEEPALIVE, POINT, LoadConnection
+from kapudf_cli.tools.load.errors import LoadError
 from kapudf_cli.tools.load.exchange import head_bytes
 from kapudf_cli.tools.load.interrupts import HeldInterrupt
 from kapudf_cli.tools.load.latencies import Latencies

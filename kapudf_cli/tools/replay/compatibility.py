@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kapudf_cli.client.driver import ask_info
-from kapudf_cli.errors import MisfitError, ProbeError
+from kapudf_cli.client.errors import ProbeError
 from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM
 from kapudf_cli.tickscript.snippets import edge_name
 from kapudf_cli.tools.recordings import Kind
+from kapudf_cli.tools.replay.errors import MisfitError
 
 if TYPE_CHECKING:
     from kapudf_cli.client import Target

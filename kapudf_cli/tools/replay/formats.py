@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from kapudf_cli.errors import LineProtocolError
 from kapudf_cli.handler.points import get_fields
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system.terminal_text import printable, printable_json
+from kapudf_cli.tools.recordings.errors import LineProtocolError
 from kapudf_cli.tools.recordings.line_protocol import write
 from kapudf_cli.tools.recordings.rfc3339 import write_time
 

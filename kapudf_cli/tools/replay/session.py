@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from kapudf_cli.client.driver import SETTLE_KEEPALIVES, SETTLE_QUIET_S
-from kapudf_cli.errors import ProtocolError, ReplayError, ResponseFaultError
 from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.errors import ProtocolError, ResponseFaultError
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
 from kapudf_cli.protocol.response_order import ResponseOrder, fault_of
 from kapudf_cli.protocol.udf_pb2 import (
@@ -34,6 +34,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotResponse,
 )
 from kapudf_cli.tools.replay import faults
+from kapudf_cli.tools.replay.errors import ReplayError
 from kapudf_cli.tools.replay.summary import Counts
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.errors import WindowsTooFullError
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.protocol.udf_pb2 import Point
+from kapudf_cli.tools.replay.errors import WindowsTooFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

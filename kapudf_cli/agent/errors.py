@@ -1,0 +1,30 @@
+"""Why an agent's connection fails."""
+
+from __future__ import annotations
+
+from kapudf_cli.errors import KapudfError, describe
+
+
+class HandlerError(KapudfError):
+    """A method of a handler raised; the exception is the `__cause__`.
+
+    Attributes:
+        handler: name of the handler's class.
+        method: name of the method that was called.
+        cause: what it raised.
+    """
+
+    def __init__(self, handler: str, method: str, cause: BaseException) -> None:
+        super().__init__(f"{handler}.{method} raised {describe(cause)}")
+        self.handler = handler
+        self.method = method
+        self.cause = cause
+        self.__cause__ = cause
+
+
+class ConnectionClosedError(KapudfError):
+    """A handler wrote to a connection that has ended."""
+
+
+class WorkerLostError(KapudfError):
+    """The workers that served a connection died of it, and no other is tried."""
