@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.journaled_tasks import KeptTask
+from tests.journal.tasks import KeptTask
 from tests.serve_process import ServeProcess
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.handler.handler import Writer
-    from tests.journaled_tasks import KeptTask, ServedAgent
+    from tests.journal.tasks import KeptTask, ServedAgent
 
 
 class Batches(Handler):

@@ -29,7 +29,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.counters import Counting, counted
-from tests.journals import DiedError, let_go
+from tests.journal.connections import DiedError, let_go
 from tests.peers import INIT, INITIALIZED, encoded, in_thread
 from tests.serve_process import PATIENCE_S
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
-    from tests.journaled_tasks import KeptTask
+    from tests.journal.tasks import KeptTask
 
 
 class Counter(Counting):

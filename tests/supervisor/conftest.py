@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.journals import KeptConnection
+from tests.journal.connections import KeptConnection
 from tests.supervisor.loops import Loop
 from tests.supervisor.workers import Workers
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.hanging import HungWorkers
 from kapudf_cli.system import logs
-from tests.journals import KeptConnection
+from tests.journal.connections import KeptConnection
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.workers import Workers
 

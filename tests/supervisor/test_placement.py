@@ -14,7 +14,7 @@ from kapudf_cli.supervisor.router import Router, furthest_apart
 from kapudf_cli.supervisor.worker_process import WorkerState
 from kapudf_cli.system import logs
 from kapudf_cli.worker import channel as orders
-from tests.journals import KeptConnection
+from tests.journal.connections import KeptConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

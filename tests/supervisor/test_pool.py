@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kapudf_cli.worker.channel import Start
-    from tests.journals import KeptConnection
+    from tests.journal.connections import KeptConnection
     from tests.supervisor.loops import Loop
 
 

@@ -15,7 +15,7 @@ from kapudf_cli.journal.header import NO_FRAME
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.connection import Move, SupervisedConnection
 from kapudf_cli.transport.commit import Commit, ConnectionStats
-from tests.journals import KeptConnection
+from tests.journal.connections import KeptConnection
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 

@@ -20,7 +20,7 @@ from kapudf_cli.worker.stacks import faulty_thread
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.journals import KeptConnection
+    from tests.journal.connections import KeptConnection
     from tests.supervisor.workers import Workers
 
 STARTING, SERVING, RETIRING, DEAD = WorkerState

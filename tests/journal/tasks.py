@@ -13,7 +13,7 @@ from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.journal.header import LEDGER_BYTES, Header
-from tests.journals import DiedError, DyingLedger, KeptConnection
+from tests.journal.connections import DiedError, DyingLedger, KeptConnection
 from tests.peers import encoded, in_thread
 from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until

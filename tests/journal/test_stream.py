@@ -15,7 +15,7 @@ from kapudf_cli.protocol.codec import RESPONSES
 from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.transport import ReadPaused
 from kapudf_cli.transport.commit import Commit, ConnectionStats
-from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, KeptConnection
+from tests.journal.connections import JOURNAL_BYTES, MAX_FRAME_BYTES, KeptConnection
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until

@@ -22,8 +22,14 @@ from hypothesis.stateful import (
 from kapudf_cli.journal import journal
 from kapudf_cli.journal.header import NO_FRAME, Header
 from kapudf_cli.transport.commit import Commit, ConnectionStats
-from tests.journals import JOURNAL_BYTES, MAX_FRAME_BYTES, DiedError, DyingLedger, KeptConnection
-from tests.journals import let_go as kill
+from tests.journal.connections import (
+    JOURNAL_BYTES,
+    MAX_FRAME_BYTES,
+    DiedError,
+    DyingLedger,
+    KeptConnection,
+)
+from tests.journal.connections import let_go as kill
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
