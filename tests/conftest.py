@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.journal.connections import KeptConnection
 from tests.journal.tasks import KeptTask
 from tests.serve_process import ServeProcess
 
@@ -53,6 +54,13 @@ def serve(socket_path: str) -> Iterator[Callable[..., ServeProcess]]:
             return processes.enter_context(process).ready()
 
         yield start
+
+
+@pytest.fixture
+def kept() -> Iterator[KeptConnection]:
+    """Give a connection with a journal, over which nothing has been sent yet."""
+    with contextlib.closing(KeptConnection()) as connection:
+        yield connection
 
 
 @pytest.fixture

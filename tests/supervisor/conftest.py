@@ -6,20 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.journal.connections import KeptConnection
 from tests.supervisor.loops import Loop
 from tests.supervisor.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@pytest.fixture
-def kept() -> Iterator[KeptConnection]:
-    """Give a connection that nothing has come over yet."""
-    kept = KeptConnection()
-    yield kept
-    kept.close()
 
 
 @pytest.fixture
