@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.client.driver import probe
 from kapudf_cli.client.errors import ProbeError
+from kapudf_cli.system import processes
 from kapudf_cli.system.socket_file import peer_credentials
 
 if TYPE_CHECKING:
@@ -103,31 +104,13 @@ def pid_of(connection: Connection) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the processor time of a process and its children, user and system, in seconds."""
-    return sum(map(_cpu_s, _family(pid)))
+    """Return the processor time of a process and its descendants, in seconds."""
+    return processes.cpu_s(processes.tree([pid]))
 
 
 def rss_mb(pid: int) -> float:
-    """Return the memory that a process and its children have resident, in MB.
+    """Return the resident memory of a process and its descendants, in MB.
 
-    What they share is counted for each.
+    Memory that they share is counted for each.
     """
-    return sum(map(_rss_mb, _family(pid)))
-
-
-def _family(pid: int) -> Iterator[int]:
-    """Yield a process and all that descend from it: the one that listens may have workers."""
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text(encoding="ascii").split():
-            yield from _family(int(child))
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _rss_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return sum(map(processes.rss_bytes, processes.tree([pid]))) / 1e6

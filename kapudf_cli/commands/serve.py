@@ -143,7 +143,7 @@ def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = 
     if config_file is not None:
         # Imported only then: many a server has no file.
         from kapudf_cli.config_file import read
-        from kapudf_cli.system.working_folder import working_folder
+        from kapudf_cli.system.processes import working_folder
 
         source = str(config_file)
         raw = read(working_folder() / config_file if again else config_file, again=again)

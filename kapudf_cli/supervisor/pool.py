@@ -16,7 +16,7 @@ from kapudf_cli.supervisor.router import Router
 from kapudf_cli.supervisor.worker_death import WorkerDeath
 from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerState
 from kapudf_cli.supervisor.worker_reports import WorkerReports
-from kapudf_cli.system.working_folder import working_folder
+from kapudf_cli.system.processes import working_folder
 from kapudf_cli.worker import channel as orders
 
 if TYPE_CHECKING:

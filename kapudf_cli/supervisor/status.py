@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kapudf_cli.system.processes import rss_bytes
+
 if TYPE_CHECKING:
     from kapudf_cli.supervisor.connection import SupervisedConnection
     from kapudf_cli.supervisor.pool import Pool
-
-_STATM_PAGES = os.sysconf("SC_PAGE_SIZE")
 
 
 def of_pool(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def of_pool(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, Any]
         "socket": socket_path,
         "supervisor": {
             "pid": os.getpid(),
-            "rss_mb": _megabytes(_own_rss_bytes()),
+            "rss_mb": _megabytes(rss_bytes(os.getpid())),
             "age_s": _seconds(time.monotonic() - started_s),
         },
         "worker_deaths": pool.deaths,
@@ -69,14 +69,6 @@ def _of_connection(served: SupervisedConnection) -> dict[str, Any]:
         "takeovers": served.takeovers,
         "age_s": _seconds(time.monotonic() - served.started_s),
     }
-
-
-def _own_rss_bytes() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * _STATM_PAGES
-    except OSError:
-        return 0  # No descriptor is left, say; the rest is known all the same.
 
 
 def _megabytes(count: int) -> float:

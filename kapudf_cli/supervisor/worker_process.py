@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from kapudf_cli.system import processes
 from kapudf_cli.worker.channel import Channel, Start
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 _DUMP_BYTES: Final = 32 * 1024
 #: Written by faulthandler for each thread that it knows of; see `worker.DUMP_SIGNAL`.
 _DUMP_SIGNAL: Final = signal.SIGUSR1
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 #: Made a likelier victim than the supervisor where memory runs out, for it can be replaced.
 _OOM_SCORE_ADJ: Final = 200
 #: How long a worker gets no connections after it could not serve one; doubled each time.
@@ -118,10 +118,7 @@ class WorkerProcess:
 
     def rss_bytes(self) -> int:
         """Return the memory that it has resident, shared memory included; 0 once it is gone."""
-        try:
-            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-        except (OSError, IndexError):
-            return 0
+        return processes.rss_bytes(self.pid)
 
     # --- orders ---
 

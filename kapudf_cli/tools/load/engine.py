@@ -25,7 +25,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     KeepaliveResponse,
     Point,
 )
-from kapudf_cli.tools.load import processes
+from kapudf_cli.system import processes
 from kapudf_cli.tools.load.connection import END, KEEPALIVE, POINT, LoadConnection
 from kapudf_cli.tools.load.errors import LoadError
 from kapudf_cli.tools.load.exchange import head_bytes
@@ -416,7 +416,7 @@ class Engine:
             return
         pids = processes.tree(self.measured.pids)
         self.measured.cpu_s = max(processes.cpu_s(pids) - self._cpu_before, 0.0)
-        resident = processes.rss_bytes(pids)
+        resident = sum(map(processes.rss_bytes, pids))
         self.measured.rss_bytes = max(self.measured.rss_bytes or 0, resident)
 
 

@@ -300,7 +300,7 @@ HOSTILE = [
 @pytest.mark.parametrize("prints", [False, True])
 def test_no_handler_can_silence_what_kapudf_logs_itself(*, prints: bool) -> None:
     """Whatever it configures, in whatever order, every event comes with all its facts."""
-    code = "import logging.config, os\nfrom kapudf_cli import loggers\n"
+    code = "import logging.config, os\nfrom kapudf_cli.system import loggers\n"
     if prints:
         code += "logs.prints_logged().__enter__()\n"
     code += "logs.bind_facts(connection=7)\nbefore = log.bind(when='before')\n"

@@ -1,0 +1,79 @@
+"""Facts about processes: memory, processor time, descendants and the working folder."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Indexes into the fields of /proc/PID/stat that follow the command's name; see proc(5).
+_PARENT = 1
+_USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM = 11, 12, 13, 14
+
+
+def tree(pids: Iterable[int]) -> set[int]:
+    """Return the processes and all their living descendants."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        fields = _stat(int(name)) if name.isdecimal() else None
+        if fields:
+            children.setdefault(int(fields[_PARENT]), []).append(int(name))
+    found: set[int] = set()
+    waiting = list(pids)
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(pid, ())
+    return found
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """Return the processor time that processes have used, in seconds.
+
+    It includes the time of children that have exited and been waited for.
+    """
+    places = (_USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM)
+    ticks = sum(int(fields[place]) for pid in pids if (fields := _stat(pid)) for place in places)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def rss_bytes(pid: int) -> int:
+    """Return the resident memory of a process, shared memory included; 0 if it has exited.
+
+    It is 0, too, if no descriptor is left to read it with.
+    """
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return the fields after the command's name in /proc/PID/stat, None if the process is gone."""
+    try:
+        # The name of a command may hold any bytes.
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+@functools.cache
+def working_folder() -> str:
+    """Return the path of the working folder, as it was at the first call.
+
+    A shell keeps the path through which it entered a folder in PWD. If that path is a symbolic
+    link, a deployment may later point it at another folder, and a reload must follow it.
+    """
+    name = os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(name) and os.path.samefile(name, "."):
+            return name
+        return os.getcwd()
+    except OSError:
+        return "."
