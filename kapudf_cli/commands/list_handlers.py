@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 @click.command("list-handlers")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, for machines.")
 def list_handlers(*, as_json: bool) -> None:
-    """List the installed handlers: the entry points of the group kapudf.handlers.
+    """List the installed handlers.
 
-    A handler that cannot be loaded is listed with the reason.
+    They are the entry points of the group kapudf.handlers. One that cannot be loaded is
+    listed with the reason.
     """
     from kapudf_cli import plugins
     from kapudf_cli.commands.tables import aligned

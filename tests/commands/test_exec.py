@@ -88,6 +88,7 @@ def test_it_says_what_it_is_and_exits_with_0() -> None:
     """As Kapacitor asks at its start: Info, and the end of the input."""
     with executed("mirror") as connection:
         assert set(ask_info(connection.side).options) == {"field", "tag"}
+        connection.side.half_close()
         assert connection.side.receive() is None
         assert ended(connection).text == "exited with status 0"
 

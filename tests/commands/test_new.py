@@ -252,7 +252,8 @@ def test_a_wrong_name_is_refused(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["new", "--", wrong])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"Error: no project can be called '{wrong}': ")
+    shown = wrong.replace("\n", r"\n")
+    assert result.stderr.startswith(f"Error: no project can be called '{shown}': ")
     assert WRONG_NAMES[wrong] in result.stderr
     assert result.stderr == f"{result.stderr.strip()}\n"
     assert not list(tmp_path.iterdir())

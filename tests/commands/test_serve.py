@@ -37,7 +37,7 @@ ELSEWHERE = (
     sys.executable,
     "-c",
     (
-        "from kapudf_cli.supervisor import read_count as r; r._SO_PEEK_OFF = 9999; "
+        "from kapudf_cli.journal import read_count as r; r._SO_PEEK_OFF = 9999; "
         "from kapudf_cli.commands import main; main()"
     ),
 )
@@ -347,9 +347,8 @@ def test_the_log_format_has_the_same_order(
     *,
     is_json: bool,
 ) -> None:
-    """The traceback of a failed import is in an object, or on lines of its own."""
     logged = import_failure(short_folder, in_file, variable, flag, "log_format")
-    assert ("\nTraceback (most recent call last):\n" in logged) is not is_json
+    assert ("\n    Traceback (most recent call last):\n" in logged) is not is_json
     assert logged.startswith("{") is is_json
 
 

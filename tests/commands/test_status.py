@@ -291,15 +291,15 @@ def test_a_request_that_is_none_hurts_nobody(
     assert probe(socket_path, timeout_s=PATIENCE_S).info.options
 
 
-def test_many_who_ask_nothing_are_no_trouble(serve: Serve, socket_path: str) -> None:
-    """Some are kept, the others are turned away; Kapacitor is served."""
+def test_idle_control_clients_are_dropped_for_new_ones(serve: Serve, socket_path: str) -> None:
     serve("mirror")
-    with contextlib.ExitStack() as askers:
-        for _ in range(200):
-            asker = askers.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            asker.settimeout(PATIENCE_S)
-            asker.connect(f"{socket_path}.control")
-        # The last one is among those that are turned away.
-        assert asker.recv(1) == b""
+    with contextlib.ExitStack() as clients:
+        for number in range(200):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            client.settimeout(PATIENCE_S)
+            client.connect(f"{socket_path}.control")
+            if number == 0:
+                oldest = client
+        assert oldest.recv(1) == b""
+        await_status(socket_path, lambda status: status["workers"])
         assert probe(socket_path, timeout_s=PATIENCE_S).info.options
-    await_status(socket_path, lambda status: status["workers"])
