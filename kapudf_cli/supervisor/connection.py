@@ -215,10 +215,13 @@ class SupervisedConnection:
     def needs_heartbeat(self) -> bool:
         """Whether Kapacitor should be told that the connection is alive.
 
-        A connection that has no worker waits without a limit: the import of a handler may take
-        longer than one frame ever does, and without a heartbeat the task would fail.
+        A connection without a worker waits without a limit: the import of a handler may take
+        longer than one frame ever does, and without a heartbeat the task would fail. A worker
+        that hangs is about to be replaced, which takes longer than a short time-out.
         """
-        return self.worker is None or self.watch.beats or self.is_neglected
+        if self.worker is None or self.number in self.worker.hung:
+            return True
+        return self.watch.beats or self.is_neglected
 
     @property
     def is_not_reading(self) -> bool:

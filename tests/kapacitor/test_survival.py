@@ -11,7 +11,14 @@ from tests.conftest import plugin
 from tests.kapacitor.daemon import TaskStatus
 from tests.kapacitor.lines import BY_HOST, line
 from tests.serve_process import ServeProcess
-from tests.supervisor.ongoing import Code, await_status, kapudf, status_of, write_config
+from tests.supervisor.ongoing import (
+    Code,
+    await_status,
+    kapudf,
+    serving_pid,
+    status_of,
+    write_config,
+)
 from tests.supervisor.slow_import import SlowImport
 
 if TYPE_CHECKING:
@@ -43,7 +50,7 @@ def test_a_task_survives_deaths_and_new_code(
         # The points are on their way to the handler, and back, when it happens.
         daemon.write(*(line(number * ROUND + n) for n in range(ROUND)))
         if number % 2:
-            os.kill(status_of(socket_path)["workers"][0]["pid"], signal.SIGKILL)
+            os.kill(serving_pid(socket_path), signal.SIGKILL)
             process.await_events("connection taken over", number // 2 + 1)
         else:
             code.change()
@@ -145,7 +152,7 @@ def test_a_kapacitord_that_starts_while_a_handler_is_imported_waits_for_it(
         first.write(line(1))
         first.await_point("running", n=1)
         slow.hold_up()
-        os.kill(status_of(socket_path)["workers"][0]["pid"], signal.SIGKILL)
+        os.kill(serving_pid(socket_path), signal.SIGKILL)
         process.event("worker died")
         first.write(line(2))
         threading.Timer(SLOW_S, slow.let_go).start()

@@ -187,6 +187,12 @@ def status_of(path: str) -> dict[str, Any]:
     return control.ask(path, "status", timeout_s=PATIENCE_S)
 
 
+def serving_pid(path: str) -> int:
+    """Return the process of the first worker that serves; one that retires may still be listed."""
+    workers = status_of(path)["workers"]
+    return next(int(worker["pid"]) for worker in workers if worker["state"] == "serving")
+
+
 def await_status(path: str, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Ask for the status until it is as wanted, and return it.
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -315,7 +316,7 @@ def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
 def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(kept: Kept) -> None:
     """Input that is not read, and output that is not sent though there is room for it."""
     served = kept.served
-    served.worker = object()  # type: ignore[assignment]
+    served.worker = types.SimpleNamespace(hung=set())  # type: ignore[assignment]
     kept.waits()
 
     def after(*times_s: float) -> tuple[str, bool]:
@@ -420,3 +421,13 @@ def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -
     assert facts["reason"] == "abandoned"
     assert (facts["task_id"], facts["points_in"], facts["points_out"]) == ("task", 3, 2)
     assert facts["bytes_in"] == 99
+
+
+def test_a_connection_gets_heartbeats_until_the_worker_that_hangs_is_replaced(kept: Kept) -> None:
+    """A kapacitord with a short time-out would fail the task meanwhile."""
+    worker = types.SimpleNamespace(hung={kept.served.number})
+    kept.served.worker = worker  # type: ignore[assignment]
+    for now_s in (1.0, 1e6):
+        kept.served.tick(now_s)
+    assert not kept.served.watch.beats
+    assert kept.served.needs_heartbeat
