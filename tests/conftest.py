@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.journal.connections import KeptConnection
-from tests.journal.tasks import KeptTask
+from tests.journal.connections import JournaledConnection
+from tests.journal.tasks import JournaledTask
 from tests.serve_process import ServeProcess
 
 if TYPE_CHECKING:
@@ -63,19 +63,19 @@ def serve(socket_path: str) -> Iterator[Callable[..., ServeProcess]]:
 
 
 @pytest.fixture
-def kept() -> Iterator[KeptConnection]:
+def kept() -> Iterator[JournaledConnection]:
     """Give a connection with a journal, over which nothing has been sent yet."""
-    with contextlib.closing(KeptConnection()) as connection:
+    with contextlib.closing(JournaledConnection()) as connection:
         yield connection
 
 
 @pytest.fixture
-def tasks() -> Iterator[Callable[..., KeptTask]]:
+def tasks() -> Iterator[Callable[..., JournaledTask]]:
     """Give a way to have tasks' connections, all of which are closed in the end."""
     with contextlib.ExitStack() as made:
 
-        def make(*arguments: Any, **more: Any) -> KeptTask:
-            return made.enter_context(contextlib.closing(KeptTask(*arguments, **more)))
+        def make(*arguments: Any, **more: Any) -> JournaledTask:
+            return made.enter_context(contextlib.closing(JournaledTask(*arguments, **more)))
 
         yield make
 

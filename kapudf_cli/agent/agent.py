@@ -122,7 +122,7 @@ class Agent:
     def pause(self, on_paused: Callable[[], None]) -> None:
         """Stand still at the next frame's boundary, call `on_paused`, and wait.
 
-        For `go`, `release`, `decide_alone` or `abort`; with an end of the connection before that
+        For `go`, `release`, `cancel_handover` or `abort`; with an end of the connection before that
         boundary, `on_paused` is never called.
         """
         self._handover.propose(on_paused)
@@ -136,9 +136,9 @@ class Agent:
         """Let go of the connection after a pause: another agent has it from here on."""
         self._handover.release()
 
-    def decide_alone(self) -> None:
+    def cancel_handover(self) -> None:
         """Go on after a pause, but do not take over: whoever would decide is gone."""
-        self._handover.decide_alone()
+        self._handover.cancel_handover()
 
     def heartbeat(self) -> None:
         """Tell Kapacitor that the handler is alive and busy, if it can be told without waiting."""
@@ -197,7 +197,7 @@ class Agent:
     def _serve(self) -> None:
         try:
             if self._resume_plan is None:
-                self._caller.make()
+                self._caller.create()
             else:
                 self._take_over(self._resume_plan)
             self._read_to_the_end()

@@ -55,17 +55,17 @@ class ResumePlan:
 class Checkpoints(Protocol):
     """Keeps what makes a handler's state."""
 
-    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+    def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
         """Return whether a cut is wanted.
 
         Args:
             now_s: the monotonic clock's time, in seconds.
             stateless: whether the handler has no state, so that input which has been
                 dealt with need not be kept.
-            asked: whether Kapacitor has asked for a snapshot since the last cut.
+            snapshot_requested: whether Kapacitor has asked for a snapshot since then.
         """
 
-    def cut(self, prefix: bytes, remainder: bytes) -> bool:
+    def compact(self, prefix: bytes, remainder: bytes) -> bool:
         """Forget the input that has been dealt with.
 
         Args:
@@ -79,7 +79,7 @@ class Checkpoints(Protocol):
         """
 
     @property
-    def most_prefix_bytes(self) -> int:
+    def max_prefix_bytes(self) -> int:
         """The longest prefix that there is ever room for."""
 
     def postpone(self) -> None:
@@ -108,18 +108,18 @@ class Checkpoints(Protocol):
 class NoCheckpoints:
     """Keeps nothing, where no handler is made anew."""
 
-    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+    def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
         """Ask for no cut."""
-        del now_s, stateless, asked
+        del now_s, stateless, snapshot_requested
         return False
 
-    def cut(self, prefix: bytes, remainder: bytes) -> bool:
+    def compact(self, prefix: bytes, remainder: bytes) -> bool:
         """Keep nothing."""
         del prefix, remainder
         return True
 
     @property
-    def most_prefix_bytes(self) -> int:
+    def max_prefix_bytes(self) -> int:
         """As long as a message may be."""
         return MAX_MESSAGE_BYTES
 
@@ -150,11 +150,11 @@ class LastSnapshot(NoCheckpoints):
         self._prefix = b""
         self.postpone()
 
-    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+    def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
         """Return whether the last one is old; see `Checkpoints.is_due`."""
-        return not stateless and (asked or now_s >= self._due_s)
+        return not stateless and (snapshot_requested or now_s >= self._due_s)
 
-    def cut(self, prefix: bytes, remainder: bytes) -> bool:
+    def compact(self, prefix: bytes, remainder: bytes) -> bool:
         """Keep Init and the snapshot; see `Checkpoints.cut`."""
         del remainder
         self.postpone()

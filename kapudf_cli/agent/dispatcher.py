@@ -133,7 +133,7 @@ class Dispatcher:
         self.order = IncomingOrder()
         self.init_frame = b""
         self.stateless = False
-        self._leaves_batch_out = False
+        self._skips_batch = False
         self._keepalives_since_init = 0
 
     @contextlib.contextmanager
@@ -174,9 +174,9 @@ class Dispatcher:
                 return self._give("begin_batch", self.caller.handler.begin_batch, message, offset)
             case EndBatch():
                 self.batches_in += 1
-                if not self._leaves_batch_out:
+                if not self._skips_batch:
                     return self._give("end_batch", self.caller.handler.end_batch, message, offset)
-                self._leaves_batch_out = False
+                self._skips_batch = False
                 return Next.GO_ON
             case _:
                 return self._answer_request(message)
@@ -250,7 +250,7 @@ class Dispatcher:
             what = "batch" if method.endswith("_batch") else "point"
             self._dropped.note(blamed, what=what, offset=offset, on_error=self._on_error)
         if method == "begin_batch":
-            self.leave_batch_out()
+            self.skip_batch()
         elif method == "end_batch":
             self._abandon_batch()
         return Next.RESTART_HANDLER if self._on_error == "restart" else Next.GO_ON
@@ -299,21 +299,21 @@ class Dispatcher:
         if kind is Point:
             self.points_in += 1
             # As long as a batch is left out, the agent must not deal with points by itself.
-            self.order.takes_points = not self._leaves_batch_out
+            self.order.takes_points = not self._skips_batch
         elif kind is BeginBatch:
-            self.leave_batch_out()
+            self.skip_batch()
         elif kind is EndBatch:
             self.batches_in += 1
-            self._leaves_batch_out = False
+            self._skips_batch = False
             self._abandon_batch()
         elif kind is SnapshotRequest:
             self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
         elif kind is KeepaliveRequest:
             self.outbox.answer(KeepaliveResponse(time=time))
 
-    def leave_batch_out(self) -> None:
+    def skip_batch(self) -> None:
         """Give the handler nothing more of the current batch."""
-        self._leaves_batch_out = True
+        self._skips_batch = True
         self.order.takes_points = False
         self._abandon_batch()
 
@@ -324,7 +324,7 @@ class Dispatcher:
             output.abandon_batch()
 
     def _point(self, message: RawPoint | Point, offset: int) -> Next:
-        if self._leaves_batch_out:
+        if self._skips_batch:
             # The read loop must not handle the next one by itself.
             self.order.takes_points = False
             return Next.GO_ON

@@ -50,7 +50,7 @@ class HandlerCaller:
             raise ConnectionClosedError(problem)
         return self._handler
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Make a handler. Raises as `call` does."""
         self._handler = self.call("__init__", self._factory, self._outbox)
 

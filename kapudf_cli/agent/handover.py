@@ -46,7 +46,7 @@ class Handover:
         self._released = True
         self._decided.set()
 
-    def decide_alone(self) -> None:
+    def cancel_handover(self) -> None:
         """Have whoever has the connection keep it: nobody is left who would decide."""
         self._released = self._released or self._takes_over
         self.stop_waiting()

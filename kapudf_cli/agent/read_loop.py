@@ -180,7 +180,7 @@ class ReadLoop:
                     )
                     dispatcher.failures += 1
                     dispatcher.drop(message)
-                    self._recovery.leave_out(offset)
+                    self._recovery.skip_in_replays(offset)
                 else:
                     self._follow(dispatcher.dispatch(message, offset))
                 self._requests.raw = dispatcher.caller.handler.raw_point is not None

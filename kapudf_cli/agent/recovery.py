@@ -54,9 +54,9 @@ class Recovery:
         self._outbox = dispatcher.outbox
         self._checkpoints = checkpoints
         # Offsets of frames that raised or killed a worker, as far as they may be replayed.
-        self._left_out: set[int] = set()
+        self._skipped: set[int] = set()
         # A compaction is due whatever the checkpoints say; a snapshot request makes it cheap.
-        self._wants_compaction = self._snapshot_was_asked = False
+        self._wants_compaction = self._snapshot_requested = False
         self._has_warned = False
         self._restarts = self._takeovers = 0
 
@@ -75,9 +75,9 @@ class Recovery:
             self._takeovers,
         )
 
-    def leave_out(self, offset: int) -> None:
+    def skip_in_replays(self, offset: int) -> None:
         """Leave the frame at this offset in the input out of every replay."""
-        self._left_out.add(offset)
+        self._skipped.add(offset)
 
     def record_current_frame(self, offset: int) -> None:
         """Record which frame the handler is given next, for the case that it kills the worker."""
@@ -87,7 +87,7 @@ class Recovery:
 
     def request_compaction(self) -> None:
         """Compact soon, because Kapacitor has asked for a snapshot."""
-        self._snapshot_was_asked = True
+        self._snapshot_requested = True
 
     def compact_if_due(self, now_s: float) -> None:
         """Compact if what is kept is long or old; `now_s` is the monotonic clock's time."""
@@ -120,7 +120,7 @@ class Recovery:
                 # Kapacitor has not asked for it, so the task goes on with a longer replay.
                 _log.error("snapshot failed: %s", error, exc_info=error.cause)
                 self._checkpoints.postpone()
-                self._snapshot_was_asked = False
+                self._snapshot_requested = False
                 return
             # Another worker could not know of what the handler wrote in `snapshot`.
             self._outbox.flush(self.stats())
@@ -128,14 +128,14 @@ class Recovery:
                 return
             if snapshot:
                 prefix += REQUESTS.encode(RestoreRequest(snapshot=snapshot))
-        self._wants_compaction = self._snapshot_was_asked = False
-        if self._checkpoints.cut(prefix, self.requests.rest):
-            self._left_out.clear()
+        self._wants_compaction = self._snapshot_requested = False
+        if self._checkpoints.compact(prefix, self.requests.rest):
+            self._skipped.clear()
 
     def _has_room_for(self, snapshot: bytes) -> bool:
         """Return whether a snapshot can be kept; log once that it cannot."""
         size = len(self._dispatcher.init_frame) + len(snapshot) + _RESTORE_BYTES
-        most = self._checkpoints.most_prefix_bytes
+        most = self._checkpoints.max_prefix_bytes
         if size <= most:
             return True
         if not self._has_warned:
@@ -150,12 +150,12 @@ class Recovery:
                 },
             )
         self._checkpoints.postpone()
-        self._wants_compaction = self._snapshot_was_asked = False
+        self._wants_compaction = self._snapshot_requested = False
         return False
 
     def _is_compaction_due(self, now_s: float) -> bool:
         return self._wants_compaction or self._checkpoints.is_due(
-            now_s, stateless=self._dispatcher.stateless, asked=self._snapshot_was_asked
+            now_s, stateless=self._dispatcher.stateless, snapshot_requested=self._snapshot_requested
         )
 
     # --- another handler ---
@@ -192,11 +192,11 @@ class Recovery:
         dispatcher.order.state = state
         if state is Incoming.IN_BATCH and not begun:
             # The history does not reach back to the batch's begin.
-            dispatcher.leave_batch_out()
+            dispatcher.skip_batch()
         # Keep the next replay short. Inside a batch, where that must wait, it at least
         # does not need to find out again which frame fails.
         self._wants_compaction = True
-        self.leave_out(offset)
+        self.skip_in_replays(offset)
 
     def resume(self, plan: ResumePlan) -> None:
         """Create a handler with the state of another agent's handler.
@@ -208,7 +208,7 @@ class Recovery:
         stats = plan.stats
         self._checkpoints.record_current_frame(None)
         # A later replay must not kill another worker with these frames.
-        self._left_out |= set(plan.poison)
+        self._skipped |= set(plan.poison)
         self._replay(plan.history, stats.offset)
         if stats.points_in or stats.batches_in:
             # What was written before there was data to answer is suppressed as well.
@@ -247,12 +247,12 @@ class Recovery:
                 self._caller.stop_quietly()
                 with self._outbox.changing() as output:
                     output.suppress()
-                self._caller.make()
+                self._caller.create()
                 try:
                     with self._dispatcher.replaying():
                         self._give(history, until)
                 except ReplayAgainError as again:
-                    self._left_out.add(again.offset)
+                    self._skipped.add(again.offset)
                 else:
                     return
         finally:
@@ -264,7 +264,7 @@ class Recovery:
         requests = RequestReader(MAX_VARINT)
         requests.resume_at(until - len(history))
         for message in requests.feed(history):
-            if requests.offset in self._left_out:
+            if requests.offset in self._skipped:
                 self._dispatcher.drop(message)
             else:
                 self._dispatcher.dispatch(message, requests.offset)

@@ -19,22 +19,22 @@ from typing import NamedTuple
 from kapudf_cli.transport.commit import ConnectionStats
 
 #: The first page; the rest of the memory is the journal's.
-LEDGER_BYTES = mmap.PAGESIZE
+HEADER_BYTES = mmap.PAGESIZE
 
 _WORD = struct.Struct("@q")
-_IN_FORCE = 0
+_ACTIVE = 0
 _RECEIVED = 8
 _BUSY_SINCE = 16
-_IN_HAND = 24
+_CURRENT_FRAME = 24
 _PEEK_BASE = 32
 _PEEK_RESET = 40
-_HALF_BYTES = 48
+_SEGMENT_BYTES = 48
 _WAITS_FOR_PEER = 56
 _THREAD = 64
-_PULSE = 72
-_PLACES = (128, 384)
-_TASK = 1024
-_NODE = 2048
+_HEARTBEAT = 72
+_RECORD_OFFSETS = (128, 384)
+_TASK_OFFSET = 1024
+_NODE_OFFSET = 2048
 #: A longer task or node is cut; it is only shown.
 _TEXT_BYTES = 512
 _LENGTH = struct.Struct("@H")
@@ -65,14 +65,14 @@ class CommitRecord(NamedTuple):
     input_start: int = 0
     sent: int = 0
     in_batch: int = 0
-    covered: int = 1
-    out_at: int = 0
-    out_end: int = 0
+    complete: int = 1
+    output_start: int = 0
+    output_end: int = 0
     stats: ConnectionStats = ConnectionStats()
 
 
 _OWN_FIELDS = len(CommitRecord._fields) - 1
-_MARKS = struct.Struct(f"@{_OWN_FIELDS + len(ConnectionStats._fields)}q")
+_RECORD = struct.Struct(f"@{_OWN_FIELDS + len(ConnectionStats._fields)}q")
 
 
 class Header:
@@ -87,7 +87,7 @@ class Header:
         peek_reset: the same, of a reset that is under way; -1 if none is.
         half_bytes: how long each half of the journal is.
         thread: the identity of the thread that serves it, 0 while that is not known.
-        pulse_ns: when the worker last ran any Python code for it, at intervals of
+        heartbeat_ns: when the worker last ran any Python code for it, at intervals of
             `HEARTBEAT_INTERVAL_S` (CLOCK_MONOTONIC).
         waits_for_peer: 1 while something cannot be sent, for the peer does not read.
     """
@@ -95,24 +95,24 @@ class Header:
     __slots__ = ("_memory",)
 
     def __init__(self, memory: mmap.mmap) -> None:
-        """Look at `memory`, of at least LEDGER_BYTES."""
+        """Look at `memory`, of at least HEADER_BYTES."""
         self._memory = memory
 
     @property
     def record(self) -> CommitRecord:
         """The marks in force."""
-        (in_force,) = _WORD.unpack_from(self._memory, _IN_FORCE)
-        values = _MARKS.unpack_from(self._memory, _PLACES[in_force & 1])
+        (in_force,) = _WORD.unpack_from(self._memory, _ACTIVE)
+        values = _RECORD.unpack_from(self._memory, _RECORD_OFFSETS[in_force & 1])
         return CommitRecord._make(
             (*values[:_OWN_FIELDS], ConnectionStats._make(values[_OWN_FIELDS:]))
         )
 
     def commit(self, record: CommitRecord) -> None:
         """Replace all marks at once."""
-        (in_force,) = _WORD.unpack_from(self._memory, _IN_FORCE)
+        (in_force,) = _WORD.unpack_from(self._memory, _ACTIVE)
         other = ~in_force & 1
-        _MARKS.pack_into(self._memory, _PLACES[other], *record[:-1], *record.stats)
-        _WORD.pack_into(self._memory, _IN_FORCE, other)
+        _RECORD.pack_into(self._memory, _RECORD_OFFSETS[other], *record[:-1], *record.stats)
+        _WORD.pack_into(self._memory, _ACTIVE, other)
 
     @property
     def received(self) -> int:
@@ -135,11 +135,11 @@ class Header:
     @property
     def current_frame(self) -> int:
         """See the class."""
-        return self._read(_IN_HAND)
+        return self._read(_CURRENT_FRAME)
 
     @current_frame.setter
     def current_frame(self, value: int) -> None:
-        _WORD.pack_into(self._memory, _IN_HAND, value)
+        _WORD.pack_into(self._memory, _CURRENT_FRAME, value)
 
     @property
     def peek_base(self) -> int:
@@ -162,11 +162,11 @@ class Header:
     @property
     def segment_bytes(self) -> int:
         """See the class."""
-        return self._read(_HALF_BYTES)
+        return self._read(_SEGMENT_BYTES)
 
     @segment_bytes.setter
     def segment_bytes(self, value: int) -> None:
-        _WORD.pack_into(self._memory, _HALF_BYTES, value)
+        _WORD.pack_into(self._memory, _SEGMENT_BYTES, value)
 
     @property
     def waits_for_peer(self) -> int:
@@ -178,13 +178,13 @@ class Header:
         _WORD.pack_into(self._memory, _WAITS_FOR_PEER, value)
 
     @property
-    def pulse_ns(self) -> int:
+    def heartbeat_ns(self) -> int:
         """See the class."""
-        return self._read(_PULSE)
+        return self._read(_HEARTBEAT)
 
-    @pulse_ns.setter
-    def pulse_ns(self, value: int) -> None:
-        _WORD.pack_into(self._memory, _PULSE, value)
+    @heartbeat_ns.setter
+    def heartbeat_ns(self, value: int) -> None:
+        _WORD.pack_into(self._memory, _HEARTBEAT, value)
 
     @property
     def thread(self) -> int:
@@ -198,11 +198,11 @@ class Header:
     @property
     def task(self) -> tuple[str, str]:
         """The task's and the node's name, empty before Init."""
-        return self._read_text(_TASK), self._read_text(_NODE)
+        return self._read_text(_TASK_OFFSET), self._read_text(_NODE_OFFSET)
 
     @task.setter
     def task(self, names: tuple[str, str]) -> None:
-        for place, name in zip((_TASK, _NODE), names, strict=True):
+        for place, name in zip((_TASK_OFFSET, _NODE_OFFSET), names, strict=True):
             text = name.encode()[:_TEXT_BYTES]
             self._memory[place + _LENGTH.size : place + _LENGTH.size + len(text)] = text
             _LENGTH.pack_into(self._memory, place, len(text))

@@ -35,7 +35,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.journal import read_count, syscalls
-from kapudf_cli.journal.header import LEDGER_BYTES, NO_FRAME, CommitRecord, Header
+from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, CommitRecord, Header
 
 if TYPE_CHECKING:
     import socket
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 #: Half of the ring. Linux takes some 250 KiB for a Unix socket whose peer does not read, so
 #: that nothing of one half is on its way any more by the time that the other one is full.
-_RING_HALF_BYTES: Final = 512 * 1024
-_RING: Final = (LEDGER_BYTES, LEDGER_BYTES + _RING_HALF_BYTES)
-_INPUT: Final = LEDGER_BYTES + 2 * _RING_HALF_BYTES
+_RING_SEGMENT_BYTES: Final = 512 * 1024
+_RING: Final = (HEADER_BYTES, HEADER_BYTES + _RING_SEGMENT_BYTES)
+_INPUT: Final = HEADER_BYTES + 2 * _RING_SEGMENT_BYTES
 #: What the outbox may hand over at once besides a frame: what was held back until Kapacitor
 #: could take data, and what it flushes at.
 _BESIDES_FRAME_BYTES: Final = 2 * 1024 * 1024
@@ -88,13 +88,13 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
     descriptor = os.memfd_create("kapudf-connection")
     try:
         os.ftruncate(descriptor, total)
-        with mmap.mmap(descriptor, LEDGER_BYTES) as memory:
+        with mmap.mmap(descriptor, HEADER_BYTES) as memory:
             header = Header(memory)
             header.segment_bytes = segment
             header.current_frame = NO_FRAME
             # Until it first waits for input, it is at work: its handler is being made.
             header.busy_since_ns = time.monotonic_ns()
-            header.commit(CommitRecord(out_at=_RING[0], out_end=_RING[0]))
+            header.commit(CommitRecord(output_start=_RING[0], output_end=_RING[0]))
             read_count.begin(connection, header)
         os.lseek(descriptor, _RING[0], os.SEEK_SET)
     except BaseException:
@@ -123,7 +123,7 @@ class Journal:
         self._segment_bytes = self.header.segment_bytes
         self._long_bytes = (len(self._memory) - self._segment_start(2)) // 2
         # How many bytes of output were put into the half of the ring that is in use.
-        self._in_ring_half = 0
+        self._ring_segment_used = 0
         with contextlib.suppress(OSError):
             # A page that was sent must not be a part of a larger one that is written to.
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -131,7 +131,7 @@ class Journal:
         self.received = self.header.received = read_count.total(connection, self.header)
         # Where the next input is put, and how far it may reach.
         self._input_at = self._input_end = 0
-        self._aim()
+        self._locate_input()
         # When the kernel's count is next to be set high.
         self._reset_at = read_count.keep_high(connection, self.header, self.received)
         # Where the file stands; the kernel moves it with what is sent.
@@ -159,7 +159,7 @@ class Journal:
         """
         start = self._input_at
         if start + limit > self._input_end:
-            start, limit = self._place_for_more(limit)
+            start, limit = self._input_when_full(limit)
         count = self._connection.recv_into(self._view[start : start + limit], 0, flags)
         self.received = received = self.received + count
         self.header.received = received
@@ -176,19 +176,19 @@ class Journal:
     def history(self, until: int) -> bytes:
         """Return Init, Restore and the input up to an offset: what makes a handler's state."""
         start = self._segment_start(self.record.segment)
-        return bytes(self._view[start : self._place_of(until)])
+        return bytes(self._view[start : self._position_of(until)])
 
     def unprocessed(self) -> bytes:
         """Return the input that was received and not dealt with."""
-        start = self._place_of(self.record.stats.offset)
-        return bytes(self._view[start : self._place_of(self.received)])
+        start = self._position_of(self.record.stats.offset)
+        return bytes(self._view[start : self._position_of(self.received)])
 
     @property
-    def most_prefix_bytes(self) -> int:
+    def max_prefix_bytes(self) -> int:
         """How many bytes `cut` has room for, prefix and remainder together."""
         return self._segment_bytes - 2 * _SCRATCH_BYTES
 
-    def cut(self, prefix: bytes, remainder: bytes) -> bool:
+    def compact(self, prefix: bytes, remainder: bytes) -> bool:
         """Begin anew with a prefix that leads to the state at `marks.stats.offset`.
 
         Args:
@@ -201,7 +201,7 @@ class Journal:
         """
         if self.record.stats.offset + len(remainder) != self.received:
             return False
-        if len(prefix) + len(remainder) > self.most_prefix_bytes:
+        if len(prefix) + len(remainder) > self.max_prefix_bytes:
             return False
         old, used = self.record.segment, self.record.prefix_bytes + self.kept_bytes
         start = self._segment_start(1 - old)
@@ -213,18 +213,18 @@ class Journal:
                 segment=1 - old,
                 prefix_bytes=len(prefix),
                 input_start=self.record.stats.offset,
-                covered=1,
+                complete=1,
             )
         )
-        self._aim()
+        self._locate_input()
         if used > _KEPT_BYTES:
             # Of one that was outgrown, more came than there was room for.
-            self._give_back(self._segment_start(old), min(used, self._segment_bytes))
+            self._release_pages(self._segment_start(old), min(used, self._segment_bytes))
         return True
 
     # --- the way back ---
 
-    def put(self, piece: bytes, commit: Commit) -> None:
+    def store(self, piece: bytes, commit: Commit) -> None:
         """Store output and how far the connection has got with it, in one step.
 
         Args:
@@ -233,16 +233,16 @@ class Journal:
         """
         messages, in_batch, stats, forget_input = commit
         record = self.record
-        cut, covered = record.input_start, record.covered
+        cut, complete = record.input_start, record.complete
         # There is no more to a cut where no unfinished frame is to be kept.
         cuts = forget_input and stats and stats.offset == self.received and record.prefix_bytes
         if cuts:
-            cut, covered = self.received, 1
-        out_at, out_end = record.out_at, record.out_end
+            cut, complete = self.received, 1
+        output_start, output_end = record.output_start, record.output_end
         if piece:
-            out_at = self._place_for(len(piece))
-            out_end = out_at + len(piece)
-            self._view[out_at:out_end] = piece
+            output_start = self._allocate_output(len(piece))
+            output_end = output_start + len(piece)
+            self._view[output_start:output_end] = piece
         # Spelt out: for each write, _replace() takes twice as long.
         self._commit(
             CommitRecord(
@@ -251,24 +251,24 @@ class Journal:
                 cut,
                 messages if stats else record.sent + messages,
                 int(in_batch),
-                covered,
-                out_at,
-                out_end,
+                complete,
+                output_start,
+                output_end,
                 stats or record.stats,
             )
         )
         if cuts:
-            self._aim()
-            self._give_back_forgotten(record)
+            self._locate_input()
+            self._release_forgotten_pages(record)
 
     @property
     def unsent(self) -> int:
         """How many bytes are in force and not sent."""
         record = self.record
-        if not record.out_at <= self._at <= record.out_end:
+        if not record.output_start <= self._at <= record.output_end:
             # The piece does not follow the one before it.
-            self._at = syscalls.seek(self.descriptor, record.out_at, os.SEEK_SET)
-        return record.out_end - self._at
+            self._at = syscalls.seek(self.descriptor, record.output_start, os.SEEK_SET)
+        return record.output_end - self._at
 
     def send(self, count: int) -> int:
         """Send up to `count` bytes of what is unsent; return how many went.
@@ -286,77 +286,77 @@ class Journal:
         self.header.commit(record)
         self.record = record
 
-    def _aim(self) -> None:
+    def _locate_input(self) -> None:
         """Find out where the next input is put, for the marks have changed."""
         record = self.record
         end = self._segment_start(record.segment) + self._segment_bytes - _SCRATCH_BYTES
-        self._input_at = self._place_of(self.received)
+        self._input_at = self._position_of(self.received)
         # Of what is not kept, each read is put into the scratch, so that none may just go on.
-        self._input_end = end if record.covered else 0
+        self._input_end = end if record.complete else 0
 
-    def _place_for_more(self, limit: int) -> tuple[int, int]:
+    def _input_when_full(self, limit: int) -> tuple[int, int]:
         """Return where input that has outgrown its half is put, and how much at once."""
-        if self.record.covered:
-            self._commit(self.record._replace(covered=0))
-            self._aim()
+        if self.record.complete:
+            self._commit(self.record._replace(complete=0))
+            self._locate_input()
         scratch = self._segment_start(self.record.segment) + self._segment_bytes - _SCRATCH_BYTES
         return scratch, min(limit, _SCRATCH_BYTES)
 
     def _segment_start(self, segment: int) -> int:
         return _INPUT + segment * self._segment_bytes
 
-    def _place_of(self, offset: int) -> int:
+    def _position_of(self, offset: int) -> int:
         record = self.record
         return (
             self._segment_start(record.segment) + record.prefix_bytes + offset - record.input_start
         )
 
-    def _place_for(self, size: int) -> int:
+    def _allocate_output(self, size: int) -> int:
         """Return where a piece of output may be written."""
-        end = self.record.out_end
-        if size > _RING_HALF_BYTES:
+        end = self.record.output_end
+        if size > _RING_SEGMENT_BYTES:
             # Of two in a row, the position after the first must not lie in the second.
             start = self._segment_start(2)
             if start <= end <= start + self._long_bytes:
                 start += self._long_bytes
             # The pages of earlier ones may still be on their way; they are left to whoever
             # reads them, and new ones taken.
-            self._give_back(self._segment_start(2), 2 * self._long_bytes)
+            self._release_pages(self._segment_start(2), 2 * self._long_bytes)
             return start
         if size >= mmap.PAGESIZE:
             # sendfile(2) takes whole pages, of which one more costs it another round.
             end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
         for number, start in enumerate(_RING):
-            if start <= end <= start + _RING_HALF_BYTES:
-                if end + size <= start + _RING_HALF_BYTES:
-                    self._in_ring_half += size
+            if start <= end <= start + _RING_SEGMENT_BYTES:
+                if end + size <= start + _RING_SEGMENT_BYTES:
+                    self._ring_segment_used += size
                     return end
-                return self._enter(_RING[1 - number], size)
-        self._in_ring_half = 0
-        return self._enter(_RING[0], size)
+                return self._switch_ring_segment(_RING[1 - number], size)
+        self._ring_segment_used = 0
+        return self._switch_ring_segment(_RING[0], size)
 
-    def _enter(self, segment: int, size: int) -> int:
+    def _switch_ring_segment(self, segment: int, size: int) -> int:
         """Begin to use a half of the ring, with a piece of some bytes."""
         # What was sent last is on its way longest: if that is less than what was put into
         # the other half, nothing of this one is.
-        if self._on_its_way() > self._in_ring_half:
-            self._give_back(segment, _RING_HALF_BYTES)
-        self._in_ring_half = size
+        if self._in_flight() > self._ring_segment_used:
+            self._release_pages(segment, _RING_SEGMENT_BYTES)
+        self._ring_segment_used = size
         return segment
 
-    def _on_its_way(self) -> int:
+    def _in_flight(self) -> int:
         """Return how many bytes the peer has not taken yet, or a little more: unix(7)."""
         answer = fcntl.ioctl(self._connection, termios.TIOCOUTQ, b"\0" * 4)
         return int(struct.unpack("i", answer)[0])
 
-    def _give_back_forgotten(self, before: CommitRecord) -> None:
+    def _release_forgotten_pages(self, before: CommitRecord) -> None:
         """Give back what a long batch took that is forgotten in place: all but the prefix."""
         if (forgotten := self.received - before.input_start) > _KEPT_BYTES:
             start = -(-before.prefix_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
             end = min(before.prefix_bytes + forgotten, self._segment_bytes)
-            self._give_back(self._segment_start(before.segment) + start, end - start)
+            self._release_pages(self._segment_start(before.segment) + start, end - start)
 
-    def _give_back(self, start: int, size: int) -> None:
+    def _release_pages(self, start: int, size: int) -> None:
         """Give the pages of a part back to the system; they read as zeros from then on."""
         size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._memory.madvise(mmap.MADV_REMOVE, start, size)

@@ -59,7 +59,7 @@ class JournaledStream(SocketStream):
             snapshot_interval_s: how long it may be left uncut.
             wake: a pipe to wake the reader by.
         """
-        left = journal.unprocessed() if journal.record.covered else b""
+        left = journal.unprocessed() if journal.record.complete else b""
         super().__init__(connection, wake, receive=self._receive, left=left)
         self._journal = journal
         self._journal_bytes = journal_bytes
@@ -75,7 +75,7 @@ class JournaledStream(SocketStream):
         self._exact = False
         self._has_warned = False
         # Guards the journal: a writer that waits for room reads ahead.
-        self._noting = threading.RLock()
+        self._lock = threading.RLock()
 
     @property
     def record(self) -> CommitRecord:
@@ -87,22 +87,22 @@ class JournaledStream(SocketStream):
         """Which task and node it is for, as far as that was noted."""
         return self._journal.header.task
 
-    def note_task(self, task_id: str, node_id: str) -> None:
+    def record_task(self, task_id: str, node_id: str) -> None:
         """Note which task and node it is for, for whoever looks on."""
         self._journal.header.task = (task_id, node_id)
 
-    def note_thread(self, identity: int) -> None:
+    def record_thread(self, identity: int) -> None:
         """Note which thread serves it, for whoever finds out what this process died of."""
-        with self._noting:
+        with self._lock:
             if not self._journal.is_closed:
                 self._journal.header.thread = identity
 
     def record_seen_frame(self, offset: int | None) -> None:
         """Note which frame is being handled; see `Checkpoints.note_seen`."""
-        with self._noting:
+        with self._lock:
             if self._journal.is_closed:
                 return
-            self._journal.header.pulse_ns = time.monotonic_ns()
+            self._journal.header.heartbeat_ns = time.monotonic_ns()
             if offset is not None and not self._exact:
                 self._journal.header.current_frame = offset
 
@@ -110,8 +110,8 @@ class JournaledStream(SocketStream):
 
     def write(self, data: bytes, commit: Commit | None = None) -> None:
         """Store the data and its commit, and only then send; see `Stream.write`."""
-        with self._noting:
-            self._journal.put(data, commit or Commit())
+        with self._lock:
+            self._journal.store(data, commit or Commit())
         if data:
             self.send_rest()
 
@@ -140,15 +140,15 @@ class JournaledStream(SocketStream):
     def close(self) -> int:
         """Close the socket and let go of the journal."""
         unread = super().close()
-        with self._noting:
+        with self._lock:
             self._journal.close()
         return unread
 
     def _receive(self, limit: int) -> bytes:
-        with self._noting:
+        with self._lock:
             self._exact = False
             data = self._journal.receive(limit, 0)
-        if not self._journal.record.covered and not self._has_warned:
+        if not self._journal.record.complete and not self._has_warned:
             self._has_warned = True
             _log.warning(
                 "journal is full",
@@ -171,7 +171,7 @@ class JournaledStream(SocketStream):
 
     # --- as the agent's journal ---
 
-    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
+    def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
         """Return whether the journal should be cut; see `Checkpoints.is_due`."""
         journal = self._journal
         if self.input.ahead_bytes:
@@ -179,43 +179,43 @@ class JournaledStream(SocketStream):
         if stateless:
             # Only until Init is kept by itself; from then on, each write forgets.
             return not journal.record.prefix_bytes or journal.kept_bytes > _KEPT_BYTES
-        if asked:
+        if snapshot_requested:
             return True
         if now_s >= self._due_s:
             return journal.kept_bytes > 0
-        overdue = journal.kept_bytes > self._journal_bytes or not journal.record.covered
+        overdue = journal.kept_bytes > self._journal_bytes or not journal.record.complete
         hurries = journal.kept_bytes > _HURRY * self._journal_bytes and not self._failed
         return overdue and (hurries or now_s >= self._tried_s + _RETRY_S)
 
-    def cut(self, prefix: bytes, remainder: bytes) -> bool:
+    def compact(self, prefix: bytes, remainder: bytes) -> bool:
         """Begin the journal anew; see `Checkpoints.cut`."""
-        with self._noting:
+        with self._lock:
             done = (
                 not self.input.ahead_bytes
                 and len(remainder) <= _LONGEST_REMAINDER_BYTES
-                and self._journal.cut(prefix, remainder)
+                and self._journal.compact(prefix, remainder)
             )
-        self._note_try(failed=not done)
+        self._record_attempt(failed=not done)
         return done
 
     @property
-    def most_prefix_bytes(self) -> int:
+    def max_prefix_bytes(self) -> int:
         """The longest prefix that the journal can hold; see `Checkpoints`."""
-        return min(self._journal.most_prefix_bytes - _LONGEST_REMAINDER_BYTES, MAX_MESSAGE_BYTES)
+        return min(self._journal.max_prefix_bytes - _LONGEST_REMAINDER_BYTES, MAX_MESSAGE_BYTES)
 
     def postpone(self) -> None:
         """Ask for no cut for a while; see `Checkpoints.postpone`."""
-        self._note_try(failed=True)
+        self._record_attempt(failed=True)
 
-    def _note_try(self, *, failed: bool) -> None:
+    def _record_attempt(self, *, failed: bool) -> None:
         self._tried_s = time.monotonic()
         self._due_s = self._tried_s + self._snapshot_interval_s
         self._failed = failed
 
     def history(self, until: int) -> bytes:
         """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""
-        covered = self._journal.record.covered
-        return self._journal.history(until if covered else self._journal.record.input_start)
+        complete = self._journal.record.complete
+        return self._journal.history(until if complete else self._journal.record.input_start)
 
     def record_current_frame(self, offset: int | None) -> None:
         """Say which frame the handler is given, before it is; None for one of the history."""

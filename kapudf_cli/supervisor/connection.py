@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.journal.header import LEDGER_BYTES, NO_FRAME, Header
+from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, Header
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.poison import DeathScene, PoisonDetector
 from kapudf_cli.worker.busy_watchdog import BusyWatchdog
@@ -97,7 +97,7 @@ class SupervisedConnection:
         self._rated_points = 0
         self._socket = connection
         self._memory = memory
-        self._map = mmap.mmap(memory, LEDGER_BYTES)
+        self._map = mmap.mmap(memory, HEADER_BYTES)
         self.header = Header(self._map)
 
     # --- to workers ---
@@ -105,7 +105,7 @@ class SupervisedConnection:
     def take(self, *, waits: bool = False) -> tuple[Serve, list[int]]:
         """Return the order to serve it, and the descriptors that go with it."""
         self.header.thread = 0
-        self.header.pulse_ns = time.monotonic_ns()
+        self.header.heartbeat_ns = time.monotonic_ns()
         if not waits:
             # What the last worker had in hand, this one has not been given yet: were it to
             # die before, that is no death over the frame.
@@ -151,7 +151,7 @@ class SupervisedConnection:
     @property
     def is_movable(self) -> bool:
         """Whether another worker could take it over now, though it need not."""
-        return bool(self.header.record.covered) and not self.is_careful
+        return bool(self.header.record.complete) and not self.is_careful
 
     def note_death(
         self, how: str, *, accused: bool | None, alone: bool, drops_poison: bool
@@ -204,7 +204,7 @@ class SupervisedConnection:
             what = (record.stats.offset, header.current_frame)
         elif self.is_neglected:
             what = (record.stats.offset, received, self._sent_until())
-        self.watch.tick(now_s, current_frame=what, sent=(record.out_end, record.stats.offset))
+        self.watch.tick(now_s, current_frame=what, sent=(record.output_end, record.stats.offset))
 
         if now_s - self._rated_s >= _RATE_S:
             points = record.stats.points_in
@@ -235,7 +235,7 @@ class SupervisedConnection:
 
     def is_silent(self, for_s: float) -> bool:
         """Return whether no Python code has run in its worker for so long."""
-        return time.monotonic_ns() - self.header.pulse_ns >= for_s * 1e9
+        return time.monotonic_ns() - self.header.heartbeat_ns >= for_s * 1e9
 
     @property
     def is_not_pausing(self) -> bool:
@@ -259,7 +259,7 @@ class SupervisedConnection:
     def _has_work_left(self) -> bool:
         """Return whether a worker that waits has no reason to."""
         if self.header.waits_for_peer:
-            if self._sent_until() == self.header.record.out_end:
+            if self._sent_until() == self.header.record.output_end:
                 return False
             room = select.poll()
             room.register(self._socket, select.POLLOUT)
@@ -274,11 +274,11 @@ class SupervisedConnection:
         """
         record = self.header.record
         at = self._sent_until()
-        if not record.out_at <= at <= record.out_end:
+        if not record.output_start <= at <= record.output_end:
             # The worker died before it began with the last piece, which lies elsewhere.
-            at = os.lseek(self._memory, record.out_at, os.SEEK_SET)
-        while at < record.out_end:
-            at += os.sendfile(self._socket.fileno(), self._memory, None, record.out_end - at)
+            at = os.lseek(self._memory, record.output_start, os.SEEK_SET)
+        while at < record.output_end:
+            at += os.sendfile(self._socket.fileno(), self._memory, None, record.output_end - at)
 
     def _sent_until(self) -> int:
         """Return up to where in the memory output was sent."""
@@ -296,7 +296,7 @@ class SupervisedConnection:
             try:
                 if self.worker is None:
                     self._send_rest()
-                if self._sent_until() == self.header.record.out_end:
+                if self._sent_until() == self.header.record.output_end:
                     self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)
             finally:
                 fcntl.lockf(self._memory, fcntl.LOCK_UN)

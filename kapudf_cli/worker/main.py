@@ -163,7 +163,7 @@ class Worker:
         except OSError as error:
             self._report(Refused(number, limits.explained(error), retry=True))
             return
-        if order.waits and not stream.record.covered:
+        if order.waits and not stream.record.complete:
             stream.close()
             problem = "its journal has been outgrown, as by a long batch; raise journal_mb"
             self._report(Refused(number, problem))
@@ -188,8 +188,8 @@ class Worker:
                 resume_plan=_resume_plan(stream, order) if order.takes_over else None,
                 age_s=order.age_s,
                 # By the thread itself: the handler may fault before this one goes on.
-                on_thread=lambda: stream.note_thread(threading.get_ident()),
-                on_task=stream.note_task,
+                on_thread=lambda: stream.record_thread(threading.get_ident()),
+                on_task=stream.record_task,
                 on_resumed=on_resumed,
                 on_crash=self._crash,
             )
@@ -234,7 +234,7 @@ class Worker:
             "supervisor is gone, serving connections to their end", connections=len(connections)
         )
         for connection in connections:
-            connection.agent.decide_alone()
+            connection.agent.cancel_handover()
 
     # --- from connections' threads ---
 
@@ -264,7 +264,7 @@ class Worker:
 def _resume_plan(stream: JournaledStream, order: Serve) -> ResumePlan:
     record = stream.record
     give_up = order.give_up
-    if give_up is None and not record.covered:
+    if give_up is None and not record.complete:
         give_up = "its worker died, and its journal had been outgrown; raise journal_mb"
     return ResumePlan(
         history=b"" if give_up else stream.history(record.stats.offset),

@@ -60,11 +60,11 @@ class RecordedCheckpoints(NoCheckpoints):
         self.input = b""
         self.current_frame: list[int | None] = []
 
-    def is_due(self, now_s: float, *, stateless: bool, asked: bool) -> bool:
-        del now_s, stateless, asked
+    def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
+        del now_s, stateless, snapshot_requested
         return self.wants
 
-    def cut(self, prefix: bytes, remainder: bytes) -> bool:
+    def compact(self, prefix: bytes, remainder: bytes) -> bool:
         self.cuts.append((prefix, remainder))
         return not self.declines
 
@@ -91,7 +91,7 @@ class Loop:
         )
         self.recovery = Recovery(self.dispatcher, RequestReader(DEFAULT_MAX_FRAME_BYTES), self.kept)
         self.read_loop = ReadLoop(stream, self.dispatcher, self.recovery, linger_ms=0)
-        self.dispatcher.caller.make()
+        self.dispatcher.caller.create()
 
     @property
     def stats(self) -> ConnectionStats:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.handler.handler import Writer
-    from tests.journal.tasks import KeptTask, ServedAgent
+    from tests.journal.tasks import JournaledTask, ServedAgent
 
 
 class Batches(Handler):
@@ -41,7 +41,7 @@ class Batches(Handler):
         self.agent.write_point(point)
 
 
-def begun(task: KeptTask) -> ServedAgent:
+def begun(task: JournaledTask) -> ServedAgent:
     """Return an agent that has dealt with Init and the point of time 1."""
     served = task.serve()
     assert task.ask(INIT) == INITIALIZED
@@ -56,7 +56,7 @@ def paused(served: ServedAgent) -> None:
     assert stands.wait(PATIENCE_S)
 
 
-def ask_each(task: KeptTask, numbers: range) -> None:
+def ask_each(task: JournaledTask, numbers: range) -> None:
     for number in numbers:
         assert task.ask(Point(time=number)) == counted(number, number)
 
@@ -65,7 +65,7 @@ def ask_each(task: KeptTask, numbers: range) -> None:
 
 
 def test_a_connection_goes_from_agent_to_agent_with_its_state(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """The old one has ended when the new one goes on, and Kapacitor notices nothing."""
     task = tasks(Counter)
@@ -89,7 +89,7 @@ def test_a_connection_goes_from_agent_to_agent_with_its_state(
 
 
 def test_a_batch_in_the_midst_is_handed_over_with_the_rest(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """Kapacitor gets it once, whole."""
     task = tasks(Batches)
@@ -110,7 +110,9 @@ def test_a_batch_in_the_midst_is_handed_over_with_the_rest(
     assert following.account().stats.batches_out == 1
 
 
-def test_a_part_of_a_frame_is_handed_over_with_the_rest(tasks: Callable[..., KeptTask]) -> None:
+def test_a_part_of_a_frame_is_handed_over_with_the_rest(
+    tasks: Callable[..., JournaledTask],
+) -> None:
     """It may have been read already."""
     task = tasks(Counter)
     served = begun(task)
@@ -126,7 +128,7 @@ def test_a_part_of_a_frame_is_handed_over_with_the_rest(tasks: Callable[..., Kep
     assert task.side.receive() == counted(2, 2)
 
 
-def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., KeptTask]) -> None:
+def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., JournaledTask]) -> None:
     """Nobody else would know of it."""
 
     class Writes(Counter):
@@ -145,7 +147,7 @@ def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., Kept
 
 
 def test_a_thread_that_writes_waits_and_is_told_where_it_is_not_served_any_more(
-    tasks: Callable[..., KeptTask], caplog: pytest.LogCaptureFixture
+    tasks: Callable[..., JournaledTask], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The handler's thread of the old agent must not write between what the new one does."""
     writers: list[Writer] = []
@@ -173,7 +175,9 @@ def test_a_thread_that_writes_waits_and_is_told_where_it_is_not_served_any_more(
 # --- kept ---
 
 
-def test_an_agent_goes_on_where_no_other_could_take_over(tasks: Callable[..., KeptTask]) -> None:
+def test_an_agent_goes_on_where_no_other_could_take_over(
+    tasks: Callable[..., JournaledTask],
+) -> None:
     """As if nothing had been."""
 
     class Broken(Counter):
@@ -193,7 +197,7 @@ def test_an_agent_goes_on_where_no_other_could_take_over(tasks: Callable[..., Ke
     assert (served.account().reason, served.account().stats.takeovers) == (Reason.CLOSED, 0)
 
 
-def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., KeptTask]) -> None:
+def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., JournaledTask]) -> None:
     """Two agents would read one connection else."""
     task = tasks(Counter)
     served = begun(task)
@@ -210,10 +214,10 @@ def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., KeptTas
     assert task.side.receive() == counted(2, 2)
 
 
-@pytest.mark.parametrize("last_word", ["decide_alone", "abort"])
+@pytest.mark.parametrize("last_word", ["cancel_handover", "abort"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_agent_on_its_own_waits_for_no_word(
-    tasks: Callable[..., KeptTask], last_word: str, when: str
+    tasks: Callable[..., JournaledTask], last_word: str, when: str
 ) -> None:
     """Whether the one who would say it was gone before it stood still, or after."""
     task = tasks(Counter)
@@ -235,7 +239,7 @@ def test_an_agent_on_its_own_waits_for_no_word(
 
 
 def test_an_agent_that_was_to_take_over_leaves_it_to_the_old_one_where_nobody_decides(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """One of the two goes on, and only one."""
     task = tasks(Counter)
@@ -243,14 +247,14 @@ def test_an_agent_that_was_to_take_over_leaves_it_to_the_old_one_where_nobody_de
     paused(served)
     following = task.take_over(waits=True)
     assert following.resumed.result(PATIENCE_S) is None
-    following.agent.decide_alone()
-    served.agent.decide_alone()
+    following.agent.cancel_handover()
+    served.agent.cancel_handover()
     assert following.account().reason is Reason.HANDED_OVER
     ask_each(task, range(2, 4))
 
 
 def test_an_agent_that_took_over_is_an_agent_like_any_other(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """Left on its own later, it goes on."""
     task = tasks(Counter)
@@ -260,14 +264,14 @@ def test_an_agent_that_took_over_is_an_agent_like_any_other(
     served.agent.release()
     following.agent.go()
     ask_each(task, range(2, 4))
-    following.agent.decide_alone()
+    following.agent.cancel_handover()
     ask_each(task, range(4, 6))
     following.agent.stop()
     assert following.account().reason is Reason.STOPPED
 
 
 def test_a_release_that_is_too_early_ends_the_pause_when_it_comes(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """It is said only once another one serves the connection."""
     task = tasks(Counter)
@@ -282,7 +286,7 @@ def test_a_release_that_is_too_early_ends_the_pause_when_it_comes(
 
 @pytest.mark.parametrize("words", [("stop", "go"), ("go", "stop")])
 def test_a_stop_during_a_pause_is_obeyed_after_it(
-    tasks: Callable[..., KeptTask], words: tuple[str, str]
+    tasks: Callable[..., JournaledTask], words: tuple[str, str]
 ) -> None:
     """What has arrived by then is dealt with."""
     task = tasks(Counter)
@@ -296,7 +300,7 @@ def test_a_stop_during_a_pause_is_obeyed_after_it(
     assert [task.side.receive() for _ in range(2)] == [counted(2, 2), counted(3, 3)]
 
 
-def test_a_pause_after_the_end_is_never_answered(tasks: Callable[..., KeptTask]) -> None:
+def test_a_pause_after_the_end_is_never_answered(tasks: Callable[..., JournaledTask]) -> None:
     """Nor does any other word do harm."""
     task = tasks(Counter)
     served = begun(task)
@@ -304,12 +308,12 @@ def test_a_pause_after_the_end_is_never_answered(tasks: Callable[..., KeptTask])
     served.account()
     stands = threading.Event()
     served.agent.pause(stands.set)
-    for word in ("go", "release", "decide_alone", "stop", "abort", "heartbeat"):
+    for word in ("go", "release", "cancel_handover", "stop", "abort", "heartbeat"):
         getattr(served.agent, word)()
     assert not stands.is_set()
 
 
-def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTask]) -> None:
+def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., JournaledTask]) -> None:
     """At least once; each go ends one."""
     task = tasks(Counter)
     served = begun(task)
@@ -332,7 +336,7 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., KeptTa
     assert task.side.receive() == counted(2, 2)
 
 
-def test_a_pause_waits_for_the_handler(tasks: Callable[..., KeptTask]) -> None:
+def test_a_pause_waits_for_the_handler(tasks: Callable[..., JournaledTask]) -> None:
     """Of a point in hand nobody can say yet what comes of it."""
     entered, go_on = threading.Event(), threading.Event()
 

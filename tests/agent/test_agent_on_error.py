@@ -489,7 +489,7 @@ def test_a_state_longer_than_a_frame_is_restored_in_a_new_handler() -> None:
 def test_a_snapshot_that_cannot_be_kept_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     class Narrow(LastSnapshot):
         @property
-        def most_prefix_bytes(self) -> int:
+        def max_prefix_bytes(self) -> int:
             return 1000
 
     with agent_with(Growing, on_error="restart", checkpoints=Narrow(0.0)) as served:

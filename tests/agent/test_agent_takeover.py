@@ -29,7 +29,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.counters import Counting, counted
-from tests.journal.connections import DiedError, let_go
+from tests.journal.connections import WorkerDiedError, close_as_dead
 from tests.peers import INIT, INITIALIZED, encoded, in_thread
 from tests.serve_process import PATIENCE_S
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
-    from tests.journal.tasks import KeptTask
+    from tests.journal.tasks import JournaledTask
 
 
 class Counter(Counting):
@@ -126,7 +126,7 @@ CASES: dict[str, tuple[type[Handler], list[list[RequestMessage]]]] = {
 
 
 def outcome(
-    task: KeptTask, pieces: list[list[RequestMessage]], survives: int | None, *, after: bool
+    task: JournaledTask, pieces: list[list[RequestMessage]], survives: int | None, *, after: bool
 ) -> tuple[list[ResponseMessage], ConnectionSummary, int]:
     """Play input, with an agent that dies over a mark, and others that do not.
 
@@ -138,7 +138,7 @@ def outcome(
     for piece in pieces:
         task.send(*piece)
         while not task.await_dealt_with(served):
-            with pytest.raises(DiedError):
+            with pytest.raises(WorkerDiedError):
                 served.account()
             served.stream.close()
             deaths += 1
@@ -146,7 +146,7 @@ def outcome(
     task.end()
     try:
         account = served.account()
-    except DiedError:
+    except WorkerDiedError:
         served.stream.close()
         deaths += 1
         account = task.take_over().account()
@@ -157,7 +157,7 @@ def outcome(
 @pytest.mark.parametrize("after", [False, True], ids=["before the mark", "after it"])
 @pytest.mark.parametrize(("handler", "pieces"), CASES.values(), ids=CASES.keys())
 def test_a_death_over_any_mark_changes_nothing_for_kapacitor(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
     handler: type[Handler],
     pieces: list[list[RequestMessage]],
     *,
@@ -183,7 +183,7 @@ def test_a_death_over_any_mark_changes_nothing_for_kapacitor(
 @pytest.mark.parametrize("snapshot_interval_s", [0.0, 3600.0], ids=["cut often", "never cut"])
 @pytest.mark.parametrize(("handler", "pieces"), CASES.values(), ids=CASES.keys())
 def test_an_agent_a_piece_changes_nothing_for_kapacitor(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
     handler: type[Handler],
     pieces: list[list[RequestMessage]],
     snapshot_interval_s: float,
@@ -231,7 +231,7 @@ FAILING_INPUT: list[RequestMessage] = [
 ]  # fmt: skip
 
 
-def receiving_from(task: KeptTask) -> Future[list[ResponseMessage]]:
+def receiving_from(task: JournaledTask) -> Future[list[ResponseMessage]]:
     return in_thread(lambda: list(task.side.responses()))
 
 
@@ -242,7 +242,7 @@ def receiving_from(task: KeptTask) -> Future[list[ResponseMessage]]:
     ids=["batches that grow", "a handler that begins anew"],
 )
 def test_two_deaths_in_a_row_over_what_has_left_in_part_change_nothing(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
     handler: type[Handler],
     piece: list[RequestMessage],
     on_error: OnError,
@@ -275,7 +275,7 @@ def test_two_deaths_in_a_row_over_what_has_left_in_part_change_nothing(
 
 
 def died(
-    task: KeptTask, *messages: RequestMessage, survives: int, after: bool = True
+    task: JournaledTask, *messages: RequestMessage, survives: int, after: bool = True
 ) -> list[RequestMessage]:
     """Have an agent die over one of its marks while it deals with messages sent one by one.
 
@@ -287,13 +287,13 @@ def died(
         task.send(rest.pop(0))
         if not task.await_dealt_with(served):
             break
-    with pytest.raises(DiedError):
+    with pytest.raises(WorkerDiedError):
         served.account()
     served.stream.close()
     return rest
 
 
-def test_the_history_is_repeated_without_a_word(tasks: Callable[..., KeptTask]) -> None:
+def test_the_history_is_repeated_without_a_word(tasks: Callable[..., JournaledTask]) -> None:
     """The new handler is given all of it, and Kapacitor hears nothing of that."""
 
     class Seen(Counter):
@@ -317,7 +317,7 @@ def test_the_history_is_repeated_without_a_word(tasks: Callable[..., KeptTask]) 
 
 
 def test_a_new_version_whose_batch_does_not_fit_leaves_it_out(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """Of a batch that Kapacitor has no begin of, it gets no end either: that would crash it."""
 
@@ -350,7 +350,7 @@ def test_a_new_version_whose_batch_does_not_fit_leaves_it_out(
 
 
 def test_a_state_that_cannot_be_had_leaves_the_connection_as_it_is(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """The reason is told to whoever asked, nothing to Kapacitor; another can still take it."""
 
@@ -380,7 +380,7 @@ def test_a_state_that_cannot_be_had_leaves_the_connection_as_it_is(
 
 
 def test_a_connection_that_is_given_up_ends_with_the_reason(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """After what was in force; no handler is made for it."""
     task = tasks(Counter)
@@ -396,7 +396,7 @@ def test_a_connection_that_is_given_up_ends_with_the_reason(
     assert (account.task_id, account.stats.points_in, account.stats.points_out) == ("task", 1, 1)
 
 
-def test_a_peer_that_is_gone_meanwhile_is_no_error(tasks: Callable[..., KeptTask]) -> None:
+def test_a_peer_that_is_gone_meanwhile_is_no_error(tasks: Callable[..., JournaledTask]) -> None:
     """A task that was disabled while nobody served it has ended as any other."""
     task = tasks(Mirror)
     died(task, INIT, Point(time=1), survives=1)
@@ -406,7 +406,7 @@ def test_a_peer_that_is_gone_meanwhile_is_no_error(tasks: Callable[..., KeptTask
 
 
 def test_no_heartbeat_comes_in_the_midst_of_what_another_agent_left(
-    tasks: Callable[..., KeptTask], monkeypatch: pytest.MonkeyPatch
+    tasks: Callable[..., JournaledTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor in its place: what has not left yet would be lost."""
     left = [Point(time=number, name="n" * 300) for number in range(1, 1501)]
@@ -415,8 +415,8 @@ def test_no_heartbeat_comes_in_the_midst_of_what_another_agent_left(
     held = task._kept.open()
     assert held.receive(1000, 0)
     piece = b"".join(map(RESPONSES.encode, left))
-    held.put(piece, Commit(0, stats=ConnectionStats(task.sent_bytes)))
-    let_go(held)
+    held.store(piece, Commit(0, stats=ConnectionStats(task.sent_bytes)))
+    close_as_dead(held)
 
     wait_for_room = JournaledStream._wait_for_room
     waits, goes_on = threading.Event(), threading.Event()
@@ -444,7 +444,7 @@ def test_no_heartbeat_comes_in_the_midst_of_what_another_agent_left(
 
 
 def test_poison_is_left_out_of_the_history_and_of_what_follows(
-    tasks: Callable[..., KeptTask], caplog: pytest.LogCaptureFixture
+    tasks: Callable[..., JournaledTask], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is given to no handler, is logged when it is dropped, and all others are answered."""
 
@@ -476,7 +476,7 @@ def test_poison_is_left_out_of_the_history_and_of_what_follows(
     assert (account.stats.failures, account.stats.points_in, account.stats.points_out) == (1, 6, 5)
 
 
-def test_poison_is_left_out_of_what_a_restart_repeats(tasks: Callable[..., KeptTask]) -> None:
+def test_poison_is_left_out_of_what_a_restart_repeats(tasks: Callable[..., JournaledTask]) -> None:
     """It would kill the new handler's worker as it did the others."""
 
     class Seen(Counter):
@@ -501,7 +501,9 @@ def test_poison_is_left_out_of_what_a_restart_repeats(tasks: Callable[..., KeptT
 
 
 @pytest.mark.parametrize("which", ["begin", "point", "end"])
-def test_poison_in_a_batch_costs_no_other_batch(tasks: Callable[..., KeptTask], which: str) -> None:
+def test_poison_in_a_batch_costs_no_other_batch(
+    tasks: Callable[..., JournaledTask], which: str
+) -> None:
     """A bad begin or end takes its batch along, a bad point only itself."""
     batch: list[RequestMessage] = [
         BeginBatch(name="bad"), Point(time=1), Point(time=2), EndBatch(name="bad"),
@@ -523,7 +525,7 @@ def test_poison_in_a_batch_costs_no_other_batch(tasks: Callable[..., KeptTask], 
 
 
 def test_a_snapshot_request_that_kills_is_answered_with_the_last_snapshot(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """Kapacitor would fail the task where no answer comes."""
     task = tasks(Counter, snapshot_interval_s=0.0)
@@ -540,7 +542,7 @@ def test_a_snapshot_request_that_kills_is_answered_with_the_last_snapshot(
     assert served.account().stats.failures == 1
 
 
-def test_an_init_that_kills_fails_the_task_with_a_word(tasks: Callable[..., KeptTask]) -> None:
+def test_an_init_that_kills_fails_the_task_with_a_word(tasks: Callable[..., JournaledTask]) -> None:
     """Nothing can go on without it, and Kapacitor waits for an answer."""
     task = tasks(Counter)
     died(task, INIT, survives=0, after=False)
@@ -553,7 +555,7 @@ def test_an_init_that_kills_fails_the_task_with_a_word(tasks: Callable[..., Kept
     assert account.reason is Reason.HANDLER_ERROR
 
 
-def test_frames_under_suspicion_are_noted_one_by_one(tasks: Callable[..., KeptTask]) -> None:
+def test_frames_under_suspicion_are_noted_one_by_one(tasks: Callable[..., JournaledTask]) -> None:
     """Up to the offset that is given, and together from then on."""
     noted: list[tuple[int, int]] = []
 
@@ -585,7 +587,7 @@ def test_frames_under_suspicion_are_noted_one_by_one(tasks: Callable[..., KeptTa
 
 @pytest.mark.parametrize("snapshot_interval_s", [0.0, 3600.0], ids=["cut often", "never cut"])
 def test_a_handler_made_anew_has_the_state_it_had_before_the_point_that_failed(
-    tasks: Callable[..., KeptTask], snapshot_interval_s: float
+    tasks: Callable[..., JournaledTask], snapshot_interval_s: float
 ) -> None:
     """With a journal, all of it; however often, and whatever failed before."""
     task = tasks(Counter, on_error="restart", snapshot_interval_s=snapshot_interval_s)
@@ -607,7 +609,7 @@ def test_a_handler_made_anew_has_the_state_it_had_before_the_point_that_failed(
 @pytest.mark.parametrize("on_error", ["skip", "restart"])
 @pytest.mark.parametrize("handler", [Batches, Sums])
 def test_a_batch_at_the_end_of_which_a_handler_raises_costs_no_other_batch(
-    tasks: Callable[..., KeptTask], handler: type[Handler], on_error: OnError
+    tasks: Callable[..., JournaledTask], handler: type[Handler], on_error: OnError
 ) -> None:
     """Also where it is in the history that a new handler is given."""
 
@@ -637,7 +639,7 @@ def test_a_batch_at_the_end_of_which_a_handler_raises_costs_no_other_batch(
 
 
 def test_a_restart_in_the_midst_of_a_batch_goes_on_with_it(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """The history goes back to its begin; Kapacitor gets it once and whole."""
 
@@ -664,7 +666,7 @@ def test_a_restart_in_the_midst_of_a_batch_goes_on_with_it(
 
 
 def test_what_failed_in_its_time_fails_again_in_the_history_without_harm(
-    tasks: Callable[..., KeptTask],
+    tasks: Callable[..., JournaledTask],
 ) -> None:
     """Another agent _replays it, and has the same state."""
     for on_error in ("skip", "restart"):

@@ -19,8 +19,8 @@ def test_where_nothing_is_kept_nothing_is_wanted() -> None:
     """And nothing can be had."""
     kept: Checkpoints = NoCheckpoints()
     for stateless in (False, True):
-        assert not kept.is_due(time.monotonic() + 1e9, stateless=stateless, asked=True)
-    kept.cut(b"Init", b"rest")
+        assert not kept.is_due(time.monotonic() + 1e9, stateless=stateless, snapshot_requested=True)
+    kept.compact(b"Init", b"rest")
     kept.postpone()
     kept.send_rest()
     kept.record_current_frame(7)
@@ -33,10 +33,10 @@ def test_a_snapshot_is_wanted_now_and_then_and_when_one_was_taken_anyway(
 ) -> None:
     """Never of a handler that has no state."""
     now_s = time.monotonic()
-    assert not kept.is_due(now_s, stateless=False, asked=False)
-    assert kept.is_due(now_s, stateless=False, asked=True)
-    assert kept.is_due(now_s + 101, stateless=False, asked=False)
-    assert not kept.is_due(now_s + 101, stateless=True, asked=True)
+    assert not kept.is_due(now_s, stateless=False, snapshot_requested=False)
+    assert kept.is_due(now_s, stateless=False, snapshot_requested=True)
+    assert kept.is_due(now_s + 101, stateless=False, snapshot_requested=False)
+    assert not kept.is_due(now_s + 101, stateless=True, snapshot_requested=True)
 
 
 @pytest.mark.parametrize("how", ["cut", "postpone"])
@@ -46,20 +46,20 @@ def test_the_next_one_is_wanted_an_interval_later(
     """Whether it could be had this time or not."""
     later_s = time.monotonic() + 500
     monkeypatch.setattr(time, "monotonic", lambda: later_s)
-    assert kept.is_due(later_s, stateless=False, asked=False)
+    assert kept.is_due(later_s, stateless=False, snapshot_requested=False)
     if how == "cut":
-        kept.cut(b"Init, Restore", b"")
+        kept.compact(b"Init, Restore", b"")
     else:
         kept.postpone()
-    assert not kept.is_due(later_s + 99, stateless=False, asked=False)
-    assert kept.is_due(later_s + 100, stateless=False, asked=False)
+    assert not kept.is_due(later_s + 99, stateless=False, snapshot_requested=False)
+    assert kept.is_due(later_s + 100, stateless=False, snapshot_requested=False)
 
 
 def test_the_history_is_the_last_snapshot_whatever_came_since(kept: LastSnapshot) -> None:
     """The input is not kept, and a snapshot that failed changes nothing."""
     assert kept.history(0) == b""
-    kept.cut(b"Init, Restore", b"rest")
+    kept.compact(b"Init, Restore", b"rest")
     kept.postpone()
     assert kept.history(0) == kept.history(10_000) == b"Init, Restore"
-    kept.cut(b"Init, later Restore", b"")
+    kept.compact(b"Init, later Restore", b"")
     assert kept.history(20_000) == b"Init, later Restore"

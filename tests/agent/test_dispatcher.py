@@ -89,7 +89,7 @@ class Room:
         self.dispatcher = Dispatcher(
             HandlerCaller(handler, self.outbox), self.outbox, on_error=on_error
         )
-        self.dispatcher.caller.make()
+        self.dispatcher.caller.create()
         self.give(INIT)
         assert self.responses() == [InitResponse(success=True)]
         Batches.calls.clear()
@@ -192,7 +192,7 @@ def test_each_point_of_a_batch_that_is_left_out_is_counted_and_given_to_nobody(
     """The agent must not take the next one by itself."""
     room = rooms()
     room.give(*WHOLE, WHOLE[0])
-    room.dispatcher.leave_batch_out()
+    room.dispatcher.skip_batch()
     Batches.calls.clear()
     for _ in range(3):
         room.give(Point())

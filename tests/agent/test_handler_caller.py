@@ -70,7 +70,7 @@ def test_a_handler_is_there_from_when_it_is_made_to_when_it_is_stopped(outbox: O
     for _ in range(2):
         with pytest.raises(ConnectionClosedError, match="was stopped"):
             _ = callee.handler
-        callee.make()
+        callee.create()
         made.append(callee.handler)
         assert callee.handler.agent is outbox
         callee.stop()
@@ -100,7 +100,7 @@ def test_a_factory_that_fails_leaves_no_handler(outbox: Outbox) -> None:
 
     callee = HandlerCaller(broken, outbox)
     with pytest.raises(HandlerError, match=r"broken\.__init__ raised OSError: no device"):
-        callee.make()
+        callee.create()
     callee.stop()
 
 
@@ -124,7 +124,7 @@ def test_what_a_handler_raises_that_is_replaced_is_logged_and_no_more(
         def raises(error: Exception = error) -> None:
             raise error
 
-        callee.make()
+        callee.create()
         callee.handler.stop = raises  # type: ignore[method-assign]
         callee.stop_quietly()
         assert len(caplog.records) == logged

@@ -44,7 +44,7 @@ def test_an_agent_that_is_released_lets_go(*, takes_over: bool) -> None:
 def test_where_nobody_decides_whoever_has_the_connection_keeps_it(*, takes_over: bool) -> None:
     """The other one stands still and goes on, so that two would serve it."""
     handover = Handover(takes_over=takes_over)
-    handover.decide_alone()
+    handover.cancel_handover()
     if takes_over:
         with pytest.raises(HandedOver):
             handover.wait()
@@ -57,11 +57,11 @@ def test_an_agent_that_took_over_keeps_the_connection_where_nobody_decides() -> 
     handover = Handover(takes_over=True)
     handover.go()
     handover.wait()
-    handover.decide_alone()
+    handover.cancel_handover()
     handover.wait()
 
 
-@pytest.mark.parametrize("how", ["decide_alone", "stop_waiting"])
+@pytest.mark.parametrize("how", ["cancel_handover", "stop_waiting"])
 def test_an_agent_that_need_wait_for_nobody_does_not_stand_still(how: str) -> None:
     """Later pauses are over as soon as they are told of."""
     noted: list[str] = []

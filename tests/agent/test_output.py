@@ -232,7 +232,7 @@ def test_a_batch_that_kapacitor_has_no_begin_of_is_left_out_to_its_end(
     assert out.sent() == batch
 
 
-def test_a_batch_begun_in_the_repetition_alone_is_left_out() -> None:
+def test_a_batch_begun_in_the_repetition_alone_is_skipped() -> None:
     """Where nothing is to be muted any more, that is clear at once. Answers are no part of it."""
     out = suppressed(BATCH)
     out.write(BeginBatch(name="left out"))
@@ -255,7 +255,7 @@ def test_a_batch_begun_before_there_may_be_data_leaves_whole_after_a_takeover() 
     assert out.sent() == [BeginBatch(name="b"), EndBatch(name="b")]
 
 
-def test_what_was_deferred_is_no_part_of_a_batch_that_is_left_out() -> None:
+def test_what_was_deferred_is_no_part_of_a_batch_that_is_skipped() -> None:
     """It was written before, and leaves."""
     out = suppressed(BATCH)
     out.output.defer_others()

@@ -89,5 +89,5 @@ def test_what_has_failed_is_left_out_until_it_is_forgotten(
     assert len(loop.kept.cuts) == 4
     assert (loop.stats.failures, loop.stats.restarts) == (4, 4)
     # A new beginning would have had no input before it: then what failed is met again.
-    assert len(loop.recovery._left_out) == (4 if declines else 0)
+    assert len(loop.recovery._skipped) == (4 if declines else 0)
     assert loop.answers()[1:] == [counted(number, 2 * number + 2) for number in range(4)]

@@ -169,7 +169,7 @@ def test_frames_are_left_out_by_where_they_are_in_the_input(
     some = points("a", "b", "c", "d")
     until = 5000
     offsets = [until - len(encoded(*some[number:])) for number in range(4)]
-    room.recovery.leave_out(offsets[3])
+    room.recovery.skip_in_replays(offsets[3])
     room.replay(PREFIX + encoded(*some), until, poison={offsets[1]})
     assert seen(room.handler) == [0, 2]
     room.replay(PREFIX + encoded(*some), until)

@@ -21,11 +21,11 @@ JOURNAL_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 1024 * 1024
 
 
-class DiedError(BaseException):
+class WorkerDiedError(BaseException):
     """A worker has come to its end, between two instructions of its."""
 
 
-class KeptConnection:
+class JournaledConnection:
     """A connection and its memory, which outlive the journals that are opened on them."""
 
     def __init__(
@@ -60,13 +60,13 @@ class KeptConnection:
         os.close(self.memory)
 
 
-def let_go(held: Journal) -> None:
+def close_as_dead(held: Journal) -> None:
     """Close what a worker's death closes, and change nothing else."""
     held._connection.close()
     held.close()
 
 
-class DyingLedger(Header):
+class DyingHeader(Header):
     """A ledger with which a worker dies over a store, just before it or just after.
 
     From then on it stores nothing more, whatever becomes of the exception.
@@ -82,7 +82,7 @@ class DyingLedger(Header):
         self.has_died = False
 
     def commit(self, record: CommitRecord) -> None:
-        self._die_over("marks", lambda: super(DyingLedger, self).commit(record))
+        self._die_over("marks", lambda: super(DyingHeader, self).commit(record))
 
     @property
     def received(self) -> int:
@@ -95,11 +95,11 @@ class DyingLedger(Header):
 
     def _die_over(self, what: str, store: Callable[[], None]) -> None:
         if self.has_died:
-            raise DiedError
+            raise WorkerDiedError
         if what == self._over:
             self._left -= 1
             self.has_died = self._left < 0
         if not self.has_died or self._after:
             store()
         if self.has_died:
-            raise DiedError
+            raise WorkerDiedError

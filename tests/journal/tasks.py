@@ -12,8 +12,8 @@ from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.client.driver import KapacitorSide
-from kapudf_cli.journal.header import LEDGER_BYTES, Header
-from tests.journal.connections import DiedError, DyingLedger, KeptConnection
+from kapudf_cli.journal.header import HEADER_BYTES, Header
+from tests.journal.connections import DyingHeader, JournaledConnection, WorkerDiedError
 from tests.peers import encoded, in_thread
 from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until
@@ -48,7 +48,7 @@ class ServedAgent:
             on_error=on_error,
             checkpoints=stream,
             resume_plan=resume_plan,
-            on_init=stream.note_task,
+            on_init=stream.record_task,
             on_resumed=self.resumed.set_result,
         )
 
@@ -59,13 +59,13 @@ class ServedAgent:
     def has_died(self) -> bool:
         """Whether it has stored the mark over which it was to die."""
         header = self.stream._journal.header
-        return isinstance(header, DyingLedger) and header.has_died
+        return isinstance(header, DyingHeader) and header.has_died
 
     def account(self) -> ConnectionSummary:
         return self.ended.result(PATIENCE_S)
 
 
-class KeptTask:
+class JournaledTask:
     """A task's connection as the supervisor has it, with Kapacitor's side at the other end."""
 
     def __init__(
@@ -75,11 +75,11 @@ class KeptTask:
         on_error: OnError = DEFAULT_ON_ERROR,
         snapshot_interval_s: float = 3600.0,
     ) -> None:
-        self._kept = KeptConnection()
+        self._kept = JournaledConnection()
         self._handler = handler
         self._on_error = on_error
         self._snapshot_interval_s = snapshot_interval_s
-        self._map = mmap.mmap(self._kept.memory, LEDGER_BYTES)
+        self._map = mmap.mmap(self._kept.memory, HEADER_BYTES)
         self.header = Header(self._map)
         self.side = KapacitorSide(self._kept.peer, timeout_s=PATIENCE_S)
         self.sent_bytes = 0
@@ -129,7 +129,7 @@ class KeptTask:
         stream = self._kept.serve(snapshot_interval_s=self._snapshot_interval_s)
         if survives is not None:
             held = stream._journal
-            held.header = DyingLedger(held, over="marks", after=after, survives=survives)
+            held.header = DyingHeader(held, over="marks", after=after, survives=survives)
         if resumption is not None:
             record = stream.record
             resumption = ResumePlan(
@@ -182,9 +182,9 @@ class KeptTask:
     def close(self) -> None:
         for served in self._agents:
             served.agent.abort()
-            served.agent.decide_alone()
+            served.agent.cancel_handover()
         for served in self._agents:
-            with contextlib.suppress(DiedError):
+            with contextlib.suppress(WorkerDiedError):
                 served.account()
             served.stream.close()
         self._map.close()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from kapudf_cli.journal import header as layout
-from kapudf_cli.journal.header import LEDGER_BYTES, CommitRecord, Header
+from kapudf_cli.journal.header import HEADER_BYTES, CommitRecord, Header
 from kapudf_cli.transport.commit import ConnectionStats
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ some_marks = st.builds(
 @pytest.fixture
 def memory() -> Iterator[mmap.mmap]:
     """Give memory as the supervisor and a worker share it."""
-    with mmap.mmap(-1, LEDGER_BYTES) as memory:
+    with mmap.mmap(-1, HEADER_BYTES) as memory:
         yield memory
 
 
 @given(st.lists(some_marks, min_size=1, max_size=5))
 def test_the_marks_put_in_force_last_are_in_force(several: list[CommitRecord]) -> None:
     """Each field with its own value, for another look at the same memory too."""
-    with mmap.mmap(-1, LEDGER_BYTES) as memory:
+    with mmap.mmap(-1, HEADER_BYTES) as memory:
         for record in several:
             Header(memory).commit(record)
             assert Header(memory).record == record
@@ -57,9 +57,9 @@ def test_marks_that_are_being_written_change_nothing_until_they_are_in_force(
     header.commit(CommitRecord())
     header.commit(before)
     half_written = bytes(memory)
-    (in_force,) = layout._WORD.unpack_from(memory, layout._IN_FORCE)
-    place = layout._PLACES[~in_force & 1]
-    for written in range(layout._MARKS.size):
+    (in_force,) = layout._WORD.unpack_from(memory, layout._ACTIVE)
+    place = layout._RECORD_OFFSETS[~in_force & 1]
+    for written in range(layout._RECORD.size):
         memory[place + written] = 0xFF
         assert header.record == before
     memory[:] = half_written
@@ -83,11 +83,11 @@ def test_every_field_has_a_place_of_its_own(memory: mmap.mmap) -> None:
 
 def test_the_places_of_the_marks_do_not_overlap() -> None:
     """Nor do they reach into the names."""
-    first, second = layout._PLACES
+    first, second = layout._RECORD_OFFSETS
     assert first >= layout._THREAD + 8
-    assert first + layout._MARKS.size <= second
-    assert second + layout._MARKS.size <= layout._TASK
-    assert layout._NODE + 2 + layout._TEXT_BYTES <= LEDGER_BYTES
+    assert first + layout._RECORD.size <= second
+    assert second + layout._RECORD.size <= layout._TASK_OFFSET
+    assert layout._NODE_OFFSET + 2 + layout._TEXT_BYTES <= HEADER_BYTES
 
 
 @pytest.mark.parametrize(

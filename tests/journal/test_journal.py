@@ -25,11 +25,11 @@ from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.journal.connections import (
     JOURNAL_BYTES,
     MAX_FRAME_BYTES,
-    DiedError,
-    DyingLedger,
-    KeptConnection,
+    DyingHeader,
+    JournaledConnection,
+    WorkerDiedError,
 )
-from tests.journal.connections import let_go as kill
+from tests.journal.connections import close_as_dead as kill
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
     from kapudf_cli.journal.journal import Journal
 
-RING_HALF_BYTES = journal._RING_HALF_BYTES
+RING_SEGMENT_BYTES = journal._RING_SEGMENT_BYTES
 #: As much of the input as the journal holds before it is outgrown, or a little more.
-HALF_BYTES = 4 * JOURNAL_BYTES + 2 * MAX_FRAME_BYTES
+SEGMENT_BYTES = 4 * JOURNAL_BYTES + 2 * MAX_FRAME_BYTES
 READ_BYTES = 96 * 1024
 
 
 @pytest.fixture
-def held(kept: KeptConnection) -> Iterator[Journal]:
+def held(kept: JournaledConnection) -> Iterator[Journal]:
     """Give its journal, as the first worker has it."""
     held = kept.open()
     yield held
@@ -59,10 +59,10 @@ def content(size: int, seed: int) -> bytes:
 def put(
     held: Journal, piece: bytes, *, stats: ConnectionStats | None = None, forgets: bool = False
 ) -> None:
-    held.put(piece, Commit(1, stats=stats, forget_input=forgets))
+    held.store(piece, Commit(1, stats=stats, forget_input=forgets))
 
 
-def send_all(held: Journal, kept: KeptConnection, at_once: int = 1 << 20) -> bytes:
+def send_all(held: Journal, kept: JournaledConnection, at_once: int = 1 << 20) -> bytes:
     """Send what is in force; where there is no room, the peer reads a little. Return that."""
     read = bytearray()
     while unsent := held.unsent:
@@ -73,7 +73,7 @@ def send_all(held: Journal, kept: KeptConnection, at_once: int = 1 << 20) -> byt
     return bytes(read)
 
 
-def read_rest(kept: KeptConnection) -> bytes:
+def read_rest(kept: JournaledConnection) -> bytes:
     """Return what has been sent and not read."""
     read = bytearray()
     kept.peer.settimeout(0)
@@ -83,7 +83,7 @@ def read_rest(kept: KeptConnection) -> bytes:
     return bytes(read)
 
 
-def feed(held: Journal, kept: KeptConnection, data: bytes) -> None:
+def feed(held: Journal, kept: JournaledConnection, data: bytes) -> None:
     """Have the journal receive so much, in what pieces it comes."""
     place = 0
     while place < len(data):
@@ -96,25 +96,29 @@ def feed(held: Journal, kept: KeptConnection, data: bytes) -> None:
 # --- a new connection ---
 
 
-def test_a_new_connection_has_nothing_and_is_at_work(kept: KeptConnection, held: Journal) -> None:
+def test_a_new_connection_has_nothing_and_is_at_work(
+    kept: JournaledConnection, held: Journal
+) -> None:
     """Until it first waits for input, its handler is being made."""
     assert held.received == held.unsent == held.kept_bytes == 0
     assert held.unprocessed() == held.history(0) == b""
-    assert held.record.covered
+    assert held.record.complete
     assert held.header.current_frame == NO_FRAME
     assert held.header.busy_since_ns > 0
     assert read_rest(kept) == b""
 
 
-def test_memory_is_taken_only_for_what_is_written(kept: KeptConnection, held: Journal) -> None:
+def test_memory_is_taken_only_for_what_is_written(kept: JournaledConnection, held: Journal) -> None:
     """However long a frame may be."""
     status = os.fstat(kept.memory)
-    assert status.st_size > 2 * HALF_BYTES
+    assert status.st_size > 2 * SEGMENT_BYTES
     assert status.st_blocks * 512 <= 2 * mmap.PAGESIZE
     held.close()
 
 
-def test_a_connection_that_cannot_be_counted_leaves_no_descriptor(kept: KeptConnection) -> None:
+def test_a_connection_that_cannot_be_counted_leaves_no_descriptor(
+    kept: JournaledConnection,
+) -> None:
     """What was made for it is closed again."""
     gone = kept.connection.dup()
     gone.close()
@@ -136,7 +140,7 @@ def test_a_closed_journal_can_be_closed_again(held: Journal) -> None:
 # --- the way in ---
 
 
-def test_input_is_kept_until_it_is_cut(kept: KeptConnection, held: Journal) -> None:
+def test_input_is_kept_until_it_is_cut(kept: JournaledConnection, held: Journal) -> None:
     """What was processed leads to the state, what was not is processed by the next worker."""
     kept.peer.sendall(b"processed, and not")
     assert held.receive(9, 0) == b"processed"
@@ -146,7 +150,7 @@ def test_input_is_kept_until_it_is_cut(kept: KeptConnection, held: Journal) -> N
     assert held.unprocessed() == b", and not"
     assert held.kept_bytes == 18
 
-    assert held.cut(b"Init, Restore", b", and not")
+    assert held.compact(b"Init, Restore", b", and not")
     assert held.history(9) == b"Init, Restore"
     assert held.unprocessed() == b", and not"
     assert held.kept_bytes == 9
@@ -160,7 +164,7 @@ def test_nothing_to_read_is_told_and_changes_nothing(held: Journal) -> None:
     assert held.received == 0
 
 
-def test_the_end_of_the_input_is_no_input(kept: KeptConnection, held: Journal) -> None:
+def test_the_end_of_the_input_is_no_input(kept: JournaledConnection, held: Journal) -> None:
     """It can be read again and again."""
     kept.peer.close()
     assert held.receive(10, 0) == held.receive(10, 0) == b""
@@ -169,14 +173,14 @@ def test_the_end_of_the_input_is_no_input(kept: KeptConnection, held: Journal) -
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the note", "after it"])
 def test_what_was_read_by_a_worker_that_died_over_it_is_known(
-    kept: KeptConnection, *, after: bool
+    kept: JournaledConnection, *, after: bool
 ) -> None:
     """The kernel has counted what the worker could not note."""
     kept.peer.sendall(b"noted, not noted")
     held = kept.open()
     held.receive(7, 0)
-    held.header = DyingLedger(held, over="received", after=after)
-    with pytest.raises(DiedError):
+    held.header = DyingHeader(held, over="received", after=after)
+    with pytest.raises(WorkerDiedError):
         held.receive(4, 0)
     kill(held)
 
@@ -189,45 +193,45 @@ def test_what_was_read_by_a_worker_that_died_over_it_is_known(
 
 
 def test_a_journal_that_is_outgrown_says_so_and_reads_on(
-    kept: KeptConnection, held: Journal
+    kept: JournaledConnection, held: Journal
 ) -> None:
     """The connection goes on; only a death would end it, until the journal is cut."""
-    data = content(HALF_BYTES + 3 * READ_BYTES, 1)
+    data = content(SEGMENT_BYTES + 3 * READ_BYTES, 1)
     received = bytearray()
     while len(received) < len(data):
         kept.peer.sendall(data[len(received) : len(received) + READ_BYTES])
         received += held.receive(READ_BYTES, 0)
     assert received == data
     assert held.received == len(data)
-    assert held.record.covered == 0
+    assert held.record.complete == 0
 
     put(held, b"", stats=ConnectionStats(len(data) - 5))
-    assert held.cut(b"prefix", data[-5:])
-    assert held.record.covered == 1
+    assert held.compact(b"prefix", data[-5:])
+    assert held.record.complete == 1
     assert held.history(held.received) == b"prefix" + data[-5:]
     feed(held, kept, b"and on")
     assert held.unprocessed() == data[-5:] + b"and on"
 
 
-def test_a_cut_that_has_no_room_changes_nothing(kept: KeptConnection, held: Journal) -> None:
+def test_a_cut_that_has_no_room_changes_nothing(kept: JournaledConnection, held: Journal) -> None:
     """A snapshot longer than a half leaves the journal as it is."""
     feed(held, kept, b"input")
-    assert not held.cut(bytes(HALF_BYTES), b"input")
+    assert not held.compact(bytes(SEGMENT_BYTES), b"input")
     assert held.history(5) == b"input"
-    assert held.record.covered == 1
+    assert held.record.complete == 1
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not in force", "in force"])
 def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
-    kept: KeptConnection, *, after: bool
+    kept: JournaledConnection, *, after: bool
 ) -> None:
     """Either leads to the same state."""
     held = kept.open()
     feed(held, kept, b"processed, rest")
     put(held, b"", stats=ConnectionStats(9))
-    held.header = DyingLedger(held, over="marks", after=after)
-    with pytest.raises(DiedError):
-        held.cut(b"Init", b", rest")
+    held.header = DyingHeader(held, over="marks", after=after)
+    with pytest.raises(WorkerDiedError):
+        held.compact(b"Init", b", rest")
     kill(held)
 
     held = kept.open()
@@ -236,36 +240,38 @@ def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
     kill(held)
 
 
-def test_a_journal_is_not_cut_for_less_than_has_come(kept: KeptConnection, held: Journal) -> None:
+def test_a_journal_is_not_cut_for_less_than_has_come(
+    kept: JournaledConnection, held: Journal
+) -> None:
     """Another thread has read on since; what it has would be nowhere."""
     feed(held, kept, b"processed, rest")
     put(held, b"", stats=ConnectionStats(9))
     before = held.record
-    assert not held.cut(b"Init", b", re")
+    assert not held.compact(b"Init", b", re")
     assert held.record == before
     assert held.unprocessed() == b", rest"
 
 
-def test_the_memory_of_what_was_cut_is_given_back(kept: KeptConnection, held: Journal) -> None:
+def test_the_memory_of_what_was_cut_is_given_back(kept: JournaledConnection, held: Journal) -> None:
     """A journal that was long once does not take that much for ever."""
-    feed(held, kept, content(HALF_BYTES // 2, 2))
+    feed(held, kept, content(SEGMENT_BYTES // 2, 2))
     put(held, b"", stats=ConnectionStats(held.received))
-    assert os.fstat(kept.memory).st_blocks * 512 >= HALF_BYTES // 2
-    assert held.cut(b"Init", b"")
-    assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
+    assert os.fstat(kept.memory).st_blocks * 512 >= SEGMENT_BYTES // 2
+    assert held.compact(b"Init", b"")
+    assert os.fstat(kept.memory).st_blocks * 512 < RING_SEGMENT_BYTES
 
 
-@pytest.mark.parametrize("size", [HALF_BYTES // 2, 2 * HALF_BYTES], ids=["long", "outgrown"])
+@pytest.mark.parametrize("size", [SEGMENT_BYTES // 2, 2 * SEGMENT_BYTES], ids=["long", "outgrown"])
 def test_the_memory_of_what_is_forgotten_in_place_is_given_back(
-    kept: KeptConnection, held: Journal, size: int
+    kept: JournaledConnection, held: Journal, size: int
 ) -> None:
     """A handler without state takes no more for ever because one batch was long."""
     feed(held, kept, b"Init")
     put(held, b"", stats=ConnectionStats(4))
-    assert held.cut(b"Init", b"")
+    assert held.compact(b"Init", b"")
     feed(held, kept, content(size, 2))
     put(held, b"", stats=ConnectionStats(held.received), forgets=True)
-    assert os.fstat(kept.memory).st_blocks * 512 < RING_HALF_BYTES
+    assert os.fstat(kept.memory).st_blocks * 512 < RING_SEGMENT_BYTES
     feed(held, kept, b"more")
     assert held.history(held.received) == b"Initmore"
 
@@ -273,7 +279,7 @@ def test_the_memory_of_what_is_forgotten_in_place_is_given_back(
 # --- the way back ---
 
 
-def test_what_is_in_force_is_sent_from_where_it_got_to(kept: KeptConnection) -> None:
+def test_what_is_in_force_is_sent_from_where_it_got_to(kept: JournaledConnection) -> None:
     """By whoever comes next, from the very byte."""
     held = kept.open()
     put(held, b"0123456789")
@@ -289,13 +295,13 @@ def test_what_is_in_force_is_sent_from_where_it_got_to(kept: KeptConnection) -> 
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not in force", "in force"])
-def test_what_is_not_in_force_never_leaves(kept: KeptConnection, *, after: bool) -> None:
+def test_what_is_not_in_force_never_leaves(kept: JournaledConnection, *, after: bool) -> None:
     """It comes again with the input; what is in force does not, and leaves."""
     held = kept.open()
     put(held, b"first")
     send_all(held, kept)
-    held.header = DyingLedger(held, over="marks", after=after)
-    with pytest.raises(DiedError):
+    held.header = DyingHeader(held, over="marks", after=after)
+    with pytest.raises(WorkerDiedError):
         put(held, b"second", stats=ConnectionStats(7))
     kill(held)
     held = kept.open()
@@ -309,29 +315,29 @@ def test_messages_are_counted_until_the_input_that_brought_them_is_dealt_with(
     held: Journal,
 ) -> None:
     """What is sent in its midst is to be muted in a repetition, and no more."""
-    held.put(b"a", Commit(2, in_batch=True))
-    held.put(b"b", Commit(3, in_batch=True))
+    held.store(b"a", Commit(2, in_batch=True))
+    held.store(b"b", Commit(3, in_batch=True))
     assert (held.record.sent, held.record.in_batch) == (5, 1)
-    held.put(b"c", Commit(0, stats=ConnectionStats(10)))
+    held.store(b"c", Commit(0, stats=ConnectionStats(10)))
     assert (held.record.sent, held.record.in_batch, held.record.stats.offset) == (0, 0, 10)
-    held.put(b"", Commit(4, stats=ConnectionStats(20)))
+    held.store(b"", Commit(4, stats=ConnectionStats(20)))
     assert (held.record.sent, held.record.stats.offset) == (4, 20)
 
 
 def test_what_a_handler_without_state_has_dealt_with_is_forgotten_with_its_answer(
-    kept: KeptConnection, held: Journal
+    kept: JournaledConnection, held: Journal
 ) -> None:
     """Once Init is kept by itself, and where no part of a frame would be forgotten with it."""
     feed(held, kept, b"Init")
-    held.put(b"", Commit(0, stats=ConnectionStats(4), forget_input=True))
+    held.store(b"", Commit(0, stats=ConnectionStats(4), forget_input=True))
     assert held.history(4) == b"Init"
-    assert held.cut(b"Init", b"")
+    assert held.compact(b"Init", b"")
     feed(held, kept, b"point, par")
-    held.put(b"", Commit(0, stats=ConnectionStats(4 + 7), forget_input=True))
+    held.store(b"", Commit(0, stats=ConnectionStats(4 + 7), forget_input=True))
     assert held.history(11) == b"Initpoint, "
     assert held.unprocessed() == b"par"
     feed(held, kept, b"t")
-    held.put(b"", Commit(0, stats=ConnectionStats(held.received), forget_input=True))
+    held.store(b"", Commit(0, stats=ConnectionStats(held.received), forget_input=True))
     assert held.history(held.received) == b"Init"
     assert held.unprocessed() == b""
 
@@ -339,22 +345,23 @@ def test_what_a_handler_without_state_has_dealt_with_is_forgotten_with_its_answe
 SIZES = {
     "small ones": [100] * 20_000,
     "just over a page": [mmap.PAGESIZE + 1] * 600,
-    "half of a half": [RING_HALF_BYTES // 2] * 12,
-    "half of a half and a byte": [RING_HALF_BYTES // 2 + 1] * 12,
-    "just a half": [RING_HALF_BYTES] * 12,
-    "a little too long for the ring": [RING_HALF_BYTES + 1] * 12,
-    "longer and longer": [RING_HALF_BYTES + number for number in range(1, 12)],
+    "half of a half": [RING_SEGMENT_BYTES // 2] * 12,
+    "half of a half and a byte": [RING_SEGMENT_BYTES // 2 + 1] * 12,
+    "just a half": [RING_SEGMENT_BYTES] * 12,
+    "a little too long for the ring": [RING_SEGMENT_BYTES + 1] * 12,
+    "longer and longer": [RING_SEGMENT_BYTES + number for number in range(1, 12)],
     "as long as may be": [MAX_FRAME_BYTES + 64 * 1024] * 5,
-    "long and short": [RING_HALF_BYTES + 1, 10, RING_HALF_BYTES + 1, 5000, MAX_FRAME_BYTES] * 3,
-    "gaps after a large one": ([RING_HALF_BYTES] + [mmap.PAGESIZE + 1] * 64) * 8,
-    "gaps, and then a large one": ([mmap.PAGESIZE + 1] * 64 + [RING_HALF_BYTES]) * 8,
+    "long and short": [RING_SEGMENT_BYTES + 1, 10, RING_SEGMENT_BYTES + 1, 5000, MAX_FRAME_BYTES]
+    * 3,
+    "gaps after a large one": ([RING_SEGMENT_BYTES] + [mmap.PAGESIZE + 1] * 64) * 8,
+    "gaps, and then a large one": ([mmap.PAGESIZE + 1] * 64 + [RING_SEGMENT_BYTES]) * 8,
 }
 
 
 @pytest.mark.parametrize("at_once", [1000, 100_000, 1 << 20])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_pieces_of_any_size_arrive_as_they_were_written(
-    kept: KeptConnection, held: Journal, sizes: list[int], at_once: int
+    kept: JournaledConnection, held: Journal, sizes: list[int], at_once: int
 ) -> None:
     """Though they are read late, from pages that the ring comes back to."""
     written, arrived = bytearray(), bytearray()
@@ -370,7 +377,7 @@ def test_pieces_of_any_size_arrive_as_they_were_written(
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_a_worker_a_piece_changes_nothing(kept: KeptConnection, sizes: list[int]) -> None:
+def test_a_worker_a_piece_changes_nothing(kept: JournaledConnection, sizes: list[int]) -> None:
     """Each dies with half of its piece sent, or as much as the peer's slowness lets through."""
     written, arrived = bytearray(), bytearray()
     for number, size in enumerate(sizes[:200]):
@@ -388,7 +395,9 @@ def test_a_worker_a_piece_changes_nothing(kept: KeptConnection, sizes: list[int]
     kill(held)
 
 
-def test_the_memory_of_long_pieces_does_not_add_up(kept: KeptConnection, held: Journal) -> None:
+def test_the_memory_of_long_pieces_does_not_add_up(
+    kept: JournaledConnection, held: Journal
+) -> None:
     """There is room for two, whatever they were."""
     for number in range(6):
         put(held, content(MAX_FRAME_BYTES, number))
@@ -406,14 +415,14 @@ class AnySteps(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.kept = KeptConnection()
+        self.kept = JournaledConnection()
         self.kept.peer.settimeout(0)
         self.held = self.kept.open()
         #: All that the peer has sent, and how much of it was taken and processed.
         self.input = bytearray()
         self.received = self.offset = 0
         #: What the journal has to give for a history up to `offset`, while it can.
-        self.prefix, self.cut_at, self.covered = b"", 0, True
+        self.prefix, self.cut_at, self.complete = b"", 0, True
         #: All that was put in force, and what the peer has read of it.
         self.output = bytearray()
         self.arrived = bytearray()
@@ -430,7 +439,7 @@ class AnySteps(RuleBasedStateMachine):
     def note_received(self) -> None:
         """Note what a read took, be it known to the worker or not."""
         self.received = self.held.received
-        self.covered = bool(self.held.record.covered)
+        self.complete = bool(self.held.record.complete)
 
     # --- the peer ---
 
@@ -462,13 +471,13 @@ class AnySteps(RuleBasedStateMachine):
 
     @rule(after=st.booleans())
     def worker_dies_over_a_read(self, *, after: bool) -> None:
-        before = self.held.record.covered
-        self.held.header = DyingLedger(self.held, over="received", after=after)
-        with contextlib.suppress(BlockingIOError, DiedError):
+        before = self.held.record.complete
+        self.held.header = DyingHeader(self.held, over="received", after=after)
+        with contextlib.suppress(BlockingIOError, WorkerDiedError):
             self.held.receive(READ_BYTES, 0)
         self.die()
         assert self.held.received >= self.received
-        assert before or not self.held.record.covered
+        assert before or not self.held.record.complete
         self.note_received()
 
     @precondition(lambda self: self.held.unsent == 0)
@@ -476,8 +485,8 @@ class AnySteps(RuleBasedStateMachine):
         size=st.one_of(
             st.integers(0, 200),
             st.integers(mmap.PAGESIZE - 1, 4 * mmap.PAGESIZE),
-            st.integers(0, RING_HALF_BYTES),
-            st.integers(RING_HALF_BYTES - 1, MAX_FRAME_BYTES),
+            st.integers(0, RING_SEGMENT_BYTES),
+            st.integers(RING_SEGMENT_BYTES - 1, MAX_FRAME_BYTES),
         ),
         step=st.one_of(st.none(), st.floats(0, 1), st.just(1)),
         forgets=st.booleans(),
@@ -491,15 +500,15 @@ class AnySteps(RuleBasedStateMachine):
         if dies == "never":
             put(self.held, piece, stats=stats, forgets=forgets)
         else:
-            self.held.header = DyingLedger(self.held, over="marks", after=dies == "after")
-            with pytest.raises(DiedError):
+            self.held.header = DyingHeader(self.held, over="marks", after=dies == "after")
+            with pytest.raises(WorkerDiedError):
                 put(self.held, piece, stats=stats, forgets=forgets)
             self.die()
         if dies != "before":
             self.output += piece
             self.offset = self.offset if stats is None else stats.offset
             if forgets and stats and self.offset == self.received and self.prefix:
-                self.cut_at, self.covered = self.offset, True
+                self.cut_at, self.complete = self.offset, True
 
     @rule(count=st.sampled_from([1, 5000, 1 << 20]))
     def worker_sends(self, count: int) -> None:
@@ -520,16 +529,16 @@ class AnySteps(RuleBasedStateMachine):
         prefix = self.content(size)
         remainder = bytes(self.input[self.offset : self.received])
         if dies == "never":
-            was_cut = self.held.cut(prefix, remainder)
+            was_cut = self.held.compact(prefix, remainder)
         else:
-            self.held.header = DyingLedger(self.held, over="marks", after=dies == "after")
+            self.held.header = DyingHeader(self.held, over="marks", after=dies == "after")
             try:
-                was_cut = self.held.cut(prefix, remainder)
-            except DiedError:
+                was_cut = self.held.compact(prefix, remainder)
+            except WorkerDiedError:
                 was_cut = dies == "after"
             self.die()
         if was_cut:
-            self.prefix, self.cut_at, self.covered = prefix, self.offset, True
+            self.prefix, self.cut_at, self.complete = prefix, self.offset, True
 
     @rule()
     def worker_dies(self) -> None:
@@ -541,7 +550,7 @@ class AnySteps(RuleBasedStateMachine):
     def nothing_read_is_lost(self) -> None:
         assert self.held.received == self.received == self.held.header.received
         assert self.held.record.stats.offset == self.offset
-        if self.held.record.covered:
+        if self.held.record.complete:
             assert self.held.unprocessed() == self.input[self.offset : self.received]
             assert self.held.history(self.offset) == (
                 self.prefix + self.input[self.cut_at : self.offset]
@@ -565,7 +574,9 @@ TestAnySteps = AnySteps.TestCase
 TestAnySteps.settings = settings(max_examples=60, stateful_step_count=40)
 
 
-def test_the_marks_are_read_by_whoever_has_the_memory(kept: KeptConnection, held: Journal) -> None:
+def test_the_marks_are_read_by_whoever_has_the_memory(
+    kept: JournaledConnection, held: Journal
+) -> None:
     """The supervisor looks on, with a map of the first page."""
     put(held, b"answer", stats=ConnectionStats(3, points_in=2))
     with mmap.mmap(kept.memory, mmap.PAGESIZE) as memory:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.journal import read_count
-from kapudf_cli.journal.header import LEDGER_BYTES, Header
+from kapudf_cli.journal.header import HEADER_BYTES, Header
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 @pytest.fixture
 def header() -> Iterator[Header]:
     """Give a ledger in memory of its own."""
-    with mmap.mmap(-1, LEDGER_BYTES) as memory:
+    with mmap.mmap(-1, HEADER_BYTES) as memory:
         yield Header(memory)
 
 

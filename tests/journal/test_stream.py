@@ -15,7 +15,7 @@ from kapudf_cli.protocol.codec import RESPONSES
 from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.transport import ReadPaused
 from kapudf_cli.transport.commit import Commit, ConnectionStats
-from tests.journal.connections import JOURNAL_BYTES, MAX_FRAME_BYTES, KeptConnection
+from tests.journal.connections import JOURNAL_BYTES, MAX_FRAME_BYTES, JournaledConnection
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until
@@ -38,7 +38,7 @@ def stalls_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stream(kept: KeptConnection) -> Iterator[JournaledStream]:
+def stream(kept: JournaledConnection) -> Iterator[JournaledStream]:
     """Give the stream of its first worker."""
     stream = kept.serve()
     yield stream
@@ -49,7 +49,7 @@ def wait_for_wait(stream: JournaledStream) -> None:
     wait_until(lambda: stream.waits)
 
 
-def read_all(kept: KeptConnection, count: int) -> bytes:
+def read_all(kept: JournaledConnection, count: int) -> bytes:
     read = bytearray()
     while len(read) < count:
         data = kept.peer.recv(1 << 20)
@@ -68,7 +68,9 @@ def stalled_write(stream: JournaledStream, stats: ConnectionStats | None = None)
 # --- from worker to worker ---
 
 
-def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(kept: KeptConnection) -> None:
+def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(
+    kept: JournaledConnection,
+) -> None:
     """Before what comes after it."""
     kept.peer.sendall(b"done, not done")
     first = kept.serve()
@@ -85,7 +87,9 @@ def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(kept: KeptC
     assert read_all(kept, 6) == b"answer"
 
 
-def test_what_was_noted_and_did_not_leave_is_sent_by_the_next_worker(kept: KeptConnection) -> None:
+def test_what_was_noted_and_did_not_leave_is_sent_by_the_next_worker(
+    kept: JournaledConnection,
+) -> None:
     """From the very byte that the first one got to."""
     first = kept.serve()
     writing = stalled_write(first)
@@ -104,7 +108,7 @@ def test_what_was_noted_and_did_not_leave_is_sent_by_the_next_worker(kept: KeptC
 
 
 def test_a_note_without_a_message_leaves_without_a_byte(
-    kept: KeptConnection, stream: JournaledStream
+    kept: JournaledConnection, stream: JournaledStream
 ) -> None:
     """It says how far the connection has got, and in which state."""
     stream.write(b"", Commit(stats=ConnectionStats(7, points_in=1)))
@@ -115,7 +119,7 @@ def test_a_note_without_a_message_leaves_without_a_byte(
 
 
 def test_a_peer_that_is_gone_breaks_the_write(
-    kept: KeptConnection, stream: JournaledStream
+    kept: JournaledConnection, stream: JournaledStream
 ) -> None:
     """What was noted of it changes nothing any more."""
     kept.peer.close()
@@ -134,7 +138,7 @@ def test_an_abort_ends_a_write_that_waits(stream: JournaledStream) -> None:
 
 
 def test_a_pause_is_noticed_while_input_is_waited_for(
-    kept: KeptConnection, stream: JournaledStream
+    kept: JournaledConnection, stream: JournaledStream
 ) -> None:
     """Nothing is read then, and the next read goes on."""
     reading = in_thread(stream.read)
@@ -150,7 +154,7 @@ def test_a_pause_is_noticed_while_input_is_waited_for(
 
 
 def test_it_is_at_work_but_for_when_it_waits_for_input(
-    kept: KeptConnection, stream: JournaledStream
+    kept: JournaledConnection, stream: JournaledStream
 ) -> None:
     """The supervisor beats for it, or not, by that."""
     header = stream._journal.header
@@ -165,7 +169,7 @@ def test_it_is_at_work_but_for_when_it_waits_for_input(
 
 
 def test_that_it_waits_for_its_peer_can_be_seen(
-    kept: KeptConnection, stream: JournaledStream
+    kept: JournaledConnection, stream: JournaledStream
 ) -> None:
     """A Kapacitor that does not read is no busy handler."""
     writing = stalled_write(stream)
@@ -175,7 +179,7 @@ def test_that_it_waits_for_its_peer_can_be_seen(
 
 
 def test_the_frame_that_was_seen_in_hand_is_noted_unless_it_is_known(
-    kept: KeptConnection, stream: JournaledStream
+    kept: JournaledConnection, stream: JournaledStream
 ) -> None:
     """What the agent says itself is exact; a look from another thread comes late."""
     header = stream._journal.header
@@ -193,24 +197,24 @@ def test_the_frame_that_was_seen_in_hand_is_noted_unless_it_is_known(
     assert header.current_frame == 8
 
 
-def test_a_late_look_at_a_closed_stream_is_harmless(kept: KeptConnection) -> None:
+def test_a_late_look_at_a_closed_stream_is_harmless(kept: JournaledConnection) -> None:
     """The thread that looks may have it still in hand."""
     stream = kept.serve()
-    stream.note_task("task", "node")
-    stream.note_thread(77)
+    stream.record_task("task", "node")
+    stream.record_thread(77)
     assert stream.task == ("task", "node")
     kept.peer.sendall(b"unread")
     assert stream.close() == 6
     assert stream.close() == 0
     stream.record_seen_frame(1)
-    stream.note_thread(1)
+    stream.record_thread(1)
 
 
 # --- the journal ---
 
 
 def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
-    kept: KeptConnection,
+    kept: JournaledConnection,
 ) -> None:
     """It is not dealt with, so that a cut waits until it is."""
     first = kept.serve(snapshot_interval_s=0.0)
@@ -223,30 +227,32 @@ def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
     writing.result(PATIENCE_S)
 
     for stateless in (False, True):
-        assert not first.is_due(time.monotonic(), stateless=stateless, asked=True)
-    first.cut(b"Init", b"")
+        assert not first.is_due(time.monotonic(), stateless=stateless, snapshot_requested=True)
+    first.compact(b"Init", b"")
     first.close()
     second = kept.serve()
     assert second.history(4) == b"Init"
     assert second.read() == b"ahead"
     second.write(b"", Commit(stats=ConnectionStats(9)))
-    assert second.is_due(time.monotonic(), stateless=True, asked=False)
-    second.cut(b"Init", b"")
+    assert second.is_due(time.monotonic(), stateless=True, snapshot_requested=False)
+    second.compact(b"Init", b"")
     assert second.history(9) == b"Init"
     second.close()
 
 
 def test_a_cut_is_due_when_the_interval_is_over_and_something_is_kept(
-    kept: KeptConnection,
+    kept: JournaledConnection,
 ) -> None:
     """Nothing is to be cut while nothing has come."""
     stream = kept.serve(snapshot_interval_s=100.0)
     now_s = time.monotonic()
 
-    def is_due(later_s: float, *, asked: bool = False) -> bool:
-        return stream.is_due(now_s + later_s, stateless=False, asked=asked)
+    def is_due(later_s: float, *, snapshot_requested: bool = False) -> bool:
+        return stream.is_due(
+            now_s + later_s, stateless=False, snapshot_requested=snapshot_requested
+        )
 
-    assert [is_due(0), is_due(200), is_due(0, asked=True)] == [False, False, True]
+    assert [is_due(0), is_due(200), is_due(0, snapshot_requested=True)] == [False, False, True]
     kept.peer.sendall(b"Init")
     stream.read()
     stream.write(b"", Commit(stats=ConnectionStats(4)))
@@ -258,7 +264,7 @@ def test_a_cut_is_due_when_the_interval_is_over_and_something_is_kept(
     stream.close()
 
 
-def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: KeptConnection) -> None:
+def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: JournaledConnection) -> None:
     """And where that fails, it is not tried again at each read."""
     stream = kept.serve(snapshot_interval_s=100.0)
     read = 0
@@ -267,16 +273,16 @@ def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: KeptConnection) ->
         read += len(stream.read())
     stream.write(b"", Commit(stats=ConnectionStats(read)))
     now_s = time.monotonic()
-    assert stream.is_due(now_s + 2, stateless=False, asked=False)
+    assert stream.is_due(now_s + 2, stateless=False, snapshot_requested=False)
     stream.postpone()
-    assert not stream.is_due(now_s, stateless=False, asked=False)
-    assert stream.is_due(now_s + 2, stateless=False, asked=False)
-    stream.cut(b"Init", b"")
-    assert not stream.is_due(now_s + 4, stateless=False, asked=False)
+    assert not stream.is_due(now_s, stateless=False, snapshot_requested=False)
+    assert stream.is_due(now_s + 2, stateless=False, snapshot_requested=False)
+    stream.compact(b"Init", b"")
+    assert not stream.is_due(now_s + 4, stateless=False, snapshot_requested=False)
     stream.close()
 
 
-def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: KeptConnection) -> None:
+def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: JournaledConnection) -> None:
     """However soon after the last one, unless that failed."""
     stream = kept.serve(snapshot_interval_s=100.0)
     read = 0
@@ -286,61 +292,61 @@ def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: KeptConnection) -
             kept.peer.sendall(bytes(16_000))
             read += len(stream.read())
         stream.write(b"", Commit(stats=ConnectionStats(read)))
-        due.append(stream.is_due(time.monotonic(), stateless=False, asked=False))
+        due.append(stream.is_due(time.monotonic(), stateless=False, snapshot_requested=False))
     assert due == [False, True]
     stream.postpone()
-    assert not stream.is_due(time.monotonic(), stateless=False, asked=False)
+    assert not stream.is_due(time.monotonic(), stateless=False, snapshot_requested=False)
     stream.close()
 
 
-def test_whoever_takes_over_what_another_has_died_over_cuts_soon(kept: KeptConnection) -> None:
+def test_whoever_takes_over_what_another_has_died_over_cuts_soon(kept: JournaledConnection) -> None:
     """So that the next one has less to repeat."""
     first = kept.serve()
     kept.peer.sendall(b"Init")
     first.read()
     first.write(b"", Commit(stats=ConnectionStats(4)))
-    assert not first.is_due(time.monotonic(), stateless=False, asked=False)
+    assert not first.is_due(time.monotonic(), stateless=False, snapshot_requested=False)
     first.close()
     second = kept.serve()
-    assert second.is_due(time.monotonic(), stateless=False, asked=False)
+    assert second.is_due(time.monotonic(), stateless=False, snapshot_requested=False)
     second.close()
 
 
 def test_a_long_part_of_a_frame_is_not_copied_from_cut_to_cut(
-    kept: KeptConnection, stream: JournaledStream
+    kept: JournaledConnection, stream: JournaledStream
 ) -> None:
     """The journal is cut when the frame is whole."""
     kept.peer.sendall(b"Init")
     stream.read()
     stream.write(b"", Commit(stats=ConnectionStats(4)))
-    stream.cut(b"Init", bytes(200_000))
+    stream.compact(b"Init", bytes(200_000))
     assert stream.record.input_start == 0
-    stream.cut(b"Init", b"")
+    stream.compact(b"Init", b"")
     assert stream.record.input_start == 4
 
 
-def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection) -> None:
+def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: JournaledConnection) -> None:
     """The last snapshot is better than bytes that are not there; a cut is due, and helps."""
     first = kept.serve()
     kept.peer.sendall(b"Init")
     first.read()
     first.write(b"", Commit(stats=ConnectionStats(4)))
-    first.cut(b"Init, Restore", b"")
+    first.compact(b"Init, Restore", b"")
     received = 4
-    while first.record.covered:
+    while first.record.complete:
         kept.peer.sendall(bytes(48_000))
         received += len(first.read())
     first.write(b"", Commit(stats=ConnectionStats(received)))
     assert first.history(received) == b"Init, Restore"
-    assert first.is_due(time.monotonic() + 2, stateless=False, asked=False)
+    assert first.is_due(time.monotonic() + 2, stateless=False, snapshot_requested=False)
     first.close()
     second = kept.serve()
-    assert not second.record.covered
+    assert not second.record.complete
     reading = in_thread(second.read)
     kept.peer.sendall(b"next")
     assert reading.result(PATIENCE_S) == b"next"
     second.write(b"", Commit(stats=ConnectionStats(received + 4)))
-    second.cut(b"Init, Restore again", b"")
+    second.compact(b"Init, Restore again", b"")
     assert second.history(received + 4) == b"Init, Restore again"
     second.close()
 
@@ -351,7 +357,7 @@ def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: KeptConnection
 @pytest.mark.parametrize("max_frame_bytes", [20_000, MAX_FRAME_BYTES])
 def test_whatever_an_outbox_has_held_back_fits(max_frame_bytes: int) -> None:
     """Data before Init, up to its limit, and a long message that follows them."""
-    kept = KeptConnection(max_frame_bytes=max_frame_bytes)
+    kept = JournaledConnection(max_frame_bytes=max_frame_bytes)
     stream = kept.serve()
     outbox = Outbox(stream, max_frame_bytes=max_frame_bytes, on_failure=stream.interrupt)
     point = Point(name="x" * (max_frame_bytes - 100))
@@ -376,7 +382,9 @@ def test_whatever_an_outbox_has_held_back_fits(max_frame_bytes: int) -> None:
         kept.close()
 
 
-def test_messages_of_any_length_arrive_whole_from_workers_that_die(kept: KeptConnection) -> None:
+def test_messages_of_any_length_arrive_whole_from_workers_that_die(
+    kept: JournaledConnection,
+) -> None:
     """Points from a few bytes to a frame's limit, sent by a worker each."""
     sizes = [10, 70_000, 600_000, 600_001, 5000, MAX_FRAME_BYTES - 100] * 3
     sent = bytearray()

@@ -1,6 +1,6 @@
 """Handlers whose worker dies: at a step of the journal, at a point, or when told to.
 
-$DIE_AT names a step of the journal, as `put.in_force.before`; the worker kills itself when it
+$DIE_AT names a step of the journal, as `store.commit.before`; the worker kills itself when it
 gets there for the third time. $DEATHS is a file with a byte for each such death; at the
 fifth it is enough.
 """
@@ -33,12 +33,12 @@ ENOUGH_DEATHS = 5
 #: What a wordy handler adds to a point.
 BALLAST = "b" * 4_000
 
-#: What each place in the ledger is called in $DIE_AT.
-MARKS = {
-    header._IN_FORCE: "in_force",
+#: What each field of the header is called in $DIE_AT.
+FIELDS = {
+    header._ACTIVE: "commit",
     header._RECEIVED: "received",
     header._BUSY_SINCE: "busy",
-    header._IN_HAND: "in_hand",
+    header._CURRENT_FRAME: "current_frame",
     header._WAITS_FOR_PEER: "peer",
 }
 
@@ -64,7 +64,7 @@ class Reaper:
 
 
 class DeadlyWord:
-    """Stores marks, and dies before or after it."""
+    """Stores fields of the header, and dies before or after it."""
 
     def __init__(self, word: Any, reaper: Reaper) -> None:
         self._word = word
@@ -72,15 +72,15 @@ class DeadlyWord:
         self.unpack_from = word.unpack_from
 
     def pack_into(self, memory: Any, place: int, value: int) -> None:
-        mark = MARKS.get(place, "other")
-        self._reaper.at(f"{mark}.before")
+        field = FIELDS.get(place, "other")
+        self._reaper.at(f"{field}.before")
         self._word.pack_into(memory, place, value)
-        self._reaper.at(f"{mark}.after")
+        self._reaper.at(f"{field}.after")
 
 
 def _make_deadly(reaper: Reaper) -> None:
     header._WORD = DeadlyWord(header._WORD, reaper)  # type: ignore[assignment]
-    for name in ("receive", "put", "cut", "send"):
+    for name in ("receive", "store", "compact", "send"):
         _wrap(name, getattr(journal.Journal, name), reaper)
 
 

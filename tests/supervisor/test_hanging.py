@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.hanging import HungWorkers
 from kapudf_cli.system import logs
-from tests.journal.connections import KeptConnection
+from tests.journal.connections import JournaledConnection
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.workers import Workers
 
@@ -32,7 +32,7 @@ def worker() -> Iterator[WorkerProcess]:
 @pytest.fixture
 def served() -> Iterator[list[SupervisedConnection]]:
     """Give two connections, 1 and 2."""
-    kept = [KeptConnection() for _ in range(2)]
+    kept = [JournaledConnection() for _ in range(2)]
     both = [
         SupervisedConnection(
             number, each.connection.dup(), os.dup(each.memory), None, busy_limit_s=10.0

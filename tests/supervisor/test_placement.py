@@ -14,7 +14,7 @@ from kapudf_cli.supervisor.router import Router, furthest_apart
 from kapudf_cli.supervisor.worker_process import WorkerState
 from kapudf_cli.system import logs
 from kapudf_cli.worker import channel as orders
-from tests.journal.connections import KeptConnection
+from tests.journal.connections import JournaledConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,12 +75,12 @@ class Function:
         self.placement = Router(
             cast("Any", self.workers), on_left=cast("Any", self.left.append), log=logs.get_logger()
         )
-        self.kept: list[KeptConnection] = []
+        self.kept: list[JournaledConnection] = []
 
     def connect(self, count: int) -> None:
         """Add new connections."""
         for _ in range(count):
-            kept = KeptConnection()
+            kept = JournaledConnection()
             self.kept.append(kept)
             self.placement.add(
                 SupervisedConnection(
@@ -141,7 +141,7 @@ def function() -> Iterator[Callable[..., Function]]:
 class PausedMove:
     """A connection on its way from one worker to another, which was told to take it."""
 
-    def __init__(self, kept: KeptConnection) -> None:
+    def __init__(self, kept: JournaledConnection) -> None:
         self.served = SupervisedConnection(
             7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
         )
@@ -163,7 +163,7 @@ class PausedMove:
 @pytest.fixture
 def paused() -> Iterator[PausedMove]:
     """Give one."""
-    kept = KeptConnection()
+    kept = JournaledConnection()
     paused = PausedMove(kept)
     yield paused
     paused.served.close()
@@ -472,7 +472,7 @@ def test_a_hang_is_blamed_on_a_connection_only_if_it_must_be_its_own(
     with contextlib.ExitStack() as undo:
         connections = []
         for number in (1, 2):
-            kept = KeptConnection()
+            kept = JournaledConnection()
             undo.callback(kept.close)
             served = Judged(
                 number, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
@@ -482,7 +482,7 @@ def test_a_hang_is_blamed_on_a_connection_only_if_it_must_be_its_own(
             served.worker = worker
             served.header.thread = 10 + number
             served.header.busy_since_ns = int(number in at_work)
-            served.header.pulse_ns = time.monotonic_ns() - round(silent_s * 1e9)
+            served.header.heartbeat_ns = time.monotonic_ns() - round(silent_s * 1e9)
             placement.connections[number] = served
             connections.append(served)
         placement.on_death(worker, "SIGKILL", stacks, drops_poison=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kapudf_cli.worker.channel import Start
-    from tests.journal.connections import KeptConnection
+    from tests.journal.connections import JournaledConnection
     from tests.supervisor.loops import Loop
 
 
@@ -274,7 +274,7 @@ def test_after_a_failed_reload_the_handler_that_serves_is_shown(loop: Loop, tmp_
 
 
 def test_a_long_wait_for_a_worker_is_logged_once(
-    loop: Loop, kept: KeptConnection, monkeypatch: pytest.MonkeyPatch
+    loop: Loop, kept: JournaledConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While no worker can be started, or one imports its handler for long."""
     served = loop.start_pool(SETTINGS)

@@ -16,7 +16,7 @@ from kapudf_cli.journal.header import NO_FRAME
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.connection import Move, SupervisedConnection
 from kapudf_cli.transport.commit import Commit, ConnectionStats
-from tests.journal.connections import KeptConnection
+from tests.journal.connections import JournaledConnection
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kapudf_cli.worker.channel import Serve
 
 
-class Kept(KeptConnection):
+class Kept(JournaledConnection):
     """A connection with its supervisor's side, and steps that a worker would take."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ def test_a_heartbeat_is_sent_between_messages(kept: Kept) -> None:
     """Before the first one, and after all that is in force was sent."""
     held = kept.open()
     kept.served.beat()
-    held.put(b"answer", Commit(1))
+    held.store(b"answer", Commit(1))
     held.send(held.unsent)
     kept.served.beat()
     held._connection.close()
@@ -172,13 +172,13 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
     received = bytearray()
     kept.peer.settimeout(0)
     for _ in range(2):
-        held.put(bytes(size), Commit(1))
+        held.store(bytes(size), Commit(1))
         while unsent := held.unsent:
             try:
                 held.send(unsent)
             except BlockingIOError:
                 received += kept.peer.recv(1 << 20)
-    held.put(b"x" * size, Commit(1))
+    held.store(b"x" * size, Commit(1))
     received += read(kept)
     if sent:
         assert held.unsent == size
@@ -198,10 +198,10 @@ def test_what_a_dead_worker_has_not_sent_leaves_before_the_next_heartbeat(
     """Without it there could be no heartbeat until the next worker has imported its handler."""
     held = kept.open()
     if earlier:
-        held.put(bytes(earlier), Commit(1))
+        held.store(bytes(earlier), Commit(1))
         while unsent := held.unsent:
             held.send(unsent)
-    held.put(b"answer", Commit(1))
+    held.store(b"answer", Commit(1))
     if sent:
         assert held.unsent == 6
         held.send(sent)
@@ -337,7 +337,7 @@ def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(
     assert after(21.0) == ("idle", False)
 
     served.header.waits_for_peer = 1
-    served.header.commit(served.header.record._replace(out_end=1 << 20))
+    served.header.commit(served.header.record._replace(output_end=1 << 20))
     assert after(30.0, 39.5) == ("not reading", False), "Kapacitor would take output"
     assert after(40.0) == ("not reading", True)
     with contextlib.suppress(BlockingIOError):
@@ -372,7 +372,7 @@ def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
 ) -> None:
     """One that is at work has as long as one frame may take."""
     kept.served.worker = object()  # type: ignore[assignment]
-    kept.served.header.pulse_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
+    kept.served.header.heartbeat_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
     kept.served.header.busy_since_ns = int(at_work)
     assert not kept.served.is_not_pausing
     kept.served.move = Move(object(), is_paused=paused)  # type: ignore[arg-type]

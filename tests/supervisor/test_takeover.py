@@ -48,16 +48,16 @@ STEPS = [
     "receive.received.before",
     "receive.received.after",
     "receive.after",
-    "put.before",
-    "put.in_force.before",
-    "put.in_force.after",
-    "put.after",
+    "store.before",
+    "store.commit.before",
+    "store.commit.after",
+    "store.after",
     "send.before",
     "send.half",
-    "cut.before",
-    "cut.in_force.before",
-    "cut.in_force.after",
-    "cut.after",
+    "compact.before",
+    "compact.commit.before",
+    "compact.commit.after",
+    "compact.after",
     "other.busy.before",
     "other.busy.after",
 ]
@@ -113,7 +113,7 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
     assert 1 <= len(deaths_of(process)) == deaths.stat().st_size <= ENOUGH_DEATHS
 
 
-@pytest.mark.parametrize("step", ["receive.received.before", "put.in_force.after", "send.half"])
+@pytest.mark.parametrize("step", ["receive.received.before", "store.commit.after", "send.half"])
 def test_batches_stay_whole_wherever_a_worker_dies(
     serve: Serve,
     socket_path: str,

@@ -20,7 +20,7 @@ from kapudf_cli.worker.stacks import faulty_thread
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.journal.connections import KeptConnection
+    from tests.journal.connections import JournaledConnection
     from tests.supervisor.workers import Workers
 
 STARTING, SERVING, RETIRING, DEAD = WorkerState
@@ -73,7 +73,7 @@ class Faulting(Handler):
 
 
 def test_a_fault_is_that_of_a_connection_from_its_threads_first_moment(
-    workers: Workers, kept: KeptConnection, tmp_path: Path
+    workers: Workers, kept: JournaledConnection, tmp_path: Path
 ) -> None:
     """As of a handler that faults as soon as it is made, which no kill by chance explains."""
     file = tmp_path / "faulting.py"
