@@ -1,26 +1,31 @@
-"""The command line: one file a command, and the only place that knows exit codes.
+"""The command line: one file per command, and the only package that knows exit statuses.
 
-A command is imported when it is called, and a command imports what it works
-with when it runs: what one of them needs, `kapudf --help` does not wait for.
+Each command is imported when it is called, and imports its dependencies when it runs. So
+`kapudf --help` is fast.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import signal
 import sys
-from typing import Any, Final
+import threading
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from kapudf_cli.commands import interruption, standard_streams
-from kapudf_cli.commands.terminal import escaped, say
+from kapudf_cli.commands import output
+from kapudf_cli.commands.output import say
 from kapudf_cli.errors import ConfigError, KapudfError
 
-#: What the user asked for cannot be done as it was asked; trying again is no use.
+if TYPE_CHECKING:
+    from types import FrameType
+
+#: The command line or the configuration is wrong; the same call would fail again.
 EXIT_USAGE: Final = 2
-#: It was asked well, and failed.
+#: The call is valid, and failed.
 EXIT_FAILURE: Final = 1
 
 #: Each command, and the module and name of its function.
@@ -39,11 +44,23 @@ _COMMANDS: Final = {
 }
 
 
+class Interrupted(BaseException):
+    """A signal ends this process.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
 class Commands(click.Group):
-    """Finds commands by name, and turns the project's errors into a line and an exit code."""
+    """Finds commands by name, and turns kapudf's errors into one line and an exit status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands in the order in which people meet them."""
+        """Return the commands, the most used first."""
         del ctx
         return list(_COMMANDS)
 
@@ -60,7 +77,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that is called, or fail with the likely one."""
+        """Return the command, or fail and suggest the nearest name."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -70,31 +87,31 @@ class Commands(click.Group):
             ctx.fail(f"{error.message} Did you mean '{nearest[0]}'?")
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the program, and end by what ends it.
+        """Run the program; end by the signal that interrupts it, as a shell expects.
 
-        A full disk under stdout is a line, be it for help or for results.
+        If stdout is full, print one line, whether the output was help or results.
         """
         try:
             return super().main(*args, **extra)
-        except interruption.Interrupted as interrupted:
-            interruption.die_of(interrupted.number)
+        except Interrupted as interrupted:
+            _die_of(interrupted.number)
         except OSError as error:
-            if not standard_streams.is_full(error):
+            if not output.is_full(error):
                 raise
-            standard_streams.discard_stdout()
+            output.discard_stdout()
             say(f"Error: stdout cannot be written: {error.strerror}", err=True)
             sys.exit(EXIT_FAILURE)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; an error of the project's own is a line, not a traceback."""
-        standard_streams.make_usable()
-        interruption.raise_on_sigterm()
+        """Run a command; print kapudf's own errors as one line, not as a traceback."""
+        output.make_streams_usable()
+        _raise_on_sigterm()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise interruption.Interrupted(signal.SIGINT) from None
+            raise Interrupted(signal.SIGINT) from None
         except click.ClickException as error:
-            raise escaped(error) from error.__cause__
+            raise output.escaped(error) from error.__cause__
         except ConfigError as error:
             for fault in error.faults:
                 say(f"Error: {error.source}: {fault}", err=True)
@@ -113,3 +130,27 @@ def main() -> None:
     Write a handler class and serve it on a Unix socket, straight from its file
     or installed under a name.
     """
+
+
+def _raise_on_sigterm() -> None:
+    """Make SIGTERM raise `Interrupted`, as Ctrl-C raises KeyboardInterrupt.
+
+    The default action would leave child processes in other process groups behind.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _raise)
+
+
+def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    raise Interrupted(signal.Signals(number))
+
+
+def _die_of(number: signal.Signals) -> NoReturn:
+    """End this process by a signal, so that the parent sees it (130 or 143 in a shell)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise AssertionError(number)  # Not reached: the signal is delivered by now.

@@ -1,4 +1,4 @@
-"""`kapudf check`: does a UDF hold to the protocol?"""
+"""`kapudf check`: check that a UDF follows the protocol."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kapudf_cli.commands import EXIT_FAILURE, shared_options
-from kapudf_cli.commands.stdout import own_stdout
+from kapudf_cli.commands import EXIT_FAILURE, options
+from kapudf_cli.commands.output import json_text, own_stdout
 from kapudf_cli.commands.targets import silenced, target_options
-from kapudf_cli.commands.terminal import json_text
 from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
     from kapudf_cli.client import Target
-    from kapudf_cli.commands.stdout import Stdout
+    from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.udf_pb2 import Option
     from kapudf_cli.tools.check.model import Result
 
@@ -28,26 +27,30 @@ _INDENT = " " * 8
 _WIDTH = 100
 
 
-@click.command(short_help="Check that a UDF holds to Kapacitor's protocol.")
+@click.command(short_help="Check that a UDF follows Kapacitor's protocol.")
 @target_options
 @click.option(
     "--options",
     "calls",
     metavar="CALLS",
-    help="Options to start it with, as in TICKscript: \".field('value').size(10)\".  "
-    "[default: made from what it declares]",
+    help="Options for the UDF, as in TICKscript: \".field('value').size(10)\".  "
+    "[default: made from the options that it declares]",
 )
-@shared_options.timeout(
-    "How long each answer may take; kapacitor.conf's timeout, or shorter.", least=0.05, default=5.0
+@options.timeout(
+    "How long each answer may take: the timeout in kapacitor.conf, or less.",
+    least=0.05,
+    default=5.0,
 )
 @click.option(
     "--cut/--no-cut",
     default=None,
-    help="Run the checks that cut connections off, too. A UDF that cannot stand that may exit, "
-    "with all of its tasks.  [default: only with --exec and --handler]",
+    help="Also run the checks that cut connections. A UDF that does not handle this may exit, and "
+    "stop all of its tasks.  [default: only with --exec and --handler]",
 )
-@click.option("--verbose", is_flag=True, help="Show each check's rule and the rule's source.")
-@shared_options.as_json
+@click.option(
+    "--verbose", is_flag=True, help="Show the rule that each check tests, and its source."
+)
+@options.as_json
 def check(
     target: Target,
     calls: str | None,
@@ -57,13 +60,13 @@ def check(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Check whether a UDF, in any language, holds to Kapacitor's protocol.
+    """Check whether a UDF, in any language, follows Kapacitor's protocol.
 
-    Plays Kapacitor: asks the UDF what it is, starts tasks, sends data, asks for
-    snapshots and ends connections. Prints a line for each rule: passed, FAILED with the
-    reason, or - where the rule does not apply. The tasks are called kapudf-check and the
-    data is made up. Do not run it against a UDF that serves production tasks: a UDF
-    with a fault may exit, and those tasks with it.
+    Acts as Kapacitor: asks the UDF for its edges and options, starts tasks, sends data,
+    takes snapshots and closes connections. Prints a line for each rule: passed, FAILED
+    with the reason, or - if the rule does not apply. The tasks are named kapudf-check,
+    and the data is generated. Do not run it against a UDF that serves production tasks:
+    a faulty UDF may exit and stop them.
 
     Exits with 0 if no check failed, and with 1 if one did.
     """
@@ -73,7 +76,7 @@ def check(
     from kapudf_cli.tools.check.trial import Trial
 
     target = silenced(target)
-    options = None if calls is None else _options(calls, target, timeout_s)
+    chosen = None if calls is None else _options(calls, target, timeout_s)
     logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR)
     results = []
     on_terminal = sys.stdout.isatty()
@@ -81,7 +84,7 @@ def check(
         out.live = True
         table = _Table(out, verbose=verbose, colour=on_terminal)
         may_cut = not isinstance(target, SocketTarget) if cut is None else cut
-        for result in runner.run(Trial(target, timeout_s, options, may_cut)):
+        for result in runner.run(Trial(target, timeout_s, chosen, may_cut)):
             results.append(result)
             if not as_json:
                 table.add(result)
@@ -104,7 +107,7 @@ def check(
 
 
 def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:
-    """Return the calls that the user wrote, checked against what the UDF declares."""
+    """Return the user's options, checked against those that the UDF declares."""
     from kapudf_cli.client.driver import ask_info
     from kapudf_cli.client.errors import ProbeError
     from kapudf_cli.tickscript.calls import check_calls, read_calls
@@ -114,13 +117,13 @@ def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:
         try:
             info = ask_info(connection.side)
         except (ProbeError, OSError):
-            # The check of Info says it, and better.
+            # The check of Info reports this error with more detail.
             return [call.option for call in read]
     return check_calls(read, info)
 
 
 class _Table:
-    """Shows results as they come; those that do not apply, for one reason, in one line."""
+    """Prints results as they arrive; skipped checks with the same reason share a line."""
 
     def __init__(self, out: Stdout, *, verbose: bool, colour: bool) -> None:
         self._out = out
@@ -129,7 +132,7 @@ class _Table:
         self._skipped: list[Result] = []
 
     def add(self, result: Result) -> None:
-        """Show a result, now or with those that follow it."""
+        """Print a result, or collect it if the check was skipped."""
         skipped = result.outcome.value == "not applicable"
         if self._skipped and not (skipped and result.reason == self._skipped[0].reason):
             self.end()
@@ -143,7 +146,7 @@ class _Table:
                     self._out.emit(_INDENT + line)
 
     def end(self) -> None:
-        """Show what waits to be shown."""
+        """Print the collected skipped checks."""
         if self._skipped:
             more = len(self._skipped) - 1
             name = self._skipped[0].check.name

@@ -1,4 +1,4 @@
-"""`kapudf check-config`: whether a configuration file is fit to be served."""
+"""`kapudf check-config`: check a configuration file and its handlers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kapudf_cli.commands.terminal import json_text, say
+from kapudf_cli.commands.output import json_text, say
 
 if TYPE_CHECKING:
     from kapudf_cli.config import Settings
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 @click.option(
     "--elsewhere",
     is_flag=True,
-    help="The file is for another machine or time: do not look for the sockets' folders and "
-    "groups, nor at the limits of this process.",
+    help="The file is for another machine: skip the checks of the sockets' folders and groups, "
+    "and of this process's limits.",
 )
 def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
-    """Check a configuration file, and that it can be served here.
+    """Check a configuration file, and that this machine can serve it.
 
-    It looks at the settings, imports the handlers, and looks for the sockets'
-    folders and groups. Says OK and what it cannot check, or names everything
-    that is wrong and exits with 2.
+    Checks the settings, imports the handlers, and looks for the sockets' folders and
+    groups. Prints OK and what it cannot check; otherwise lists all errors and exits
+    with 2.
     """
     from kapudf_cli import config, config_file
     from kapudf_cli.errors import ConfigError
@@ -46,13 +46,13 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
     if faults:
         raise ConfigError(str(file), faults)
     say(f"{file}: OK, {counted(len(settings.functions), 'function')}", err=as_kapacitor)
-    unchecked = "permissions of the service's user, and who else serves the sockets"
+    unchecked = "permissions of the service's user, and whether another process serves the sockets"
     if elsewhere:
         unchecked = f"the sockets' folders and groups, limits, {unchecked}"
     say(f"not checked: {unchecked}", err=as_kapacitor)
     if as_kapacitor:
         for name, function in settings.functions.items():
-            # JSON without control characters is a TOML string, too.
+            # A JSON string without control characters is a valid TOML string.
             path = json_text(os.path.abspath(function.socket))
             say(f"[udf.functions.{name}]")
             say(f"    socket = {path}")
@@ -60,7 +60,7 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
 
 
 def _faults_of_handlers(settings: Settings) -> list[str]:
-    """Return which handlers cannot be loaded, and why."""
+    """Return an error for each handler that cannot be loaded."""
     from kapudf_cli import plugins
     from kapudf_cli.plugin_errors import PluginError
 
@@ -74,7 +74,7 @@ def _faults_of_handlers(settings: Settings) -> list[str]:
 
 
 def _faults_here(settings: Settings) -> list[str]:
-    """Return what this machine lacks for the settings."""
+    """Return an error for each requirement of the settings that this machine does not meet."""
     from kapudf_cli.errors import ConfigError
     from kapudf_cli.journal import limits
     from kapudf_cli.system import socket_file

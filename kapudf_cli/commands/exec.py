@@ -1,4 +1,4 @@
-"""`kapudf exec`: a handler as a process UDF, which Kapacitor starts by itself."""
+"""`kapudf exec`: run a handler as a process UDF, which Kapacitor starts."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 
 import click
 
-from kapudf_cli.commands import settings
+from kapudf_cli.commands import options
 
 
 @click.command("exec")
-@settings.setting("--handler", metavar="HANDLER", required=True, help=settings.HANDLER_HELP)
-@settings.max_frame_bytes
-@settings.linger_ms
-@settings.on_error
-@settings.busy_limit
-@settings.grace_period
-@settings.log_format
-@settings.log_level
+@options.setting("--handler", metavar="HANDLER", required=True, help=options.HANDLER_HELP)
+@options.max_frame_bytes
+@options.linger_ms
+@options.on_error
+@options.busy_limit
+@options.grace_period
+@options.log_format
+@options.log_level
 def execute(handler: str, **flags: Any) -> None:
     """Run a handler as a process UDF, on stdin and stdout.
 
-    Kapacitor starts it: set prog and args in kapacitor.conf. Only the protocol goes to
-    stdout. The log, everything that the handler prints, and the stack of a crash of the
-    interpreter go to stderr, which Kapacitor copies into its own log.
+    Kapacitor starts this process: set prog and args in kapacitor.conf. Only protocol
+    messages go to stdout. The log, the handler's prints, and stack traces of an
+    interpreter crash go to stderr, which Kapacitor copies into its own log.
 
-    At the end of input, or on SIGINT or SIGTERM, it processes what has arrived, flushes
-    the handler and exits with 0. If the handler fails, it exits with 1.
+    At the end of input, or on SIGINT or SIGTERM, it processes the input that has arrived,
+    flushes the handler and exits with 0. If the handler fails, it exits with 1.
     """
     from kapudf_cli import plugins
     from kapudf_cli.system import logs
@@ -38,12 +38,12 @@ def execute(handler: str, **flags: Any) -> None:
     from kapudf_cli.worker.loading import load_handler
     from kapudf_cli.worker.stdio import StdioServer, take_over_stdio
 
-    _refuse_what_is_no_kapacitor()
+    _check_standard_streams()
     plugin = plugins.find(handler)
     given = {name: value for name, value in flags.items() if value is not None}
-    # It has no socket, and no worker could take over what Kapacitor starts by itself.
+    # No socket, and no workers: Kapacitor owns this process and its pipes.
     given |= {"handler": handler, "socket": "stdio", "workers": 0}
-    chosen = settings.combined({}, given, source="command line")
+    chosen = options.combined({}, given, source="command line")
     (of_function,) = chosen.functions.values()
     stream = take_over_stdio()
     logs.configure(chosen.log_format, chosen.log_level)
@@ -58,12 +58,13 @@ def execute(handler: str, **flags: Any) -> None:
             log=log,
         )
         status = server.run()
-    # Kapacitor waits for this process to exit, and must not wait for a handler that hangs.
+    # Kapacitor waits for this process to exit: do not wait for threads of the handler.
     logs.exit_despite_threads(status)
     click.get_current_context().exit(status)
 
 
-def _refuse_what_is_no_kapacitor() -> None:
+def _check_standard_streams() -> None:
+    """Refuse a terminal on stdin or stdout, and a stdout that is also stderr."""
     if sys.stdin.isatty() or sys.stdout.isatty():
         raise click.UsageError(
             "exec speaks Kapacitor's protocol on stdin and stdout, and this is a terminal; have "
@@ -73,6 +74,6 @@ def _refuse_what_is_no_kapacitor() -> None:
     responses, log = os.fstat(1), os.fstat(2)
     if os.path.samestat(responses, log) and not stat.S_ISCHR(log.st_mode):
         raise click.UsageError(
-            "stdout and stderr are one and the same, so the log would get between the frames; "
-            "send stderr elsewhere, say 2>/dev/null"
+            "stdout and stderr are the same file, so log lines would corrupt the frames; "
+            "redirect stderr, for example with 2>/dev/null"
         )

@@ -1,4 +1,4 @@
-"""`kapudf list-handlers`: what is installed, broken plugins included."""
+"""`kapudf list-handlers`: list installed handlers, including broken ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kapudf_cli.commands.terminal import say, say_json
+from kapudf_cli.commands.output import say, say_json
 
 if TYPE_CHECKING:
     from kapudf_cli.plugins import Plugin
@@ -24,11 +24,11 @@ def list_handlers(*, as_json: bool) -> None:
     listed with the reason.
     """
     from kapudf_cli import plugins
-    from kapudf_cli.commands.tables import aligned
+    from kapudf_cli.commands.output import aligned
 
     installed = plugins.discover()
     names = [plugin.name for plugin in installed]
-    # A plugin that prints must not get between the rows.
+    # Output that a plugin prints at import must not mix with the rows.
     with contextlib.redirect_stdout(sys.stderr):
         rows = [_describe(plugin, ambiguous=names.count(plugin.name) > 1) for plugin in installed]
     if as_json:
@@ -80,5 +80,5 @@ def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
     row["provides"] = snippets.edge_name(info.provides)
     row["options"] = snippets.signatures(info)
     if ambiguous:
-        row["error"] = f"another distribution offers '{plugin.name}' too; uninstall one"
+        row["error"] = f"another distribution also provides '{plugin.name}'; uninstall one"
     return row

@@ -1,4 +1,4 @@
-"""`kapudf load`: how much can a UDF take, how late is it, and what does it cost?"""
+"""`kapudf load`: measure a UDF's throughput, latency, CPU and memory under load."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kapudf_cli.commands import shared_options
-from kapudf_cli.commands.numbers import Number
-from kapudf_cli.commands.stdout import own_stdout
-from kapudf_cli.commands.tables import aligned
+from kapudf_cli.commands import options
+from kapudf_cli.commands.options import Number
+from kapudf_cli.commands.output import aligned, json_text, own_stdout, show_live
 from kapudf_cli.commands.targets import silenced, target_options
-from kapudf_cli.commands.terminal import json_text, show_live
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kapudf_cli.client import Target
-    from kapudf_cli.commands.settings import Decorator
+    from kapudf_cli.commands.options import Decorator
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType
     from kapudf_cli.tools.load.engine import Measured
     from kapudf_cli.tools.load.shape import Shape
     from kapudf_cli.tools.recordings.errors import RecordingError
 
-#: How many points are made or read, and then sent over and over.
+#: How many points are generated; they are sent repeatedly.
 _BLOCK_POINTS = 1_000
+#: How many messages of a recording are read; they are sent repeatedly.
 _RECORDED_MESSAGES = 100_000
 _DEFAULT_DURATION_S = 10.0
 
 
 def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decorator:
-    """Return an option for a number of things."""
+    """Return an option for a count."""
     least, most = within
     return click.option(
         flag,
@@ -47,51 +46,53 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
 
 @click.command(short_help="Put a load on a UDF, and measure it.")
 @target_options
-@shared_options.calls(example=".field('usage_idle').size(10)")
+@options.calls(example=".field('usage_idle').size(10)")
 @click.option(
     "--recording",
     type=click.Path(exists=True, dir_okay=False, readable=True),
-    help="Send what a recording has, over and over, instead of made-up points.",
+    help="Send the points of a recording, repeatedly, instead of generated ones.",
 )
-@_count("--fields", (1, 10_000), 10, "Double fields of each point; the default is telegraf's cpu.")
-@_count("--tags", (0, 1_000), 2, "Tags of each point.")
-@_count("--groups", (1, 1_000), 8, "Groups that the points are of, in turn.")
-@_count("--batch-size", (1, 1_000), 100, "Points of each batch, for a UDF that wants batches.")
-@_count("--connections", (1, 500), 1, "Connections to spread the points over, as many tasks would.")
+@_count(
+    "--fields", (1, 10_000), 10, "Double fields per point; the default is as in telegraf's cpu."
+)
+@_count("--tags", (0, 1_000), 2, "Tags per point.")
+@_count("--groups", (1, 1_000), 8, "Groups; the points take turns.")
+@_count("--batch-size", (1, 1_000), 100, "Points per batch, for a UDF that wants batches.")
+@_count("--connections", (1, 500), 1, "Connections, as of so many tasks.")
 @click.option(
     "--rate",
     type=Number(min=0, min_open=True, max=1e8),
     metavar="POINTS",
-    help="Points a second over all connections.  [default: as many as go]",
+    help="Points per second over all connections.  [default: as many as possible]",
 )
 @click.option(
     "--duration",
     "duration_s",
     type=Number(min=0, min_open=True, max=86_400),
     metavar="SECONDS",
-    help="How long to send.  [default: 10, if not --points]",
+    help="How long to send.  [default: 10, unless --points is given]",
 )
-@click.option("--points", type=click.IntRange(min=1), metavar="N", help="How many points to send.")
+@click.option("--points", type=click.IntRange(min=1), metavar="N", help="Number of points to send.")
 @click.option(
     "--bulk",
     is_flag=True,
-    help="Send many points in one system call, not each in two as Kapacitor does.",
+    help="Send many points per system call. Kapacitor needs two calls per point.",
 )
-@shared_options.timeout("How long the UDF may be silent.")
-@shared_options.as_json
+@options.timeout("How long the UDF may send nothing.")
+@options.as_json
 def load(
     target: Target, calls: str, recording: str | None, timeout_s: float, *, as_json: bool,
     **how: Any,
 ) -> None:  # fmt: skip
-    """Put a load on a UDF, in any language, and measure it.
+    """Put a UDF, in any language, under load and measure it.
 
-    Latency is the time from when a point was due until it came back. With --rate, a point
-    that waited for those before it counts as late. At full speed, latency includes the
-    time that points wait in the socket. If points do not come back one for one,
-    keepalives between them are timed instead.
+    Latency is the time from when a point was due until it came back. With --rate, it
+    includes the time that a point waited for earlier points. At full speed, it includes
+    the time that points wait in the socket. If the UDF does not return one point for
+    each point, the latency of keepalives is measured instead.
 
-    Processor time and memory are those of the process at the socket and of its
-    children. Ctrl-C ends the run and shows what was measured until then.
+    CPU time and memory are those of the process at the socket and its descendants.
+    Ctrl-C ends the run and shows the results so far.
 
     Exits with 1 if the UDF failed, hung, or closed the connection.
     """
@@ -116,13 +117,13 @@ def load(
     )
     with own_stdout() as out:
         info = info_of(target, timeout_s=timeout_s)
-        options = check_calls(read, info)
+        udf_options = check_calls(read, info)
         if recording is None:
             shape = Shape(fields=how["fields"], tags=how["tags"], groups=how["groups"])
             messages = _made(shape, info.wants, how["batch_size"])
         else:
             messages = _recorded(recording, info.wants)
-        engine = Engine(target, Work(messages, options), plan)
+        engine = Engine(target, Work(messages, udf_options), plan)
         live = sys.stderr.isatty()
         try:
             measured = engine.run(_show_live if live else lambda _: None)
@@ -146,7 +147,7 @@ def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessag
 
 
 def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
-    """Return what a recording has, or its beginning: at most so many messages, batches whole."""
+    """Return the first messages of a recording, without an incomplete batch at the end."""
     from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
     from kapudf_cli.tools.recordings import open_recording
     from kapudf_cli.tools.replay.compatibility import check_fit
@@ -164,7 +165,7 @@ def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
         while not isinstance(messages[-1], EndBatch):
             messages.pop()
     if not any(isinstance(message, Point) for message in messages):
-        raise MisfitError(f"{path}: there is no point in it to send")
+        raise MisfitError(f"{path}: the recording has no points to send")
     return messages
 
 
@@ -183,7 +184,7 @@ def _show_live(measured: Measured) -> None:
 
 
 def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, Any]:
-    """Return everything that was measured, as the JSON has it."""
+    """Return the results in the form of the JSON output."""
     from kapudf_cli.tools.load.latencies import PERCENTILES
 
     latencies = measured.latencies
@@ -215,7 +216,7 @@ def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, 
 
 def _table(facts: dict[str, Any]) -> list[str]:
     sent, returned, elapsed = facts["points_sent"], facts["points_returned"], facts["elapsed_s"]
-    asked = f", of {facts['rate']:,.0f} asked for" if facts["rate"] else ""
+    asked = f", {facts['rate']:,.0f} requested" if facts["rate"] else ""
     rows = [
         ("points", f"{sent:,} sent, {returned:,} came back"),
         ("time", f"{elapsed:.2f} s{' (interrupted)' if facts['interrupted'] else ''}"),

@@ -1,4 +1,4 @@
-"""`kapudf new`: a plugin project to begin with, that works as it is."""
+"""`kapudf new`: write a plugin project that works as it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from kapudf_cli.commands.terminal import say
+from kapudf_cli.commands.output import say
 
 
 @click.command(short_help="Write a plugin project, with a handler and a test.")
@@ -19,7 +19,7 @@ from kapudf_cli.commands.terminal import say
     help="Folder to write to, new or empty.  [default: ./NAME]",
 )
 def new(name: str, directory: Path | None) -> None:
-    """Write a small plugin project that can be installed: a handler and its test.
+    """Write a small, installable plugin project: a handler and its test.
 
     NAME is the handler's name, such as my-average; the package is then my_average and
     the class MyAverage. Existing files are not overwritten.
@@ -31,7 +31,7 @@ def new(name: str, directory: Path | None) -> None:
     for path in scaffold.write(names, target):
         say(f"wrote {click.format_filename(path)}")
     say()
-    say("Next, in the virtual environment of kapudf:")
+    say("Next, in the virtual environment that has kapudf:")
     say()
     for command in (
         f"cd {shlex.quote(click.format_filename(target))}",

@@ -1,4 +1,4 @@
-"""`kapudf probe`: ask a running UDF what it is, as Kapacitor does at its start."""
+"""`kapudf probe`: ask a running UDF for its edges and options, as Kapacitor does."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 
-from kapudf_cli.commands import shared_options
-from kapudf_cli.commands.terminal import say, say_json
+from kapudf_cli.commands import options
+from kapudf_cli.commands.output import say, say_json
 
 
-@click.command(short_help="Ask a running UDF what it is.")
-@shared_options.socket_path("Unix socket of the UDF.")
-@shared_options.timeout("How long to wait for the answer, connecting included.")
-@shared_options.as_json
+@click.command(short_help="Ask a running UDF for its edges and options.")
+@options.socket_path("Unix socket of the UDF.")
+@options.timeout("How long connecting and answering may take.")
+@options.as_json
 def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
     """Ask a UDF for its edges and options, as Kapacitor does when it starts.
 
     The UDF may be in any language. Exits with 0 if the answer is valid and with 1 if
-    not, so it can be used as a health check.
+    not, so it can serve as a health check.
     """
     from kapudf_cli.client import driver as kapacitor
     from kapudf_cli.tickscript import snippets

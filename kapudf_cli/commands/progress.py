@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from kapudf_cli.commands.terminal import show_live
+from kapudf_cli.commands.output import show_live
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,25 +33,25 @@ def progress(recording: Recording, counts: Counts) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    whole = threading.Event()
-    thread = threading.Thread(target=_show, args=(done, whole, recording, counts), daemon=True)
+    complete = threading.Event()
+    thread = threading.Thread(target=_show, args=(done, complete, recording, counts), daemon=True)
     thread.start()
     try:
         yield
-        whole.set()
+        complete.set()
     finally:
         done.set()
         thread.join()
 
 
 def _show(
-    done: threading.Event, whole: threading.Event, recording: Recording, counts: Counts
+    done: threading.Event, complete: threading.Event, recording: Recording, counts: Counts
 ) -> None:
     if done.wait(_DELAY_S):
         return
     size = recording.size_bytes
     if not size:
-        # There is no telling how much of a pipe is to come.
+        # A pipe has no known size: show the counts without a bar.
         while True:
             show_live(_label(counts))
             if done.wait(_EVERY_S):
@@ -62,9 +62,9 @@ def _show(
         length=size, file=sys.stderr, show_percent=True, item_show_func=lambda _: _label(counts)
     ) as bar:
         while not done.wait(_EVERY_S):
-            # What has been read is not yet done, and a bar at its end stands still.
+            # Input is read before it is processed: keep the bar below 100% until the end.
             bar.update(max(min(recording.read_bytes, size - 1) - bar.pos, 0))
-        if whole.is_set():
+        if complete.is_set():
             bar.update(size - bar.pos)
 
 

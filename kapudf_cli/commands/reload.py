@@ -1,4 +1,4 @@
-"""`kapudf reload`: new code and configuration, and no task notices."""
+"""`kapudf reload`: load new code and settings while tasks run."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from kapudf_cli.commands import shared_options
-from kapudf_cli.commands.terminal import say
+from kapudf_cli.commands import options
+from kapudf_cli.commands.output import say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command(short_help="Load code and settings anew, while tasks run.")
-@shared_options.socket_path("Unix socket of the function to reload.", required=False)
-@shared_options.config_file("file", "Reload every function of a configuration file instead.")
-@shared_options.timeout(
-    "How long to wait until every connection is handed over.", least=0.1, most=600, default=60.0
+@click.command(short_help="Load new code and settings while tasks run.")
+@options.socket_path("Unix socket of the function to reload.", required=False)
+@options.config_file("file", "Reload all functions of this configuration file instead.")
+@options.timeout(
+    "How long handing all connections over may take.", least=0.1, most=600, default=60.0
 )
 def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
-    """Have a running `kapudf serve` load a handler's code and its settings anew.
+    """Make a running `kapudf serve` load new code and settings.
 
-    New workers are ready before old ones let go, and take over the state; not
-    a point is lost. If the new code fails, the old code goes on, and this
-    says why and exits with 1.
+    New workers start first. They take over the connections with their state, and no
+    point is lost. If the new code fails, the old code keeps running, and this command
+    prints the reason and exits with 1.
     """
     from kapudf_cli import config, config_file
     from kapudf_cli.supervisor import control
@@ -33,14 +33,14 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     from kapudf_cli.tools.replay.summary import counted
 
     if path is not None and file is not None:
-        # What stands in the environment is only for when nothing is said.
+        # A flag overrides an environment variable.
         source = click.get_current_context().get_parameter_source
         if source("path") is ParameterSource.ENVIRONMENT:
             path = None
         elif source("file") is ParameterSource.ENVIRONMENT:
             file = None
     if (path is None) == (file is None):
-        raise click.UsageError("name either a --socket or a --config file")
+        raise click.UsageError("give either --socket PATH or --config FILE")
     paths = [path] if path is not None else []
     if file is not None:
         settings = config.check(config_file.read(file), source=str(file))

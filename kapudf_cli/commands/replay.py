@@ -1,4 +1,4 @@
-"""`kapudf replay`: send a recording through a UDF as a task would, and show what comes back."""
+"""`kapudf replay`: send a recording through a UDF as a task would, and show the output."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kapudf_cli.commands import shared_options
-from kapudf_cli.commands.numbers import Number
+from kapudf_cli.commands import options
+from kapudf_cli.commands.options import Number
+from kapudf_cli.commands.output import own_stdout, say
 from kapudf_cli.commands.progress import progress
-from kapudf_cli.commands.stdout import own_stdout
 from kapudf_cli.commands.targets import target_options
-from kapudf_cli.commands.terminal import say
 from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kapudf_cli.client import Target
-    from kapudf_cli.commands.stdout import Stdout
+    from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.tools.recordings import Recording
     from kapudf_cli.tools.recordings.errors import RecordingError
@@ -35,10 +34,10 @@ if TYPE_CHECKING:
     from kapudf_cli.tools.replay.session import Session
     from kapudf_cli.tools.replay.summary import Counts
 
-#: Sent at once where that is faster: about what a socket holds.
+#: How much is sent in one call unless the output is live: about the size of a socket buffer.
 _PIECE_BYTES = 64 * 1024
-#: With --keep-going, so many ill-formed lines are told one by one.
-_TOLD_LINES = 10
+#: With --keep-going, how many ill-formed lines are shown one by one.
+_SHOWN_LINES = 10
 
 
 class _Period(click.ParamType[int]):
@@ -60,47 +59,51 @@ class _Period(click.ParamType[int]):
 
 @dataclass
 class _IllFormed:
-    """The ill-formed lines: each ends the replay, or is told and counted."""
+    """Ends the replay at an ill-formed line or, with --keep-going, shows and counts it."""
 
     keep_going: bool
     count: int = 0
 
     def refuse(self, error: RecordingError) -> None:
-        """Take note of one."""
+        """Raise the error, or show and count it."""
         if not self.keep_going:
             raise error
         self.count += 1
-        if self.count <= _TOLD_LINES:
+        if self.count <= _SHOWN_LINES:
             say(f"skipped: {error}", err=True)
-        if self.count == _TOLD_LINES:
-            say("skipped: further lines are only counted", err=True)
+        if self.count == _SHOWN_LINES:
+            say("skipped: more lines, which are only counted", err=True)
 
 
 def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Refuse a file that cannot be written before an hour of replay has gone by."""
+    """Check the folder of an output file before the replay starts, not at its end."""
     del ctx, param
     if value is not None and not Path(value).parent.is_dir():
         raise click.BadParameter(f"there is no folder {Path(value).parent}")
     return value
 
 
-@click.command(short_help="Send a recording through a UDF, see what it does.")
+@click.command(short_help="Send a recording through a UDF, and show the output.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @target_options
-@shared_options.calls(example=".field('usage', 42.0).every(10s)")
+@options.calls(example=".field('usage', 42.0).every(10s)")
 @click.option(
     "--input-format",
     type=click.Choice(["stream", "batch", "lines"]),
     help="The format of FILE: a stream recording, a batch recording or line protocol.  "
     "[default: detected from its content]",
 )
-@click.option("--group-by", metavar="TAGS", help="Group the stream by these tags, or by all: '*'.")
-@click.option("--by-name", is_flag=True, help="Group by measurement as well.")
-@click.option("--measurement", metavar="NAME", help="Send this measurement only.")
+@click.option(
+    "--group-by",
+    metavar="TAGS",
+    help="Group the stream by these tags (comma-separated), or by all: '*'.",
+)
+@click.option("--by-name", is_flag=True, help="Also group by measurement.")
+@click.option("--measurement", metavar="NAME", help="Send only this measurement.")
 @click.option(
     "--database",
     metavar="NAME",
-    help="Send this database only. Points that name none, as in line protocol, are given it.",
+    help="Send only this database. Points without one, as in line protocol, get this one.",
 )
 @click.option("--retention-policy", metavar="NAME", help="The same for the retention policy.")
 @click.option(
@@ -108,26 +111,26 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     type=click.Choice(["ns", "u", "ms", "s", "m", "h"]),
     default="ns",
     show_default=True,
-    help="What the timestamps of line protocol count.",
+    help="Unit of the timestamps in line protocol.",
 )
 @click.option(
     "--window",
     "period_ns",
     metavar="PERIOD",
     type=_Period(),
-    help="Cut the stream into batches, as |window().period(PERIOD).every(PERIOD) does.",
+    help="Split the stream into batches, as |window().period(PERIOD).every(PERIOD) does.",
 )
 @click.option(
     "--speed",
     metavar="FACTOR",
     type=Number(min=0, min_open=True, max=1e9),
-    help="Send at the recorded pace times FACTOR; 1 is the recorded pace.  [default: full speed]",
+    help="Send at FACTOR times the recorded pace.  [default: as fast as possible]",
 )
 @click.option(
     "--limit",
     metavar="N",
     type=click.IntRange(min=0),
-    help="Send N points at most; of a batch recording, N batches.",
+    help="Send at most N points, or of a batch recording N batches.",
 )
 @click.option(
     "--format",
@@ -135,29 +138,32 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     type=click.Choice(["lines", "json", "table"]),
     default="lines",
     show_default=True,
-    help="How to print what comes back: line protocol, a JSON object a line, or a table.",
+    help="Output format: line protocol, one JSON object per line, or a table.",
 )
-@click.option("--diff", is_flag=True, help="Print what the UDF changed, point by point, instead.")
-@shared_options.timeout(
-    "How long the UDF may be silent, as timeout of kapacitor.conf; keepalives go at half."
+@click.option(
+    "--diff", is_flag=True, help="Show what the UDF changed, point by point, instead of its output."
+)
+@options.timeout(
+    "How long the UDF may send nothing: the timeout in kapacitor.conf. Keepalives are sent "
+    "at half of it."
 )
 @click.option(
     "--snapshot-to",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
     callback=_is_folder_there,
-    help="Ask for a snapshot after the last point, and write it here.",
+    help="Request a snapshot after the last point, and write it to this file.",
 )
 @click.option(
     "--restore-from",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, readable=True),
-    help="Give this snapshot back right after Init.",
+    help="Restore this snapshot right after Init.",
 )
 @click.option(
     "--keep-going",
     is_flag=True,
-    help="Go on after ill-formed lines and count them. The exit status is 1 all the same.",
+    help="Continue after ill-formed lines and count them; the exit status is still 1.",
 )
 def replay(
     *,
@@ -181,13 +187,14 @@ def replay(
     diff: bool,
     keep_going: bool,
 ) -> None:
-    """Send a recording through a UDF as a task would, and print what comes back.
+    """Send a recording through a UDF as a task would, and print its output.
 
-    FILE is a recording of Kapacitor's, stream (.srpl) or batch (.brpl), or line protocol,
+    FILE is a Kapacitor recording, stream (.srpl) or batch (.brpl), or line protocol,
     plain or compressed; - is standard input. The UDF may be in any language.
 
-    Exits with 0 if all went well; with 1 if the UDF did what fails a task, if a line is
-    ill-formed, or if nothing was sent; and with 2 if what was asked for does not fit.
+    Exits with 0 on success; with 1 if the UDF did something that fails a task, if a line
+    is ill-formed, or if nothing was sent; and with 2 if the options are wrong or do not
+    match the recording or the UDF.
     """
     from kapudf_cli.errors import KapudfError
     from kapudf_cli.protocol.udf_pb2 import InitRequest
@@ -200,7 +207,7 @@ def replay(
     from kapudf_cli.tools.replay.session import Session
     from kapudf_cli.tools.replay.windows import Windows
 
-    _refuse_two_shapes(diff=diff)
+    _check_shape(diff=diff)
     feed = Feed(
         selection=Selection(measurement, database, retention_policy),
         grouping=Grouping(_tags(group_by), by_name=by_name),
@@ -208,14 +215,14 @@ def replay(
         limit=limit,
         speed=speed,
     )
-    told_calls = read_calls(calls)
+    parsed_calls = read_calls(calls)
     ill_formed = _IllFormed(keep_going)
     on_terminal = sys.stdout.isatty()
     with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as open_now:
-        # A reader of stdout that closes it ends the replay without an error.
+        # If the reader closes stdout, the replay ends without an error.
         out = open_now.enter_context(own_stdout())
         info = info_of(target, timeout_s=timeout_s)
-        options = check_calls(told_calls, info)
+        udf_options = check_calls(parsed_calls, info)
         recording = open_now.enter_context(
             open_recording(
                 file,
@@ -233,16 +240,16 @@ def replay(
             connection,
             provides=info.provides,
             timeout_s=timeout_s,
-            # A file is sent in large pieces; no reader waits for a single point.
+            # Larger pieces are faster, but delay output.
             piece_bytes=1 if out.live else _PIECE_BYTES,
         )
         messages = feed.messages(recording.records)
         if isinstance(shown, DifferenceFormat):
-            messages = _noted(messages, shown.differences)
+            messages = _recorded_differences(messages, shown.differences)
         came_back = open_now.enter_context(
             contextlib.closing(
                 session.run(
-                    InitRequest(taskID="replay", nodeID="replay2", options=options),
+                    InitRequest(taskID="replay", nodeID="replay2", options=udf_options),
                     messages,
                     restore=None if restore_from is None else _read(restore_from),
                     take_snapshot=snapshot_to is not None,
@@ -252,7 +259,7 @@ def replay(
         began_s = ended_s = time.monotonic()
         failures = 0
         try:
-            # What comes by on a terminal is progress enough.
+            # On a terminal, the output itself shows the progress.
             with contextlib.nullcontext() if on_terminal else progress(recording, session.counts):
                 for message in came_back:
                     shown.take(message)
@@ -279,7 +286,7 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str | None, snapshot: bytes | None) -> None:
-    """Write a snapshot to a file, if both are there."""
+    """Write the snapshot to the file, if both are given."""
     from kapudf_cli.errors import OutputError
 
     if path is None or snapshot is None:
@@ -291,10 +298,11 @@ def _write(path: str | None, snapshot: bytes | None) -> None:
         raise OutputError(problem) from error
 
 
-def _refuse_two_shapes(*, diff: bool) -> None:
+def _check_shape(*, diff: bool) -> None:
+    """Refuse --format together with --diff."""
     source = click.get_current_context().get_parameter_source("shape")
     if diff and source is not ParameterSource.DEFAULT:
-        raise click.UsageError("--diff has a form of its own; leave --format out")
+        raise click.UsageError("--diff has its own format; remove --format")
 
 
 def _tags(group_by: str | None) -> tuple[str, ...] | None:
@@ -303,7 +311,7 @@ def _tags(group_by: str | None) -> tuple[str, ...] | None:
 
 
 def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool, on_terminal: bool) -> Format:
-    """Return what shows the messages that come back."""
+    """Return the formatter of the output."""
     from kapudf_cli.tools.replay.difference_format import DifferenceFormat
     from kapudf_cli.tools.replay.formats import JsonFormat, LineFormat
     from kapudf_cli.tools.replay.table import TableFormat
@@ -316,7 +324,7 @@ def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool, on_terminal: bo
         case "table":
             return TableFormat(out.emit)
         case _:
-            # Line protocol is exact, but for a terminal, which text from a UDF must not control.
+            # Line protocol is printed unchanged, except on a terminal, which text must not control.
             return LineFormat(
                 lambda line: out.emit(printable(line)) if on_terminal else out.emit(line)
             )
@@ -336,8 +344,10 @@ def _paint(text: str, fate: Fate | None) -> str:
             return click.style(text, dim=True)
 
 
-def _noted(messages: Iterator[DataMessage], differences: Differences) -> Iterator[DataMessage]:
-    """Let it be known what is about to be sent."""
+def _recorded_differences(
+    messages: Iterator[DataMessage], differences: Differences
+) -> Iterator[DataMessage]:
+    """Yield the messages, and record each as sent before it is sent."""
     for message in messages:
         differences.sent(message)
         yield message
@@ -346,10 +356,10 @@ def _noted(messages: Iterator[DataMessage], differences: Differences) -> Iterato
 def _check_that_points_were_sent(
     counts: Counts, recording: Recording, feed: Feed, ill_formed: _IllFormed
 ) -> None:
-    """Fail a replay that has tested nothing.
+    """Fail a replay that sent no points.
 
     Raises:
-        RecordingError: not one point was sent, though that was not asked for.
+        RecordingError: no point was sent, and --limit 0 was not given.
     """
     from kapudf_cli.tools.recordings.errors import RecordingError
     from kapudf_cli.tools.replay.summary import counted
@@ -357,17 +367,17 @@ def _check_that_points_were_sent(
     if counts.points_sent or ill_formed.count or feed.limit == 0:
         return
     if feed.left_out:
-        reason = "it has nothing of this measurement, database and retention policy"
+        reason = "it has no points of this measurement, database and retention policy"
     elif feed.windows is not None and feed.windows.held:
         held = counted(feed.windows.held, "point")
-        reason = f"its {held} do not close a window; name a shorter --window"
+        reason = f"its {held} do not fill a window; choose a shorter --window"
     else:
-        reason = "there is no point in it"
+        reason = "it has no points"
     raise RecordingError(recording.name, f"nothing was sent: {reason}")
 
 
 def _report_unwritable(shown: Format) -> int:
-    """Print to stderr how many points could not be printed, and return the number."""
+    """Print how many points the output format cannot show to stderr; return the number."""
     from kapudf_cli.tools.replay.formats import LineFormat
     from kapudf_cli.tools.replay.summary import counted
 
@@ -381,28 +391,28 @@ def _report_unwritable(shown: Format) -> int:
 def _report(
     session: Session, seconds: float, errors: int, recording: Recording, feed: Feed
 ) -> None:
-    """Print to stderr what of the recording was not sent, and the summary."""
+    """Print to stderr which parts of the recording were not sent, and the summary."""
     from kapudf_cli.tools.recordings import Kind
     from kapudf_cli.tools.replay.summary import counted, summary
 
     tally = recording.tally
     if tally.passed_over:
         lines = counted(tally.passed_over, "line")
-        say(f"passed over: {lines} (blank lines, comments, headers)", err=True)
+        say(f"skipped: {lines} (blank lines, comments, headers)", err=True)
     if tally.empty_batches:
         batches = counted(tally.empty_batches, "batch")
-        say(f"not sent: {batches} without points; Kapacitor leaves them out", err=True)
+        say(f"not sent: {batches} without points, which Kapacitor does not send", err=True)
     if feed.left_out:
         records = counted(feed.left_out, "batch" if recording.kind is Kind.BATCH else "point")
         what = "another measurement, database or retention policy"
         say(f"not sent: {records} of {what}", err=True)
     if feed.windows is not None and feed.windows.held:
         held = counted(feed.windows.held, "point")
-        say(f"not sent: {held} in windows that no later point closed", err=True)
+        say(f"not sent: {held} in the last, incomplete windows", err=True)
     say(summary(session.counts, seconds, errors), err=True)
     if not session.settled:
         say(
             "output may be missing: the UDF was still sending when its input ended, "
-            "and some UDFs drop what they have not sent by then",
+            "and some UDFs then drop unsent output",
             err=True,
         )

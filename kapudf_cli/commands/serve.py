@@ -1,4 +1,4 @@
-"""`kapudf serve`: handlers on their sockets, until a signal."""
+"""`kapudf serve`: serve handlers on Unix sockets until a signal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kapudf_cli.commands import settings, shared_options
+from kapudf_cli.commands import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@settings.setting("--socket", metavar="PATH", help="Unix socket to listen on.")
-@settings.setting("--handler", metavar="HANDLER", help=settings.HANDLER_HELP)
-@shared_options.config_file("config_file", "YAML file with one or more functions.")
-@settings.setting(
+@options.setting("--socket", metavar="PATH", help="Unix socket to listen on.")
+@options.setting("--handler", metavar="HANDLER", help=options.HANDLER_HELP)
+@options.config_file("config_file", "YAML file with one or more functions.")
+@options.setting(
     "--socket-mode",
     metavar="MODE",
     help="Permissions of the socket, in octal.  [default: 0660]",
 )
-@settings.setting(
+@options.setting(
     "--socket-group",
     metavar="GROUP",
     help="Group of the socket, by name or number.  [default: that of the process]",
@@ -39,38 +39,38 @@ if TYPE_CHECKING:
     default=None,
     envvar="KAPUDF_REMOVE_STALE",
     show_envvar=True,
-    help="Remove a leftover socket at the path that no process serves.  [default: keep]",
+    help="Remove a leftover socket that no process serves.  [default: keep]",
 )
-@settings.max_frame_bytes
-@settings.linger_ms
-@settings.setting(
+@options.max_frame_bytes
+@options.linger_ms
+@options.setting(
     "--workers",
     metavar="N",
     type=int,
-    help="Worker processes of each function; 0 serves all in this one.  [default: 1]",
+    help="Worker processes per function; 0 serves everything in this process.  [default: 1]",
 )
-@settings.on_error
-@settings.setting(
+@options.on_error
+@options.setting(
     "--snapshot-interval",
     "snapshot_interval_s",
     metavar="SECONDS",
     type=float,
-    help="Longest time that input is kept before a snapshot replaces it.  [default: 10]",
+    help="Longest time between two snapshots of a handler's state.  [default: 10]",
 )
-@settings.setting(
+@options.setting(
     "--journal-mb",
     metavar="MB",
     type=float,
-    help="How much input of a connection is kept before a snapshot replaces it.  [default: 32]",
+    help="How much input a connection's journal keeps between snapshots.  [default: 32]",
 )
-@settings.busy_limit
-@settings.setting(
+@options.busy_limit
+@options.setting(
     "--max-points",
     metavar="N",
     type=int,
     help="Replace a worker after this many points.  [default: never]",
 )
-@settings.setting(
+@options.setting(
     "--max-rss-mb",
     metavar="MB",
     type=float,
@@ -80,21 +80,21 @@ if TYPE_CHECKING:
     "--reload",
     "watches_code",
     is_flag=True,
-    help="Reload whenever the handler's code changes; for development, needs kapudf[reload].",
+    help="Reload when the handler's code changes; for development, needs kapudf[reload].",
 )
-@settings.grace_period
-@settings.log_format
-@settings.log_level
+@options.grace_period
+@options.log_format
+@options.log_level
 def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> None:
     """Serve handlers to Kapacitor on Unix sockets.
 
-    Name one function with --socket and --handler, or a file with several functions with
-    --config. Flags override environment variables, which override the file.
+    Serve one function with --socket and --handler, or several with --config. Flags
+    override environment variables, which override the file.
 
-    On SIGINT or SIGTERM, connections process what has arrived, handlers flush, the
-    socket is removed, and the exit status is 0. A second signal ends it at once with 1.
-    SIGHUP loads the configuration and the handlers' code again, while tasks run on;
-    without workers it changes nothing.
+    On SIGINT or SIGTERM, connections process the input that has arrived, handlers flush,
+    the sockets are removed, and the exit status is 0. A second signal stops the process at
+    once, with status 1. SIGHUP reloads the configuration and the handlers' code while
+    tasks run; without workers it has no effect.
     """
     from kapudf_cli.journal import read_count
     from kapudf_cli.journal.limits import raise_descriptor_limit
@@ -103,12 +103,12 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
 
     given = {name: value for name, value in flags.items() if value is not None}
     if config_file is None and not {"socket", "handler"} <= given.keys():
-        raise click.UsageError("name --socket and --handler, or a --config file")
+        raise click.UsageError("give --socket and --handler, or a --config file")
     chosen = _settings(config_file, given)
     logs.configure(chosen.log_format, chosen.log_level)
     log = logs.get_logger()
     if chosen.in_one_process and watches_code:
-        raise click.UsageError("--reload needs workers; leave --workers 0 out")
+        raise click.UsageError("--reload needs workers; remove --workers 0")
     raise_descriptor_limit()
     alone = chosen.in_one_process
     if not alone and not read_count.is_supported():
@@ -141,13 +141,13 @@ def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = 
     raw: dict[str, Any] = {}
     source = "command line"
     if config_file is not None:
-        # Imported only then: many a server has no file.
+        # Imported here because it loads PyYAML, which is not needed without a file.
         from kapudf_cli.config_file import read
         from kapudf_cli.system.processes import working_folder
 
         source = str(config_file)
         raw = read(working_folder() / config_file if again else config_file, again=again)
-    chosen = settings.combined(raw, given, source=source)
+    chosen = options.combined(raw, given, source=source)
     if not chosen.in_one_process:
         check_journals(chosen, source=source)
     return chosen
@@ -161,7 +161,7 @@ def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
     from kapudf_cli.worker.loading import load_handler
     from kapudf_cli.worker.server import Server
 
-    # A signal that comes while handlers are loaded is dealt with as soon as they are.
+    # A signal that arrives while handlers load is handled once they are loaded.
     queue = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     faulthandler.enable(logs.crash_descriptor())
     with queue as signals, contextlib.ExitStack() as undo, logs.prints_logged():

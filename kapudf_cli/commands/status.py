@@ -1,4 +1,4 @@
-"""`kapudf status`: how a function, its workers and its connections are doing."""
+"""`kapudf status`: show a function, its workers and its connections."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any
 
 import click
 
-from kapudf_cli.commands import shared_options
-from kapudf_cli.commands.terminal import say, say_json
+from kapudf_cli.commands import options
+from kapudf_cli.commands.output import say, say_json
 
-#: The supervisor answers at once; a machine that swaps may take longer.
+#: The supervisor answers at once, unless the machine is overloaded.
 _TIMEOUT_S = 10.0
 
 
-@click.command(short_help="Show how a function, its workers and tasks are doing.")
-@shared_options.socket_path("Unix socket of the function.")
-@shared_options.as_json
+@click.command(short_help="Show the state of a function, its workers and tasks.")
+@options.socket_path("Unix socket of the function.")
+@options.as_json
 def status(path: str, *, as_json: bool) -> None:
-    """Show how a function served by `kapudf serve` is doing.
+    """Show the state of a function that `kapudf serve` serves.
 
-    Its supervisor and workers, and each connection: the task, points in and
-    out, and whether it is idle, busy or waiting on Kapacitor.
+    Shows the supervisor, the workers, and for each connection the task, the points in
+    and out, and whether it is idle, busy or waiting for Kapacitor.
     """
-    from kapudf_cli.commands.tables import aligned
+    from kapudf_cli.commands.output import aligned
     from kapudf_cli.supervisor import control
     from kapudf_cli.tools.replay.summary import counted
     from kapudf_cli.worker.channel import Code
@@ -85,7 +85,7 @@ def _connections(connections: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration in its two largest units."""
+    """Return a duration as text, in its two largest units."""
     whole = int(seconds)
     for size, unit, smaller, small_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min")):
         if whole >= size:

@@ -1,4 +1,4 @@
-"""How a command is told which UDF it is about: --socket, --exec or --handler."""
+"""The options that select a UDF: --socket, --exec or --handler."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kapudf_cli.commands.stdout import own_stdout
-from kapudf_cli.commands.terminal import PrintableLines
+from kapudf_cli.commands.output import PrintableLines, own_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that name the UDF; the command gets it as `target`, a `Target`.
+    """Add the options that select the UDF, which the command receives as `target`.
 
-    What a command that is started for it writes to stderr is passed on to stderr.
+    The stderr of a process started by --exec is passed on to stderr.
     """
 
     @click.option(
@@ -37,7 +36,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--exec",
         "command",
         metavar="COMMAND",
-        help="The process UDF that this command starts, on its stdin and stdout; no shell is used.",
+        help="A process UDF: start this command, without a shell, and use its stdin and stdout.",
     )
     @click.option(
         "--handler",
@@ -61,11 +60,11 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
     given = [value for value in (socket, command, handler) if value is not None]
     source = click.get_current_context().get_parameter_source("socket")
     if len(given) > 1 and source is ParameterSource.ENVIRONMENT:
-        # What stands in the environment is only for when nothing is said.
+        # A flag overrides an environment variable.
         socket = None
         given = given[1:]
     if len(given) != 1:
-        wrong = "name one UDF only" if given else "name the UDF"
+        wrong = "select only one UDF" if given else "select a UDF"
         raise click.UsageError(f"{wrong}: --socket PATH, --exec 'COMMAND …' or --handler NAME")
     if command is not None:
         try:
@@ -77,13 +76,13 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
     if handler is not None:
         plugin = plugins.find(handler)
         with own_stdout():
-            # What a module prints when it is imported is no result.
+            # Output that a module prints at import is not a result.
             return HandlerTarget(handler, plugin.load())
     return SocketTarget(os.fspath(socket or ""))
 
 
 def silenced(target: Target) -> Target:
-    """Return a target that passes no stderr of a command on; its last lines go with its end."""
+    """Return a target that hides its stderr, except for the last lines before a failure."""
     from kapudf_cli.client import CommandTarget
 
     if isinstance(target, CommandTarget):

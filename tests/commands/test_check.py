@@ -136,8 +136,8 @@ def test_options_that_no_tickscript_could_call_are_refused(options: str, told: s
 @pytest.mark.parametrize(
     ("arguments", "told", "status"),
     [
-        ([], "name the UDF: --socket PATH, --exec 'COMMAND …' or --handler NAME", 2),
-        (["--handler", "mirror", "--exec", "cat"], "name one UDF only: --socket PATH", 2),
+        ([], "select a UDF: --socket PATH, --exec 'COMMAND …' or --handler NAME", 2),
+        (["--handler", "mirror", "--exec", "cat"], "select only one UDF: --socket PATH", 2),
         (["--handler", "mirrow"], "did you mean 'mirror'?", 2),
         (["--socket", "/nowhere.sock"], "/nowhere.sock: there is no such socket", 1),
         (["--exec", "no-such-program"], "there is no program 'no-such-program'", 1),

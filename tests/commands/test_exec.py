@@ -322,7 +322,7 @@ def test_a_log_that_would_get_between_the_frames_is_refused() -> None:
         check=False,
     )
     assert process.returncode == 2
-    assert b"stdout and stderr are one and the same" in process.stdout
+    assert b"stdout and stderr are the same file" in process.stdout
 
 
 def test_a_closed_stdin_is_an_input_that_has_ended() -> None:

@@ -203,7 +203,7 @@ def test_a_name_offered_twice_is_two_rows_that_say_so(tmp_path: Path) -> None:
     result = list_handlers(tmp_path, "--json")
     both = [row for row in json.loads(result.stdout) if row["name"] == "plain"]
     assert [row["distribution"] for row in both] == ["acme", "rival"]
-    assert all("another distribution offers 'plain' too" in row["error"] for row in both)
+    assert all("another distribution also provides 'plain'" in row["error"] for row in both)
 
 
 def test_a_plugin_that_prints_does_not_spoil_the_json(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_batches_are_made_for_a_udf_that_wants_them() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told", "status"),
     [
-        ([], "name the UDF: --socket PATH", 2),
+        ([], "select a UDF: --socket PATH", 2),
         (["--handler", "mirror", "--rate", "0"], "--rate", 2),
         (["--handler", "mirror", "--rate", "nan"], "nan is not a number", 2),
         (["--handler", "mirror", "--points", "0"], "--points", 2),

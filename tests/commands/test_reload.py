@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("arguments", [[], ["--socket", "/x.sock", "--config", "x.yaml"]])
 def test_either_a_socket_or_a_file_is_named(arguments: list[str]) -> None:
     """Neither and both are wrong calls."""
-    assert "name either a --socket or a --config file" in kapudf("reload", *arguments, status=2)
+    assert "give either --socket PATH or --config FILE" in kapudf("reload", *arguments, status=2)
 
 
 def test_what_is_said_beats_the_environment(

@@ -178,7 +178,7 @@ def test_windows_of_a_stream_are_those_of_kapacitor(tmp_path: Path) -> None:
     assert len(batches) == 36
     assert sum(len(batch.points) for batch in batches) == 142
     assert result.stderr.splitlines() == [
-        "not sent: 8 points in windows that no later point closed",
+        "not sent: 8 points in the last, incomplete windows",
         result.stderr.splitlines()[-1],
     ]
 
@@ -363,16 +363,16 @@ def test_a_limit_of_none_is_a_task_without_data() -> None:
     ("content", "options", "reason"),
     [
         (b"", (), "there is nothing in it"),
-        (b"# m x=1 1\n\n", (), "nothing was sent: there is no point in it"),
+        (b"# m x=1 1\n\n", (), "nothing was sent: it has no points"),
         (
             b"m x=1 1\n",
             ("--measurement", "n"),
-            "nothing was sent: it has nothing of this measurement, database and retention policy",
+            "nothing was sent: it has no points of this measurement, database and retention policy",
         ),
         (
             b"m x=1 1\nm x=1 2\n",
             ("--handler", "batch-mirror", "--window", "1m"),
-            "nothing was sent: its 2 points do not close a window; name a shorter --window",
+            "nothing was sent: its 2 points do not fill a window; choose a shorter --window",
         ),
     ],
 )
@@ -391,7 +391,7 @@ def test_what_is_read_and_not_sent_is_counted() -> None:
     result = replay("-", "--handler", "mirror", "--measurement", "m", stdin=content)
     assert (result.returncode, result.stdout) == (0, "m x=1.0 1\nm x=2.0 2\n")
     assert result.stderr.splitlines()[:2] == [
-        "passed over: 2 lines (blank lines, comments, headers)",
+        "skipped: 2 lines (blank lines, comments, headers)",
         "not sent: 2 points of another measurement, database or retention policy",
     ]
 
@@ -552,7 +552,7 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
             "character 8 of the options: .field(): 'x' is not a value; a string stands in single",
         ),
         ((STREAM, "--handler", "miror"), "no handler is named 'miror'; did you mean 'mirror'?"),
-        ((STREAM,), "name the UDF: --socket PATH, --exec 'COMMAND …' or --handler NAME"),
+        ((STREAM,), "select a UDF: --socket PATH, --exec 'COMMAND …' or --handler NAME"),
         (("/nothing", "--handler", "mirror"), "Invalid value for 'FILE': File '/nothing' does not"),
         ((STREAM, "--handler", "mirror", "--speed", "nan"), "Invalid value for '--speed': nan is"),
         ((STREAM, "--handler", "mirror", "--timeout", "0"), "Invalid value for '--timeout': 0"),
@@ -616,7 +616,7 @@ def test_many_ill_formed_lines_do_not_fill_the_screen() -> None:
     """The first ten are told, and all are counted."""
     result = replay("-", "--handler", "mirror", "--keep-going", stdin=b"m x=\n" * 1000)
     assert result.stderr.count("skipped: standard input: line") == 10
-    assert "skipped: further lines are only counted" in result.stderr
+    assert "skipped: more lines, which are only counted" in result.stderr
     assert "0 points sent, 0 points came back, 1,000 errors;" in result.stderr
 
 

@@ -436,7 +436,7 @@ def test_a_function_is_called_after_its_socket(short_folder: Path) -> None:
 def test_without_a_function_there_is_nothing_to_serve(arguments: list[str]) -> None:
     """The message names the two ways to say what is to be served."""
     said = refusal(*arguments)
-    assert "name --socket and --handler, or a --config file" in said
+    assert "give --socket and --handler, or a --config file" in said
 
 
 WRONG = [

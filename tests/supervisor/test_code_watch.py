@@ -95,7 +95,7 @@ def test_in_one_process_there_is_nothing_to_reload(socket_path: str) -> None:
         check=False,
     )
     assert result.returncode == 2
-    assert "--reload needs workers; leave --workers 0 out" in result.stderr
+    assert "--reload needs workers; remove --workers 0" in result.stderr
 
 
 def test_the_code_of_a_package_is_what_is_imported_of_it(

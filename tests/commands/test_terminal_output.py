@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.commands.tables import aligned
-from kapudf_cli.commands.terminal import PrintableLines, json_text
+from kapudf_cli.commands.output import PrintableLines, aligned, json_text
 from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.tools.replay.table import TableFormat
 from tests.serve_process import KAPUDF

@@ -1,7 +1,13 @@
-"""Options that are settings: declared once, and checked as the configuration file's are."""
+"""Command line options that several commands share.
+
+An option for a setting takes its checks from `config`, so that a flag, an environment variable
+and the configuration file accept the same values.
+"""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import click
@@ -13,12 +19,83 @@ if TYPE_CHECKING:
 
     from kapudf_cli.config import Settings
 
-#: What a click option is to be put over: a command, or its function.
+#: A decorator that adds an option to a command.
 Decorator: TypeAlias = "Callable[[Any], Any]"
 
 
+class Number(click.FloatRange):
+    """A float in a range; refuses `nan`, which click accepts in every range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number, or fail as click's own types do."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail("nan is not a number", param, ctx)
+        return number
+
+
+as_json: Final = click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object, for machines."
+)
+
+
+def socket_path(text: str, *, required: bool = True) -> Decorator:
+    """Return the option for the socket to connect to, passed as `path`."""
+    return click.option(
+        "--socket",
+        "path",
+        metavar="PATH",
+        required=required,
+        envvar="KAPUDF_SOCKET",
+        show_envvar=True,
+        help=text,
+    )
+
+
+def config_file(name: str, text: str) -> Decorator:
+    """Return the option for a configuration file, passed as `name`."""
+    return click.option(
+        "--config",
+        name,
+        metavar="FILE",
+        envvar="KAPUDF_CONFIG",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help=text,
+    )
+
+
+def calls(*, example: str) -> Decorator:
+    """Return the option for the UDF's own options, in TICKscript, passed as `calls`."""
+    return click.option(
+        "--options",
+        "calls",
+        metavar="CALLS",
+        default="",
+        help=f"Options of the UDF, as a TICKscript calls them: {example}",
+    )
+
+
+def timeout(text: str, *, least: float = 0, most: float = 3600, default: float = 10.0) -> Decorator:
+    """Return the option for a timeout above 0, passed as `timeout_s`."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        metavar="SECONDS",
+        type=Number(min=least, min_open=not least, max=most),
+        default=default,
+        show_default=True,
+        help=text,
+    )
+
+
+# --- settings ---
+
+
 def _checked(setting: str, scope: Literal["function", "process"]) -> Callable[..., Any]:
-    """Return a click callback that checks a value as the configuration file's is checked."""
+    """Return a click callback that checks a value as in the configuration file."""
 
     def check(ctx: click.Context, param: click.Parameter, value: object) -> object:
         del ctx, param
@@ -41,14 +118,14 @@ def setting(
     scope: Literal["function", "process"] = "function",
     **attributes: Any,
 ) -> Decorator:
-    """Return an option for a setting, which may come from the environment as well.
+    """Return an option for a setting, which an environment variable may give as well.
 
     Args:
-        flag: `--busy-limit`; the variable is then KAPUDF_BUSY_LIMIT.
-        name: the setting's, where it is not that of the flag.
-        scope: whether it is one of each function or of the whole process.
-        attributes: of the click option. It has no default: what is not given is left to
-            the configuration.
+        flag: for example `--busy-limit`; its environment variable is then KAPUDF_BUSY_LIMIT.
+        name: the setting's name, if it differs from the flag's.
+        scope: whether the setting belongs to a function or to the whole process.
+        attributes: arguments of `click.option`. Do not give a default: a setting that is not
+            given must not replace the one in the configuration file.
     """
     words = flag.removeprefix("--").replace("-", "_")
     return click.option(
@@ -62,15 +139,15 @@ def setting(
 
 
 def combined(raw: dict[str, Any], given: dict[str, Any], *, source: str) -> Settings:
-    """Return the settings of a file with those of flags and the environment put over them.
+    """Return the settings of a file, overridden by flags and environment variables.
 
     Args:
-        raw: what the file says, nothing where there is none.
-        given: settings by name, each of a function or of the process.
-        source: what complaints name.
+        raw: the content of the file, empty if there is no file.
+        given: settings by name, of the function and of the process.
+        source: the name of the file, for error messages.
 
     Raises:
-        ConfigError: they are not usable.
+        ConfigError: the settings are not valid.
     """
     from kapudf_cli import config
 

@@ -1,0 +1,200 @@
+"""What commands print: escaped text for people, and results on stdout.
+
+Names, errors and values come from UDFs, recordings and tasks. None of them may control the
+terminal or forge a line, so all text for people is escaped here; see `terminal_text`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from kapudf_cli.errors import OutputError
+from kapudf_cli.system.terminal_text import printable, printable_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import IO
+
+_STREAM_MODES: Final = {"stdin": "r", "stdout": "w", "stderr": "w"}
+#: The errors of a file that takes no more data.
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+def say(line: str = "", *, err: bool = False) -> None:
+    """Print one line of text to stdout or stderr."""
+    click.echo(printable(line), err=err)
+
+
+def say_json(content: object, *, indent: int | None = None) -> None:
+    """Print a value as JSON."""
+    click.echo(json_text(content, indent=indent))
+
+
+def json_text(content: object, *, indent: int | None = None) -> str:
+    """Return a value as JSON that is safe to print; text that is not ASCII stays readable."""
+    return printable_json(json.dumps(content, indent=indent, ensure_ascii=False))
+
+
+def show_live(line: str) -> None:
+    """Replace the status line on stderr; an empty one removes it."""
+    click.echo(f"\r{printable(line)}\x1b[K", err=True, nl=False)
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield rows as lines of aligned columns; all rows have the same number of cells.
+
+    Cells are escaped, so that a newline in a cell does not start a row.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def escaped(error: click.ClickException) -> click.ClickException:
+    """Escape the message of an error of click, and return the error."""
+    # click declares `message` as final, but reads it each time it shows the error.
+    vars(error)["message"] = "\n".join(map(printable, error.message.split("\n")))
+    return error
+
+
+class PrintableLines:
+    """A binary file that escapes the lines written to it, and passes them on."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Pass lines on to `file`."""
+        self._file = file
+
+    def write(self, line: bytes, /) -> Any:
+        """Write a line, or a part of one."""
+        text = line.decode("utf-8", "backslashreplace")
+        body = text.rstrip("\r\n")
+        end = "\n" if text.endswith("\n") else ""
+        return self._file.write(f"{printable(body)}{end}".encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self._file.flush()
+
+
+# --- results on stdout ---
+
+
+class Stdout:
+    """Standard output for results, in UTF-8 whatever the locale.
+
+    Attributes:
+        live: whether to flush after each line, because a person is watching.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Write to a file."""
+        self.live = False
+        self._file = file
+
+    def emit(self, line: str) -> None:
+        """Write a line.
+
+        Raises:
+            BrokenPipeError: the reader has closed the pipe.
+            OutputError: stdout cannot be written, for example because the disk is full.
+        """
+        self.emit_part(f"{line}\n")
+        if self.live:
+            self.flush()
+
+    def emit_part(self, text: str) -> None:
+        """Write a part of a line; raises the same errors as `emit`."""
+        # A name on the command line may hold a lone surrogate; text from protobuf cannot.
+        with _output_errors():
+            self._file.write(text.encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Flush what was written; raises the same errors as `emit`."""
+        with _output_errors():
+            self._file.flush()
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    """Turn every OSError but a broken pipe into an OutputError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def own_stdout() -> Iterator[Stdout]:
+    """Reserve stdout for results; inside the block, a handler's `print` goes to stderr.
+
+    Raises:
+        BrokenPipeError: the reader has closed the pipe; unwritten output is dropped.
+        OutputError: stdout cannot be written.
+    """
+    sys.stdout.flush()
+    # In a test, stdout may not be a file. Then there is no descriptor to redirect.
+    try:
+        descriptor = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    except OSError:
+        yield Stdout(sys.stdout.buffer)
+        return
+    file = os.fdopen(os.dup(descriptor), "wb")
+    try:
+        out = Stdout(file)
+        yield out
+        out.flush()
+    finally:
+        with contextlib.suppress(OSError):
+            # The error was raised already when the output could not be written.
+            file.close()
+        sys.stdout.flush()
+        os.dup2(descriptor, sys.stdout.fileno())
+        os.close(descriptor)
+
+
+# --- the standard streams of the process ---
+
+
+def make_streams_usable() -> None:
+    """Open standard streams that are closed, and escape characters that the locale lacks.
+
+    A service may be started with a stream closed. `sys.stdout` is then None, and the next
+    file or socket would get descriptor 1, to which a C library may print.
+    """
+    for name, mode in _STREAM_MODES.items():
+        stream = getattr(sys, name)
+        if stream is None:
+            # The order matters: open() returns the lowest free descriptor, 0 to 2 in turn.
+            null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)  # noqa: FBT003 - its signature
+            setattr(sys, name, open(null, mode, encoding="utf-8"))  # noqa: SIM115 - for good
+        elif isinstance(stream, io.TextIOWrapper) and mode == "w":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether an uncaught error means that stdout takes no more data.
+
+    An error of another file has a file name.
+    """
+    return error.errno in _FULL and error.filename is None
+
+
+def discard_stdout() -> None:
+    """Drop unwritten output; the interpreter would try to write it again at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
