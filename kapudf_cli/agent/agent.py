@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from kapudf_cli.agent import forks
 from kapudf_cli.agent.checkpoints import NoCheckpoints
@@ -27,6 +27,7 @@ from kapudf_cli.errors import KapudfError, describe
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.order import Incoming
+from kapudf_cli.protocol.raw_points import KNOWN_FRAMES
 from kapudf_cli.protocol.request_reader import RequestReader
 from kapudf_cli.protocol.udf_pb2 import STREAM
 from kapudf_cli.transport import ReadPaused
@@ -70,13 +71,14 @@ class Agent:
             handler: creates the handler; its class, as a rule.
             max_frame_bytes: the longest frame received or sent, in bytes.
             linger_ms: the longest pause before a read under load, in milliseconds.
-            on_error: what an exception that the handler raises over data costs.
-            checkpoints: keeps the handler's state; by default nothing does.
+            on_error: what happens when the handler raises an exception over data.
+            checkpoints: stores the handler's state; by default nothing is stored.
             resume_plan: how to take the connection over, if another agent had it.
             age_s: how long ago the connection began, in seconds.
             on_init: called with the names of the task and the node at the first Init.
-            on_resumed: called when a connection that is taken over can go on, which it
-                then does at `go`; or with the reason why it cannot.
+            on_resumed: called with None when the handler's state is rebuilt after a
+                takeover; the agent then waits for `go`. Or called with the reason why it
+                cannot be rebuilt.
             on_crash: called with an exception that neither the handler nor the peer caused, such
                 as a MemoryError. It may end the process, if another agent can take the
                 connection over; if it returns, the connection ends.
@@ -94,7 +96,7 @@ class Agent:
             provides=getattr(handler, "provides", STREAM),
         )
         if resume_plan is not None:
-            # Heartbeats too: one must not be sent inside what the last agent left unsent.
+            # Heartbeats too: one must not split a message that the last agent left unsent.
             with self._outbox.changing() as output:
                 output.defer_others()
         self._caller = HandlerCaller(handler, self._outbox)
@@ -120,33 +122,33 @@ class Agent:
         self._handover.stop_waiting()
 
     def pause(self, on_paused: Callable[[], None]) -> None:
-        """Stand still at the next frame's boundary, call `on_paused`, and wait.
+        """Pause at the next frame boundary and call `on_paused`.
 
-        For `go`, `release`, `cancel_handover` or `abort`; with an end of the connection before that
-        boundary, `on_paused` is never called.
+        The agent then waits for `go`, `release`, `cancel_handover` or `abort`. If the
+        connection ends first, `on_paused` is never called.
         """
-        self._handover.propose(on_paused)
+        self._handover.request(on_paused)
         self._stream.pause()
 
     def go(self) -> None:
-        """Go on after a pause, or after the connection was taken over."""
+        """Go on after a pause or a takeover."""
         self._handover.go()
 
     def release(self) -> None:
-        """Let go of the connection after a pause: another agent has it from here on."""
+        """Release the connection after a pause: another agent serves it from here on."""
         self._handover.release()
 
     def cancel_handover(self) -> None:
-        """Go on after a pause, but do not take over: whoever would decide is gone."""
-        self._handover.cancel_handover()
+        """Cancel a handover: go on after a pause, give up a takeover. No decision will follow."""
+        self._handover.cancel()
 
     def heartbeat(self) -> None:
-        """Tell Kapacitor that the handler is alive and busy, if it can be told without waiting."""
+        """Send Kapacitor a heartbeat, if that is possible without waiting."""
         self._outbox.heartbeat()
 
     @property
     def current_frame(self) -> int | None:
-        """The offset of the current frame, in bytes; None while input is waited for."""
+        """The offset of the current frame, in bytes; None while the agent waits for input."""
         return None if self._stream.waits else self._requests.offset
 
     @property
@@ -161,7 +163,7 @@ class Agent:
 
         Raises nothing: every failure is in the summary, unless `on_crash` raises.
         """
-        with forks.prepared(self._disable_in_child):
+        with forks.disabled_in_children(self._disable_in_child):
             return self._run()
 
     def _run(self) -> ConnectionSummary:
@@ -190,9 +192,17 @@ class Agent:
         return dataclasses.replace(end, duration_s=time.monotonic() - started_s)
 
     def _disable_in_child(self) -> None:
-        """In a process that the handler forked: leave the connection to the parent."""
-        forks.disable(self._outbox, self._dispatcher, self._requests)
-        self._stream = cast("Stream", forks.Disabled())
+        """In a process that the handler forked: end it as soon as the handler returns.
+
+        The agent goes on with one of these calls. The handler's writes raise instead.
+        """
+        self._outbox.disable()
+        forks.end_child_on_call(self._stream, "read", "write", "settle", "close")
+        forks.end_child_on_call(self._caller, "call", "blame")
+        forks.end_child_on_call(self._dispatcher, "dispatch", "drop", "failed")
+        forks.end_child_on_call(self._requests, "decode")
+        # Known frames are decoded without calling `decode`.
+        KNOWN_FRAMES.clear()
 
     def _serve(self) -> None:
         try:
@@ -237,12 +247,12 @@ class Agent:
         """Rebuild the state of another agent's handler, and wait for the connection.
 
         Raises:
-            WorkerLostError: the connection is given up.
-            HandedOver: the state cannot be rebuilt, or is no longer wanted.
+            WorkerLostError: `plan.give_up` is set.
+            HandedOver: the state cannot be rebuilt, or another agent serves the connection.
         """
         self._dispatcher.task = plan.task
         if not plan.waits:
-            # The previous agent died: send what it had committed. (A paused one has sent it.)
+            # The previous agent died: send what it had committed. (A paused agent has sent it.)
             try:
                 self._checkpoints.send_rest()
             except OSError as error:
@@ -266,18 +276,18 @@ class Agent:
             self._on_resumed(problem)
 
     def _wait_for_handover(self) -> None:
-        """Stand still until it is decided who serves the connection from here on.
+        """Pause until it is decided which agent serves the connection from here on.
 
         Raises:
-            HandedOver: another agent does.
+            HandedOver: another agent serves it.
         """
         self._recovery.compact()
         self._outbox.block_others()
-        self._handover.stand_still()
+        self._handover.pause()
         self._outbox.unblock_others()
 
     def _leave(self) -> ConnectionSummary:
-        """Leave the connection to the agent that has it now."""
+        """Leave the connection to the agent that serves it now."""
         self._outbox.close("the connection was handed over")
         self._caller.stop_quietly()
         self._stream.close()
@@ -307,8 +317,8 @@ class Agent:
                 stop_error = raised
         unread = 0
         if self._dispatcher.order.state is not Incoming.BEFORE_INIT or error is not None:
-            # A connection that only asked for Info is closed at once, because kapacitord
-            # waits for that at its start.
+            # A connection that only asked for Info is closed at once: kapacitord waits for
+            # that when it starts.
             unread = self._stream.settle(_SETTLE_TIMEOUT_S)
         unread += self._stream.close()
         stats = self._recovery.stats()
@@ -327,7 +337,7 @@ class Agent:
         )
 
     def _tell(self, error: KapudfError | None) -> None:
-        """Send what is pending and then the error, if Kapacitor is still there."""
+        """Send pending output and then the error, if Kapacitor is still connected."""
         try:
             if error is not None:
                 self._outbox.fail(str(error))

@@ -1,9 +1,9 @@
-"""What lets a handler be made anew: what Kapacitor said to it, and its last snapshot.
+"""Checkpoints: what is stored to rebuild a handler's state.
 
-A handler's state follows from Init, the last snapshot and the input since. Whoever keeps
-these can replace the handler, after an exception or on another worker. Here is what an
-agent asks of such a keeper, and the simple one, which keeps no input: with it, a new
-handler goes on from the last snapshot.
+A handler's state follows from Init, the last snapshot and the input since. With these, a
+new handler can replace it, after an exception or in another worker. This module has the
+interface for storing them, and two implementations without input: one stores nothing, the
+other the last snapshot. The journal implements the interface with input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.transport.commit import ConnectionStats
 
-#: Protobuf takes no longer message.
+#: The longest message that protobuf can parse.
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
 
 #: The default of snapshot_interval_s.
@@ -29,12 +29,12 @@ class ResumePlan:
     """How an agent takes a connection over from another agent.
 
     Attributes:
-        history: requests that rebuild the handler's state; output over them was sent.
-        sent: how many messages over the input after the history were sent already.
+        history: requests that rebuild the handler's state; their output was sent.
+        sent: how many messages that answer the input after the history were sent already.
         in_batch: whether the last message sent belongs to a batch that has not ended.
-        stats: what the connection had done by then.
-        careful_until: the last agent died over a frame before this offset in the input. Up to
-            there, frames are handled one at a time, each recorded before and after.
+        stats: what the connection had done by the end of the history.
+        careful_until: the last agent died while it handled a frame before this offset in the
+            input. Up to there, frames are handled and recorded one at a time.
         poison: offsets of frames that killed workers and are not given to the handler.
         waits: whether the other agent is paused and could go on. Otherwise it died.
         give_up: why the connection is failed instead of resumed, None if it is not.
@@ -53,78 +53,78 @@ class ResumePlan:
 
 
 class Checkpoints(Protocol):
-    """Keeps what makes a handler's state."""
+    """Stores what rebuilds a handler's state."""
 
     def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
-        """Return whether a cut is wanted.
+        """Return whether `compact` should be called.
 
         Args:
             now_s: the monotonic clock's time, in seconds.
-            stateless: whether the handler has no state, so that input which has been
-                dealt with need not be kept.
+            stateless: whether the handler has no state, so that handled input need not
+                be stored.
             snapshot_requested: whether Kapacitor has asked for a snapshot since then.
         """
 
     def compact(self, prefix: bytes, remainder: bytes) -> bool:
-        """Forget the input that has been dealt with.
+        """Replace the stored input by a checkpoint.
 
         Args:
-            prefix: Init, and a Restore where there is a snapshot, as frames: what leads
-                to the state as it is now.
-            remainder: what was received after that: the frame in hand and what follows it,
-                or one that is not whole.
+            prefix: Init, and a Restore if there is a snapshot, as frames. They rebuild the
+                current state.
+            remainder: input that was received and not handled: the current frame and what
+                follows it, or an incomplete frame.
 
         Returns:
-            Whether it is forgotten; there may be no room for what is to take its place.
+            False if there was no room for the checkpoint; then nothing has changed.
         """
 
     @property
     def max_prefix_bytes(self) -> int:
-        """The longest prefix that there is ever room for."""
+        """The longest prefix that can be stored, in bytes."""
 
     def postpone(self) -> None:
-        """Ask for no cut for a while: the state could not be had."""
+        """Delay the next compaction, because taking a snapshot failed."""
 
     def history(self, until: int) -> bytes:
-        """Return requests, as frames, that lead to the state at an offset in the input."""
+        """Return the requests, as frames, that rebuild the state at offset `until` of the input."""
 
     def send_rest(self) -> None:
-        """Send what another agent has noted as sent and could not send.
+        """Send what another agent had committed and not sent.
 
         Raises:
             OSError: the connection broke.
         """
 
     def record_current_frame(self, offset: int | None) -> None:
-        """Say which frame the handler is given, before it is; None for one of the history."""
+        """Record the frame that the handler gets next; None for a frame of the history."""
 
     def record_seen_frame(self, offset: int | None) -> None:
-        """Say which frame was seen with the handler, None for none, from another thread.
+        """Record the frame that the handler has now, None for none. From another thread.
 
-        It is called regularly, which shows that Python code runs in this process.
+        The worker calls it at intervals, as a heartbeat: Python code still runs in it.
         """
 
 
 class NoCheckpoints:
-    """Keeps nothing, where no handler is made anew."""
+    """Stores nothing: for handlers that are never replaced."""
 
     def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
-        """Ask for no cut."""
+        """Return False: there is nothing to compact."""
         del now_s, stateless, snapshot_requested
         return False
 
     def compact(self, prefix: bytes, remainder: bytes) -> bool:
-        """Keep nothing."""
+        """Store nothing."""
         del prefix, remainder
         return True
 
     @property
     def max_prefix_bytes(self) -> int:
-        """As long as a message may be."""
+        """The longest prefix, which is the longest message."""
         return MAX_MESSAGE_BYTES
 
     def postpone(self) -> None:
-        """Go on asking for nothing."""
+        """Do nothing."""
 
     def history(self, until: int) -> bytes:
         """Return nothing."""
@@ -135,37 +135,37 @@ class NoCheckpoints:
         """Send nothing: no other agent had the connection."""
 
     def record_current_frame(self, offset: int | None) -> None:
-        """Note nothing: when this process dies, so does the note."""
+        """Do nothing: the record would not survive this process."""
 
     def record_seen_frame(self, offset: int | None) -> None:
-        """Note nothing, likewise."""
+        """Do nothing: the record would not survive this process."""
 
 
 class LastSnapshot(NoCheckpoints):
-    """Keeps the last snapshot, for a handler that is made anew in the same process."""
+    """Stores the last snapshot, for a handler that is replaced in the same process."""
 
     def __init__(self, snapshot_interval_s: float = DEFAULT_SNAPSHOT_INTERVAL_S) -> None:
-        """Ask for a snapshot every `snapshot_interval_s` seconds."""
+        """Request a snapshot every `snapshot_interval_s` seconds."""
         self._snapshot_interval_s = snapshot_interval_s
         self._prefix = b""
         self.postpone()
 
     def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
-        """Return whether the last one is old; see `Checkpoints.is_due`."""
+        """Return whether the last snapshot is old; see `Checkpoints.is_due`."""
         return not stateless and (snapshot_requested or now_s >= self._due_s)
 
     def compact(self, prefix: bytes, remainder: bytes) -> bool:
-        """Keep Init and the snapshot; see `Checkpoints.cut`."""
+        """Store Init and the snapshot; see `Checkpoints.compact`."""
         del remainder
         self.postpone()
         self._prefix = prefix
         return True
 
     def postpone(self) -> None:
-        """Keep the last one for a while; see `Checkpoints.postpone`."""
+        """Keep the last snapshot for another interval; see `Checkpoints.postpone`."""
         self._due_s = time.monotonic() + self._snapshot_interval_s
 
     def history(self, until: int) -> bytes:
-        """Return Init and the last snapshot; what came since is not kept."""
+        """Return Init and the last snapshot; later input is not stored."""
         del until
         return self._prefix

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.raw_points import RawPoint
     from kapudf_cli.protocol.request_reader import ReadRequest
 
-#: After Init, data may flow once Kapacitor has no Restore left to send. It sends
-#: Restore right after it has read the answer to Init, and keepalives half a time-out
-#: apart: of two keepalives, the second cannot have overtaken a Restore.
+#: After Init, data may be sent once Kapacitor will send no Restore. Kapacitor sends Restore
+#: right after it has read the answer to Init, and keepalives at intervals of half a
+#: time-out. So the second keepalive after Init comes after any Restore.
 _KEEPALIVES_UNTIL_SETTLED = 2
 
 #: What the log calls data that is dropped.
@@ -114,7 +114,7 @@ class Dispatcher:
         Args:
             caller: the handler.
             outbox: where answers go.
-            on_error: what an exception over data costs.
+            on_error: what happens when the handler raises an exception over data.
             on_init: called with the names of the task and the node at the first Init.
         """
         self.caller = caller
@@ -129,7 +129,7 @@ class Dispatcher:
         self._begin()
 
     def _begin(self) -> None:
-        """Start the conversation from its beginning, for a new handler."""
+        """Reset the state of the conversation, for a new handler."""
         self.order = IncomingOrder()
         self.init_frame = b""
         self.stateless = False
@@ -187,7 +187,7 @@ class Dispatcher:
         match message:
             case KeepaliveRequest():
                 self.outbox.answer(KeepaliveResponse(time=message.time))
-                self._note_keepalive()
+                self._count_keepalive()
             case SnapshotRequest():
                 # Kapacitor asks for a snapshot of a task that runs, so no Restore follows.
                 self.outbox.send_data()
@@ -235,7 +235,7 @@ class Dispatcher:
 
         Raises:
             HandlerError, ConnectionClosedError, ReplayAgainError: as `dispatch` does.
-            DecodeMemoryError: it decoded the point by itself, and there is no memory for that.
+            DecodeMemoryError: it decoded the point itself, and memory ran out.
         """
         if isinstance(error, DecodeMemoryError):
             raise error
@@ -248,7 +248,7 @@ class Dispatcher:
         else:
             self.failures += 1
             what = "batch" if method.endswith("_batch") else "point"
-            self._dropped.note(blamed, what=what, offset=offset, on_error=self._on_error)
+            self._dropped.record(blamed, what=what, offset=offset, on_error=self._on_error)
         if method == "begin_batch":
             self.skip_batch()
         elif method == "end_batch":
@@ -263,7 +263,7 @@ class Dispatcher:
         """
         kind = _kind(message)
         if kind is InitRequest or kind is RestoreRequest or kind is InfoRequest:
-            problem = f"{kind.__name__} killed the worker, and cannot be left out"
+            problem = f"{kind.__name__} killed the worker, and cannot be dropped"
             raise WorkerLostError(problem)
         time = message.time if isinstance(message, KeepaliveRequest) else HEARTBEAT_TIME
         self._pass_over(kind, time)
@@ -273,7 +273,7 @@ class Dispatcher:
 
         Raises:
             UndecodableMessageError: `on_error` is to fail, or no task has begun.
-            RefusedError: it is the Init or the Restore of a task, which cannot go on without.
+            RefusedError: it is Init or Restore, which a task cannot do without.
         """
         if error.kind is InitRequest or error.kind is RestoreRequest:
             self.order.receive(error.kind)
@@ -288,17 +288,17 @@ class Dispatcher:
         if not self._replays:
             self.failures += 1
             what = _DROPPED.get(error.kind, "request")
-            self._dropped.note(error, what=what, offset=offset, on_error=self._on_error)
+            self._dropped.record(error, what=what, offset=offset, on_error=self._on_error)
         self._pass_over(error.kind, HEARTBEAT_TIME)
 
     def _pass_over(self, kind: type | None, time: int) -> None:
-        """Do what a request of a kind needs without the handler; `time` is of a keepalive."""
+        """Do what a request of this kind needs, without the handler; `time` is a keepalive's."""
         if kind is None:
             return
         self.order.receive(kind)
         if kind is Point:
             self.points_in += 1
-            # As long as a batch is left out, the agent must not deal with points by itself.
+            # While a batch is skipped, the read loop must not handle points itself.
             self.order.takes_points = not self._skips_batch
         elif kind is BeginBatch:
             self.skip_batch()
@@ -312,7 +312,7 @@ class Dispatcher:
             self.outbox.answer(KeepaliveResponse(time=time))
 
     def skip_batch(self) -> None:
-        """Give the handler nothing more of the current batch."""
+        """Skip the rest of the current batch: the handler gets none of it."""
         self._skips_batch = True
         self.order.takes_points = False
         self._abandon_batch()
@@ -325,7 +325,7 @@ class Dispatcher:
 
     def _point(self, message: RawPoint | Point, offset: int) -> Next:
         if self._skips_batch:
-            # The read loop must not handle the next one by itself.
+            # The read loop must not handle the next one itself.
             self.order.takes_points = False
             return Next.GO_ON
         self.outbox.send_data()
@@ -359,8 +359,8 @@ class Dispatcher:
         if self._on_init is not None and not self._replays:
             self._on_init(*self.task)
         handler = self.caller.handler
-        # Kapacitor asked for Info long ago on another connection; this one learns by
-        # itself what the handler declares.
+        # Kapacitor asked for Info on another connection, so this agent asks the handler
+        # what it declares.
         info = self.caller.ask(InfoResponse, "info", handler.info)
         try:
             with self.outbox.changing() as output:
@@ -369,7 +369,7 @@ class Dispatcher:
             raise self.caller.blame("__init__", error) from error
         reads_values_itself = type(handler).init is not Handler.init
         if reads_values_itself and (faults := missing_values(request.options)):
-            # It would read the default of a value that is not there.
+            # The handler would read a default where the value is missing.
             response = InitResponse(error="; ".join(faults))
         else:
             response = self.caller.ask(InitResponse, "init", handler.init, request)
@@ -386,10 +386,10 @@ class Dispatcher:
             if self._on_error == "fail":
                 raise
             self.failures += 1
-            self._dropped.note(error, what="snapshot", offset=-1, on_error=self._on_error)
+            self._dropped.record(error, what="snapshot", offset=-1, on_error=self._on_error)
             self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
 
-    def _note_keepalive(self) -> None:
+    def _count_keepalive(self) -> None:
         self._keepalives_since_init += 1
         if (
             self._keepalives_since_init == _KEEPALIVES_UNTIL_SETTLED
@@ -418,7 +418,7 @@ class Dispatcher:
 
 
 def _kind(message: ReadRequest) -> type | None:
-    """Return the class of a request, None where that cannot be told."""
+    """Return the class of a request, None if it is unknown."""
     if isinstance(message, UndecodableMessageError):
         return message.kind
     return Point if isinstance(message, bytes) else type(message)

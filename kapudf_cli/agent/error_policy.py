@@ -1,4 +1,4 @@
-"""What becomes of an exception that a handler raises while it deals with data."""
+"""`on_error`: what happens when a handler raises an exception over data."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 _log = loggers.get(__name__)
 
-#: fail: the task fails with it, as the protocol foresees. skip: the point or batch is
-#: dropped. restart: the point or batch is dropped, and the handler is made anew.
+#: fail: the task fails with the exception, as the protocol intends. skip: the point or
+#: batch is dropped. restart: the point or batch is dropped, and a new handler is created.
 OnError: TypeAlias = Literal["fail", "skip", "restart"]
 DEFAULT_ON_ERROR: Final[OnError] = "fail"
 
-#: A handler that raises at every point would fill a disk with its tracebacks.
+#: A handler that raises for every point would fill the disk with tracebacks.
 _LOG_INTERVAL_S: Final = 1.0
 #: How much of a frame is shown: enough to tell which point it is.
 EXCERPT_CHARACTERS: Final = 256
 
 
 class DropLog:
-    """Logs what was dropped for an exception, at most once a second, and how many there were."""
+    """Logs dropped points and batches, at most once a second, with their number."""
 
     def __init__(self) -> None:
-        """Begin with nothing dropped."""
+        """Start with nothing dropped."""
         self._unlogged = 0
         self._not_before_s = 0.0
 
-    def note(
+    def record(
         self,
         error: HandlerError | UndecodableMessageError,
         *,
@@ -40,13 +40,13 @@ class DropLog:
         offset: int,
         on_error: OnError,
     ) -> None:
-        """Note that something was dropped.
+        """Record that something was dropped.
 
         Args:
-            error: what the handler did, or why it was given nothing.
+            error: the exception of the handler, or why the frame cannot be decoded.
             what: what was dropped, "point" or "batch".
             offset: where its frame starts in the input, in bytes.
-            on_error: what else is done about it.
+            on_error: the policy in use, for the log.
         """
         self._unlogged += 1
         now_s = time.monotonic()
@@ -58,7 +58,7 @@ class DropLog:
             "%s dropped: %s",
             what,
             error,
-            # The trace of what cannot be decoded leads into kapudf, and tells nothing.
+            # A decoding error has no `cause`: its traceback would only show kapudf's code.
             exc_info=getattr(error, "cause", None),
             extra={"offset": offset, "on_error": on_error, "dropped_since_last_event": since},
         )

@@ -1,4 +1,4 @@
-"""The handler as an agent calls it: each call answered, or somebody's fault."""
+"""Calls to the handler: what it raises becomes a HandlerError or a ConnectionClosedError."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ R = TypeVar("R")
 
 
 class HandlerCaller:
-    """One handler at a time, made by a factory that may make it anew."""
+    """Creates the handler of one connection, calls it, and can replace it by a new one."""
 
     def __init__(self, factory: HandlerFactory, outbox: Outbox) -> None:
-        """Make handlers with `factory`, to write to `outbox`."""
+        """Create handlers with `factory`; they write to `outbox`."""
         self._factory = factory
         self._outbox = outbox
         self._handler: Handler | None = None
@@ -40,7 +40,7 @@ class HandlerCaller:
 
     @property
     def handler(self) -> Handler:
-        """The handler that was made last.
+        """The current handler.
 
         Raises:
             ConnectionClosedError: it was stopped.
@@ -51,7 +51,7 @@ class HandlerCaller:
         return self._handler
 
     def create(self) -> None:
-        """Make a handler. Raises as `call` does."""
+        """Create a handler. Raises as `call` does."""
         self._handler = self.call("__init__", self._factory, self._outbox)
 
     def ask(
@@ -62,10 +62,10 @@ class HandlerCaller:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> A:
-        """Call a method that must return a message; raises as `call` does."""
+        """Call a method that must return an `expected` message. Raises as `call` does."""
         response = self.call(method, call, *args, **kwargs)
         if type(response) is not expected:
-            problem = f"returned {type(response).__name__} where {expected.__name__} belongs"
+            problem = f"returned {type(response).__name__} instead of {expected.__name__}"
             raise self.blame(method, TypeError(problem))
         return response
 
@@ -79,23 +79,26 @@ class HandlerCaller:
         try:
             return call(*args, **kwargs)
         except BaseException as error:
-            # SystemExit too: a plugin's sys.exit() must not end a connection without a word.
+            # SystemExit too: a plugin's sys.exit() must not end the connection silently.
             raise self.blame(method, error) from error
 
     def blame(self, method: str, error: BaseException) -> HandlerError | ConnectionClosedError:
-        """Return whose fault it is that a method raised: the handler's, or a lost connection's."""
+        """Return the error to report for an exception that a method raised.
+
+        It is a ConnectionClosedError if the method failed because the connection was lost.
+        """
         if self._outbox.is_broken and is_caused_by(error, ConnectionClosedError):
             return ConnectionClosedError(str(error))
         return HandlerError(self._name, method, error)
 
     def stop(self) -> None:
-        """Call the handler's last method, if there is a handler and it was not called yet."""
+        """Call the handler's `stop` and forget the handler; do nothing if there is none."""
         handler, self._handler = self._handler, None
         if handler is not None:
             self.call("stop", handler.stop)
 
     def stop_quietly(self) -> None:
-        """Stop the handler and only log what it raises: another one writes in its place."""
+        """Stop a handler that is replaced; what it raises is only logged."""
         try:
             self.stop()
         except (HandlerError, ConnectionClosedError) as error:
@@ -104,7 +107,7 @@ class HandlerCaller:
 
 
 def is_caused_by(error: BaseException, kind: type[BaseException]) -> bool:
-    """Return whether an exception, or one that it was raised from, is of a kind."""
+    """Return whether an exception, or any exception in its cause chain, is a `kind`."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, kind):

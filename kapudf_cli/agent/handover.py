@@ -1,4 +1,4 @@
-"""Which agent serves a connection: decided by other threads, awaited by the connection's own."""
+"""Handover of a connection: wait until another thread decides which agent serves it."""
 
 from __future__ import annotations
 
@@ -14,66 +14,69 @@ class HandedOver(Exception):  # noqa: N818 - it is no error
 
 
 class Handover:
-    """One agent's part in a handover: it stands still until it is told to go on or let go.
+    """Pauses one agent until it is told to go on or to release the connection.
 
-    Where one agent hands over to another, both stand still at once, and one of them is
-    told to go.
+    During a handover, the old and the new agent are both paused. Exactly one of them is
+    then told to go on.
     """
 
     def __init__(self, *, takes_over: bool) -> None:
-        """Begin as the agent that takes a connection over, or as the one that has it."""
+        """Create the handover of one agent.
+
+        Args:
+            takes_over: whether the agent takes the connection over from another agent.
+        """
         self._takes_over = takes_over
         self._released = False
-        # Whether nothing will be decided any more, for nobody is left who would.
-        self._undecidable = False
-        # Set when the agent need not stand still any longer, one way or the other.
+        # True if no decision will follow, so that waiting would never end.
+        self._canceled = False
         self._decided = threading.Event()
         self._on_paused: Callable[[], None] | None = None
 
     # --- from any thread ---
 
-    def propose(self, on_paused: Callable[[], None]) -> None:
-        """Have the agent call `on_paused` once it stands still."""
+    def request(self, on_paused: Callable[[], None]) -> None:
+        """Ask the agent to pause; it calls `on_paused` once it has."""
         self._on_paused = on_paused
 
     def go(self) -> None:
-        """Have the agent go on: the connection is its own."""
+        """Let the agent go on: it serves the connection."""
         self._takes_over = False
         self._decided.set()
 
     def release(self) -> None:
-        """Have the agent let go of the connection: another one has it."""
+        """Let the agent release the connection: another agent serves it."""
         self._released = True
         self._decided.set()
 
-    def cancel_handover(self) -> None:
-        """Have whoever has the connection keep it: nobody is left who would decide."""
+    def cancel(self) -> None:
+        """Cancel the handover: the agent that has the connection keeps it."""
         self._released = self._released or self._takes_over
         self.stop_waiting()
 
     def stop_waiting(self) -> None:
-        """Have the agent wait for nobody, now or later."""
-        self._undecidable = True
+        """End the current wait and all later ones."""
+        self._canceled = True
         self._decided.set()
 
     # --- the connection's thread ---
 
-    def stand_still(self) -> None:
-        """Say that the agent stands still, to whoever proposed it, and wait as `wait` does."""
+    def pause(self) -> None:
+        """Call `on_paused` if a pause was requested, and wait as `wait` does."""
         if self._on_paused is None:
             return
-        # What was decided before is no answer to what is asked now.
+        # Drop an earlier decision: it does not answer this request.
         self._decided.clear()
-        if self._undecidable:
+        if self._canceled:
             self._decided.set()
         self._on_paused()
         self.wait()
 
     def wait(self) -> None:
-        """Wait for a decision.
+        """Wait for the decision.
 
         Raises:
-            HandedOver: another agent has the connection.
+            HandedOver: another agent serves the connection.
         """
         self._decided.wait()
         self._decided.clear()

@@ -7,18 +7,20 @@ when the input runs dry. What happens to a message is decided by its `Output`.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
+import time
 from threading import get_ident
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
-from kapudf_cli.agent.refused_log import RefusedLog
 from kapudf_cli.errors import shorten
 from kapudf_cli.protocol.codec import RESPONSES, decode_point, encode_point
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.framing import HEARTBEAT, encode_varint
 from kapudf_cli.protocol.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
+from kapudf_cli.system import loggers
 from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
@@ -31,10 +33,48 @@ if TYPE_CHECKING:
     from kapudf_cli.transport import Stream
     from kapudf_cli.transport.commit import ConnectionStats
 
+_log = loggers.get(__name__)
+
 #: The longest error text that is sent; the text of an exception can be as long as its data.
 _ERROR_CHARACTERS = 3000
 #: A tag of one byte and a length: what an answer's envelope adds to it at most.
 _ENVELOPE_BYTES = 6
+#: Refused writes of a thread that goes on writing are logged at this interval.
+_REFUSED_LOG_INTERVAL_S: Final = 10.0
+
+
+class _RefusedLog:
+    """Counts the refused writes of one connection, and logs their number at intervals."""
+
+    def __init__(self, cause: str) -> None:
+        """Log with the context of the calling thread, which is the connection's own.
+
+        Args:
+            cause: why writes are refused.
+        """
+        self._cause = cause
+        self._context = contextvars.copy_context()
+        self._refused = 0
+        self._not_before_s = 0.0
+
+    def record(self) -> None:
+        """Count a write that was refused. Called by one thread at a time."""
+        self._refused += 1
+        now_s = time.monotonic()
+        # A tenfold number is logged at once, because no other write may follow.
+        grown = str(self._refused).strip("0") == "1"
+        if now_s < self._not_before_s and not grown:
+            return
+        self._not_before_s = now_s + _REFUSED_LOG_INTERVAL_S
+        self._context.run(
+            _log.error,
+            "writes refused",
+            extra={
+                "refused_writes": self._refused,
+                "cause": self._cause,
+                "advice": "end the handler's threads in stop; keep unwritten output in the state",
+            },
+        )
 
 
 class Outbox:
@@ -79,7 +119,7 @@ class Outbox:
         # A copy of Output.passes_points, which is too slow to ask for each point.
         self._passes_points = False
         self._blocks_others = False
-        self._refused: RefusedLog | None = None
+        self._refused: _RefusedLog | None = None
         self.failure: InvalidWriteError | None = None
 
     # --- for handlers: see kapudf_cli.handler.handler.Writer ---
@@ -113,7 +153,7 @@ class Outbox:
         """Send the current point on, as it came or patched; see `Writer.forward`."""
         # Bytes are not checked, so they must be the ones that Kapacitor sent.
         if raw is not self.current_frame or get_ident() != self._owner:
-            problem = "bytes that are not the point in hand; forward it before raw_point returns"
+            problem = "bytes that are not the current point; forward it before raw_point returns"
             raise InvalidWriteError(problem)
         # The hot path, as in write_point.
         if self._passes_points:
@@ -254,16 +294,23 @@ class Outbox:
             self._flush()
 
     def close(self, cause: str | None = None) -> None:
-        """Refuse whatever is written from now on.
+        """Refuse all writes from now on.
 
         Args:
-            cause: why, where a thread of the handler may still write what Kapacitor could take.
-                The log then says how many writes are refused. None where Kapacitor is gone.
+            cause: why. The number of refused writes is logged with it. None if Kapacitor has
+                closed the connection, so that nothing could be written anyway.
         """
         with self.changing() as output:
             output.refuse_data()
             if cause is not None:
-                self._refused = RefusedLog(cause)
+                self._refused = _RefusedLog(cause)
+
+    def disable(self) -> None:
+        """Refuse all writes, in a forked process whose parent has the connection."""
+        # Another thread of the parent may have held the lock.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self.close()
 
     def block_others(self) -> None:
         """Make other threads' writes wait, while another worker may take over."""
@@ -299,7 +346,7 @@ class Outbox:
                 output = self._output
                 if output.broken is not None or output.data is DataState.REFUSED:
                     if self._refused is not None and not by_owner:
-                        self._refused.note()
+                        self._refused.record()
                     raise self._closed() from output.broken
                 # Encoded under the lock: a batch stays whole only if its messages are sent
                 # in the order in which they were checked.
@@ -313,8 +360,8 @@ class Outbox:
                     self._flush()
         except InvalidWriteError as error:
             if not by_owner:
-                # Nobody catches an exception in a thread that the handler started, so the
-                # agent ends the connection for it.
+                # No caller handles an exception in a thread of the handler, so the agent
+                # ends the connection with it.
                 self.failure = self.failure or error
                 self._on_failure()
             raise
@@ -376,4 +423,4 @@ def _wrong_type(message: object, expected: type) -> InvalidWriteError:
     # InfluxData's own classes have the same names.
     same_name = kind.__name__ == expected.__name__
     name = f"{kind.__module__}.{kind.__name__}" if same_name else kind.__name__
-    return InvalidWriteError(f"a {name} where a {expected.__name__} belongs")
+    return InvalidWriteError(f"a {name} instead of a {expected.__name__}")

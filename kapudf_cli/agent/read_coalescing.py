@@ -1,40 +1,39 @@
-"""When to wait a moment before the next read, so that it brings several messages.
+"""Read coalescing: a short pause before a read, so that it returns several messages.
 
-Kapacitor writes each message with two small system calls, and a reader that is
-always waiting is woken by each. Under load a pause of less than a millisecond
-lets messages gather, and halves what a point costs. At rest, and for a peer that
-waits for each answer, a pause would only cost time; so none is made until it
-has shown that it brings something.
+Kapacitor writes each message with two small system calls, and each wakes a reader that
+waits. Under load, a pause of less than a millisecond lets messages accumulate, and halves
+the cost of a point. When idle, and for a peer that waits for each answer, a pause only
+costs time. So pauses are tried under load, and kept up only while they pay off.
 """
 
 from __future__ import annotations
 
-#: The default of linger_ms. Longer brings little more; see docs/performance.md.
+#: The default of linger_ms. A longer pause gains little; see docs/performance.md.
 DEFAULT_LINGER_MS = 0.5
-#: Kapacitor's keepalives and the answers to them can bear this much.
+#: Short enough not to delay the answers to Kapacitor's keepalives.
 MAX_LINGER_MS = 1.0
 
-#: Reads that follow each other faster than this are worth a try: some 3,500 messages a second.
+#: Reads in shorter intervals than this count as fast: about 3,500 messages a second.
 _FAST_S = 0.0003
-#: How many of them in a row: a length and a body are two, of one message.
+#: Try a pause after so many fast reads in a row. One message may take two: length and body.
 _FAST_READS = 8
-#: A pause that brings fewer messages than this is not worth its latency. Two for one wake-up
-#: take a third to a half of the processor time; see docs/performance.md.
+#: A pause that yields fewer messages than this is not worth its latency. Two messages per
+#: wake-up need a third to a half of the processor time; see docs/performance.md.
 _WORTHWHILE = 2
-#: A read that brings as many anyway needs no pause.
+#: A read that returns so many messages without a pause needs none.
 _PLENTY = 64
-#: How long until the next try after one that was in vain, doubled each time.
+#: How long to wait after a useless pause until the next attempt; doubled each time.
 _RETRY_S = 0.1
 _MAX_RETRY_S = 5.0
 
 
 class ReadCoalescing:
-    """Decides, read by read, how long to wait before the next; sans-I/O and without a clock."""
+    """Decides after each read how long to pause before the next. Has no I/O and no clock."""
 
     __slots__ = ("_fast_reads", "_last_s", "_longest_s", "_not_before_s", "_paused", "_retry_s")
 
     def __init__(self, longest_ms: float) -> None:
-        """Wait for at most `longest_ms` milliseconds; 0 never waits."""
+        """Pause for at most `longest_ms` milliseconds; 0 disables pauses."""
         self._longest_s = longest_ms / 1000
         self._last_s = 0.0
         self._fast_reads = 0
@@ -43,11 +42,11 @@ class ReadCoalescing:
         self._retry_s = _RETRY_S
 
     def pause_s(self, now_s: float, messages: int) -> float:
-        """Return how many seconds to wait, now that a read has been dealt with.
+        """Return how many seconds to pause after a read.
 
         Args:
-            now_s: a monotonic clock's time, in seconds.
-            messages: how many messages the read brought.
+            now_s: the monotonic clock's time after the read was handled, in seconds.
+            messages: how many messages the read returned.
         """
         fast = now_s - self._last_s < _FAST_S
         self._last_s = now_s

@@ -215,6 +215,6 @@ class ReadLoop:
         if not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "point returned a value, which nobody takes; write it with self.agent",
+                "point returned a value, which is ignored; write it with self.agent",
                 extra={"returned": type(returned).__name__},
             )

@@ -55,7 +55,7 @@ class Recovery:
         self._checkpoints = checkpoints
         # Offsets of frames that raised or killed a worker, as far as they may be replayed.
         self._skipped: set[int] = set()
-        # A compaction is due whatever the checkpoints say; a snapshot request makes it cheap.
+        # Compact at the next opportunity; and: Kapacitor has requested a snapshot.
         self._wants_compaction = self._snapshot_requested = False
         self._has_warned = False
         self._restarts = self._takeovers = 0
@@ -76,7 +76,7 @@ class Recovery:
         )
 
     def skip_in_replays(self, offset: int) -> None:
-        """Leave the frame at this offset in the input out of every replay."""
+        """Skip the frame at this offset of the input in every replay."""
         self._skipped.add(offset)
 
     def record_current_frame(self, offset: int) -> None:

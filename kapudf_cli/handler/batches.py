@@ -189,7 +189,7 @@ def _outgoing(
             case Batch():
                 batches.append(each)
             case _:
-                problem = f"a {type(each).__name__} where a Point or a Batch belongs"
+                problem = f"a {type(each).__name__} instead of a Point or a Batch"
                 raise InvalidWriteError(problem)
         if points and batches:
             raise InvalidWriteError("points beside batches; put the points into a Batch")

@@ -186,7 +186,7 @@ def decode_point(raw: RawPoint) -> Point:
             pass
     (message,) = FrameReader(REQUESTS.decode_in, MAX_VARINT).feed(raw)
     if not isinstance(message, Point):
-        problem = f"a {type(message).__name__} where a Point belongs"
+        problem = f"a {type(message).__name__} instead of a Point"
         raise UndecodableMessageError(problem)
     return message
 

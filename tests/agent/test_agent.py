@@ -632,7 +632,7 @@ def test_a_method_that_returns_no_answer_ends_the_connection(
     expected = f"{method.title()}Response"
     assert responses[-1] == ErrorResponse(
         error=f"Wrong.{method} raised TypeError: "
-        f"returned {type(answer).__name__} where {expected} belongs"
+        f"returned {type(answer).__name__} instead of {expected}"
     )
     assert account.reason is Reason.HANDLER_ERROR
 

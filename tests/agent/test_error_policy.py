@@ -24,7 +24,7 @@ def test_what_was_dropped_is_logged_at_most_once_a_second_and_counted(
     with caplog.at_level(logging.DEBUG):
         for tick in range(35):
             now_s = 1000.0 + tick / 10
-            dropped.note(error, what="point", offset=tick, on_error="skip")
+            dropped.record(error, what="point", offset=tick, on_error="skip")
     events = [record.__dict__ for record in caplog.records]
     assert [event["offset"] for event in events] == [0, 10, 20, 30]
     assert [event["dropped_since_last_event"] for event in events] == [1, 10, 10, 10]

@@ -109,7 +109,7 @@ def test_an_answer_must_be_of_its_kind(outbox: Outbox) -> None:
     callee = HandlerCaller(Mirror, outbox)
     answer = InitResponse(success=True)
     assert callee.ask(InitResponse, "init", lambda: answer) is answer
-    with pytest.raises(HandlerError, match="returned SnapshotResponse where InitResponse belongs"):
+    with pytest.raises(HandlerError, match="returned SnapshotResponse instead of InitResponse"):
         callee.ask(InitResponse, "init", SnapshotResponse)  # type: ignore[type-var]
 
 

@@ -15,19 +15,19 @@ def test_an_agent_waits_for_a_decision_and_goes_on() -> None:
     """It says so first, and what was decided before counts for nothing."""
     paused = threading.Event()
     handover = Handover(takes_over=False)
-    handover.propose(paused.set)
+    handover.request(paused.set)
     handover.go()
     noted: list[str] = []
 
-    def stand_still() -> None:
-        handover.stand_still()
+    def pause() -> None:
+        handover.pause()
         noted.append("gone on")
 
-    standing = in_thread(stand_still)
+    pausing = in_thread(pause)
     assert paused.wait(PATIENCE_S)
     noted.append("told")
     handover.go()
-    standing.result(PATIENCE_S)
+    pausing.result(PATIENCE_S)
     assert noted == ["told", "gone on"]
 
 
@@ -44,7 +44,7 @@ def test_an_agent_that_is_released_lets_go(*, takes_over: bool) -> None:
 def test_where_nobody_decides_whoever_has_the_connection_keeps_it(*, takes_over: bool) -> None:
     """The other one stands still and goes on, so that two would serve it."""
     handover = Handover(takes_over=takes_over)
-    handover.cancel_handover()
+    handover.cancel()
     if takes_over:
         with pytest.raises(HandedOver):
             handover.wait()
@@ -57,22 +57,22 @@ def test_an_agent_that_took_over_keeps_the_connection_where_nobody_decides() -> 
     handover = Handover(takes_over=True)
     handover.go()
     handover.wait()
-    handover.cancel_handover()
+    handover.cancel()
     handover.wait()
 
 
-@pytest.mark.parametrize("how", ["cancel_handover", "stop_waiting"])
+@pytest.mark.parametrize("how", ["cancel", "stop_waiting"])
 def test_an_agent_that_need_wait_for_nobody_does_not_stand_still(how: str) -> None:
     """Later pauses are over as soon as they are told of."""
     noted: list[str] = []
     handover = Handover(takes_over=False)
-    handover.propose(lambda: noted.append("paused"))
+    handover.request(lambda: noted.append("paused"))
     getattr(handover, how)()
     for _ in range(2):
-        in_thread(handover.stand_still).result(PATIENCE_S)
+        in_thread(handover.pause).result(PATIENCE_S)
     assert noted == ["paused", "paused"]
 
 
 def test_without_a_proposal_nobody_stands_still() -> None:
     """There is nobody who would decide."""
-    Handover(takes_over=False).stand_still()
+    Handover(takes_over=False).pause()

@@ -336,17 +336,17 @@ INVALID: dict[str, tuple[EdgeType, Callable[[Outbox], None], str]] = {
     "a point written as a begin": (
         BATCH,
         lambda outbox: outbox.write_begin_batch(Point()),  # type: ignore[arg-type]
-        "a Point where a BeginBatch belongs",
+        "a Point instead of a BeginBatch",
     ),
     "an end written as a point": (
         STREAM,
         lambda outbox: outbox.write_point(EndBatch()),  # type: ignore[arg-type]
-        "a EndBatch where a Point belongs",
+        "a EndBatch instead of a Point",
     ),
     "nothing written as an end": (
         BATCH,
         lambda outbox: outbox.write_end_batch(None),  # type: ignore[arg-type]
-        "a NoneType where a EndBatch belongs",
+        "a NoneType instead of a EndBatch",
     ),
 }  # fmt: skip
 

@@ -105,7 +105,7 @@ def test_nothing_but_the_point_in_hand_can_be_forwarded(
     udf: Callable[..., Task], handler: type[Handler]
 ) -> None:
     """Bytes are not checked, so they must be the very ones that came, and come now."""
-    with pytest.raises(TaskFailedError, match="bytes that are not the point in hand"):
+    with pytest.raises(TaskFailedError, match="bytes that are not the current point"):
         udf(handler).send(*POINTS)
 
 
@@ -143,7 +143,7 @@ def test_a_point_of_any_size_survives(size: int) -> None:
 
 def test_what_is_no_point_cannot_be_decoded_as_one() -> None:
     """Another message's frame is refused."""
-    with pytest.raises(UndecodableMessageError, match="KeepaliveRequest where a Point belongs"):
+    with pytest.raises(UndecodableMessageError, match="KeepaliveRequest instead of a Point"):
         decode_point(RawPoint(REQUESTS.encode(KeepaliveRequest())))
 
 

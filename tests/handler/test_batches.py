@@ -471,8 +471,8 @@ class Confused(BatchHandler):
 @pytest.mark.parametrize(
     ("kind", "problem"),
     [
-        ("none", "a NoneType where a Point or a Batch belongs"),
-        ("text", "a str where a Point or a Batch belongs"),
+        ("none", "a NoneType instead of a Point or a Batch"),
+        ("text", "a str instead of a Point or a Batch"),
         ("both", "points beside batches; put the points into a Batch"),
     ],
 )
@@ -499,5 +499,5 @@ def test_a_batch_with_anything_but_points_is_not_written(udf: Callable[..., Task
         def batch(self, batch: Batch, /) -> Batch:
             return batch.copy_with([None])  # type: ignore[list-item]  # that is the mistake
 
-    with pytest.raises(TaskFailedError, match="a NoneType where a Point belongs"):
+    with pytest.raises(TaskFailedError, match="a NoneType instead of a Point"):
         udf(Filled).send(Batch("m"))

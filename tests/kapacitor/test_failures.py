@@ -143,7 +143,7 @@ def test_a_refused_restore_fails_the_task_with_its_text(
         ("absurd_size", "a BeginBatch of size 1152921504606846976"),
         ("long_frame", "the limit max_frame_bytes is 65536"),
         ("point_outside", "a Point outside a batch"),
-        ("no_message", "a NoneType where a Point belongs"),
+        ("no_message", "a NoneType instead of a Point"),
     ],
 )
 def test_what_would_crash_kapacitor_fails_the_task(

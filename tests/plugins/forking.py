@@ -1,4 +1,4 @@
-"""A handler that forks wherever it is called, and lets the child return.
+"""A handler that forks in each of its methods, and lets the child return.
 
 The parent waits for its child, and sends a point for each with the child's exit status.
 """
@@ -31,6 +31,10 @@ def forked(agent: Writer, place: str) -> bool:
 
 
 class Forking(Handler):
+    def __init__(self, agent: Writer) -> None:
+        super().__init__(agent)
+        forked(agent, "__init__")
+
     def init(self, request: InitRequest, /) -> InitResponse:
         forked(self.agent, "init")
         return super().init(request)

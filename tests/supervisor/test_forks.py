@@ -38,7 +38,7 @@ def check_task(side: KapacitorSide) -> None:
     assert side.receive() == InitResponse(success=True)
     # More than one point in a piece: the child must not go on with the next.
     side.send_bytes(encoded(Point(time=time, name=name) for time, name in enumerate(PLACES)))
-    for name in ("init", *PLACES):
+    for name in ("__init__", "init", *PLACES):
         response = side.receive()
         assert isinstance(response, Point)
         # A thread ends the process by its own end, as it is the child's only one.
