@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import tempfile
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import forked
 from tests.journal.connections import JournaledConnection
 from tests.journal.tasks import JournaledTask
 from tests.serve_process import ServeProcess
@@ -34,6 +36,22 @@ settings.load_profile("untimed")
 # SIGINT, to this process or to their own, need the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_are_forked() -> Iterator[None]:
+    """Save the imports of each process."""
+    if "KAPUDF_TESTS_EXEC" in os.environ:
+        yield
+    else:
+        with forked.forking():
+            yield
+
+
+@pytest.fixture
+def _processes_start_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start `kapudf` and its workers without what a fork brings along."""
+    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
 
 
 @pytest.fixture

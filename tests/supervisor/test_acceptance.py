@@ -89,7 +89,9 @@ def test_where_descriptors_are_scarce_a_connection_waits_in_the_queue(
 
 
 @pytest.mark.parametrize(
-    ("part", "name"), [(journal, "create"), (acceptance, "ServedConnection")], ids=["memory", "map"]
+    ("part", "name"),
+    [(journal, "create"), (acceptance, "SupervisedConnection")],
+    ids=["memory", "map"],
 )
 def test_a_connection_that_cannot_be_served_is_closed(
     socket_file: SocketFile,

@@ -69,7 +69,7 @@ def test_a_worker_that_hangs_writes_where_before_it_is_killed(
     hanging = HungWorkers(logs.get_logger())
     hold(served, worker)
     hanging.note(served[0], worker, 100.0)
-    assert "worker.py" in await_stacks(worker)
+    assert "worker/main.py" in await_stacks(worker)
     hanging.kill_due(100.25)
     worker.ask_for_stacks()
     assert await_stacks(worker)

@@ -118,6 +118,7 @@ def test_a_worker_without_descriptors_serves_on_and_takes_others_later(
     assert process.stop() == 0
 
 
+@pytest.mark.usefixtures("_processes_start_by_exec")
 def test_limits_are_raised_as_far_as_they_may_be(serve: Serve) -> None:
     """The supervisor's and those of its workers; the usual soft limit is for other programs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

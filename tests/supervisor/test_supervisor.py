@@ -77,6 +77,7 @@ def loaded(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("_processes_start_by_exec")
 def test_the_supervisor_loads_neither_protobuf_nor_a_handler(
     serve: Serve, socket_path: str, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_connections_go_to_the_worker_with_the_fewest(serve: Serve, socket_path:
             task.await_more()
 
 
+@pytest.mark.usefixtures("_processes_start_by_exec")
 def test_without_workers_there_is_one_process(serve: Serve, socket_path: str) -> None:
     """It serves, and has no socket for status and reload, which the commands say."""
     process = serve("mirror", "--workers", "0")

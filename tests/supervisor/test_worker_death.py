@@ -46,7 +46,7 @@ def test_a_fault_says_where(workers: Workers) -> None:
     with capture_logs() as events:
         death.log(logs.get_logger(), connections=3)
     (event,) = events
-    assert "worker.py" in event.pop("stacks")
+    assert "worker/main.py" in event.pop("stacks")
     assert event == {
         "event": "worker died",
         "log_level": "error",
