@@ -5,19 +5,23 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PROTO := kapudf_cli/protocol/udf
 RECORDINGS := tests/recordings
+# The tests wait a good part of their time: half as many processes again as there are cores.
+JOBS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak bench check format proto clean
+.PHONY: help demo serve test test-long coverage soak bench check format proto clean
 
 help:
-	@echo 'make demo    serve a handler, send recordings of Kapacitor through it and others, see what they change'
-	@echo 'make serve   serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
-	@echo 'make test    run the tests'
-	@echo 'make soak    kill 250 workers and reload 50 times under load, serve 2,000 connections (some minutes)'
-	@echo 'make bench   measure, beside a raw echo and a plain agent (about five minutes)'
-	@echo 'make check   lint, types, and whether the generated code is fresh'
-	@echo 'make format  format the code'
-	@echo 'make proto   generate the protobuf code anew'
+	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
+	@echo 'make serve      serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
+	@echo 'make test       run the tests that every change must pass (about 4 minutes)'
+	@echo 'make test-long  run the fuzz, soak and long process tests (about 8 minutes)'
+	@echo 'make coverage   run all tests and report which lines no test reaches (about 30 minutes)'
+	@echo 'make soak       kill 250 workers and reload 50 times under load, serve 2,000 connections'
+	@echo 'make bench      measure, beside a raw echo and a plain agent (about five minutes)'
+	@echo 'make check      check style, types and that the generated code is up to date'
+	@echo 'make format     format the code'
+	@echo 'make proto      regenerate the protobuf code'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,15 +55,23 @@ serve: $(INSTALLED)
 	$(BIN)/kapudf serve --socket /tmp/mirror.sock --handler mirror --remove-stale
 
 test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(JOBS)
+
+# Its processes start as a user starts them, not by fork: see tests/forked.py.
+test-long: $(INSTALLED)
+	@echo 'The long tests take about 8 minutes on two cores.'
+	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m long --timeout 300 --durations 10
+
+# Tracing doubles the time of the tests, and needs processes that start by exec.
+coverage: $(INSTALLED)
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m coverage run -m pytest -n 4
+	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m coverage run -m pytest -n $(JOBS) -m 'long or not long' --timeout 300
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-# The tests of what outlives workers, at length.
 soak: $(INSTALLED)
 	KAPUDF_SOAK_KILLS=250 KAPUDF_SOAK_RELOADS=50 KAPUDF_SOAK_CONNECTIONS=2000 \
-	$(BIN)/python -m pytest --timeout 900 \
+	$(BIN)/python -m pytest -m 'long or not long' --timeout 900 \
 		tests/supervisor/test_takeover.py tests/supervisor/test_reload.py tests/supervisor/test_many_connections.py
 
 # BENCH passes options on: make bench BENCH='--quick --against go=/tmp/go.sock'
