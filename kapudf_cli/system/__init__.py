@@ -1,1 +1,1 @@
-"""What the operating system gives and takes: sockets, signals, limits, logs."""
+"""The operating system: socket files, signals, processes, systemd and logging."""

@@ -6,10 +6,10 @@ from kapudf_cli.errors import KapudfError
 
 
 class SocketPathError(KapudfError):
-    """A Unix socket cannot be had at a path, for the reason that the message gives.
+    """A Unix socket cannot be created at a path.
 
     Attributes:
-        path: the path as the user gave it.
+        path: as the user gave it.
         problem: the reason, without the path.
     """
 
@@ -20,24 +20,24 @@ class SocketPathError(KapudfError):
 
 
 class SocketInUseError(SocketPathError):
-    """A live process serves the path; it was left alone.
+    """A live process serves the path, which was left unchanged.
 
     Attributes:
-        pid: that process, or None where the system does not say.
+        pid: that process, None if the system does not tell.
     """
 
     def __init__(self, path: str, pid: int | None) -> None:
         who = "another process" if pid is None else f"process {pid}"
-        super().__init__(path, f"{who} serves this socket already; stop it or choose another path")
+        super().__init__(path, f"{who} already serves this socket; stop it or choose another path")
         self.pid = pid
 
 
 class StaleSocketError(SocketPathError):
-    """A socket is left over at the path and nobody serves it."""
+    """A leftover socket exists at the path, and no process serves it."""
 
     def __init__(self, path: str) -> None:
         super().__init__(
             path,
-            "a socket is left over here that nobody serves; to have it removed, start "
+            "a leftover socket is here that no process serves; to remove it, start "
             "`kapudf serve` with --remove-stale, or set remove_stale: true in its configuration",
         )

@@ -1,9 +1,8 @@
-"""A log that does not wait for its reader, which may stop.
+"""Log output that never blocks its caller.
 
-The reader of stderr may stop: a terminal that is paused, a pipe that is full. The
-supervisor must go on with heartbeats, handlers with their points, and every process must end when
-it is told to. So a line is written at once where there is room. The rest waits in a queue
-of limited size, which a thread writes.
+The reader of stderr may stop: a paused terminal, a full pipe. The supervisor must still send
+heartbeats, handlers must process points, and every process must exit when told to. So a line is
+written at once if there is room. Otherwise it goes into a bounded queue, which a thread writes.
 """
 
 from __future__ import annotations
@@ -22,15 +21,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The limits of the queue. A reader that is this far behind has stopped reading: a line has
-#: about 300 bytes.
+#: The limits of the queue. A line has about 300 bytes: a reader this far behind has stopped.
 _MOST_LINES: Final = 10_000
 _MOST_BYTES: Final = 16 * 1024 * 1024
 #: How long the end of the process waits for the queue to be written.
 _PATIENCE_S: Final = 1.0
-#: How long a call waits for the thread, where every write is left to the thread.
+#: How long `write` waits for the thread if only the thread writes.
 _HANDOVER_S: Final = 0.05
-#: Private descriptors are above those of the standard streams.
+#: The lowest descriptor that is not a standard stream.
 _LOWEST_DESCRIPTOR: Final = 3
 
 
@@ -38,17 +36,17 @@ class LogWriter:
     """Writes lines to a private duplicate of a descriptor.
 
     Attributes:
-        lost: how many lines found no room in the queue, since the last call of `on_lost`.
-        descriptor: the duplicate. A write to it waits only if `waits` is true.
-        waits: whether the system offers no write that does not wait; then the thread writes all.
+        lost: how many lines were dropped since the last call of `on_lost`.
+        descriptor: the duplicate. A write to it can block only if `waits` is true.
+        waits: True if the descriptor has no non-blocking write; then only the thread writes.
     """
 
     def __init__(self, descriptor: int, on_lost: Callable[[int], None]) -> None:
         """Write to `descriptor`.
 
         Args:
-            descriptor: what is duplicated.
-            on_lost: called with the number of lost lines, once there is room again.
+            descriptor: the descriptor to duplicate.
+            on_lost: called with the number of dropped lines when there is room again.
         """
         self._on_lost = on_lost
         self._socket: socket.socket | None = None
@@ -61,7 +59,7 @@ class LogWriter:
         os.register_at_fork(after_in_child=self._begin_in_child)
 
     def write(self, line: str) -> None:
-        """Write a line, or queue it, or drop it where there is no room; never wait for a reader."""
+        """Write a line, queue it, or drop it if the queue is full; never wait for a reader."""
         data = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._changed:
             was_empty = not self._queue
@@ -76,18 +74,18 @@ class LogWriter:
             self._queued_bytes += len(data)
             self._wake_thread()
             if was_empty and self.waits:
-                # A fault may end the process the moment after this call.
+                # A crash may end the process right after this call.
                 self._changed.wait_for(lambda: not self._queue, _HANDOVER_S)
 
     def finish(self) -> None:
-        """Wait a moment until everything is written."""
+        """Wait until the queue is written, for a limited time."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue, _PATIENCE_S)
 
     def _duplicate(self, descriptor: int) -> tuple[int, bool]:
-        """Return a duplicate, and whether a write to it may wait.
+        """Return a duplicate, and whether a write to it can block.
 
-        O_NONBLOCK belongs to the open file, which other processes share: the shell, say. So a
+        O_NONBLOCK belongs to the open file, which other processes such as the shell share. So a
         pipe or a terminal is opened a second time.
         """
         mode = os.fstat(descriptor).st_mode
@@ -104,7 +102,7 @@ class LogWriter:
         return duplicate, not (stat.S_ISREG(mode) or stat.S_ISSOCK(mode))
 
     def _write_some(self, data: bytes) -> bytes:
-        """Write what there is room for and return the rest, b"" where nothing can be written."""
+        """Write as much as possible and return the rest; b"" after an error."""
         try:
             if self._socket is not None:
                 return data[self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
@@ -112,7 +110,7 @@ class LogWriter:
         except BlockingIOError:
             return data
         except OSError:
-            return b""  # The reader is gone or the disk is full.
+            return b""  # The reader has closed the pipe, or the disk is full.
 
     def _wake_thread(self) -> None:
         if self._thread is None:
@@ -128,7 +126,7 @@ class LogWriter:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._queue))
                 data = self._queue[0]
-            # Only this thread removes lines, and while there are any only this thread writes.
+            # Only this thread removes lines, and only it writes while lines are queued.
             room.poll()
             rest = self._write_some(data)
             lost = 0
@@ -145,22 +143,22 @@ class LogWriter:
                 self._on_lost(lost)
 
     def _begin_in_child(self) -> None:
-        """Begin with an empty queue after a fork: the parent writes its own."""
+        """Start with an empty queue after a fork: the parent writes the queued lines."""
         self._changed = threading.Condition()
         self._queue = collections.deque()
         self._queued_bytes = self.lost = 0
         self._thread = None
 
 
-#: How the writer's thread is told from those of handlers.
+#: The name of the writer's thread, which distinguishes it from threads of handlers.
 THREAD_NAME: Final = "kapudf-log"
 
 
 class LineHandler(logging.Handler):
-    """Gives each record, formatted, to a `LogWriter`."""
+    """A `logging` handler that passes formatted records to a `LogWriter`."""
 
     def __init__(self, writer: LogWriter, formatter: logging.Formatter) -> None:
-        """Write with `writer` what `formatter` makes of a record."""
+        """Format records with `formatter` and write them with `writer`."""
         super().__init__()
         self._writer = writer
         self.setFormatter(formatter)

@@ -1,8 +1,10 @@
-"""Loggers for kapudf's own events, in a tree that handlers do not change.
+"""Loggers for kapudf's own events, in a tree that handlers cannot change.
 
-A handler may configure Python's `logging` as it likes: replace every handler of the root
-logger, disable existing loggers, or disable a level for the whole process. Under
-`on_error: skip`, kapudf's log is the only record of lost points, so it must not depend on that.
+A handler may configure Python's `logging` in any way: replace the root logger's handlers, disable
+existing loggers, or disable a level for the whole process. With `on_error: skip`, kapudf's log is
+the only record of dropped points, so it must not depend on that configuration.
+
+Apart from `logs`, because authors' imports must not load structlog.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class _OwnLogger(logging.Logger):
         extra: Mapping[str, object] | None = None,
         sinfo: str | None = None,
     ) -> logging.LogRecord:
-        """Return a record with the facts in `extra` as attributes."""
+        """Return a record that has the items of `extra` as attributes."""
         record = logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
         vars(record).update(extra or {})
         return record
@@ -40,7 +42,7 @@ class _ToLogging(logging.Handler):
     """Passes events on to `logging`, for programs that use kapudf as a library."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Have the logger of the same name in `logging` deal with an event."""
+        """Pass an event to the logger of the same name in `logging`."""
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
@@ -54,11 +56,11 @@ _root.addHandler(_ToLogging())
 
 
 def get(name: str) -> logging.Logger:
-    """Return the logger of a module of kapudf's."""
+    """Return the logger of one of kapudf's modules."""
     return _manager.getLogger(name)
 
 
 def set_output(output: logging.Handler, level: int) -> None:
-    """Send all events from `level` on to `output`, and no longer to `logging`."""
+    """Send events of at least `level` to `output`, and no longer to `logging`."""
     _root.handlers[:] = [output]
     _root.setLevel(level)

@@ -1,6 +1,6 @@
 """Logging of a server process: kapudf's own events, and what handlers log or print.
 
-All of it goes to stderr: as lines for people on a terminal, as JSON objects, one a line, elsewhere.
+All of it goes to stderr: as readable lines on a terminal, otherwise as JSON, one object per line.
 kapudf's own events do not depend on anything that a handler can configure; see `loggers`.
 """
 
@@ -33,15 +33,16 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 #: The longest text in an event, and the longest traceback, in characters.
 _TEXT_CHARACTERS: Final = 16 * 1024
-#: What `ConsoleRenderer` puts on lines of their own.
+#: The fields that `ConsoleRenderer` prints on separate lines.
 _BLOCKS: Final = ("stack", "exception")
 
 _STAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 _STDERR: Final = 2
-#: A printed line that is longer becomes several events.
+#: A longer printed line becomes several events.
 _LONGEST_PRINTED_BYTES: Final = 16 * 1024
 
-#: Which connection the current thread serves. A handler may clear the context of structlog.
+#: Facts about the connection that the current thread serves. Not in structlog's own context,
+#: which a handler may clear.
 _facts: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
     "kapudf_facts", default=None
 )
@@ -49,16 +50,16 @@ _configured: _Configured | None = None
 
 
 class _Configured:
-    """What `configure` has set up.
+    """The logging that `configure` has set up.
 
     Attributes:
         writer: where every line goes.
         logger: the logger of kapudf's own events.
-        output: writes them; given a record directly, it writes that whatever its level.
+        output: writes the events. A record passed directly is written at any level.
     """
 
     def __init__(self, writer: LogWriter, output: LineHandler, processors: list[Processor]) -> None:
-        """Have a logger that takes nothing from structlog's global configuration."""
+        """Create a logger that does not depend on structlog's global configuration."""
         self.writer = writer
         self.output = output
         self.logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
@@ -71,11 +72,11 @@ class _Configured:
 
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
-    """Set logging up for the whole process; `auto` asks whether stderr is a terminal."""
+    """Set up logging for the whole process; `auto` is `console` if stderr is a terminal."""
     global _configured  # noqa: PLW0603 - as logging itself, there is one for a process
     on_terminal = os.isatty(_STDERR)
     for_people = on_terminal if log_format == "auto" else log_format == "console"
-    # What an event of ours and a record of the standard library have in common.
+    # Processors for both kapudf's events and records of the standard library.
     shared: list[Processor] = [
         merge_facts,
         structlog.contextvars.merge_contextvars,
@@ -114,7 +115,7 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
         formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=render)
         return LineHandler(writer, formatter)
 
-    # Two outputs, for a handler may change or close the one that `logging` has.
+    # Two outputs, because a handler may change or close the one that `logging` has.
     own = output()
     loggers.set_output(own, logging.getLevelNamesMapping()[level.upper()])
     # A full disk or a closed pipe behind stderr must not end a connection.
@@ -154,26 +155,26 @@ def merge_facts(logger: object, method: str, event: EventDict) -> EventDict:
 
 @contextlib.contextmanager
 def prints_logged() -> Iterator[None]:
-    """Log what Python code prints, an event for each line, in place of writing it as it is.
+    """Log each line that Python code prints as an event, instead of writing it.
 
-    A line that a handler prints to stdout or stderr could otherwise begin or end within a
-    line of the log. Only after `configure`.
+    Otherwise a line that a handler prints could mix with a line of the log. Call `configure`
+    first.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _log_stream("stdout", 1), _log_stream("stderr", _STDERR)
     try:
         yield
     finally:
-        with contextlib.suppress(Exception):  # A handler may have put anything in their place.
+        with contextlib.suppress(Exception):  # A handler may have replaced them.
             sys.stdout.flush()
             sys.stderr.flush()
         sys.stdout, sys.stderr = before
 
 
 def exit_despite_threads(status: int) -> None:
-    """End the process at once if a handler has left threads; return otherwise.
+    """Exit at once if a handler has left threads running; otherwise return.
 
-    The interpreter would wait for them, without end.
+    The interpreter would wait for these threads without a limit.
     """
     own = {threading.current_thread(), threading.main_thread()}
     if any(each not in own and each.name != THREAD_NAME for each in threading.enumerate()):
@@ -181,7 +182,7 @@ def exit_despite_threads(status: int) -> None:
 
 
 def exit_at_once(status: int) -> NoReturn:
-    """End the process without waiting for any thread; what was logged is written."""
+    """Exit without waiting for any thread, after writing the log."""
     try:
         logging.shutdown()
         if _configured is not None:
@@ -191,19 +192,19 @@ def exit_at_once(status: int) -> NoReturn:
 
 
 def crash_descriptor() -> int:
-    """Return where faulthandler may write: a write to stderr itself could wait for its reader."""
+    """Return the descriptor for faulthandler; a write to stderr itself could block."""
     return _STDERR if _configured is None else _configured.writer.descriptor
 
 
 def _put_first(logger: object, method: str, event: EventDict) -> EventDict:
-    """Have each line begin with when, how bad and what: people read JSON, too."""
+    """Put timestamp, level and event first in each line, because people read JSON, too."""
     del logger, method
     first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
     return {**first, **event}
 
 
 def _shorten_texts(logger: object, method: str, event: EventDict) -> EventDict:
-    """Cut long texts, such as those of exceptions that hold all of their data."""
+    """Shorten long texts, for example of an exception that contains all of its data."""
     del logger, method
     return {
         name: shorten(value, _TEXT_CHARACTERS) if isinstance(value, str) else value
@@ -212,9 +213,9 @@ def _shorten_texts(logger: object, method: str, event: EventDict) -> EventDict:
 
 
 def _make_printable(logger: object, method: str, event: EventDict) -> EventDict:
-    """Escape what could change a terminal or look like another event.
+    """Escape text that could control a terminal or look like another event.
 
-    Only a traceback keeps its line breaks. Its lines are indented; those of events are not.
+    Only a traceback keeps its line breaks, and its lines are indented.
     """
     del logger, method
     shown: EventDict = {}
@@ -230,7 +231,7 @@ def _make_printable(logger: object, method: str, event: EventDict) -> EventDict:
 
 
 class _Shown:
-    """A value whose `repr` is how the console shows it: in quotes where that tells its end."""
+    """A value whose `repr` is its text on the console, quoted only if it is ambiguous."""
 
     def __init__(self, value: object) -> None:
         plain = isinstance(value, str) and not set(value) & set(" \t\r\n=\"'")
@@ -241,21 +242,21 @@ class _Shown:
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
-    """Log what ended a thread that a handler had started."""
+    """Log the exception that ended a thread of a handler."""
     name = failure.thread.name if failure.thread else None
     trace = (failure.exc_type, failure.exc_value, failure.exc_traceback)
     get_logger().error("thread failed", thread=name, exc_info=trace)
 
 
 def _log_lost(lost: int) -> None:
-    get_logger().error("log events lost, nobody read them", lost=lost)
+    get_logger().error("log events lost, stderr was not read", lost=lost)
 
 
 def _log_stream(name: str, descriptor: int) -> io.TextIOWrapper:
     """Return a text stream whose lines are logged."""
     lines = _PrintedLines(name, descriptor)
     return io.TextIOWrapper(
-        lines,  # type: ignore[arg-type]  # a raw stream will do, for it takes all of each write
+        lines,  # type: ignore[arg-type]  # a raw stream works, because it accepts each write completely
         encoding="utf-8",
         errors="backslashreplace",
         write_through=True,
@@ -263,10 +264,10 @@ def _log_stream(name: str, descriptor: int) -> io.TextIOWrapper:
 
 
 class _PrintedLines(io.RawIOBase):
-    """Collects what each thread prints, and logs it line by line."""
+    """A stream that collects each thread's prints, and logs them line by line."""
 
     def __init__(self, name: str, descriptor: int) -> None:
-        """Log the lines of stream `name`, which programs that are started know by `descriptor`."""
+        """Log the lines of stream `name`; child processes get `descriptor`."""
         self._name = name
         self._descriptor = descriptor
         self._thread = threading.local()
@@ -276,11 +277,11 @@ class _PrintedLines(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """Return the descriptor, for programs that are started with this stream."""
+        """Return the descriptor for child processes that are started with this stream."""
         return self._descriptor
 
     def write(self, data: Any, /) -> int:
-        """Log the lines that are complete and keep the rest."""
+        """Log the complete lines and keep the rest."""
         *lines, rest = (self._take_pending() + bytes(data)).split(b"\n")
         if len(rest) >= _LONGEST_PRINTED_BYTES:
             lines, rest = [*lines, rest], b""
@@ -290,7 +291,7 @@ class _PrintedLines(io.RawIOBase):
         return len(data)
 
     def flush(self) -> None:
-        """Log the line that is not complete, if there is one."""
+        """Log the incomplete line, if there is one."""
         if not self.closed:
             self._log(self._take_pending())
 
@@ -303,7 +304,7 @@ class _PrintedLines(io.RawIOBase):
         for start in range(0, len(line), _LONGEST_PRINTED_BYTES):
             text = line[start : start + _LONGEST_PRINTED_BYTES].decode("utf-8", "replace")
             if text.strip() and _configured is not None:
-                # Handed to the output itself: a print has no level.
+                # Passed to the output directly: no level hides a print.
                 record = logging.LogRecord("print", logging.INFO, "", 0, text.rstrip(), None, None)
                 record.stream = self._name
                 _configured.output.handle(record)

@@ -1,4 +1,4 @@
-"""Signals as something to wait for, beside sockets, in one loop."""
+"""A queue of signals that an event loop can wait for, like a socket."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class SignalQueue:
-    """Queues signals, and wakes whoever waits for `fileno` to become readable.
+    """Queues signals, and makes `fileno` readable while there are any.
 
-    A handler that did more than queue could run between any two instructions of
-    the main thread. Only the main thread may enter and leave it.
+    A signal handler can run between any two instructions of the main thread, so it only queues.
+    Only the main thread may enter and leave the queue.
     """
 
     def __init__(self, signals: Iterable[signal.Signals]) -> None:
@@ -30,9 +30,9 @@ class SignalQueue:
         self._sender.settimeout(0)
 
     def __enter__(self) -> Self:
-        """Take the signals over."""
-        # The interpreter writes a byte for each signal that has a handler. What is
-        # in that byte does not matter: where many wake at once, some find no room.
+        """Install the signal handlers."""
+        # The interpreter writes a byte for each signal that has a handler. The bytes are only
+        # a wake-up: some are dropped if many signals arrive at once.
         self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in self._signals:
             self._previous[number] = signal.signal(number, self._enqueue)
@@ -44,7 +44,7 @@ class SignalQueue:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give them back."""
+        """Restore the previous signal handlers."""
         for number, previous in self._previous.items():
             signal.signal(number, previous)  # type: ignore[arg-type]  # what signal() returned
         signal.set_wakeup_fd(self._wakeup)
@@ -52,22 +52,22 @@ class SignalQueue:
         self._sender.close()
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable when `take` has something to say."""
+        """Return a descriptor that is readable when signals are queued."""
         return self._receiver.fileno()
 
     def put(self, number: signal.Signals) -> None:
-        """Queue a signal as if it had come, from any thread."""
+        """Queue a signal as if it had arrived, from any thread."""
         self._queue.append(number)
         self.wake()
 
     def wake(self) -> None:
-        """Make `fileno` readable, from any thread, with no signal."""
-        # Full is awake already; closed is past caring.
+        """Make `fileno` readable without a signal, from any thread."""
+        # The buffer is full: the reader is already awake. It is closed: ignore.
         with contextlib.suppress(OSError):
             self._sender.send(b"\0")
 
     def take(self) -> list[signal.Signals]:
-        """Return the queued signals of those asked for, in their order."""
+        """Remove and return the queued signals, in their order."""
         with contextlib.suppress(BlockingIOError):
             while self._receiver.recv(4096):
                 pass

@@ -1,4 +1,4 @@
-"""A listening Unix socket in the file system: who may have the path, and who may connect."""
+"""A listening Unix socket in the file system, with exclusive use of its path."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 #: sun_path has 108 bytes, the last one a NUL (unix(7)).
 MAX_PATH_BYTES = 107
-#: The largest number of a group; chown(2) takes the one after it for "unchanged".
+#: The largest group number; the next one means "unchanged" to chown(2).
 MAX_GROUP = 2**32 - 2
-#: Kapacitor connects once a task and probes once; the kernel caps this at somaxconn. Connections
-#: are accepted only as fast as workers begin with them, and a full queue refuses more (EAGAIN).
+#: Kapacitor connects once per task, and once at its start. Connections are accepted only as fast
+#: as workers start them, and a full queue refuses more (EAGAIN). The kernel's cap is somaxconn.
 BACKLOG = 4096
-#: Room for the number of a process.
+#: The longest content of a lock file: a process number.
 _LOCK_BYTES = 32
 _HAS_O_PATH = hasattr(os, "O_PATH")
 
 
 @dataclass(frozen=True)
 class PeerCredentials:
-    """The process at the other end of a Unix socket, as the kernel vouches for it."""
+    """The process at the other end of a Unix socket, as reported by the kernel."""
 
     pid: int
     uid: int
@@ -40,7 +40,7 @@ class PeerCredentials:
 
 
 def peer_credentials(connection: socket.socket) -> PeerCredentials | None:
-    """Return who is at the other end, None on a system that does not say."""
+    """Return the process at the other end, None if the system does not tell."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     layout = "3i"
@@ -49,17 +49,16 @@ def peer_credentials(connection: socket.socket) -> PeerCredentials | None:
 
 
 class SocketFile:
-    """A path that this process listens at, and no other.
+    """A Unix socket at a path that only this process serves.
 
-    For as long as it is open it holds a lock on `PATH.lock`. Of two servers
-    that start at one instant, both told to remove a stale socket, the one
-    without the lock never looks at the path.
+    While it is open it holds a lock on `PATH.lock`. If two servers that may remove a stale
+    socket start at the same time, the one without the lock never touches the path.
     """
 
     def __init__(
         self, path: str, listener: socket.socket, lock: _PathLock | None, held: _HeldFile
     ) -> None:
-        """Keep what `bind` made; use `bind`."""
+        """Do not call this; use `bind`."""
         self.path = path
         self.listener = listener
         self._lock = lock
@@ -75,21 +74,21 @@ class SocketFile:
         remove_stale: bool = False,
         listens: bool = True,
     ) -> Self:
-        """Take `path`, with no moment in which more people may connect than asked.
+        """Create a socket at `path`, never open to more users than `mode` and `group` allow.
 
-        Not to be called while other threads run: it sets the process's umask.
+        Do not call this while other threads run: it sets the process's umask.
 
         Args:
-            path: where; the folder must exist.
-            mode: the socket's permission bits; who may write to it may connect.
-            group: the socket's group, None for the process's own.
-            remove_stale: whether to remove a socket that nobody serves.
-            listens: whether to listen at once; until `listen`, connections are refused.
+            path: of the socket; its folder must exist.
+            mode: the socket's permission bits; users with write permission may connect.
+            group: the socket's group, None for the group of the process.
+            remove_stale: whether to remove a socket that no process serves.
+            listens: whether to listen at once; otherwise connections are refused until `listen`.
 
         Raises:
-            SocketInUseError: a live process serves the path, or is about to.
-            StaleSocketError: a socket is left over there, and may not be removed.
-            SocketPathError: the path cannot be had for another reason.
+            SocketInUseError: a live process serves the path, or is starting to.
+            StaleSocketError: a leftover socket exists, and `remove_stale` is False.
+            SocketPathError: the socket cannot be created for another reason.
         """
         _check_path(path)
         gid = _group_id(path, group)
@@ -103,12 +102,12 @@ class SocketFile:
         return socket_file
 
     def bind_beside(self, suffix: str, *, mode: int, group: str | None) -> SocketFile:
-        """Listen at this path with a suffix as well, which the same lock guards.
+        """Also listen at this path with a suffix, guarded by the same lock.
 
-        What is left there by a server that held the lock before is removed.
+        A socket left there by an earlier holder of the lock is removed.
 
         Raises:
-            SocketPathError: that path cannot be had.
+            SocketPathError: that socket cannot be created.
         """
         path = self.path + suffix
         _check_path(path)
@@ -123,9 +122,8 @@ class SocketFile:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             undo.callback(listener.close)
             with _explained(path):
-                # Created without a single permission, so that nobody connects
-                # before group and mode are what they should be. It listens
-                # before that, so that nobody who may connect finds it deaf.
+                # Created without permissions, so that no user connects before group and mode
+                # are set. It listens before that, so that no permitted user is refused.
                 umask = os.umask(0o777)
                 try:
                     listener.bind(path)
@@ -145,14 +143,14 @@ class SocketFile:
         return socket_file
 
     def listen(self) -> None:
-        """Let connections wait in the queue until they are accepted."""
+        """Start to listen: connections wait in the queue until they are accepted."""
         self.listener.listen(BACKLOG)
 
     def set_access(self, mode: int, group: str | None) -> None:
-        """Change who may connect: the permission bits, and the group, None for the process's own.
+        """Set the permission bits and the group (None for the group of the process).
 
         Raises:
-            SocketPathError: there is no such group, or it may not be given.
+            SocketPathError: the group does not exist, or this process may not set it.
         """
         gid = _group_id(self.path, group)
         with _explained(self.path):
@@ -163,7 +161,7 @@ class SocketFile:
         """Return the next connection, None if none waits.
 
         Raises:
-            OSError: there is no descriptor or memory left for it.
+            OSError: no descriptor or memory is left.
         """
         try:
             connection, _ = self.listener.accept()
@@ -172,11 +170,11 @@ class SocketFile:
         return connection
 
     def close(self) -> None:
-        """Accept no more; the path stays taken."""
+        """Stop accepting; the path stays locked."""
         self.listener.close()
 
     def release(self) -> None:
-        """Give the path up: close, and remove the socket if it is still this one."""
+        """Close, remove the socket if it is still this one, and release the lock."""
         self.close()
         with contextlib.suppress(OSError):
             if self._held.is_at(self.path):
@@ -187,15 +185,14 @@ class SocketFile:
 
 
 class _HeldFile:
-    """A file held fast, whatever becomes of its path.
+    """A reference to a file that stays valid when its path is removed or replaced.
 
-    While it is held its number goes to no other file, even if somebody removes
-    it, and `name` leads to it and nowhere else, even if somebody puts a link in
-    its place. (Both need Linux's O_PATH; elsewhere the path has to do.)
+    While it is open, the file's inode number is not reused, and `name` refers to this file even
+    if the path becomes a link. Both need Linux's O_PATH; elsewhere `name` is the path.
     """
 
     def __init__(self, path: str) -> None:
-        """Hold the file at `path`."""
+        """Open the file at `path`."""
         self._descriptor = -1
         self.name = path
         if _HAS_O_PATH:
@@ -204,11 +201,11 @@ class _HeldFile:
         self._identity = _identity(os.lstat(path) if not _HAS_O_PATH else os.stat(self.name))
 
     def is_at(self, path: str) -> bool:
-        """Return whether `path` still is this file."""
+        """Return whether `path` still refers to this file."""
         return _identity(os.lstat(path)) == self._identity
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the reference."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -225,8 +222,8 @@ class _PathLock:
             try:
                 holder = _check_lock(self._path, self._descriptor)
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The last holder may have removed the file between our open and our
-                # lock. Then other processes see another file, or none.
+                # The last holder may have removed the file between open() and flock(). Then
+                # other processes see another file, or none.
                 with contextlib.suppress(FileNotFoundError):
                     if _identity(os.fstat(self._descriptor)) == _identity(os.lstat(self._path)):
                         break
@@ -237,16 +234,16 @@ class _PathLock:
                 os.close(self._descriptor)
                 raise
             os.close(self._descriptor)
-        # The process's number is for people; on a full disk it is missing.
+        # The process number is for messages only; on a full disk it is missing.
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def _open(self) -> int:
-        """Open the file, or create it; never wait for it, whatever is there."""
+        """Open or create the lock file, without blocking on any kind of file."""
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         while True:
-            # Of a device, even the opening may do something, so the kind is looked at first.
+            # Opening a device can have side effects, so the kind is checked first.
             with _explained(self._path), contextlib.suppress(FileNotFoundError):
                 _check_lock_kind(self._path, os.lstat(self._path))
             with _explained(self._path):
@@ -257,45 +254,45 @@ class _PathLock:
                         return os.open(self._path, flags)
 
     def release(self) -> None:
-        """Remove the lock's file and release the lock."""
+        """Remove the lock file and release the lock."""
         with contextlib.suppress(OSError):
             os.unlink(self._path)
         os.close(self._descriptor)
 
 
 def _check_lock_kind(path: str, found: os.stat_result) -> None:
-    """Raise SocketPathError unless a lock's file is a regular file of this user's."""
-    what, way_out = "no lock of kapudf's", "remove it or choose another path"
+    """Raise SocketPathError unless the lock file is a regular file owned by this user."""
+    what, way_out = "not a lock of kapudf", "remove it or choose another path"
     if not stat.S_ISREG(found.st_mode):
         kind = _kind(found.st_mode)
     elif found.st_uid != os.geteuid():
         kind = f"a file of user {found.st_uid}"
-        what = "perhaps the lock of a kapudf that this user runs"
-        way_out = "stop that, or remove the file if nothing runs, or choose another path"
+        what = "possibly the lock of a kapudf that this user runs"
+        way_out = "stop that process, remove the file if none runs, or choose another path"
     elif found.st_nlink > 1:
         kind = "a file with another name (a hard link)"
     else:
         return
-    raise SocketPathError(path, f"{kind} is here, {what}; it was left alone, {way_out}")
+    raise SocketPathError(path, f"{kind} is here, {what}; it was left unchanged; {way_out}")
 
 
 def _check_lock(path: str, descriptor: int) -> bytes:
-    """Return which process a lock's file names, b"" if none, or raise SocketPathError."""
+    """Return the process number in a lock file, b"" if there is none, or raise SocketPathError."""
     found = os.fstat(descriptor)
     _check_lock_kind(path, found)
     holder = os.pread(descriptor, _LOCK_BYTES, 0).strip()
     if found.st_size > _LOCK_BYTES or (holder and not holder.isdigit()):
-        problem = "this is not a lock of kapudf's, and was left alone; choose another path"
+        problem = "this is not a lock of kapudf, and was left unchanged; choose another path"
         raise SocketPathError(path, problem)
     return holder
 
 
 def check(path: str, *, group: str | None) -> None:
-    """Check that a socket could be at a path, as far as that shows without a trace.
+    """Check whether a socket can be created at a path, without creating anything.
 
     Raises:
-        SocketPathError: the path is too long, its folder does not exist, something else is
-            there, or there is no such group.
+        SocketPathError: the path is too long, its folder does not exist, another file
+            exists there, or the group does not exist.
     """
     _check_path(path)
     _group_id(path, group)
@@ -305,7 +302,7 @@ def check(path: str, *, group: str | None) -> None:
 
 def _check_kind(path: str, mode: int) -> None:
     if not stat.S_ISSOCK(mode):
-        problem = f"{_kind(mode)} is here, not a socket; it was left alone, choose another path"
+        problem = f"{_kind(mode)} is here, not a socket; it was left unchanged; choose another path"
         raise SocketPathError(path, problem)
 
 
@@ -343,7 +340,7 @@ def _group_id(path: str, group: str | None) -> int | None:
 
 
 def _make_way(path: str, *, remove_stale: bool) -> None:
-    """See to it that nothing is at `path`, or raise; the lock is held."""
+    """Remove a stale socket at `path` or raise; the caller holds the lock."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -359,7 +356,7 @@ def _make_way(path: str, *, remove_stale: bool) -> None:
 
 
 def _is_served(path: str) -> bool:
-    """Return False if nobody listens at a socket; raise if somebody does, or might."""
+    """Return False if no process listens at a socket; raise if one does, or may."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
         trial.settimeout(0)
         try:
@@ -369,11 +366,11 @@ def _is_served(path: str) -> bool:
         except FileNotFoundError:
             return False
         except BlockingIOError:
-            # Its queue of connections is full: alive, and busy.
+            # Its queue of connections is full, so a process serves it.
             raise SocketInUseError(path, None) from None
         except OSError as error:
             problem = (
-                f"a socket is here, and whether it is served cannot be told: {_explain(error)}"
+                f"a socket is here, and kapudf cannot tell whether it is served: {_explain(error)}"
             )
             raise SocketPathError(path, problem) from error
         peer = peer_credentials(trial)
@@ -382,7 +379,7 @@ def _is_served(path: str) -> bool:
 
 @contextlib.contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """Turn the system's refusals into errors that name the path and the way out."""
+    """Turn an OSError into a SocketPathError with the path and advice."""
     try:
         yield
     except OSError as error:
@@ -392,9 +389,9 @@ def _explained(path: str) -> Iterator[None]:
 def _explain(error: OSError) -> str:
     match error.errno:
         case errno.EACCES | errno.EPERM:
-            return "permission denied; this user may not do that here (folder, group or file)"
+            return "permission denied; check the permissions of the folder, the group and the file"
         case errno.EADDRINUSE:
-            return "something appeared at this path just now; try again"
+            return "another process has just created this path; try again"
         case errno.EROFS:
             return "the file system is read-only; choose another path"
     return error.strerror or str(error)

@@ -1,8 +1,8 @@
-"""Handlers' code, compiled from its source: Python's own cache of it may be stale.
+"""Compile handlers from their source, because Python's bytecode cache may be stale.
 
-Python takes compiled code for current if the time and the size of the source are those that
-it noted. A deployment that keeps times, or two saves within a second, change neither. So the
-cache of a handler's code is used only if it names the hash of the source (PEP 552).
+Python uses a cached file if the source still has the recorded time and size. A deployment that
+preserves times, or two saves within a second, may change neither. So the cache of a handler's code
+is used only if it contains the hash of the source (PEP 552).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from types import CodeType
 
-#: The flags of a cache that names the hash of the source, which is to be compared.
+#: The flags of a cache file with a hash of the source that must be checked.
 _CHECKED_HASH: Final = (0b11).to_bytes(4, "little")
 _HEADER: Final = importlib.util.MAGIC_NUMBER + _CHECKED_HASH
 _HASH_BYTES: Final = 8
 
 _python_get_code: Final = importlib.machinery.SourceFileLoader.get_code
-#: The packages that are compiled from source wherever they are installed.
+#: Packages that are compiled from source even if they are in site-packages.
 _packages: Final[set[str]] = set()
 
 
 def compile_from_source(module: str) -> None:
-    """Import no stale code from now on: of a handler's package, and outside of site-packages.
+    """Compile a handler's package, and all code outside of site-packages, from source.
 
-    The standard library, kapudf itself and other installed packages are imported as ever.
+    Imports of the standard library, kapudf and other installed packages do not change.
 
     Args:
         module: the dotted name of the handler's module, or the path of its file.
@@ -60,7 +60,7 @@ def _get_code(loader: Any, fullname: str) -> CodeType | None:
 
 
 def _cached(loader: Any, cache: str | None, source_hash: bytes) -> CodeType | None:
-    """Return the code of a cache if it is that of the source."""
+    """Return the cached code if it has the hash of the source."""
     if cache is None:
         return None
     with contextlib.suppress(OSError, EOFError, ValueError, TypeError):
@@ -80,7 +80,7 @@ def _cache_of(path: str) -> str | None:
 
 
 def _installed() -> tuple[str, ...]:
-    """Return the folders of what is installed, each with a separator at its end."""
+    """Return the folders of installed packages, each with a separator at its end."""
     global _folders  # noqa: PLW0603 - computed once, and only where a handler is loaded
     if not _folders:
         paths = sysconfig.get_paths()

@@ -1,4 +1,4 @@
-"""What systemd wants to know of a service of Type=notify; see sd_notify(3)."""
+"""Notifications to systemd for a service of Type=notify; see sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Tell systemd, if it started this process: "READY=1", "STOPPING=1"."""
+    """Send a state such as "READY=1" to systemd, if systemd started this process."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    # A notice that cannot be delivered must not end the service it is about.
+    # A notification that fails must not stop the service.
     with (
         contextlib.suppress(OSError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,

@@ -555,7 +555,7 @@ def test_a_path_that_is_served_is_a_line_with_the_process(socket_path: str) -> N
     with serving(*arguments) as first:
         said = refusal(*arguments, "--remove-stale", status=1)
         assert said == (
-            f"Error: {socket_path}: process {first.pid} serves this socket already; "
+            f"Error: {socket_path}: process {first.pid} already serves this socket; "
             "stop it or choose another path\n"
         )
         assert probe(socket_path, timeout_s=PATIENCE_S).info.options

@@ -570,7 +570,7 @@ def test_a_socket_that_may_not_be_asked_is_left_alone(short_folder: Path) -> Non
     result = run_unprivileged(
         IMPORTS, BIND.replace("group=(sys.argv + [None])[2]", "remove_stale=True"), path
     )
-    assert "whether it is served cannot be told: permission denied" in result.stdout
+    assert "kapudf cannot tell whether it is served: permission denied" in result.stdout
     assert fingerprint(path) == before
 
 
@@ -612,8 +612,8 @@ def make_long_number(path: str) -> None:
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (make_file, "not a lock of kapudf's"),
-        (make_long_number, "not a lock of kapudf's"),
+        (make_file, "not a lock of kapudf"),
+        (make_long_number, "not a lock of kapudf"),
         (make_folder, "a folder is here"),
         (make_fifo, "a named pipe is here"),
         (make_socket, "a socket is here"),
@@ -756,7 +756,7 @@ def test_of_servers_that_start_at_one_instant_one_serves(socket_path: str) -> No
         assert len(listening) == 1, first_lines
         owner = processes.pop(first_lines.index(listening[0]))
         assert [process.wait(PATIENCE_S) for process in processes] == [1] * 7
-        refusals = [line for line in first_lines if "serves this socket already" in line]
+        refusals = [line for line in first_lines if "already serves this socket" in line]
         assert len(refusals) == 7
         assert server_pid(socket_path) == owner.pid
         owner.terminate()
