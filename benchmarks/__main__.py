@@ -1,4 +1,4 @@
-"""`make bench`: kapudf beside a raw echo and a plain agent, in one run.
+"""`make bench`: measure kapudf, a raw echo and a plain agent in one run.
 
 python -m benchmarks --quick
 python -m benchmarks --against go=/tmp/go-mirror.sock
@@ -14,18 +14,21 @@ from pathlib import Path
 import click
 
 from benchmarks import contenders, report
-from benchmarks.load import Work
 from benchmarks.suite import AVERAGE, BATCHES, CAPTURED, FIELD, OUTLIERS, STREAM, Contender, Suite
+from kapudf_cli.tools.load.work import Work
 
 _LONG_MILLIONS = 20
 
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Rounds of each case.")
-@click.option("--seconds", default=1.0, show_default=True, help="Length of a round, roughly.")
-@click.option("--quick", is_flag=True, help="Two short rounds, and no long run for memory.")
+@click.option("--seconds", default=1.0, show_default=True, help="Approximate length of a round.")
+@click.option("--quick", is_flag=True, help="Two short rounds, without the long memory run.")
 @click.option(
-    "--against", multiple=True, metavar="NAME=PATH", help="Measure the mirror UDF at a socket too."
+    "--against",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Also measure the mirror UDF at this socket.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True,

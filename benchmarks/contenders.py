@@ -1,4 +1,4 @@
-"""The processes that are measured, and what the system says of them."""
+"""The measured processes, and their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kapudf_cli.system.socket_file import peer_credentials
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmarks.load import Connection
+    from benchmarks.traffic import Connection
 
 _YARDSTICKS = Path(__file__).parent / "yardsticks"
 _PATIENCE_S = 30.0
@@ -28,7 +28,7 @@ _PATIENCE_S = 30.0
 
 @contextlib.contextmanager
 def kapudf(folder: Path, handler: str, *options: str) -> Iterator[str]:
-    """Serve a handler by a real `kapudf serve`; give the socket's path."""
+    """Start `kapudf serve` with a handler, and yield the socket's path."""
     path = str(folder / f"kapudf-{handler}{len(os.listdir(folder))}.sock")
     command = ["serve", "--socket", path, "--handler", handler, "--log-level", "error", *options]
     with _started([sys.executable, "-m", "kapudf_cli", *command], path):
@@ -37,7 +37,7 @@ def kapudf(folder: Path, handler: str, *options: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def yardstick(folder: Path, name: str) -> Iterator[str]:
-    """Run one of the yardsticks; give the socket's path."""
+    """Start one of the yardsticks, and yield the socket's path."""
     path = str(folder / f"{name}.sock")
     with _started([sys.executable, str(_YARDSTICKS / f"{name}.py"), path], path):
         yield path
@@ -55,7 +55,7 @@ def _started(command: list[str], path: str) -> Iterator[None]:
 
 
 def await_socket(path: str) -> None:
-    """Wait until the socket is there."""
+    """Wait until the socket exists."""
     deadline = time.monotonic() + _PATIENCE_S
     pause = threading.Event()
     while not Path(path).is_socket():
@@ -66,7 +66,7 @@ def await_socket(path: str) -> None:
 
 
 def start_up_s(folder: Path) -> float:
-    """Return how long `kapudf serve` takes from its start until a probe is answered."""
+    """Return the seconds from starting `kapudf serve` until a probe is answered."""
     path = str(folder / "start.sock")
     command = [sys.executable, "-m", "kapudf_cli", "serve", "--socket", path]
     started = time.perf_counter()
@@ -86,7 +86,7 @@ def start_up_s(folder: Path) -> float:
 
 
 def help_s() -> float:
-    """Return how long `kapudf --help` takes."""
+    """Return the seconds that `kapudf --help` takes."""
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "kapudf_cli", "--help"], stdout=subprocess.DEVNULL, check=True
@@ -95,10 +95,10 @@ def help_s() -> float:
 
 
 def pid_of(connection: Connection) -> int:
-    """Return the process at the other end."""
+    """Return the number of the process at the other end."""
     peer = peer_credentials(connection.socket)
     if peer is None:
-        message = "this system does not say who is at the other end of a socket"
+        message = "this system does not tell which process is at the other end of a socket"
         raise RuntimeError(message)
     return peer.pid
 

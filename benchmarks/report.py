@@ -1,4 +1,4 @@
-"""Results for people and machines: a table, JSON, and a plot as SVG."""
+"""Print results as a table, and write them as JSON and as an SVG plot."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from benchmarks.suite import Result
 
-#: What a case must reach: (case, contender, of the plain agent's or the echo's result, at
-#: least or at most).
+#: The goals: case, contender, the case and contender to compare with, and the least or greatest
+#: ratio.
 TARGETS = [
     ("mirror", "kapudf", "mirror", "plain", ">=", 15.0),
     ("mirror, field option", "kapudf", "mirror", "plain", ">=", 5.0),
@@ -42,7 +42,7 @@ TARGETS = [
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:
-    """Yield lines: a row for each case and contender, with the spread of its rounds."""
+    """Yield a row for each case and contender, with the lowest and highest round."""
     yield f"{'case':32} {'contender':18} {'median':>12}  {'lowest':>12} {'highest':>12}  unit"
     case = ""
     for result in results:
@@ -56,7 +56,7 @@ def table(results: Sequence[Result]) -> Iterator[str]:
 
 
 def ratios(results: Sequence[Result]) -> Iterator[str]:
-    """Yield lines: what was to be reached, and what was, as ratios within this run."""
+    """Yield the goals and the ratios reached in this run."""
     found = {(result.case, result.contender): result.median for result in results}
     for case, contender, base_case, base, sign, target in TARGETS:
         if (case, contender) in found and (base_case, base) in found:
@@ -69,7 +69,7 @@ def ratios(results: Sequence[Result]) -> Iterator[str]:
 def write_json(
     path: Path, results: Sequence[Result], memory: Sequence[tuple[float, float]]
 ) -> None:
-    """Write everything measured, and on what."""
+    """Write all results, with the versions and the machine."""
     content = {
         "kapudf": __version__,
         "python": sys.version.split()[0],

@@ -1,4 +1,4 @@
-"""The cases: each is run for every contender in turn, round after round."""
+"""The cases, each run for every contender in turn, in several rounds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from benchmarks import contenders, load, traffic
-from benchmarks.load import Connection, Work
+from benchmarks import contenders, traffic
+from benchmarks.traffic import Connection
 from kapudf_cli.protocol.udf_pb2 import DOUBLE, INT, STRING, Option, OptionValue
+from kapudf_cli.tools.load.exchange import bulk, ping_pong
+from kapudf_cli.tools.load.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Result:
-    """What one contender did in one case, a value a round."""
+    """The results of one contender in one case, one value per round."""
 
     case: str
     contender: str
@@ -28,13 +30,13 @@ class Result:
 
     @property
     def median(self) -> float:
-        """The middle of the rounds."""
+        """The median of the rounds."""
         return statistics.median(self.values)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A UDF that is measured: its name, its socket, and what it is sent."""
+    """A UDF to measure: its name, its socket, and the data to send."""
 
     name: str
     path: str
@@ -71,12 +73,12 @@ BATCHES = Work(traffic.batch(_POINTS))
 def _each(
     chosen: list[Contender], measure: Callable[[Contender], float]
 ) -> list[tuple[str, Callable[[], float]]]:
-    """Return what `_rounds_of` takes: for each contender, its name and its measurement."""
+    """Return the name and the measurement of each contender, for `_rounds_of`."""
     return [(each.name, functools.partial(measure, each)) for each in chosen]
 
 
 class Suite:
-    """Runs the cases and collects what they give."""
+    """Runs the cases and collects the results."""
 
     def __init__(self, *, rounds: int, seconds: float, say: Callable[[str], None]) -> None:
         """Run each case `rounds` times, for about `seconds` each."""
@@ -88,7 +90,7 @@ class Suite:
     def _rounds_of(
         self, case: str, unit: str, measured: list[tuple[str, Callable[[], float]]]
     ) -> None:
-        """Run contenders in turn, so that a noisy machine hits all alike."""
+        """Run contenders in turn, so that noise of the machine affects all of them."""
         results = [Result(case, name, unit) for name, _ in measured]
         self.results += results
         for number in range(self._rounds):
@@ -97,10 +99,9 @@ class Suite:
                 result.values.append(measure())
 
     def throughput(self, case: str, chosen: list[Contender], connections: int = 1) -> None:
-        """Points per second, all connections together, sent as fast as they are taken.
+        """Measure points per second over all connections, at full speed.
 
-        And the processor time that they took, which a busy machine disturbs less, and the
-        share of one processor that sending and reading took meanwhile.
+        Also measure CPU time, which noise affects less, and the CPU share of the load generator.
         """
         used = {each.name: Result(f"{case}, CPU", each.name, CPU) for each in chosen}
         driving = {
@@ -110,12 +111,12 @@ class Suite:
         def measure(contender: Contender) -> float:
             sides = [contender.connect() for _ in range(connections)]
             try:
-                elapsed = load.bulk(sides, 1)
+                elapsed = bulk(sides, 1)
                 blocks = max(1, round(self._seconds / elapsed))
                 points = contender.work.points * blocks * connections
                 pid = contenders.pid_of(sides[0])
                 before, own_before = contenders.cpu_s(pid), time.process_time()
-                elapsed = load.bulk(sides, blocks)
+                elapsed = bulk(sides, blocks)
                 own = (time.process_time() - own_before) / elapsed
                 driving[contender.name].values.append(own)
                 used[contender.name].values.append((contenders.cpu_s(pid) - before) / points * 1e6)
@@ -128,7 +129,7 @@ class Suite:
         self.results += (*used.values(), *driving.values())
 
     def latency(self, case: str, chosen: list[Contender], points_per_s: int = 0) -> None:
-        """Microseconds from a point's sending, or when it was due, until it is back."""
+        """Measure microseconds from when a point was sent, or due, until it is back."""
         samples: dict[str, list[list[float]]] = {contender.name: [] for contender in chosen}
 
         def measure(contender: Contender) -> float:
@@ -136,7 +137,7 @@ class Suite:
             interval_s = 1 / points_per_s if points_per_s else 0.0
             count = int(self._seconds * points_per_s) if points_per_s else 4000
             try:
-                times = load.ping_pong(side, count, interval_s)
+                times = ping_pong(side, count, interval_s)
             finally:
                 side.close()
             times.sort()
@@ -150,14 +151,14 @@ class Suite:
                 self.results.append(Result(f"{case} {name}", contender.name, "µs", values))
 
     def cpu(self, case: str, chosen: list[Contender], points_per_s: int) -> None:
-        """Processor seconds of the UDF per million points, at a rate in Kapacitor's manner."""
+        """Measure the UDF's CPU seconds per million points, at a rate, sent as Kapacitor sends."""
 
         def measure(contender: Contender) -> float:
             side = contender.connect()
             try:
                 pid = contenders.pid_of(side)
                 before = contenders.cpu_s(pid)
-                sent = load.at_a_rate(side, points_per_s, self._seconds * 2)
+                sent = traffic.at_a_rate(side, points_per_s, self._seconds * 2)
                 return (contenders.cpu_s(pid) - before) / sent * 1e6
             finally:
                 side.close()
@@ -165,14 +166,14 @@ class Suite:
         self._rounds_of(case, CPU, _each(chosen, measure))
 
     def start_up(self, folder: Path) -> None:
-        """Seconds until a probe is answered, and until help is shown."""
+        """Measure seconds until a probe is answered, and until help is shown."""
         self._rounds_of(
             "start until probe answers", "s", [("kapudf", lambda: contenders.start_up_s(folder))]
         )
         self._rounds_of("kapudf --help", "s", [("kapudf", contenders.help_s)])
 
     def idle_connections(self, chosen: list[Contender], count: int) -> None:
-        """Kilobytes of resident memory for each connection that is past Init and idle."""
+        """Measure kilobytes of resident memory per idle connection after Init."""
 
         def measure(contender: Contender) -> float:
             first = contender.connect()
@@ -187,14 +188,14 @@ class Suite:
         self._rounds_of("idle connection", "KB", _each(chosen, measure))
 
     def memory(self, contender: Contender, millions: int) -> list[tuple[float, float]]:
-        """Return (million points, MB resident) as points go through one connection."""
+        """Return pairs of million points sent and MB resident, over one connection."""
         side = contender.connect()
         pid = contenders.pid_of(side)
         readings = []
         blocks = 1_000_000 // contender.work.points
         for million in range(1, millions + 1):
             self._say(f"memory: {million} of {millions} million points")
-            load.bulk([side], blocks)
+            bulk([side], blocks)
             readings.append(
                 (million * blocks * contender.work.points / 1e6, contenders.rss_mb(pid))
             )

@@ -1,9 +1,9 @@
 """kapudf runs user-defined functions (UDFs) for Kapacitor.
 
-What a handler's author needs is here; everything else is the runner's own.
+This module has the names that authors of handlers need; all other modules are internal.
 
-Each name is imported when it is first asked for: protobuf and msgspec cost more to
-load than all of the command line, and the supervisor of the workers never needs them.
+Each name is imported on first use. Importing protobuf takes longer than running
+`kapudf --help`, and the supervisor must not import it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Where each public name is from. A test compares it with the imports above.
+#: The module of each public name. A test compares it with the imports above.
 _HOMES: Final = {
     "msgspec": ("Meta",),
     "kapudf_cli.handler.batches": ("Batch", "BatchHandler", "write_batch"),
@@ -125,7 +125,7 @@ __all__ = [*_HOME_OF]  # noqa: PLE0604 - text they are
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name's home, and keep the name (PEP 562)."""
+    """Import a public name on first use (PEP 562)."""
     home = _HOME_OF.get(name)
     if home is None:
         message = f"module {__name__!r} has no attribute {name!r}"
@@ -136,5 +136,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, imported or not."""
+    """Return all public names, imported or not."""
     return [*_HOME_OF, "__version__"]

@@ -1,8 +1,7 @@
-"""Settings: what there is, what is allowed, and the file they are read from.
+"""All settings, with their types, defaults and checks.
 
-Each setting is declared once, as a field with its type, its default and a
-sentence that says what is allowed. From that come the checks of the file, of
-the environment and of the flags, and the words of every complaint.
+Each setting is declared once, as a field with a type, a default and a description of the allowed
+values. The checks and error messages for the file, the environment and the flags derive from it.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from kapudf_cli.tickscript.identifiers import IDENTIFIER, identifier
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-#: Beside each function's socket is one for status and reload, at its path with this.
+#: The control socket of a function (status, reload) is at its socket's path plus this suffix.
 CONTROL_SUFFIX = ".control"
 
-#: A worker that has loaded nothing but kapudf takes about 35 MB; less could never be kept.
+#: A worker that has loaded only kapudf takes about 35 MB; a lower limit could never be met.
 _MIN_RSS_MB = 64
 
-#: A larger limit could not be told to a worker, and no limit does the same.
+#: A larger number cannot be encoded for a worker, and has the effect of no limit.
 _MAX_LIMIT = 10**15
 
-#: The largest number of a group; the one after it means "unchanged".
+#: The largest group number; the next one means "unchanged" to chown(2).
 _MAX_GROUP = 2**32 - 2
 
-#: How much of a wrong value or name an error shows.
+#: How much of a wrong value or name an error message shows.
 _SHOWN_CHARACTERS = 200
 
-#: A frame must at least hold an InitRequest with some options.
+#: A frame must be able to hold an InitRequest with some options.
 _MIN_FRAME_LIMIT_BYTES = 1024
 
 
 class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One function: a handler and the socket that it is served on."""
+    """The settings of one function: a handler and its socket."""
 
     handler: Annotated[
         str,
@@ -106,7 +105,7 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def journal_bytes(self) -> int:
-        """How much input is kept until the journal is cut."""
+        """How much input the journal keeps before it is compacted."""
         return round(self.journal_mb * 1_000_000)
 
     @property
@@ -121,7 +120,7 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What one `kapudf serve` does."""
+    """The settings of one `kapudf serve`."""
 
     functions: Annotated[
         dict[str, FunctionSettings],
@@ -140,14 +139,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(raw: dict[str, Any], *, source: str) -> Settings:
-    """Return checked settings.
+    """Check settings and return them as structs.
 
     Args:
-        raw: as `read` returns it.
-        source: the file's name, for complaints.
+        raw: as `config_file.read` returns it.
+        source: the file's name, for error messages.
 
     Raises:
-        ConfigError: with every fault found, each with its path in the file.
+        ConfigError: lists all errors, each with its path in the file.
     """
     faults: list[str] = []
     entries = raw.get("functions")
@@ -159,8 +158,8 @@ def check(raw: dict[str, Any], *, source: str) -> Settings:
     alone = [name for name, function in settings.functions.items() if function.workers == 0]
     if alone and not settings.in_one_process:
         fault = (
-            f"functions.{alone[0]}.workers: 0 keeps everything in one process, "
-            "so it is for all functions or for none"
+            f"functions.{alone[0]}.workers: 0 serves everything in one process; "
+            "set it for all functions or for none"
         )
         raise ConfigError(source, [fault])
     return settings
@@ -169,21 +168,22 @@ def check(raw: dict[str, Any], *, source: str) -> Settings:
 def overlay(
     raw: dict[str, Any], *, top: dict[str, Any], function: dict[str, Any], source: str
 ) -> dict[str, Any]:
-    """Return `raw` with settings from flags and the environment put over it.
+    """Return `raw`, overridden by settings from flags and the environment.
 
-    `top` goes over the settings at the top, `function` over those of every
-    function. Only where there is one function, or none yet, may `function` say
-    which handler and socket are meant.
+    `top` overrides the settings of the process, `function` those of every function. `function`
+    may name a handler and a socket only if `raw` has at most one function.
 
     Raises:
-        ConfigError: it says so where there are several.
+        ConfigError: `function` names a handler or a socket, and `raw` has several functions.
     """
     functions = raw.get("functions", {})
     if isinstance(functions, dict):
         naming = [name for name in ("handler", "socket") if name in function]
         if naming and len(functions) > 1:
             options = " and ".join(f"--{name} (or KAPUDF_{name.upper()})" for name in naming)
-            fault = f"functions: there are {len(functions)}, and {options} can be for one only"
+            fault = (
+                f"functions: there are {len(functions)}, and {options} can only be used with one"
+            )
             raise ConfigError(source, [fault])
         if naming and not functions:
             functions = {identifier(Path(function.get("socket", "function")).stem): {}}
@@ -195,14 +195,14 @@ def overlay(
 
 
 def check_value(settings: type[msgspec.Struct], name: str, value: object) -> str | None:
-    """Return what is wrong with one setting's value, None if nothing."""
+    """Return an error message for the value of a setting, None if it is valid."""
     field = next(field for field in msgspec.structs.fields(settings) if field.name == name)
     try:
         msgspec.convert(value, type=field.type, strict=True)
     except msgspec.ValidationError:
         return f"expected {_description(field.type)}, got {_shown(value)}"
     if isinstance(value, str) and not _is_unicode(value):
-        # A command line may hold any bytes; a worker is told its settings as JSON.
+        # A command line may hold any bytes, but workers receive their settings as JSON.
         return f"expected {_description(field.type)}, in UTF-8, got {_shown(value)}"
     return None
 
@@ -213,7 +213,7 @@ def _shown(value: object) -> str:
 
 
 def _name(name: object) -> str:
-    """Return a name as a part of a place: as it is, where it is short and can be printed."""
+    """Return a name for an error message, unchanged if it is short and printable."""
     text = str(name)
     return text if text.isprintable() and len(text) <= _SHOWN_CHARACTERS else _shown(name)
 
@@ -227,14 +227,14 @@ def _is_unicode(text: str) -> bool:
 
 
 def _check_functions(entries: dict[Any, Any], faults: list[str]) -> dict[str, FunctionSettings]:
-    """Return the functions that are right, the reasons for the others added to `faults`."""
+    """Return the valid functions, and add the errors of the others to `faults`."""
     functions: dict[str, FunctionSettings] = {}
     for name, entry in entries.items():
         place = f"functions.{_name(name)}"
         if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
             faults.append(
                 f"{place}: a TICKscript cannot call this name; "
-                "use letters, digits and underscores, and no digit first"
+                "use letters, digits and underscores, and do not start with a digit"
             )
         if not isinstance(entry, dict):
             faults.append(
@@ -249,7 +249,7 @@ def _check_functions(entries: dict[Any, Any], faults: list[str]) -> dict[str, Fu
 
 
 def _convert(settings: type[S], raw: dict[str, Any], place: str, faults: list[str]) -> S | None:
-    """Return `raw` as a struct, or None with the reasons added to `faults`."""
+    """Return `raw` as a struct, or add the errors to `faults` and return None."""
     found = len(faults)
     prefix = f"{place}." if place else ""
     fields = {field.name: field for field in msgspec.structs.fields(settings)}
@@ -263,7 +263,7 @@ def _convert(settings: type[S], raw: dict[str, Any], place: str, faults: list[st
             if field.required:
                 faults.append(f"{prefix}{name}: missing; expected {_description(field.type)}")
         elif name == "functions" and isinstance(raw[name], dict) and (raw[name] or faults):
-            continue  # its entries have been checked one by one
+            continue  # Its entries are already checked.
         elif problem := check_value(settings, name, raw[name]):
             faults.append(f"{prefix}{name}: {problem}")
     if len(faults) > found:
@@ -272,7 +272,7 @@ def _convert(settings: type[S], raw: dict[str, Any], place: str, faults: list[st
 
 
 def _floats(fields: dict[str, msgspec.structs.FieldInfo], raw: dict[str, Any]) -> dict[str, float]:
-    """Return the settings written as whole numbers that are floats."""
+    """Return the float settings as floats, because YAML may have them as integers."""
     return {
         name: float(raw[name])
         for name, field in fields.items()
@@ -285,27 +285,27 @@ def _check_sockets(functions: dict[str, FunctionSettings], faults: list[str]) ->
     for name, function in functions.items():
         place = f"functions.{name}.socket"
         if function.socket.startswith("~"):
-            faults.append(f"{place}: {function.socket}: ~ is not expanded; write the whole path")
+            faults.append(f"{place}: {function.socket}: ~ is not expanded; write the full path")
             continue
         try:
             path = os.path.realpath(function.socket)
             os.fsencode(path)
         except ValueError as error:
-            faults.append(f"{place}: no file can have the path {function.socket!r}: {error}")
+            faults.append(f"{place}: {function.socket!r} is not a valid path: {error}")
             continue
         except OSError as error:
-            reason = f"the current folder cannot be had: {error.strerror}"
+            reason = f"the working folder cannot be read: {error.strerror}"
             faults.append(f"{place}: {function.socket}: {reason}; use an absolute path")
             continue
         first = users.setdefault(path, name)
         if first != name:
-            faults.append(f"{place}: {function.socket} is the socket of functions.{first} already")
+            faults.append(f"{place}: {function.socket} is already the socket of functions.{first}")
     for path, name in users.items():
         beside = path.removesuffix(CONTROL_SUFFIX)
         if beside != path and beside in users and functions[users[beside]].workers:
             faults.append(
-                f"functions.{name}.socket: {functions[name].socket} is where "
-                f"functions.{users[beside]} is asked for its status; choose another path"
+                f"functions.{name}.socket: {functions[name].socket} is the "
+                f"control socket of functions.{users[beside]}; choose another path"
             )
 
 

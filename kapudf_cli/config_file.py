@@ -1,9 +1,9 @@
-"""The configuration file: the part of YAML that a configuration needs, read with bounded work.
+"""Read the configuration file: the part of YAML that a configuration needs, in bounded time.
 
-A configuration is mappings, lists, text, numbers, true, false and null. Tags, dates and
-sets are not read. Whatever a file holds, `read` returns plain data or raises ConfigError.
+A configuration has mappings, lists, text, numbers, true, false and null. Tags, dates and sets are
+refused. For any file, `read` returns plain data or raises ConfigError.
 
-Apart from `config`, because workers get their settings from the supervisor and need no YAML.
+Apart from `config`, because workers get their settings from the supervisor and need no PyYAML.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from kapudf_cli.errors import ConfigError, describe
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: A function takes about 200 bytes.
+#: The longest file. A function takes about 200 bytes.
 _MAX_BYTES: Final = 1024 * 1024
-#: Keys count too, and an alias counts as often as all that it stands for.
+#: The most values, keys included. An alias counts as all the values that it refers to.
 _MAX_VALUES: Final = 50_000
-#: A configuration needs three levels.
+#: The deepest nesting. A configuration needs three levels.
 _MAX_DEPTH: Final = 16
-#: No setting takes a longer number, and Python cannot print every one.
+#: The longest number. Python refuses to print much longer ones.
 _NUMBER_CHARACTERS: Final = 40
-#: How much of a key or tag an error shows.
+#: How much of a key or tag an error message shows.
 _SHOWN_CHARACTERS: Final = 60
 
 _TAG: Final = "tag:yaml.org,2002:"
 _BOOLEANS: Final = {
     "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False,
 }  # fmt: skip
-# Without libyaml, PyYAML reads the same 20 times more slowly.
+# Without libyaml, the pure Python parser is 20 times slower.
 _Events: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -43,11 +43,11 @@ def read(path: Path, *, again: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        again: whether it was read before. Then it must be a regular file: a pipe is used up,
-            and reading it could block.
+        again: whether it was read before. Then it must be a regular file: a pipe would be
+            empty, and reading it could block.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML mapping, or is too large.
+        ConfigError: the file cannot be read, is not a YAML mapping, or is too large.
     """
     text = _text(path, again=again)
     try:
@@ -64,7 +64,7 @@ def read(path: Path, *, again: bool = False) -> dict[str, Any]:
 def _text(path: Path, *, again: bool) -> str:
     try:
         if again and not stat.S_ISREG(os.stat(path).st_mode):
-            raise ConfigError(str(path), ["is no regular file, so it cannot be read again"])
+            raise ConfigError(str(path), ["is not a regular file, so it cannot be read again"])
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
@@ -79,7 +79,7 @@ def _text(path: Path, *, again: bool) -> str:
 
 
 class _YamlError(Exception):
-    """What is wrong with the text, with its place."""
+    """An error in the text, with its line and column."""
 
     def __init__(self, mark: Any, problem: str) -> None:
         place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
@@ -90,13 +90,13 @@ class _Reader:
     """Builds plain data from YAML events, and counts what it builds."""
 
     def __init__(self, text: str) -> None:
-        """Read one document."""
+        """Prepare to read one document."""
         try:
             self._parser = _Events(text)
         except yaml.YAMLError as error:
             raise _fault_of(error) from error
         self._values = 0
-        # The value and the number of values of each anchor; None until it is complete.
+        # For each anchor, its value and number of values; None while it is read.
         self._anchors: dict[str, tuple[Any, int] | None] = {}
 
     def document(self) -> Any:
@@ -117,8 +117,8 @@ class _Reader:
             return self._parser.get_event()
         except yaml.YAMLError as error:
             raise _fault_of(error) from error
-        except Exception as error:  # PyYAML's own faults, such as chr() of no character
-            raise _YamlError(None, f"is no YAML: {describe(error)}") from error
+        except Exception as error:  # bugs in PyYAML, such as chr() of an invalid number
+            raise _YamlError(None, f"is not YAML: {describe(error)}") from error
 
     def _value(self, event: Any, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
@@ -163,7 +163,7 @@ class _Reader:
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise _YamlError(event.start_mark, "a key must be text")
-            # A key is text, also where a value would be a number or true.
+            # Keys stay text, even `1` and `true`.
             key = self._text_of(event)
             self._count(1, event.start_mark)
             if key in keys:
@@ -187,7 +187,7 @@ class _Reader:
     def _scalar(self, event: Any) -> Any:
         text = self._text_of(event)
         if not event.implicit[0] or event.tag is not None:
-            return text  # It is quoted, or marked as text.
+            return text  # It is quoted, or has a text tag.
         tag = self._parser.resolve(yaml.ScalarNode, text, event.implicit)
         match tag.removeprefix(_TAG):
             case "null":
@@ -196,7 +196,7 @@ class _Reader:
                 return _BOOLEANS[text.lower()]
             case "int" | "float":
                 return _number(text)
-        return text  # A date as well.
+        return text  # This includes dates.
 
     def _text_of(self, event: Any) -> str:
         self._refuse_tag(event, "str")
@@ -204,20 +204,20 @@ class _Reader:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise _YamlError(event.start_mark, "is no text: half a surrogate pair") from None
+            raise _YamlError(event.start_mark, "is not valid text: half a surrogate pair") from None
         return text
 
     def _refuse_tag(self, event: Any, allowed: str) -> None:
         if event.tag not in (None, "!", _TAG + allowed):
             tag = event.tag.replace(_TAG, "!!")
-            raise _YamlError(event.start_mark, f"the tag {_shown(tag)} is not read; leave it out")
+            raise _YamlError(event.start_mark, f"the tag {_shown(tag)} is not supported; remove it")
 
 
 def _merged(value: Any, mark: Any) -> dict[str, Any]:
-    """Return what `<<:` brings in; of several mappings, the first that has a key counts."""
+    """Return the mapping for `<<:`; of several mappings, the first with a key wins."""
     mappings = value if isinstance(value, list) else [value]
     if not all(isinstance(each, dict) for each in mappings):
-        raise _YamlError(mark, "<<: takes a mapping, or a list of mappings")
+        raise _YamlError(mark, "<<: needs a mapping or a list of mappings")
     merged: dict[str, Any] = {}
     for each in reversed(mappings):
         merged |= each
@@ -225,10 +225,10 @@ def _merged(value: Any, mark: Any) -> dict[str, Any]:
 
 
 def _number(text: str) -> int | float | str:
-    """Return a number, or the text where it is none.
+    """Return the number that `text` represents, or `text` itself.
 
-    A number with a leading zero stays text, so that `socket_mode: 0660` means what it looks
-    like; YAML 1.1 would make it 432. 1:30 stays text too; YAML 1.1 would make it 90.
+    A number with a leading zero stays text, so that `socket_mode: 0660` works; YAML 1.1 would
+    read it as 432. `1:30` stays text too; YAML 1.1 would read it as 90.
     """
     if len(text) > _NUMBER_CHARACTERS:
         return text

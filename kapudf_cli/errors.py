@@ -1,8 +1,7 @@
-"""The root of the errors that kapudf raises on purpose, and how errors are described.
+"""The base class of kapudf's errors, errors without a package, and texts of exceptions.
 
-Each package has an `errors.py` with its own. An error's class says whose fault it is, its
-attributes hold the facts, and its message says in one line what happened, where, and what
-to do next.
+Each package has its own errors in an `errors.py`. An error's attributes hold the facts. Its
+message says in one line what is wrong, where, and what to do next.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: The longest text of an exception that is passed on. It may hold all the data of a task.
+#: The longest text of an exception that is passed on: it may contain all the data of a task.
 _DESCRIPTION_CHARACTERS: Final = 2000
 
 
 class KapudfError(Exception):
-    """The root: catch it to catch whatever kapudf raises on purpose.
+    """The base class of all errors that kapudf raises on purpose.
 
     Attributes:
         is_usage_error: whether the request itself is wrong, so that trying again cannot help.
@@ -27,11 +26,11 @@ class KapudfError(Exception):
 
 
 class ConfigError(KapudfError):
-    """A configuration is not usable.
+    """A configuration is not valid.
 
     Attributes:
-        source: the file, or a word for where the settings came from.
-        faults: one line each: the path of the setting, and what is wrong.
+        source: the file, or another name for the source of the settings.
+        faults: one line per error: the path of the setting, and what is wrong.
     """
 
     is_usage_error = True
@@ -43,7 +42,7 @@ class ConfigError(KapudfError):
 
 
 class MissingExtraError(KapudfError):
-    """Something needs a library that is an extra of kapudf's, and is not installed."""
+    """An optional dependency of kapudf (an extra) is not installed."""
 
     def __init__(self, what: str, library: str, extra: str) -> None:
         super().__init__(f"{what} needs {library}: pip install 'kapudf[{extra}]'")
@@ -52,23 +51,23 @@ class MissingExtraError(KapudfError):
 
 
 class OutputError(KapudfError):
-    """What a command found out cannot be written to where it should go."""
+    """The results of a command cannot be written."""
 
 
 def describe(error: BaseException) -> str:
     """Return an exception's type and text in one line of bounded length, for logs and Kapacitor."""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - an exception that cannot be shown must not hide that it came
-        text = "(an exception whose text cannot be had)"
-    # Half a surrogate pair would fail to be sent, and the connection with it.
+    except Exception:  # noqa: BLE001 - an exception without a text must still be reported
+        text = "(an exception whose text cannot be read)"
+    # A lone surrogate cannot be encoded, and would end the connection.
     text = text.encode("utf-8", "backslashreplace").decode()
     name = type(error).__name__
     return f"{name}: {shorten(text, _DESCRIPTION_CHARACTERS)}" if text else name
 
 
 def shorten(text: str, limit: int) -> str:
-    """Return a text over `limit` characters without its middle, and how much was cut there."""
+    """Return a text, with its middle replaced by a note if it is over `limit` characters."""
     cut = len(text) - limit
     if cut <= 0:
         return text

@@ -1,4 +1,7 @@
-"""Handlers that cannot be found, imported or served."""
+"""Errors of handlers that cannot be found, imported or used.
+
+Apart from `plugins`, because the supervisor must not import handlers or protobuf.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class PluginError(KapudfError):
-    """A handler could not be had from what the user named.
+    """A handler cannot be loaded.
 
     Attributes:
-        function: the function that it is for, None where it is for none.
+        function: the name of its function, None if there is none.
     """
 
     function: str | None = None
 
 
 class UnknownHandlerError(PluginError):
-    """No installed distribution offers a handler of that name."""
+    """No installed distribution provides a handler of that name."""
 
     is_usage_error = True
 
@@ -29,8 +32,8 @@ class UnknownHandlerError(PluginError):
         hint = f"; did you mean '{nearest}'?" if nearest else ""
         installed = ", ".join(known) if known else "none"
         super().__init__(
-            f"no handler is named '{name}'{hint} (installed: {installed}; "
-            "a class that is not is named as file.py:Class or package.module:Class)"
+            f"no installed handler has the name '{name}'{hint} (installed: {installed}; "
+            "name other classes as file.py:Class or package.module:Class)"
         )
         self.name = name
         self.known = tuple(known)
@@ -38,30 +41,30 @@ class UnknownHandlerError(PluginError):
 
 
 class AmbiguousHandlerError(PluginError):
-    """Two or more distributions offer a handler of the same name."""
+    """Two or more distributions provide a handler of the same name."""
 
     is_usage_error = True
 
     def __init__(self, name: str, sources: Sequence[str]) -> None:
         super().__init__(
-            f"handler '{name}' is offered more than once, by {' and by '.join(sources)}; "
-            "uninstall one, or name the class itself as package.module:Class"
+            f"handler '{name}' is provided more than once, by {' and by '.join(sources)}; "
+            "uninstall one, or name the class as package.module:Class"
         )
         self.name = name
         self.sources = tuple(sources)
 
 
 class HandlerImportError(PluginError):
-    """The code of a handler could not be imported; the cause is the `__cause__`.
+    """The module of a handler cannot be imported.
 
     Attributes:
-        name: what the user called the handler.
+        name: the handler, as the user wrote it.
         source: where it comes from.
-        cause: what the import raised.
+        cause: the exception of the import, also in `__cause__`.
     """
 
     def __init__(self, name: str, source: str, cause: BaseException) -> None:
-        # What was named by its class comes from where it says.
+        # A class that was named directly already shows its source.
         origin = "" if source == name else f" of {source}"
         reason = f"{describe(cause)}{_place_in_import(cause)}"
         super().__init__(f"handler '{name}'{origin} cannot be imported: {reason}")
@@ -72,13 +75,13 @@ class HandlerImportError(PluginError):
 
 
 class NotAHandlerError(PluginError):
-    """What was named exists, but is no usable handler class."""
+    """The name does not refer to a usable handler class."""
 
     is_usage_error = True
 
 
 def _place_in_import(error: BaseException) -> str:
-    """Return which line of the imported code raised, if one did and the text does not say."""
+    """Return the line of the imported code that raised, unless the error has it already."""
     if isinstance(error, SyntaxError):
         return ""
     place = ""
@@ -87,7 +90,7 @@ def _place_in_import(error: BaseException) -> str:
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if file.startswith("<frozen importlib"):
-            # What has run until now has led to the import, and is no part of the code.
+            # The frames so far started the import, and do not belong to the imported code.
             importing, place = True, ""
         elif importing:
             place = f" ({file}, line {trace.tb_lineno})"

@@ -1,8 +1,7 @@
-"""Handlers by name: what is installed, and the class behind a name.
+"""Find and load handlers, by name, module or file.
 
-Plugins are entry points of the group `kapudf.handlers`. Discovery imports none
-of them: a plugin that is broken, or slow to import, costs nothing until it is
-asked for.
+Installed handlers are entry points of the group `kapudf.handlers`. Discovery does not import
+them, so a broken or slow plugin has no effect until it is loaded.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ ENTRY_POINT_GROUP = "kapudf.handlers"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A handler that could be loaded, and where it comes from.
+    """A handler that can be loaded, and its source.
 
     Attributes:
-        name: what the user calls it.
+        name: as the user wrote it.
         module: a module's dotted name, or the path of a .py file.
         attribute: the class in that module, dotted if it is nested.
-        distribution: the distribution that offers it, None for a class named directly.
+        distribution: the distribution that provides it, None for a class named directly.
         version: that distribution's version.
     """
 
@@ -54,26 +53,26 @@ class Plugin:
 
     @property
     def target(self) -> str:
-        """The class as the user would name it: module:Class."""
+        """The class as module:Class."""
         return f"{self.module}:{self.attribute}"
 
     @property
     def source(self) -> str:
-        """Where it comes from, for a message."""
+        """Where it comes from, for messages."""
         if self.distribution is None:
             return self.target
         return f"{self.distribution} {self.version} ({self.target})"
 
     def load(self) -> type[Handler]:
-        """Import the class.
+        """Import the class and return it.
 
         Raises:
-            HandlerImportError: importing its module failed.
-            NotAHandlerError: there is no such class, or it is no usable Handler.
+            HandlerImportError: its module cannot be imported.
+            NotAHandlerError: the class does not exist, or is not a usable Handler.
         """
         if not _is_dotted_name(self.attribute):
             problem = (
-                f"handler '{self.name}': {self.source} names no class; "
+                f"handler '{self.name}': {self.source} does not name a class; "
                 "write package.module:Class or file.py:Class"
             )
             raise NotAHandlerError(problem)
@@ -120,15 +119,15 @@ class Plugin:
         try:
             found.check_definition()
         except Exception as error:
-            # Otherwise it would be an error of each task, or data lost in each.
+            # Otherwise each task would fail, or lose data.
             problem = f"handler '{self.name}': {self.target} cannot be used: {describe(error)}"
             raise NotAHandlerError(problem) from error
         return found
 
 
 def discover() -> list[Plugin]:
-    """Return every installed plugin, by name; a name may occur more than once."""
-    # A distribution may be found twice, say installed and in the current folder.
+    """Return all installed plugins, sorted by name; a name may occur more than once."""
+    # A distribution may be found twice, for example installed and in the working folder.
     plugins = {
         Plugin(
             name=entry.name,
@@ -143,7 +142,7 @@ def discover() -> list[Plugin]:
 
 
 def find(spec: str) -> Plugin:
-    """Return the plugin that `spec` names, without importing it.
+    """Return the plugin for `spec`, without importing it.
 
     Args:
         spec: an installed plugin's name, `package.module:Class`, or
@@ -151,8 +150,8 @@ def find(spec: str) -> Plugin:
 
     Raises:
         UnknownHandlerError: no installed plugin has that name.
-        AmbiguousHandlerError: several distributions offer it.
-        NotAHandlerError: a file that does not exist, or a class that is not named.
+        AmbiguousHandlerError: several distributions provide it.
+        NotAHandlerError: the file does not exist, or `spec` does not name a class.
     """
     module, colon, attribute = spec.rpartition(":")
     if colon or spec.endswith(".py"):
@@ -170,10 +169,12 @@ def find(spec: str) -> Plugin:
 
 def _find_target(spec: str, module: str, attribute: str) -> Plugin:
     if not _is_dotted_name(attribute):
-        problem = f"handler '{spec}' names no class; write package.module:Class or file.py:Class"
+        problem = (
+            f"handler '{spec}' does not name a class; write package.module:Class or file.py:Class"
+        )
         raise NotAHandlerError(problem)
     if module.startswith("~"):
-        problem = f"handler '{spec}': ~ is not expanded; write the whole path"
+        problem = f"handler '{spec}': ~ is not expanded; write the full path"
         raise NotAHandlerError(problem)
     if module.endswith(".py") and not Path(module).is_file():
         problem = f"handler '{spec}': there is no file {module}"
@@ -186,13 +187,13 @@ def _is_dotted_name(text: str) -> bool:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file that belongs to no package.
+    """Import a file that is not in a package.
 
-    Its folder joins the import path, as for a script, so that it finds its siblings.
+    Its folder is added to the import path, as for a script, so that it can import its siblings.
     """
     path = path.resolve()
-    # Pickle and dataclasses look a class's module up by its name, so it must have
-    # one in sys.modules; a file called json.py must not take json's.
+    # Pickle and dataclasses look up a class's module in sys.modules, so it needs a name there.
+    # A file called json.py must not replace the module json.
     name = path.stem
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path):
         name = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:12]}"
@@ -214,6 +215,6 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _search_in(folder: Path) -> None:
-    """Let imports find what lies in a folder, as `python` does for a script's."""
+    """Add a folder to the import path, as `python` does for a script."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

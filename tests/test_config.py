@@ -377,7 +377,7 @@ def test_two_functions_cannot_have_one_socket(
         }
     }
     assert faults_of_raw(raw) == [
-        f"functions.second.socket: {second} is the socket of functions.first already"
+        f"functions.second.socket: {second} is already the socket of functions.first"
     ]
 
 
@@ -396,8 +396,8 @@ def test_no_function_can_be_served_where_another_is_asked_for_its_status() -> No
     """Beside the socket of a function that has workers is another one, for that."""
     (fault,) = faults_of_raw(beside_each_other(workers=1))
     assert fault == (
-        "functions.second.socket: /run/udf.sock.control is where functions.first is asked for "
-        "its status; choose another path"
+        "functions.second.socket: /run/udf.sock.control is the control "
+        "socket of functions.first; choose another path"
     )
 
 
@@ -526,21 +526,21 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("a: !!int ''", "line 1, column 4: the tag '!!int' is not read; leave it out"),
-        ("a: !!bool maybe", "the tag '!!bool' is not read"),
-        ("a: !!timestamp foo", "the tag '!!timestamp' is not read"),
-        ("a: !!float _", "the tag '!!float' is not read"),
-        ("a: !!set [1]", "the tag '!!set' is not read"),
-        ("a: !!binary é", "the tag '!!binary' is not read"),
-        ("a: !!omap 1", "the tag '!!omap' is not read"),
-        ("a: !!python/name:os.system ''", "the tag '!!python/name:os.system' is not read"),
-        ("? !!null x\n: 1", "the tag '!!null' is not read"),
+        ("a: !!int ''", "line 1, column 4: the tag '!!int' is not supported; remove it"),
+        ("a: !!bool maybe", "the tag '!!bool' is not supported"),
+        ("a: !!timestamp foo", "the tag '!!timestamp' is not supported"),
+        ("a: !!float _", "the tag '!!float' is not supported"),
+        ("a: !!set [1]", "the tag '!!set' is not supported"),
+        ("a: !!binary é", "the tag '!!binary' is not supported"),
+        ("a: !!omap 1", "the tag '!!omap' is not supported"),
+        ("a: !!python/name:os.system ''", "the tag '!!python/name:os.system' is not supported"),
+        ("? !!null x\n: 1", "the tag '!!null' is not supported"),
         ("? {b: 1}\n: 2", "line 1, column 3: a key must be text"),
         ("a: *b", "there is no anchor 'b'"),
         ("a: &b [*b]", "line 1, column 8: 'b' contains itself"),
         ("a: &b {<<: *b}", "'b' contains itself"),
-        ("a: {<<: 1}", "<<: takes a mapping, or a list of mappings"),
-        ("a: {<<: [1]}", "<<: takes a mapping, or a list of mappings"),
+        ("a: {<<: 1}", "<<: needs a mapping or a list of mappings"),
+        ("a: {<<: [1]}", "<<: needs a mapping or a list of mappings"),
         (BOMB, "there are more than 50000 values up to here"),
         (MERGE_BOMB, "there are more than 50000 values up to here"),
         ("a: [" + "0, " * 60_000 + "]", "there are more than 50000 values up to here"),
@@ -596,7 +596,7 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     """Reading it again, at a reload, could block."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(ConfigError, match="is no regular file, so it cannot be read again"):
+    with pytest.raises(ConfigError, match="is not a regular file, so it cannot be read again"):
         config_file.read(pipe, again=True)
 
 
@@ -704,7 +704,7 @@ def test_flags_may_not_say_the_handler_or_socket_of_several(names: list[str]) ->
     with pytest.raises(ConfigError) as caught:
         overlay(raw, **dict.fromkeys(names, "x"))
     (fault,) = caught.value.faults
-    assert fault == f"functions: there are 2, and {flags} can be for one only"
+    assert fault == f"functions: there are 2, and {flags} can only be used with one"
 
 
 @pytest.mark.parametrize("functions", [None, "mirror", ["mirror"], {"mirror": "mirror"}])

@@ -1,4 +1,4 @@
-"""The limit: sends every byte back and knows nothing of the protocol.
+"""A raw echo, the upper limit: sends every byte back without parsing it.
 
 python echo.py PATH
 """
@@ -11,7 +11,7 @@ import threading
 
 
 def serve(connection: socket.socket) -> None:
-    """Echo one connection to its end."""
+    """Echo one connection until it ends."""
     with connection:
         while data := connection.recv(65536):
             connection.sendall(data)

@@ -1,7 +1,7 @@
-"""A deliberately plain agent: the obvious way to write a mirror in Python.
+"""A deliberately plain agent: a straightforward mirror in Python.
 
-One frame at a time from a buffered file, the length byte by byte, the Request
-parsed, a Response built with CopyFrom, written and flushed.
+It reads one frame at a time from a buffered file, the length byte by byte. It parses the Request,
+builds a Response with CopyFrom, writes it and flushes.
 
     python plain_agent.py PATH
 """
@@ -39,7 +39,7 @@ def write_varint(stream: BufferedRWPair, value: int) -> None:
 
 
 def answer(request: Request) -> Response:
-    """Mirror what came."""
+    """Return the response to a request; data is mirrored."""
     response = Response()
     match request.WhichOneof("message"):
         case "info":

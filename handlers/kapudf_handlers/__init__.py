@@ -1,1 +1,1 @@
-"""The handlers that come with kapudf, each written as a plugin's author would write it."""
+"""The built-in handlers, which use only the public interface."""

@@ -1,4 +1,4 @@
-"""Defaults: sets fields and tags where a point has none, as Kapacitor's DefaultNode does.
+"""Set missing fields and tags, as Kapacitor's DefaultNode does.
 
 stream
     |from()
@@ -18,7 +18,7 @@ from kapudf_cli import Handler, Options, Point, get_field, set_field
 
 
 class DefaultOptions(Options):
-    """What to set where it is absent; each may be called any number of times."""
+    """The defaults for missing fields and tags; each may be called any number of times."""
 
     field: list[tuple[str, float]] = []
     field_int: list[tuple[str, int]] = []
@@ -28,14 +28,14 @@ class DefaultOptions(Options):
 
 
 class Default(Handler):
-    """Sets fields and tags on the points that lack them; a field of any type counts as there."""
+    """Sets fields and tags on points that lack them; a field of any type counts as present."""
 
     options: DefaultOptions
 
     def setup(self) -> None:
-        """Put the fields of all types into one list."""
+        """Combine the fields of all types into one list."""
         chosen = self.options
-        # Of two calls for one name the last counts, as with DefaultNode.
+        # If an option is called twice for one name, the last call wins, as with DefaultNode.
         self._fields: dict[str, object] = {
             **dict(chosen.field),
             **dict(chosen.field_int),
@@ -45,12 +45,12 @@ class Default(Handler):
         self._tags = dict(chosen.tag)
 
     def point(self, point: Point, /) -> None:
-        """Set what is absent, and send the point on."""
+        """Set missing fields and tags, and send the point on."""
         for name, value in self._fields.items():
             if get_field(point, name) is None:
                 set_field(point, name, value)
         for name, text in self._tags.items():
-            # To DefaultNode an empty tag is an absent one.
+            # DefaultNode treats an empty tag as missing.
             if not point.tags.get(name):
                 point.tags[name] = text
         self.agent.write_point(point)

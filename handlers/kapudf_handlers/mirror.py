@@ -1,4 +1,4 @@
-"""The mirror: everything comes back, with fields and tags set where the task asks for them.
+"""Send everything back, with the fields and tags that the task sets.
 
     stream
         |from()
@@ -18,7 +18,7 @@ from kapudf_cli import BATCH, Handler, Options, Point, PointPatch, RawPoint
 
 
 class MirrorOptions(Options):
-    """What to set on each point; both may be called any number of times."""
+    """The fields and tags to set on each point; both may be called any number of times."""
 
     field: list[tuple[str, float]] = []
     tag: list[tuple[str, str]] = []
@@ -30,7 +30,7 @@ class Mirror(Handler):
     options: MirrorOptions
 
     def setup(self) -> None:
-        """Points need not be decoded, neither to be sent back nor to have something set."""
+        """Handle encoded points: neither sending nor setting fields needs decoding."""
         self.patch = PointPatch(dict(self.options.field), dict(self.options.tag))
         if self.options.field or self.options.tag:
             self.raw_point = self.mark
@@ -38,11 +38,11 @@ class Mirror(Handler):
             self.raw_point = self.agent.forward
 
     def mark(self, raw: RawPoint, /) -> None:
-        """Send a point on with what is to be set."""
+        """Send an encoded point back with the fields and tags set."""
         self.agent.forward(raw, self.patch)
 
     def point(self, point: Point, /) -> None:
-        """Do the same with a decoded point."""
+        """Send a decoded point back with the fields and tags set."""
         self.patch.apply(point)
         self.agent.write_point(point)
 

@@ -36,16 +36,16 @@ from kapudf_cli import (
 
 
 class MovingAverageOptions(Options, kw_only=True):
-    """The field to average, over how many points, and the name of the average."""
+    """The field to average, the number of points, and the name of the average."""
 
     field: str
-    # A million floats are 8 MB a group in memory, and about 20 MB in a snapshot.
+    # A million floats take 8 MB per group in memory, and about 20 MB in a snapshot.
     size: Annotated[int, Meta(ge=1, le=1_000_000)]
     as_: str = "avg"
 
 
 class Window(State, dict=True):
-    """The last values of a group, in a ring, and sums from which no error builds up.
+    """The last values of a group, in a ring, with sums that accumulate no rounding error.
 
     The ring's sum is that of the values that came since the ring began anew and
     that of the older ones. The former only ever grows, and the latter is read
@@ -58,7 +58,7 @@ class Window(State, dict=True):
     oldest: int = 0
 
     def __post_init__(self) -> None:
-        """Make the sums, which are no part of a snapshot: JSON has no infinity.
+        """Compute the sums, which are not in a snapshot: JSON has no infinity.
 
         Raises:
             ValueError: of a snapshot that is damaged.
@@ -75,7 +75,7 @@ class Window(State, dict=True):
         self.old_sums: list[float] = [0.0] * self.oldest + _sums_to_end(older)
 
     def mean_with(self, value: float, size: int) -> float:
-        """Take a value in, and return the mean of the last `size`."""
+        """Add a value, and return the mean of the last `size` values."""
         if size != self.size:
             self._resize(size)
         values = self.values
@@ -94,7 +94,7 @@ class Window(State, dict=True):
         return self.old_sums[0] / size
 
     def _resize(self, size: int) -> None:
-        """Keep the last values, as of a snapshot that was taken with another size."""
+        """Keep the last values of a snapshot that was taken with another size."""
         self.values = [*self.values[self.oldest :], *self.values[: self.oldest]][-size:]
         self.size = size
         if len(self.values) == size:
@@ -118,30 +118,30 @@ class MovingAverage(Handler):
 
     options: MovingAverageOptions
     state: PerGroup[Window]
-    # More series than this are a mistake, or have died.
+    # More groups than this are a mistake, or no longer get points.
     state_limit = 100_000
 
     def setup(self) -> None:
-        """A point is decoded to be read, but need not be encoded to have the average added."""
+        """Handle encoded points: reading needs decoding, but adding the average no encoding."""
         self.average = FieldPatch(self.options.as_)
         self.raw_point = self.add_average
 
     def add_average(self, raw: RawPoint, /) -> None:
-        """Add the average; a point without the field, as a number, passes through untouched."""
+        """Add the average; a point without a number in the field passes through unchanged."""
         mean = self.mean_at(decode_point(raw))
         self.agent.forward(raw, None if mean is None else self.average.to(mean))
 
     def mean_at(self, point: Point) -> float | None:
-        """Take a point in, and return the average that it gets, None for none."""
+        """Add the value of a point, and return the average, None if the point has none."""
         value = get_number(point, self.options.field)
         if value is None or not math.isfinite(value):
             return None
         mean = self.state.of(point).mean_with(value, self.options.size)
-        # The sum of huge values may be infinite, which no field may be.
+        # The sum of huge values may be infinite, which a field must not be.
         return mean if math.isfinite(mean) else None
 
     def point(self, point: Point, /) -> None:
-        """Do the same with a decoded point."""
+        """Add the average to a decoded point."""
         mean = self.mean_at(point)
         if mean is not None:
             set_field(point, self.options.as_, mean)

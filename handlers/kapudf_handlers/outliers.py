@@ -26,12 +26,12 @@ from typing import Annotated
 
 from kapudf_cli import Batch, BatchHandler, Meta, Options, Point, get_number
 
-#: One value has no quartiles.
+#: The fewest values that have quartiles.
 _FEWEST_VALUES = 2
 
 
 class OutliersOptions(Options, kw_only=True):
-    """The field to look at, and how far out a value must lie."""
+    """The field to examine, and how far out an outlier lies."""
 
     field: str
     scale: Annotated[float, Meta(ge=1.0)] = 1.5
@@ -43,7 +43,7 @@ class Outliers(BatchHandler):
     options: OutliersOptions
 
     def batch(self, batch: Batch, /) -> list[Point]:
-        """Keep the points outside the fences; one without the field, as a number, is none."""
+        """Keep the points outside the fences, without those that have no number in the field."""
         valued = [
             (value, point)
             for point in batch.points
@@ -56,7 +56,7 @@ class Outliers(BatchHandler):
         return sorted(outlying, key=operator.attrgetter("time"))
 
     def fences(self, values: list[float]) -> tuple[float, float]:
-        """Return between which values a value is no outlier."""
+        """Return the range of values that are not outliers."""
         ordered = sorted(values)
         first, third = _quartile(ordered, 1), _quartile(ordered, 3)
         reach = self.options.scale * (third - first)
@@ -64,10 +64,10 @@ class Outliers(BatchHandler):
 
 
 def _quartile(ordered: list[float], number: int) -> float:
-    """Interpolate, unlike `statistics.quantiles` without a sum that may overflow."""
+    """Interpolate a quantile; unlike `statistics.quantiles`, without a sum that may overflow."""
     place, quarters = divmod((len(ordered) - 1) * number, 4)
     if not quarters:
         return ordered[place]
     low, high = ordered[place], ordered[place + 1]
-    # Of the smallest numbers there are, a share may round to nothing.
+    # A fraction of a denormal number may round to zero.
     return min(max(low * (1 - quarters / 4) + high * (quarters / 4), low), high)

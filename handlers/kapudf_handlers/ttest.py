@@ -1,4 +1,4 @@
-"""Whether a batch differs from what came before it, by Welch's two-sample t-test.
+"""Report batches that differ from earlier ones, by Welch's two-sample t-test.
 
     stream
         |from()
@@ -46,12 +46,12 @@ except ImportError as error:
     message = "it needs scipy: pip install 'kapudf[stats]'"
     raise ImportError(message) from error
 
-#: One value has no variance.
+#: The fewest values that have a variance.
 _FEWEST_VALUES = 2
 
 
 class TTestOptions(Options, kw_only=True):
-    """The field to test, how many values to remember, and how sure to be."""
+    """The field to test, the size of the history, and the significance level."""
 
     field: str
     size: Annotated[int, Meta(ge=2, le=1_000_000)]
@@ -59,7 +59,7 @@ class TTestOptions(Options, kw_only=True):
 
 
 class History(State):
-    """The last values of a group that were nothing out of the ordinary."""
+    """The last values of a group, without batches that differed."""
 
     values: list[float] = []
 
@@ -70,7 +70,7 @@ class TTest(BatchHandler):
     provides = STREAM
     options: TTestOptions
     state: PerGroup[History]
-    # More series than this are a mistake, or have died.
+    # More groups than this are a mistake, or no longer get points.
     state_limit = 100_000
 
     def batch(self, batch: Batch, /) -> list[Point] | None:
@@ -80,11 +80,11 @@ class TTest(BatchHandler):
         history = self.state.at(batch.group, batch.end_ns)
         if min(len(values), len(history.values)) >= _FEWEST_VALUES:
             t, p, df = welch(history.values, values)
-            # Values whose variance is no float give NaN, which is below nothing.
+            # If the variance overflows, p is NaN, which is not below alpha.
             if p < self.options.alpha:
                 point = Point(time=batch.end_ns)
                 for name, value in (("t", t), ("p", p), ("df", df)):
-                    # Two constants that differ give an infinite t, which no field may be.
+                    # Two different constants give an infinite t, which a field must not be.
                     if math.isfinite(value):
                         set_field(point, name, value)
                 return [point]
@@ -110,7 +110,7 @@ def welch(history: list[float], values: list[float]) -> tuple[float, float, floa
 
 
 def _mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Return the mean and the square of its standard error; of constants exactly 0."""
+    """Return the mean and the square of its standard error, exactly 0 for constants."""
     with np.errstate(over="ignore", invalid="ignore"):
         apart = np.asarray(values) - values[0]
         return values[0] + float(apart.mean()), float(apart.var(ddof=1)) / len(values)

@@ -17,7 +17,9 @@ from tests.plugins.distributions import environment, install
 from tests.run_kapudf import run_kapudf
 from tests.serve_process import PATIENCE_S
 
-UNCHECKED = "not checked: permissions of the service's user, and who else serves the sockets"
+UNCHECKED = (
+    "not checked: permissions of the service's user, and whether another process serves the sockets"
+)
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 
 
@@ -77,7 +79,7 @@ def test_every_fault_is_a_line(tmp_path: Path) -> None:
 def test_a_handler_that_is_not_installed_is_a_fault_at_its_function(tmp_path: Path) -> None:
     """The fault has the path in the file, and the nearest name."""
     (fault,) = faults(tmp_path, "functions: {a: {handler: miror, socket: a.sock}}")
-    assert fault.startswith("functions.a.handler: no handler is named 'miror'")
+    assert fault.startswith("functions.a.handler: no installed handler has the name 'miror'")
     assert "did you mean 'mirror'?" in fault
 
 
@@ -105,13 +107,13 @@ def test_every_handler_that_cannot_be_loaded_is_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"socket": "~/a.sock"}, "~/a.sock: ~ is not expanded; write the whole path"),
+        ({"socket": "~/a.sock"}, "~/a.sock: ~ is not expanded; write the full path"),
         ({"socket": "/no/such/a.sock"}, "/no/such/a.sock: the folder /no/such does not exist"),
         ({"socket": "x" * 120}, "a Unix socket allows 107"),
         ({"socket": "kapudf.yaml"}, "a file is here, not a socket"),
         ({"socket": "a", "socket_group": "no-such-group"}, "there is no group 'no-such-group'"),
         ({"socket": "a", "socket_group": "x\0"}, "there is no group 'x\\x00'"),
-        ({"socket": "a", "handler": "~/h.py:H"}, "~ is not expanded; write the whole path"),
+        ({"socket": "a", "handler": "~/h.py:H"}, "~ is not expanded; write the full path"),
     ],
 )
 def test_what_serve_would_refuse_is_a_fault(

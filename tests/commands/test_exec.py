@@ -275,7 +275,7 @@ def test_a_kapacitor_that_is_gone_ends_it() -> None:
     ("arguments", "told", "status"),
     [
         ([], "Missing option '--handler'", 2),
-        (["--handler", "no-such"], "no handler is named 'no-such'", 2),
+        (["--handler", "no-such"], "no installed handler has the name 'no-such'", 2),
         (["--handler", "lacking.py:Mirror"], "there is no file lacking.py", 2),
         (["--handler", "mirror", "--linger-ms", "5"], "a number of milliseconds from 0", 2),
         (["--handler", "mirror", "--max-frame-bytes", "0"], "a number of bytes from 1024", 2),

@@ -122,4 +122,4 @@ def test_an_empty_recording_is_told(tmp_path: Path) -> None:
     empty.write_text("# nothing but a comment\n", encoding="utf-8")
     found, output, errors = load("--handler", "mirror", "--recording", str(empty))
     assert (found, output) == (2, "")
-    assert "no point in it" in errors
+    assert "has no points to send" in errors

@@ -551,7 +551,10 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
             (STREAM, "--handler", "mirror", "--options", ".field(x)"),
             "character 8 of the options: .field(): 'x' is not a value; a string stands in single",
         ),
-        ((STREAM, "--handler", "miror"), "no handler is named 'miror'; did you mean 'mirror'?"),
+        (
+            (STREAM, "--handler", "miror"),
+            "no installed handler has the name 'miror'; did you mean 'mirror'?",
+        ),
         ((STREAM,), "select a UDF: --socket PATH, --exec 'COMMAND …' or --handler NAME"),
         (("/nothing", "--handler", "mirror"), "Invalid value for 'FILE': File '/nothing' does not"),
         ((STREAM, "--handler", "mirror", "--speed", "nan"), "Invalid value for '--speed': nan is"),
@@ -565,7 +568,10 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
             (STREAM, "--handler", "mirror", "--window", "1h5m"),
             "Invalid value for '--window': '1h5",
         ),
-        ((STREAM, "--handler", "mirror", "--diff", "--format", "json"), "--diff has a form of its"),
+        (
+            (STREAM, "--handler", "mirror", "--diff", "--format", "json"),
+            "--diff has its own format",
+        ),
         (
             (STREAM, "--handler", "mirror", "--snapshot-to", "/nothing/here"),
             "Invalid value for '--snapshot-to': there is no folder /nothing",

@@ -403,7 +403,7 @@ def test_a_flag_for_one_function_is_refused_where_there_are_several(
     file = write_config(short_folder, functions)
     said = refusal("--config", file, flag, "x")
     named = f"{flag} (or KAPUDF_{flag[2:].upper()})"
-    assert said == f"Error: {file}: functions: there are 2, and {named} can be for one only\n"
+    assert said == f"Error: {file}: functions: there are 2, and {named} can only be used with one\n"
 
 
 @pytest.mark.parametrize("handler", ["miror", "kapudf_handlers.mirror:Miror"])
@@ -534,7 +534,7 @@ def test_a_folder_that_is_gone_is_a_wrong_place_for_a_relative_path(tmp_path: Pa
     )
     assert result.returncode == 2
     assert result.stderr == (
-        "Error: command line: functions.udf.socket: udf.sock: the current folder cannot be had: "
+        "Error: command line: functions.udf.socket: udf.sock: the working folder cannot be read: "
         "No such file or directory; use an absolute path\n"
     )
 
@@ -579,7 +579,9 @@ def test_an_unknown_handler_brings_the_known_ones_and_the_nearest(short_folder: 
     """One line, and the exit status of a wrong call."""
     install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     said = serve_with(short_folder, "miror", status=2)
-    assert said.startswith("Error: no handler is named 'miror'; did you mean 'mirror'? (installed:")
+    assert said.startswith(
+        "Error: no installed handler has the name 'miror'; did you mean 'mirror'? (installed:"
+    )
     assert "mirror, moving-average, outliers, plain, ttest; a class that is not is named" in said
     assert said.count("\n") == 1
 
@@ -628,7 +630,7 @@ def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path
     install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     install(short_folder, "rival", {"plain": "rival_plain:Plain"}, {"rival_plain": PLAIN})
     assert serve_with(short_folder, "plain", status=2) == (
-        "Error: handler 'plain' is offered more than once, by acme 1.0 (acme_plain:Plain) "
+        "Error: handler 'plain' is provided more than once, by acme 1.0 (acme_plain:Plain) "
         "and by rival 1.0 (rival_plain:Plain); "
         "uninstall one, or name the class itself as package.module:Class\n"
     )
@@ -641,7 +643,7 @@ def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path
         ("acme_plain:Gone", "acme_plain has no 'Gone'; handlers there: Plain"),
         ("json:JSONDecoder", "json:JSONDecoder is not a subclass of kapudf_cli.Handler"),
         ("kapudf_cli:Handler", "kapudf_cli:Handler does not define point()"),
-        ("acme_plain.py", "names no class; write package.module:Class or file.py:Class"),
+        ("acme_plain.py", "does not name a class; write package.module:Class or file.py:Class"),
     ],
 )
 def test_what_is_no_handler_is_refused(short_folder: Path, handler: str, problem: str) -> None:

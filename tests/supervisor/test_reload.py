@@ -434,7 +434,7 @@ def test_one_worker_of_two_takes_the_connections_of_both(
         (
             {"workers": 0},
             "reload failed, everything goes on as it was",
-            "functions.first.workers: 0 keeps everything in one process",
+            "functions.first.workers: 0 serves everything in one process",
         ),
         (
             {"socket_group": "no-such-group"},

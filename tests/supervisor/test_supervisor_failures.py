@@ -136,6 +136,8 @@ def test_where_several_functions_cannot_be_started_nothing_is_left(short_folder:
     settings = Settings(functions=functions, log_format="json")
     with SignalQueue((signal.SIGTERM, signal.SIGHUP)) as signals:
         supervisor = Supervisor(settings, lambda: settings, log=logs.get_logger())
-        with pytest.raises(WorkerStartError, match="no handler is named 'no-such-handler'"):
+        with pytest.raises(
+            WorkerStartError, match="no installed handler has the name 'no-such-handler'"
+        ):
             supervisor.run(signals)
     assert os.listdir(short_folder) == []

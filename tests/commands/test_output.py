@@ -144,4 +144,4 @@ def test_commands_print_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"click.echo", "print"}
     }
-    assert raw == {"terminal.py"}
+    assert raw == {"output.py"}
