@@ -1,4 +1,4 @@
-"""Batches without pain: a batch as a whole, and a handler that takes one at a time."""
+"""Whole batches: the class `Batch`, and a handler that is called once per batch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class Batch:
 
     Attributes:
         name: the measurement.
-        points: the points; of a batch, they have time, tags, fields and group only.
+        points: the points. Kapacitor sends points of a batch with time, tags, fields and
+            group only.
         tags: the tags that the batch is grouped by.
-        group: the group, as Kapacitor names it.
-        tmax_ns: the end of the time that the batch covers, nanoseconds since the
-            epoch; None stands for the time of the latest point.
-        by_name: whether the batch is grouped by name as well.
+        group: the name of the group in Kapacitor.
+        tmax_ns: the end of the batch's period, in nanoseconds since the epoch; None for the
+            time of the latest point.
+        by_name: whether the batch is grouped by name too.
     """
 
     name: str = ""
@@ -39,13 +40,13 @@ class Batch:
     by_name: bool = False
 
     def copy_with(self, points: Iterable[Point]) -> Batch:
-        """Return a batch like this one, with other points."""
+        """Return a copy of this batch with other points."""
         return Batch(self.name, list(points), self.tags, self.group, self.tmax_ns, self.by_name)
 
     def as_stream(self, points: Iterable[Point]) -> list[Point]:
-        """Return points fit for a stream: with the batch's name, and grouped by its tags.
+        """Return copies of points for a stream: with the batch's name, tags and dimensions.
 
-        Points of a batch lack both, and Kapacitor would not know where they belong.
+        Points of a batch lack these, and Kapacitor could not group them.
         """
         stream = []
         for point in points:
@@ -64,14 +65,14 @@ class Batch:
 
     @property
     def end_ns(self) -> int:
-        """The time that the batch ends with: `tmax_ns`, or the latest point's, or 0."""
+        """The end of the batch: `tmax_ns`, or else the time of the latest point, or 0."""
         if self.tmax_ns is not None:
             return self.tmax_ns
         return max((point.time for point in self.points), default=0)
 
 
 def batch_messages(batch: Batch) -> Iterator[BeginBatch | Point | EndBatch]:
-    """Yield a batch as its messages: begin, the points, end."""
+    """Yield the messages of a batch: begin, points, end."""
     yield BeginBatch(
         name=batch.name,
         group=batch.group,
@@ -90,7 +91,7 @@ def batch_messages(batch: Batch) -> Iterator[BeginBatch | Point | EndBatch]:
 
 
 def write_batch(agent: Writer, batch: Batch) -> None:
-    """Write a batch with its begin and end."""
+    """Write the messages of a batch."""
     for message in batch_messages(batch):
         match message:
             case BeginBatch():
@@ -98,43 +99,43 @@ def write_batch(agent: Writer, batch: Batch) -> None:
             case EndBatch():
                 agent.write_end_batch(message)
             case _:
-                # It refuses what is no point, and so must not be passed over here.
+                # Also for objects that are not points: write_point raises for them.
                 agent.write_point(message)
 
 
 class BatchHandler(Handler):
-    """A handler that is given each batch as a whole. Write `batch`.
+    """A handler that is called with each batch as a whole. Implement `batch`.
 
-    What it returns is written as a batch like the one that came, with begin and
-    end made for it, or, where `provides` is STREAM, as points of a stream.
+    Points that it returns are written as a batch like the one received, or as points of a
+    stream if `provides` is STREAM.
     """
 
     wants = BATCH
     provides = BATCH
-    #: A batch of more points fails the task, before memory does. A point takes about 1 KB.
+    #: A batch with more points fails the task, to limit memory. A point takes about 1 KB.
     max_batch_points: ClassVar[int] = 1_000_000
 
     def __init__(self, agent: Writer) -> None:
-        """Wait for a batch."""
+        """Create a handler without a batch."""
         super().__init__(agent)
         self._begin = BeginBatch()
         self._points: list[Point] = []
 
     @classmethod
     def check_definition(cls) -> None:
-        """Check `batch` as well, which may be a generator, unlike the others."""
+        """Check the class; `batch` may be a generator, unlike other methods."""
         super().check_definition()
         refuse_async(f"{cls.__name__}.batch", cls.batch)
 
     @abc.abstractmethod
     def batch(self, batch: Batch, /) -> Iterable[Point] | Iterable[Batch] | Batch | None:
-        """Take a batch and return what to send on: points of it, a batch or several, or None.
+        """Handle a batch and return what to send: points, a batch, several batches, or None.
 
-        It may be a generator, of points or of batches.
+        It may be a generator of points or of batches.
         """
 
     def begin_batch(self, begin: BeginBatch, /) -> None:
-        """Begin to collect."""
+        """Start to collect points."""
         self._begin = begin
         self._points = []
 
@@ -148,14 +149,14 @@ class BatchHandler(Handler):
         self._points.append(point)
 
     def end_batch(self, end: EndBatch, /) -> None:
-        """Hand the batch over, and write what comes of it."""
+        """Call `batch` and write what it returns."""
         batch = Batch(
             name=end.name,
             points=self._points,
             tags=dict(end.tags),
             group=end.group,
             tmax_ns=end.tmax,
-            # EndBatch comes without byName even where BeginBatch had it.
+            # Kapacitor sets byName in BeginBatch only.
             by_name=self._begin.byName,
         )
         self._points = []
@@ -170,10 +171,10 @@ class BatchHandler(Handler):
 def _outgoing(
     batch: Batch, result: Iterable[Point] | Iterable[Batch] | Batch | None
 ) -> list[Batch]:
-    """Return the batches that a handler's result stands for; points are of the batch given.
+    """Return the result of `BatchHandler.batch` as batches; points become a copy of `batch`.
 
     Raises:
-        InvalidWriteError: there is something in it that is neither, or both are.
+        InvalidWriteError: it contains other objects, or both points and batches.
     """
     if result is None:
         return []

@@ -1,4 +1,4 @@
-"""A batch's fields as numpy columns, for numeric work. Needs the extra `kapudf[numpy]`."""
+"""Fields of points as numpy arrays. Needs the extra `kapudf[numpy]`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def column(points: Sequence[Point], field: str) -> NDArray[np.float64]:
     """Return a numeric field of each point, float or integer, shape (len(points),).
 
-    NaN stands where a point has no such field, or one that is no number.
+    The value is NaN for a point without the field, or with one that is not a number.
     """
     nan = float("nan")
     values = np.fromiter(
@@ -31,7 +31,7 @@ def column(points: Sequence[Point], field: str) -> NDArray[np.float64]:
 
 
 def columns(points: Sequence[Point], fields: Sequence[str]) -> NDArray[np.float64]:
-    """Return several fields, one a column, shape (len(points), len(fields)); see `column`."""
+    """Return numeric fields as columns, shape (len(points), len(fields)); see `column`."""
     table = np.empty((len(points), len(fields)))
     for number, field in enumerate(fields):
         table[:, number] = column(points, field)
@@ -39,5 +39,5 @@ def columns(points: Sequence[Point], fields: Sequence[str]) -> NDArray[np.float6
 
 
 def times_ns(points: Sequence[Point]) -> NDArray[np.int64]:
-    """Return the times, nanoseconds since the epoch, shape (len(points),)."""
+    """Return the times in nanoseconds since the epoch, shape (len(points),)."""
     return np.fromiter((point.time for point in points), np.int64, len(points))

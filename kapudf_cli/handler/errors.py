@@ -1,4 +1,4 @@
-"""Mistakes in how a handler is declared or called."""
+"""Errors that a handler or its methods raise."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from kapudf_cli.errors import KapudfError
 
 
 class OptionsError(KapudfError):
-    """A TICKscript calls a handler's options wrongly; the message is for its author."""
+    """A TICKscript sets invalid options; the message is for its author."""
 
 
 class FieldValueError(KapudfError, ValueError):
-    """A value that no field of a point can have."""
+    """A value that a field of a point cannot have."""
 
     def __init__(self, field: str, value: object, advice: str) -> None:
         super().__init__(f"field '{field}': {type(value).__name__} {value!r:.80}: {advice}")
@@ -19,8 +19,8 @@ class FieldValueError(KapudfError, ValueError):
 
 
 class StateError(KapudfError):
-    """A snapshot is not of this handler's state."""
+    """A snapshot of another state, or a damaged one."""
 
 
 class BatchTooLongError(KapudfError):
-    """A batch has more points than its handler keeps."""
+    """A batch has more points than `max_batch_points`."""

@@ -1,4 +1,4 @@
-"""The handler: the user's code, called with each message that Kapacitor sends.
+"""The handler: the author's code, called for each message from Kapacitor.
 
     from kapudf_cli import Handler, Options, Point, get_number, set_field
 
@@ -17,20 +17,21 @@
                 set_field(point, self.options.field, value * self.options.factor)
             self.agent.write_point(point)
 
-Each connection, which is each node of each task, has a handler of its own. Its
-methods are never called concurrently, and none is called after `stop`. Whatever
-a method raises is logged, told to Kapacitor, and ends that connection only.
+Each connection, that is each node of each task, has its own handler. Its methods are never
+called concurrently, and none is called after `stop`. An exception that a method raises is
+logged, sent to Kapacitor, and ends that connection only.
 """
 
 from __future__ import annotations
 
 import abc
 import inspect
+import sys
+import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from kapudf_cli.errors import describe
 from kapudf_cli.handler import options, state
-from kapudf_cli.handler.class_attributes import declared
 from kapudf_cli.handler.errors import OptionsError, StateError
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
@@ -59,65 +60,63 @@ if TYPE_CHECKING:
 
 _log = loggers.get(__name__)
 
-#: What becomes of a snapshot that is not of this handler's state: the handler starts
-#: afresh and the reason is logged, or Restore is refused, which fails the task.
+#: What happens with a snapshot of another state: `discard` starts with an empty state and logs
+#: the reason, `refuse` refuses Restore, which fails the task.
 ForeignState: TypeAlias = Literal["discard", "refuse"]
 
 
 class Writer(Protocol):
-    """What a handler sees of its agent: points and batches go out through it.
+    """Writes points and batches to Kapacitor: `self.agent` of a handler.
 
-    Every method may be called at any time and from any thread. What is written
-    leaves in the order of the calls. It is held back until Kapacitor can take
-    it: a Kapacitor that waits for the answer to Init or Restore reads no data,
-    and would wait for ever.
+    Each method may be called at any time and from any thread. Messages are sent in the order
+    of the calls. Before Kapacitor can take data, they are held back: Kapacitor reads no data
+    while it waits for the answer to Init or Restore.
 
-    Each raises InvalidWriteError for what would break Kapacitor, and
-    ConnectionClosedError once the connection has ended. A message may be changed
-    and written again after the call: its bytes were taken.
+    Each method raises InvalidWriteError for a message that would harm Kapacitor, and
+    ConnectionClosedError once the connection has ended. The message is encoded during the
+    call, so it may be changed and written again afterwards.
     """
 
     def write_point(self, point: Point, /) -> None:
-        """Send a point, inside a batch where one has been begun."""
+        """Send a point, as part of the open batch if there is one."""
 
     def write_begin_batch(self, begin: BeginBatch, /) -> None:
-        """Begin a batch; `size` is a hint of how many points come, 0 if unknown."""
+        """Begin a batch; `size` is a hint at the number of points, 0 if unknown."""
 
     def write_end_batch(self, end: EndBatch, /) -> None:
-        """End the batch that was begun."""
+        """End the open batch."""
 
     def forward(self, raw: RawPoint, patch: PointPatch | None = None, /) -> None:
-        """Send on the point in hand as it came, with what a patch sets; see `Handler.raw_point`.
+        """Send the current point as it came, with the changes of `patch`; see `Handler.raw_point`.
 
-        The patch changes what is sent, not `raw`.
+        `raw` itself is not changed.
         """
 
 
 class Handler(abc.ABC):
-    """A user-defined function. Subclass it; `point` is all that must be written.
+    """A user-defined function. Subclass it and implement `point`.
 
-    A class that annotates `options` with a subclass of `Options` has these
-    declared to Kapacitor, checked, and at hand from `setup` on. A class that
-    annotates `state` with a subclass of `State`, or with `PerGroup` of one, has
-    it from the start, in every snapshot, and back after a restart of the task.
+    If the class annotates `options` with a subclass of `Options`, the options are declared to
+    Kapacitor, checked, and available from `setup` on. If it annotates `state` with a subclass
+    of `State`, or with `PerGroup` of one, the state exists from the start, is part of each
+    snapshot, and is restored when the task restarts.
 
     Attributes:
-        wants: the edge it reads, STREAM or BATCH.
-        provides: the edge it writes, STREAM or BATCH.
-        options: what the TICKscript called.
-        state: what it remembers.
-        state_version: raise it when a snapshot of older code would be misread.
-        state_limit: the most groups that a `PerGroup` keeps, None for any number.
-        state_expiry: how far the times of points advance until a `PerGroup` drops a group
-            without points, None for never. Where the options say either, make the state in
-            `setup`.
-        foreign_state: what becomes of a snapshot that is not of this state.
-        raw_point: where it is set, by `setup` at the latest, points are handed to it
-            undecoded, and `point` is not called. What it is given may be handed to
-            `agent.forward` before it returns, with fields and tags set by a
-            `PointPatch`, which is several times cheaper than to decode a point and
-            encode it again; or to `decode_point`.
-        agent: where points and batches are written to.
+        wants: the edge that the handler reads, STREAM or BATCH.
+        provides: the edge that the handler writes, STREAM or BATCH.
+        options: the options that the TICKscript sets.
+        state: the state.
+        state_version: increase it if this code would misread a snapshot of older code.
+        state_limit: the most groups that a `PerGroup` keeps, None for no limit.
+        state_expiry: a `PerGroup` drops a group when the times of points have advanced by
+            this much since the group's last point; None for never. If an option sets the
+            limit or the expiry, create the state in `setup`.
+        foreign_state: what happens with a snapshot of another state.
+        raw_point: if set, in `setup` at the latest, it is called with each point undecoded,
+            and `point` is not called. Before it returns, it may give the bytes to
+            `agent.forward`, with a `PointPatch` that sets fields and tags. This is several
+            times cheaper than decoding and encoding the point. `decode_point` decodes it.
+        agent: writes points and batches.
     """
 
     raw_point: Callable[[RawPoint], None] | None = None
@@ -132,10 +131,10 @@ class Handler(abc.ABC):
     state: Any
 
     def __init__(self, agent: Writer) -> None:
-        """Keep the agent. What costs time or memory belongs in `setup`.
+        """Keep the agent. Do expensive work in `setup`.
 
-        Kapacitor opens a connection at its start just to ask for `info`, and a
-        handler is made for that one too.
+        Kapacitor opens a connection at its start just to ask for `info`, and a handler is
+        created for that connection too.
         """
         self.agent = agent
         fresh = self._fresh_state()
@@ -143,16 +142,15 @@ class Handler(abc.ABC):
             self.state = fresh
 
     def setup(self) -> None:  # noqa: B027 - most handlers have nothing to prepare
-        """Prepare for data: the options are known, none has come yet.
+        """Prepare for data. The options are known, and no data has come yet.
 
-        Raise OptionsError to fail the task with a sentence for the author of its
-        TICKscript.
+        Raise OptionsError to fail the task with a message for the author of its TICKscript.
         """
 
     def info(self) -> InfoResponse:
-        """Return the edges, and the options that a TICKscript may call.
+        """Return the edges, and the options that a TICKscript may set.
 
-        It must return the same at any time: it is also asked before `init`.
+        It must always return the same; it is also called before `init`.
         """
         declaration = self._options_type()
         return InfoResponse(
@@ -162,7 +160,7 @@ class Handler(abc.ABC):
         )
 
     def init(self, request: InitRequest, /) -> InitResponse:
-        """Take the options of the TICKscript. `success=False` fails the task."""
+        """Handle Init, with the options of the TICKscript. `success=False` fails the task."""
         try:
             declaration = self._options_type()
             if declaration is not None:
@@ -173,14 +171,14 @@ class Handler(abc.ABC):
         return InitResponse(success=True)
 
     def snapshot(self) -> SnapshotResponse:
-        """Return the state, as bytes that `restore` understands; empty if none is declared."""
-        if declared(type(self), "state", above=Handler) is None:
+        """Return the state as bytes for `restore`; empty if no state is declared."""
+        if _declared(type(self), "state") is None:
             return SnapshotResponse()
         content = state.dump(self.state, handler=type(self).__name__, version=self.state_version)
         return SnapshotResponse(snapshot=content)
 
     def restore(self, request: RestoreRequest, /) -> RestoreResponse:
-        """Take back the state of an earlier `snapshot`. `success=False` fails the task."""
+        """Restore the state of an earlier `snapshot`. `success=False` fails the task."""
         fresh = self._state_to_fill()
         if fresh is None or not request.snapshot:
             return RestoreResponse(success=True)
@@ -194,51 +192,52 @@ class Handler(abc.ABC):
         return RestoreResponse(success=True)
 
     def migrate(self, handler: str, version: int, content: Any) -> Any:
-        """Return the content of another version's snapshot as this version has it.
+        """Return the content of another version's snapshot in the form of this version.
 
         Args:
             handler: the class that took the snapshot.
             version: its `state_version`.
-            content: the state as JSON has it, in dicts, lists and plain values.
+            content: the state as decoded JSON: dicts, lists and plain values.
 
-        None, as here, says that it cannot be used.
+        Returns:
+            The content for this version, or None (the default) if it cannot be used.
         """
         del handler, version, content
 
     def begin_batch(self, begin: BeginBatch, /) -> None:
-        """Take the begin of a batch; passed on by default, from batch to batch."""
+        """Handle the begin of a batch. By default it is sent on, if both edges are BATCH."""
         if self.wants == BATCH and self.provides == BATCH:
             self.agent.write_begin_batch(begin)
 
     @abc.abstractmethod
     def point(self, point: Point, /) -> None:
-        """Take a point, of the stream or of the batch that was begun."""
+        """Handle a point, of the stream or of the current batch."""
 
     def end_batch(self, end: EndBatch, /) -> None:
-        """Take the end of a batch; passed on by default, from batch to batch."""
+        """Handle the end of a batch. By default it is sent on, if both edges are BATCH."""
         if self.wants == BATCH and self.provides == BATCH:
             self.agent.write_end_batch(end)
 
     def stop(self) -> None:  # noqa: B027 - most handlers have nothing to flush or release
-        """Write what is still to be written and release what is held.
+        """Write remaining output and release resources.
 
-        Called once, as the last method, however the connection ends. After an
-        error or a lost connection, what is written here reaches nobody.
+        Called once, as the last method, however the connection ends. After an error or a lost
+        connection, what it writes is not sent.
         """
 
     @classmethod
     def keeps_state(cls) -> bool:
-        """Return whether it has a state: one that it declares, or a `snapshot` of its own."""
+        """Return whether the class declares a state or overrides `snapshot`."""
         of_its_own = cls.snapshot is not Handler.snapshot
-        return of_its_own or declared(cls, "state", above=Handler) is not None
+        return of_its_own or _declared(cls, "state") is not None
 
     @classmethod
     def check_definition(cls) -> None:
-        """Find out before any task is there what could only fail, or lose data, in each.
+        """Check the class before any task uses it.
 
         Raises:
-            TypeError: an edge, an option, the state or a method is none that a handler can have.
-            NameError: an annotation names what its module does not have at run time.
+            TypeError: an edge, an option, the state or a method is invalid.
+            NameError: an annotation uses a name that its module does not have at run time.
         """
         for name in ("wants", "provides"):
             if (edge := getattr(cls, name)) not in EdgeType.values():
@@ -262,7 +261,7 @@ class Handler(abc.ABC):
 
     @classmethod
     def _options_type(cls) -> type[options.Options] | None:
-        annotation = declared(cls, "options", above=Handler)
+        annotation = _declared(cls, "options")
         if annotation is None:
             return None
         if isinstance(annotation, type) and issubclass(annotation, options.Options):
@@ -272,21 +271,21 @@ class Handler(abc.ABC):
 
     @classmethod
     def _fresh_state(cls) -> state.AnyState | None:
-        annotation = declared(cls, "state", above=Handler)
+        annotation = _declared(cls, "state")
         if annotation is None:
             return None
-        return state.make(annotation, limit=cls.state_limit, expiry=cls.state_expiry)
+        return state.create(annotation, limit=cls.state_limit, expiry=cls.state_expiry)
 
     def _state_to_fill(self) -> state.AnyState | None:
-        """Return the state that a snapshot goes into, None if none is declared."""
+        """Return the state to restore a snapshot into, None if none is declared."""
         fresh = self._fresh_state()
-        # What `setup` has put in its place has the limit and the expiry of the options.
+        # `setup` may have created a state with a limit and an expiry of the options.
         if isinstance(fresh, state.PerGroup) and isinstance(self.state, state.PerGroup):
             return self.state
         return fresh
 
     def _restore_foreign(self, snapshot: bytes, reason: str) -> RestoreResponse:
-        """Deal with a snapshot that is not of this state: migrate, discard or refuse it."""
+        """Handle a snapshot of another state: migrate, discard or refuse it."""
         fresh = self._state_to_fill()
         try:
             handler, version, content = state.peek(snapshot)
@@ -297,8 +296,8 @@ class Handler(abc.ABC):
                 return RestoreResponse(success=True)
         except StateError as error:
             reason = str(error)
-        except Exception as error:  # noqa: BLE001 - whatever an author's code may raise
-            # A migration that fails must not be worse than none.
+        except Exception as error:  # noqa: BLE001 - an author's code may raise anything
+            # Treat a failed migration like a missing one.
             _log.exception("migration of a snapshot failed")
             reason = f"{reason}; its migration failed: {describe(error)}"
         if self.foreign_state == "refuse":
@@ -308,7 +307,30 @@ class Handler(abc.ABC):
 
 
 def refuse_async(name: str, method: object) -> None:
-    """Raise TypeError for a method whose body would never run, for nothing awaits it."""
+    """Raise TypeError for an async method: it is never awaited, so its body would never run."""
     if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
         message = f"{name} is async; it is called and never awaited, so write a plain def"
         raise TypeError(message)
+
+
+def _declared(handler: type[Handler], attribute: str) -> object | None:
+    """Return the annotation of an attribute of a handler's class, None if it has none.
+
+    Other annotations are not evaluated: they may use names that are imported only for type
+    checkers.
+
+    Raises:
+        NameError: the annotation uses a name that its module does not have.
+    """
+    for owner in handler.__mro__:
+        if owner is Handler:
+            return None
+        annotation = inspect.get_annotations(owner).get(attribute)
+        if annotation is None:
+            continue
+        holder = type("Holder", (), {"__annotations__": {attribute: annotation}})
+        module = vars(sys.modules[owner.__module__])
+        hints = typing.get_type_hints(holder, module, dict(vars(owner)), include_extras=True)
+        evaluated: object = hints[attribute]
+        return evaluated
+    return None

@@ -1,4 +1,4 @@
-"""How an option is declared: by a field of a struct, whose annotation says what it takes."""
+"""Option declarations: read from the annotated fields of an `Options` class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _FLAG: Final = "a flag: an option that takes no value"
 
-#: The type of an option that takes no value: called, it is True.
+#: The type of an option without a value: True if the TICKscript calls it.
 Flag: TypeAlias = Annotated[bool, _FLAG]
 
 _TYPES: Final[Mapping[type, ValueType]] = {
@@ -33,16 +33,16 @@ _TYPES: Final[Mapping[type, ValueType]] = {
 
 @dataclass(frozen=True)
 class OptionDeclaration:
-    """One option, read off its annotation.
+    """One option, read from its annotation.
 
     Attributes:
-        name: what a TICKscript calls.
-        attribute: the field of the struct.
-        default: its value where it is not called; of a flag, False unless another is declared.
+        name: its name in a TICKscript.
+        attribute: its field in the class.
+        default: its value if it is not called; False for a flag, if no default is declared.
         types: the type of each argument.
-        annotations: the annotation of each argument, ranges included.
-        single: whether the value is the one argument itself, and no tuple.
-        repeated: whether it may be called any number of times.
+        annotations: the annotation of each argument, with ranges.
+        single: whether the value is the argument itself, not a tuple.
+        repeated: whether it may be called several times.
         required: whether it must be called.
     """
 
@@ -72,10 +72,10 @@ class OptionDeclaration:
 
 @functools.cache
 def declarations(options: type[msgspec.Struct]) -> tuple[OptionDeclaration, ...]:
-    """Return the options that the fields of a struct declare.
+    """Return the options that the fields of a class declare.
 
     Raises:
-        TypeError: an annotation is none that an option can have.
+        TypeError: an annotation is not valid for an option.
     """
     return tuple(_read(options, field) for field in msgspec.structs.fields(options))
 
@@ -85,7 +85,7 @@ def _characters(count: int) -> str:
 
 
 def expected_words(kind: ValueType, annotation: Any) -> str:
-    """Return in words what an argument must be: `a whole number, at least 1`."""
+    """Describe the values that an argument may have: `a whole number, at least 1`."""
     base, metas = _unwrap(annotation)
     if typing.get_origin(base) is Literal:
         return " or ".join(f"'{choice}'" for choice in typing.get_args(base))
@@ -107,7 +107,7 @@ def expected_words(kind: ValueType, annotation: Any) -> str:
 
 
 def _read(options: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> OptionDeclaration:
-    """Read an option off its field."""
+    """Return the declaration of a field."""
     annotation = _without_none(field.type)
     base, limits = _unwrap(annotation)
     repeated = typing.get_origin(base) is list
@@ -152,7 +152,7 @@ def _is_flag(annotation: Any) -> bool:
 def _refuse_limits(
     options: type[msgspec.Struct], attribute: str, limits: list[msgspec.Meta]
 ) -> None:
-    """Refuse a limit on how many values there are, which is not checked."""
+    """Raise TypeError for a limit on the number of values, which would not be checked."""
     if any(_limited(limit) for limit in limits):
         message = f"{options.__name__}.{attribute}: declare limits on the values, not on the list"
         raise TypeError(message)
@@ -173,7 +173,7 @@ def _value_type(options: type[msgspec.Struct], attribute: str, annotation: Any) 
     if kind is None or _is_flag(annotation):
         raise _unfit(options, attribute, annotation)
     try:
-        # A limit that does not go with the type would show at a task's Init only.
+        # Otherwise a limit that does not fit the type would only fail at a task's Init.
         msgspec.json.Decoder(annotation)
     except TypeError as error:
         message = f"{options.__name__}.{attribute}: {error}"
@@ -189,7 +189,7 @@ def _unfit(options: type[msgspec.Struct], attribute: str, annotation: Any) -> Ty
 
 
 def _unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta]]:
-    """Return an annotation without what is annotated, and that."""
+    """Return the type of an annotation, and its limits."""
     if typing.get_origin(annotation) is Annotated:
         base, *notes = typing.get_args(annotation)
         return base, [note for note in notes if isinstance(note, msgspec.Meta)]

@@ -1,16 +1,16 @@
-"""Options: declared once as typed fields, in two directions.
+"""Options of a handler, declared as typed fields.
 
     class AverageOptions(Options, kw_only=True):
         field: str
         size: Annotated[int, Meta(ge=1)]
         as_: str = "avg"
 
-says that a TICKscript calls `@average().field('usage').size(10)`, perhaps with
-`.as('mean')`. From it come the InfoResponse, by which Kapacitor checks the
-TICKscript's calls, and the checks of an InitRequest that Kapacitor cannot do.
+declares that a TICKscript calls `@average().field('usage').size(10)`, optionally with
+`.as('mean')`. The declaration is the source of the InfoResponse, with which Kapacitor checks
+the TICKscript, and of the checks of an InitRequest that Kapacitor cannot do.
 
-It builds on msgspec rather than on dataclasses: ranges and patterns are declared
-in the annotation, and a configuration file is checked by the same rules.
+It is based on msgspec: annotations can declare ranges and patterns, and a configuration file
+is checked by the same rules.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ O = TypeVar("O", bound="Options")  # noqa: E741 - O for Options, as S for Struct
 
 
 def tickscript_name(attribute: str) -> str:
-    """Return how a TICKscript calls an attribute: `window_size` windowSize, `as_` as."""
+    """Return the TICKscript name of an attribute: `windowSize` for `window_size`."""
     first, *others = attribute.rstrip("_").split("_")
     return first + "".join(part.capitalize() for part in others)
 
 
 class Options(msgspec.Struct, rename=tickscript_name):
-    """The options of a handler, one field each. Subclass it with `kw_only=True`.
+    """The options of a handler, one field for each. Subclass it with `kw_only=True`.
 
     | annotation | TICKscript |
     | --- | --- |
@@ -59,19 +59,19 @@ class Options(msgspec.Struct, rename=tickscript_name):
     | `float` | `.name(1.5)` |
     | `bool` | `.name(TRUE)` |
     | `datetime.timedelta` | `.name(10s)` |
-    | `Literal['a', 'b']` | `.name('a')`, and no other text |
+    | `Literal['a', 'b']` | `.name('a')` or `.name('b')` |
     | `tuple[str, float]` | `.name('text', 1.5)` |
     | `list[...]` of any of these | any number of calls |
     | `Flag` | `.name()`, or not called |
 
-    A field without a default is a call that must be made. `Annotated[int,
-    Meta(ge=1)]` declares a range. Names are written the Python way and called
-    the TICKscript way; `msgspec.field(name=...)` gives one of its own.
+    A field without a default is required. `Annotated[int, Meta(ge=1)]` declares a range. The
+    TICKscript name is the attribute's name in camel case; `msgspec.field(name=...)` sets
+    another one.
     """
 
 
 _NANOSECONDS: Final = 1000
-#: Which part of an OptionValue holds a value of each type.
+#: The part of an OptionValue that holds the value, by its type.
 _CONTENTS: Final = {
     STRING: "stringValue",
     INT: "intValue",
@@ -83,19 +83,19 @@ _PLAIN_LITERAL: Final = "write TRUE or FALSE itself, without quotes and without 
 
 
 def declare(options: type[Options]) -> dict[str, OptionInfo]:
-    """Return what an InfoResponse says of the options, by the name a TICKscript calls.
+    """Return the options for an InfoResponse, by their TICKscript names.
 
     Raises:
-        TypeError: an annotation is none that an option can have.
+        TypeError: an annotation is not valid for an option.
     """
     return {one.name: OptionInfo(valueTypes=one.types) for one in declarations(options)}
 
 
 def parse(options: type[O], request: Iterable[Option]) -> O:
-    """Return the options of an InitRequest, checked.
+    """Return the checked options of an InitRequest.
 
     Raises:
-        OptionsError: in words for the TICKscript's author, with every fault.
+        OptionsError: all faults, for the author of the TICKscript.
     """
     calls: dict[str, list[Sequence[OptionValue]]] = {}
     for option in request:
@@ -117,12 +117,12 @@ def parse(options: type[O], request: Iterable[Option]) -> O:
 
 
 def calls_of(options: Options) -> list[Option]:
-    """Return the calls that give these options: what `parse` takes back."""
+    """Return the calls that set these options, the reverse of `parse`."""
     calls = []
     for one in declarations(type(options)):
         value = getattr(options, one.attribute)
         made = value is not None and value != [] and not (one.is_flag and not value)
-        # What must be called and is not is for `parse` to refuse, in its own words.
+        # A missing required option is reported by `parse`.
         if not made and not one.required and value != one.default:
             message = f".{one.name}(): no TICKscript gives {value!r} where the default is another"
             raise ValueError(message)
@@ -141,7 +141,7 @@ def _take(
     values: dict[str, Any],
     faults: list[str],
 ) -> None:
-    """Put the value of the calls made into `values`, or say in `faults` what is wrong."""
+    """Add the value of the calls to `values`, or what is wrong with them to `faults`."""
     if len(made) > 1 and not one.repeated:
         faults.append(f".{one.name}() is called {len(made)} times; call it once")
         return
@@ -168,10 +168,10 @@ def _take(
 
 
 def missing_values(request: Iterable[Option]) -> list[str]:
-    """Return a fault for each value of an InitRequest that has a type and no content.
+    """Return a fault for each value of an InitRequest that has a type but no content.
 
-    Kapacitor sends such a bool where the TICKscript has something else: a name in double
-    quotes, a lambda, a regular expression or a star. Its content would be read as False.
+    Kapacitor sends such a value where the TICKscript has a name in double quotes, a lambda, a
+    regular expression or a star instead of a bool. It would be read as False.
     """
     return [
         f".{option.name}() got nothing as value {place}; {_PLAIN_LITERAL}"
@@ -182,7 +182,7 @@ def missing_values(request: Iterable[Option]) -> list[str]:
 
 
 def _decode(value: OptionValue, kind: ValueType, annotation: Any) -> object:
-    """Return an argument as Python has it; ValueError says what it is instead."""
+    """Return an argument as a Python value; raise ValueError with what it is instead."""
     shown = write_literal(value)
     content = value.WhichOneof("value")
     if content is None and kind == BOOL:

@@ -1,4 +1,4 @@
-"""Fields and tags set on points that are not decoded.
+"""Patches: set fields and tags on points without decoding them.
 
     def setup(self) -> None:
         self.patch = PointPatch(fields={"checked": True}, tags={"by": "mirror"})
@@ -7,10 +7,10 @@
     def mark(self, raw: RawPoint) -> None:
         self.agent.forward(raw, self.patch)
 
-To protobuf, entries of a map that are added to the end of a message's bytes are set in
-it. What that cannot do is remove: a field may have been of another type, in another
-map. So a point that might have a field or tag of one of the names already is decoded,
-changed and encoded.
+Protobuf adds map entries that are appended to the bytes of a message to its maps. But
+appending cannot remove a field of the same name and another type, which is in another map.
+So a point that may already have a field or tag of one of the names is decoded, changed and
+encoded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DOUBLE = struct.Struct("<d")
 
 
 class PointPatch:
-    """Fields and tags to set on any number of points. Make it once, in `setup`."""
+    """Sets the same fields and tags on any number of points. Create it once, in `setup`."""
 
     __slots__ = ("_entries", "_names", "_patch")
 
@@ -43,11 +43,11 @@ class PointPatch:
         fields: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Set these fields, each with the type of its value, and these tags.
+        """Create a patch that sets these fields, with the types of their values, and these tags.
 
         Raises:
             FieldValueError: as `set_field` does.
-            TypeError, ValueError: a tag is no text that can be sent.
+            TypeError, ValueError: the value of a tag is not valid text.
         """
         self._patch = Point()
         for name, value in (fields or {}).items():
@@ -65,36 +65,36 @@ class PointPatch:
             point.tags[name] = text
 
     def extend(self, raw: RawPoint) -> bytes | None:
-        """Return a point's frame with the fields and tags set, None if it must be decoded for that.
+        """Return a point's frame with the fields and tags set, None if it must be decoded.
 
-        Bytes that are no point are not noticed, as they are not where it is forwarded as it is.
+        Whether the bytes are a valid point is not checked.
         """
         for name in self._names:
-            # For each point; `in` takes three times as long as rfind().
+            # This runs for each point, and rfind() takes a third of the time of `in`.
             if raw.rfind(name.text) >= 0 and name.may_be_in(raw):
                 return None
         return extend_point(raw, self._entries)
 
 
 class FieldPatch(PointPatch):
-    """One field, to set on each point to a value of its own: `patch.to(value)`."""
+    """Sets one field, to another value for each point: `patch.to(value)`."""
 
     __slots__ = ("_double_entry", "_name", "_value")
 
     def __init__(self, name: str) -> None:
-        """Set the field of this name.
+        """Create a patch for the field of this name.
 
         Raises:
-            TypeError, ValueError: it is no name that can be sent.
+            TypeError, ValueError: the name is not valid text.
         """
         super().__init__({name: 0.0})
         self._name = name
         self._value: object = 0.0
-        # The entry of a double ends with its eight bytes.
+        # The map entry of a double ends with the eight bytes of the value.
         self._double_entry = self._entries[: -_DOUBLE.size]
 
     def to(self, value: object) -> Self:
-        """Set the value for the points to come, and return the patch itself.
+        """Set the value for the next points, and return the patch.
 
         Raises:
             FieldValueError: as `set_field` does.
@@ -112,18 +112,17 @@ class FieldPatch(PointPatch):
 
 
 class _Name:
-    """The name of a field or tag, as it is looked for in bytes."""
+    """The name of a field or tag, to search for in bytes."""
 
     __slots__ = ("_after", "text")
 
     def __init__(self, name: str) -> None:
         self.text = name.encode()
-        # Before any string stands its length. The last byte of that is the same in
-        # whatever way the length was written: its highest bits, or, written longer than
-        # need be, zero.
+        # The length comes before each string. The last byte of the length is its highest bits,
+        # or zero if it is encoded with more bytes than necessary.
         self._after = (encode_varint(len(self.text))[-1:] + self.text, b"\0" + self.text)
 
     def may_be_in(self, raw: bytes) -> bool:
-        """Return False only where no field or tag of a point has this name."""
-        # An empty name may be left out altogether.
+        """Return False only if no field or tag of the point has this name."""
+        # Protobuf may omit an empty name.
         return not self.text or any(each in raw for each in self._after)

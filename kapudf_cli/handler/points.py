@@ -1,7 +1,7 @@
-"""Points without pain: fields of any type, tags, times, and copies of a point's envelope.
+"""Functions for points: fields of any type, tags, times, and copies.
 
-A point is the protobuf message itself. It keeps its fields in four maps, one a
-type; these functions are for where that is awkward.
+A point is the protobuf message, with its fields in four maps, one for each type. These
+functions handle the four maps.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def get_field(point: Point, name: str) -> FieldValue | None:
-    """Return a field's value whatever its type, None if the point has no such field."""
-    # Where a name is in several maps, Kapacitor takes the bool, then the double, then the int.
+    """Return a field's value of any type, None if the point has no such field."""
+    # If a name is in several maps, Kapacitor uses the bool, then the double, then the int.
     for fields in (point.fieldsBool, point.fieldsDouble, point.fieldsInt, point.fieldsString):
         if name in fields:
             value: FieldValue = fields[name]
@@ -35,7 +35,7 @@ def get_field(point: Point, name: str) -> FieldValue | None:
 
 
 def get_number(point: Point, name: str) -> float | None:
-    """Return a field that is a float or an integer as a float, None if there is none."""
+    """Return a numeric field as a float, None if the point has no such field."""
     doubles = point.fieldsDouble
     if name in doubles:
         return doubles[name]
@@ -54,17 +54,16 @@ def get_fields(point: Point) -> dict[str, FieldValue]:
 
 
 def set_field(point: Point, name: str, value: object) -> None:
-    """Set a field with the type of its value; a field of that name of another type goes.
+    """Set a field with the type of its value, and remove a field of that name of another type.
 
-    `bool`, `int`, `float` and `str` are taken, and what numpy has for them.
+    The value is a `bool`, `int`, `float` or `str`, or the numpy equivalent.
 
     Raises:
-        FieldValueError: the value has no field type, is an integer over 64 bits,
-            or is NaN or infinite. Kapacitor passes on a number that is not
-            finite, and then loses the alert that has it, and answers every
-            request for the httpOut that has it with an error.
+        FieldValueError: the value has another type, is an integer over 64 bits, or is NaN or
+            infinite. With such a number, Kapacitor loses alerts and its httpOut node answers
+            each request with an error.
     """
-    # Exact types first: they are nearly all there is, and floats most of that.
+    # Exact types first, because they are the most frequent; of these, floats.
     kind = type(value)
     if kind is float:
         _set_double(point, name, value)  # type: ignore[arg-type]  # a float it is
@@ -79,18 +78,18 @@ def set_field(point: Point, name: str, value: object) -> None:
 
 
 def _set_uncommon(point: Point, name: str, value: object) -> None:
-    """Set a field to a value of numpy's, or of a subclass of a type that a field has."""
+    """Set a field to a numpy value, or to an instance of a subclass of a field type."""
     kind = type(value)
     of_numpy = kind.__module__ == "numpy" and kind.__name__ != "timedelta64"
     if isinstance(value, str):
-        # An enum's own str() is its name.
+        # str() of an enum would return its name.
         _set_string(point, name, str.__str__(value))
     elif isinstance(value, int) or (of_numpy and isinstance(value, numbers.Integral)):
         _set_int(point, name, int(value))
     elif isinstance(value, float) or (of_numpy and isinstance(value, numbers.Real)):
         _set_double(point, name, float(value))
     elif of_numpy and kind.__name__ in {"bool", "bool_"}:
-        # The one numpy scalar that no abstract class of numbers knows.
+        # numpy's bool is not registered with the abstract classes of `numbers`.
         _set_bool(point, name, bool(value))
     else:
         advice = "no field can hold this type; use bool, int, float or str"
@@ -98,7 +97,7 @@ def _set_uncommon(point: Point, name: str, value: object) -> None:
 
 
 def drop_field(point: Point, name: str) -> None:
-    """Remove a field, whatever its type; nothing happens if there is none."""
+    """Remove a field of any type; do nothing if there is none."""
     for fields in (point.fieldsDouble, point.fieldsInt, point.fieldsString, point.fieldsBool):
         if name in fields:
             del fields[name]
@@ -110,10 +109,10 @@ def get_tag(point: Point, name: str, default: str = "") -> str:
 
 
 def like(point: Point, fields: Mapping[str, object] | None = None) -> Point:
-    """Return a new point with the envelope of another, and fields of its own.
+    """Return a copy of a point with other fields.
 
-    The envelope is time, name, database, retention policy, group, dimensions,
-    byName and tags: what grouping and joins after the UDF go by.
+    It has the same time, name, database, retention policy, group, dimensions, byName and
+    tags, which later nodes of the task use to group and join points.
     """
     copy = Point(
         time=point.time,
@@ -131,7 +130,7 @@ def like(point: Point, fields: Mapping[str, object] | None = None) -> Point:
 
 
 def get_datetime(point: Point) -> dt.datetime:
-    """Return a point's time in UTC; what is finer than a microsecond is cut off."""
+    """Return a point's time in UTC, rounded down to microseconds."""
     return _EPOCH + dt.timedelta(microseconds=point.time // 1000)
 
 
@@ -139,16 +138,16 @@ def set_datetime(point: Point, when: dt.datetime) -> None:
     """Set a point's time.
 
     Raises:
-        ValueError: `when` says nothing of its time zone.
+        ValueError: `when` has no time zone.
     """
     point.time = time_ns(when)
 
 
 def time_ns(when: dt.datetime) -> int:
-    """Return a time as nanoseconds since the epoch, exactly.
+    """Return a time in nanoseconds since the epoch.
 
     Raises:
-        ValueError: `when` says nothing of its time zone.
+        ValueError: `when` has no time zone.
     """
     if when.utcoffset() is None:
         message = f"{when} has no time zone; use datetime.now(datetime.UTC), say"
@@ -160,7 +159,7 @@ def _set_double(point: Point, name: str, value: float) -> None:
     if not math.isfinite(value):
         advice = "Kapacitor cannot show or alert on it; leave the field out"
         raise FieldValueError(name, value, advice)
-    # Spelt out in each of these four: a loop over the maps takes twice as long.
+    # Without a loop over the maps, in each of these four functions: it takes half the time.
     if name in point.fieldsInt:
         del point.fieldsInt[name]
     if name in point.fieldsString:

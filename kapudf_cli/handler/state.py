@@ -1,4 +1,4 @@
-"""State: named once in a handler, kept across restarts of the task.
+"""State of a handler: declared once, kept across restarts of the task.
 
     class Seen(State):
         count: int = 0
@@ -6,9 +6,8 @@
     class Count(Handler):
         state: PerGroup[Seen]
 
-gives a snapshot and a restore. What Kapacitor stores is JSON that people can
-read, with the handler's name and a version, so that a snapshot of other code is
-recognised as such.
+implements `snapshot` and `restore`. Kapacitor stores readable JSON with the handler's name
+and a version, so that a snapshot of other code is recognised.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ _NANOSECONDS_A_MICROSECOND = 1000
 
 
 class State(msgspec.Struct):
-    """What a handler, or one group of it, remembers. Every field needs a default.
+    """The state of a handler, or of one group. Each field needs a default.
 
-    Fields may have any type that JSON can hold: numbers, strings, bool, None,
-    lists, dicts with text as keys, tuples, datetimes, and other such structs.
+    Fields may have any type that JSON can represent: numbers, strings, bool, None, lists,
+    dicts with strings as keys, tuples, datetimes, and other structs.
     """
 
 
 S = TypeVar("S", bound=State)
 C = TypeVar("C")
 
-#: Before any time that a point can have, and after any.
+#: Before and after any time that a point can have.
 _LONG_AGO_NS: Final = -(2**63)
 _FAR_OFF_NS: Final = 2**63 - 1
-#: So many points in a row must be further from the time of a stream than the expiry until
-#: the stream is taken to have moved there. A host whose clock is wrong sends fewer at once.
+#: After so many consecutive points whose times differ from the stream's by more than the expiry,
+#: the stream's time moves there. A host with a wrong clock sends fewer points at once.
 STRAY_POINTS: Final = 1000
 
 _FOREIGN = "the snapshot is not one that a State wrote"
@@ -56,7 +55,7 @@ _UNFIT = "the snapshot does not fit the state"
 
 
 class _Kept(msgspec.Struct, Generic[S], array_like=True):
-    """One group's entry in a snapshot."""
+    """A group in a snapshot."""
 
     group: str
     last_ns: int
@@ -64,7 +63,7 @@ class _Kept(msgspec.Struct, Generic[S], array_like=True):
 
 
 class _Strays(msgspec.Struct):
-    """Points in a row whose times are further from the stream's than the expiry."""
+    """Consecutive points whose times differ from the stream's by more than the expiry."""
 
     points: int = 0
     ahead: int = 0
@@ -78,7 +77,7 @@ class _KeptGroups(msgspec.Struct, Generic[S], omit_defaults=True):
 
 
 class _Envelope(msgspec.Struct):
-    """A snapshot: whose state it is, and the state."""
+    """A snapshot: the handler's name, the version and the state."""
 
     handler: str
     version: int
@@ -86,20 +85,20 @@ class _Envelope(msgspec.Struct):
 
 
 class _OpenedEnvelope(_Envelope):
-    """The same, with a state that is not looked at yet."""
+    """A snapshot whose state is not decoded yet."""
 
     state: msgspec.Raw
 
 
-#: msgspec looks at a struct's fields when it first reads one, and keeps what it found before
-#: it is complete: two threads that do so at once are a segmentation fault. Connections have
-#: a thread each, and after a death many restore the same kind of state at once.
-_LOOKING_AT_FIELDS: Final = threading.Lock()
+#: msgspec inspects the fields of a struct when the first decoder is created, and stores the
+#: result before it is complete. Two threads that do this at once cause a segmentation fault.
+#: After a worker's death, the threads of many connections restore the same state at once.
+_INSPECTING_FIELDS: Final = threading.Lock()
 
 
 def _reader(wanted: type[C]) -> msgspec.json.Decoder[C]:
-    """Return what reads structs from JSON; from then on, any thread may read them."""
-    with _LOOKING_AT_FIELDS:
+    """Return a decoder from JSON, which any thread may use."""
+    with _INSPECTING_FIELDS:
         return msgspec.json.Decoder(wanted)
 
 
@@ -114,19 +113,19 @@ class _Entry(Generic[S]):
 
 
 class PerGroup(Generic[S]):
-    """A state for each group of a task, made at the group's first point.
+    """A state for each group of a task, created at the group's first point.
 
-    With a limit or an expiry, memory does not grow with series that have died. Over the
-    limit, the group that is unused for longest is dropped. A group expires when the stream
-    has advanced by the expiry since the group's last point.
+    A limit or an expiry bounds the memory for series that no longer exist. Over the limit,
+    the least recently used group is dropped. A group expires when the stream's time has
+    advanced by the expiry since the group's last point.
 
-    How far the stream has advanced follows from the times of its points, not from the
-    clock, so the same points give the same state. A point that is further ahead or behind
-    than the expiry counts only if the next points are too; see `STRAY_POINTS`. One wrong
-    time therefore neither drops groups nor stops expiry.
+    The stream's time follows from the times of points, not from the clock, so the same
+    points give the same state. A point whose time differs by more than the expiry only
+    counts if the next points' times do too; see `STRAY_POINTS`. So a single wrong time
+    neither drops groups nor stops expiry.
 
     Attributes:
-        dropped: how many groups have been dropped so far.
+        dropped: how many groups have been dropped.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class PerGroup(Generic[S]):
         limit: int | None = None,
         expiry: dt.timedelta | None = None,
     ) -> None:
-        """Make states with `make()`; keep at most `limit` groups, each for `expiry`."""
+        """Create states with `make()`; keep at most `limit` groups, each for `expiry`."""
         self._make = make
         self._reader: msgspec.json.Decoder[_KeptGroups[S]] = _reader(_KeptGroups[make])  # type: ignore[valid-type]  # made at run time
         self._limit = limit
@@ -145,12 +144,12 @@ class PerGroup(Generic[S]):
             if expiry is None
             else round(expiry.total_seconds() * 1e6) * _NANOSECONDS_A_MICROSECOND
         )
-        # In the order of use, the one unused for longest first. A plain dict takes a time that
-        # grows with its size to find its first entry, once others before it have gone.
+        # The least recently used group is first. In a plain dict, finding the first entry is
+        # slow once others before it have been removed.
         self._entries: collections.OrderedDict[str, _Entry[S]] = collections.OrderedDict()
         # The latest time of the stream, without strays.
         self._time_ns = _LONG_AGO_NS
-        # How far the stream has advanced. Unlike the time, it never goes back.
+        # How far the stream's time has advanced. Unlike the time, it never decreases.
         self._advance_ns = _LONG_AGO_NS
         self._strays: _Strays | None = None
         self.dropped = 0
@@ -160,7 +159,7 @@ class PerGroup(Generic[S]):
         return self.at(point.group, point.time)
 
     def at(self, group: str, time_ns: int) -> S:
-        """Return the state of a group, used at a time in nanoseconds since the epoch."""
+        """Return the state of a group, used at `time_ns` in nanoseconds since the epoch."""
         step_ns = time_ns - self._time_ns
         expiry_ns = self._expiry_ns
         if expiry_ns is None:
@@ -179,7 +178,7 @@ class PerGroup(Generic[S]):
             if self._limit is not None and len(self._entries) > self._limit:
                 self._drop_first()
         else:
-            # To the end of the order of use, which a limit set later goes by as well.
+            # Also without a limit: a later version of the handler may set one.
             self._entries.move_to_end(group)
             entry.used_ns = self._advance_ns
         if expiry_ns is not None and step_ns > 0:
@@ -187,19 +186,19 @@ class PerGroup(Generic[S]):
         return entry.state
 
     def discard(self, group: str) -> None:
-        """Drop a group's state; nothing happens if there is none."""
+        """Drop a group's state; do nothing if there is none."""
         self._entries.pop(group, None)
 
     def __len__(self) -> int:
-        """Return how many groups are kept."""
+        """Return the number of groups."""
         return len(self._entries)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the groups that are kept, the one unused for longest first."""
+        """Yield the groups, the least recently used first."""
         return iter(self._entries)
 
     def __contains__(self, group: str) -> bool:
-        """Return whether a group is kept."""
+        """Return whether there is a state for a group."""
         return group in self._entries
 
     def _drop_first(self) -> None:
@@ -207,14 +206,14 @@ class PerGroup(Generic[S]):
         self.dropped += 1
 
     def _expire(self, expiry_ns: int) -> None:
-        """Drop the groups that have expired. The one in use is the last, and was used now."""
+        """Drop expired groups. The current group is the last one, so it is never dropped."""
         oldest_ns = self._advance_ns - expiry_ns
         entries = self._entries
         while entries and next(iter(entries.values())).used_ns < oldest_ns:
             self._drop_first()
 
     def _take_stray(self, time_ns: int) -> None:
-        """Take a point whose time is further from the stream's than the expiry."""
+        """Count a point whose time differs from the stream's by more than the expiry."""
         if self._time_ns == _LONG_AGO_NS:
             self._time_ns = self._advance_ns = time_ns  # the first point of all
             return
@@ -229,19 +228,19 @@ class PerGroup(Generic[S]):
             return
         self._strays = None
         if 2 * strays.ahead > strays.points:
-            # The stream has had a pause. The groups used since are not older for that.
+            # There was a gap in the stream. Groups used since then do not age by it.
             paused_ns = self._advance_ns
             self._advance_ns += strays.first_ahead_ns - self._time_ns
             for entry in reversed(self._entries.values()):
                 if entry.used_ns < paused_ns:
                     break
                 entry.used_ns = self._advance_ns
-            # Tells the groups that are used from now on from these.
+            # Distinguishes these groups from groups that are used later.
             self._advance_ns += 1
         self._time_ns = time_ns
 
     def _dump(self) -> _KeptGroups[S]:
-        # By the time of the stream, which people can read.
+        # Relative to the stream's time, which is readable.
         ahead_ns = self._advance_ns - self._time_ns
         kept = [
             _Kept(group, max(entry.used_ns - ahead_ns, _LONG_AGO_NS), entry.state)
@@ -253,7 +252,7 @@ class PerGroup(Generic[S]):
         kept = _read(content, self._reader)
         groups = kept.groups
         if self._limit is not None and len(groups) > self._limit:
-            # The handler may have been given a lower limit since.
+            # The limit may be lower than when the snapshot was taken.
             self.dropped += len(groups) - self._limit
             groups = groups[len(groups) - self._limit :]
         self._time_ns = self._advance_ns = kept.newest_ns
@@ -269,11 +268,11 @@ class PerGroup(Generic[S]):
 AnyState = State | PerGroup[Any]
 
 
-def make(annotation: object, *, limit: int | None, expiry: dt.timedelta | None) -> AnyState:
-    """Return an empty state of what a handler declares: `Seen` or `PerGroup[Seen]`.
+def create(annotation: object, *, limit: int | None, expiry: dt.timedelta | None) -> AnyState:
+    """Return an empty state for an annotation: `Seen` or `PerGroup[Seen]`.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: the annotation is neither.
     """
     if typing.get_origin(annotation) is PerGroup:
         (each,) = typing.get_args(annotation)
@@ -291,13 +290,13 @@ def dump(state: AnyState, *, handler: str, version: int) -> bytes:
     """Return a state as a snapshot: one JSON object.
 
     Raises:
-        TypeError: a field holds what JSON cannot.
+        TypeError: a field has a value that JSON cannot represent.
     """
     content = state._dump() if isinstance(state, PerGroup) else state  # noqa: SLF001 - its other half
     envelope = _Envelope(handler, version, content)
     snapshot = msgspec.json.encode(envelope)
     if b"null" in snapshot:
-        # Perhaps NaN or an infinity, which JSON lacks and Python's own dialect has.
+        # msgspec writes NaN and infinities as null; Python's json module keeps them.
         plain = msgspec.to_builtins(envelope)
         snapshot = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
     return snapshot
@@ -307,13 +306,13 @@ def load(state: AnyState, snapshot: bytes, *, handler: str, version: int) -> Any
     """Return the state in a snapshot.
 
     Args:
-        state: an empty state of the kind wanted; it may be filled and returned.
-        snapshot: as `dump` gave it.
-        handler: whose snapshot it must be.
-        version: of which version it must be.
+        state: an empty state of the expected type; it may be filled and returned.
+        snapshot: the result of `dump`.
+        handler: the expected name of the handler.
+        version: the expected version.
 
     Raises:
-        StateError: it is another handler's, another version's, or damaged.
+        StateError: the snapshot is of another handler or version, or damaged.
     """
     envelope = _open(snapshot)
     if envelope.handler != handler:
@@ -324,26 +323,26 @@ def load(state: AnyState, snapshot: bytes, *, handler: str, version: int) -> Any
 
 
 def from_plain(state: AnyState, content: object) -> AnyState:
-    """Return the state in plain Python, as `peek` gives it and a migration may change it.
+    """Return the state from plain Python objects, as `peek` returns them.
 
     Raises:
-        StateError: it does not fit.
+        StateError: they do not fit the state.
     """
     return _fill(state, content)
 
 
 def peek(snapshot: bytes) -> tuple[str, int, object]:
-    """Return the handler, the version and the content of a snapshot, as plain Python.
+    """Return the handler, the version and the content of a snapshot, as plain Python objects.
 
     Raises:
-        StateError: the bytes are no snapshot of this form.
+        StateError: the bytes are not such a snapshot.
     """
     envelope = _open(snapshot)
     return envelope.handler, envelope.version, _guarded(_FOREIGN, lambda: _plain(envelope.state))
 
 
 def _check_fields(state: type[State]) -> None:
-    """Find out now what would show at the first point, or at the first Restore."""
+    """Raise now what would otherwise be raised at the first point or the first Restore."""
     state()
     _reader(state)
 
@@ -352,7 +351,7 @@ def _open(snapshot: bytes) -> _Envelope:
     try:
         return _OPENED.decode(snapshot)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # Python's own reader takes NaN and infinities too.
+        # Python's json module also reads NaN and infinities.
         return _guarded(_FOREIGN, lambda: msgspec.convert(json.loads(snapshot), _PLAIN.type))
 
 
@@ -374,7 +373,7 @@ def _plain(content: object) -> object:
 
 
 def _guarded(problem: str, read: Callable[[], C]) -> C:
-    """Turn whatever a snapshot that is damaged, or another's, may raise into one error."""
+    """Call `read`; raise StateError for all errors that an invalid snapshot may cause."""
     try:
         return read()
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:

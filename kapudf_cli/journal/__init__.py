@@ -1,1 +1,1 @@
-"""The shared memory that makes a worker replaceable."""
+"""The journal: shared memory from which another worker can take a connection over."""

@@ -1,88 +1,88 @@
-"""The journal of one connection: what lets another worker go on from where one died.
+"""The journal of one connection: another worker can go on with it if one dies.
 
-It is memory (a memfd) that the supervisor holds too, in five parts:
+The journal is shared memory (a memfd) that the supervisor holds too. It has five parts:
 
-- the ledger, with the marks: see `kapudf_cli.journal.header`;
-- two halves for input. One is in force: it holds Init, the last snapshot as a Restore,
-  and every byte of input since. Fed to a new handler, that gives the state of the old one.
-  To cut the journal, the other half is written with a newer snapshot, and put in force;
-- a ring for output, and two places, used in turn, for pieces that are too long for it.
+- the header, with the commit record: see `kapudf_cli.journal.header`;
+- two segments for input. The active one holds Init, the last snapshot as a Restore, and all
+  input since. Given to a new handler, they rebuild the state of the old one. Compaction
+  writes a newer snapshot to the other segment and makes that the active one;
+- a ring buffer for output, in two segments, and two areas, used in turn, for output that is
+  too long for the ring.
 
-Nothing is lost and nothing is sent twice, wherever a worker dies, because the kernel
-counts for us, in both directions:
+Nothing is lost and nothing is sent twice, wherever a worker dies, because the kernel counts
+in both directions:
 
-- Input is read from the socket straight into the half. How much was read is known from
-  the kernel even if the worker died before it could say so: see `read_count`.
-- Output is put into the ring, then put in force together with how much input it answers,
-  and only then sent, by sendfile(2) from the memory's own file position. The position
-  belongs to the open file and not to a process, and moves with each byte that is sent. So
-  what was in force and not sent yet is sent by whoever comes next, from the very byte;
-  what was not in force never left, and comes again when the input is repeated.
+- Input is read from the socket straight into the segment. The kernel knows how much was
+  read even if the worker died before it could record that: see `read_count`.
+- Output is written to the ring, then committed together with the offset of the input that
+  it answers, and only then sent, by sendfile(2) from the memory's own file position. The
+  position belongs to the open file, not to a process, and advances with each byte sent. So
+  the next worker sends what was committed and not sent, from the exact byte. Output that
+  was not committed was never sent; the replay of the input produces it again.
 
-sendfile does not copy: what was sent is still read from these pages until the peer has
-taken it, so a part of the ring is written again only when nothing of it is on its way.
+sendfile(2) does not copy: the peer reads sent data from these pages. So a part of the ring
+is overwritten only when none of it is still in flight.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
-import struct
-import termios
 import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.journal import read_count, syscalls
 from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, CommitRecord, Header
+from kapudf_cli.transport.descriptors import unsent_bytes
 
 if TYPE_CHECKING:
     import socket
 
     from kapudf_cli.transport.commit import Commit
 
-#: Half of the ring. Linux takes some 250 KiB for a Unix socket whose peer does not read, so
-#: that nothing of one half is on its way any more by the time that the other one is full.
+#: One of the two segments of the ring. Linux queues about 250 KiB on a Unix socket whose peer
+#: does not read, so nothing of one segment is in flight once the other one is full.
 _RING_SEGMENT_BYTES: Final = 512 * 1024
 _RING: Final = (HEADER_BYTES, HEADER_BYTES + _RING_SEGMENT_BYTES)
 _INPUT: Final = HEADER_BYTES + 2 * _RING_SEGMENT_BYTES
-#: What the outbox may hand over at once besides a frame: what was held back until Kapacitor
-#: could take data, and what it flushes at.
-_BESIDES_FRAME_BYTES: Final = 2 * 1024 * 1024
-#: Where a read is put that nothing is to be kept of: at the end of a half.
+#: What one write may contain besides a frame: the outbox's backlog and its send buffer.
+_BACKLOG_BYTES: Final = 2 * 1024 * 1024
+#: The end of a segment, where input goes that is not kept because the segment is full.
 _SCRATCH_BYTES: Final = 96 * 1024
-#: A journal that cannot be cut, as in the middle of a batch, may grow to this many times
-#: what is asked for. Past that the connection goes on, but a death would end it.
+#: A journal that cannot be compacted, as in the middle of a batch, may grow to this many times
+#: `journal_bytes`. Beyond that the connection goes on, but a worker's death ends it.
 _OVERDRAFT: Final = 4
-#: Pages of a half that is no longer in force are given back from so much on: to have them
-#: anew costs more than the copying of what is in them.
+#: Pages that are no longer used are released to the system only if there are more than this:
+#: allocating new pages costs more than copying their content.
 _KEPT_BYTES: Final = 512 * 1024
 
 
 def size(*, journal_bytes: int, max_frame_bytes: int) -> int:
-    """Return how much address space a connection's memory takes, in bytes; see `create`."""
+    """Return the size of a connection's memory, in bytes of address space; see `create`."""
     return _sizes(journal_bytes, max_frame_bytes)[0]
 
 
 def _sizes(journal_bytes: int, max_frame_bytes: int) -> tuple[int, int]:
-    """Return the size of the memory, and of one half for input."""
-    # A half holds a snapshot and a frame, each of any size allowed, besides the input.
+    """Return the size of the memory and of one segment for input."""
+    # Besides the input, a segment holds a snapshot and a frame of the longest length.
     segment = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
     segment = -(-segment // mmap.PAGESIZE) * mmap.PAGESIZE
-    # What is held back may end with a frame as long as may be, and one more follow it.
-    long = 2 * max_frame_bytes + _BESIDES_FRAME_BYTES
+    # The backlog may end with a frame of the longest length, and one more may follow it.
+    long = 2 * max_frame_bytes + _BACKLOG_BYTES
     long = -(-long // mmap.PAGESIZE) * mmap.PAGESIZE
     return _INPUT + 2 * segment + 2 * long, segment
 
 
 def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: int) -> int:
-    """Return a new connection's memory, as a descriptor; only what is written takes memory.
+    """Create the memory of a new connection and return its descriptor.
+
+    Only pages that are written take memory.
 
     Args:
         connection: the socket; nothing may have been read from it yet.
-        journal_bytes: how much input is kept, as a rule, until the journal is cut.
-        max_frame_bytes: the longest frame taken or sent.
+        journal_bytes: how much input is kept, as a rule, until the journal is compacted.
+        max_frame_bytes: the longest frame received or sent.
     """
     total, segment = _sizes(journal_bytes, max_frame_bytes)
     descriptor = os.memfd_create("kapudf-connection")
@@ -92,7 +92,7 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
             header = Header(memory)
             header.segment_bytes = segment
             header.current_frame = NO_FRAME
-            # Until it first waits for input, it is at work: its handler is being made.
+            # Until it first waits for input, the worker is busy creating the handler.
             header.busy_since_ns = time.monotonic_ns()
             header.commit(CommitRecord(output_start=_RING[0], output_end=_RING[0]))
             read_count.begin(connection, header)
@@ -104,17 +104,17 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
 
 
 class Journal:
-    """A worker's hold on a connection's memory; one worker at a time writes it.
+    """A worker's access to a connection's memory. One worker at a time writes to it.
 
     Attributes:
-        ledger: the marks, for whoever looks on.
-        marks: the marks in force.
+        header: the header, in shared memory.
+        record: a copy of the active commit record.
         received: how many bytes of input were taken from the socket.
-        descriptor: the memory, which is this journal's to close.
+        descriptor: the memory; `close` closes it.
     """
 
     def __init__(self, descriptor: int, connection: socket.socket) -> None:
-        """Take over a descriptor from `create`, and what an earlier worker left in it."""
+        """Open the memory that `create` has created, with what an earlier worker left in it."""
         self.descriptor = descriptor
         self._connection = connection
         self._memory = mmap.mmap(descriptor, 0)
@@ -122,40 +122,40 @@ class Journal:
         self.header = Header(self._memory)
         self._segment_bytes = self.header.segment_bytes
         self._long_bytes = (len(self._memory) - self._segment_start(2)) // 2
-        # How many bytes of output were put into the half of the ring that is in use.
+        # How many bytes of output were written to the ring's current segment.
         self._ring_segment_used = 0
         with contextlib.suppress(OSError):
-            # A page that was sent must not be a part of a larger one that is written to.
+            # A page that was sent must not be part of a huge page that is written to.
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.record = self.header.record
         self.received = self.header.received = read_count.total(connection, self.header)
-        # Where the next input is put, and how far it may reach.
+        # Where in the memory the next input is written, and where the space for it ends.
         self._input_at = self._input_end = 0
         self._locate_input()
-        # When the kernel's count is next to be set high.
+        # At how many bytes the kernel's count must be reset.
         self._reset_at = read_count.keep_high(connection, self.header, self.received)
-        # Where the file stands; the kernel moves it with what is sent.
+        # The file position, which the kernel advances with each byte sent.
         self._at = os.lseek(descriptor, 0, os.SEEK_CUR)
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was let go of."""
+        """Whether `close` was called."""
         return self._memory.closed
 
     def close(self) -> None:
-        """Let go of the memory; the supervisor still has it."""
+        """Close the memory in this process; the supervisor still has it."""
         if not self._memory.closed:
             self._view.release()
             self._memory.close()
             os.close(self.descriptor)
 
-    # --- the way in ---
+    # --- input ---
 
     def receive(self, limit: int, flags: int) -> bytes:
-        """Take up to `limit` bytes from the socket into the journal, and return them.
+        """Read up to `limit` bytes from the socket into the journal, and return them.
 
         Raises:
-            OSError: as the socket does; BlockingIOError if nothing is there.
+            OSError: as the socket does; BlockingIOError if there is no input.
         """
         start = self._input_at
         if start + limit > self._input_end:
@@ -170,34 +170,34 @@ class Journal:
 
     @property
     def kept_bytes(self) -> int:
-        """How much input the journal holds."""
+        """How many bytes of input the journal holds."""
         return self.received - self.record.input_start
 
     def history(self, until: int) -> bytes:
-        """Return Init, Restore and the input up to an offset: what makes a handler's state."""
+        """Return Init, Restore and the input up to an offset, which rebuild the handler's state."""
         start = self._segment_start(self.record.segment)
         return bytes(self._view[start : self._position_of(until)])
 
     def unprocessed(self) -> bytes:
-        """Return the input that was received and not dealt with."""
+        """Return the input that was received and not handled."""
         start = self._position_of(self.record.stats.offset)
         return bytes(self._view[start : self._position_of(self.received)])
 
     @property
     def max_prefix_bytes(self) -> int:
-        """How many bytes `cut` has room for, prefix and remainder together."""
+        """How many bytes `compact` has room for, prefix and remainder together."""
         return self._segment_bytes - 2 * _SCRATCH_BYTES
 
     def compact(self, prefix: bytes, remainder: bytes) -> bool:
-        """Begin anew with a prefix that leads to the state at `marks.stats.offset`.
+        """Replace the input up to `record.stats.offset` by a prefix that rebuilds the state.
 
         Args:
-            prefix: Init, and a snapshot as Restore, as frames.
+            prefix: Init, and the snapshot as Restore, as frames.
             remainder: the input received since that offset.
 
         Returns:
-            Whether there was room for it, and the remainder is all there is. It is not where
-            another thread reads ahead just now.
+            False, with nothing changed, if there is no room, or if more input was received
+            than the remainder because another thread reads ahead.
         """
         if self.record.stats.offset + len(remainder) != self.received:
             return False
@@ -218,37 +218,37 @@ class Journal:
         )
         self._locate_input()
         if used > _KEPT_BYTES:
-            # Of one that was outgrown, more came than there was room for.
+            # After a full segment, `used` is more than it holds.
             self._release_pages(self._segment_start(old), min(used, self._segment_bytes))
         return True
 
-    # --- the way back ---
+    # --- output ---
 
     def store(self, piece: bytes, commit: Commit) -> None:
-        """Store output and how far the connection has got with it, in one step.
+        """Store and commit output, and how far the connection has got with it.
 
         Args:
-            piece: whole messages; they must be sent before the next call.
-            commit: what is true from now on.
+            piece: whole messages, which must be sent before the next call.
+            commit: what becomes true with it.
         """
         messages, in_batch, stats, forget_input = commit
         record = self.record
-        cut, complete = record.input_start, record.complete
-        # There is no more to a cut where no unfinished frame is to be kept.
-        cuts = forget_input and stats and stats.offset == self.received and record.prefix_bytes
-        if cuts:
-            cut, complete = self.received, 1
+        input_start, complete = record.input_start, record.complete
+        # Without an incomplete frame, compaction changes nothing but the record.
+        compacts = forget_input and stats and stats.offset == self.received and record.prefix_bytes
+        if compacts:
+            input_start, complete = self.received, 1
         output_start, output_end = record.output_start, record.output_end
         if piece:
             output_start = self._allocate_output(len(piece))
             output_end = output_start + len(piece)
             self._view[output_start:output_end] = piece
-        # Spelt out: for each write, _replace() takes twice as long.
+        # All fields, because _replace() takes twice as long.
         self._commit(
             CommitRecord(
                 record.segment,
                 record.prefix_bytes,
-                cut,
+                input_start,
                 messages if stats else record.sent + messages,
                 int(in_batch),
                 complete,
@@ -257,21 +257,21 @@ class Journal:
                 stats or record.stats,
             )
         )
-        if cuts:
+        if compacts:
             self._locate_input()
             self._release_forgotten_pages(record)
 
     @property
     def unsent(self) -> int:
-        """How many bytes are in force and not sent."""
+        """How many bytes are committed and not sent."""
         record = self.record
         if not record.output_start <= self._at <= record.output_end:
-            # The piece does not follow the one before it.
+            # The piece is not stored right after the one before it.
             self._at = syscalls.seek(self.descriptor, record.output_start, os.SEEK_SET)
         return record.output_end - self._at
 
     def send(self, count: int) -> int:
-        """Send up to `count` bytes of what is unsent; return how many went.
+        """Send up to `count` unsent bytes; return how many were sent.
 
         Raises:
             OSError: as the socket does; BlockingIOError if it has no room.
@@ -287,15 +287,15 @@ class Journal:
         self.record = record
 
     def _locate_input(self) -> None:
-        """Find out where the next input is put, for the marks have changed."""
+        """Set where the next input is written, after the record has changed."""
         record = self.record
         end = self._segment_start(record.segment) + self._segment_bytes - _SCRATCH_BYTES
         self._input_at = self._position_of(self.received)
-        # Of what is not kept, each read is put into the scratch, so that none may just go on.
+        # Input that is not kept goes to the scratch area, each read to its start.
         self._input_end = end if record.complete else 0
 
     def _input_when_full(self, limit: int) -> tuple[int, int]:
-        """Return where input that has outgrown its half is put, and how much at once."""
+        """Mark the segment as full; return where to write input instead, and how much at once."""
         if self.record.complete:
             self._commit(self.record._replace(complete=0))
             self._locate_input()
@@ -312,19 +312,19 @@ class Journal:
         )
 
     def _allocate_output(self, size: int) -> int:
-        """Return where a piece of output may be written."""
+        """Return where a piece of output can be written."""
         end = self.record.output_end
         if size > _RING_SEGMENT_BYTES:
-            # Of two in a row, the position after the first must not lie in the second.
+            # Use the other area if the file position is in the first one.
             start = self._segment_start(2)
             if start <= end <= start + self._long_bytes:
                 start += self._long_bytes
-            # The pages of earlier ones may still be on their way; they are left to whoever
-            # reads them, and new ones taken.
+            # Pages of earlier output may still be in flight: release them, and write to new
+            # ones. The kernel keeps released pages until the peer has read them.
             self._release_pages(self._segment_start(2), 2 * self._long_bytes)
             return start
         if size >= mmap.PAGESIZE:
-            # sendfile(2) takes whole pages, of which one more costs it another round.
+            # sendfile(2) works page by page, and an additional page costs another step.
             end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
         for number, start in enumerate(_RING):
             if start <= end <= start + _RING_SEGMENT_BYTES:
@@ -336,27 +336,26 @@ class Journal:
         return self._switch_ring_segment(_RING[0], size)
 
     def _switch_ring_segment(self, segment: int, size: int) -> int:
-        """Begin to use a half of the ring, with a piece of some bytes."""
-        # What was sent last is on its way longest: if that is less than what was put into
-        # the other half, nothing of this one is.
+        """Start to use a segment of the ring, with a piece of `size` bytes; return the segment."""
+        # Bytes arrive in order. If fewer are in flight than were written to the other
+        # segment, none of this segment is.
         if self._in_flight() > self._ring_segment_used:
             self._release_pages(segment, _RING_SEGMENT_BYTES)
         self._ring_segment_used = size
         return segment
 
     def _in_flight(self) -> int:
-        """Return how many bytes the peer has not taken yet, or a little more: unix(7)."""
-        answer = fcntl.ioctl(self._connection, termios.TIOCOUTQ, b"\0" * 4)
-        return int(struct.unpack("i", answer)[0])
+        """Return how many bytes the peer has not read yet, or a little more: unix(7)."""
+        return unsent_bytes(self._connection.fileno())
 
     def _release_forgotten_pages(self, before: CommitRecord) -> None:
-        """Give back what a long batch took that is forgotten in place: all but the prefix."""
+        """Release the pages of input that was forgotten in place: all but the prefix."""
         if (forgotten := self.received - before.input_start) > _KEPT_BYTES:
             start = -(-before.prefix_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
             end = min(before.prefix_bytes + forgotten, self._segment_bytes)
             self._release_pages(self._segment_start(before.segment) + start, end - start)
 
     def _release_pages(self, start: int, size: int) -> None:
-        """Give the pages of a part back to the system; they read as zeros from then on."""
+        """Release the pages of a part to the system; they read as zeros from then on."""
         size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._memory.madvise(mmap.MADV_REMOVE, start, size)

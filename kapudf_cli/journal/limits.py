@@ -1,4 +1,4 @@
-"""What the system lets this process have."""
+"""Resource limits of this process: raise, check and explain them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _WORKER_BYTES: Final = 130_000_000
 
 
 def raise_descriptor_limit() -> None:
-    """Allow this process, and those that it starts, as many descriptors as the system would.
+    """Raise the descriptor limit of this process and its children to the hard limit.
 
     A connection takes five in a worker and three in the supervisor. The usual soft limit of
-    1024 is for programs that use select(2), and systemd leaves it at that (its
-    documentation of LimitNOFILE= says to raise it so).
+    1024 is for programs that use select(2); systemd's documentation of LimitNOFILE=
+    advises others to raise it like this.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
@@ -33,11 +33,11 @@ def check_journals(settings: Settings, *, source: str) -> None:
     """Check that the limits of this process leave room for the journal of a connection.
 
     Args:
-        settings: of the functions, which are served by workers.
-        source: the file of the settings, for the error.
+        settings: the functions, which are served by workers.
+        source: the settings file, for the error.
 
     Raises:
-        ConfigError: with each function for whose connections they do not.
+        ConfigError: it names each function for which they leave no room.
     """
     faults = []
     for name, function in settings.functions.items():
@@ -52,7 +52,7 @@ def check_journals(settings: Settings, *, source: str) -> None:
             if soft != resource.RLIM_INFINITY and soft < needed:
                 faults.append(
                     f"functions.{name}: RLIMIT_{directive} is {soft} bytes, and a connection needs "
-                    f"{needed}, most of which takes no memory; raise it (ulimit {flag}, "
+                    f"{needed}, mostly without using memory; raise it (ulimit {flag}, "
                     f"Limit{directive}=), or lower journal_mb and max_frame_bytes"
                 )
     if faults:
@@ -60,7 +60,7 @@ def check_journals(settings: Settings, *, source: str) -> None:
 
 
 def explained(error: Exception) -> str:
-    """Return what an error says, and the limit of this process that may be its cause."""
+    """Return the text of an error, with the limit of this process that may have caused it."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError):
         number = errno.ENOMEM

@@ -1,4 +1,4 @@
-"""A socket whose input and output go through a journal, so that another worker can go on."""
+"""A stream whose input and output go through a journal, so that another worker can go on."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 _log = loggers.get(__name__)
 
-#: A journal is not cut while an unfinished frame is longer, which would be copied each time.
-#: It is more than a read, which may bring much of the next batch with the end of one.
+#: No compaction while unhandled input is longer: each compaction copies it. The limit is more
+#: than one read, which may contain the end of a batch and much of the next one.
 _LONGEST_REMAINDER_BYTES = 128 * 1024
-#: What a stateless handler has dealt with may be left that long, where each read ends in
-#: the midst of a frame, until it is cut.
+#: A stateless handler's handled input is forgotten with each write, except where the read ends
+#: inside a frame. Then it is compacted at this length.
 _KEPT_BYTES = 128 * 1024
-#: After a cut, no sooner is another tried: a snapshot may take its time.
+#: The shortest interval between two compactions, as a snapshot may be slow.
 _RETRY_S = 1.0
-#: But one is where so many times as much is kept as should be, lest the journal be outgrown,
-#: unless the last one failed.
-_HURRY = 2
+#: At this multiple of `journal_bytes` the interval is ignored, to keep the journal from
+#: filling up, unless the last compaction failed.
+_URGENT = 2
 
 
 class JournaledStream(SocketStream):
-    """A stream that a worker can leave at any moment, and another take over.
+    """A stream that another worker can take over at any moment.
 
-    It is the agent's journal as well; see `kapudf_cli.agent.checkpoints.Checkpoints`.
+    It also implements `kapudf_cli.agent.checkpoints.Checkpoints` for the agent.
     """
 
     def __init__(
@@ -50,60 +50,60 @@ class JournaledStream(SocketStream):
         snapshot_interval_s: float,
         wake: tuple[int, int] | None = None,
     ) -> None:
-        """Take over a connection and its journal, with whatever an earlier worker left there.
+        """Take over a connection and its journal, with what an earlier worker left in it.
 
         Args:
             connection: the socket.
             journal: its journal.
-            journal_bytes: how much input it may hold until it is cut.
-            snapshot_interval_s: how long it may be left uncut.
-            wake: a pipe to wake the reader by.
+            journal_bytes: how much input it may hold until it is compacted.
+            snapshot_interval_s: the longest time between two compactions.
+            wake: a pipe to wake the reader with.
         """
-        left = journal.unprocessed() if journal.record.complete else b""
-        super().__init__(connection, wake, receive=self._receive, left=left)
+        unread = journal.unprocessed() if journal.record.complete else b""
+        super().__init__(connection, wake, receive=self._receive, unread=unread)
         self._journal = journal
         self._journal_bytes = journal_bytes
         self._snapshot_interval_s = snapshot_interval_s
-        self._tried_s = time.monotonic()
-        self._due_s = self._tried_s + snapshot_interval_s
+        self._compacted_s = time.monotonic()
+        self._due_s = self._compacted_s + snapshot_interval_s
         self._failed = False
         if journal.record.stats.offset > journal.record.input_start:
-            # Another worker died over this. Whatever becomes of this one, the next shall
-            # have less to repeat.
+            # Another worker has died. Compact soon, so that a further worker has less input
+            # to replay.
             self._due_s = 0.0
-        # Whether the frame in hand is noted by the agent itself, before each.
-        self._exact = False
+        # True while the agent records each frame's offset before handling it.
+        self._agent_records = False
         self._has_warned = False
-        # Guards the journal: a writer that waits for room reads ahead.
+        # Guards the journal: a writer that waits for the peer reads ahead.
         self._lock = threading.RLock()
 
     @property
     def record(self) -> CommitRecord:
-        """How far the connection has got, and what was sent of it."""
+        """The journal's commit record: how far the connection has got."""
         return self._journal.record
 
     @property
     def task(self) -> tuple[str, str]:
-        """Which task and node it is for, as far as that was noted."""
+        """The names of the task and the node, empty before Init."""
         return self._journal.header.task
 
     def record_task(self, task_id: str, node_id: str) -> None:
-        """Note which task and node it is for, for whoever looks on."""
+        """Record the names of the task and the node, for the supervisor."""
         self._journal.header.task = (task_id, node_id)
 
     def record_thread(self, identity: int) -> None:
-        """Note which thread serves it, for whoever finds out what this process died of."""
+        """Record the thread that serves the connection, to find its stack after a death."""
         with self._lock:
             if not self._journal.is_closed:
                 self._journal.header.thread = identity
 
     def record_seen_frame(self, offset: int | None) -> None:
-        """Note which frame is being handled; see `Checkpoints.note_seen`."""
+        """Record a heartbeat and the current frame; see `Checkpoints.record_seen_frame`."""
         with self._lock:
             if self._journal.is_closed:
                 return
             self._journal.header.heartbeat_ns = time.monotonic_ns()
-            if offset is not None and not self._exact:
+            if offset is not None and not self._agent_records:
                 self._journal.header.current_frame = offset
 
     # --- as a stream ---
@@ -116,14 +116,14 @@ class JournaledStream(SocketStream):
             self.send_rest()
 
     def send_rest(self) -> None:
-        """Send what is noted and has not left, be it another worker's.
+        """Send what is committed and not sent, by this worker or an earlier one.
 
         Raises:
             OSError: the connection broke.
         """
         memory = self._journal.descriptor
-        # Nobody else may write in the midst of it; the supervisor does, when nobody else
-        # does anything. The lock goes with the process that holds it.
+        # The lock keeps the supervisor's heartbeats out of the middle of a message. It is
+        # released if this process dies.
         if not syscalls.try_lock(memory):
             fcntl.lockf(memory, fcntl.LOCK_EX)
         try:
@@ -138,7 +138,7 @@ class JournaledStream(SocketStream):
             syscalls.unlock(memory)
 
     def close(self) -> int:
-        """Close the socket and let go of the journal."""
+        """Close the socket and the journal."""
         unread = super().close()
         with self._lock:
             self._journal.close()
@@ -146,7 +146,7 @@ class JournaledStream(SocketStream):
 
     def _receive(self, limit: int) -> bytes:
         with self._lock:
-            self._exact = False
+            self._agent_records = False
             data = self._journal.receive(limit, 0)
         if not self._journal.record.complete and not self._has_warned:
             self._has_warned = True
@@ -169,26 +169,26 @@ class JournaledStream(SocketStream):
         finally:
             header.busy_since_ns = time.monotonic_ns()
 
-    # --- as the agent's journal ---
+    # --- as the agent's checkpoints ---
 
     def is_due(self, now_s: float, *, stateless: bool, snapshot_requested: bool) -> bool:
-        """Return whether the journal should be cut; see `Checkpoints.is_due`."""
+        """Return whether the journal should be compacted; see `Checkpoints.is_due`."""
         journal = self._journal
         if self.input.ahead_bytes:
-            return False  # What was read ahead is not dealt with, nor an unfinished frame.
+            return False  # The journal ends with unhandled input.
         if stateless:
-            # Only until Init is kept by itself; from then on, each write forgets.
+            # Once, to keep Init. From then on, each write forgets the handled input.
             return not journal.record.prefix_bytes or journal.kept_bytes > _KEPT_BYTES
         if snapshot_requested:
             return True
         if now_s >= self._due_s:
             return journal.kept_bytes > 0
         overdue = journal.kept_bytes > self._journal_bytes or not journal.record.complete
-        hurries = journal.kept_bytes > _HURRY * self._journal_bytes and not self._failed
-        return overdue and (hurries or now_s >= self._tried_s + _RETRY_S)
+        urgent = journal.kept_bytes > _URGENT * self._journal_bytes and not self._failed
+        return overdue and (urgent or now_s >= self._compacted_s + _RETRY_S)
 
     def compact(self, prefix: bytes, remainder: bytes) -> bool:
-        """Begin the journal anew; see `Checkpoints.cut`."""
+        """Replace the stored input by a checkpoint; see `Checkpoints.compact`."""
         with self._lock:
             done = (
                 not self.input.ahead_bytes
@@ -204,20 +204,20 @@ class JournaledStream(SocketStream):
         return min(self._journal.max_prefix_bytes - _LONGEST_REMAINDER_BYTES, MAX_MESSAGE_BYTES)
 
     def postpone(self) -> None:
-        """Ask for no cut for a while; see `Checkpoints.postpone`."""
+        """Delay the next compaction; see `Checkpoints.postpone`."""
         self._record_attempt(failed=True)
 
     def _record_attempt(self, *, failed: bool) -> None:
-        self._tried_s = time.monotonic()
-        self._due_s = self._tried_s + self._snapshot_interval_s
+        self._compacted_s = time.monotonic()
+        self._due_s = self._compacted_s + self._snapshot_interval_s
         self._failed = failed
 
     def history(self, until: int) -> bytes:
-        """Return what leads to the handler's state at an offset; see `Checkpoints.history`."""
+        """Return the history up to an offset; see `Checkpoints.history`."""
         complete = self._journal.record.complete
         return self._journal.history(until if complete else self._journal.record.input_start)
 
     def record_current_frame(self, offset: int | None) -> None:
-        """Say which frame the handler is given, before it is; None for one of the history."""
-        self._exact = True
+        """Record the frame that the handler gets next; see `Checkpoints.record_current_frame`."""
+        self._agent_records = True
         self._journal.header.current_frame = REPLAYING_HISTORY if offset is None else offset

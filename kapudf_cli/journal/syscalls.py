@@ -1,9 +1,9 @@
-"""System calls that keep the interpreter while they are made.
+"""System calls that hold the interpreter lock (GIL).
 
-Python lets go of the interpreter around a system call, and whoever takes it then may be a
-handler that keeps it for a second in C. A thread that sends would wait so after each of
-its calls, with the lock held that keeps the supervisor from sending a heartbeat, and a
-message half sent. None of these calls waits for anything, so there is no need to let go.
+Python releases the GIL around a system call, and a handler may then hold it for a second in
+C code. A sending thread would wait that long after each call, in the middle of a message,
+and with the lock held that keeps the supervisor from sending a heartbeat. None of the calls
+here blocks, so there is no need to release the GIL.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _libc: Final = ctypes.PyDLL(None, use_errno=True)
 
 
 class _Flock(ctypes.Structure):
-    """A lock of fcntl(2), `struct flock`."""
+    """`struct flock` of fcntl(2)."""
 
     _fields_ = (
         ("l_type", ctypes.c_short),
@@ -29,15 +29,15 @@ class _Flock(ctypes.Structure):
     )
 
 
-# A long is as wide as an off_t and as a ssize_t, on Linux.
+# On Linux, a long is as wide as an off_t and a ssize_t.
 _lseek: Final = _libc.lseek
 _lseek.argtypes = (ctypes.c_int, ctypes.c_long, ctypes.c_int)
 _lseek.restype = ctypes.c_long
 _sendfile: Final = _libc.sendfile
 _sendfile.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _sendfile.restype = ctypes.c_long
-# A failure of this one needs no reason, and each write makes two calls: without `errno`, and
-# with arguments that need no conversion, they take two thirds of the time.
+# Each write makes two of these calls. Without `errno`, which is not needed, and with arguments
+# that need no conversion, they take two thirds of the time.
 _fcntl: Final = ctypes.PyDLL(None).fcntl
 _LOCK: Final = ctypes.byref(_Flock(fcntl.F_WRLCK, os.SEEK_SET))
 _UNLOCK: Final = ctypes.byref(_Flock(fcntl.F_UNLCK, os.SEEK_SET))
@@ -45,7 +45,7 @@ _SET_LOCK: Final = fcntl.F_SETLK
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock a file, as `fcntl.lockf` does; return whether nobody else has it."""
+    """Lock a file as `fcntl.lockf` does, without waiting; return False if it is locked."""
     return bool(_fcntl(descriptor, _SET_LOCK, _LOCK) == 0)
 
 
@@ -76,8 +76,8 @@ def send_file(connection: int, file: int, count: int) -> int:
         sent: int = _sendfile(connection, file, None, count)
         if sent >= 0:
             return sent
-        # The error is in no variable here: its traceback holds this frame, and a cycle of the
-        # two would hold what all callers have in hand, until the next full collection.
+        # Do not keep the error in a variable: its traceback refers to this frame, and the cycle
+        # would keep the callers' variables alive until the next full garbage collection.
         if ctypes.get_errno() != errno.EINTR:
             raise _error()
 

@@ -1,5 +1,5 @@
-"""The protocol without I/O: bytes to frames to messages, and what may follow what.
+"""The protocol without I/O: framing, messages, and the order in which they may come.
 
-Nothing in this package knows a socket, a thread, a clock or a log. It imports
-`kapudf_cli.errors` and protobuf, and nothing else of the project.
+This package has no sockets, threads, clock or log. It imports `kapudf_cli.errors` and
+protobuf, and nothing else of the project.
 """

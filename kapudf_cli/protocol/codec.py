@@ -1,13 +1,12 @@
-"""Messages and the frames that carry them, both ways.
+"""Decodes frames into messages and encodes messages into frames, in both directions.
 
-On the wire every message sits in an envelope, `Request` towards the UDF and
-`Response` towards Kapacitor. Past this module nobody sees an envelope: a
-message is one of the concrete protobuf classes, and its type says what it is.
+On the wire each message is wrapped in an envelope: `Request` from Kapacitor, `Response`
+from the UDF. Only this module knows envelopes. Elsewhere a message is an instance of its
+own protobuf class.
 
-A point, which is nearly all of the traffic, is decoded straight from its frame:
-the envelope is a tag and a length, and building an envelope object just to take
-the point out of it costs more than the point. Every frame is parsed into a
-fresh message, for upb's arena of a message that is reused grows for ever.
+Nearly all messages are points. A point is decoded without building an envelope object,
+which would cost more than the point. Each frame is parsed into a new message, because the
+memory arena of a reused upb message never shrinks.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ ResponseMessage: TypeAlias = (
 
 M = TypeVar("M")
 
-#: Looked up once: that takes a tenth of the time of decoding a point.
+#: Looked up once: the look-up takes a tenth of the time of decoding a point.
 _point_from = Point.FromString
 
 #: Wire type 2 of protobuf: a length and that many bytes.
@@ -75,7 +74,7 @@ _LENGTH_DELIMITED = 2
 
 
 class Codec(Generic[M]):
-    """Turns frames into the messages of one direction, and messages into frames."""
+    """Decodes and encodes the messages of one direction."""
 
     def __init__(self, envelope: type[Request | Response]) -> None:
         self._envelope = envelope
@@ -89,20 +88,20 @@ class Codec(Generic[M]):
             self._kinds[field.name] = GetMessageClass(message)
 
     def decode(self, frame: bytes) -> M:
-        """Return the message in a whole envelope; raises as `decode_in` does."""
+        """Return the message in an envelope. Raises as `decode_in` does."""
         return self.decode_in(frame, 0, len(frame))
 
     def decode_in(self, data: bytes, start: int, end: int) -> M:
         """Return the message in `data[start:end]`, an envelope without its length.
 
         Raises:
-            UndecodableMessageError: the bytes are no such envelope.
-            EmptyMessageError: the envelope holds no message.
-            DecodeMemoryError: this process has no memory left for it.
+            UndecodableMessageError: the bytes are not a valid envelope.
+            EmptyMessageError: the envelope contains no message.
+            DecodeMemoryError: memory ran out.
         """
         try:
-            # A point is taken straight from its envelope, if that holds nothing but
-            # the point. Anything else gives the same message in the general way.
+            # Fast path: an envelope that contains just a point. The general way below gives
+            # the same message.
             if place := _point_in(data, start, end):
                 point_head(end - place)
                 return Point.FromString(data[place:end])  # type: ignore[return-value]  # of both codecs
@@ -131,7 +130,7 @@ class Codec(Generic[M]):
         """Return `message` in its envelope as a whole frame, length included.
 
         Raises:
-            TypeError: the envelope has no place for a message of this type.
+            TypeError: the envelope cannot contain a message of this type.
         """
         tag = self._tags.get(type(message))
         if tag is None:
@@ -143,10 +142,9 @@ class Codec(Generic[M]):
 
 
 def raw_or_decode_in(data: bytes, start: int, end: int) -> RequestMessage | RawPoint:
-    """Return what `REQUESTS.decode_in` does, but a point as it is.
+    """Return the request in an envelope, as `REQUESTS.decode_in`, but a point as raw bytes.
 
-    What is inside of a point is not looked at, if its envelope is as plain as all are
-    that Kapacitor sends.
+    The content of a point is not checked if its envelope has the form that Kapacitor sends.
     """
     if place := _point_in(data, start, end):
         return RawPoint(point_head(end - place) + data[place:end])
@@ -155,9 +153,9 @@ def raw_or_decode_in(data: bytes, start: int, end: int) -> RequestMessage | RawP
 
 
 def _point_in(data: bytes, start: int, end: int) -> int:
-    """Return where the point in an envelope that holds nothing else starts, 0 for any other.
+    """Return where the point in an envelope starts, 0 if the envelope has another form.
 
-    That is: its tag, and a length of one or two bytes that runs to the very end.
+    The expected form is the tag, a length of one or two bytes, and the point up to the end.
     """
     if end - start > 3 and data[start] == POINT_TAG[0] and data[start + 1] == POINT_TAG[1]:
         length = data[start + 2]
@@ -173,13 +171,13 @@ def _point_in(data: bytes, start: int, end: int) -> int:
 
 
 def decode_point(raw: RawPoint) -> Point:
-    """Return the point that a handler was given undecoded.
+    """Return the point in the raw bytes that a handler was given.
 
     Raises:
-        UndecodableMessageError: it is none.
+        UndecodableMessageError: the bytes are not a point.
     """
     if KNOWN_FRAMES.get(raw[:LONG_HEAD_BYTES]) == len(raw):
-        # Nearly all are such. Where it is no point, the error is told below, as always.
+        # The usual case. If decoding fails, the general way below raises the error.
         try:
             return _point_from(raw[LONG_HEAD_BYTES:])
         except DecodeError:
@@ -192,16 +190,16 @@ def decode_point(raw: RawPoint) -> Point:
 
 
 def encode_point(point: Point) -> bytes:
-    """Return a point as a whole frame, the same in both directions.
+    """Return a point as a whole frame, which is the same in both directions.
 
-    It is what `encode` gives, for what nearly all of the traffic is.
+    It equals the result of `Codec.encode`, and is faster.
     """
     body = point.SerializeToString()
     size = len(body)
     return (POINT_HEADS.get(size) or point_head(size)) + body
 
 
-#: What Kapacitor sends.
+#: Messages from Kapacitor.
 REQUESTS: Final[Codec[RequestMessage]] = Codec(Request)
-#: What a UDF sends.
+#: Messages to Kapacitor.
 RESPONSES: Final[Codec[ResponseMessage]] = Codec(Response)

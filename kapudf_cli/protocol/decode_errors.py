@@ -1,7 +1,8 @@
-"""Why a message cannot be decoded: the field whose text is not UTF-8, or bytes that fit nowhere.
+"""Finds out why protobuf cannot decode a message.
 
-The decoder only says that it failed. There is a third cause: it found no memory. So this module
-reads the bytes again and looks for a fault. If there is none, memory was the cause.
+The decoder reports no reason. There are three: a text that is not UTF-8, bytes that are not
+valid protobuf, and a lack of memory. This module reads the bytes again and looks for the
+first two. If it finds neither, memory was the reason.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ if TYPE_CHECKING:
 
 _VARINT: Final = 0
 _LENGTH_DELIMITED: Final = 2
-#: How long a value is, by the wire types of fixed lengths.
+#: The length of a value, for the wire types of fixed length.
 _FIXED_BYTES: Final[Mapping[int, int]] = {1: 8, 5: 4}
-#: The number of the key in an entry of a map.
+#: The field number of the key in an entry of a map.
 _KEY: Final = 1
 _LONGEST_VARINT: Final = 10
-#: How many bytes are shown before and after the first that is wrong.
+#: How many bytes to show before and after the first invalid one.
 _SHOWN_BEFORE: Final = 24
 _SHOWN_AFTER: Final = 8
 
 
-class _Fault(Exception):  # noqa: N818 - it never leaves this module
-    """What is wrong with a message."""
+class _Fault(Exception):  # noqa: N818 - used only in this module
+    """The reason why a message is invalid."""
 
 
 def find_fault(data: bytes, message: Descriptor) -> str | None:
-    """Return what is wrong with the bytes of a message, None if nothing is."""
+    """Return why the bytes of a message are invalid, None if they are valid."""
     try:
         _read(data, message, message.name)
     except _Fault as fault:
@@ -41,7 +42,7 @@ def find_fault(data: bytes, message: Descriptor) -> str | None:
 
 
 def first_field(data: bytes, message: Descriptor) -> str | None:
-    """Return the name of the field that comes first in the bytes of a message, if it is known."""
+    """Return the name of the first field in the bytes of a message, None if it is unknown."""
     try:
         tag, _ = _varint(data, 0)
     except _Fault:
@@ -51,10 +52,10 @@ def first_field(data: bytes, message: Descriptor) -> str | None:
 
 
 def _read(data: bytes, message: Descriptor, path: str) -> None:
-    """Read a message to its end; `path` is what it is called.
+    """Read a whole message; `path` is its name in errors.
 
     Raises:
-        _Fault: it has one.
+        _Fault: the message is invalid.
     """
     is_entry = message.GetOptions().map_entry
     key = ""
@@ -73,10 +74,10 @@ def _read(data: bytes, message: Descriptor, path: str) -> None:
 
 
 def _fields(data: bytes, path: str) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the number of each field of a message, and its bytes if it has a length.
+    """Yield the number of each field of a message, with its bytes if it has a length.
 
     Raises:
-        _Fault: the bytes are no fields.
+        _Fault: the bytes are not valid fields.
     """
     place = 0
     while place < len(data):
@@ -92,7 +93,7 @@ def _fields(data: bytes, path: str) -> Iterator[tuple[int, bytes | None]]:
         elif wire_type in _FIXED_BYTES:
             place += _FIXED_BYTES[wire_type]
         else:
-            raise _Fault(f"{path} has a field of wire type {wire_type}, which no field has")
+            raise _Fault(f"{path} has a field of wire type {wire_type}, which does not exist")
         if not tag >> 3:
             raise _Fault(f"{path} has a field of number 0")
         if place > len(data):
@@ -112,7 +113,7 @@ def _text(content: bytes, name: str) -> str:
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """Return a varint and the place after it."""
+    """Return a varint and the position after it."""
     value = 0
     for count in range(_LONGEST_VARINT):
         if place + count == len(data):

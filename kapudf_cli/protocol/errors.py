@@ -1,4 +1,4 @@
-"""Bytes and messages that the protocol does not allow."""
+"""Errors of the protocol: invalid bytes, and messages that are not allowed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ class ProtocolError(KapudfError):
     """The peer sent what the protocol does not allow.
 
     Attributes:
-        problem: what is wrong, without the place.
-        offset: where in the incoming stream the faulty frame starts, in bytes
-            from the connection's first, or None while that is not known.
+        problem: what is wrong, without the offset.
+        offset: where the faulty frame starts in the input, in bytes; None while unknown.
     """
 
     def __init__(self, problem: str, *, offset: int | None = None) -> None:
@@ -20,7 +19,7 @@ class ProtocolError(KapudfError):
         self.offset = offset
 
     def __str__(self) -> str:
-        """Return the problem, and the place where it is known."""
+        """Return the problem, and the offset if it is known."""
         if self.offset is None:
             return self.problem
         return f"{self.problem} (in the frame at byte {self.offset})"
@@ -31,7 +30,7 @@ class VarintTooLongError(ProtocolError):
 
 
 class FrameTooLongError(ProtocolError):
-    """A frame is announced as longer than the limit; none of it was kept."""
+    """The length of a frame is over the limit. None of the frame was stored."""
 
     def __init__(self, length: int, limit: int, *, offset: int | None = None) -> None:
         super().__init__(
@@ -59,7 +58,7 @@ class UndecodableMessageError(ProtocolError):
     """A frame's bytes are not the protobuf message they should be.
 
     Attributes:
-        kind: the class of the message in it, None where that cannot be told.
+        kind: the class of the message in it, None if it is unknown.
     """
 
     def __init__(self, problem: str, *, kind: type | None = None) -> None:
@@ -72,25 +71,25 @@ class EmptyMessageError(UndecodableMessageError):
 
 
 class UnexpectedMessageError(ProtocolError):
-    """A message that may not come at this point of the conversation."""
+    """A message that is not allowed at this point of the conversation."""
 
 
 class InvalidWriteError(KapudfError):
-    """A handler wrote what would break Kapacitor's side; nothing of it was sent."""
+    """A handler wrote a message that would harm Kapacitor. It was not sent."""
 
 
 class DecodeMemoryError(MemoryError):
-    """A message cannot be decoded because this process has no memory left for it.
+    """A message cannot be decoded because memory ran out.
 
-    It is no fault of the message, of the handler or of the peer: another process may be able to.
+    The message may be valid: another process may be able to decode it.
     """
 
 
 class ResponseFaultError(KapudfError):
-    """A UDF sent what Kapacitor cannot bear.
+    """A UDF sent something that Kapacitor does not accept.
 
     Attributes:
-        problem: what it did, to be put after the UDF's name.
+        problem: what the UDF did, to be written after its name.
         consequence: what Kapacitor would do.
     """
 

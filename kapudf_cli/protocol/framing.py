@@ -1,8 +1,8 @@
-"""Frames: an unsigned LEB128 varint that holds a length, and that many bytes.
+"""Frames: a length as an unsigned LEB128 varint, and that many bytes.
 
-`FrameReader` is fed whatever pieces the input comes in and yields what whole
-frames hold. It holds at most one unfinished frame, and never more of it than has
-arrived: a length is a claim, and no memory is taken on the sender's word.
+`FrameReader` is fed with input in pieces of any size, and yields the decoded content of
+each complete frame. It stores at most one incomplete frame, and allocates memory only for
+bytes that have arrived, not for the announced length.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Makes something of `data[start:end]`, the body of a frame. The slice is left to it,
-#: for it may know of a part that it need not copy.
+#: Decodes `data[start:end]`, the body of a frame. It slices itself, to copy no more than it
+#: needs.
 Decode: TypeAlias = "Callable[[bytes, int, int], T]"
 
-#: No frame of a real task comes near: a point is some hundred bytes, and the one
-#: message that grows is a snapshot. 64 MiB is the default of max_frame_bytes.
+#: The default of max_frame_bytes. Real frames are far shorter: a point has some hundred bytes.
+#: Only snapshots can be long.
 DEFAULT_MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 #: Kapacitor reads and writes the length as a 32-bit unsigned integer.
 MAX_VARINT = 0xFFFF_FFFF
-#: 32 bits in groups of seven take five bytes.
+#: A 32-bit number takes five bytes, of seven bits each.
 _LAST_VARINT_SHIFT = 28
 
-
-#: The time in a heartbeat, which no request has: nobody has asked.
+#: The time in a heartbeat. No keepalive request has it.
 HEARTBEAT_TIME = -1
-#: A whole frame: an unasked-for KeepaliveResponse of that time, the field 3 of a Response.
-#: Any response resets Kapacitor's timer. Spelt out for the supervisor, which knows no
+#: A whole frame: an unrequested KeepaliveResponse (field 3 of a Response) with that time. Any
+#: response resets Kapacitor's timer. As bytes, because the supervisor does not import
 #: protobuf.
 HEARTBEAT = b"\x0d\x1a\x0b\x08" + b"\xff" * 9 + b"\x01"
 
@@ -52,18 +51,17 @@ def encode_varint(value: int) -> bytes:
 
 
 def frame_body(data: bytes, start: int, end: int) -> bytes:
-    """Make of a frame its body as it is."""
+    """Return the body of a frame as bytes; see `Decode`."""
     return data[start:end]
 
 
 class FrameReader(Generic[T]):
-    """Cuts a stream of bytes into frames, in whatever pieces it arrives.
+    """Splits a stream of bytes into frames and decodes them.
 
     Attributes:
-        decode: what each frame is handed to; another one counts from the next frame on.
-        offset: where the frame in hand starts, its length included, in bytes
-            from the first byte ever fed. Every frame before it has been taken;
-            at rest, it is where the next or the unfinished frame starts.
+        decode: decodes the body of a frame. A change applies from the next frame on.
+        offset: where the current frame starts, with its length, in bytes from the first byte
+            ever fed. Between two calls of `feed`, where the next frame starts.
     """
 
     __slots__ = ("_base", "_data", "_fed", "_limit", "_needed", "_pending", "decode", "offset")
@@ -73,25 +71,24 @@ class FrameReader(Generic[T]):
         self._limit = max_frame_bytes
         self._fed = 0
         self._pending = bytearray()
-        # The bytes in hand while they are cut, and how many were fed before them.
+        # The bytes that `feed` works on, and how many were fed before them.
         self._data = b""
         self._base = 0
-        # How long `_pending` must be before another look at it can tell more.
-        # Without it, a large frame that comes in small pieces would be copied
-        # once per piece.
+        # `feed` only appends to `_pending` until it has this length. Otherwise a long frame
+        # in small pieces would be copied once per piece.
         self._needed = 0
         self.offset = 0
 
     def feed(self, data: bytes) -> Iterator[T]:
-        """Take in `data` and yield what each frame that is now whole decodes to.
+        """Add `data` to the input, and yield the decoded content of each complete frame.
 
-        The iterator must be run to its end before `feed` is called again.
+        The iterator must be exhausted before `feed` is called again. Frames before a faulty
+        one are yielded before it raises.
 
         Raises:
-            ProtocolError: as the decoding raises it.
-            VarintTooLongError: a length takes more than 32 bits.
-            FrameTooLongError: a length is over the limit. Frames before the
-                faulty one have been yielded by then.
+            ProtocolError: `decode` raised it.
+            VarintTooLongError: a length has more than 32 bits.
+            FrameTooLongError: a length is over the limit.
         """
         self._fed += len(data)
         if self._pending:
@@ -105,14 +102,14 @@ class FrameReader(Generic[T]):
         start = 0
         self._data, self._base = data, base
         while start < end:
-            start = yield from self._take_known(data, start, end, base)
+            start = yield from self._decode_known(data, start, end, base)
             if start == end:
                 break
             self.offset = base + start
             length = data[start]
             place = start + 1
             if length > 0x7F:
-                # Two bytes hold the length of nearly every point.
+                # The length of nearly every point has two bytes.
                 if place < end and (byte := data[place]) <= 0x7F:
                     length = (length & 0x7F) | byte << 7
                     place += 1
@@ -132,24 +129,28 @@ class FrameReader(Generic[T]):
         self.offset = base + start
         self._data = b""
 
-    def _take_known(self, data: bytes, start: int, end: int, base: int) -> Generator[T, None, int]:
-        """Yield what frames hold that can be told at a glance; return where that ends.
+    def _decode_known(
+        self, data: bytes, start: int, end: int, base: int
+    ) -> Generator[T, None, int]:
+        """Yield the content of complete frames from `start` on that need no general decoding.
 
-        It may take any number of whole frames from `start` on, and none. A reader that
-        knows more of its frames has it do so; this one knows nothing of them.
+        A hook for subclasses; here it handles no frame.
 
         Args:
-            data: the bytes in hand.
-            start: where a frame begins in them.
+            data: the bytes that `feed` works on.
+            start: where a frame starts in them.
             end: where they end.
-            base: how many were fed before them; `offset` is to be kept by it.
+            base: how many bytes were fed before them, to update `offset`.
+
+        Returns:
+            Where the next frame starts.
         """
         del data, end, base
         yield from ()
         return start
 
     def _long_length(self, data: bytes, place: int) -> tuple[int, int]:
-        """Return a length of any size and the place after it, which is 0 if it is not whole."""
+        """Return a length of any size and the position after it, 0 if it is incomplete."""
         length = 0
         for shift in range(0, _LAST_VARINT_SHIFT + 1, 7):
             if place == len(data):
@@ -166,17 +167,17 @@ class FrameReader(Generic[T]):
 
     @property
     def rest(self) -> bytes:
-        """What has come from `offset` on: at rest, that of a frame that is not whole."""
+        """The input from `offset` on. Between two calls of `feed`: the incomplete frame."""
         if self._pending:
             return bytes(self._pending)
         return self._data[self.offset - self._base :]
 
     def resume_at(self, offset: int) -> None:
-        """Count from an offset on, where a frame starts; before anything is fed."""
+        """Set the offset of the first byte; call it before anything is fed."""
         self._fed = self.offset = offset
 
     def finish(self) -> None:
-        """Say that the input has ended.
+        """Check that the input ended at the end of a frame.
 
         Raises:
             TruncatedFrameError: it ended inside a frame.

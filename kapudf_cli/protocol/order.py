@@ -1,9 +1,8 @@
-"""What may follow what, in each direction.
+"""The order of messages, in each direction.
 
-Towards the handler the rules keep a confused peer from driving a handler out of
-order. Towards Kapacitor they keep kapacitord alive: several messages that a
-handler could send by mistake crash the whole daemon, every task with it, and
-none of them leaves here.
+From Kapacitor: the rules protect handlers from a faulty peer. To Kapacitor: they protect
+kapacitord. Several messages that a handler could send by mistake crash the whole daemon,
+with all tasks. These are never sent.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
 
     from kapudf_cli.protocol.udf_pb2 import EdgeType
 
-#: Kapacitor allocates 16 bytes for each point that a BeginBatch announces, before
-#: the first has come (`make([]edge.BatchPointMessage, 0, Size)` in udf/server.go).
-#: 2**24 points are 256 MiB: far above a real batch, far below what kills it.
+#: Kapacitor allocates 16 bytes for each point that a BeginBatch announces, before the first
+#: one arrives (`make([]edge.BatchPointMessage, 0, Size)` in udf/server.go). 2**24 points are
+#: 256 MiB: far above a real batch, far below what crashes kapacitord.
 MAX_BATCH_SIZE: Final = 1 << 24
 
 
 class Incoming(enum.Enum):
-    """Where the conversation stands, seen from what Kapacitor has sent."""
+    """The state of the conversation, by what Kapacitor has sent."""
 
     BEFORE_INIT = "before Init"
     READY = "outside a batch"
@@ -47,7 +46,7 @@ class Incoming(enum.Enum):
 _ANY_TIME = (InfoRequest, KeepaliveRequest)
 _AFTER_INIT = (*_ANY_TIME, SnapshotRequest, RestoreRequest)
 
-#: For each state, the messages that may come and the state they lead to.
+#: For each state, the messages that are allowed and the state that follows.
 INCOMING: Final[Mapping[Incoming, Mapping[type, Incoming]]] = {
     Incoming.BEFORE_INIT: {
         **dict.fromkeys(_ANY_TIME, Incoming.BEFORE_INIT),
@@ -67,12 +66,12 @@ INCOMING: Final[Mapping[Incoming, Mapping[type, Incoming]]] = {
 
 
 class IncomingOrder:
-    """Follows what Kapacitor sends, and refuses what may not come.
+    """Checks the order of messages from Kapacitor.
 
     Attributes:
-        state: where the conversation stands.
-        takes_points: whether a Point has come. From then on one may always come and
-            changes nothing, so that there is no need to ask.
+        state: the state of the conversation.
+        takes_points: whether a Point has come. Further points are always allowed and do not
+            change the state, so they need no check.
     """
 
     __slots__ = ("state", "takes_points")
@@ -82,10 +81,10 @@ class IncomingOrder:
         self.takes_points = False
 
     def receive(self, message: type) -> None:
-        """Note that a message of this class has come.
+        """Update the state after a message of this class.
 
         Raises:
-            UnexpectedMessageError: it may not come now.
+            UnexpectedMessageError: it is not allowed now.
         """
         following = INCOMING[self.state].get(message)
         if following is None:
@@ -97,13 +96,13 @@ class IncomingOrder:
 
 
 class OutgoingOrder:
-    """Follows what a handler writes, and refuses what would break Kapacitor.
+    """Checks the messages that a handler writes.
 
     Attributes:
-        provides: the edge that the handler declared; batches fit into a batch
-            edge only, and bare points into a stream only.
+        provides: the edge that the handler declared: batches for BATCH, points outside of
+            batches for STREAM.
         in_batch: whether a batch has been begun and not ended.
-        takes_points: whether a Point may be written; one changes nothing.
+        takes_points: whether a Point may be written. A Point does not change the state.
     """
 
     __slots__ = ("in_batch", "provides", "takes_points")
@@ -112,13 +111,13 @@ class OutgoingOrder:
         self.declare(STREAM)
 
     def declare(self, provides: EdgeType) -> None:
-        """Begin anew, for a handler that provides this edge."""
+        """Reset the state, for a handler that provides this edge."""
         self.provides = provides
         self.in_batch = False
         self.takes_points = provides != BATCH
 
     def write(self, message: BeginBatch | Point | EndBatch) -> None:
-        """Note a message of any of the three; raises as the others do."""
+        """Check a message and update the state. Raises as the methods below do."""
         if isinstance(message, Point):
             self.point()
         elif isinstance(message, BeginBatch):
@@ -127,7 +126,7 @@ class OutgoingOrder:
             self.end_batch()
 
     def begin_batch(self, begin: BeginBatch) -> None:
-        """Note a BeginBatch.
+        """Check a BeginBatch and update the state.
 
         Raises:
             InvalidWriteError: a batch is open, the edge is a stream, or the
@@ -149,7 +148,7 @@ class OutgoingOrder:
         self.in_batch = self.takes_points = True
 
     def point(self) -> None:
-        """Note a Point.
+        """Check a Point.
 
         Raises:
             InvalidWriteError: the edge is a batch edge and no batch is open.
@@ -161,7 +160,7 @@ class OutgoingOrder:
             raise InvalidWriteError(problem)
 
     def end_batch(self) -> None:
-        """Note an EndBatch.
+        """Check an EndBatch and update the state.
 
         Raises:
             InvalidWriteError: no batch is open.

@@ -1,7 +1,7 @@
-"""What Kapacitor sends, read as the handler takes it: points decoded, raw, or as whole runs.
+"""Reads requests from Kapacitor: points decoded, as raw bytes, or as runs of frames.
 
-The loop over the points of a piece of input, where each line is paid for by each
-point. Whatever is not plainly a point goes the general way of `FrameReader`.
+The loop over the points of a read is here; each of its lines costs time for each point.
+Frames that are not recognised as points are decoded by `FrameReader` in the general way.
 """
 
 from __future__ import annotations
@@ -29,16 +29,14 @@ if TYPE_CHECKING:
 
     from kapudf_cli.protocol.codec import RequestMessage
 
-#: Is offered `count` points that follow each other, as they came, and returns whether it
-#: took them.
+#: Gets the frames of `count` consecutive points; returns False if it did not handle them.
 TakeRun: TypeAlias = "Callable[[bytes, int], bool]"
 
-#: A run is cut here, so that what it leaves in can be flushed in between. As much as a read
-#: brings: a frame that was begun before it makes two of it.
+#: The longest run, so that output can be flushed between two. It is the size of a read; with a
+#: frame that began in the previous read there are two runs.
 _MAX_RUN_BYTES = 96 * 1024
 
-
-#: What a frame holds.
+#: The content of a frame.
 ReadRequest: TypeAlias = "RequestMessage | RawPoint | UndecodableMessageError"
 
 
@@ -57,26 +55,26 @@ def _raw_or_decode(data: bytes, start: int, end: int) -> ReadRequest:
 
 
 class RequestReader(FrameReader["ReadRequest"]):
-    """Cuts what Kapacitor sends into messages; see `FrameReader`.
+    """Splits the input from Kapacitor into requests; see `FrameReader`.
 
-    In place of a frame that cannot be decoded, it yields the error, and goes on after it.
+    For a frame that cannot be decoded, it yields the error and goes on.
 
     Attributes:
-        take_run: is offered the runs of points before they are cut into points; None
-            where nobody wants them. It counts from the next point on.
+        take_run: gets runs of points before they are split; None to split them all. A change
+            applies from the next point on.
     """
 
     __slots__ = ("_raw", "take_run")
 
     def __init__(self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
-        """Decode everything, until told otherwise."""
+        """Create a reader that decodes points."""
         super().__init__(_decode, max_frame_bytes)
         self._raw = False
         self.take_run: TakeRun | None = None
 
     @property
     def raw(self) -> bool:
-        """Whether points are left undecoded; a change counts from the next point on."""
+        """Whether points are yielded as raw bytes; a change applies from the next point on."""
         return self._raw
 
     @raw.setter
@@ -84,11 +82,11 @@ class RequestReader(FrameReader["ReadRequest"]):
         self._raw = raw
         self.decode = _raw_or_decode if raw else _decode
 
-    def _take_known(
+    def _decode_known(
         self, data: bytes, start: int, end: int, base: int
     ) -> Generator[ReadRequest, None, int]:
         if self._limit < MAX_KNOWN_FRAME_BYTES:
-            return start  # Each length is to be looked at.
+            return start  # The limit must be checked for each frame.
         known = KNOWN_FRAMES.get
         decode = Point.FromString
         while True:
@@ -111,10 +109,10 @@ class RequestReader(FrameReader["ReadRequest"]):
             if self._raw:
                 yield RawPoint(data[start:following])
             else:
-                place = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
+                head_bytes = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
                 try:
-                    point = decode(data[start + place : following])
+                    point = decode(data[start + head_bytes : following])
                 except DecodeError:
-                    return start  # The general way tells the error.
+                    return start  # The general way raises the error.
                 yield point
             start = following

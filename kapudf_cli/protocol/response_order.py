@@ -1,8 +1,8 @@
-"""What a UDF of any make may send, and what Kapacitor would do about the rest.
+"""Checks the messages of any UDF, and tells what Kapacitor would do about invalid ones.
 
-`OutgoingOrder` keeps our own handlers from sending it. Here it comes from others,
-and whoever tests their UDF wants to know what it would have done to a kapacitord.
-What Kapacitor does is read from handleResponse in its udf/server.go, and was tried.
+`OutgoingOrder` keeps our own handlers from sending invalid messages. This module is for
+testing other UDFs. What Kapacitor does follows from handleResponse in its udf/server.go, and
+was tried with a kapacitord.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.udf_pb2 import EdgeType
 
 _CRASH: Final = "kapacitord would crash, and every task with it"
-_UNASKED: Final = "Kapacitor drops it, or takes it for the answer to its next request of that kind"
+_UNREQUESTED: Final = (
+    "Kapacitor drops it, or takes it for the answer to its next request of that kind"
+)
 _LOST: Final = "Kapacitor would drop the points that it has collected"
 
-#: The answer that each request asks for. Keepalives may be answered at any time.
+#: The answer to each request. Keepalives may be answered at any time.
 _ANSWERS: Final[Mapping[type, type]] = {
     InfoRequest: InfoResponse,
     InitRequest: InitResponse,
@@ -54,35 +56,37 @@ _ANSWERS: Final[Mapping[type, type]] = {
 
 
 class ResponseOrder:
-    """Follows one connection, and tells what a UDF may not send.
+    """Checks what a UDF sends on one connection.
 
     Attributes:
         in_batch: whether the UDF has begun a batch and not ended it.
     """
 
     def __init__(self, provides: EdgeType | None = None) -> None:
-        """Follow a connection to a UDF that provides this edge; None if that is not known."""
+        """Check a UDF that provides this edge; None if that is unknown."""
         self.in_batch = False
         self._provides = provides
         self._awaited: collections.Counter[type] = collections.Counter()
 
     def send(self, request: RequestMessage) -> None:
-        """Note what was sent to the UDF."""
+        """Record a request that was sent to the UDF."""
         answer = _ANSWERS.get(type(request))
         if answer is not None:
             self._awaited[answer] += 1
 
     def receive(self, response: ResponseMessage) -> None:
-        """Note what came from the UDF.
+        """Check a message from the UDF.
 
         Raises:
-            ResponseFaultError: it may not come, or not now.
+            ResponseFaultError: it is not allowed, or not now.
         """
         kind = type(response)
         match response:
             case InfoResponse() | InitResponse() | SnapshotResponse() | RestoreResponse():
                 if not self._awaited[kind]:
-                    raise ResponseFaultError(f"sent {_a(kind)} that nobody asked for", _UNASKED)
+                    raise ResponseFaultError(
+                        f"sent {_a(kind)} that was not requested", _UNREQUESTED
+                    )
                 self._awaited[kind] -= 1
             case BeginBatch():
                 self._begin(response)
@@ -97,7 +101,7 @@ class ResponseOrder:
                 self.in_batch = False
 
     def finish(self) -> None:
-        """Note the end of what comes.
+        """Check the end of the UDF's output.
 
         Raises:
             ResponseFaultError: a batch is open.
@@ -118,13 +122,13 @@ class ResponseOrder:
 
 
 def fault_of(error: ProtocolError) -> ResponseFaultError:
-    """Return what bytes that are not the protocol would do to Kapacitor."""
+    """Return the fault for bytes that are not valid, with what Kapacitor would do."""
     match error:
         case EmptyMessageError():
             fault = ResponseFaultError(f"sent {error}", _CRASH)
         case FrameTooLongError() | VarintTooLongError():
-            # It allocates a frame's length before the frame comes; text in place of
-            # frames announces lengths that need not be absurd.
+            # Kapacitor allocates a frame's length before the frame comes. Text instead of
+            # frames may announce any length.
             consequence = "kapacitord allocates all of it at once, and may crash"
             fault = ResponseFaultError(f"sent bytes that are not frames: {error}", consequence)
         case _:

@@ -8,8 +8,6 @@ import mmap
 import os
 import select
 import socket
-import struct
-import termios
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, Header
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.poison import DeathScene, PoisonDetector
+from kapudf_cli.transport.descriptors import unread_bytes
 from kapudf_cli.worker.busy_watchdog import BusyWatchdog
 from kapudf_cli.worker.channel import Serve
 
@@ -264,7 +263,7 @@ class SupervisedConnection:
             room = select.poll()
             room.register(self._socket, select.POLLOUT)
             return bool(room.poll(0))
-        return self._unread_bytes() > 0
+        return unread_bytes(self._socket.fileno()) > 0
 
     def _send_rest(self) -> None:
         """Send what the last worker has committed and not sent, as far as there is room.
@@ -283,10 +282,6 @@ class SupervisedConnection:
     def _sent_until(self) -> int:
         """Return up to where in the memory output was sent."""
         return os.lseek(self._memory, 0, os.SEEK_CUR)
-
-    def _unread_bytes(self) -> int:
-        answer = fcntl.ioctl(self._socket, termios.FIONREAD, b"\0" * 4)
-        return int(struct.unpack("i", answer)[0])
 
     def beat(self) -> None:
         """Send a heartbeat, if that is not in the midst of a message."""

@@ -1,7 +1,7 @@
-"""Where an agent's bytes come from and go to: a socket, or a process's stdin and stdout.
+"""Byte streams of an agent: a socket, or a process's stdin and stdout.
 
-An agent is given a `Stream` and does not ask which kind it is. Both kinds are made of the
-same parts: the input on its way, what wakes its reader, and how a connection settles.
+The agent uses the protocol `Stream` and does not know which kind it has. Both kinds share
+their parts: the input, the waker of its reader, and the wait before a connection is closed.
 """
 
 from kapudf_cli.transport.socket_stream import SocketStream

@@ -1,4 +1,4 @@
-"""What a stream may store together with a write, so that another process can go on from there."""
+"""What a stream may store with a write, so that another process can take over."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from typing import NamedTuple
 
 
 class ConnectionStats(NamedTuple):
-    """How far a connection has got between two requests.
+    """What a connection has done, between two requests.
 
     Attributes:
         offset: bytes of input that were handled, always whole frames.
-        points_in: points received; the next three likewise.
+        points_in: points received.
+        points_out: points sent.
+        batches_in: batches received.
+        batches_out: batches sent.
+        bytes_out: bytes sent.
         failures: exceptions of the handler that `on_error` passed over.
         restarts: how often a new handler replaced one that had raised.
         takeovers: how often another agent took the connection over.
@@ -28,7 +32,7 @@ class ConnectionStats(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """What is true once a write has been stored, all of it at once.
+    """What becomes true with a write, all at once.
 
     Attributes:
         messages: without `stats`, how many messages of the write answer input that is
@@ -36,7 +40,7 @@ class Commit(NamedTuple):
             input will produce were sent already.
         in_batch: whether the last message sent belongs to a batch that has not ended.
         stats: how much input was handled; None in the middle of a read.
-        forget_input: whether the handler needs none of that input again to have its state.
+        forget_input: whether the handler's state does not depend on that input.
     """
 
     messages: int = 0

@@ -1,4 +1,4 @@
-"""A connection's input on its way to the one who reads it."""
+"""The input of a connection: wait for it, read it, read ahead."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ if TYPE_CHECKING:
 
     from kapudf_cli.transport.waker import Waker
 
-#: A write that has waited for so long lets a piece of input be read ahead, and another
-#: one each time it has waited twice as long again. The peer may be a kapacitord that
-#: disables a task: it reads no more, and hangs with all of its HTTP API until its own
-#: last write is read.
+#: A write that has waited this long reads one piece of input ahead, and another one each time
+#: it has waited twice as long again. The peer may be a kapacitord that disables a task: it
+#: reads nothing more, and its HTTP API hangs until its own last write is read.
 _STALLED_S = 0.5
 _STALLED_MAX_S = 5.0
-#: The most that is read ahead, for a peer that is only slow.
+#: The most that is read ahead; the peer may just be slow.
 _AHEAD_BYTES: Final = 16 * 1024 * 1024
 
 
 class Input:
-    """What comes in, from wherever, and what was read ahead of it.
+    """Reads input from a descriptor, and buffers what was read ahead.
 
-    One thread reads. Another, which writes and waits for room, may read ahead while the
-    first is busy.
+    One thread reads. Another thread, which waits because the peer does not read, may read
+    ahead while the first is busy.
 
     Attributes:
-        waits: whether the reader waits.
-        ahead_bytes: how much was taken in that nobody has read.
+        waits: whether the reader waits for input.
+        ahead_bytes: bytes that were read ahead and not returned yet.
     """
 
     def __init__(
@@ -38,31 +37,30 @@ class Input:
         *,
         receive: Callable[[int], bytes],
         wait: Callable[[], object],
-        unread: Callable[[], int],
+        pending: Callable[[], int],
         piece_bytes: int,
-        left: bytes = b"",
+        unread: bytes = b"",
     ) -> None:
-        """Bring in what a descriptor has.
+        """Read with the given functions.
 
         Args:
-            waker: what the reader is woken by; it stays its maker's to close.
-            receive: takes up to so many bytes without waiting, b"" at the end; raises
-                BlockingIOError where nothing is there.
-            wait: waits until there is something, or the waker wakes.
-            unread: says how many bytes have arrived that were not taken.
-            piece_bytes: how many to take at once.
-            left: what somebody else has taken already; it is read first.
+            waker: wakes the reader; the caller closes it.
+            receive: reads up to so many bytes without waiting, b"" at the end. Raises
+                BlockingIOError if there is no input.
+            wait: waits until there is input, or the waker wakes the reader.
+            pending: returns how many bytes have arrived and were not received.
+            piece_bytes: how many bytes to receive at once.
+            unread: input that was received earlier; it is read first.
         """
         self._waker = waker
         self._receive = receive
         self._wait = wait
-        self._unread = unread
+        self._pending = pending
         self._piece_bytes = piece_bytes
-        # Held by whoever takes input: the reader, or a writer that waits for room while
-        # the reader is busy.
+        # Held while input is received: by the reader, or by a writer that reads ahead.
         self._reading = threading.Lock()
-        self._ahead = collections.deque([left] if left else [])
-        self.ahead_bytes = len(left)
+        self._ahead = collections.deque([unread] if unread else [])
+        self.ahead_bytes = len(unread)
         self._ended = False
         self._broken: OSError | None = None
         # Bytes still to be read after an interrupt, None before one.
@@ -80,8 +78,8 @@ class Input:
                 return data
             if self._broken is not None:
                 raise self._broken
-            # Asked first and waited for only then: the body of a frame is there by
-            # the time its length has been looked at, and under load so is much more.
+            # Receive first, wait only if there is no input: Kapacitor writes a frame's body
+            # right after its length, and under load much more is there.
             while not (self._ended or self._waker.interrupted):
                 try:
                     return self._receive(self._piece_bytes)
@@ -92,19 +90,19 @@ class Input:
             return self._rest()
 
     def end(self) -> None:
-        """Let there be no more input than what was read ahead. From any thread."""
+        """End the input after what was read ahead. From any thread."""
         self._ended = True
 
     def read_ahead_until(self, has_room: Callable[[float], bool]) -> None:
-        """Wait until there is room to write; where that takes long, read ahead.
+        """Wait until the peer accepts output; if that takes long, read input ahead.
 
         Args:
-            has_room: waits for room, for so many seconds; returns whether there is any.
+            has_room: waits for so many seconds; returns whether output can be written.
         """
-        patience_s = _STALLED_S
-        while not has_room(patience_s):
-            patience_s = min(patience_s * 2, _STALLED_MAX_S)
-            # Where the reader reads by itself, nothing needs to be done for it.
+        timeout_s = _STALLED_S
+        while not has_room(timeout_s):
+            timeout_s = min(timeout_s * 2, _STALLED_MAX_S)
+            # Not needed while the reader itself receives or waits for input.
             if self._reading.acquire(blocking=False):
                 try:
                     self._read_ahead()
@@ -112,11 +110,11 @@ class Input:
                     self._reading.release()
 
     def _rest(self) -> bytes:
-        """Return what had arrived when the reader learned of an interrupt, a piece a call."""
+        """Return what had arrived when the reader noticed an interrupt, one piece per call."""
         if self._ended:
             return b""
         if self._remaining is None:
-            self._remaining = self._unread()
+            self._remaining = self._pending()
         if self._remaining == 0:
             return b""
         data = self._receive(min(self._remaining, self._piece_bytes))
@@ -139,7 +137,7 @@ class Input:
         except BlockingIOError:
             return
         except OSError as error:
-            self._broken = error  # for the reader; the write finds out by itself
+            self._broken = error  # for the reader; the write fails by itself
             return
         if data:
             self._ahead.append(data)

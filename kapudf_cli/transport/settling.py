@@ -1,4 +1,4 @@
-"""How a connection is given time to settle before it is closed."""
+"""The wait before a connection is closed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How long a peer may take to pass on what it has read before its connection is
-#: closed. A kapacitord that still forwards a point when it sees the connection of a
-#: disabled task end can crash ("send on closed channel").
+#: How long to wait after the peer has read everything. A kapacitord that still forwards a
+#: point when the connection of a disabled task ends can crash ("send on closed channel").
 _SETTLE_S: Final = 0.1
-#: How often is looked whether the peer has read everything; nothing wakes for that.
-_LOOK_S: Final = 0.01
-#: How much input is thrown away at a time: what a pipe holds by default, see pipe(7).
+#: How often to check whether the peer has read everything; no event reports that.
+_POLL_S: Final = 0.01
+#: How much input is discarded at a time: what a pipe holds by default, see pipe(7).
 _READ_BYTES: Final = 64 * 1024
 
 
@@ -29,20 +28,20 @@ def settle(
     unread: Callable[[], int],
     aborted: int | None = None,
 ) -> int:
-    """Wait until a peer has read everything, and had a moment to pass it on.
+    """Wait until the peer has read everything, and a moment longer.
 
     Args:
-        timeout_s: how long at the most.
-        requests: the descriptor that input comes from.
-        responses: the one that the peer reads from; it may be the same.
-        receive: takes up to so many bytes of input.
-        unread: says how many bytes the peer has not read yet.
-        aborted: a descriptor that is readable once nothing is to be waited for.
+        timeout_s: the longest wait, in seconds.
+        requests: the descriptor for input.
+        responses: the descriptor for output; it may be the same.
+        receive: reads up to so many bytes of input.
+        unread: returns how many bytes the peer has not read yet.
+        aborted: a descriptor that is readable once the wait must end.
 
     Returns:
-        How many bytes of input came meanwhile, and were thrown away.
+        How many bytes of input came meanwhile and were discarded.
     """
-    thrown_away = 0
+    discarded = 0
     started = time.monotonic()
     read_at: float | None = None
     poll = select.poll()
@@ -58,14 +57,14 @@ def settle(
                 read_at = now
             elif now - read_at >= _SETTLE_S:
                 break
-            ready = dict(poll.poll(_LOOK_S * 1000))
+            ready = dict(poll.poll(_POLL_S * 1000))
             if aborted in ready or ready.get(responses, 0) & (select.POLLHUP | select.POLLERR):
                 break
             if requests in ready:
                 data = receive(_READ_BYTES)
-                thrown_away += len(data)
+                discarded += len(data)
                 if not data:
-                    # The end of its input says nothing of whether it reads.
+                    # The peer has sent its last byte, but may still be reading.
                     poll.unregister(requests)
                     poll.register(responses, 0)
-    return thrown_away
+    return discarded

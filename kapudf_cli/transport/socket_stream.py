@@ -1,4 +1,4 @@
-"""A stream over a socket: what Kapacitor connects to."""
+"""A stream over a connected socket."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import contextlib
 import functools
 import select
 import socket
-import termios
 import threading
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.transport.descriptors import wait_for, waiting_bytes
+from kapudf_cli.transport.descriptors import unread_bytes, unsent_bytes, wait_for
 from kapudf_cli.transport.input import Input
 from kapudf_cli.transport.settling import settle
 from kapudf_cli.transport.waker import Waker
@@ -20,18 +19,18 @@ if TYPE_CHECKING:
 
     from kapudf_cli.transport.commit import Commit
 
-#: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default). With half of
-#: that at once, reader and writer are busy side by side; see docs/performance.md.
+#: Linux queues at most about 200 KiB on a Unix socket (net.core.rmem_default). If a read takes
+#: half of that, reader and writer work in parallel; see docs/performance.md.
 _READ_BYTES: Final = 96 * 1024
 
 
 class SocketStream:
-    """A connected stream socket, of which it becomes the owner; see `streams.Stream`.
+    """A stream over a connected socket, which it owns; see `Stream`.
 
     Attributes:
-        input: its input on its way.
-        read: see `Stream.read`. It is the input's own, for under load a call in between
-            would cost as much as all that is asked before the system is.
+        input: the input.
+        read: see `Stream.read`. It is `input.read` itself, because under load another call
+            in between would be noticeable.
     """
 
     read: Callable[[], bytes]
@@ -42,17 +41,17 @@ class SocketStream:
         wake: tuple[int, int] | None = None,
         *,
         receive: Callable[[int], bytes] | None = None,
-        left: bytes = b"",
+        unread: bytes = b"",
     ) -> None:
-        """Take over a connection, and a pipe to wake its reader by, if there is one already.
+        """Take over a connection.
 
         Args:
             connection: the socket; it is made non-blocking.
-            wake: the pipe.
-            receive: how input is taken from the socket, where not by its own recv().
-            left: input that was taken from it before, to be read first.
+            wake: a pipe to wake the reader with; by default one is created.
+            receive: receives input from the socket; its own recv() by default.
+            unread: input that was received earlier; it is read first.
         """
-        connection.settimeout(0)  # sendfile(2), which some send by, knows no MSG_DONTWAIT
+        connection.settimeout(0)  # sendfile(2) has no MSG_DONTWAIT
         self._socket = connection
         self._waker = Waker(wake)
         self._poll = select.poll()
@@ -62,23 +61,22 @@ class SocketStream:
             self._waker,
             receive=receive or connection.recv,
             wait=self._wait_for_input,
-            unread=self._unread,
+            pending=self._pending,
             piece_bytes=_READ_BYTES,
-            left=left,
+            unread=unread,
         )
         self.read = self.input.read
-        # Guards the socket against use after close: its number may belong to somebody
-        # else by then.
+        # Guards the socket against use after close, when its number may have been reused.
         self._open = True
         self._lifetime = threading.Lock()
 
     @property
     def waits(self) -> bool:
-        """Whether the reader waits; see `Stream.waits`."""
+        """Whether the reader waits for input; see `Stream.waits`."""
         return self.input.waits
 
     def write(self, data: bytes, commit: Commit | None = None) -> None:
-        """Write all of `data`; see `Stream.write`. Nothing is stored."""
+        """Write all of `data`; see `Stream.write`. The commit is ignored."""
         del commit
         rest = memoryview(data)
         while rest:
@@ -88,16 +86,16 @@ class SocketStream:
                 self._wait_for_room()
 
     def has_room(self) -> bool:
-        """Ask the socket; see `Stream.has_room`."""
+        """Return whether a write would not wait; see `Stream.has_room`."""
         with self._lifetime:
-            return self._open and wait_for(self._socket.fileno(), select.POLLOUT, patience_s=0)
+            return self._open and wait_for(self._socket.fileno(), select.POLLOUT, timeout_s=0)
 
     def interrupt(self) -> None:
-        """Let the reader finish with what has arrived; see `Stream.interrupt`."""
+        """End the input after what has arrived; see `Stream.interrupt`."""
         self._waker.interrupt()
 
     def pause(self) -> None:
-        """Let the reader look up; see `Stream.pause`."""
+        """Make the reader stop waiting; see `Stream.pause`."""
         self._waker.pause()
 
     def abort(self) -> None:
@@ -106,14 +104,14 @@ class SocketStream:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def settle(self, timeout_s: float) -> int:
-        """Wait until the peer has what was written; see `Stream.settle`."""
+        """Wait until the peer has read everything; see `Stream.settle`."""
         descriptor = self._socket.fileno()
         return settle(
             timeout_s,
             requests=descriptor,
             responses=descriptor,
             receive=self._socket.recv,
-            unread=functools.partial(waiting_bytes, descriptor, termios.TIOCOUTQ),
+            unread=functools.partial(unsent_bytes, descriptor),
         )
 
     def close(self) -> int:
@@ -122,21 +120,21 @@ class SocketStream:
             if not self._open:
                 return 0
             self._open = False
-            unread = self._unread() + self.input.ahead_bytes
+            unread = self._pending() + self.input.ahead_bytes
             self._socket.close()
             self._waker.close()
         return unread
 
-    def _unread(self) -> int:
-        return waiting_bytes(self._socket.fileno(), termios.FIONREAD)
+    def _pending(self) -> int:
+        return unread_bytes(self._socket.fileno())
 
     def _wait_for_input(self) -> None:
-        """Wait until something can be read, or somebody wakes the reader."""
+        """Wait until there is input, or the reader is woken."""
         self._poll.poll()
 
     def _wait_for_room(self) -> None:
-        """Wait until something can be written; where that takes long, read ahead."""
+        """Wait until output can be written; if that takes long, read input ahead."""
         descriptor = self._socket.fileno()
         self.input.read_ahead_until(
-            lambda patience_s: wait_for(descriptor, select.POLLOUT, patience_s=patience_s)
+            lambda timeout_s: wait_for(descriptor, select.POLLOUT, timeout_s=timeout_s)
         )

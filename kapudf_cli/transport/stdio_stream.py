@@ -1,4 +1,4 @@
-"""A stream over two descriptors: what a process UDF has as its stdin and stdout."""
+"""A stream over stdin and stdout, for a UDF that Kapacitor starts as a process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import errno
 import functools
 import os
 import select
-import termios
 import threading
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.transport.descriptors import wait_for, waiting_bytes
+from kapudf_cli.transport.descriptors import unread_bytes, wait_for
 from kapudf_cli.transport.input import Input
 from kapudf_cli.transport.settling import settle
 from kapudf_cli.transport.waker import Waker
@@ -26,13 +25,13 @@ _READ_BYTES: Final = 64 * 1024
 
 
 class StdioStream:
-    """Two descriptors, of which it becomes the owner; see `streams.Stream`.
+    """A stream over two descriptors, which it owns; see `Stream`.
 
-    Both are made non-blocking, and put back as they were at the end, for others may
-    share what is behind them.
+    Both are made non-blocking, and restored by `close`, because other processes may share
+    the open files.
 
     Attributes:
-        read: see `Stream.read`; it is the input's own.
+        read: see `Stream.read`; it is the input's.
     """
 
     read: Callable[[], bytes]
@@ -45,7 +44,7 @@ class StdioStream:
         os.set_blocking(requests, False)
         os.set_blocking(responses, False)
         self._waker = Waker()
-        # The first of the two is readable for ever once the connection was aborted.
+        # The first one is readable once the connection was aborted.
         self._abort_readable, self._abort_writable = os.pipe()
         self._aborted = False
         self._input = Input(
@@ -54,7 +53,7 @@ class StdioStream:
             wait=functools.partial(
                 wait_for, requests, select.POLLIN, self._waker.fileno(), self._abort_readable
             ),
-            unread=self._unread,
+            pending=self._pending,
             piece_bytes=_READ_BYTES,
         )
         self.read = self._input.read
@@ -64,11 +63,11 @@ class StdioStream:
 
     @property
     def waits(self) -> bool:
-        """Whether the reader waits; see `Stream.waits`."""
+        """Whether the reader waits for input; see `Stream.waits`."""
         return self._input.waits
 
     def write(self, data: bytes, commit: Commit | None = None) -> None:
-        """Write all of `data`; see `Stream.write`. Nothing is stored."""
+        """Write all of `data`; see `Stream.write`. The commit is ignored."""
         del commit
         rest = memoryview(data)
         while rest:
@@ -80,20 +79,20 @@ class StdioStream:
                 self._input.read_ahead_until(self._has_room)
 
     def has_room(self) -> bool:
-        """Ask the pipe; see `Stream.has_room`."""
+        """Return whether a write would not wait; see `Stream.has_room`."""
         with self._lifetime:
-            return self._open and wait_for(self._responses, select.POLLOUT, patience_s=0)
+            return self._open and wait_for(self._responses, select.POLLOUT, timeout_s=0)
 
     def interrupt(self) -> None:
-        """Let the reader finish with what has arrived; see `Stream.interrupt`."""
+        """End the input after what has arrived; see `Stream.interrupt`."""
         self._waker.interrupt()
 
     def pause(self) -> None:
-        """Let the reader look up; see `Stream.pause`."""
+        """Make the reader stop waiting; see `Stream.pause`."""
         self._waker.pause()
 
     def abort(self) -> None:
-        """Let no call block any longer; see `Stream.abort`."""
+        """End all blocked calls; see `Stream.abort`."""
         with self._lifetime:
             if self._open and not self._aborted:
                 self._aborted = True
@@ -101,14 +100,14 @@ class StdioStream:
                 os.write(self._abort_writable, b"\0")
 
     def settle(self, timeout_s: float) -> int:
-        """Wait until Kapacitor has what was written; see `Stream.settle`."""
+        """Wait until Kapacitor has read everything; see `Stream.settle`."""
         return settle(
             timeout_s,
             requests=self._requests,
             responses=self._responses,
             receive=functools.partial(os.read, self._requests),
-            # A pipe may be asked at either end.
-            unread=functools.partial(waiting_bytes, self._responses, termios.FIONREAD),
+            # The kernel tells the size of a pipe's queue at either end.
+            unread=functools.partial(unread_bytes, self._responses),
             aborted=self._abort_readable,
         )
 
@@ -118,7 +117,7 @@ class StdioStream:
             if not self._open:
                 return 0
             self._open = False
-            unread = self._unread() + self._input.ahead_bytes
+            unread = self._pending() + self._input.ahead_bytes
             for descriptor, blocking in zip(
                 (self._requests, self._responses), self._were_blocking, strict=True
             ):
@@ -130,11 +129,9 @@ class StdioStream:
             self._waker.close()
         return unread
 
-    def _unread(self) -> int:
-        return waiting_bytes(self._requests, termios.FIONREAD)
+    def _pending(self) -> int:
+        return unread_bytes(self._requests)
 
-    def _has_room(self, patience_s: float) -> bool:
-        """Wait until something can be written, or the connection is aborted."""
-        return wait_for(
-            self._responses, select.POLLOUT, self._abort_readable, patience_s=patience_s
-        )
+    def _has_room(self, timeout_s: float) -> bool:
+        """Wait until output can be written, or the connection is aborted."""
+        return wait_for(self._responses, select.POLLOUT, self._abort_readable, timeout_s=timeout_s)

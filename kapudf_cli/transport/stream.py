@@ -1,10 +1,8 @@
-"""What an agent asks of its bytes' way in and out.
+"""The byte stream that an agent reads and writes.
 
-A stream is blocking and has one reading thread. Any thread may write, one at a
-time. Three more calls may come from any thread at any time: `interrupt`, which
-lets the reader finish what has arrived and then see the end of input, `pause`,
-which makes it look up from its waiting, and `abort`, which ends a blocked read or
-write now.
+A stream blocks. One thread reads. Any thread may write, one at a time. Any thread may at any
+time call `interrupt` (read what has arrived, then end), `pause` (stop waiting for input) and
+`abort` (end a blocked read or write now).
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ class ReadPaused(Exception):  # noqa: N818 - it is no error
 
 
 class Stream(Protocol):
-    """Bytes in and bytes out, as an agent needs them."""
+    """A byte stream in both directions."""
 
     @property
     def waits(self) -> bool:
@@ -39,18 +37,18 @@ class Stream(Protocol):
 
         Args:
             data: whole messages, or none.
-            commit: what becomes true with this write. A stream whose connection another
-                process can take over stores it with the data; others ignore it.
+            commit: what becomes true with this write. A stream that another process can
+                take over stores it with the data; others ignore it.
 
         Raises:
             OSError: the connection broke, or was aborted.
         """
 
     def has_room(self) -> bool:
-        """Return whether something can be written without waiting. From any thread."""
+        """Return whether a write would not wait. From any thread."""
 
     def interrupt(self) -> None:
-        """Let `read` return what has arrived by now, and then b"". From any thread."""
+        """Make `read` return what has arrived by now, and then b"". From any thread."""
 
     def pause(self) -> None:
         """Make the reader raise ReadPaused before it reads again. From any thread."""
@@ -59,11 +57,11 @@ class Stream(Protocol):
         """Break the connection, so that no call blocks any longer. From any thread."""
 
     def settle(self, timeout_s: float) -> int:
-        """Wait until the peer has read all that was written, and had a moment to pass it on.
+        """Wait until the peer has read everything that was written, and a moment longer.
 
-        Input that comes meanwhile is thrown away; returns how many bytes of it.
-        Ends after `timeout_s` at the latest, or when the peer has closed.
+        Input that comes meanwhile is discarded. The wait ends after `timeout_s` at the
+        latest, or when the peer has closed. Return the number of bytes discarded.
         """
 
     def close(self) -> int:
-        """Release everything; return how many bytes had arrived that nobody read."""
+        """Close the stream; return how many bytes had arrived and were not read."""

@@ -1,4 +1,4 @@
-"""How other threads make a reader look up from its waiting."""
+"""Wakes a reader that waits for input."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from kapudf_cli.transport.stream import ReadPaused
 
 
 class Waker:
-    """A pipe that wakes a reader, and why it was woken.
+    """A pipe that wakes a reader, with the reason.
 
-    A pipe wakes the poll that waits for input. Shutting a socket down for reading would
-    wake the reader too, but would also give the peer a broken pipe at its next write;
-    Kapacitor then drops the answers that are still to come.
+    The reader polls the pipe together with its input. To shut a socket down for reading
+    would wake the reader too, but then Kapacitor's next write fails with a broken pipe, and
+    Kapacitor drops the answers that it has not read.
 
     Attributes:
-        interrupted: whether `interrupt` was called, which stays so.
-        paused: whether `pause` was called, and the reader has not looked up yet.
+        interrupted: whether `interrupt` was called.
+        paused: whether `pause` was called and the reader has not noticed yet.
     """
 
     def __init__(self, pipe: tuple[int, int] | None = None) -> None:
-        """Take over a pipe, as os.pipe() returns it, or make one."""
+        """Take over a pipe, as os.pipe() returns it, or create one."""
         self._readable, self._writable = pipe or os.pipe()
         self.interrupted = False
         self.paused = False
-        # Guards the descriptors above against use after close: their numbers may
-        # belong to somebody else by then.
+        # Guards the descriptors against use after close, when their numbers may have been
+        # reused.
         self._open = True
         self._lifetime = threading.Lock()
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable once the reader is to look up."""
+        """Return the descriptor that is readable once the reader is to wake."""
         return self._readable
 
     def interrupt(self) -> None:
-        """Wake the reader for good. From any thread."""
+        """Wake the reader, now and in all later waits. From any thread."""
         with self._lifetime:
             if self._open and not self.interrupted:
                 self.interrupted = True
@@ -50,7 +50,7 @@ class Waker:
                 os.write(self._writable, b"\0")
 
     def end_pause(self) -> NoReturn:
-        """Let the reader, who calls this, look up; its next wait goes on.
+        """End the pause. Called by the reader when it has noticed it.
 
         Raises:
             ReadPaused: always.
@@ -62,7 +62,7 @@ class Waker:
         raise ReadPaused
 
     def close(self) -> None:
-        """Close the pipe; from then on nothing is woken, and a second call does nothing."""
+        """Close the pipe; later calls have no effect."""
         with self._lifetime:
             if self._open:
                 self._open = False

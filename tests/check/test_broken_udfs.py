@@ -35,11 +35,11 @@ FOUND = {
     "hangs_at_info": ("info", f"gave no answer to Info within {SHORT_S:g} s"),
     "garbage": ("info", "35 bytes came that are not a whole frame: b'This is a UDF"),
     "announces_terabytes": ("info", "kapacitord allocates all of it at once, and may crash"),
-    "answers_with_another": ("info", "sent an InitResponse that nobody asked for"),
+    "answers_with_another": ("info", "sent an InitResponse that was not requested"),
     "keepalives_for_ever": ("info", "is still not done after"),
     "declares_no_name": ("info-declares", "an option 'my-field', which no TICKscript can call"),
     "changes_its_mind": ("info-again", "said wants 0, provides 0, option"),
-    "answers_init_twice": ("init", "sent an InitResponse that nobody asked for"),
+    "answers_init_twice": ("init", "sent an InitResponse that was not requested"),
     "refuses_in_silence": ("init-without-options", "refused the options without a reason"),
     "dies_of_an_option": (
         "init-unknown-option",

@@ -750,7 +750,7 @@ PEERS = {
     "absurd_size": "the UDF sent a BeginBatch of size 1152921504606846976, not 0 (unknown) to "
     "16777216; kapacitord would crash, and every task with it",
     "announces_terabytes": ": the answer is not a UDF's: a frame's length takes more than 32 bits",
-    "answers_init_twice": "the UDF sent an InitResponse that nobody asked for; Kapacitor drops it",
+    "answers_init_twice": "the UDF sent an InitResponse that was not requested; Kapacitor drops it",
     "batches_into_a_stream": "the UDF sent a BeginBatch, and provides a stream; the task's next",
     "begins_without_end": "the UDF sent a BeginBatch inside a batch; Kapacitor would drop",
     "dies_at_snapshot": "the UDF closed the connection when it was asked for a snapshot",

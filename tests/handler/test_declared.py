@@ -1,47 +1,52 @@
-"""What a handler's class declares by its annotations."""
+"""Options and state that a handler's class declares by annotations."""
 
 from __future__ import annotations
 
 import sys
 import types
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 
-from kapudf_cli.handler.class_attributes import declared
+from kapudf_cli import Handler, Options, PerGroup, Point, State, Writer
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
 
-class Base:
-    """Where the search ends."""
-
-    options: Any
+class First(Options):
+    first: int = 1
 
 
-class Thing:
-    pass
+class Second(Options):
+    second: int = 2
 
 
-class Other(Thing):
-    pass
+class Count(State):
+    count: int = 0
+
+
+class Base(Handler):
+    """Declares nothing."""
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
 
 
 class Plain(Base):
-    options: Thing
+    options: First
 
 
 class Inherits(Plain):
-    state: Other
+    state: Count
 
 
 class Overrides(Plain):
-    options: Other
+    options: Second  # type: ignore[assignment]
 
 
 class Mixin:
-    state: Thing
+    state: Count
 
 
 class Mixed(Mixin, Base):
@@ -49,22 +54,22 @@ class Mixed(Mixin, Base):
 
 
 class Nested(Base):
-    class Options:
-        pass
+    class Options(Options):
+        nested: int = 3
 
     options: Options
 
 
 class InheritsNested(Nested):
-    class Options:
-        """Another of that name, which the annotation above does not mean."""
+    class Options(Options):
+        """Another class of that name, which the inherited annotation does not mean."""
 
 
 class BesideTypeChecking(Base):
-    """Another annotation of the class is for type checkers alone."""
+    """Has other annotations with names that only type checkers know."""
 
     before: ClassVar[Decimal]
-    options: Thing
+    options: First
     after: dict[str, Decimal]
 
 
@@ -72,50 +77,49 @@ class BelowTypeChecking(BesideTypeChecking):
     other: Decimal
 
 
-class Generic(Base):
-    options: list[Thing]
+class Unknown(Base):
+    options: Decimal
 
 
-class Extra(Base):
-    options: Annotated[Thing, "a note"]
+def options_of(handler: type[Handler]) -> list[str]:
+    handler.check_definition()
+    return list(handler(cast("Writer", None)).info().options)
 
 
 @pytest.mark.parametrize(
     ("handler", "expected"),
     [
-        (Base, None),
-        (Plain, Thing),
-        (Inherits, Thing),
-        (Overrides, Other),
-        (Mixed, None),
-        (Nested, Nested.Options),
-        (InheritsNested, Nested.Options),
-        (BesideTypeChecking, Thing),
-        (BelowTypeChecking, Thing),
-        (Generic, list[Thing]),
-        (Extra, Annotated[Thing, "a note"]),
+        (Base, []),
+        (Plain, ["first"]),
+        (Inherits, ["first"]),
+        (Overrides, ["second"]),
+        (Mixed, []),
+        (Nested, ["nested"]),
+        (InheritsNested, ["nested"]),
+        (BesideTypeChecking, ["first"]),
+        (BelowTypeChecking, ["first"]),
     ],
 )
-def test_an_annotation_is_found_where_it_is_nearest(handler: type, expected: object) -> None:
-    """In the class or its bases, short of the one at which the search ends."""
-    assert declared(handler, "options", above=Base) == expected
+def test_the_annotation_of_the_nearest_class_counts(
+    handler: type[Handler], expected: list[str]
+) -> None:
+    assert options_of(handler) == expected
 
 
-def test_a_mixin_may_declare_as_well() -> None:
-    """It comes before the base in the order of resolution."""
-    assert declared(Mixed, "state", above=Base) is Thing
-    assert declared(Inherits, "state", above=Base) is Other
-    assert declared(Plain, "state", above=Base) is None
+@pytest.mark.parametrize(
+    ("handler", "expected"), [(Plain, None), (Inherits, Count), (Mixed, Count)]
+)
+def test_a_base_or_a_mixin_can_declare_the_state(
+    handler: type[Handler], expected: type | None
+) -> None:
+    assert handler.keeps_state() == (expected is not None)
+    state: Any = getattr(handler(cast("Writer", None)), "state", None)
+    assert state == (None if expected is None else expected())
 
 
-class Unknown(Base):
-    options: Decimal
-
-
-def test_an_annotation_for_type_checkers_alone_is_an_error_that_names_it() -> None:
-    """The import belongs outside of the `if TYPE_CHECKING`."""
+def test_the_error_of_an_annotation_for_type_checkers_names_it() -> None:
     with pytest.raises(NameError, match="'Decimal'"):
-        declared(Unknown, "options", above=Base)
+        Unknown.check_definition()
 
 
 SOURCE = """
@@ -139,15 +143,9 @@ class Mine(Handler):
 @pytest.mark.parametrize(
     "first", ["", "from __future__ import annotations"], ids=["evaluated", "as text"]
 )
-def test_annotations_are_found_evaluated_or_as_text(
-    monkeypatch: pytest.MonkeyPatch, first: str
-) -> None:
-    """A module may or may not import annotations from the future."""
+def test_annotations_may_be_evaluated_or_text(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
     module = types.ModuleType("declaring")
     monkeypatch.setitem(sys.modules, "declaring", module)
     exec(compile(first + SOURCE, "declaring", "exec", dont_inherit=True), vars(module))  # noqa: S102 - the text above
-    mine = module.Mine
-    above = module.Handler
-    assert declared(mine, "options", above=above) is module.MyOptions
-    assert declared(mine, "state", above=above) == module.PerGroup[module.MyState]
-    assert list(mine(None).info().options) == ["size"]
+    assert options_of(module.Mine) == ["size"]
+    assert isinstance(module.Mine(None).state, PerGroup)

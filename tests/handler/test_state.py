@@ -22,10 +22,10 @@ from kapudf_cli.handler.state import (
     STRAY_POINTS,
     PerGroup,
     State,
+    create,
     dump,
     from_plain,
     load,
-    make,
     peek,
 )
 from kapudf_cli.protocol.udf_pb2 import Point
@@ -86,7 +86,7 @@ def per_group(
     limit: int | None = None,
     expiry: dt.timedelta | None = None,
 ) -> PerGroup[Any]:
-    made = make(annotation, limit=limit, expiry=expiry)
+    made = create(annotation, limit=limit, expiry=expiry)
     assert isinstance(made, PerGroup)
     return made
 
@@ -109,7 +109,7 @@ def contents(state: PerGroup[Any]) -> dict[str, Any]:
 
 def test_a_plain_state_is_made_with_its_defaults() -> None:
     """Each has a mutable default of its own."""
-    first, second = (make(Seen, limit=None, expiry=None) for _ in range(2))
+    first, second = (create(Seen, limit=None, expiry=None) for _ in range(2))
     assert first == Seen(count=0, values=[])
     assert isinstance(first, Seen)
     first.values.append(1.0)
@@ -130,7 +130,7 @@ class Required(State):
 def test_a_field_without_a_default_shows_at_once(annotation: object) -> None:
     """And not at the first point of a group."""
     with pytest.raises(TypeError, match="Missing required argument 'count'"):
-        make(annotation, limit=None, expiry=None)
+        create(annotation, limit=None, expiry=None)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_field_without_a_default_shows_at_once(annotation: object) -> None:
 def test_what_is_no_state_is_refused(annotation: object) -> None:
     """The message names it."""
     with pytest.raises(TypeError, match=r"^state: .* is neither a subclass of State nor PerGroup"):
-        make(annotation, limit=None, expiry=None)
+        create(annotation, limit=None, expiry=None)
 
 
 class Left(State):
@@ -162,7 +162,7 @@ class Ambiguous(State):
 def test_a_type_that_no_snapshot_gives_back_shows_at_once(annotation: object) -> None:
     """And not when a task starts again, with a snapshot in hand that cannot be read."""
     with pytest.raises(TypeError, match="tagged"):
-        make(annotation, limit=None, expiry=None)
+        create(annotation, limit=None, expiry=None)
 
 
 class Odd(State):
@@ -365,7 +365,7 @@ sys.setswitchinterval(1e-6)
 
 def restored(kind, before, snapshot, counts):
     before.wait()
-    state = load(make(kind, limit=None, expiry=None), snapshot, handler="h", version=1)
+    state = load(create(kind, limit=None, expiry=None), snapshot, handler="h", version=1)
     counts.append((state.of(Point(group="g")) if kind is per_group else state).count)
 
 for number in range(40):
@@ -373,7 +373,7 @@ for number in range(40):
         count: int = 0
         total: float = 0.0
     per_group = PerGroup[Fresh]
-    groups = make(per_group, limit=None, expiry=None)
+    groups = create(per_group, limit=None, expiry=None)
     groups.of(Point(group="g")).count = number
     for kind, state in ((per_group, groups), (Fresh, Fresh(number))):
         snapshot, before, counts = dump(state, handler="h", version=1), threading.Barrier(8), []

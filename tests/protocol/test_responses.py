@@ -43,11 +43,11 @@ ANSWERED: list[tuple[RequestMessage, ResponseMessage]] = [
 
 @pytest.mark.parametrize(("request_", "answer"), ANSWERED)
 def test_a_request_has_one_answer(request_: RequestMessage, answer: ResponseMessage) -> None:
-    """The second is one that nobody asked for, and so is one to no request."""
+    """The second is one that was not requested, and so is one to no request."""
     order = ResponseOrder()
     order.send(request_)
     order.receive(answer)
-    with pytest.raises(ResponseFaultError, match=f"{type(answer).__name__} that nobody asked for"):
+    with pytest.raises(ResponseFaultError, match=f"{type(answer).__name__} that was not requested"):
         order.receive(answer)
 
 

@@ -6,13 +6,12 @@ import contextlib
 import functools
 import os
 import select
-import termios
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kapudf_cli.transport import ReadPaused
-from kapudf_cli.transport.descriptors import wait_for, waiting_bytes
+from kapudf_cli.transport.descriptors import unread_bytes, wait_for
 from kapudf_cli.transport.input import Input
 from kapudf_cli.transport.waker import Waker
 from tests.peers import in_thread
@@ -31,22 +30,22 @@ class Piped:
         self.readable, self.writable = os.pipe()
         os.set_blocking(self.readable, False)
         self.waker = Waker()
-        self.patiences_s: list[float] = []
+        self.timeouts_s: list[float] = []
 
-    def input(self, left: bytes = b"", receive: Callable[[int], bytes] | None = None) -> Input:
+    def input(self, unread: bytes = b"", receive: Callable[[int], bytes] | None = None) -> Input:
         return Input(
             self.waker,
             receive=receive or functools.partial(os.read, self.readable),
             wait=functools.partial(wait_for, self.readable, select.POLLIN, self.waker.fileno()),
-            unread=functools.partial(waiting_bytes, self.readable, termios.FIONREAD),
+            pending=functools.partial(unread_bytes, self.readable),
             piece_bytes=4,
-            left=left,
+            unread=unread,
         )
 
     def room_after(self, times: int) -> Callable[[float], bool]:
-        def has_room(patience_s: float) -> bool:
-            self.patiences_s.append(patience_s)
-            return len(self.patiences_s) > times
+        def has_room(timeout_s: float) -> bool:
+            self.timeouts_s.append(timeout_s)
+            return len(self.timeouts_s) > times
 
         return has_room
 
@@ -70,7 +69,7 @@ def piped() -> Iterator[Piped]:
 
 def test_what_was_left_by_somebody_else_is_read_first(piped: Piped) -> None:
     """It is a piece as it is, however long."""
-    incoming = piped.input(left=b"an earlier one's")
+    incoming = piped.input(unread=b"an earlier one's")
     piped.send(b"new")
     assert incoming.ahead_bytes == 16
     assert incoming.read() == b"an earlier one's"
@@ -85,8 +84,8 @@ def test_whoever_waits_for_room_reads_ahead_less_and_less_often(piped: Piped) ->
     incoming.read_ahead_until(piped.room_after(2))
     assert incoming.ahead_bytes == 8
     incoming.read_ahead_until(piped.room_after(9))
-    assert piped.patiences_s[:3] == [0.5, 1.0, 2.0]
-    assert piped.patiences_s[3:] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
+    assert piped.timeouts_s[:3] == [0.5, 1.0, 2.0]
+    assert piped.timeouts_s[3:] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
     read = [incoming.read() for _ in range(5)]
     assert read == [b"one,", b"two,", b"and ", b"the ", b"rest"]
     assert incoming.ahead_bytes == 0
@@ -163,7 +162,7 @@ def test_a_break_that_was_met_ahead_is_the_readers_after_what_came_before_it(
 
 def test_an_input_that_is_ended_gives_what_was_read_ahead_and_no_more(piped: Piped) -> None:
     """Whatever still comes, and also after an interrupt."""
-    incoming = piped.input(left=b"left")
+    incoming = piped.input(unread=b"left")
     piped.send(b"more")
     incoming.end()
     assert [incoming.read(), incoming.read()] == [b"left", b""]
@@ -175,7 +174,7 @@ def test_an_input_that_is_ended_gives_what_was_read_ahead_and_no_more(piped: Pip
 
 def test_a_pause_comes_before_what_is_there(piped: Piped) -> None:
     """Nothing is read then, and the next read goes on."""
-    incoming = piped.input(left=b"left")
+    incoming = piped.input(unread=b"left")
     piped.waker.pause()
     with pytest.raises(ReadPaused):
         incoming.read()

@@ -13,7 +13,7 @@ from kapudf_cli.transport.waker import Waker
 
 
 def wakes(waker: Waker) -> bool:
-    return wait_for(waker.fileno(), select.POLLIN, patience_s=0)
+    return wait_for(waker.fileno(), select.POLLIN, timeout_s=0)
 
 
 def test_a_pause_wakes_once() -> None:
