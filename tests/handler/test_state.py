@@ -358,7 +358,7 @@ def test_a_plain_snapshot_does_not_fit_groups_and_the_reverse() -> None:
 #: Fresh kinds of state, each restored for the first time by eight threads at once.
 FIRST_USES = """
 import sys, threading
-from kapudf_cli.handler.state import STRAY_POINTS, PerGroup, State, dump, load, make
+from kapudf_cli.handler.state import PerGroup, State, create, dump, load
 from kapudf_cli.protocol.udf_pb2 import Point
 
 sys.setswitchinterval(1e-6)
