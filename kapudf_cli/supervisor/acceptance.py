@@ -1,9 +1,11 @@
-"""A connection taken from a function's socket, with all that it takes to be served."""
+"""Accepting Kapacitor's connections, and descriptors kept in reserve while there are many."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.journal import journal
@@ -16,27 +18,30 @@ if TYPE_CHECKING:
     from kapudf_cli.config import FunctionSettings
     from kapudf_cli.system.socket_file import SocketFile
 
-#: That many descriptors does a connection take here, besides its own.
+#: How many descriptors a connection takes in this process, besides its own.
 _DESCRIPTORS_OF_CONNECTION: Final = 3
+#: Enough to start some workers (each takes nine for a moment and four for good), and for every
+#: control client. With a low limit, the reserve is this share of it.
+_RESERVE: Final = 64
+_RESERVE_SHARE: Final = 8
 
 
 def accept(
     socket_file: SocketFile, settings: FunctionSettings, numbers: Iterator[int]
 ) -> SupervisedConnection | None:
-    """Return the next connection, None if none waits.
+    """Accept the next connection and create its journal; None if none waits.
 
     Args:
         socket_file: where it waits.
         settings: of the function.
-        numbers: the next of them is what the log calls it.
+        numbers: gives it its name in the log.
 
     Raises:
-        OSError: the system has no descriptor or memory left. The connection waits on if it is
-            descriptors, and is closed otherwise.
+        OSError: the system has no descriptor or memory left. Without descriptors, the connection
+            waits on; without memory, it is closed.
     """
-    # What it needs besides is had before it is taken from the queue, where it is safer
-    # than with somebody who cannot serve it: a memory, mapped once for good and, while
-    # it is made, once more.
+    # Reserve what its journal needs before it is taken from the queue: one descriptor, and one
+    # for each of two mappings. In the queue it waits; accepted and not served, it would fail.
     with contextlib.ExitStack() as reserved:
         for _ in range(_DESCRIPTORS_OF_CONNECTION):
             reserved.callback(os.close, os.dup(socket_file.listener.fileno()))
@@ -51,7 +56,7 @@ def accept(
             max_frame_bytes=settings.max_frame_bytes,
         )
         undo.callback(os.close, memory)
-        served = SupervisedConnection(
+        supervised = SupervisedConnection(
             next(numbers),
             connection,
             memory,
@@ -59,4 +64,55 @@ def accept(
             busy_limit_s=settings.busy_limit_s,
         )
         undo.pop_all()
-    return served
+    return supervised
+
+
+class DescriptorReserve:
+    """Descriptors that are held open without use, and lent to what needs them.
+
+    Connections are accepted only while the reserve is full, so they never use it up.
+    """
+
+    def __init__(self) -> None:
+        """Open the descriptors, or as many as there are."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        unlimited = soft == resource.RLIM_INFINITY
+        self._wanted = _RESERVE if unlimited else min(_RESERVE, soft // _RESERVE_SHARE)
+        self._held: list[int] = []
+        self._fill()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Release the reserve while the context lasts, and refill it afterwards."""
+        self.close()
+        try:
+            yield
+        finally:
+            self._fill()
+
+    def check(self) -> None:
+        """Refill the reserve.
+
+        Raises:
+            OSError: there are not enough descriptors.
+        """
+        if not self._fill():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def close(self) -> None:
+        """Release the reserve for good."""
+        while self._held:
+            os.close(self._held.pop())
+
+    def _fill(self) -> bool:
+        """Open what is missing; return whether the reserve is full."""
+        try:
+            while len(self._held) < self._wanted:
+                # It needs no file and no device.
+                if self._held:
+                    self._held.append(os.dup(self._held[0]))
+                else:
+                    self._held.append(os.memfd_create("kapudf-reserve"))
+        except OSError:
+            return False
+        return True

@@ -9,12 +9,12 @@ import os
 import select
 import socket
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, Header
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.poison import DeathScene, PoisonDetector
+from kapudf_cli.supervisor.routes import ConnectionState, RoutedConnection
 from kapudf_cli.transport.descriptors import unread_bytes
 from kapudf_cli.worker.busy_watchdog import BusyWatchdog
 from kapudf_cli.worker.channel import Serve
@@ -22,50 +22,37 @@ from kapudf_cli.worker.channel import Serve
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.supervisor.worker_process import WorkerProcess
+    from kapudf_cli.supervisor.routes import Give
     from kapudf_cli.system.socket_file import PeerCredentials
 
 #: For so long a worker that reads nothing is only slow.
 _NOT_READING_S: Final = 1.0
 #: A worker that has not run for so long, and does not answer, is frozen.
 _FROZEN_S: Final = 10.0
+#: It waits for a worker's reply or for a worker.
+_BETWEEN_WORKERS: Final = {
+    ConnectionState.WAITING,
+    ConnectionState.PAUSING,
+    ConnectionState.MOVING,
+}
 #: Over how long a rate is taken.
 _RATE_S: Final = 1.0
-
-
-@dataclass
-class Move:
-    """A connection on its way from one worker to another.
-
-    Attributes:
-        target: the worker that will have it.
-        began_s: when the old one was told to pause, of the monotonic clock.
-        is_paused: whether the old one stands still, and the new one was asked.
-        thread: that of the old one, which serves the connection again if nothing comes of it.
-    """
-
-    target: WorkerProcess
-    began_s: float = 0.0
-    is_paused: bool = False
-    thread: int = 0
 
 
 class SupervisedConnection:
     """One connection, which outlives the workers that serve it.
 
     Attributes:
-        number: what the log calls it.
-        worker: who serves it, None while nobody does.
-        move: on its way to another worker, if it is.
-        stays: whether another worker could not take it over: it is not tried again.
+        number: its name in the log.
+        route: which worker serves it; the router changes this.
         watch: whether its handler is busy.
         takeovers: how often another worker took it over after a death.
-        was_served: whether a worker was ever told to serve it.
-        is_neglected: whether something is there to be read or sent, its worker says that it
-            waits for that, and has done nothing since the last look.
-        suspicion: what the deaths of its workers say about its frames.
-        points_per_s: how many points came of late, on average.
-        points_before: how many points it had had when its worker got it.
+        is_neglected: whether there is something to read or send, although its worker says that
+            it waits for that, and has done nothing since the last tick.
+        is_hanging: whether its worker is to be killed because its handler hangs.
+        poison_detector: finds out whether one of its frames kills workers.
+        points_per_s: the points of the last second or so.
+        points_before: how many points had come when its worker got it.
     """
 
     def __init__(
@@ -79,18 +66,18 @@ class SupervisedConnection:
     ) -> None:
         """Keep a connection's socket and memory; they are this object's to close."""
         self.number = number
+        self.route = RoutedConnection(number)
         self.peer = peer
         self.started_s = time.monotonic()
-        self.worker: WorkerProcess | None = None
-        self.move: Move | None = None
-        self.cannot_move = False
         self.watch = BusyWatchdog(busy_limit_s)
         self.takeovers = 0
-        self.was_served = False
         self.poison_detector = PoisonDetector()
         self.points_before = 0
         self.points_per_s = 0.0
         self.is_neglected = False
+        self.is_hanging = False
+        # The worker that is paused while another one takes over, and its thread.
+        self._paused = (0, 0)
         self._received_before = 0
         self._rated_s = self.started_s
         self._rated_points = 0
@@ -101,16 +88,17 @@ class SupervisedConnection:
 
     # --- to workers ---
 
-    def take(self, *, waits: bool = False) -> tuple[Serve, list[int]]:
-        """Return the order to serve it, and the descriptors that go with it."""
+    def prepare(self, give: Give) -> tuple[Serve, list[int]]:
+        """Prepare it for another worker; return the message and the descriptors for that."""
+        if give.waits and self.route.worker is not None:
+            self._paused = (self.route.worker, self.header.thread)
         self.header.thread = 0
         self.header.heartbeat_ns = time.monotonic_ns()
-        if not waits:
-            # What the last worker had in hand, this one has not been given yet: were it to
-            # die before, that is no death over the frame.
+        if not give.waits:
+            # The next worker has not got the last one's frame yet. If it dies before, the
+            # frame is not the cause.
             self.header.current_frame = NO_FRAME
-            # Nor does this one wait, for input or for Kapacitor, as the last one did: it is at
-            # work until it says so, and may hang over what it repeats.
+            # It counts as busy until it says otherwise: it may hang while it replays.
             self.header.busy_since_ns = time.monotonic_ns()
             self.header.waits_for_peer = 0
         order = Serve(
@@ -118,8 +106,8 @@ class SupervisedConnection:
             None if self.peer is None else self.peer.pid,
             None if self.peer is None else self.peer.uid,
             time.monotonic() - self.started_s,
-            takes_over=self.was_served,
-            waits=waits,
+            takes_over=give.takes_over,
+            waits=give.waits,
             until=self.poison_detector.until,
             poison=tuple(sorted(self.poison_detector.poison)),
             give_up=self.poison_detector.give_up,
@@ -131,10 +119,17 @@ class SupervisedConnection:
         """How many points have come."""
         return self.header.record.stats.points_in
 
-    def begin_with_worker(self) -> None:
-        """Count anew what its worker does for it, now that it is another one."""
+    def on_assigned(self) -> None:
+        """Reset what is counted for each worker: another one serves it now."""
         self.points_before = self.points
+        self.is_hanging = False
         self.watch.begin()
+
+    def on_resumed(self, worker: int) -> None:
+        """Note that a worker goes on; its thread is the current one again if it had paused."""
+        if worker == self._paused[0]:
+            _, self.header.thread = self._paused
+        self._paused = (0, 0)
 
     def give_up(self, reason: str) -> None:
         """Have the next worker fail it, with the reason."""
@@ -190,7 +185,7 @@ class SupervisedConnection:
         header = self.header
         record = header.record
         at_work = header.busy_since_ns != 0 and not header.waits_for_peer
-        busy = at_work or self.worker is None or self.move is not None
+        busy = at_work or self.route.state in _BETWEEN_WORKERS
         # A worker that another handler holds up, or that is stopped, cannot even note that
         # something has come for this one. Kapacitor is told at the first look that finds that:
         # it asks after half of its time-out, and gives up after the other half.
@@ -218,9 +213,7 @@ class SupervisedConnection:
         longer than one frame ever does, and without a heartbeat the task would fail. A worker
         that hangs is about to be replaced, which takes longer than a short time-out.
         """
-        if self.worker is None or self.number in self.worker.hung:
-            return True
-        return self.watch.beats or self.is_neglected
+        return self.is_waiting or self.is_hanging or self.watch.beats or self.is_neglected
 
     @property
     def is_not_reading(self) -> bool:
@@ -230,7 +223,12 @@ class SupervisedConnection:
     @property
     def is_at_work(self) -> bool:
         """Whether its worker says that the handler has something to do."""
-        return self.worker is not None and self.header.busy_since_ns != 0
+        return not self.is_waiting and self.header.busy_since_ns != 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no worker has it."""
+        return self.route.state is ConnectionState.WAITING
 
     def is_silent(self, for_s: float) -> bool:
         """Return whether no Python code has run in its worker for so long."""
@@ -239,15 +237,15 @@ class SupervisedConnection:
     @property
     def is_not_pausing(self) -> bool:
         """Whether its worker only has to stop waiting for a handover, and does not even run."""
-        waits_for_pause = self.move is not None and not self.move.is_paused
-        return waits_for_pause and not self.is_at_work and self.is_silent(_FROZEN_S)
+        is_pausing = self.route.state is ConnectionState.PAUSING
+        return is_pausing and not self.is_at_work and self.is_silent(_FROZEN_S)
 
     @property
     def state(self) -> str:
         """What it is doing, in words."""
-        if self.worker is None:
+        if self.is_waiting:
             return "waiting for a worker"
-        if self.move is not None:
+        if self.route.state in _BETWEEN_WORKERS:
             return "being handed over"
         if self.is_not_reading:
             return "not reading"
@@ -289,7 +287,7 @@ class SupervisedConnection:
             # A worker that is about to send has it locked.
             fcntl.lockf(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                if self.worker is None:
+                if self.is_waiting:
                     self._send_rest()
                 if self._sent_until() == self.header.record.output_end:
                     self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)

@@ -27,10 +27,8 @@ _PATIENCE_S: Final = 600.0
 _MOST_CLIENTS: Final = 32
 _READ_BYTES: Final = 64 * 1024
 
-#: Answers a request, now or later.
-Reply: TypeAlias = "Callable[[dict[str, Any]], None]"
-#: Is given the command's name, and whom to answer.
-Command: TypeAlias = "Callable[[str, Reply], None]"
+#: Executes a command of a client, which gets the answer with `reply`, now or later.
+Command: TypeAlias = "Callable[[ControlClient, str], None]"
 
 
 class ControlClients:
@@ -39,7 +37,7 @@ class ControlClients:
     def __init__(self, selector: selectors.BaseSelector) -> None:
         """Register clients with `selector`, with a callable as data."""
         self._selector = selector
-        self._clients: dict[_Client, float] = {}
+        self._clients: dict[ControlClient, float] = {}
 
     def add(self, connection: socket.socket, command: Command) -> None:
         """Serve a new client; if there are too many, drop another one for it."""
@@ -47,7 +45,7 @@ class ControlClients:
             # They are in the order in which they came.
             idle = (each for each in self._clients if each.is_idle)
             next(idle, next(iter(self._clients))).close()
-        client = _Client(connection, command, self._selector, self._forget)
+        client = ControlClient(connection, command, self._selector, self._forget)
         self._clients[client] = time.monotonic()
 
     def tick(self, now_s: float) -> None:
@@ -61,19 +59,19 @@ class ControlClients:
         for client in list(self._clients):
             client.close()
 
-    def _forget(self, client: _Client) -> None:
+    def _forget(self, client: ControlClient) -> None:
         self._clients.pop(client, None)
 
 
-class _Client:
-    """One who asks: a line comes, a line goes, and that is all."""
+class ControlClient:
+    """A client: it sends one line, and gets one line."""
 
     def __init__(
         self,
         connection: socket.socket,
         command: Command,
         selector: selectors.BaseSelector,
-        on_end: Callable[[_Client], None],
+        on_end: Callable[[ControlClient], None],
     ) -> None:
         connection.settimeout(0)
         self._socket = connection
@@ -98,6 +96,7 @@ class _Client:
         return b"\n" not in waiting
 
     def close(self) -> None:
+        """Close the connection, answered or not."""
         if not self._ended:
             self._ended = True
             with contextlib.suppress(KeyError):
@@ -118,12 +117,13 @@ class _Client:
             self._selector.unregister(self._socket)
             self._asked = True
             try:
-                self._command(_command_of(self._request), self._reply)
+                self._command(self, _command_of(self._request))
             except BaseException:
                 self.close()  # Nobody will answer.
                 raise
 
-    def _reply(self, answer: dict[str, Any]) -> None:
+    def reply(self, answer: dict[str, Any]) -> None:
+        """Send the answer, and close the connection after it."""
         if not self._ended:
             self._rest = json.dumps(answer).encode() + b"\n"
             self._selector.register(self._socket, selectors.EVENT_WRITE, self._write)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Final
 
+from kapudf_cli.supervisor.worker_death import beginning
 from kapudf_cli.worker import channel as orders
-from kapudf_cli.worker import stacks as dumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,8 +79,8 @@ class Drain:
                 function=pool.name,
                 worker=worker.number,
                 pid=worker.pid,
-                connections=len(worker.connections),
-                stacks=dumps.beginning(worker.stacks()),
+                connections=pool.connections_of(worker),
+                stacks=beginning(worker.stacks()),
             )
 
 

@@ -1,4 +1,4 @@
-"""The workers of one function: started, replaced by others, and buried when they die."""
+"""The worker pool of one function: its processes, its connections, and their reload."""
 
 from __future__ import annotations
 
@@ -8,57 +8,68 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.supervisor.acceptance import accept
 from kapudf_cli.supervisor.errors import WorkerStartError
-from kapudf_cli.supervisor.hanging import HungWorkers
-from kapudf_cli.supervisor.recycling import Recycling, WorkerUsage
-from kapudf_cli.supervisor.replacement import Reloaded, Replacements
-from kapudf_cli.supervisor.restart_backoff import RestartBackoff
+from kapudf_cli.supervisor.replacement import Recycling, Reloaded, RestartBackoff, WorkerUsage
 from kapudf_cli.supervisor.router import Router
-from kapudf_cli.supervisor.worker_death import WorkerDeath
-from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerState
-from kapudf_cli.supervisor.worker_reports import WorkerReports
+from kapudf_cli.supervisor.routes import (
+    Assign,
+    ConnectionState,
+    Give,
+    Kill,
+    Reason,
+    Replacement,
+    Switch,
+    Tell,
+    WorkerState,
+)
+from kapudf_cli.supervisor.worker_death import HungWorkers, WorkerDeath
+from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerReports
 from kapudf_cli.system.processes import working_folder
-from kapudf_cli.worker import channel as orders
+from kapudf_cli.worker import channel
 
 if TYPE_CHECKING:
     import selectors
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import FunctionSettings, Settings
-    from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
+    from kapudf_cli.supervisor.acceptance import DescriptorReserve
+    from kapudf_cli.supervisor.connection import SupervisedConnection
+    from kapudf_cli.supervisor.routes import Order
     from kapudf_cli.system.socket_file import SocketFile
     from kapudf_cli.worker.channel import Report
 
-#: A handler that is imported for longer may never be: it holds up no other function, and a
-#: reload that is asked for meanwhile begins anew.
+#: A handler that takes longer to import may never be imported: it does not keep other functions
+#: from starting, nor another reload from beginning.
 _LONG_START_S: Final = 10.0
-#: After so long without a worker, a connection's wait is worth a warning.
+#: After this time without a worker, the log warns of a connection.
 _LONG_WAIT_S: Final = 10.0
-
-
-#: So many workers are started at once in place of dead ones. The first one that is ready takes
-#: the connections over, and more would only take the processors from it.
-_MOST_STARTING: Final = os.cpu_count() or 1
-#: When it is tried again to start a worker that the system had no room for.
+#: How many workers are started at once in place of dead ones. The first one that is ready takes
+#: the connections over; more would only take the processors from it.
+_MAX_STARTING: Final = os.cpu_count() or 1
+#: The pause before another attempt to start a worker that the system had no room for.
 _NO_ROOM_PAUSE_S: Final = 1.0
-#: How often each connection is looked at. With thousands of them it is less often, so that it takes
-#: no more than a tenth of the time, but often enough for the heartbeats that Kapacitor waits for.
-_LOOK_S: Final = 0.2
-_LOOK_SHARE: Final = 0.1
-_LONGEST_LOOK_S: Final = 1.0
-#: How long a worker may live on after its channel was closed. One that should serve cannot be
-#: told anything any more; one that was told to end may take its time.
+#: The interval of connection checks. With thousands of connections it grows, so that checks take
+#: a tenth of the time at most, up to what heartbeats in time for Kapacitor allow.
+_TICK_S: Final = 0.2
+_TICK_SHARE: Final = 0.1
+_MAX_TICK_S: Final = 1.0
+#: How long a worker may live after its channel is closed. One that should serve cannot be told
+#: anything any more; one that was told to stop may take its time.
 _CLOSED_PATIENCE_S: Final = 0.2
 _EXIT_PATIENCE_S: Final = 10.0
-#: How long workers serve on after a stop, until each connection that waits has one.
+#: How long a stop waits until each waiting connection has a worker.
 _PLACE_PATIENCE_S: Final = 1.0
 
 
 class Pool:
-    """The workers of one function, and the connections that they serve.
+    """The worker processes of one function, and the connections that they serve.
 
     Attributes:
+        name: what a TICKscript calls.
+        settings: of the function.
+        connections: those that have not ended, by number.
+        deaths: how many workers have died unexpectedly.
         has_failed: whether the code that was loaded last could not be imported.
     """
 
@@ -79,9 +90,9 @@ class Pool:
         Args:
             name: what a TICKscript calls.
             settings: of the function.
-            logging: where the form and level of the log are in.
-            worker_numbers: what the log calls new workers; likewise the next, connections.
-            connection_numbers: see above.
+            logging: has the format and level of the log.
+            worker_numbers: gives new workers their names in the log.
+            connection_numbers: gives new connections their names in the log.
             selector: workers are registered with it, with a callable as data.
             reserve: descriptors for starting workers.
             log: where events go.
@@ -95,55 +106,62 @@ class Pool:
         self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._on_exit)
         self._root_log = log
         self._log = log.bind(function=name)
-        self.workers: list[WorkerProcess] = []
-        self._placement = Router(self.workers, on_left=self._let_retire, log=self._log)
-        self.connections = self._placement.connections
+        self._router = Router()
+        self._processes: dict[int, WorkerProcess] = {}
+        self.connections: dict[int, SupervisedConnection] = {}
         self.deaths = 0
-        # What the workers that serve, and those that are to take over, have loaded.
-        self._loaded: orders.Ready | None = None
-        self._coming_loaded: orders.Ready | None = None
+        # What the workers have loaded that serve, and those of a replacement to come.
+        self._loaded: channel.Ready | None = None
+        self._coming_loaded: channel.Ready | None = None
         self.has_failed = False
+        self._was_ready = False
         self._backoff = RestartBackoff()
         self._recycling = Recycling()
-        self._hanging = HungWorkers(self._log)
-        self._succession = Replacements(self._log)
+        self._hung = HungWorkers()
+        # Whether the result of a reload is not known yet, and the results nobody has taken.
+        self._reload_pending = False
+        self._reload_results: list[Reloaded] = []
         self._stopping = self._killing = self._told_to_stop = False
         self._stopped_s = 0.0
-        self._looked_s = 0.0
-        self._look_s = _LOOK_S
-        self._was_ready = False
+        self._ticked_s = 0.0
+        self._tick_s = _TICK_S
         self._warned_of_waiting = False
 
-    # --- for the supervisor ---
+    # --- queries ---
 
-    def rename(self, name: str) -> None:
-        """Serve the function under another name; its connections go on."""
-        self.name = name
-        self._log = self._root_log.bind(function=name)
-        for part in (self._placement, self._hanging, self._succession):
-            part.use_log(self._log)
+    @property
+    def workers(self) -> list[WorkerProcess]:
+        """The workers that serve, are to serve, or retire."""
+        return [
+            each
+            for each in self._processes.values()
+            if self.state_of(each) is not WorkerState.DISMISSED
+            and not self._router.is_replacing(each.number)
+        ]
 
-    def start(self) -> None:
-        """Start the first workers.
+    def all_workers(self) -> list[WorkerProcess]:
+        """Return every worker that has not ended."""
+        return list(self._processes.values())
 
-        Raises:
-            OSError: the system has no process, memory or descriptor left. It is tried again
-                for those that are missing.
-        """
-        self._backoff.retry(time.monotonic())
-        for _ in range(self.settings.workers):
-            self.workers.append(self._start_worker(self.settings))
-        self._backoff.cancel()
+    def state_of(self, worker: WorkerProcess) -> WorkerState:
+        """Return what a worker does."""
+        routed = self._router.workers.get(worker.number)
+        return WorkerState.DEAD if routed is None else routed.state
+
+    def connections_of(self, worker: WorkerProcess) -> int:
+        """Return how many connections a worker serves, or is to take over."""
+        routed = self._router.workers.get(worker.number)
+        return 0 if routed is None else len(routed.connections)
 
     @property
     def is_ready(self) -> bool:
-        """Whether every worker has loaded the handler, or had once."""
+        """Whether all workers have loaded the handler at some time."""
         return self._was_ready
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is ready, or has died at its start, which it may do for a long time."""
-        return self._was_ready or self._backoff.vain_starts > 0
+        """Whether it is ready, or its workers have died as they started."""
+        return self.is_ready or self._backoff.vain_starts > 0
 
     @property
     def handler(self) -> str:
@@ -151,8 +169,8 @@ class Pool:
         return "" if self._loaded is None else self._loaded.handler
 
     @property
-    def code(self) -> orders.Code | None:
-        """The file that it was loaded from."""
+    def code(self) -> channel.Code | None:
+        """The file that the handler was loaded from."""
         return None if self._loaded is None else self._loaded.code
 
     @property
@@ -162,72 +180,169 @@ class Pool:
 
     @property
     def starting(self) -> int:
-        """How many workers load the handler; without those that take unusually long."""
+        """How many workers load the handler, without those that take unusually long."""
         return sum(
-            each.state is WorkerState.STARTING and each.age_s < _LONG_START_S
-            for each in (*self.workers, *self._succession.coming)
+            self.state_of(each) is WorkerState.STARTING and each.age_s < _LONG_START_S
+            for each in self._processes.values()
         )
 
     @property
     def is_reloading(self) -> bool:
-        """Whether a reload waits for new workers, and they take no unusually long time."""
-        coming = self._succession.coming if self._succession.is_reload else []
-        return bool(coming) and all(each.age_s < _LONG_START_S for each in coming)
+        """Whether a reload waits for new workers, and they do not take unusually long."""
+        replacement = self._router.replacement
+        if replacement is None or replacement.reason is not Reason.RELOAD:
+            return False
+        return all(self._processes[each].age_s < _LONG_START_S for each in replacement.new)
 
     @property
     def may_accept(self) -> bool:
-        """Whether more connections should be accepted now: workers keep up with them."""
-        return self._placement.may_add
+        """Whether workers keep up with new connections, so that more should be accepted."""
+        return self._router.may_add
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no worker is left."""
+        return not self._processes
+
+    @property
+    def needs_ticks(self) -> bool:
+        """Whether `tick` may have anything to do."""
+        return bool(
+            self.connections
+            or self._router.replacement is not None
+            or self._backoff.is_pending
+            or not self._hung.is_empty
+            or any(worker.channel_lost_s is not None for worker in self._processes.values())
+        )
+
+    # --- for the supervisor ---
+
+    def rename(self, name: str) -> None:
+        """Serve the function under another name; its connections go on."""
+        self.name = name
+        self._log = self._root_log.bind(function=name)
+
+    def start(self) -> None:
+        """Start the first workers.
+
+        Raises:
+            OSError: the system has no process, memory or descriptor left. Those that are missing
+                are started later.
+        """
+        self._backoff.retry(time.monotonic())
+        for _ in range(self.settings.workers):
+            self._start_for_dead()
+        self._backoff.cancel()
 
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
         self._reserve.check()
-        served = accept(socket_file, self.settings, self._connection_numbers)
-        if served is not None:
-            self._placement.add(served)
-        return served is not None
+        connection = accept(socket_file, self.settings, self._connection_numbers)
+        if connection is not None:
+            self.add(connection)
+        return connection is not None
 
-    def _on_report(self, worker: WorkerProcess, report: Report) -> None:
-        match report:
-            case orders.Ready():
-                self._on_ready(worker, report)
-            case orders.Failed():
-                self._on_failed(worker, report)
-            case orders.Finished():
-                self._placement.on_finished(worker, report.connection)
-            case orders.Paused() | orders.TakenOver() | orders.Refused():
-                self._placement.on_report(worker, report)
+    def add(self, connection: SupervisedConnection) -> None:
+        """Serve a connection."""
+        self.connections[connection.number] = connection
+        self._router.add(connection.route)
 
     def tick(self, now_s: float) -> None:
         """Do what is due; to be called after each wait of the loop, a few times a second."""
         for worker in self.all_workers():
             self._reports.tick(worker)
-        is_time = not 0.0 <= now_s - self._looked_s < self._look_s
+        is_time = not 0.0 <= now_s - self._ticked_s < self._tick_s
         if is_time:
             began_s = time.monotonic()
-            self._look_at_workers(now_s)
-            self._look_at_connections(now_s)
+            self._check_workers(now_s)
+            self._check_connections(now_s)
             took_s = time.monotonic() - began_s
-            self._looked_s = now_s
-            self._look_s = min(max(_LOOK_S, took_s / _LOOK_SHARE), _LONGEST_LOOK_S)
-        self._hanging.kill_due(now_s)
-        self._placement.place_waiting()
+            self._ticked_s = now_s
+            self._tick_s = min(max(_TICK_S, took_s / _TICK_SHARE), _MAX_TICK_S)
+        self._hung.kill_due(now_s)
+        if not self._killing:
+            self._place()
         if self._stopping:
             self._stop_workers(now_s)
         else:
             self._replace_dead(now_s)
             if is_time:
                 self._recycle(now_s)
-            if not self._placement.move_on() and not self._succession.is_under_way:
-                self._tell_reloaded()
-                self._placement.spread()
+            if self._router.needs_room:
+                self._execute(self._router.move(now_s, self._room()))
+            if self._router.replacement is None and not self._router.has_left_to_move:
+                self._finish_reload()
         for worker in self.all_workers():
             self._reports.update(worker)
 
-    def _look_at_workers(self, now_s: float) -> None:
+    def reload(self, settings: FunctionSettings) -> None:
+        """Have new workers, with new code and these settings, take over.
+
+        The result comes with `take_reload_results`.
+
+        Args:
+            settings: of the function, from now on if the new code can be loaded.
+
+        Raises:
+            OSError: the system has no process, memory or descriptor left; the old workers go on,
+                and there is no result.
+        """
+        if self._router.replacement is None:
+            # The rest of an earlier reload becomes part of this one.
+            self._finish_reload()
+        self._cancel_replacement("another reload began")
+        self._log.info("reload begins", workers=settings.workers)
+        new: list[WorkerProcess] = []
+        old = tuple(self._router.workers)
+        try:
+            for _ in range(settings.workers):
+                new.append(self._start_worker(settings))  # noqa: PERF401 - some are kept
+        except OSError:
+            self._router.begin(Replacement(Reason.RELOAD, _numbers(new)))
+            self._execute(self._router.cancel_replacement())
+            raise
+        self._reload_pending = True
+        self._router.begin(Replacement(Reason.RELOAD, _numbers(new), old, settings))
+
+    def take_reload_results(self) -> list[Reloaded]:
+        """Return the results of reloads that are known now, each of them once, in their order."""
+        results, self._reload_results = self._reload_results, []
+        return results
+
+    def stop(self) -> None:
+        """Let every worker process what has arrived, and end."""
+        self._stopping = True
+        self._backoff.cancel()
+        self._cancel_replacement("kapudf was told to stop")
+        self._execute(self._router.abandon_moves())
+        self._stopped_s = time.monotonic()
+        if not self._router.has_waiting:
+            for worker in self.all_workers():
+                if self.state_of(worker) is WorkerState.STARTING:
+                    # It serves no connection, and the import of its handler may not end.
+                    worker.kill()
+        self._stop_workers(self._stopped_s)
+
+    def kill(self) -> None:
+        """End every worker at once, and start no other."""
+        self._stopping = self._killing = True
+        for worker in self.all_workers():
+            worker.kill()
+
+    def abandon(self) -> int:
+        """Log the connections that did not end by themselves; return how many there are."""
+        for connection in self.connections.values():
+            connection.log_abandoned(self._log)
+        return len(self.connections)
+
+    # --- what is due ---
+
+    def _check_workers(self, now_s: float) -> None:
         """Kill workers that cannot be told anything any more."""
         for worker in self.all_workers():
-            if worker.blocked_s > self.settings.busy_limit_s and worker.killed_for is None:
+            if worker.killed_for is not None:
+                continue
+            if worker.blocked_s > self.settings.busy_limit_s:
                 self._log.error(
                     "worker reads no orders, it is replaced",
                     worker=worker.number,
@@ -235,12 +350,13 @@ class Pool:
                     blocked_s=round(worker.blocked_s, 1),
                 )
                 worker.kill(f"it read no orders for {worker.blocked_s:.0f} s")
-            elif worker.channel_lost_s is not None and worker.killed_for is None:
+            elif worker.channel_lost_s is not None:
                 self._end_without_channel(worker, now_s - worker.channel_lost_s)
 
     def _end_without_channel(self, worker: WorkerProcess, lost_s: float) -> None:
-        """Kill a worker whose channel is closed, if it has not ended after a while."""
-        is_told = self._stopping or worker.state in {WorkerState.RETIRING, WorkerState.DEAD}
+        """Kill a worker that has not ended some time after its channel was closed."""
+        may_end = {WorkerState.RETIRING, WorkerState.DEAD, WorkerState.DISMISSED}
+        is_told = self._stopping or self.state_of(worker) in may_end
         if is_told and lost_s > _EXIT_PATIENCE_S:
             self._log.warning(
                 "worker takes too long to exit, and is killed",
@@ -253,33 +369,45 @@ class Pool:
         elif not is_told and lost_s > _CLOSED_PATIENCE_S:
             worker.kill("it closed its channel to the supervisor")
 
-    def _tell_reloaded(self) -> None:
-        """Tell whoever waits for a reload how many connections its workers serve now."""
-        stay = sum(served.cannot_move for served in self.connections.values())
-        code = f"{self.handler} of {self.code}"
-        self._succession.tell(Reloaded(len(self.connections) - stay, stay, code=code))
-
-    def _look_at_connections(self, now_s: float) -> None:
+    def _check_connections(self, now_s: float) -> None:
+        """Send heartbeats where they are due, and find workers that hang."""
         frozen = set()
-        for served in list(self.connections.values()):
-            served.tick(now_s)
-            if served.needs_heartbeat:
-                served.beat()
-            if served.worker is None:
+        for connection in list(self.connections.values()):
+            connection.tick(now_s)
+            self._observe(connection)
+            if connection.needs_heartbeat:
+                connection.beat()
+            worker = self._processes.get(connection.route.worker or 0)
+            if worker is None:
                 continue
-            if served.is_not_reading:
-                frozen.add(served.worker)
-            if served.watch.has_just_passed_limit:
-                self._hanging.note(served, served.worker, now_s)
-            elif served.is_not_pausing and not self._placement.is_at_work(served.worker):
-                self._hanging.note_frozen(served, served.worker, now_s)
-        for worker in self.workers:
-            worker.is_frozen = worker in frozen
+            if connection.is_not_reading:
+                frozen.add(worker.number)
+            if connection.watch.has_just_passed_limit:
+                self._hung.note(connection, worker, now_s, self._log)
+            elif connection.is_not_pausing and not self._is_at_work(worker):
+                self._hung.note_frozen(connection, worker, now_s, self._log)
+        self._router.observe_frozen(frozen)
         self._warn_of_waiting()
+
+    def _observe(self, connection: SupervisedConnection) -> None:
+        self._router.observe(
+            connection.number,
+            is_isolated=connection.poison_detector.isolated,
+            is_careful=connection.is_careful,
+            is_movable=connection.is_movable,
+        )
+
+    def _is_at_work(self, worker: WorkerProcess) -> bool:
+        """Return whether a worker says that one of its handlers has something to do."""
+        return any(each.is_at_work for each in self._served_by(worker))
+
+    def _served_by(self, worker: WorkerProcess) -> list[SupervisedConnection]:
+        routes = self._router.served_by(worker.number)
+        return [self.connections[each.number] for each in routes]
 
     def _warn_of_waiting(self) -> None:
         """Log once that connections have waited long for a worker."""
-        waits_s = [each.watch.busy_s for each in self.connections.values() if each.worker is None]
+        waits_s = [each.watch.busy_s for each in self.connections.values() if each.is_waiting]
         if not waits_s:
             self._warned_of_waiting = False
         elif not self._warned_of_waiting and max(waits_s) >= _LONG_WAIT_S:
@@ -290,127 +418,215 @@ class Pool:
                 wait_s=round(max(waits_s), 1),
             )
 
-    def reload(
-        self, settings: FunctionSettings, on_done: Callable[[Reloaded], None] | None = None
-    ) -> None:
-        """Have new workers, with new code and these settings, take over.
-
-        Args:
-            settings: of the function, from now on if the new code can be loaded.
-            on_done: called once it is known what came of it.
-
-        Raises:
-            OSError: the system has no process, memory or descriptor left; the old workers go on.
-        """
-        if self._succession.fills_gap:
-            # Its successor is not to come after all, and the reload may come to nothing.
-            self._backoff.retry(time.monotonic())
-        if not self._succession.is_under_way:
-            # What is left of an earlier one, this one does.
-            self._tell_reloaded()
-        self._succession.give_up("another reload began")
-        self._log.info("reload begins", workers=settings.workers)
-        successors: list[WorkerProcess] = []
-        try:
-            for _ in range(settings.workers):
-                successors.append(self._start_worker(settings))  # noqa: PERF401 - some are kept
-        except OSError:
-            self._succession.dismiss(successors)
-            raise
-        self._succession.begin_reload(settings, successors, on_done)
-
-    def stop(self) -> None:
-        """Let every worker process what has arrived, and end."""
-        self._stopping = True
-        self._backoff.cancel()
-        self._succession.give_up("kapudf was told to stop")
-        self._placement.abandon_moves()
-        self._stopped_s = time.monotonic()
-        if not self._placement.has_waiting:
-            for worker in self.all_workers():
-                if worker.state is WorkerState.STARTING:
-                    # It serves no connection, and its handler may take for ever to import.
-                    worker.kill()
-        self._stop_workers(self._stopped_s)
-
     def _stop_workers(self, now_s: float) -> None:
         """Tell all workers to stop, once each connection has one or has waited for long."""
         is_late = now_s - self._stopped_s > _PLACE_PATIENCE_S
-        if not self._told_to_stop and (is_late or not self._placement.has_waiting):
+        if not self._told_to_stop and (is_late or not self._router.has_waiting):
             self._told_to_stop = True
             for worker in self.all_workers():
-                if worker.state is not WorkerState.STARTING:
-                    worker.send(orders.Stop())
+                if self.state_of(worker) is not WorkerState.STARTING:
+                    worker.send(channel.Stop())
 
-    def kill(self) -> None:
-        """End every worker at once, and start no other."""
-        self._stopping = self._killing = True
-        for worker in self.all_workers():
-            worker.kill()
+    def _recycle(self, now_s: float) -> None:
+        """Replace a worker that has reached `max_points` or `max_rss_mb`, one at a time."""
+        if self._router.replacement is not None:
+            return
+        usages = (
+            WorkerUsage(each, each.age_s, self._points_of(each), each.rss_bytes() / 1e6)
+            for each in self.workers
+            if self.state_of(each) is WorkerState.SERVING
+        )
+        usage = self._recycling.choose(usages, self.settings, now_s)
+        if usage is None:
+            return
+        self._log.info(
+            "worker is recycled",
+            worker=usage.worker.number,
+            points=usage.points,
+            rss_mb=round(usage.rss_mb),
+        )
+        try:
+            new = self._start_worker(self.settings)
+        except OSError as error:
+            self._log.error("worker cannot be recycled", error=str(error))
+            self._recycling.pause(now_s)
+        else:
+            old = (usage.worker.number,)
+            self._router.begin(Replacement(Reason.RECYCLING, (new.number,), old))
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no worker is left."""
-        return not self.all_workers()
-
-    @property
-    def needs_ticks(self) -> bool:
-        """Whether there is anything that `look` could have to do."""
-        return bool(
-            self.connections
-            or self._succession.is_under_way
-            or self._backoff.is_pending
-            or not self._hanging.is_empty
-            or any(worker.channel_lost_s is not None for worker in self.all_workers())
+    def _points_of(self, worker: WorkerProcess) -> int:
+        """Return how many points a worker has handled."""
+        return worker.points_of_ended + sum(
+            each.points - each.points_before for each in self._served_by(worker)
         )
 
-    def abandon(self) -> int:
-        """Log how far those connections got that do not come to their end; return how many."""
-        for served in self.connections.values():
-            served.log_abandoned(self._log)
-        return len(self.connections)
+    # --- orders of the router ---
+
+    def _room(self) -> set[int]:
+        """Return the workers that can be sent a connection now."""
+        return {
+            each.number
+            for each in self._processes.values()
+            if self.state_of(each) is WorkerState.SERVING and each.check_room()
+        }
+
+    def _place(self) -> None:
+        """Give connections without a worker to workers that have room."""
+        full: set[int] = set()
+        while self._router.has_waiting and (gives := self._router.place(self._room() - full)):
+            # The last one first: what cannot be sent goes back to the front of the queue.
+            full |= {give.worker for give in reversed(gives) if not self._give(give)}
+
+    def _execute(self, orders: Iterable[Order]) -> None:
+        """Do what the router has decided."""
+        for order in orders:
+            match order:
+                case Give():
+                    self._give(order)
+                case Tell():
+                    self._tell(order)
+                case Assign():
+                    self.connections[order.connection].on_assigned()
+                case Kill():
+                    self._processes[order.worker].kill()
+                case Switch():
+                    self._on_switched(order.replacement)
+
+    def _give(self, give: Give) -> bool:
+        """Send a connection to a worker; return False if there is no room for it."""
+        connection = self.connections[give.connection]
+        message, descriptors = connection.prepare(give)
+        if not self._processes[give.worker].hand_over(message, descriptors):
+            self._execute(self._router.on_unsent(give))
+            return False
+        if not give.waits:
+            connection.on_assigned()
+        return True
+
+    def _tell(self, order: Tell) -> None:
+        worker = self._processes.get(order.worker)
+        if worker is None:
+            return  # It has ended meanwhile.
+        if isinstance(order.message, channel.Resume):
+            connection = self.connections.get(order.message.connection)
+            if connection is not None:
+                connection.on_resumed(order.worker)
+        worker.send(order.message)
+
+    def _on_switched(self, replacement: Replacement) -> None:
+        """Note that the new workers of a replacement serve."""
+        if replacement.settings is not None:
+            self.settings = replacement.settings
+            for connection in self.connections.values():
+                connection.watch.limit_s = self.settings.busy_limit_s
+        self._was_ready = True
+        if self._coming_loaded is not None:
+            self._note_loaded(self._coming_loaded)
+        self._log.info(
+            "new workers serve",
+            workers=list(replacement.new),
+            handler=self.handler,
+            code=str(self.code),
+        )
 
     # --- what workers report ---
 
-    def _on_ready(self, worker: WorkerProcess, report: orders.Ready) -> None:
+    def _on_report(self, worker: WorkerProcess, report: Report) -> None:
+        router, number = self._router, worker.number
+        match report:
+            case channel.Ready():
+                self._on_ready(worker, report)
+            case channel.Failed():
+                self._on_failed(worker, report)
+            case channel.Finished():
+                self._on_finished(worker, report.connection)
+            case channel.Paused():
+                self._execute(router.on_paused(number, report.connection))
+            case channel.TakenOver():
+                orders = router.on_taken_over(number, report.connection)
+                connection = self.connections.get(report.connection)
+                self._execute(orders)
+                if connection is not None and connection.route.worker == number:
+                    event = "connection handed over" if orders else "connection taken over"
+                    self._log.info(event, connection=report.connection, worker=number)
+            case channel.Refused():
+                self._on_refused(worker, report)
+
+    def _on_ready(self, worker: WorkerProcess, report: channel.Ready) -> None:
         self._log.debug(
             "worker ready",
             worker=worker.number,
             pid=worker.pid,
             start_s=round(worker.age_s, 3),
         )
-        if worker.state is WorkerState.RETIRING:
-            worker.send(orders.Stop())
-            return
-        worker.state = WorkerState.SERVING
-        if worker in self._succession.coming:
+        if self._router.is_replacing(worker.number):
             self._coming_loaded = report
-            self._switch_if_ready()
-        else:
+        elif self.state_of(worker) is WorkerState.STARTING:
             self._note_loaded(report)
-            self._was_ready = self._was_ready or all(
-                each.state is WorkerState.SERVING for each in self.workers
-            )
-            # Others have taken over what it should serve.
-            self._placement.begin_spreading()
+            for connection in self.connections.values():
+                self._observe(connection)
+        self._execute(self._router.on_ready(worker.number))
         self._told_to_stop = False
+        serving = [self.state_of(each) is WorkerState.SERVING for each in self.workers]
+        self._was_ready = self._was_ready or (bool(serving) and all(serving))
 
-    def _on_failed(self, worker: WorkerProcess, report: orders.Failed) -> None:
-        worker.state = WorkerState.DEAD
+    def _note_loaded(self, report: channel.Ready) -> None:
+        """Keep what the workers that serve have loaded."""
+        self._loaded = report
+        self.has_failed = False
+
+    def _on_failed(self, worker: WorkerProcess, report: channel.Failed) -> None:
         self.has_failed = True
-        if worker in self._succession.coming:
-            self._on_coming_failed(report.problem)
+        if self._router.is_replacing(worker.number):
+            self._fail_replacement(self._router.replacement, report.problem)
             return
-        if not self._was_ready:
+        self._execute(self._router.on_failed(worker.number))
+        if not self.is_ready:
             raise WorkerStartError(
                 report.problem, function=self.name, is_usage_error=report.is_usage_error
             )
         self._log.error("worker cannot start", worker=worker.number, error=report.problem)
 
+    def _on_finished(self, worker: WorkerProcess, number: int) -> None:
+        connection = self.connections.pop(number, None)
+        if connection is None:
+            return
+        worker.end_rest()
+        worker.points_of_ended += connection.points - connection.points_before
+        self._execute(self._router.on_finished(worker.number, number))
+        connection.close()
+
+    def _on_refused(self, worker: WorkerProcess, report: channel.Refused) -> None:
+        """Handle that a worker cannot serve a connection, or not take it over."""
+        connection = self.connections.get(report.connection)
+        if connection is None:
+            return
+        route = connection.route
+        is_handover = route.state is ConnectionState.MOVING and route.target == worker.number
+        if is_handover or route.worker == worker.number:
+            rest_s = worker.rest() if report.retry else None
+            if is_handover:
+                self._log.error(
+                    "handover failed, the old worker goes on",
+                    connection=report.connection,
+                    error=report.problem,
+                )
+            elif rest_s is not None:
+                self._log.error(
+                    "worker cannot serve a connection",
+                    connection=report.connection,
+                    worker=worker.number,
+                    error=report.problem,
+                    retry_s=rest_s,
+                )
+            elif not report.retry:
+                connection.give_up(report.problem)
+        self._execute(self._router.on_refused(worker.number, report.connection, retry=report.retry))
+
     # --- workers that come and go ---
 
     def _start_worker(self, settings: FunctionSettings) -> WorkerProcess:
-        begin = orders.Start(
+        begin = channel.Start(
             self.name,
             next(self._worker_numbers),
             settings,
@@ -420,137 +636,109 @@ class Pool:
         )
         with self._reserve.lent():
             worker = WorkerProcess(begin)
+        self._processes[worker.number] = worker
         self._reports.watch(worker)
         return worker
 
-    def _switch_if_ready(self) -> None:
-        """Put the workers that have come in the place of those that go, if all have."""
-        successors = self._succession.take_ready()
-        if successors is None:
-            return
-        going = [] if successors.going is None else [successors.going]
-        if successors.settings is not None:
-            # One that died meanwhile has been replaced.
-            going = list(self.workers)
-            self.settings = successors.settings
-            for served in self.connections.values():
-                served.watch.limit_s = self.settings.busy_limit_s
-        for worker in going:
-            worker.state = WorkerState.RETIRING
-        self._was_ready = True
-        self.workers += successors.coming  # in place: others look at this list
-        for worker in going:
-            # What other code could not take, this may.
-            self._placement.begin_moves(worker)
-            self._let_retire(worker)
-        if self._coming_loaded is not None:
-            self._note_loaded(self._coming_loaded)
-        self._log.info(
-            "new workers serve",
-            workers=[worker.number for worker in successors.coming],
-            handler=self.handler,
-            code=str(self.code),
-        )
-
-    def _note_loaded(self, report: orders.Ready) -> None:
-        """Keep what the workers that serve have loaded."""
-        self._loaded = report
-        self.has_failed = False
-
-    def _let_retire(self, worker: WorkerProcess) -> None:
-        """Let a retiring worker end, once it serves nobody."""
-        if worker.state is WorkerState.RETIRING and not worker.connections:
-            worker.send(orders.Stop())
-
-    def _on_coming_failed(self, problem: str) -> None:
-        if not self._succession.is_reload:
-            now_s = time.monotonic()
-            self._recycling.pause(now_s)
-            # In case that the one that had its time has died meanwhile.
-            self._backoff.retry(now_s)
-        self._succession.fail(problem)
-
-    def _recycle(self, now_s: float) -> None:
-        """Have a worker replaced that has had its time, one at a time."""
-        if self._succession.is_under_way:
-            return
-        wears = (
-            WorkerUsage(each, each.age_s, self._placement.points_of(each), each.rss_bytes() / 1e6)
-            for each in self.workers
-            if each.state is WorkerState.SERVING
-        )
-        worn = self._recycling.choose(wears, self.settings, now_s)
-        if worn is not None:
-            self._log.info(
-                "worker is recycled",
-                worker=worn.worker.number,
-                points=worn.points,
-                rss_mb=round(worn.rss_mb),
-            )
-            try:
-                successor = self._start_worker(self.settings)
-            except OSError as error:
-                self._log.error("worker cannot be recycled", error=str(error))
-                self._recycling.pause(now_s)
-            else:
-                self._succession.begin_recycling(worn.worker, successor)
-
-    # --- death ---
-
-    def _on_exit(self, worker: WorkerProcess) -> None:
-        """Deal with a worker's end, expected or not."""
-        self._hanging.forget(worker)
-        self._reports.unwatch(worker)
-        death = WorkerDeath.of(worker)
-        was_coming = worker in self._succession.coming
-        was_dismissed = worker in self._succession.dismissed
-        self._succession.forget(worker)
-        if worker in self.workers:
-            self.workers.remove(worker)
-        orphans = list(self._placement.of(worker))
-        expected = self._killing or was_dismissed or death.is_expected(stopping=self._stopping)
-        if not expected:
-            self.deaths += 1
-            death.log(self._log, connections=len(orphans))
-        if was_coming:
-            self._on_coming_failed(f"a new worker died: {death.how}")
-        has_worked = any(served.points > served.points_before for served in orphans)
-        self._placement.on_death(
-            worker, death.how, death.stacks, drops_poison=self.settings.on_error != "fail"
-        )
-        if self._stopping:
-            self._serve_the_rest()
-        elif not was_coming and not was_dismissed and death.state is not WorkerState.RETIRING:
-            now_s = time.monotonic()
-            self._backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
-            self._replace_dead(now_s)
-
-    def _serve_the_rest(self) -> None:
-        """Start one more worker, for what a dead one has left at the very end."""
-        if self._placement.has_waiting and not self._killing and not self.workers:
-            self._start_missing(1)
-
-    def _replace_dead(self, now_s: float) -> None:
-        """Start as many workers as are missing, if it is time to."""
-        room = _MOST_STARTING - self.starting
-        if room > 0 and self._backoff.take_due(now_s):
-            serving = [each for each in self.workers if each.state is not WorkerState.RETIRING]
-            missing = self.settings.workers - len(serving) - self._succession.fills_gap
-            if not self._start_missing(min(missing, room)):
-                self._backoff.retry(time.monotonic(), pause_s=_NO_ROOM_PAUSE_S)
-            elif missing > room:
-                self._backoff.retry(time.monotonic())
+    def _start_for_dead(self) -> None:
+        """Start a worker that serves as soon as it is ready."""
+        worker = self._start_worker(self.settings)
+        self._router.begin(Replacement(Reason.DEATH, (worker.number,)))
 
     def _start_missing(self, count: int) -> bool:
         """Start so many workers; return whether there was room for all of them."""
         try:
             for _ in range(count):
-                self.workers.append(self._start_worker(self.settings))
+                self._start_for_dead()
         except OSError as error:
             self._log.error("worker cannot start", error=str(error))
             return False
         return True
 
-    def all_workers(self) -> list[WorkerProcess]:
-        """Return every worker that has not ended."""
-        return [*self.workers, *self._succession.coming, *self._succession.dismissed]
+    def _replace_dead(self, now_s: float) -> None:
+        """Start as many workers as are missing, if it is time to."""
+        room = _MAX_STARTING - self.starting
+        if room > 0 and self._backoff.take_due(now_s):
+            missing = self.settings.workers - self._router.places_filled
+            if not self._start_missing(min(missing, room)):
+                self._backoff.retry(time.monotonic(), pause_s=_NO_ROOM_PAUSE_S)
+            elif missing > room:
+                self._backoff.retry(time.monotonic())
+
+    def _cancel_replacement(self, problem: str) -> None:
+        """Dismiss the new workers of a reload or recycling, if one is under way."""
+        self._execute(self._router.cancel_replacement())
+        if self._reload_pending:
+            self._reload_pending = False
+            self._reload_results.append(Reloaded(problem=problem))
+
+    def _fail_replacement(self, replacement: Replacement | None, problem: str) -> None:
+        """Give up a reload or recycling, because one of its new workers cannot serve."""
+        if replacement is not None and replacement.reason is Reason.RELOAD:
+            self._log.error("reload failed, the old code goes on", error=problem)
+            self._cancel_replacement(problem)
+        else:
+            # A reload before it may still be moving connections.
+            self._log.error("worker cannot be recycled", error=problem)
+            self._recycling.pause(time.monotonic())
+            self._execute(self._router.cancel_replacement())
+
+    def _finish_reload(self) -> None:
+        """Note the result of a reload whose connections have all been handed over."""
+        if self._reload_pending:
+            self._reload_pending = False
+            states = [each.route.state for each in self.connections.values()]
+            stay = states.count(ConnectionState.PINNED)
+            code = f"{self.handler} of {self.code}"
+            self._reload_results.append(Reloaded(len(states) - stay, stay, code=code))
+
+    def _on_exit(self, worker: WorkerProcess) -> None:
+        """Handle a worker's end, expected or not."""
+        self._hung.forget(worker)
+        self._reports.unwatch(worker)
+        state = self.state_of(worker)
+        finished = worker.finished_connections()
+        death = WorkerDeath.of(worker, state)
+        was_new = self._router.is_replacing(worker.number)
+        for number in finished:
+            self._on_finished(worker, number)
+        served = self._served_by(worker)
+        replacement = self._router.replacement
+        del self._processes[worker.number]
+        self._execute(self._router.on_exit(worker.number))
+        orphans = [each for each in served if each.is_waiting]
+        if not self._killing and not death.is_expected(stopping=self._stopping):
+            self.deaths += 1
+            death.log(self._log, connections=len(orphans))
+        if was_new:
+            self._fail_replacement(replacement, f"a new worker died: {death.how}")
+        has_worked = any(each.points > each.points_before for each in orphans)
+        self._note_deaths(death, orphans)
+        if self._stopping:
+            self._serve_the_rest()
+        elif state not in {WorkerState.RETIRING, WorkerState.DISMISSED} and not was_new:
+            now_s = time.monotonic()
+            self._backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
+            self._replace_dead(now_s)
+
+    def _note_deaths(self, death: WorkerDeath, orphans: list[SupervisedConnection]) -> None:
+        """Find out whether a frame of the connections that a dead worker served is the cause."""
+        accused = death.accusations(orphans)
+        careful = sum(each.is_careful for each in orphans)
+        for connection in orphans:
+            connection.note_death(
+                death.in_words(connection),
+                accused=accused[connection.number],
+                alone=careful == 1,
+                drops_poison=self.settings.on_error != "fail",
+            )
+            self._observe(connection)
+
+    def _serve_the_rest(self) -> None:
+        """Start one more worker during a stop, for connections whose last worker died."""
+        if self._router.has_waiting and not self._killing and not self._processes:
+            self._start_missing(1)
+
+
+def _numbers(workers: Iterable[WorkerProcess]) -> tuple[int, ...]:
+    return tuple(each.number for each in workers)

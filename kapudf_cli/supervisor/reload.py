@@ -1,14 +1,15 @@
-"""Reloads: new settings and new code, of all functions or of one, while they are served.
+"""Reloads: new settings and new code for all functions or for one, while they are served.
 
-A reload is prepared first: the settings are read, and new sockets are bound. If any of that
-fails, everything is as it was. Then new workers are started, a few functions at a time. What
-is asked for meanwhile is done once afterwards, however often it is asked for.
+A reload is prepared first: the settings are read, and new sockets are bound. If that fails,
+nothing changes. Then new workers are started, for a few functions at a time. Requests that come
+meanwhile are combined into one reload afterwards.
 """
 
 from __future__ import annotations
 
+import collections
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kapudf_cli.errors import ConfigError, KapudfError, describe
 from kapudf_cli.supervisor.errors import ControlError
@@ -20,55 +21,67 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import FunctionSettings, Settings
-    from kapudf_cli.supervisor.functions import Functions
-    from kapudf_cli.supervisor.served_function import ServedFunction
+    from kapudf_cli.supervisor.functions import Functions, ServedFunction
+    from kapudf_cli.supervisor.pool import Pool
+
+
+#: Who has asked for a reload.
+C = TypeVar("C")
 
 
 @dataclass
-class _Waiting:
+class _Waiting(Generic[C]):
     """A reload of one function that has not begun.
 
     Attributes:
         settings: of the function, as they were read last.
-        on_done: called with the result; each who asked for it has one.
+        clients: who has asked for it.
     """
 
     settings: FunctionSettings
-    on_done: list[Callable[[Reloaded], None]] = field(default_factory=list)
-
-    def tell(self, reloaded: Reloaded) -> None:
-        for each in self.on_done:
-            each(reloaded)
+    clients: list[C] = field(default_factory=list)
 
 
-class Reloader:
-    """Has functions served by new code, with the settings as they are now."""
+@dataclass(frozen=True)
+class ReloadResult(Generic[C]):
+    """What to tell the clients that have asked for a reload."""
+
+    clients: list[C]
+    function: str
+    reloaded: Reloaded
+
+
+class Reloader(Generic[C]):
+    """Reloads functions, each with new code and its current settings."""
 
     def __init__(
         self, functions: Functions, read_settings: Callable[[], Settings], log: BoundLogger
     ) -> None:
-        """Begin with what is served.
+        """Reload `functions`.
 
         Args:
-            functions: which are served.
+            functions: those that are served.
             read_settings: reads the settings again; raises KapudfError if they are wrong.
-            log: where it is said what could not be reloaded.
+            log: where failures go.
         """
         self._functions = functions
         self._read_settings = read_settings
         self._log = log
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, _Waiting[C]] = {}
         self._all_wait = False
+        # Who waits for the results of the reloads that each pool has begun, in their order.
+        self._running: dict[Pool, collections.deque[list[C]]] = {}
+        self._results: list[ReloadResult[C]] = []
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a reload has been asked for and has not begun."""
+        """Whether a reload was requested and has not begun."""
         return bool(self._waiting) or self._all_wait
 
     def reload_all(self) -> None:
-        """Serve what the settings say now, each function by new code.
+        """Reload all functions, with the settings as they are now.
 
-        While another reload is under way, it waits, and all that wait are one.
+        While another reload is under way, it waits; all that wait become one.
         """
         if not self._is_under_way():
             self._begin_all()
@@ -76,15 +89,15 @@ class Reloader:
             self._all_wait = True
             self._log.info("reload waits for the one under way")
 
-    def reload_one(self, name: str, on_done: Callable[[Reloaded], None]) -> None:
-        """Have one function served by new code, with its settings as they are now.
+    def reload_one(self, name: str, client: C) -> None:
+        """Reload one function, with its settings as they are now.
 
         Args:
             name: of a function that is served.
-            on_done: called once the result is known.
+            client: who waits for the result; see `take_results`.
 
         Raises:
-            KapudfError: it cannot be prepared, and everything is as it was.
+            KapudfError: it cannot be prepared, and nothing has changed.
         """
         if self._functions.ends:
             raise ControlError("kapudf was told to stop, and reloads nothing any more")
@@ -104,20 +117,27 @@ class Reloader:
                 "reload failed, everything goes on as it was", function=name, error=str(error)
             )
             raise
-        self._await(name, wanted).on_done.append(on_done)
+        self._await(name, wanted).clients.append(client)
         self.step()
 
+    def take_results(self) -> list[ReloadResult[C]]:
+        """Return the results that are known now, each of them once."""
+        results, self._results = self._results, []
+        return results
+
     def step(self) -> None:
-        """Begin the reloads that have waited and for which there is room now."""
+        """Collect results, and begin the reloads that have waited and for which there is room."""
+        self._collect()
         if self._functions.ends:
+            problem = "kapudf was told to stop, and reloads nothing any more"
             for name in list(self._waiting):
-                problem = "kapudf was told to stop, and reloads nothing any more"
-                self._waiting.pop(name).tell(Reloaded(problem=problem))
+                self._end(self._waiting.pop(name).clients, name, Reloaded(problem=problem))
             self._all_wait = False
         for name in list(self._waiting):
             function = self._functions.get(name)
             if function is None:
-                self._waiting.pop(name).tell(Reloaded(problem=f"{name} is no longer served"))
+                problem = f"{name} is no longer served"
+                self._end(self._waiting.pop(name).clients, name, Reloaded(problem=problem))
             elif not function.pool.is_reloading:
                 if not self._functions.has_room:
                     break
@@ -126,10 +146,21 @@ class Reloader:
             self._all_wait = False
             self._begin_all()
 
+    def _collect(self) -> None:
+        """Keep the results of pools for those that wait for them."""
+        for pool, waiting in list(self._running.items()):
+            for reloaded in pool.take_reload_results():
+                self._end(waiting.popleft(), pool.name, reloaded)
+            if not waiting:
+                del self._running[pool]
+
+    def _end(self, clients: list[C], name: str, reloaded: Reloaded) -> None:
+        self._results.append(ReloadResult(clients, name, reloaded))
+
     def _is_under_way(self) -> bool:
         return bool(self._waiting) or any(pool.is_reloading for pool in self._functions.pools())
 
-    def _await(self, name: str, settings: FunctionSettings) -> _Waiting:
+    def _await(self, name: str, settings: FunctionSettings) -> _Waiting[C]:
         waiting = self._waiting.setdefault(name, _Waiting(settings))
         waiting.settings = settings
         return waiting
@@ -137,7 +168,7 @@ class Reloader:
     def _begin_all(self) -> None:
         try:
             change = self._functions.prepare(self._settings_now())
-        except Exception as error:  # noqa: BLE001 - whatever it is, what is served goes on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the old settings stay
             problem = str(error) if isinstance(error, KapudfError) else describe(error)
             self._log.error("reload failed, everything goes on as it was", error=problem)
             return
@@ -145,16 +176,17 @@ class Reloader:
             self._await(name, change.settings.functions[name])
         self.step()
 
-    def _begin(self, function: ServedFunction, waiting: _Waiting) -> None:
+    def _begin(self, function: ServedFunction, waiting: _Waiting[C]) -> None:
+        pool = function.pool
         try:
-            function.pool.reload(waiting.settings, waiting.tell)
+            pool.reload(waiting.settings)
         except OSError as error:
             self._log.error(
-                "reload failed, the old code goes on",
-                function=function.pool.name,
-                error=str(error),
+                "reload failed, the old code goes on", function=pool.name, error=str(error)
             )
-            waiting.tell(Reloaded(problem=str(error)))
+            self._end(waiting.clients, pool.name, Reloaded(problem=str(error)))
+        else:
+            self._running.setdefault(pool, collections.deque()).append(waiting.clients)
 
     def _settings_now(self) -> Settings:
         try:

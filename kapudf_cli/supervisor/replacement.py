@@ -1,34 +1,42 @@
-"""New workers in the place of others: for new code, or for one that has had its time.
-
-They take over once all of them are ready. Where one of them does not come so far, none is
-wanted any more, and those that were to go stay.
-"""
+"""When workers are replaced, after deaths and at their limits; sans-I/O."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from kapudf_cli.supervisor.worker_process import WorkerState
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from structlog.stdlib import BoundLogger
+    from collections.abc import Iterable
 
     from kapudf_cli.config import FunctionSettings
-    from kapudf_cli.supervisor.worker_process import WorkerProcess
+
+W = TypeVar("W")
+
+#: The pause before a worker is replaced that died without having done anything, doubled each
+#: time.
+_FIRST_PAUSE_S: Final = 0.1
+_MAX_PAUSE_S: Final = 30.0
+#: A worker that has lived this long has done something.
+_LONG_LIFE_S: Final = 10.0
+#: No worker is recycled sooner: one whose handler needs more memory than `max_rss_mb` would be
+#: recycled all the time.
+_MIN_LIFE_S: Final = 2.0
+#: The pause after a worker could not be recycled, so that code that cannot be loaded is logged
+#: twice a minute and not at every tick.
+_RECYCLING_PAUSE_S: Final = 30.0
 
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What came of a reload.
+    """The result of a reload.
 
     Attributes:
         connections: how many connections the new code serves.
-        stay: how many the old code goes on with, for the new one could not take them over.
+        stay: how many connections stay with the old code, because the new one could not take
+            them over.
         problem: why there are no new workers, None if there are.
-        code: the new code, in words.
+        code: the handler and the file of the new code.
     """
 
     connections: int = 0
@@ -37,131 +45,111 @@ class Reloaded:
     code: str = ""
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """Workers that are ready to take over.
+class RestartBackoff:
+    """Decides when the dead workers of one function are replaced.
 
     Attributes:
-        coming: those.
-        going: the one that has had its time, if that is the reason and it has not died
-            meanwhile.
-        settings: of the function from now on, if it is reloaded: all others go then.
+        vain_starts: how many workers in a row died without having done anything.
     """
 
-    coming: Sequence[WorkerProcess]
-    going: WorkerProcess | None
-    settings: FunctionSettings | None
+    def __init__(self) -> None:
+        """Begin with nothing to replace."""
+        self.vain_starts = 0
+        self._pause_s = _FIRST_PAUSE_S
+        self._due_s: float | None = None
+        # When the last worker died that counts as a vain start.
+        self._failed_s = -math.inf
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether workers are to be replaced, now or later."""
+        return self._due_s is not None
 
-class Replacements:
-    """The workers of one function that do not serve yet, and those that never will.
+    def note_death(self, now_s: float, *, age_s: float, has_worked: bool) -> None:
+        """Have a worker replaced that has died.
 
-    Attributes:
-        coming: those that are to take over.
-        dismissed: those that were to, are not wanted any more, and have not ended yet.
-    """
-
-    def __init__(self, log: BoundLogger) -> None:
-        """Begin with none.
+        Workers that were started before the last vain start died, and die after it, are not
+        counted again: they have the same cause, or were killed at the same moment.
 
         Args:
-            log: where it is said why none take over.
+            now_s: a monotonic clock's time, in seconds, as everywhere here.
+            age_s: how long it lived.
+            has_worked: whether it has handled any point.
         """
-        self._log = log
-        self.coming: list[WorkerProcess] = []
-        self.dismissed: list[WorkerProcess] = []
-        self._going: WorkerProcess | None = None
-        self._settings: FunctionSettings | None = None
-        self._on_reloaded: Callable[[Reloaded], None] | None = None
-
-    def use_log(self, log: BoundLogger) -> None:
-        """Log to another logger from now on, for the function has another name."""
-        self._log = log
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether any are to take over."""
-        return bool(self.coming)
-
-    @property
-    def is_reload(self) -> bool:
-        """Whether those are to take over from all others, with other settings."""
-        return self._settings is not None
-
-    @property
-    def fills_gap(self) -> bool:
-        """Whether one is to take over from one that has died meanwhile."""
-        return self.is_under_way and not self.is_reload and self._going is None
-
-    # --- how it begins ---
-
-    def begin_reload(
-        self,
-        settings: FunctionSettings,
-        successors: list[WorkerProcess],
-        on_done: Callable[[Reloaded], None] | None,
-    ) -> None:
-        """Have some that have just been started take over from all others.
-
-        Args:
-            settings: of the function, once they have.
-            successors: those.
-            on_done: called once it is known what came of it.
-        """
-        self.coming = successors
-        self._settings = settings
-        self._on_reloaded = on_done
-
-    def begin_recycling(self, worker: WorkerProcess, successor: WorkerProcess) -> None:
-        """Have one that has just been started take over from one that has had its time."""
-        self.coming = [successor]
-        self._going = worker
-
-    # --- how it goes on ---
-
-    def take_ready(self) -> Replacement | None:
-        """Return those that take over now, if all of them are ready; they are no longer coming."""
-        if not self.coming or any(each.state is not WorkerState.SERVING for each in self.coming):
-            return None
-        successors = Replacement(self.coming, self._going, self._settings)
-        self.coming, self._going, self._settings = [], None, None
-        return successors
-
-    def fail(self, problem: str) -> None:
-        """Give it up, for one that was to take over cannot, and say so in the log."""
-        if self.is_reload:
-            self._log.error("reload failed, the old code goes on", error=problem)
-            self.give_up(problem)
+        if has_worked or age_s >= _LONG_LIFE_S:
+            self.vain_starts = 0
+            self._pause_s = _FIRST_PAUSE_S
+            self._due_s = now_s
+        elif now_s - age_s <= self._failed_s:
+            self._due_s = now_s if self._due_s is None else self._due_s
         else:
-            # Who waits for a reload waits for one that was before, and has succeeded.
-            self._log.error("worker cannot be recycled", error=problem)
-            self._dismiss_coming()
+            self._failed_s = now_s
+            self.vain_starts += 1
+            self._due_s = now_s + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
 
-    def give_up(self, problem: str) -> None:
-        """Have none take over, if any were to, and tell whoever waits for a reload why."""
-        self._dismiss_coming()
-        self.tell(Reloaded(problem=problem))
+    def retry(self, now_s: float, *, pause_s: float = _FIRST_PAUSE_S) -> None:
+        """Try again after a pause, because not all missing workers could be started."""
+        self._due_s = now_s + pause_s
 
-    def dismiss(self, workers: Sequence[WorkerProcess]) -> None:
-        """End some that are not wanted after all."""
-        for worker in workers:
-            worker.kill()
-        self.dismissed += workers
+    def take_due(self, now_s: float) -> bool:
+        """Return whether dead workers are to be replaced now; if so, this is done once."""
+        if self._due_s is None or now_s < self._due_s:
+            return False
+        self._due_s = None
+        return True
 
-    def _dismiss_coming(self) -> None:
-        self.dismiss(self.coming)
-        self.coming, self._going, self._settings = [], None, None
+    def cancel(self) -> None:
+        """Replace nothing."""
+        self._due_s = None
 
-    def tell(self, reloaded: Reloaded) -> None:
-        """Tell whoever waits for a reload, if anybody still does, what came of it."""
-        on_done, self._on_reloaded = self._on_reloaded, None
-        if on_done is not None:
-            on_done(reloaded)
 
-    def forget(self, worker: WorkerProcess) -> None:
-        """Let go of one that has died, whether or not it has to do with this."""
-        for workers in (self.coming, self.dismissed):
-            if worker in workers:
-                workers.remove(worker)
-        if worker is self._going:
-            self._going = None
+@dataclass(frozen=True)
+class WorkerUsage(Generic[W]):
+    """What a worker has done and uses.
+
+    Attributes:
+        worker: which.
+        age_s: its age in seconds.
+        points: how many points it has handled.
+        rss_mb: its resident memory, in megabytes.
+    """
+
+    worker: W
+    age_s: float
+    points: int
+    rss_mb: float
+
+
+class Recycling:
+    """Chooses the workers that have reached a limit, one at a time."""
+
+    def __init__(self) -> None:
+        """Begin without a pause."""
+        self._not_before_s = 0.0
+
+    def choose(
+        self, workers: Iterable[WorkerUsage[W]], settings: FunctionSettings, now_s: float
+    ) -> WorkerUsage[W] | None:
+        """Return the first worker that has reached a limit, if there is one.
+
+        Args:
+            workers: those that serve; not read where no limit is set, or in a pause.
+            settings: the limits, 0 for none.
+            now_s: a monotonic clock's time, in seconds.
+        """
+        if not settings.max_points and not settings.max_rss_mb:
+            return None
+        if now_s < self._not_before_s:
+            return None
+        for each in workers:
+            if each.age_s >= _MIN_LIFE_S and (
+                (settings.max_points and each.points >= settings.max_points)
+                or (settings.max_rss_mb and each.rss_mb >= settings.max_rss_mb)
+            ):
+                return each
+        return None
+
+    def pause(self, now_s: float) -> None:
+        """Choose none for a while, because the last one could not be replaced."""
+        self._not_before_s = now_s + _RECYCLING_PAUSE_S

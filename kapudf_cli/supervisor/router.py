@@ -1,438 +1,517 @@
-"""Which worker serves which connection, and how a connection gets from one to another.
+"""Routing: which worker serves which connection.
 
-It goes from worker to worker in one of two ways. After a death, another worker takes it
-over from what the journal holds. In a handover, for new code or for a worker that has had
-its time, the old worker stands still at a frame's boundary until the new one has the
-handler's state, and goes on if that fails.
+The router only decides. It is told what happened, and returns orders that the pool carries
+out. It does no I/O, calls nothing back and reads no clock.
+
+A connection gets another worker in two ways. After a death, a new worker takes it over from
+its journal. In a handover (new code, or a worker that is recycled), the old worker pauses at a
+frame boundary until the new one has the handler's state, and goes on if that fails.
 """
 
 from __future__ import annotations
 
 import collections
-import time
+import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from kapudf_cli.supervisor.connection import Move
-from kapudf_cli.supervisor.worker_process import WorkerState
-from kapudf_cli.worker import channel as orders
-from kapudf_cli.worker import stacks as dumps
+from kapudf_cli.supervisor.routes import (
+    Assign,
+    ConnectionState,
+    Give,
+    Kill,
+    Reason,
+    RoutedWorker,
+    Step,
+    Switch,
+    Tell,
+    WorkerState,
+)
+from kapudf_cli.worker.channel import Pause, Release, Resume, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
-    from structlog.stdlib import BoundLogger
+    from kapudf_cli.supervisor.routes import Order, Replacement, RoutedConnection
 
-    from kapudf_cli.supervisor.connection import SupervisedConnection
-    from kapudf_cli.supervisor.worker_process import WorkerProcess
+K = TypeVar("K")
 
-W = TypeVar("W")
-
-#: So many connections are handed over at once. Each stands still for a moment, which is short
-#: only if the worker that takes it over is not busy with hundreds of others.
-_MOST_MOVES: Final = 16
-#: A connection that has not paused by then is busy, and keeps no other one from being moved.
+#: How many connections are handed over at once. Each one is paused meanwhile, which is short
+#: only while the worker that takes it over is not busy with hundreds of others.
+_MAX_MOVES: Final = 16
+#: A connection that has not paused after this time is busy. It does not count any more, so that
+#: other connections are handed over meanwhile.
 _PAUSE_S: Final = 0.5
-#: So many new connections wait for room in a worker; more are not accepted.
-_MOST_NEWCOMERS: Final = 256
-#: For so long, no other thread runs only where one keeps the interpreter.
-_KEPT_S: Final = 3.0
+#: How many new connections may wait for a worker; beyond that, none is accepted.
+_MAX_NEW: Final = 256
 
 
 class Router:
-    """The connections of one function, each with the worker that serves it.
+    """The connections and workers of one function.
 
     Attributes:
         connections: those that have not ended, by number.
+        workers: those that have not ended, by number.
+        replacement: the reload or recycling whose new workers are not all ready, if any.
     """
 
-    def __init__(
-        self,
-        workers: list[WorkerProcess],
-        *,
-        on_left: Callable[[WorkerProcess], None],
-        log: BoundLogger,
-    ) -> None:
-        """Give connections to `workers`, a list that its owner changes.
-
-        Args:
-            workers: those that serve, or will.
-            on_left: called when a worker serves a connection no longer.
-            log: where events go.
-        """
-        self._workers = workers
-        self._on_left = on_left
-        self._log = log
-        self.connections: dict[int, SupervisedConnection] = {}
-        # Those without a worker: some had one, which died, and some are new.
-        self._orphans: dict[int, SupervisedConnection] = {}
-        self._newcomers: dict[int, SupervisedConnection] = {}
-        self._moving: dict[int, SupervisedConnection] = {}
+    def __init__(self) -> None:
+        """Begin without connections and workers."""
+        self.connections: dict[int, RoutedConnection] = {}
+        self.workers: dict[int, RoutedWorker] = {}
+        self.replacement: Replacement | None = None
+        # Connections without a worker: those whose worker died, and new ones.
+        self._orphans: dict[int, RoutedConnection] = {}
+        self._new: dict[int, RoutedConnection] = {}
+        # Those that are pausing or moving.
+        self._moving: dict[int, RoutedConnection] = {}
         self._spreads = False
 
-    def add(self, served: SupervisedConnection) -> None:
-        """Add a new connection, which waits until `place_waiting` gives it to a worker."""
-        self.connections[served.number] = served
-        self._newcomers[served.number] = served
+    # --- queries ---
 
     @property
     def may_add(self) -> bool:
         """Whether workers keep up with new connections, so that more should be accepted."""
-        return len(self._newcomers) < _MOST_NEWCOMERS
-
-    def place_waiting(self) -> None:
-        """Give connections without a worker to workers that have room: the least busy first."""
-        if not self.has_waiting:
-            return
-        ready = [
-            each for each in self._workers if each.state is WorkerState.SERVING and each.has_room
-        ]
-        suspected: set[WorkerProcess] | None = None
-        for served in (*self._orphans.values(), *self._newcomers.values()):
-            if not ready:
-                return
-            may_take = ready
-            if served.poison_detector.isolated:
-                # If its worker dies too, it must be clear which connection is the cause.
-                if suspected is None:
-                    suspected = {each for each in ready if self._has_isolated(each)}
-                may_take = [each for each in ready if each not in suspected]
-            for worker in sorted(may_take, key=_preference):
-                if self._give(served, worker):
-                    if suspected is not None and served.poison_detector.isolated:
-                        suspected.add(worker)
-                    break
-                ready.remove(worker)
-
-    def use_log(self, log: BoundLogger) -> None:
-        """Log to another logger from now on, for the function has another name."""
-        self._log = log
+        return len(self._new) < _MAX_NEW
 
     @property
     def has_waiting(self) -> bool:
-        """Whether some have no worker."""
-        return bool(self._orphans or self._newcomers)
+        """Whether connections have no worker."""
+        return bool(self._orphans or self._new)
 
-    def of(self, worker: WorkerProcess) -> Iterator[SupervisedConnection]:
-        """Yield the connections that a worker serves."""
-        for number in sorted(worker.connections):
-            served = self.connections.get(number)
-            if served is not None and served.worker is worker:
-                yield served
-
-    def is_at_work(self, worker: WorkerProcess) -> bool:
-        """Return whether a worker says that one of its handlers has something to do."""
-        return any(served.is_at_work for served in self.of(worker))
-
-    def points_of(self, worker: WorkerProcess) -> int:
-        """Return how many points a worker has dealt with."""
-        return worker.points_of_ended + sum(
-            served.points - served.points_before for served in self.of(worker)
+    @property
+    def has_left_to_move(self) -> bool:
+        """Whether retiring workers serve connections that another worker may take over."""
+        return any(
+            each.state is not ConnectionState.PINNED
+            for worker in self.workers.values()
+            if worker.state is WorkerState.RETIRING
+            for each in self.served_by(worker.number)
         )
 
-    def on_report(
-        self, worker: WorkerProcess, report: orders.Paused | orders.TakenOver | orders.Refused
-    ) -> None:
-        """Deal with what a worker says of a connection on its way to another."""
-        served = self.connections.get(report.connection)
-        if served is None:
-            return  # It has ended meanwhile.
-        move = served.move
-        match report:
-            case orders.Paused() if move is not None and worker is served.worker:
-                self._hand_over_state(served, move)
-            case orders.Paused():
-                worker.send(orders.Resume(served.number))
-            case orders.TakenOver() if move is not None and worker is move.target:
-                self._complete(served, move)
-            case orders.Refused() if move is not None and worker is move.target:
-                if report.retry:
-                    worker.rest()
-                self._log.error(
-                    "handover failed, the old worker goes on",
-                    connection=served.number,
-                    error=report.problem,
-                )
-                served.cannot_move = not report.retry
-                self._go_back(served, move)
-            case _ if worker is not served.worker:
-                pass  # It was to take it over, and is not any more.
-            case orders.TakenOver():
-                self._log.info(
-                    "connection taken over", connection=served.number, worker=worker.number
-                )
-            case orders.Refused():
-                self._on_refused(worker, served, report)
+    @property
+    def needs_room(self) -> bool:
+        """Whether `place` or `move` may return orders if workers have room."""
+        return self.has_waiting or self._spreads or self.has_left_to_move
 
-    def on_finished(self, worker: WorkerProcess, number: int) -> None:
-        """Forget a connection that has ended, and been logged."""
-        served = self.connections.pop(number, None)
-        if served is None:
-            return
-        worker.end_rest()
-        for waiting in (self._orphans, self._newcomers, self._moving):
-            waiting.pop(number, None)
-        worker.points_of_ended += served.points - served.points_before
-        involved = {served.worker, None if served.move is None else served.move.target}
-        for each in involved - {None, worker}:
-            if each is not None:
-                each.send(orders.Release(number))
-        served.close()
-        for each in involved | {worker}:
-            if each is not None:
-                each.connections.discard(number)
-                self._on_left(each)
+    @property
+    def places_filled(self) -> int:
+        """How many workers serve or will, without those of a reload or recycling to come."""
+        return sum(
+            each.state in {WorkerState.STARTING, WorkerState.SERVING, WorkerState.DEAD}
+            and not self.is_replacing(each.number)
+            for each in self.workers.values()
+        )
+
+    def is_replacing(self, worker: int) -> bool:
+        """Return whether a worker is a new one of the reload or recycling under way."""
+        return self.replacement is not None and worker in self.replacement.new
+
+    def served_by(self, worker: int) -> list[RoutedConnection]:
+        """Return the connections that a worker serves, in the order of their numbers."""
+        routed = self.workers.get(worker)
+        if routed is None:
+            return []
+        numbers = sorted(routed.connections)
+        served = (self.connections[number] for number in numbers if number in self.connections)
+        return [each for each in served if each.worker == worker]
+
+    # --- connections come and go ---
+
+    def add(self, connection: RoutedConnection) -> None:
+        """Add a new connection, which waits until `place` gives it to a worker."""
+        self.connections[connection.number] = connection
+        self._new[connection.number] = connection
+
+    def observe(
+        self, number: int, *, is_isolated: bool, is_careful: bool, is_movable: bool
+    ) -> None:
+        """Note what is seen of a connection; see `RoutedConnection`."""
+        connection = self.connections[number]
+        connection.is_isolated = is_isolated
+        connection.is_careful = is_careful
+        connection.is_movable = is_movable
+
+    def observe_frozen(self, workers: Collection[int]) -> None:
+        """Note which workers are frozen; see `RoutedWorker`."""
+        for worker in self.workers.values():
+            worker.is_frozen = worker.number in workers
+
+    def place(self, room: Collection[int]) -> list[Give]:
+        """Give waiting connections to workers: the least busy first, orphans before new ones.
+
+        To be called again until it returns nothing: it gives each worker one connection at most,
+        since only sending the order shows whether there is room for another.
+
+        Args:
+            room: the workers that can be sent a connection now.
+        """
+        ready = [
+            each
+            for each in self.workers.values()
+            if each.state is WorkerState.SERVING and each.number in room
+        ]
+        # Workers that serve an isolated connection whose frames are handled one at a time.
+        suspected: set[int] | None = None
+        gives: dict[int, Give] = {}
+        for connection in itertools.chain(self._orphans.values(), self._new.values()):
+            may_take = ready
+            if connection.is_isolated:
+                if suspected is None:
+                    suspected = {each.number for each in ready if self._has_suspect(each.number)}
+                may_take = [each for each in ready if each.number not in suspected]
+            best = min(may_take, key=_preference, default=None)
+            if best is None:
+                if not ready:
+                    break
+                continue
+            if best.number in gives:
+                break
+            gives[best.number] = Give(best.number, connection.number, connection.was_served)
+            best.connections.add(connection.number)
+            if suspected is not None and connection.is_isolated:
+                suspected.add(best.number)
+        for give in gives.values():
+            connection = self.connections[give.connection]
+            connection.change(Step.GIVE)
+            connection.worker, connection.was_served = give.worker, True
+            self._orphans.pop(give.connection, None)
+            self._new.pop(give.connection, None)
+        return list(gives.values())
+
+    def on_unsent(self, give: Give) -> list[Order]:
+        """Take back an order that could not be sent; it is given again later."""
+        connection = self.connections[give.connection]
+        if give.waits:
+            # Meanwhile, the old worker must not stay paused.
+            return self._go_back(connection)
+        connection.change(Step.LOSE)
+        connection.worker, connection.was_served = None, give.takes_over
+        self.workers[give.worker].connections.discard(give.connection)
+        # It comes before those that came after it.
+        if give.takes_over:
+            self._orphans = {give.connection: connection, **self._orphans}
+        else:
+            self._new = {give.connection: connection, **self._new}
+        return []
+
+    def on_finished(self, worker: int, number: int) -> list[Order]:
+        """Forget a connection that has ended at a worker."""
+        connection = self.connections.pop(number, None)
+        if connection is None:
+            return []
+        for index in (self._orphans, self._new, self._moving):
+            index.pop(number, None)
+        others = {connection.worker, connection.target} - {None, worker}
+        orders: list[Order] = []
+        for each in self.workers.values():
+            if each.number in others:
+                orders.append(Tell(each.number, Release(number)))
+            if number in each.connections:
+                orders += self._leave(each.number, number)
+        return orders
 
     # --- handovers ---
 
-    def begin_moves(self, worker: WorkerProcess) -> None:
-        """Begin to hand over what a worker serves, also what other code could not take before."""
-        for served in self.of(worker):
-            served.cannot_move = False
-        self.move_on()
+    def move(self, now_s: float, room: Collection[int]) -> list[Order]:
+        """Begin handovers: of what retiring workers serve, then to even out the rest.
 
-    def move_on(self) -> bool:
-        """Hand over what workers that are retiring still serve; return whether anything is left."""
-        left = False
-        for worker in self._workers:
-            if worker.state is WorkerState.RETIRING:
-                for served in self.of(worker):
-                    if not served.cannot_move:
-                        left = True
-                        if served.move is None and not self._move(served):
-                            return True
-        return left
+        Args:
+            now_s: a monotonic clock's time, in seconds.
+            room: the workers that can be sent a connection now.
+        """
+        orders: list[Order] = []
+        for worker in self.workers.values():
+            if worker.state is not WorkerState.RETIRING:
+                continue
+            for connection in self.served_by(worker.number):
+                if connection.state is ConnectionState.SERVED:
+                    target = self._best(room)
+                    if target is None or not self._may_move(now_s):
+                        return orders
+                    orders.append(self._pause(connection, target, now_s))
+        if self._spreads and self.replacement is None and not self.has_left_to_move:
+            orders += self._spread(now_s, room)
+        return orders
 
-    def begin_spreading(self) -> None:
-        """Have `spread` even out how many connections each worker serves."""
-        self._spreads = True
+    def on_paused(self, worker: int, number: int) -> list[Order]:
+        """Have the new worker take over a connection whose worker has paused."""
+        connection = self.connections.get(number)
+        if connection is None:
+            return []  # It has ended meanwhile.
+        if connection.state is ConnectionState.PAUSING and connection.worker == worker:
+            connection.change(Step.PAUSE)
+            target = self._target_of(connection)
+            return [Give(target, number, takes_over=True, waits=True)]
+        return [Tell(worker, Resume(number))]
 
-    def spread(self) -> None:
+    def on_taken_over(self, worker: int, number: int) -> list[Order]:
+        """Complete a handover: the new worker has the handler's state."""
+        connection = self.connections.get(number)
+        if (
+            connection is None
+            or connection.state is not ConnectionState.MOVING
+            or connection.target != worker
+        ):
+            return []
+        old = connection.worker
+        orders = self._complete(connection)
+        if old is not None:
+            # The old one first: if this process ends in between, no worker is better than two.
+            orders[:0] = [Tell(old, Release(number))]
+            orders += self._leave(old, number)
+        return orders
+
+    def on_refused(self, worker: int, number: int, *, retry: bool) -> list[Order]:
+        """Have another worker serve a connection that one could not take.
+
+        Args:
+            worker: the one that could not.
+            number: the connection.
+            retry: whether it was only short of descriptors, memory or threads.
+        """
+        connection = self.connections.get(number)
+        if connection is None:
+            return []
+        if connection.state is ConnectionState.MOVING and connection.target == worker:
+            return self._go_back(connection, Step.GO_BACK if retry else Step.REFUSE)
+        if connection.worker != worker:
+            return []  # It was to take it over, and is not any more.
+        orders = [] if connection.target is None else self._go_back(connection)
+        self._lose(connection)
+        return orders + self._leave(worker, number)
+
+    def abandon_moves(self) -> list[Order]:
+        """Leave every connection with the worker that has it."""
+        self._spreads = False
+        orders: list[Order] = []
+        for connection in list(self._moving.values()):
+            if connection.state is ConnectionState.MOVING:
+                orders.append(Tell(self._target_of(connection), Release(connection.number)))
+            # One that has not paused yet is resumed when it has.
+            orders += self._go_back(connection)
+        return orders
+
+    # --- workers come and go ---
+
+    def begin(self, replacement: Replacement) -> None:
+        """Add the new workers of a replacement, which have just been started.
+
+        Of reloads and recyclings, only one may be under way: see `cancel_replacement`.
+        """
+        if replacement.reason is Reason.DEATH:
+            under_way = self.replacement
+            if under_way is not None and under_way.reason is Reason.RELOAD:
+                # These are replaced as well.
+                self.replacement = dataclasses.replace(
+                    under_way, old=(*under_way.old, *replacement.new)
+                )
+        elif self.replacement is not None:
+            problem = "another replacement is under way"
+            raise ValueError(problem)
+        else:
+            self.replacement = replacement
+        for number in replacement.new:
+            self.workers[number] = RoutedWorker(number)
+
+    def on_ready(self, worker: int) -> list[Order]:
+        """Have a worker serve that has loaded the handler, once it may."""
+        routed = self.workers[worker]
+        if routed.state is WorkerState.RETIRING:
+            return [Tell(worker, Stop())]
+        if routed.state is not WorkerState.STARTING:
+            return []
+        if self.replacement is None or worker not in self.replacement.new:
+            routed.change(Step.SERVE)
+            # Other workers have taken over what it should serve.
+            self._spreads = True
+            return []
+        routed.change(Step.STAND_BY)
+        new = [self.workers[number] for number in self.replacement.new]
+        if any(each.state is not WorkerState.STANDBY for each in new):
+            return []
+        return self._switch(self.replacement)
+
+    def on_failed(self, worker: int) -> list[Order]:
+        """Note that a worker could not load the handler; it exits by itself."""
+        if self.is_replacing(worker):
+            return self.cancel_replacement()
+        self.workers[worker].change(Step.DIE)
+        return []
+
+    def on_exit(self, worker: int) -> list[Order]:
+        """Forget a worker that has ended; its connections wait for another one."""
+        orders: list[Order] = []
+        dead = self.workers.pop(worker)
+        dead.change(Step.DIE)
+        replacement = self.replacement
+        if replacement is not None and worker in replacement.new:
+            orders += self.cancel_replacement()
+        elif replacement is not None and worker in replacement.old:
+            old = tuple(each for each in replacement.old if each != worker)
+            if replacement.reason is Reason.RECYCLING:
+                # The new one replaces a dead worker now, and no longer waits to serve.
+                self.replacement = None
+            else:
+                self.replacement = dataclasses.replace(replacement, old=old)
+        for number in sorted(dead.connections):
+            connection = self.connections[number]
+            if connection.worker != worker:
+                orders += self._go_back(connection)
+            elif connection.state is ConnectionState.MOVING:
+                # The new worker has the whole state, and only waits.
+                orders += self._complete(connection)
+            else:
+                if connection.target is not None:
+                    orders += self._go_back(connection)
+                self._lose(connection)
+        return orders
+
+    def cancel_replacement(self) -> list[Order]:
+        """Dismiss the new workers of the reload or recycling that is under way, if any."""
+        replacement, self.replacement = self.replacement, None
+        orders: list[Order] = []
+        for number in () if replacement is None else replacement.new:
+            worker = self.workers.get(number)
+            if worker is not None:
+                worker.change(Step.DISMISS)
+                orders.append(Kill(number))
+        return orders
+
+    # --- inside ---
+
+    def _switch(self, replacement: Replacement) -> list[Order]:
+        """Have the new workers of a replacement serve, and the old ones retire."""
+        self.replacement = None
+        for number in replacement.new:
+            self.workers[number].change(Step.SERVE)
+        orders: list[Order] = [Switch(replacement)]
+        for number in replacement.old:
+            worker = self.workers[number]
+            for connection in self.served_by(number):
+                if connection.state is ConnectionState.PINNED:
+                    # The new code may take over what other code could not.
+                    connection.change(Step.UNPIN)
+            if worker.state is WorkerState.SERVING and not worker.connections:
+                orders.append(Tell(number, Stop()))
+            if worker.state in {WorkerState.STARTING, WorkerState.SERVING}:
+                worker.change(Step.RETIRE)
+        return orders
+
+    def _leave(self, worker: int, number: int) -> list[Order]:
+        """Take a connection off a worker; one that retires is stopped after its last one."""
+        routed = self.workers.get(worker)
+        if routed is None:
+            return []
+        routed.connections.discard(number)
+        if routed.state is WorkerState.RETIRING and not routed.connections:
+            return [Tell(worker, Stop())]
+        return []
+
+    def _lose(self, connection: RoutedConnection) -> None:
+        """Have a connection wait for another worker."""
+        connection.change(Step.LOSE)
+        connection.worker = None
+        self._orphans[connection.number] = connection
+
+    def _pause(self, connection: RoutedConnection, target: RoutedWorker, now_s: float) -> Tell:
+        """Begin a handover of a connection that is served."""
+        connection.change(Step.MOVE)
+        connection.target, connection.move_began_s = target.number, now_s
+        # It counts as the target's from now on, so that the next one goes to another worker.
+        target.connections.add(connection.number)
+        self._moving[connection.number] = connection
+        return Tell(self._worker_of(connection), Pause(connection.number))
+
+    def _complete(self, connection: RoutedConnection) -> list[Order]:
+        """Have the new worker serve a connection that it has taken over."""
+        target = self._target_of(connection)
+        connection.change(Step.COMPLETE)
+        connection.worker, connection.target = target, None
+        del self._moving[connection.number]
+        return [Assign(target, connection.number), Tell(target, Resume(connection.number))]
+
+    def _go_back(self, connection: RoutedConnection, step: Step = Step.GO_BACK) -> list[Order]:
+        """End a handover that has failed; the old worker goes on."""
+        was_paused = connection.state is ConnectionState.MOVING
+        connection.change(step)
+        target, connection.target = self._target_of(connection), None
+        del self._moving[connection.number]
+        orders = self._leave(target, connection.number)
+        if was_paused:
+            orders.append(Tell(self._worker_of(connection), Resume(connection.number)))
+        return orders
+
+    def _may_move(self, now_s: float) -> bool:
+        """Return whether one more connection may be handed over now."""
+        if len(self._moving) < _MAX_MOVES:
+            return True
+        busy = sum(
+            each.state is ConnectionState.PAUSING and now_s - each.move_began_s > _PAUSE_S
+            for each in self._moving.values()
+        )
+        return len(self._moving) - busy < _MAX_MOVES
+
+    def _best(self, room: Collection[int]) -> RoutedWorker | None:
+        """Return the serving worker that is to get the next connection, None without room."""
+        serving = (
+            each
+            for each in self.workers.values()
+            if each.state is WorkerState.SERVING and each.number in room
+        )
+        return min(serving, key=_preference, default=None)
+
+    def _spread(self, now_s: float, room: Collection[int]) -> list[Order]:
         """Hand connections over from the busiest worker to the least busy one.
 
-        That goes on until they serve equally many, or what is left cannot be handed over.
+        That goes on until they serve equally many, or no other connection can be handed over.
         """
-        while self._spreads and self._may_move():
+        orders: list[Order] = []
+        while self._may_move(now_s):
             leaving = collections.Counter(each.worker for each in self._moving.values())
             loads = {
-                each: _load(each) - leaving[each]
-                for each in self._workers
+                each.number: len(each.connections) - leaving[each.number]
+                for each in self.workers.values()
                 if each.state is WorkerState.SERVING and not each.is_frozen
             }
             pair = furthest_apart(loads)
             if pair is None:
-                # A move that is under way may still fail.
+                # A handover that is under way may still fail.
                 self._spreads = bool(self._moving)
-                return
+                break
             busiest, target = pair
+            served = self.served_by(busiest)
             movable = (
-                served
-                for served in self.of(busiest)
-                if served.move is None and not served.cannot_move and served.is_movable
+                each for each in served if each.state is ConnectionState.SERVED and each.is_movable
             )
-            served = next(movable, None)
-            if served is None:
-                self._spreads = any(each.move is not None for each in self.of(busiest))
-                return
-            if not self._move(served, target):
-                return
+            connection = next(movable, None)
+            if connection is None:
+                self._spreads = any(each.target is not None for each in served)
+                break
+            if target not in room:
+                break
+            orders.append(self._pause(connection, self.workers[target], now_s))
+        return orders
 
-    def abandon_moves(self) -> None:
-        """Leave every connection with the worker that has it."""
-        self._spreads = False
-        for served in list(self._moving.values()):
-            if served.move is not None and served.move.is_paused:
-                served.move.target.send(orders.Release(served.number))
-                self._go_back(served, served.move)
-            # One that is not paused yet gets its word when it is.
-            self._end_move(served)
+    def _has_suspect(self, worker: int) -> bool:
+        return any(each.is_isolated and each.is_careful for each in self.served_by(worker))
 
-    # --- deaths ---
+    def _worker_of(self, connection: RoutedConnection) -> int:
+        if connection.worker is None:
+            raise ValueError(connection)
+        return connection.worker
 
-    def on_death(
-        self, worker: WorkerProcess, how: str, stacks: str, *, drops_poison: bool
-    ) -> list[SupervisedConnection]:
-        """Note whose frames may have killed a worker; return the connections it left.
-
-        They wait until `place_waiting` gives them to others.
-
-        Args:
-            worker: the dead one, no longer among the workers.
-            how: the death, in words.
-            stacks: what faulthandler wrote of its threads.
-            drops_poison: whether a frame that kills workers is dropped, or its connection
-                given up.
-        """
-        orphans = self._orphans_of(worker)
-        thread = None if worker.hung else dumps.faulty_thread(stacks)
-        careful = sum(served.is_careful for served in orphans)
-        # A worker that has not written its stacks was stopped, and no handler is to blame. Where
-        # one handler kept the interpreter, others that were at work may look as if they hung.
-        kept = any(served.is_silent(_KEPT_S) for served in orphans)
-        at_work = sum(served.header.busy_since_ns != 0 for served in orphans)
-        is_clear = bool(stacks) and not (kept and at_work > 1)
-        for served in orphans:
-            self._orphans[served.number] = served
-            accused: bool | None = None
-            if not served.header.thread:
-                # The worker died before it began with this one.
-                accused = False
-            elif worker.hung:
-                accused = served.number in worker.hung if is_clear else None
-            elif thread is not None and any(each.header.thread == thread for each in orphans):
-                accused = served.header.thread == thread
-            served.note_death(
-                _in_words(served, worker, how, stacks),
-                accused=accused,
-                alone=careful == 1,
-                drops_poison=drops_poison,
-            )
-        return orphans
-
-    # --- inside ---
-
-    def _give(self, served: SupervisedConnection, worker: WorkerProcess) -> bool:
-        """Have a worker serve a connection; return False if it has no room."""
-        order, descriptors = served.take()
-        if not worker.hand_over(order, descriptors):
-            return False
-        served.was_served = True
-        served.worker = worker
-        served.begin_with_worker()
-        worker.connections.add(served.number)
-        self._orphans.pop(served.number, None)
-        self._newcomers.pop(served.number, None)
-        return True
-
-    def _has_isolated(self, worker: WorkerProcess) -> bool:
-        return any(
-            served.poison_detector.isolated and served.is_careful for served in self.of(worker)
-        )
-
-    def _on_refused(
-        self, worker: WorkerProcess, served: SupervisedConnection, report: orders.Refused
-    ) -> None:
-        """Handle that a worker cannot serve a connection that no other one serves."""
-        worker.connections.discard(served.number)
-        served.worker = None
-        self._orphans[served.number] = served
-        if report.retry:
-            # It gets no others until one of its own has ended, or after a while.
-            rest_s = worker.rest()
-            if rest_s is not None:
-                self._log.error(
-                    "worker cannot serve a connection",
-                    connection=served.number,
-                    worker=worker.number,
-                    error=report.problem,
-                    retry_s=rest_s,
-                )
-        else:
-            served.give_up(report.problem)
-        self._on_left(worker)
-
-    # --- moves ---
-
-    def _may_move(self) -> bool:
-        """Return whether one more connection may be handed over now."""
-        if len(self._moving) < _MOST_MOVES:
-            return True
-        now_s = time.monotonic()
-        moves = [each.move for each in self._moving.values() if each.move is not None]
-        held_up = sum(not each.is_paused and now_s - each.began_s > _PAUSE_S for each in moves)
-        return len(moves) - held_up < _MOST_MOVES
-
-    def _move(self, served: SupervisedConnection, target: WorkerProcess | None = None) -> bool:
-        """Begin to hand a connection over; return False if that must wait.
-
-        Args:
-            served: a connection that a worker serves.
-            target: who takes it over, None for the least busy worker.
-        """
-        if served.worker is None or not self._may_move():
-            return False
-        if target is None:
-            serving = [each for each in self._workers if each.state is WorkerState.SERVING]
-            target = min((each for each in serving if each.has_room), key=_preference, default=None)
-        if target is None or not target.has_room:
-            return False
-        served.move = Move(target, began_s=time.monotonic())
-        # It counts as the target's from now on, so that the next one goes to another.
-        target.connections.add(served.number)
-        self._moving[served.number] = served
-        served.worker.send(orders.Pause(served.number))
-        return True
-
-    def _hand_over_state(self, served: SupervisedConnection, move: Move) -> None:
-        """Have the new worker take over a connection that stands still."""
-        move.is_paused, move.thread = True, served.header.thread
-        order, descriptors = served.take(waits=True)
-        if not move.target.hand_over(order, descriptors):
-            # It is tried again later; meanwhile the connection must not stand still.
-            self._go_back(served, move)
-
-    def _end_move(self, served: SupervisedConnection) -> None:
-        """Forget a move, whatever came of it."""
-        move, served.move = served.move, None
-        self._moving.pop(served.number, None)
-        if move is not None and move.target is not served.worker:
-            move.target.connections.discard(served.number)
-            self._on_left(move.target)
-
-    def _complete(self, served: SupervisedConnection, move: Move) -> None:
-        """Let the new worker go on, now that it has everything."""
-        old, served.worker = served.worker, move.target
-        self._end_move(served)
-        served.begin_with_worker()
-        # In this order: were this process to die in between, better no worker than two.
-        if old is not None:
-            old.send(orders.Release(served.number))
-            old.connections.discard(served.number)
-        move.target.send(orders.Resume(served.number))
-        if old is not None:
-            self._on_left(old)
-        self._log.info(
-            "connection handed over", connection=served.number, worker=move.target.number
-        )
-
-    def _go_back(self, served: SupervisedConnection, move: Move) -> None:
-        """Have the old worker go on, which stands still; the move has failed."""
-        self._end_move(served)
-        if served.worker is not None:
-            served.header.thread = move.thread
-            served.worker.send(orders.Resume(served.number))
-
-    def _orphans_of(self, worker: WorkerProcess) -> list[SupervisedConnection]:
-        """Return the connections that a dead worker leaves alone; end what it was to take."""
-        orphans = []
-        for number in sorted(worker.connections):
-            served = self.connections.get(number)
-            if served is None:
-                continue
-            move = served.move
-            if served.worker is worker:
-                if move is not None and move.is_paused:
-                    # The new one has all the state, and waits only for a word.
-                    served.worker = move.target
-                    self._end_move(served)
-                    served.begin_with_worker()
-                    move.target.send(orders.Resume(served.number))
-                else:
-                    served.worker = None
-                    self._end_move(served)
-                    orphans.append(served)
-            elif move is not None and move.target is worker:
-                if move.is_paused:
-                    self._go_back(served, move)
-                else:
-                    self._end_move(served)
-        return orphans
+    def _target_of(self, connection: RoutedConnection) -> int:
+        if connection.target is None:
+            raise ValueError(connection)
+        return connection.target
 
 
-def furthest_apart(loads: Mapping[W, int]) -> tuple[W, W] | None:
-    """Return the worker with most connections and the one with fewest.
+def furthest_apart(loads: Mapping[K, int]) -> tuple[K, K] | None:
+    """Return the busiest worker and the least busy one.
 
     Returns:
-        None if one connection more or less makes no difference between them.
+        None if moving one connection between them makes no difference.
     """
     if not loads:
         return None
@@ -440,18 +519,6 @@ def furthest_apart(loads: Mapping[W, int]) -> tuple[W, W] | None:
     return (busiest, idlest) if loads[busiest] - loads[idlest] > 1 else None
 
 
-def _load(worker: WorkerProcess) -> int:
-    return len(worker.connections)
-
-
-def _preference(worker: WorkerProcess) -> tuple[bool, int]:
+def _preference(worker: RoutedWorker) -> tuple[bool, int]:
     """Order workers for a connection, the best first."""
-    return worker.is_frozen, _load(worker)
-
-
-def _in_words(served: SupervisedConnection, worker: WorkerProcess, how: str, stacks: str) -> str:
-    """Return what happened to a worker, for the error of one of its connections."""
-    if served.number not in worker.hung:
-        return f"died by {how}"
-    where = dumps.where(stacks, served.header.thread)
-    return f"hung for {served.watch.busy_s:.0f} s" + (f" in {where}" if where else "")
+    return worker.is_frozen, len(worker.connections)

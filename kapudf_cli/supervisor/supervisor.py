@@ -15,10 +15,9 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from kapudf_cli.supervisor import orphans
+from kapudf_cli.supervisor.acceptance import DescriptorReserve
 from kapudf_cli.supervisor.control import ControlClients
 from kapudf_cli.supervisor.control_commands import ControlCommands
-from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
 from kapudf_cli.supervisor.drain import Drain
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.functions import Functions
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
 
     from kapudf_cli.config import Settings
     from kapudf_cli.supervisor.code_watch import CodeWatch
-    from kapudf_cli.supervisor.served_function import FunctionSockets
+    from kapudf_cli.supervisor.control import ControlClient
+    from kapudf_cli.supervisor.functions import FunctionSockets
     from kapudf_cli.system.signals import SignalQueue
     from kapudf_cli.system.socket_file import SocketFile
 
@@ -92,7 +92,7 @@ class Supervisor:
             reserve=self._reserve,
             log=log,
         )
-        self._reloading = Reloader(self._functions, read_settings, log)
+        self._reloading: Reloader[ControlClient] = Reloader(self._functions, read_settings, log)
         self._commands = ControlCommands(self._functions, self._reloading)
         self._is_ending = False
         self._has_failed = False
@@ -116,6 +116,8 @@ class Supervisor:
             first = self._serve_until_signal(signals)
             systemd.notify("STOPPING=1")
             hurried = self._drain(first, signals)
+            # Only now it is final which connections have been logged as finished by workers.
+            self._end_workers()
             abandoned = sum(pool.abandon() for pool in self._functions.pools())
         finally:
             self._is_ending = True
@@ -157,14 +159,27 @@ class Supervisor:
         self._attempt(functools.partial(self._clients.tick, now_s))
         self._attempt(self._functions.start)
         self._attempt(self._reloading.step)
+        self._attempt(self._commands.answer_reloads)
         self._attempt(self._functions.listen_where_ready)
         self._attempt(self._functions.forget_ended)
         self._attempt(self._reap_orphans)
 
     def _reap_orphans(self) -> None:
-        """Reap children that are no workers."""
-        workers = (each for pool in self._functions.pools() for each in pool.all_workers())
-        orphans.reap({worker.pid for worker in workers})
+        """Reap child processes that have ended, other than workers.
+
+        Where this process is PID 1 of a container, the processes that a dead worker has started
+        become its children, and would stay as zombies.
+        """
+        workers = {each.pid for pool in self._functions.pools() for each in pool.all_workers()}
+        while True:
+            try:
+                # Do not take the exit status yet: a worker's is read by its pool.
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid in workers:
+                return  # Other children come after this worker.
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
     def _wait(self, longest_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready, after `longest_s` or the next look at the latest."""

@@ -1,32 +1,140 @@
-"""A worker's end: what it was, and whether it was to be expected."""
+"""Workers that hang or die: where their threads were, and which connection is to blame."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.supervisor.worker_process import WorkerState
-from kapudf_cli.worker import stacks as dumps
+from kapudf_cli.supervisor.routes import WorkerState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from structlog.stdlib import BoundLogger
 
+    from kapudf_cli.supervisor.connection import SupervisedConnection
     from kapudf_cli.supervisor.worker_process import WorkerProcess
 
-#: How a worker ends that has nothing left to do.
-_DONE = "exit status 0"
+#: How long a worker that hangs has to write where it hangs.
+_DUMP_PAUSE_S: Final = 0.3
+#: After this time without any Python code, one thread must be holding the interpreter.
+_INTERPRETER_HELD_S: Final = 3.0
+#: How a worker ends that has finished its work.
+_DONE: Final = "exit status 0"
+#: How many lines of stacks are logged.
+_LINES: Final = 60
+#: How many calls of a thread are named, innermost first.
+_CALLS: Final = 5
+#: How faulthandler writes a call.
+_CALL: Final = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
+#: How faulthandler names the thread that caused a fault.
+_FAULTY_THREAD: Final = re.compile(r"^Current thread 0x([0-9a-f]+) ", re.MULTILINE)
+
+
+class HungWorkers:
+    """Workers that were asked to write where they hang, and are then killed."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        # When each was asked, and why it is killed.
+        self._asked: dict[WorkerProcess, tuple[float, str]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether none is to be killed."""
+        return not self._asked
+
+    def note(
+        self,
+        connection: SupervisedConnection,
+        worker: WorkerProcess,
+        now_s: float,
+        log: BoundLogger,
+    ) -> None:
+        """Note that a handler hangs; its worker writes where, and is then killed.
+
+        Args:
+            connection: the connection whose handler hangs; each is logged once.
+            worker: the worker that serves it.
+            now_s: a monotonic clock's time, in seconds.
+            log: where events go.
+        """
+        if connection.is_neglected or not connection.is_at_work:
+            self.note_frozen(connection, worker, now_s, log)
+            return
+        if connection.is_hanging:
+            return
+        connection.is_hanging = True
+        self._ask(worker, now_s, "a handler hung")
+        task_id, node_id = connection.header.task
+        log.error(
+            "handler hangs, its worker is replaced",
+            connection=connection.number,
+            task_id=task_id,
+            node_id=node_id,
+            worker=worker.number,
+            pid=worker.pid,
+            busy_s=round(connection.watch.busy_s, 1),
+        )
+
+    def note_frozen(
+        self,
+        connection: SupervisedConnection,
+        worker: WorkerProcess,
+        now_s: float,
+        log: BoundLogger,
+    ) -> None:
+        """Note that a worker does nothing although it has work, and have it killed.
+
+        It was stopped, or another thread of its process holds the interpreter. No frame of this
+        connection is the cause.
+
+        Args:
+            connection: the connection that shows it.
+            worker: the worker that serves it.
+            now_s: a monotonic clock's time, in seconds.
+            log: where events go.
+        """
+        if worker in self._asked:
+            return
+        self._ask(worker, now_s, "it was frozen")
+        log.error(
+            "worker is frozen, it is replaced",
+            connection=connection.number,
+            worker=worker.number,
+            pid=worker.pid,
+            not_reading_s=round(connection.watch.busy_s, 1),
+        )
+
+    def _ask(self, worker: WorkerProcess, now_s: float, reason: str) -> None:
+        if worker not in self._asked:
+            worker.ask_for_stacks()
+        asked_s, _ = self._asked.get(worker, (now_s, reason))
+        self._asked[worker] = (asked_s, reason)
+
+    def kill_due(self, now_s: float) -> None:
+        """Kill those that have had the time to write where they hang."""
+        for worker, (asked_s, reason) in list(self._asked.items()):
+            if now_s - asked_s >= _DUMP_PAUSE_S:
+                del self._asked[worker]
+                worker.kill(reason)
+
+    def forget(self, worker: WorkerProcess) -> None:
+        """Forget a worker that has died."""
+        self._asked.pop(worker, None)
 
 
 @dataclass(frozen=True)
 class WorkerDeath:
-    """What a worker left behind.
+    """How a worker ended.
 
     Attributes:
         worker: its number.
         pid: that of the process.
-        state: what it was good for.
-        how: the death, in words.
-        stacks: what faulthandler wrote of its threads, if it was a fault or it was asked to.
+        state: what it did when it ended.
+        how: the exit status or the signal.
+        stacks: what faulthandler wrote of its threads, after a fault or when it was asked to.
         reason: why the supervisor killed it, if it did and the log does not say so already.
         was_overdue: whether it was killed only because its exit took too long.
     """
@@ -40,9 +148,8 @@ class WorkerDeath:
     was_overdue: bool = False
 
     @classmethod
-    def of(cls, worker: WorkerProcess) -> WorkerDeath:
-        """Return the death of a worker that has ended, and close what is left of it."""
-        state = worker.state
+    def of(cls, worker: WorkerProcess, state: WorkerState) -> WorkerDeath:
+        """Return how a worker ended that was in a state, and close what is left of it."""
         how = worker.reap()
         stacks = worker.stacks()
         worker.close()
@@ -57,21 +164,24 @@ class WorkerDeath:
         )
 
     def is_expected(self, *, stopping: bool) -> bool:
-        """Return whether it ended as it was told to, or while it served nobody at a stop.
+        """Return whether it ended as it was told to, or while it served nothing.
 
         Args:
             stopping: whether every worker was told to end.
         """
-        told = stopping or self.state in {WorkerState.RETIRING, WorkerState.DEAD}
-        was_idle = stopping and self.state is WorkerState.STARTING
-        return was_idle or (told and (self.how == _DONE or self.was_overdue))
+        if self.state is WorkerState.DISMISSED:
+            return True
+        if stopping and self.state is WorkerState.STARTING:
+            return True
+        is_told = stopping or self.state in {WorkerState.RETIRING, WorkerState.DEAD}
+        return is_told and (self.how == _DONE or self.was_overdue)
 
     def log(self, log: BoundLogger, *, connections: int) -> None:
-        """Log one that was not expected.
+        """Log an unexpected death.
 
         Args:
             log: where.
-            connections: how many the worker has left alone.
+            connections: how many connections need another worker.
         """
         log.error(
             "worker died",
@@ -80,5 +190,64 @@ class WorkerDeath:
             how=self.how,
             connections=connections,
             **({"reason": self.reason} if self.reason else {}),
-            **({"stacks": dumps.beginning(self.stacks)} if self.stacks else {}),
+            **({"stacks": beginning(self.stacks)} if self.stacks else {}),
         )
+
+    def accusations(self, orphans: Sequence[SupervisedConnection]) -> dict[int, bool | None]:
+        """Return for each connection whether its own thread caused the death, None if unknown.
+
+        Args:
+            orphans: the connections that the worker served.
+        """
+        hung = any(each.is_hanging for each in orphans)
+        thread = None if hung else faulty_thread(self.stacks)
+        # A worker that has not written its stacks was stopped: no handler is to blame. Where one
+        # handler holds the interpreter, others that were busy look as if they hung too.
+        is_held = any(each.is_silent(_INTERPRETER_HELD_S) for each in orphans)
+        busy = sum(each.header.busy_since_ns != 0 for each in orphans)
+        is_clear = bool(self.stacks) and not (is_held and busy > 1)
+        accused: dict[int, bool | None] = {}
+        for each in orphans:
+            accused[each.number] = None
+            if not each.header.thread:
+                accused[each.number] = False  # The worker had not begun with it.
+            elif hung:
+                accused[each.number] = each.is_hanging if is_clear else None
+            elif thread is not None and any(one.header.thread == thread for one in orphans):
+                accused[each.number] = each.header.thread == thread
+        return accused
+
+    def in_words(self, connection: SupervisedConnection) -> str:
+        """Return what happened to the worker, for the error of one of its connections."""
+        if not connection.is_hanging:
+            return f"died by {self.how}"
+        place = where(self.stacks, connection.header.thread)
+        return f"hung for {connection.watch.busy_s:.0f} s" + (f" in {place}" if place else "")
+
+
+# --- what faulthandler writes -----------------------------------------------------
+
+
+def beginning(stacks: str) -> str:
+    """Return the lines that are logged."""
+    return "\n".join(stacks.splitlines()[:_LINES])
+
+
+def faulty_thread(stacks: str) -> int | None:
+    """Return the identifier of the thread that caused a fault, None if it is not named."""
+    found = _FAULTY_THREAD.search(stacks)
+    return None if found is None else int(found[1], 16)
+
+
+def where(stacks: str, thread: int) -> str:
+    """Return the innermost calls of a thread in one line, "" if they are unknown."""
+    calls: list[str] = []
+    is_ours = False
+    for line in stacks.splitlines():
+        found = _CALL.match(line)
+        if found is None:
+            is_ours = f"hread 0x{thread:016x} " in line
+        elif is_ours and len(calls) < _CALLS:
+            file, number, name = found.groups()
+            calls.append(f"{name} ({file}:{number})")
+    return " < ".join(calls)

@@ -1,11 +1,11 @@
-"""A worker process, as the supervisor sees it: its channel, its orders and its end."""
+"""A worker process as the supervisor sees it: its channel, the messages on it, and its end."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import enum
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -14,47 +14,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.system import processes
-from kapudf_cli.worker.channel import Channel, Start
+from kapudf_cli.worker.channel import Channel, FinishList, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from kapudf_cli.worker.channel import Order, Serve
+    from kapudf_cli.worker.channel import Order, Report, Serve
 
-#: A worker with a handler of many threads writes that much at most of where it is.
+#: How much is read of what a worker writes of its threads; a handler may have many.
 _DUMP_BYTES: Final = 32 * 1024
-#: Written by faulthandler for each thread that it knows of; see `worker.DUMP_SIGNAL`.
+#: Makes faulthandler write each thread's stack; see `worker.main`.
 _DUMP_SIGNAL: Final = signal.SIGUSR1
-#: Made a likelier victim than the supervisor where memory runs out, for it can be replaced.
+#: Where memory runs out, a worker is killed rather than the supervisor: it can be replaced.
 _OOM_SCORE_ADJ: Final = 200
+#: How many reports of one worker are read at once, so that others get their turn.
+_MAX_REPORTS: Final = 64
 #: How long a worker gets no connections after it could not serve one; doubled each time.
 _FIRST_REST_S: Final = 0.5
-_LONGEST_REST_S: Final = 5.0
-
-
-class WorkerState(enum.Enum):
-    """What a worker is good for."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    RETIRING = "retiring"
-    DEAD = "dead"
+_MAX_REST_S: Final = 5.0
 
 
 class WorkerProcess:
     """One worker process.
 
     Attributes:
-        number: what the log calls it.
-        state: what it is good for.
-        connections: the numbers of the connections that it serves.
-        points_of_ended: how many points it has dealt with, of connections that have ended.
+        number: its name in the log.
+        points_of_ended: how many points it has handled of connections that have ended.
         exit_notice: a descriptor that is readable once the process has ended, -1 where the
-            system has no such (Linux before 5.3).
-        hung: the numbers of those for which it is killed, for their handlers hang.
-        rests_until_s: it gets no connections before that time of the monotonic clock.
+            system has none (Linux before 5.3).
+        rests_until_s: it gets no connections before this time of the monotonic clock.
         channel_lost_s: when its end of the channel was found closed, None while it is open.
-        is_frozen: whether it does nothing, though nothing keeps it waiting.
         killed_for: why the supervisor killed it, None if it did not or needs no reason.
         exit_overdue: whether it was killed only because its exit took too long.
     """
@@ -66,27 +55,25 @@ class WorkerProcess:
             OSError: the system has no process, memory or descriptor left.
         """
         self.number = begin.worker
-        self.state = WorkerState.STARTING
-        self.connections: set[int] = set()
         self.points_of_ended = 0
-        self.hung: set[int] = set()
-        self.is_frozen = False
         self.started_s = time.monotonic()
         self.rests_until_s = 0.0
         self.channel_lost_s: float | None = None
         self.killed_for: str | None = None
         self.exit_overdue = False
         self._rest_s = _FIRST_REST_S
-        # Orders that the channel has not taken yet. They carry no descriptors, and of each
-        # connection there are only a few, so the queue is bounded.
+        # Messages that the channel has not taken yet. They carry no descriptors, and there are
+        # only a few for each connection, so the queue is bounded.
         self._queue: collections.deque[Order] = collections.deque()
         self._lacks_room = False
         self._blocked_since_s = 0.0
-        # Each thread's stack is written here, on demand and by a fault.
-        self._dump = os.memfd_create("kapudf-stacks")
         self._dump_read = 0
         with contextlib.ExitStack() as undo:
+            # Each thread's stack is written here, on demand and by a fault.
+            self._dump = os.memfd_create("kapudf-stacks")
             undo.callback(os.close, self._dump)
+            self._finishes = os.memfd_create("kapudf-finishes")
+            undo.callback(os.close, self._finishes)
             self.channel, theirs = Channel.pair()
             undo.callback(self.channel.close)
             with theirs:
@@ -98,7 +85,7 @@ class WorkerProcess:
                     # So that a Ctrl-C reaches the supervisor alone.
                     process_group=0,
                 )
-            self.channel.send(begin, [self._dump])
+            self.channel.send(begin, [self._dump, self._finishes])
             undo.pop_all()
         self.exit_notice = -1
         with contextlib.suppress(OSError):
@@ -139,11 +126,13 @@ class WorkerProcess:
 
         Such an order is not queued: its descriptors may be closed meanwhile.
         """
-        return self.has_room and self._try(order, descriptors)
+        return self.check_room() and self._try(order, descriptors)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether it has read enough of its orders to get another connection."""
+    def check_room(self) -> bool:
+        """Return whether it has read enough messages to get another connection.
+
+        If not, the time since when is measured, and the channel waits for room.
+        """
         if self.channel_lost_s is not None or time.monotonic() < self.rests_until_s:
             return False
         if self._queue or not self.channel.has_room:
@@ -176,7 +165,7 @@ class WorkerProcess:
         if now_s < self.rests_until_s:
             return None
         self.rests_until_s = now_s + rest_s
-        self._rest_s = min(2 * rest_s, _LONGEST_REST_S)
+        self._rest_s = min(2 * rest_s, _MAX_REST_S)
         return rest_s
 
     def end_rest(self) -> None:
@@ -243,7 +232,6 @@ class WorkerProcess:
 
     def reap(self) -> str:
         """Wait for its end and return in words what it was."""
-        self.state = WorkerState.DEAD
         self.channel.close()
         status = self._process.wait()
         if status >= 0:
@@ -253,8 +241,103 @@ class WorkerProcess:
         except ValueError:
             return f"signal {-status}"
 
+    def finished_connections(self) -> set[int]:
+        """Return connections that it has logged as finished and not reported; see `FinishList`."""
+        return FinishList(self._finishes).read()
+
     def close(self) -> None:
-        """Close the descriptors that are left of it."""
-        for descriptor in (self._dump, self.exit_notice):
+        """Close its remaining descriptors."""
+        for descriptor in (self._dump, self._finishes, self.exit_notice):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+
+class WorkerReports:
+    """The channels of some workers, read and written as they allow; for use with a selector."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        *,
+        on_report: Callable[[WorkerProcess, Report], None],
+        on_end: Callable[[WorkerProcess], None],
+    ) -> None:
+        """Register with `selector`, with a callable as data.
+
+        Args:
+            selector: the loop calls each ready key's data.
+            on_report: is given each report.
+            on_end: is called once a worker's process has ended, after all that it reported; it
+                must `unwatch` the worker.
+        """
+        self._selector = selector
+        self._on_report = on_report
+        self._on_end = on_end
+
+    def watch(self, worker: WorkerProcess) -> None:
+        """Handle what a worker reports, and its end."""
+        self._selector.register(
+            worker.channel, selectors.EVENT_READ, lambda: self._read_some(worker)
+        )
+        if worker.exit_notice >= 0:
+            # A child that a handler has forked may keep the channel open.
+            self._selector.register(
+                worker.exit_notice, selectors.EVENT_READ, lambda: self._read_rest(worker)
+            )
+
+    def unwatch(self, worker: WorkerProcess) -> None:
+        """Forget a worker."""
+        if worker.channel_lost_s is None:
+            self._selector.unregister(worker.channel)
+        if worker.exit_notice >= 0:
+            self._selector.unregister(worker.exit_notice)
+
+    def update(self, worker: WorkerProcess) -> None:
+        """Wait for room in a worker's channel if something is to be sent, and only then."""
+        if worker.channel_lost_s is not None:
+            return
+        key = self._selector.get_key(worker.channel)
+        if worker.lacks_room and not key.events & selectors.EVENT_WRITE:
+            both = selectors.EVENT_READ | selectors.EVENT_WRITE
+            self._selector.modify(worker.channel, both, lambda: self._read_and_write(worker))
+        elif not worker.lacks_room and key.events & selectors.EVENT_WRITE:
+            self._selector.modify(
+                worker.channel, selectors.EVENT_READ, lambda: self._read_some(worker)
+            )
+
+    def tick(self, worker: WorkerProcess) -> None:
+        """Notice the end of a worker whose channel is closed, where the system gives no notice."""
+        if worker.channel_lost_s is not None and worker.has_exited:
+            self._on_end(worker)
+
+    def _read_and_write(self, worker: WorkerProcess) -> None:
+        if worker.channel.has_room:
+            worker.note_room()
+        self._read_some(worker)
+
+    def _read_some(self, worker: WorkerProcess) -> None:
+        """Handle what a worker reports, or a channel that is closed."""
+        for _ in range(_MAX_REPORTS):
+            try:
+                received = worker.channel.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                # The process ends, or its handler has closed the descriptor. Other workers
+                # must not take over before it has ended.
+                self._selector.unregister(worker.channel)
+                worker.lose_channel()
+                return
+            self._on_report(worker, received[0])
+
+    def _read_rest(self, worker: WorkerProcess) -> None:
+        """Handle the exit of a worker, after what it reported before."""
+        while worker.channel_lost_s is None:
+            try:
+                received = worker.channel.receive()
+            except BlockingIOError:
+                break
+            if received is None:
+                break
+            self._on_report(worker, received[0])
+        self._on_end(worker)

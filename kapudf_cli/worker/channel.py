@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import array
 import datetime as dt
+import os
 import select
 import socket
+import struct
+import threading
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -27,6 +30,8 @@ _INT_BYTES: Final = array.array("i").itemsize
 _DESCRIPTORS_BYTES: Final = socket.CMSG_LEN(2 * _INT_BYTES)
 #: Longer texts, of an error say, are cut before they are sent.
 TEXT_CHARACTERS: Final = 16_000
+#: An entry of a `FinishList`.
+_NUMBER: Final = struct.Struct("@q")
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -247,3 +252,38 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
+
+
+class FinishList:
+    """Connections that a worker has logged as finished, and not reported as `Finished` yet.
+
+    It is in memory that the supervisor can read after the worker's death, so that no connection
+    is logged as finished twice.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Keep the list in a memory file."""
+        self._descriptor = descriptor
+        self._count = self._unsent = 0
+        self._lock = threading.Lock()
+
+    def add(self, connection: int) -> None:
+        """Add a connection, right after its finish was logged."""
+        with self._lock:
+            os.pwrite(self._descriptor, _NUMBER.pack(connection), self._count * _NUMBER.size)
+            self._count += 1
+            self._unsent += 1
+
+    def on_sent(self) -> None:
+        """Note that one more `Finished` was sent; after the last one, clear the list."""
+        with self._lock:
+            self._unsent -= 1
+            if not self._unsent:
+                os.ftruncate(self._descriptor, 0)
+                self._count = 0
+
+    def read(self) -> set[int]:
+        """Return the connections in the list."""
+        data = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        whole = len(data) // _NUMBER.size * _NUMBER.size
+        return {number for (number,) in _NUMBER.iter_unpack(data[:whole])}

@@ -64,12 +64,23 @@ def checkpoints_for(settings: FunctionSettings) -> Checkpoints:
 class Connections:
     """The connections that this process serves."""
 
-    def __init__(self, log: BoundLogger, on_end: Callable[[int, ConnectionSummary], None]) -> None:
-        """Log to `log`; `on_end` is called in a connection's thread, as its last deed.
+    def __init__(
+        self,
+        log: BoundLogger,
+        on_end: Callable[[int, ConnectionSummary], None],
+        *,
+        on_logged: Callable[[int], None] | None = None,
+    ) -> None:
+        """Begin without connections.
 
-        It is called before anybody finds the connection gone, and must not ask for any.
+        Args:
+            log: where events go.
+            on_end: called at the end of a connection's thread, while `current` still waits for
+                it; it must not call this object.
+            on_logged: called in that thread once the connection was logged as finished.
         """
         self._log = log
+        self._on_logged = on_logged
         self._on_end = on_end
         self._connections: dict[int, Connection] = {}
         # Guards the dictionary above: threads leave it, the main thread joins them.
@@ -180,6 +191,8 @@ class Connections:
             summary = connection.agent.run()
             if summary.reason is not Reason.HANDED_OVER:
                 log_finish(connection.log, summary)
+                if self._on_logged is not None:
+                    self._on_logged(connection.number)
         finally:
             # Both at once: a worker ends when it finds none left, and what it is told after
             # that, it tells nobody.

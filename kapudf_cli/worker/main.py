@@ -36,6 +36,7 @@ from kapudf_cli.worker.channel import (
     Channel,
     Failed,
     Finished,
+    FinishList,
     Pause,
     Paused,
     Ready,
@@ -73,14 +74,20 @@ class Worker:
     """Serves connections that it is handed, and reports on them."""
 
     def __init__(
-        self, channel: Channel, begin: Start, function: Function, log: BoundLogger
+        self,
+        channel: Channel,
+        finishes: FinishList,
+        begin: Start,
+        function: Function,
+        log: BoundLogger,
     ) -> None:
-        """Serve `function` for whoever is at the other end of `channel`."""
+        """Serve `function` for the supervisor at the other end of `channel`."""
         self._channel = channel
+        self._finishes = finishes
         self._begin = begin
         self._function = function
         self._log = log
-        self._connections = Connections(log, self._on_end)
+        self._connections = Connections(log, self._on_end, on_logged=finishes.add)
         # Reports of connections' threads go out from the main one, so that the end of the
         # supervisor is noticed in one place.
         self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
@@ -258,7 +265,10 @@ class Worker:
     def _send_reports(self) -> None:
         with contextlib.suppress(queue.Empty, OSError):
             while True:
-                self._channel.send(self._reports.get_nowait())
+                report = self._reports.get_nowait()
+                self._channel.send(report)
+                if isinstance(report, Finished):
+                    self._finishes.on_sent()
 
 
 def _resume_plan(stream: JournaledStream, order: Serve) -> ResumePlan:
@@ -309,14 +319,14 @@ def main(descriptor: int) -> None:
     begin, descriptors = received
     logs.configure(begin.log_format, begin.log_level)
     log = logs.get_logger()
-    (dump,) = descriptors
+    dump, finishes = descriptors
     faulthandler.enable(file=dump)
     faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True)
     with logs.prints_logged():
         try:
             function = _load(begin, channel, log)
             if function is not None:
-                Worker(channel, begin, function, log).run()
+                Worker(channel, FinishList(finishes), begin, function, log).run()
         except OSError:
             log.exception("worker ends")
     logs.exit_despite_threads(0)

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from kapudf_cli.config import FunctionSettings, Settings
-from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
+from kapudf_cli.supervisor.acceptance import DescriptorReserve
 from kapudf_cli.supervisor.functions import Functions
 from kapudf_cli.supervisor.pool import Pool
 from kapudf_cli.system import logs
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from kapudf_cli.supervisor.served_function import FunctionSockets
+    from kapudf_cli.supervisor.functions import FunctionSockets
+    from kapudf_cli.supervisor.replacement import Reloaded
     from kapudf_cli.system.socket_file import SocketFile
 
 
@@ -82,6 +83,18 @@ class Loop:
         pool.start()
         self.turn_until(lambda: pool.is_ready)
         return pool
+
+    def reload_result(self, pool: Pool) -> Reloaded:
+        """Wait for the result of a reload."""
+        results: list[Reloaded] = []
+
+        def is_known() -> bool:
+            results.extend(pool.take_reload_results())
+            return bool(results)
+
+        self.turn_until(is_known)
+        (result,) = results
+        return result
 
     def bind_functions(self, settings: Settings) -> Functions:
         """Bind the sockets of some functions, and start no worker."""

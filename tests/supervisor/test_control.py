@@ -7,7 +7,7 @@ import json
 import selectors
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,7 +21,9 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kapudf_cli.supervisor.control import Reply
+    from kapudf_cli.supervisor.control import ControlClient
+
+    Reply = Callable[[dict[str, Any]], None]
 
 #: An answer that no socket takes at once.
 LONG = "x" * 2_000_000
@@ -40,7 +42,7 @@ class Loop:
         """Return a client's end of a connection that is served."""
         ours, theirs = socket.socketpair()
         theirs.settimeout(PATIENCE_S)
-        self.clients.add(ours, lambda command, reply: self.asked.append((command, reply)))
+        self.clients.add(ours, lambda client, command: self.asked.append((command, client.reply)))
         return theirs
 
     def turn(self) -> None:
@@ -159,8 +161,8 @@ def test_a_command_that_fails_lets_its_client_go(loop: Loop) -> None:
     """Nobody will answer it; whoever runs the loop gets the error."""
     ours, theirs = socket.socketpair()
 
-    def fail(command: str, reply: Reply) -> None:
-        del reply
+    def fail(client: ControlClient, command: str) -> None:
+        del client
         raise ValueError(command)
 
     loop.clients.add(ours, fail)

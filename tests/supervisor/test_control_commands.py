@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from tests.supervisor.loops import Loop
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kapudf_cli.supervisor.control import ControlClient
     from kapudf_cli.supervisor.functions import Functions
 
 
@@ -26,8 +27,10 @@ class Asked:
         self.loop = loop
         self.settings = self.with_handler("mirror", socket_path)
         self.functions: Functions = loop.bind_functions(self.settings)
-        reloading = Reloader(self.functions, lambda: self.settings, logs.get_logger())
-        self._commands = ControlCommands(self.functions, reloading)
+        self._reloader: Reloader[ControlClient] = Reloader(
+            self.functions, lambda: self.settings, logs.get_logger()
+        )
+        self._commands = ControlCommands(self.functions, self._reloader)
         self.answers: list[dict[str, Any]] = []
         function = self.functions.get("f")
         assert function is not None
@@ -39,7 +42,20 @@ class Asked:
         return Settings(functions={"f": function}, log_format="json")
 
     def ask(self, command: str) -> None:
-        self._commands.handle(self._sockets, command, self.answers.append)
+        self._commands.handle(self._sockets, cast("Any", self), command)
+
+    def reply(self, answer: dict[str, Any]) -> None:
+        self.answers.append(answer)
+
+    def turn_until_answered(self) -> None:
+        """Do what the loop of the supervisor does until a reload is answered."""
+
+        def is_answered() -> bool:
+            self._reloader.step()
+            self._commands.answer_reloads()
+            return bool(self.answers)
+
+        self.loop.turn_until(is_answered)
 
     def start(self) -> None:
         self.functions.start()
@@ -69,7 +85,7 @@ def test_a_reload_is_answered_once_it_is_known_what_came_of_it(asked: Asked) -> 
     asked.start()
     asked.ask("reload")
     assert not asked.answers
-    asked.loop.turn_until(lambda: bool(asked.answers))
+    asked.turn_until_answered()
     (answer,) = asked.answers
     assert answer.pop("code").startswith("Mirror of /")
     assert answer == {"function": "f", "connections": 0, "stay": 0}
@@ -80,7 +96,7 @@ def test_a_reload_that_fails_is_answered_with_why(asked: Asked, socket_path: str
     asked.start()
     asked.settings = asked.with_handler("no-such-handler", socket_path)
     asked.ask("reload")
-    asked.loop.turn_until(lambda: bool(asked.answers))
+    asked.turn_until_answered()
     (answer,) = asked.answers
     assert list(answer) == ["error"]
     assert answer["error"].startswith("the old code goes on: ")

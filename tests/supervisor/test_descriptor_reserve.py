@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.supervisor.descriptor_reserve import DescriptorReserve
+from kapudf_cli.supervisor.acceptance import DescriptorReserve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.supervisor.connection import SupervisedConnection
-from kapudf_cli.supervisor.hanging import HungWorkers
+from kapudf_cli.supervisor.routes import ConnectionState
+from kapudf_cli.supervisor.worker_death import HungWorkers
 from kapudf_cli.system import logs
 from tests.journal.connections import JournaledConnection
 from tests.serve_process import PATIENCE_S
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kapudf_cli.supervisor.worker_process import WorkerProcess
+
+LOG = logs.get_logger()
 
 
 @pytest.fixture
@@ -41,17 +44,12 @@ def served() -> Iterator[list[SupervisedConnection]]:
     ]
     for each_served in both:
         each_served.header.busy_since_ns = 1
+        each_served.route.state = ConnectionState.SERVED
     yield both
     for each in both:
         each.close()
     for one in kept:
         one.close()
-
-
-def hold(served: list[SupervisedConnection], worker: WorkerProcess) -> None:
-    """Have a worker serve connections."""
-    for each in served:
-        each.worker = worker
 
 
 def await_stacks(worker: WorkerProcess) -> str:
@@ -66,9 +64,8 @@ def test_a_worker_that_hangs_writes_where_before_it_is_killed(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     """It has a moment to, and no more."""
-    hanging = HungWorkers(logs.get_logger())
-    hold(served, worker)
-    hanging.note(served[0], worker, 100.0)
+    hanging = HungWorkers()
+    hanging.note(served[0], worker, 100.0, LOG)
     assert "worker/main.py" in await_stacks(worker)
     hanging.kill_due(100.25)
     worker.ask_for_stacks()
@@ -83,12 +80,11 @@ def test_each_handler_that_hangs_is_told_of_once(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     """Its worker is known to hang for them, and the second one buys it no time."""
-    hanging = HungWorkers(logs.get_logger())
-    hold(served, worker)
+    hanging = HungWorkers()
     with capture_logs() as events:
         for now_s in (100.0, 100.25):
             for each in served:
-                hanging.note(each, worker, now_s)
+                hanging.note(each, worker, now_s, LOG)
     assert [
         (each["event"], each["log_level"], each["connection"], each["worker"], each["pid"])
         for each in events
@@ -96,7 +92,7 @@ def test_each_handler_that_hangs_is_told_of_once(
         ("handler hangs, its worker is replaced", "error", number, worker.number, worker.pid)
         for number in (1, 2)
     ]
-    assert worker.hung == {1, 2}
+    assert all(each.is_hanging for each in served)
     hanging.kill_due(100.35)
     assert worker.reap() == "SIGKILL"
 
@@ -105,10 +101,9 @@ def test_a_worker_that_dies_meanwhile_is_forgotten(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     """Nobody looks after the dead; and one that never hung can be forgotten too."""
-    hanging = HungWorkers(logs.get_logger())
+    hanging = HungWorkers()
     hanging.forget(worker)
-    hold(served, worker)
-    hanging.note(served[0], worker, 100.0)
+    hanging.note(served[0], worker, 100.0, LOG)
     hanging.forget(worker)
     assert hanging.is_empty
     hanging.kill_due(200.0)
@@ -121,14 +116,13 @@ def test_a_worker_that_is_frozen_is_killed_and_no_connection_is_blamed(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     """However many connections show it, the log says so once."""
-    hanging = HungWorkers(logs.get_logger())
-    hold(served, worker)
+    hanging = HungWorkers()
     with capture_logs() as events:
         for each in served:
             each.header.busy_since_ns = 0
-            hanging.note(each, worker, 100.0)
-            hanging.note_frozen(each, worker, 100.1)
+            hanging.note(each, worker, 100.0, LOG)
+            hanging.note_frozen(each, worker, 100.1, LOG)
     assert [each["event"] for each in events] == ["worker is frozen, it is replaced"]
-    assert worker.hung == set()
+    assert not any(each.is_hanging for each in served)
     hanging.kill_due(100.5)
     assert worker.reap() == "SIGKILL"

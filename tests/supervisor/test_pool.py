@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -18,16 +17,22 @@ from kapudf_cli.supervisor import pool
 from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.replacement import Reloaded
-from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerState
+from kapudf_cli.supervisor.routes import WorkerState
+from kapudf_cli.supervisor.worker_process import WorkerProcess
 from kapudf_cli.worker import channel as orders
 from tests.supervisor.workers import SETTINGS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kapudf_cli.supervisor.pool import Pool
     from kapudf_cli.worker.channel import Start
     from tests.journal.connections import JournaledConnection
     from tests.supervisor.loops import Loop
+
+
+def states_of(served: Pool) -> list[WorkerState]:
+    return [served.state_of(each) for each in served.workers]
 
 
 class Room:
@@ -54,21 +59,19 @@ def test_a_reload_whose_workers_cannot_all_be_started_changes_nothing(
     served = loop.start_pool(SETTINGS)
     old = list(served.workers)
     wanted = msgspec.structs.replace(SETTINGS, workers=2)
-    told: list[Reloaded] = []
     room = Room(monkeypatch, 1)
     with pytest.raises(BlockingIOError):
-        served.reload(wanted, told.append)
+        served.reload(wanted)
     loop.turn_until(lambda: len(served.all_workers()) == 1)
-    assert [each.state for each in room.started] == [WorkerState.DEAD]
+    assert [served.state_of(each) for each in room.started] == [WorkerState.DEAD]
     assert served.workers == old
     assert served.settings is SETTINGS
-    assert not told
+    assert not served.take_reload_results()
     assert served.deaths == 0
 
     room.left = 2
-    served.reload(wanted, told.append)
-    loop.turn_until(lambda: bool(told))
-    assert told[0].problem is None
+    served.reload(wanted)
+    assert loop.reload_result(served).problem is None
     assert served.settings is wanted
     loop.turn_until(lambda: len(served.all_workers()) == 2)
     assert not set(served.workers) & set(old)
@@ -82,7 +85,7 @@ def test_a_worker_that_cannot_be_recycled_for_want_of_room_goes_on(
     (worker,) = served.workers
     worker.points_of_ended = 1
     Room(monkeypatch, 0)
-    monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.supervisor.replacement._MIN_LIFE_S", 0.0)
     with capture_logs() as events:
         for now_s in (1e9, 1e9 + 1.0, 1e9 + 29.0):
             served.tick(now_s)
@@ -99,7 +102,7 @@ def test_a_dead_worker_that_cannot_be_replaced_for_want_of_room_is_later(
     """The log says so, and the connections wait."""
     served = loop.start_pool(SETTINGS)
     room = Room(monkeypatch, 0)
-    monkeypatch.setattr("kapudf_cli.supervisor.restart_backoff._LONG_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.supervisor.replacement._LONG_LIFE_S", 0.0)
     with capture_logs() as events:
         served.workers[0].kill()
         loop.turn_until(lambda: any(each["event"] == "worker cannot start" for each in events))
@@ -120,44 +123,50 @@ def test_one_that_dies_before_its_successor_is_ready_is_replaced_once(
     (worker,) = served.workers
     worker.points_of_ended = 1
     room = Room(monkeypatch, 10)
-    monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
-    monkeypatch.setattr("kapudf_cli.supervisor.restart_backoff._LONG_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.supervisor.replacement._MIN_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.supervisor.replacement._LONG_LIFE_S", 0.0)
     served.tick(1e9)
     (successor,) = room.started
     if not comes:
         successor.kill()
     worker.kill()
     loop.turn_until(lambda: worker not in served.all_workers())
-    loop.turn_until(lambda: [each.state for each in served.workers] == [WorkerState.SERVING])
+    loop.turn_until(
+        lambda: [served.state_of(each) for each in served.workers] == [WorkerState.SERVING]
+    )
     assert len(served.all_workers()) == 1
     assert (successor in served.workers) == comes
     assert len(room.started) == (1 if comes else 2)
 
 
 @pytest.mark.parametrize("left", [0, 10], ids=["no room for a reload", "a reload that fails"])
-def test_one_that_died_is_replaced_though_its_successor_is_dismissed(
+def test_a_worker_that_fills_in_for_a_dead_one_serves_though_a_reload_fails(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
-    """A reload wants none of who was to come, and may come to nothing itself."""
     served = loop.start_pool(msgspec.structs.replace(SETTINGS, max_points=1))
     (worker,) = served.workers
     worker.points_of_ended = 1
     room = Room(monkeypatch, 1)
-    monkeypatch.setattr("kapudf_cli.supervisor.recycling._SHORTEST_LIFE_S", 0.0)
-    monkeypatch.setattr("kapudf_cli.supervisor.restart_backoff._LONG_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.supervisor.replacement._MIN_LIFE_S", 0.0)
+    monkeypatch.setattr("kapudf_cli.supervisor.replacement._LONG_LIFE_S", 0.0)
     served.tick(1e9)
     (successor,) = room.started
     os.kill(successor.pid, signal.SIGSTOP)
     worker.kill()
     loop.turn_until(lambda: worker not in served.all_workers())
-    assert not served.workers
+    assert served.workers == [successor]
 
     room.left = left
-    with contextlib.suppress(BlockingIOError):
-        served.reload(msgspec.structs.replace(SETTINGS, handler="not-there"))
-    loop.turn_until(lambda: successor not in served.all_workers())
-    room.left = 10
-    loop.turn_until(lambda: [each.state for each in served.workers] == [WorkerState.SERVING])
+    wanted = msgspec.structs.replace(SETTINGS, handler="not-there")
+    if left:
+        served.reload(wanted)
+        assert loop.reload_result(served).problem is not None
+    else:
+        with pytest.raises(BlockingIOError):
+            served.reload(wanted)
+    os.kill(successor.pid, signal.SIGCONT)
+    loop.turn_until(lambda: states_of(served) == [WorkerState.SERVING])
+    assert served.all_workers() == [successor]
     assert served.settings.handler == "mirror"
 
 
@@ -175,25 +184,17 @@ def test_workers_that_could_not_be_started_at_first_are_later(
     assert len(served.workers) == 1
     room.left = 1
     loop.turn_until(lambda: served.is_ready)
-    assert [each.state for each in served.workers] == [WorkerState.SERVING] * 2
+    assert states_of(served) == [WorkerState.SERVING] * 2
 
 
-def test_who_waits_for_a_reload_is_told_of_it_when_another_one_begins(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That its code serves, if its workers do, though connections still move."""
+def test_a_reload_that_is_followed_by_another_has_a_result(loop: Loop) -> None:
     served = loop.start_pool(SETTINGS)
-    monkeypatch.setattr(served._placement, "move_on", lambda: True)
-    told: list[Reloaded] = []
-    served.reload(SETTINGS, told.append)
-    (coming,) = served._succession.coming
-    loop.turn_until(lambda: served.workers == [coming])
-    assert not told
-    served.reload(SETTINGS, told.append)
-    (first,) = told
-    assert (first.connections, first.stay, first.problem) == (0, 0, None)
     served.reload(SETTINGS)
-    assert told[1:] == [Reloaded(problem="another reload began")]
+    served.reload(SETTINGS)
+    assert served.take_reload_results() == [Reloaded(problem="another reload began")]
+    result = loop.reload_result(served)
+    assert (result.connections, result.stay, result.problem) == (0, 0, None)
+    assert not served.take_reload_results()
 
 
 def test_a_worker_that_reads_no_orders_for_long_is_replaced_and_the_log_says_why(
@@ -237,7 +238,7 @@ def test_a_retired_worker_that_exits_slowly_has_not_died(
     os.kill(worker.pid, signal.SIGSTOP)
     with capture_logs() as events:
         served.reload(SETTINGS)
-        loop.turn_until(lambda: worker.state is WorkerState.RETIRING)
+        loop.turn_until(lambda: served.state_of(worker) is WorkerState.RETIRING)
         worker.channel._socket.shutdown(socket.SHUT_RDWR)
         loop.turn_until(lambda: worker not in served.all_workers())
     names = [each["event"] for each in events]
@@ -265,11 +266,9 @@ def test_after_a_failed_reload_the_handler_that_serves_is_shown(loop: Loop, tmp_
     file.write_text(FOR_ONE.format(gate=str(tmp_path / "gate")), encoding="utf-8")
     served = loop.start_pool(SETTINGS)
     before = served.code
-    told: list[Reloaded] = []
     wanted = msgspec.structs.replace(SETTINGS, handler=f"{file}:Rejected", workers=2)
-    served.reload(wanted, told.append)
-    loop.turn_until(lambda: bool(told))
-    assert told[0].problem is not None
+    served.reload(wanted)
+    assert loop.reload_result(served).problem is not None
     assert (served.handler, served.code) == ("Mirror", before)
 
 
@@ -284,11 +283,10 @@ def test_a_long_wait_for_a_worker_is_logged_once(
     waiting = SupervisedConnection(
         7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
     )
-    served.connections[7] = waiting
+    served.add(waiting)
     with capture_logs() as events:
         for now_s in (100.0, 105.0, 110.0, 120.0):
             served.tick(now_s)
     warnings = [each for each in events if each["event"] == "connections wait for a worker"]
     assert [(each["connections"], each["wait_s"]) for each in warnings] == [(1, 10.0)]
-    del served.connections[7]
     waiting.close()

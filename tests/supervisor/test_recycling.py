@@ -8,7 +8,7 @@ import pytest
 
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.config import FunctionSettings
-from kapudf_cli.supervisor.recycling import Recycling, WorkerUsage
+from kapudf_cli.supervisor.replacement import Recycling, WorkerUsage
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.ongoing import Code, OngoingTask, await_status, check_count

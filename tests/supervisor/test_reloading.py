@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -36,14 +36,15 @@ class Workers:
 
     Attributes:
         ready: the pools whose workers have loaded the handler.
-        reloads: the pools that are reloading, with the settings, and who is told.
+        reloads: the pools that are reloading, with the settings.
         reloaded: the names of the pools, each time that a reload began.
         started: the names of the pools that were started.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ready: set[Pool] = set()
-        self.reloads: dict[Pool, tuple[FunctionSettings, Any]] = {}
+        self.reloads: dict[Pool, FunctionSettings] = {}
+        self.results: dict[Pool, list[Reloaded]] = {}
         self.reloaded: list[str] = []
         self.started: list[str] = []
         self._starting: set[Pool] = set()
@@ -52,12 +53,16 @@ class Workers:
             self.started.append(pool.name)
             self._starting.add(pool)
 
-        def reload(pool: Pool, settings: FunctionSettings, on_done: Any = None) -> None:
+        def reload(pool: Pool, settings: FunctionSettings) -> None:
             self.reloaded.append(pool.name)
-            self.reloads[pool] = (settings, on_done)
+            self.reloads[pool] = settings
+
+        def take_results(pool: Pool) -> list[Reloaded]:
+            return self.results.pop(pool, [])
 
         monkeypatch.setattr(Pool, "start", start)
         monkeypatch.setattr(Pool, "reload", reload)
+        monkeypatch.setattr(Pool, "take_reload_results", take_results)
         for name, answer in {
             "is_ready": lambda pool: pool in self.ready,
             "is_settled": lambda pool: pool in self.ready,
@@ -79,10 +84,9 @@ class Workers:
     def finish_reloads(self) -> None:
         """Have every reload that is under way succeed."""
         reloads, self.reloads = self.reloads, {}
-        for pool, (settings, on_done) in reloads.items():
+        for pool, settings in reloads.items():
             pool.settings = settings
-            if on_done is not None:
-                on_done(Reloaded())
+            self.results.setdefault(pool, []).append(Reloaded())
 
 
 class File:
@@ -97,7 +101,7 @@ class File:
         """Serve functions, until all are ready."""
         self.write(served)
         self.functions: Functions = self.loop.bind_functions(self.settings)
-        self.reloading = Reloader(self.functions, self.read, logs.get_logger())
+        self.reloading: Reloader[int] = Reloader[int](self.functions, self.read, logs.get_logger())
         self.settle()
 
     def read(self) -> Settings:
@@ -155,9 +159,8 @@ def file(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[File]:
         yield File(short_folder, loop, Workers(monkeypatch))
 
 
-def unwanted(_: object) -> None:
-    pytest.fail("told of a reload that never began")
-
+#: A client of a reload that does not begin.
+NOBODY = 0
 
 #: Functions before and after a reload; of each afterwards, which one it was before: its
 #: connections go on. None is a new one.
@@ -326,9 +329,9 @@ def test_settings_that_cannot_be_change_nothing(
     """Whether one function is asked for or all."""
     file.serve({"f": ("1", "a")})
     before = file.functions.settings
-    file.reloading = Reloader(file.functions, read, logs.get_logger())
+    file.reloading = Reloader[int](file.functions, read, logs.get_logger())
     with pytest.raises(kind, match=said):
-        file.reloading.reload_one("f", unwanted)
+        file.reloading.reload_one("f", NOBODY)
     with capture_logs() as events:
         file.reloading.reload_all()
     assert [each["event"] for each in events] == ["reload failed, everything goes on as it was"]
@@ -346,9 +349,9 @@ def test_one_alone_is_neither_removed_nor_moved(file: File) -> None:
     file.write({"b": ("moved", "a")})
     gone = "a is no longer in the configuration; SIGHUP removes or renames it"
     with pytest.raises(ControlError, match=gone):
-        file.reloading.reload_one("a", unwanted)
+        file.reloading.reload_one("a", NOBODY)
     with pytest.raises(ControlError, match="the socket of b is another one now; SIGHUP moves it"):
-        file.reloading.reload_one("b", unwanted)
+        file.reloading.reload_one("b", NOBODY)
     assert file.paths() == {"1", "2"}
     assert not file.workers.reloads
 
@@ -358,7 +361,7 @@ def test_one_alone_that_cannot_be_prepared_is_logged_and_told(file: File) -> Non
     file.serve({"a": ("1", "a")})
     file.write({"a": ("1", "a")}, socket_group="no-such-group", socket_mode="0600")
     with capture_logs() as events, pytest.raises(SocketPathError, match="no-such-group"):
-        file.reloading.reload_one("a", unwanted)
+        file.reloading.reload_one("a", NOBODY)
     assert [(each["event"], each["function"]) for each in events] == [
         ("reload failed, everything goes on as it was", "a")
     ]
@@ -377,7 +380,7 @@ def test_reloads_of_all_that_come_during_one_are_one_more(file: File) -> None:
         reads.append(1)
         return file.settings
 
-    file.reloading = Reloader(file.functions, read, logs.get_logger())
+    file.reloading = Reloader[int](file.functions, read, logs.get_logger())
     for _ in range(7):
         file.reloading.reload_all()
         file.turn()
@@ -393,18 +396,14 @@ def test_each_who_asks_for_one_function_is_told_of_a_reload_that_began_afterward
 ) -> None:
     """All who ask while one is under way share the next one."""
     file.serve({"a": ("1", "a")})
-    told: list[int] = []
-
-    def ask(number: int) -> None:
-        file.reloading.reload_one("a", lambda _: told.append(number))
-
     for number in range(5):
-        ask(number)
+        file.reloading.reload_one("a", number)
     assert file.workers.reloaded == ["a"]
     file.workers.finish_reloads()
-    assert told == [0]
+    file.reloading.step()
+    assert [each.clients for each in file.reloading.take_results()] == [[0]]
     file.settle()
-    assert told == [0, 1, 2, 3, 4]
+    assert [each.clients for each in file.reloading.take_results()] == [[1, 2, 3, 4]]
     assert file.workers.reloaded == ["a", "a"]
 
 
@@ -414,7 +413,7 @@ def test_a_few_functions_start_at_once(file: File, monkeypatch: pytest.MonkeyPat
     served = {f"f{number}": (str(number), "a") for number in range(60)}
     file.write(served)
     file.functions = file.loop.bind_functions(file.settings)
-    file.reloading = Reloader(file.functions, file.read, logs.get_logger())
+    file.reloading = Reloader[int](file.functions, file.read, logs.get_logger())
     file.turn()
     assert len(file.workers.started) == 4
     file.settle()
@@ -430,14 +429,15 @@ def test_a_few_functions_start_at_once(file: File, monkeypatch: pytest.MonkeyPat
 def test_a_stop_comes_before_the_reloads_that_wait(file: File) -> None:
     """Those who wait for one are told, and nothing more begins."""
     file.serve({"a": ("1", "a")})
-    told: list[Reloaded] = []
-    file.reloading.reload_one("a", told.append)
-    file.reloading.reload_one("a", told.append)
+    file.reloading.reload_one("a", 1)
+    file.reloading.reload_one("a", 2)
     file.reloading.reload_all()
     file.functions.stop_listening()
     file.workers.finish_reloads()
     file.reloading.step()
-    assert told[1].problem == "kapudf was told to stop, and reloads nothing any more"
+    results = {each.clients[0]: each.reloaded for each in file.reloading.take_results()}
+    assert results[1].problem is None
+    assert results[2].problem == "kapudf was told to stop, and reloads nothing any more"
     assert file.workers.reloaded == ["a"]
     with pytest.raises(ControlError, match="told to stop"):
-        file.reloading.reload_one("a", unwanted)
+        file.reloading.reload_one("a", NOBODY)

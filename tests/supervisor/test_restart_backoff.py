@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kapudf_cli.supervisor.restart_backoff import RestartBackoff
+from kapudf_cli.supervisor.replacement import RestartBackoff
 
 
 @pytest.fixture

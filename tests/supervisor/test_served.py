@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 import time
-import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kapudf_cli.journal.header import NO_FRAME
 from kapudf_cli.protocol.framing import HEARTBEAT
-from kapudf_cli.supervisor.connection import Move, SupervisedConnection
+from kapudf_cli.supervisor.connection import SupervisedConnection
+from kapudf_cli.supervisor.routes import ConnectionState, Give
 from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.journal.connections import JournaledConnection
 from tests.peers import in_thread
@@ -58,8 +58,17 @@ class Kept(JournaledConnection):
     ) -> Serve:
         """Have the worker die; return what the next one is told."""
         self.served.note_death(how, accused=accused, alone=alone, drops_poison=drops_poison)
-        self.served.was_served = True
-        return self.served.take()[0]
+        return self.give(takes_over=True)
+
+    def give(self, *, takes_over: bool = False, waits: bool = False) -> Serve:
+        """Give it to a worker; return what that is told."""
+        order, descriptors = self.served.prepare(Give(1, 7, takes_over, waits))
+        assert len(descriptors) == 2
+        return order
+
+    def be(self, state: ConnectionState) -> None:
+        """Have the router say how it is served."""
+        self.served.route.state = state
 
     def close(self) -> None:
         self.served.close()
@@ -70,9 +79,8 @@ class Kept(JournaledConnection):
 def kept() -> Iterator[Kept]:
     """Give a connection that a worker was told to serve."""
     kept = Kept()
-    order, descriptors = kept.served.take()
+    order = kept.give()
     assert (order.connection, order.takes_over, order.waits) == (7, False, False)
-    assert len(descriptors) == 2
     yield kept
     kept.close()
 
@@ -135,7 +143,7 @@ def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept:
 def test_what_the_owner_gives_up_is_given_up(kept: Kept) -> None:
     """As where a state cannot be had any more."""
     kept.served.give_up("Restore was refused")
-    assert kept.served.take()[0].give_up == "Restore was refused"
+    assert kept.give().give_up == "Restore was refused"
 
 
 # --- heartbeats ---
@@ -167,7 +175,7 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
     kept: Kept, sent: int, size: int
 ) -> None:
     """It would be a part of a message; nor after a long one that follows one as long."""
-    kept.served.worker = object()  # type: ignore[assignment]  # somebody
+    kept.be(ConnectionState.SERVED)
     held = kept.open()
     received = bytearray()
     kept.peer.settimeout(0)
@@ -259,7 +267,7 @@ def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
         kept.served.tick(2.0)
         return kept.served.watch.beats
 
-    kept.served.worker = object()  # type: ignore[assignment]  # somebody
+    kept.be(ConnectionState.SERVED)
     kept.got_to(40)
     assert beats()
     assert kept.served.state == "busy"
@@ -270,11 +278,11 @@ def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
     kept.waits()
     assert not beats()
     assert kept.served.state == "idle"
-    kept.served.worker = None
+    kept.be(ConnectionState.WAITING)
     assert beats()
     assert kept.served.state == "waiting for a worker"
-    kept.served.worker = object()  # type: ignore[assignment]
-    kept.served.move = Move(object())  # type: ignore[arg-type]
+    kept.be(ConnectionState.SERVED)
+    kept.be(ConnectionState.MOVING)
     assert beats()
     assert kept.served.state == "being handed over"
 
@@ -285,7 +293,7 @@ def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: K
     kept.served.header.waits_for_peer = 1
     order = kept.dies(accused=None, how="SIGKILL")
     assert (order.takes_over, order.waits) == (True, False)
-    kept.served.worker = object()  # type: ignore[assignment]  # somebody
+    kept.be(ConnectionState.SERVED)
     assert kept.served.state == "busy"
     for now_s in (1.0, 2.0, 12.0):
         kept.served.tick(now_s)
@@ -294,7 +302,7 @@ def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: K
 
 def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
     """Its worker may be stopped, or held up by another handler."""
-    kept.served.worker = object()  # type: ignore[assignment]
+    kept.be(ConnectionState.SERVED)
     kept.waits()
 
     def is_neglected() -> bool:
@@ -316,7 +324,7 @@ def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
 def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(kept: Kept) -> None:
     """Input that is not read, and output that is not sent though there is room for it."""
     served = kept.served
-    served.worker = types.SimpleNamespace(hung=set())  # type: ignore[assignment]
+    kept.be(ConnectionState.SERVED)
     kept.waits()
 
     def after(*times_s: float) -> tuple[str, bool]:
@@ -371,12 +379,26 @@ def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
     kept: Kept, pulse_s_ago: float, *, at_work: bool, paused: bool, frozen: bool
 ) -> None:
     """One that is at work has as long as one frame may take."""
-    kept.served.worker = object()  # type: ignore[assignment]
+    kept.be(ConnectionState.SERVED)
     kept.served.header.heartbeat_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
     kept.served.header.busy_since_ns = int(at_work)
     assert not kept.served.is_not_pausing
-    kept.served.move = Move(object(), is_paused=paused)  # type: ignore[arg-type]
+    kept.be(ConnectionState.MOVING if paused else ConnectionState.PAUSING)
     assert kept.served.is_not_pausing is frozen
+
+
+@pytest.mark.parametrize(("worker", "thread"), [(1, 11), (2, 22)], ids=["old", "new"])
+def test_after_a_handover_the_thread_is_that_of_the_worker_that_goes_on(
+    kept: Kept, worker: int, thread: int
+) -> None:
+    """A fault of that thread is the connection's, and of no other."""
+    kept.served.header.thread = 11
+    kept.served.route.worker = 1
+    kept.give(takes_over=True, waits=True)
+    assert kept.served.header.thread == 0
+    kept.served.header.thread = 22
+    kept.served.on_resumed(worker)
+    assert kept.served.header.thread == thread
 
 
 def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:
@@ -425,8 +447,8 @@ def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -
 
 def test_a_connection_gets_heartbeats_until_the_worker_that_hangs_is_replaced(kept: Kept) -> None:
     """A kapacitord with a short time-out would fail the task meanwhile."""
-    worker = types.SimpleNamespace(hung={kept.served.number})
-    kept.served.worker = worker  # type: ignore[assignment]
+    kept.be(ConnectionState.SERVED)
+    kept.served.is_hanging = True
     for now_s in (1.0, 1e6):
         kept.served.tick(now_s)
     assert not kept.served.watch.beats

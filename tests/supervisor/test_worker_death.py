@@ -5,43 +5,43 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.supervisor.connection import SupervisedConnection
-from kapudf_cli.supervisor.worker_death import WorkerDeath
-from kapudf_cli.supervisor.worker_process import WorkerState
+from kapudf_cli.supervisor.routes import Give, WorkerState
+from kapudf_cli.supervisor.worker_death import WorkerDeath, beginning, faulty_thread, where
 from kapudf_cli.system import logs
 from kapudf_cli.worker.channel import Stop
-from kapudf_cli.worker.stacks import faulty_thread
+from tests.journal.connections import JournaledConnection
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.journal.connections import JournaledConnection
     from tests.supervisor.workers import Workers
 
-STARTING, SERVING, RETIRING, DEAD = WorkerState
+STARTING, SERVING = WorkerState.STARTING, WorkerState.SERVING
+RETIRING, DISMISSED, DEAD = WorkerState.RETIRING, WorkerState.DISMISSED, WorkerState.DEAD
 
 
 def test_a_worker_that_was_told_to_end_has_ended_well(workers: Workers) -> None:
     """It leaves nothing to be read, and what it was good for is known."""
     worker = workers.start_ready()
-    worker.state = RETIRING
     worker.send(Stop())
-    death = WorkerDeath.of(worker)
+    death = WorkerDeath.of(worker, RETIRING)
     assert death == WorkerDeath(worker.number, worker.pid, RETIRING, "exit status 0", "")
-    assert worker.state is DEAD
 
 
 def test_a_fault_says_where(workers: Workers) -> None:
     """The log has it, and how many connections it has left alone."""
     worker = workers.start_ready()
-    worker.state = SERVING
     os.kill(worker.pid, signal.SIGSEGV)
-    death = WorkerDeath.of(worker)
+    death = WorkerDeath.of(worker, SERVING)
     assert (death.state, death.how) == (SERVING, "SIGSEGV")
     with capture_logs() as events:
         death.log(logs.get_logger(), connections=3)
@@ -83,8 +83,8 @@ def test_a_fault_is_that_of_a_connection_from_its_threads_first_moment(
         7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
     )
     with contextlib.closing(served):
-        assert worker.hand_over(*served.take())
-        death = WorkerDeath.of(worker)
+        assert worker.hand_over(*served.prepare(Give(worker.number, 7)))
+        death = WorkerDeath.of(worker, SERVING)
         assert death.how == "SIGSEGV"
         assert served.header.thread == faulty_thread(death.stacks)
 
@@ -93,7 +93,7 @@ def test_a_kill_has_no_stacks_to_log(workers: Workers) -> None:
     """Then the field is not there at all."""
     worker = workers.start()
     worker.kill()
-    death = WorkerDeath.of(worker)
+    death = WorkerDeath.of(worker, SERVING)
     with capture_logs() as events:
         death.log(logs.get_logger(), connections=0)
     assert events[0]["how"] == "SIGKILL"
@@ -112,6 +112,7 @@ def test_a_kill_has_no_stacks_to_log(workers: Workers) -> None:
         (RETIRING, "SIGSEGV", False, False),
         (DEAD, "exit status 0", True, True),
         (DEAD, "exit status 1", False, False),
+        (DISMISSED, "SIGKILL", True, True),
     ],
 )
 def test_an_end_is_expected_of_who_was_told_to_end(
@@ -121,3 +122,128 @@ def test_an_end_is_expected_of_who_was_told_to_end(
     death = WorkerDeath(1, 2, state, how, "")
     assert death.is_expected(stopping=False) is expected
     assert death.is_expected(stopping=True) is expected_at_stop
+
+
+# --- whose fault it is ---
+
+STACKS = """\
+Thread 0x000000000000000b (most recent call first):
+  File "slow.py", line 3 in wait
+  File "slow.py", line 9 in point
+Current thread 0x0000000000000001 (most recent call first):
+  File "worker.py", line 1 in main
+"""
+FAULT_OF_12 = STACKS.replace("0000000001 (", "000000000c (")
+
+
+@pytest.mark.parametrize(
+    ("hung", "busy", "silent_s", "stacks", "accused"),
+    [
+        ({1}, {1, 2}, 0.0, STACKS, [True, False]),
+        ({1, 2}, {1, 2}, 0.0, STACKS, [True, True]),
+        ({1}, {1}, 60.0, STACKS, [True, False]),
+        ({1}, {1, 2}, 60.0, STACKS, [None, None]),
+        ({1, 2}, {1, 2}, 60.0, STACKS, [None, None]),
+        ({1}, {1}, 60.0, "", [None, None]),
+        (set(), {1, 2}, 0.0, FAULT_OF_12, [False, True]),
+        (set(), {1, 2}, 0.0, STACKS, [None, None]),
+        (set(), {1, 2}, 0.0, "", [None, None]),
+    ],
+    ids=[
+        "one hangs, the other works",
+        "both hang",
+        "one holds the interpreter, the other waits",
+        "one holds the interpreter, the other was busy",
+        "it looks as if both hang, because one holds the interpreter",
+        "the process was stopped",
+        "a fault in a connection's thread",
+        "a fault in another thread",
+        "a kill",
+    ],
+)
+def test_a_death_is_blamed_on_a_connection_only_if_it_must_be_its_own(
+    hung: set[int], busy: set[int], silent_s: float, stacks: str, accused: list[bool | None]
+) -> None:
+    death = WorkerDeath(1, 2, SERVING, "SIGKILL", stacks)
+    with contextlib.ExitStack() as undo:
+        connections = []
+        for number in (1, 2):
+            kept = JournaledConnection()
+            undo.callback(kept.close)
+            connection = SupervisedConnection(
+                number, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
+            )
+            undo.callback(connection.close)
+            connection.header.thread = 10 + number
+            connection.header.busy_since_ns = int(number in busy)
+            connection.header.heartbeat_ns = time.monotonic_ns() - round(silent_s * 1e9)
+            connection.is_hanging = number in hung
+            connections.append(connection)
+        assert list(death.accusations(connections).values()) == accused
+        words = [death.in_words(each) for each in connections]
+    if 1 in hung:
+        place = " in wait (slow.py:3) < point (slow.py:9)" if stacks else ""
+        assert words[0] == "hung for 0 s" + place
+    if 2 not in hung:
+        assert words[1] == "died by SIGKILL"
+
+
+# --- what faulthandler writes ---
+
+#: Says which thread it dies in, and dies there.
+FAULT = """
+import ctypes, faulthandler, sys, threading
+faulthandler.enable()
+def die():
+    print(threading.get_ident(), flush=True)
+    ctypes.string_at(0)
+if sys.argv[1] == "main":
+    die()
+thread = threading.Thread(target=die)
+thread.start()
+thread.join()
+"""
+DUMP = "import faulthandler; faulthandler.dump_traceback()"
+
+
+@pytest.mark.parametrize("thread", ["main", "another"])
+def test_the_thread_of_a_fault_is_found(thread: str) -> None:
+    """As Python itself names it."""
+    process = subprocess.run(
+        [sys.executable, "-c", FAULT, thread], capture_output=True, text=True, check=False
+    )
+    assert process.returncode < 0
+    assert faulty_thread(process.stderr) == int(process.stdout)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Thread 0x00007f498c1c1b80 (most recent call first):\n"], ids=["killed", "asked"]
+)
+def test_where_no_fault_was_there_is_no_thread_of_it(text: str) -> None:
+    """As after a kill, which nothing is written of."""
+    assert faulty_thread(text) is None
+
+
+def test_as_much_is_shown_as_a_log_can_bear() -> None:
+    """The beginning, which is where the fault is; all, if it is short."""
+    dump = subprocess.run([sys.executable, "-c", DUMP], capture_output=True, text=True, check=True)
+    assert dump.stderr
+    assert beginning(dump.stderr) == dump.stderr.strip("\n")
+    lines = [f"line {number}" for number in range(1000)]
+    assert beginning("\n".join(lines)) == "\n".join(lines[:60])
+
+
+def test_where_a_thread_was_is_a_line() -> None:
+    """The innermost calls first, of that thread only."""
+    code = "import faulthandler, threading\nprint(threading.get_ident(), flush=True)\n"
+    code += "def inner(): faulthandler.dump_traceback()\ndef outer(): inner()\nouter()\n"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    dump = 'Thread 0x0000000000000007 (most recent call first):\n  File "x", line 1 in x\n'
+    dump += process.stderr
+    assert where(dump, int(process.stdout)) == (
+        "inner (<string>:3) < outer (<string>:4) < <module> (<string>:5)"
+    )
+    assert where(dump, 7) == "x (x:1)"
+    assert where(dump, 8) == ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.supervisor.worker_reports import WorkerReports
+from kapudf_cli.supervisor.worker_process import WorkerReports
 from kapudf_cli.worker.channel import Failed, Ready, Resume, Stop
 from tests.supervisor.loops import Loop
 
@@ -117,7 +117,7 @@ def test_orders_to_a_worker_that_does_not_read_are_queued(
     worker.send(Stop())
     watched.reports.update(worker)
     assert worker.lacks_room
-    assert not worker.has_room
+    assert not worker.check_room()
     assert worker.blocked_s > 0.0
     assert not watched.selector.select(0)
     os.kill(worker.pid, signal.SIGCONT)
