@@ -1,1 +1,1 @@
-"""The kit: what makes handlers short; `kapudf_cli` exports what is meant for their authors."""
+"""The interface for authors of handlers; `kapudf_cli` exports its public names."""
