@@ -250,19 +250,20 @@ class Agent:
             WorkerLostError: `plan.give_up` is set.
             HandedOver: the state cannot be rebuilt, or another agent serves the connection.
         """
-        self._dispatcher.task = plan.task
+        point = self._checkpoints.resume_point()
+        self._dispatcher.task = point.task
         if not plan.waits:
             # The previous agent died: send what it had committed. (A paused agent has sent it.)
             try:
                 self._checkpoints.send_rest()
             except OSError as error:
                 raise ConnectionClosedError(str(error)) from error
-        self._read_loop.bytes_in = plan.stats.offset
+        self._read_loop.bytes_in = point.stats.offset
         if plan.give_up is not None:
-            self._recovery.resume_without_handler(plan)
+            self._recovery.resume_without_handler(point)
             raise WorkerLostError(plan.give_up)
         try:
-            self._recovery.resume(plan)
+            self._recovery.resume(point, plan.poison)
         except (KapudfError, RefusedError) as error:
             self._report(str(error))
             raise HandedOver from error

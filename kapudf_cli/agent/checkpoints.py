@@ -9,13 +9,11 @@ other the last snapshot. The journal implements the interface with input.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
+import msgspec
 
-    from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.transport.commit import ConnectionStats
 
 #: The longest message that protobuf can parse.
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
@@ -24,31 +22,38 @@ MAX_MESSAGE_BYTES: Final = 2**31 - 1
 DEFAULT_SNAPSHOT_INTERVAL_S = 10.0
 
 
-@dataclass(frozen=True)
-class ResumePlan:
+class ResumePlan(msgspec.Struct, frozen=True):
     """How an agent takes a connection over from another agent.
 
+    The supervisor makes it, and sends it to the worker whose agent uses it.
+
     Attributes:
-        history: requests that rebuild the handler's state; their output was sent.
-        sent: how many messages that answer the input after the history were sent already.
-        in_batch: whether the last message sent belongs to a batch that has not ended.
-        stats: what the connection had done by the end of the history.
         careful_until: the last agent died while it handled a frame before this offset in the
             input. Up to there, frames are handled and recorded one at a time.
         poison: offsets of frames that killed workers and are not given to the handler.
         waits: whether the other agent is paused and could go on. Otherwise it died.
         give_up: why the connection is failed instead of resumed, None if it is not.
-        task: the names of the task and the node, as far as they are known.
     """
 
-    history: bytes
-    sent: int
-    in_batch: bool
-    stats: ConnectionStats
     careful_until: int = 0
-    poison: Collection[int] = ()
+    poison: tuple[int, ...] = ()
     waits: bool = False
     give_up: str | None = None
+
+
+class ResumePoint(NamedTuple):
+    """How far another agent has got with a connection, as far as it was stored.
+
+    Attributes:
+        sent: how many messages that answer the input after `stats.offset` were sent already.
+        in_batch: whether the last message sent belongs to a batch that has not ended.
+        stats: what the connection has done.
+        task: the names of the task and the node, empty before Init.
+    """
+
+    sent: int = 0
+    in_batch: bool = False
+    stats: ConnectionStats = ConnectionStats()
     task: tuple[str, str] = ("", "")
 
 
@@ -84,6 +89,9 @@ class Checkpoints(Protocol):
 
     def postpone(self) -> None:
         """Delay the next compaction, because taking a snapshot failed."""
+
+    def resume_point(self) -> ResumePoint:
+        """Return how far another agent has got with the connection."""
 
     def history(self, until: int) -> bytes:
         """Return the requests, as frames, that rebuild the state at offset `until` of the input."""
@@ -125,6 +133,10 @@ class NoCheckpoints:
 
     def postpone(self) -> None:
         """Do nothing."""
+
+    def resume_point(self) -> ResumePoint:
+        """Return the beginning: no other agent has had the connection."""
+        return ResumePoint()
 
     def history(self, until: int) -> bytes:
         """Return nothing."""

@@ -22,7 +22,9 @@ from kapudf_cli.system import loggers
 from kapudf_cli.transport.commit import ConnectionStats
 
 if TYPE_CHECKING:
-    from kapudf_cli.agent.checkpoints import Checkpoints, ResumePlan
+    from collections.abc import Collection
+
+    from kapudf_cli.agent.checkpoints import Checkpoints, ResumePoint
     from kapudf_cli.agent.dispatcher import Dispatcher
 
 _log = loggers.get(__name__)
@@ -198,37 +200,41 @@ class Recovery:
         self._wants_compaction = True
         self.skip_in_replays(offset)
 
-    def resume(self, plan: ResumePlan) -> None:
+    def resume(self, point: ResumePoint, poison: Collection[int] = ()) -> None:
         """Create a handler with the state of another agent's handler.
+
+        Args:
+            point: how far that agent had got.
+            poison: offsets of frames that are not given to the handler.
 
         Raises:
             HandlerError, ProtocolError, RefusedError: as `_replay` does.
             WorkerLostError: the state depends on a frame that kills workers.
         """
-        stats = plan.stats
+        stats = point.stats
         self._checkpoints.record_current_frame(None)
         # A later replay must not kill another worker with these frames.
-        self._skipped |= set(plan.poison)
-        self._replay(plan.history, stats.offset)
+        self._skipped |= set(poison)
+        self._replay(self._checkpoints.history(stats.offset), stats.offset)
         if stats.points_in or stats.batches_in:
             # What was written before there was data to answer is suppressed as well.
             self._outbox.send_data()
-        self._go_on_from(plan, sent=plan.sent)
+        self._go_on_from(point)
 
-    def resume_without_handler(self, plan: ResumePlan) -> None:
+    def resume_without_handler(self, point: ResumePoint) -> None:
         """Go on from where another agent stopped, only to report why the connection ends."""
-        self._go_on_from(plan, sent=0)
+        self._go_on_from(point._replace(sent=0))
 
-    def _go_on_from(self, plan: ResumePlan, *, sent: int) -> None:
+    def _go_on_from(self, point: ResumePoint) -> None:
         """Continue the counters, and suppress what was sent beyond them."""
-        dispatcher, stats = self._dispatcher, plan.stats
+        dispatcher, stats = self._dispatcher, point.stats
         dispatcher.points_in, dispatcher.batches_in = stats.points_in, stats.batches_in
         dispatcher.failures = stats.failures
         self._restarts = stats.restarts
         self._takeovers = stats.takeovers + 1
         self.requests.resume_at(stats.offset)
         with self._outbox.changing() as output:
-            output.suppress_next(sent, in_batch=plan.in_batch, stats=stats)
+            output.suppress_next(point.sent, in_batch=point.in_batch, stats=stats)
 
     def _replay(self, history: bytes, until: int) -> None:
         """Create a handler, give it a history, and leave its output suppressed.

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.agent.checkpoints import MAX_MESSAGE_BYTES
+from kapudf_cli.agent.checkpoints import MAX_MESSAGE_BYTES, ResumePoint
 from kapudf_cli.journal import syscalls
 from kapudf_cli.journal.header import NO_FRAME, REPLAYING_HISTORY
 from kapudf_cli.system import loggers
@@ -211,6 +211,11 @@ class JournaledStream(SocketStream):
         self._compacted_s = time.monotonic()
         self._due_s = self._compacted_s + self._snapshot_interval_s
         self._failed = failed
+
+    def resume_point(self) -> ResumePoint:
+        """Return how far the last agent has got; see `Checkpoints.resume_point`."""
+        record = self._journal.record
+        return ResumePoint(record.sent, bool(record.in_batch), record.stats, self.task)
 
     def history(self, until: int) -> bytes:
         """Return the history up to an offset; see `Checkpoints.history`."""

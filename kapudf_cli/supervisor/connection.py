@@ -11,6 +11,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, Header
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.poison import DeathScene, PoisonDetector
@@ -106,13 +107,18 @@ class SupervisedConnection:
             None if self.peer is None else self.peer.pid,
             None if self.peer is None else self.peer.uid,
             time.monotonic() - self.started_s,
-            takes_over=give.takes_over,
-            waits=give.waits,
-            until=self.poison_detector.until,
-            poison=tuple(sorted(self.poison_detector.poison)),
-            give_up=self.poison_detector.give_up,
+            self._resume_plan(give) if give.takes_over else None,
         )
         return order, [self._socket.fileno(), self._memory]
+
+    def _resume_plan(self, give: Give) -> ResumePlan:
+        """Return how the next worker takes it over."""
+        detector = self.poison_detector
+        give_up = detector.give_up
+        if give_up is None and not give.waits and not self.header.record.complete:
+            give_up = "its worker died, and its journal had been outgrown; raise journal_mb"
+        poison = tuple(sorted(detector.poison))
+        return ResumePlan(detector.until, poison, give.waits, give_up)
 
     @property
     def points(self) -> int:

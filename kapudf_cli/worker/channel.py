@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
+from kapudf_cli.agent.checkpoints import ResumePlan  # noqa: TC001 - msgspec reads the annotations
 from kapudf_cli.config import FunctionSettings  # noqa: TC001 - msgspec reads the annotations
 from kapudf_cli.system.logs import LogFormat, LogLevel  # noqa: TC001 - likewise
 
@@ -57,28 +58,20 @@ class Start(_Message, frozen=True, tag=True):
 
 
 class Serve(_Message, frozen=True, tag=True):
-    """Serve a connection; its socket and its memory come with it.
+    """Serve a connection; its socket and its journal come with the message.
 
     Attributes:
         connection: its number.
-        age_s: how long ago it began.
-        takes_over: whether another agent has served it; then the answer is Taken or
-            NotTaken.
-        waits: whether that agent is there still, and input is not to be read before Go.
-        until: see `ResumePlan`, likewise the next.
-        poison: frames not to be given to the handler.
-        give_up: why the connection is to be failed at once, if it is.
+        age_s: its age in seconds.
+        resume: how to take it over, None if no worker has served it. The answer is then
+            TakenOver or Refused. Where `resume.waits` is set, the worker waits for Resume.
     """
 
     connection: int
     peer_pid: int | None
     peer_uid: int | None
     age_s: float
-    takes_over: bool = False
-    waits: bool = False
-    until: int = 0
-    poison: tuple[int, ...] = ()
-    give_up: str | None = None
+    resume: ResumePlan | None = None
 
 
 class Resume(_Message, frozen=True, tag=True):

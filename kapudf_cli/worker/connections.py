@@ -144,8 +144,8 @@ class Connections:
             on_crash=on_crash,
         )
         facts = structlog.get_context(log)
-        if resume_plan is not None and resume_plan.task[0]:
-            task_id, node_id = resume_plan.task
+        if resume_plan is not None:
+            task_id, node_id = checkpoints.resume_point().task
             facts = {**facts, "task_id": task_id, "node_id": node_id}
         thread = threading.Thread(
             target=lambda: self._serve(connection, facts, on_thread),

@@ -20,7 +20,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.errors import shorten
 from kapudf_cli.journal import limits
@@ -170,7 +169,7 @@ class Worker:
         except OSError as error:
             self._report(Refused(number, limits.explained(error), retry=True))
             return
-        if order.waits and not stream.record.complete:
+        if order.resume is not None and order.resume.waits and not stream.record.complete:
             stream.close()
             problem = "its journal has been outgrown, as by a long batch; raise journal_mb"
             self._report(Refused(number, problem))
@@ -192,7 +191,7 @@ class Worker:
                 stream,
                 peer,
                 checkpoints=stream,
-                resume_plan=_resume_plan(stream, order) if order.takes_over else None,
+                resume_plan=order.resume,
                 age_s=order.age_s,
                 # By the thread itself: the handler may fault before this one goes on.
                 on_thread=lambda: stream.record_thread(threading.get_ident()),
@@ -206,7 +205,7 @@ class Worker:
         # A connection that begins here waits for no word; one left over would be taken, at
         # its first handover, for the answer to come.
         started = self._connections.get(number)
-        if started is not None and order.takes_over and not order.waits:
+        if started is not None and order.resume is not None and not order.resume.waits:
             started.agent.go()
         if self._stopping:
             # Another worker has died since.
@@ -269,24 +268,6 @@ class Worker:
                 self._channel.send(report)
                 if isinstance(report, Finished):
                     self._finishes.on_sent()
-
-
-def _resume_plan(stream: JournaledStream, order: Serve) -> ResumePlan:
-    record = stream.record
-    give_up = order.give_up
-    if give_up is None and not record.complete:
-        give_up = "its worker died, and its journal had been outgrown; raise journal_mb"
-    return ResumePlan(
-        history=b"" if give_up else stream.history(record.stats.offset),
-        sent=record.sent,
-        in_batch=bool(record.in_batch),
-        stats=record.stats,
-        careful_until=order.until,
-        poison=order.poison,
-        waits=order.waits,
-        give_up=give_up,
-        task=stream.task,
-    )
 
 
 def _load(begin: Start, channel: Channel, log: BoundLogger) -> Function | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from kapudf_cli.agent.checkpoints import NoCheckpoints, ResumePlan
+from kapudf_cli.agent.checkpoints import NoCheckpoints, ResumePoint
 from kapudf_cli.agent.dispatcher import Dispatcher, RefusedError
 from kapudf_cli.agent.errors import HandlerError
 from kapudf_cli.agent.handler_caller import HandlerCaller
@@ -80,6 +80,16 @@ class Refuses(Notes):
         return InitResponse(error=f"not {request.taskID}")
 
 
+class Stored(NoCheckpoints):
+    """What another agent has stored of a connection."""
+
+    stored = b""
+
+    def history(self, until: int) -> bytes:
+        del until
+        return self.stored
+
+
 class Room:
     """A recovery with all that it works on, and where what leaves would arrive."""
 
@@ -96,14 +106,13 @@ class Room:
             HandlerCaller(handler, self.outbox), self.outbox, on_error=on_error
         )
         self.requests = RequestReader(DEFAULT_MAX_FRAME_BYTES)
-        self.recovery = Recovery(self.dispatcher, self.requests, NoCheckpoints())
+        self.checkpoints = Stored()
+        self.recovery = Recovery(self.dispatcher, self.requests, self.checkpoints)
 
     def replay(self, history: bytes, until: int, poison: Collection[int] = ()) -> None:
         """Take over from an agent that had come to `until`."""
-        stats = ConnectionStats(offset=until)
-        self.recovery.resume(
-            ResumePlan(history, sent=0, in_batch=False, stats=stats, poison=poison)
-        )
+        self.checkpoints.stored = history
+        self.recovery.resume(ResumePoint(stats=ConnectionStats(offset=until)), poison)
 
     @property
     def handler(self) -> Handler:

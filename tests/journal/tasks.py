@@ -103,16 +103,7 @@ class JournaledTask:
         handler: HandlerFactory | None = None,
     ) -> ServedAgent:
         """Have another agent take it over, as a worker does; with `waits` it waits for a word."""
-        resumption = ResumePlan(
-            history=b"",
-            sent=0,
-            in_batch=False,
-            stats=self.header.record.stats,
-            careful_until=until,
-            poison=poison,
-            waits=waits,
-            give_up=give_up,
-        )
+        resumption = ResumePlan(until, tuple(poison), waits, give_up)
         served = self._serve(resumption, survives, after=after, handler=handler)
         if not waits:
             served.agent.go()
@@ -130,19 +121,6 @@ class JournaledTask:
         if survives is not None:
             held = stream._journal
             held.header = DyingHeader(held, over="marks", after=after, survives=survives)
-        if resumption is not None:
-            record = stream.record
-            resumption = ResumePlan(
-                history=stream.history(record.stats.offset),
-                sent=record.sent,
-                in_batch=bool(record.in_batch),
-                stats=record.stats,
-                careful_until=resumption.careful_until,
-                poison=resumption.poison,
-                waits=resumption.waits,
-                give_up=resumption.give_up,
-                task=stream.task,
-            )
         served = ServedAgent(
             stream, handler or self._handler, on_error=self._on_error, resume_plan=resumption
         )

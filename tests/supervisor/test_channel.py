@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.worker import channel as orders
 from kapudf_cli.worker.channel import TEXT_CHARACTERS, Channel
 from tests.peers import in_thread
@@ -24,8 +25,10 @@ numbers = st.integers(0, 2**53)
 messages = st.one_of(
     st.builds(
         orders.Serve, numbers, st.none() | numbers, st.none() | numbers, st.floats(0, 1e9),
-        takes_over=st.booleans(), waits=st.booleans(), until=numbers,
-        poison=st.lists(numbers, max_size=20).map(tuple), give_up=st.none() | texts,
+        st.none() | st.builds(
+            ResumePlan, numbers, st.lists(numbers, max_size=20).map(tuple), st.booleans(),
+            st.none() | texts,
+        ),
     ),
     st.builds(orders.Resume, numbers), st.builds(orders.Pause, numbers),
     st.builds(orders.Release, numbers), st.just(orders.Stop()), st.just(orders.Abort()),
@@ -163,3 +166,22 @@ def test_the_longest_text_that_is_sent_fits(ends: tuple[Channel, Channel]) -> No
     assert ours.receive() == (orders.Failed(problem, is_usage_error=False), [])
     assert isinstance(ours.fileno(), int)
     assert ours._socket.type == socket.SOCK_SEQPACKET
+
+
+def test_a_finish_is_listed_until_its_report_was_sent() -> None:
+    descriptor = os.memfd_create("finishes")
+    try:
+        worker, supervisor = orders.FinishList(descriptor), orders.FinishList(descriptor)
+        for number in (7, 2**40):
+            worker.add(number)
+        assert supervisor.read() == {7, 2**40}
+        worker.on_sent()
+        worker.add(8)
+        worker.on_sent()
+        assert 8 in supervisor.read()
+        worker.on_sent()
+        assert supervisor.read() == set()
+        worker.add(9)
+        assert supervisor.read() == {9}
+    finally:
+        os.close(descriptor)

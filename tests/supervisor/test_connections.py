@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints, ResumePlan
+from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints, ResumePlan, ResumePoint
 from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.config import FunctionSettings
@@ -42,6 +42,21 @@ class Mirror(Handler):
         self.agent.write_point(point)
 
 
+class Stored(NoCheckpoints):
+    """What another agent has stored of a connection."""
+
+    def __init__(self, history: bytes, stats: ConnectionStats) -> None:
+        self._history = history
+        self._stats = stats
+
+    def resume_point(self) -> ResumePoint:
+        return ResumePoint(stats=self._stats)
+
+    def history(self, until: int) -> bytes:
+        del until
+        return self._history
+
+
 class Held:
     """Connections with Kapacitor's side of each, and what was logged."""
 
@@ -62,9 +77,11 @@ class Held:
             Function("mirror", Mirror, settings),
             SocketStream(theirs),
             PeerCredentials(11, 12, 13),
-            checkpoints=checkpoints_for(settings),
-            on_task=lambda task, node: self.tasks.append((task, node)),
-            **more,
+            **{
+                "checkpoints": checkpoints_for(settings),
+                "on_task": lambda task, node: self.tasks.append((task, node)),
+                **more,
+            },
         )
         return side
 
@@ -167,12 +184,8 @@ def test_a_connection_that_was_taken_over_neither_starts_nor_connects(held: Held
     history = REQUESTS.encode(INIT)
     problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     side = held.connect(
-        resume_plan=ResumePlan(
-            history=history,
-            sent=0,
-            in_batch=False,
-            stats=ConnectionStats(len(history), points_in=5, points_out=5),
-        ),
+        checkpoints=Stored(history, ConnectionStats(len(history), points_in=5, points_out=5)),
+        resume_plan=ResumePlan(),
         age_s=100.0,
         on_resumed=problems.put,
     )

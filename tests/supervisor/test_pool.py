@@ -20,6 +20,7 @@ from kapudf_cli.supervisor.replacement import Reloaded
 from kapudf_cli.supervisor.routes import WorkerState
 from kapudf_cli.supervisor.worker_process import WorkerProcess
 from kapudf_cli.worker import channel as orders
+from kapudf_cli.worker.channel import FinishList
 from tests.supervisor.workers import SETTINGS
 
 if TYPE_CHECKING:
@@ -290,3 +291,28 @@ def test_a_long_wait_for_a_worker_is_logged_once(
     warnings = [each for each in events if each["event"] == "connections wait for a worker"]
     assert [(each["connections"], each["wait_s"]) for each in warnings] == [(1, 10.0)]
     waiting.close()
+
+
+def test_a_connection_that_a_dead_worker_logged_as_finished_is_not_taken_over(
+    loop: Loop, kept: JournaledConnection
+) -> None:
+    """Nor logged as abandoned: each connection has one `connection finished`."""
+    served = loop.start_pool(SETTINGS)
+    (worker,) = served.workers
+    for number, memory in ((7, kept.memory), (8, kept.memory)):
+        served.add(
+            SupervisedConnection(
+                number, kept.connection.dup(), os.dup(memory), None, busy_limit_s=1.0
+            )
+        )
+    loop.turn_until(lambda: served.connections_of(worker) == 2)
+    os.kill(worker.pid, signal.SIGSTOP)
+    # What the worker does after logging a finish; it dies before it reports it.
+    FinishList(worker._finishes).add(7)
+    with capture_logs() as events:
+        served.kill()
+        loop.turn_until(lambda: served.is_empty)
+        assert served.abandon() == 1
+    finished = [each["connection"] for each in events if each["event"] == "connection finished"]
+    assert finished == [8]
+    served.connections[8].close()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.journal.header import NO_FRAME
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.connection import SupervisedConnection
@@ -22,8 +23,6 @@ from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from kapudf_cli.worker.channel import Serve
 
 
 class Kept(JournaledConnection):
@@ -55,16 +54,17 @@ class Kept(JournaledConnection):
         alone: bool = True,
         drops_poison: bool = True,
         how: str = "SIGSEGV",
-    ) -> Serve:
-        """Have the worker die; return what the next one is told."""
+    ) -> ResumePlan:
+        """Have the worker die; return how the next one is to take over."""
         self.served.note_death(how, accused=accused, alone=alone, drops_poison=drops_poison)
-        return self.give(takes_over=True)
+        return self.give()
 
-    def give(self, *, takes_over: bool = False, waits: bool = False) -> Serve:
-        """Give it to a worker; return what that is told."""
-        order, descriptors = self.served.prepare(Give(1, 7, takes_over, waits))
+    def give(self, *, waits: bool = False) -> ResumePlan:
+        """Give it to another worker; return how that is to take it over."""
+        order, descriptors = self.served.prepare(Give(2, 7, takes_over=True, waits=waits))
         assert len(descriptors) == 2
-        return order
+        assert order.resume is not None
+        return order.resume
 
     def be(self, state: ConnectionState) -> None:
         """Have the router say how it is served."""
@@ -79,8 +79,8 @@ class Kept(JournaledConnection):
 def kept() -> Iterator[Kept]:
     """Give a connection that a worker was told to serve."""
     kept = Kept()
-    order = kept.give()
-    assert (order.connection, order.takes_over, order.waits) == (7, False, False)
+    order, descriptors = kept.served.prepare(Give(1, 7))
+    assert (order.connection, order.resume, len(descriptors)) == (7, None, 2)
     yield kept
     kept.close()
 
@@ -92,7 +92,7 @@ def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Kept) 
     """From where on it may go at full speed, what to leave out, and whether to give up."""
     kept.got_to(40, received=90)
     order = kept.dies()
-    assert (order.takes_over, order.until, order.poison, order.give_up) == (True, 90, (), None)
+    assert order == ResumePlan(careful_until=90)
     assert kept.served.takeovers == 1
     assert kept.served.is_careful
     kept.got_to(40)
@@ -136,7 +136,7 @@ def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept:
         kept.got_to(100)
         kept.waits()
         order = kept.dies(accused=None)
-        assert (order.until, order.poison, order.give_up) == (0, (), None)
+        assert (order.careful_until, order.poison, order.give_up) == (0, (), None)
     assert kept.served.takeovers == 30
 
 
@@ -292,7 +292,7 @@ def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: K
     kept.waits()
     kept.served.header.waits_for_peer = 1
     order = kept.dies(accused=None, how="SIGKILL")
-    assert (order.takes_over, order.waits) == (True, False)
+    assert not order.waits
     kept.be(ConnectionState.SERVED)
     assert kept.served.state == "busy"
     for now_s in (1.0, 2.0, 12.0):
@@ -394,7 +394,7 @@ def test_after_a_handover_the_thread_is_that_of_the_worker_that_goes_on(
     """A fault of that thread is the connection's, and of no other."""
     kept.served.header.thread = 11
     kept.served.route.worker = 1
-    kept.give(takes_over=True, waits=True)
+    kept.give(waits=True)
     assert kept.served.header.thread == 0
     kept.served.header.thread = 22
     kept.served.on_resumed(worker)
