@@ -1,1 +1,1 @@
-"""Benchmarks: kapudf beside two yardsticks of its own, and any other UDF, in one run."""
+"""Benchmarks of kapudf, two yardsticks, and any other mirror UDF, in one run."""

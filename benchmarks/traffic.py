@@ -1,4 +1,4 @@
-"""The load: points like telegraf's and from a real kapacitord, and connections to send them."""
+"""The load: generated and captured points, and connections that send them."""
 
 from __future__ import annotations
 

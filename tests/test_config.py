@@ -120,7 +120,6 @@ def with_function(**settings: object) -> dict[str, Any]:
 
 
 def test_two_settings_are_enough(check: Callable[[str], Settings]) -> None:
-    """Everything but a function's handler and socket has a default."""
     assert check(MINIMAL) == Settings(
         functions={
             "mirror": FunctionSettings(
@@ -139,7 +138,6 @@ def test_two_settings_are_enough(check: Callable[[str], Settings]) -> None:
 
 
 def test_every_setting_can_be_set(check: Callable[[str], Settings]) -> None:
-    """What the file says is what the settings are, and functions stay apart."""
     text = """
         functions:
           first: {handler: mirror, socket: /run/1.sock}
@@ -174,7 +172,6 @@ def test_every_setting_can_be_set(check: Callable[[str], Settings]) -> None:
 
 @pytest.mark.parametrize("written", ["0640", '"0640"', "'0640'"])
 def test_a_mode_means_what_it_looks_like(check: Callable[[str], Settings], written: str) -> None:
-    """A leading zero is octal with and without quotes, and never a decimal number."""
     settings = check(f"{MINIMAL}    socket_mode: {written}\n")
     assert settings.functions["mirror"].socket_mode == "0640"
     assert settings.functions["mirror"].mode == 0o640
@@ -187,27 +184,23 @@ def test_a_mode_means_what_it_looks_like(check: Callable[[str], Settings], writt
 def test_a_group_has_a_name_or_a_number(
     check: Callable[[str], Settings], written: str, group: str | None
 ) -> None:
-    """As in a container, where many groups have no name."""
     assert check(f"{MINIMAL}    socket_group: {written}\n").functions["mirror"].group == group
 
 
 @pytest.mark.parametrize(("written", "number"), [("0", 0), ("2048", 2048), ("0x800", 2048)])
 def test_other_numbers_are_numbers(tmp_path: Path, written: str, number: int) -> None:
-    """Only a leading zero is special."""
     file = tmp_path / "kapudf.yaml"
     file.write_text(f"number: {written}\n")
     assert config_file.read(file) == {"number": number}
 
 
 def test_a_whole_number_of_seconds_is_a_time(check: Callable[[str], Settings]) -> None:
-    """`grace_period_s: 10` is as good as 10.0, and is a float afterwards."""
     grace_period_s = check(f"{MINIMAL}grace_period_s: 3\n").grace_period_s
     assert grace_period_s == 3.0
     assert isinstance(grace_period_s, float)
 
 
 def test_the_limits_themselves_are_allowed(check: Callable[[str], Settings]) -> None:
-    """The smallest and the largest value of each number are settings."""
     low = check(f"{MINIMAL}    max_frame_bytes: 1024\ngrace_period_s: 0\n")
     high = check(f"{MINIMAL}    max_frame_bytes: 4294967295\ngrace_period_s: 3600\n")
     assert (low.functions["mirror"].max_frame_bytes, low.grace_period_s) == (1024, 0)
@@ -215,7 +208,6 @@ def test_the_limits_themselves_are_allowed(check: Callable[[str], Settings]) -> 
 
 
 def test_functions_can_share_settings(check: Callable[[str], Settings]) -> None:
-    """A YAML merge brings settings in, and what stands beside it overrides them."""
     text = """
         functions:
           first: &shared {handler: mirror, socket: /run/1.sock, socket_mode: 0600}
@@ -227,7 +219,6 @@ def test_functions_can_share_settings(check: Callable[[str], Settings]) -> None:
 
 
 def test_a_byte_order_mark_is_no_part_of_a_key(check: Callable[[str], Settings]) -> None:
-    """A file written by an editor that marks UTF-8 is read all the same."""
     assert check(f"\ufeff{MINIMAL}") == check(MINIMAL)
 
 
@@ -237,7 +228,6 @@ def test_a_byte_order_mark_is_no_part_of_a_key(check: Callable[[str], Settings])
 def test_an_unknown_setting_at_the_top_is_named_with_the_likely_one(
     faults: Callable[[str], list[str]],
 ) -> None:
-    """A typo brings the word that was meant."""
     assert faults(f"{MINIMAL}log_levle: debug\n") == [
         "log_levle: unknown setting; did you mean log_level?"
     ]
@@ -246,14 +236,12 @@ def test_an_unknown_setting_at_the_top_is_named_with_the_likely_one(
 def test_an_unknown_setting_of_a_function_is_named_with_its_path(
     faults: Callable[[str], list[str]],
 ) -> None:
-    """The path says in which function, and the likely word is one of a function's."""
     assert faults(f"{MINIMAL}    sockt_mode: '0600'\n") == [
         "functions.mirror.sockt_mode: unknown setting; did you mean socket_mode?"
     ]
 
 
 def test_a_setting_like_no_other_brings_no_guess(faults: Callable[[str], list[str]]) -> None:
-    """Where nothing is near, nothing is suggested."""
     assert faults(f"{MINIMAL}zzz: 1\n") == ["zzz: unknown setting"]
 
 
@@ -261,7 +249,6 @@ def test_a_setting_like_no_other_brings_no_guess(faults: Callable[[str], list[st
 def test_a_key_that_is_no_text_is_an_unknown_setting(
     faults: Callable[[str], list[str]], key: str
 ) -> None:
-    """Numbers and the like are keys in YAML, and none of them is a setting."""
     (at_top,) = faults(f"{MINIMAL}{key}: 1\n")
     (in_function,) = faults(f"{MINIMAL}    {key}: 1\n")
     assert at_top.endswith(": unknown setting")
@@ -271,7 +258,6 @@ def test_a_key_that_is_no_text_is_an_unknown_setting(
 
 @pytest.mark.parametrize("name", ["handler", "socket"])
 def test_a_missing_setting_is_named(name: str) -> None:
-    """The fault says what is missing, and what it should be."""
     raw = with_function()
     del raw["functions"]["mirror"][name]
     (fault,) = faults_of_raw(raw)
@@ -280,14 +266,12 @@ def test_a_missing_setting_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing yet\n", "---\n", "{}\n", "null\n"])
 def test_an_empty_file_has_no_functions(faults: Callable[[str], list[str]], text: str) -> None:
-    """Nothing at all is a mapping without the one thing that is required."""
     (fault,) = faults(text)
     assert fault.startswith("functions: missing; expected one entry or more")
 
 
 @pytest.mark.parametrize("name", ["my-mirror", "1st", "mirror.one", "", "ö", "a b", "mirror\n"])
 def test_a_name_that_no_tickscript_can_call_is_refused(name: str) -> None:
-    """The fault names it and says what a name is made of, in one line, and nothing else."""
     raw = {"functions": {name: {"handler": "mirror", "socket": "/x.sock"}}}
     (fault,) = faults_of_raw(raw)
     assert "a TICKscript cannot call this name; use letters, digits and underscores" in fault
@@ -296,20 +280,17 @@ def test_a_name_that_no_tickscript_can_call_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["true", "on", "null"])
 def test_a_key_is_text(check: Callable[[str], Settings], name: str) -> None:
-    """YAML takes `on` for true; as the name of a function it is a name."""
     found = check(f"functions: {{{name}: {{handler: mirror, socket: /x.sock}}}}\n")
     assert list(found.functions) == [name]
 
 
 def test_a_bad_function_is_not_called_an_absent_one() -> None:
-    """Where a function is there but wrong, nobody is told that there is none."""
     found = faults_of_raw({"functions": {"my-mirror": {"handler": "m", "socket": "/x"}}})
     assert not [fault for fault in found if fault.startswith("functions: ")]
 
 
 @pytest.mark.parametrize("entry", [None, "mirror", 1, ["mirror"]])
 def test_a_function_without_settings_is_refused(entry: object) -> None:
-    """The fault says what a function is made of, and is the only one."""
     (fault,) = faults_of_raw({"functions": {"mirror": entry}})
     assert fault == (
         f"functions.mirror: expected settings such as handler and socket, got {entry!r}"
@@ -321,7 +302,6 @@ def test_a_function_without_settings_is_refused(entry: object) -> None:
 
 @pytest.mark.parametrize(("name", "value"), cases(WRONG_IN_FUNCTION))
 def test_a_wrong_value_in_a_function_is_named_with_its_path(name: str, value: object) -> None:
-    """The one fault says which setting, what it should be, and what it is."""
     (fault,) = faults_of_raw(with_function(**{name: value}))
     assert fault.startswith(f"functions.mirror.{name}: expected ")
     assert fault.endswith(f", got {value!r}")
@@ -329,21 +309,18 @@ def test_a_wrong_value_in_a_function_is_named_with_its_path(name: str, value: ob
 
 @pytest.mark.parametrize(("name", "value"), cases(WRONG_AT_TOP))
 def test_a_wrong_value_at_the_top_is_named(name: str, value: object) -> None:
-    """The one fault says which setting, what it should be, and what it is."""
     (fault,) = faults_of_raw({**with_function(), name: value})
     assert fault.startswith(f"{name}: expected ")
     assert fault.endswith(f", got {value!r}")
 
 
 def test_the_tables_of_wrong_values_leave_no_setting_out() -> None:
-    """A new setting needs a row above."""
     assert set(WRONG_IN_FUNCTION) == set(FunctionSettings.__struct_fields__)
     assert set(WRONG_AT_TOP) == set(Settings.__struct_fields__)
 
 
 @pytest.mark.parametrize("character", ["\0", "\ud800"], ids=["NUL", "surrogate"])
 def test_a_path_that_no_file_can_have_is_a_fault(character: str) -> None:
-    """What no path can hold is found by the check, and not by a crash later."""
     (fault,) = faults_of_raw(with_function(socket=f"/x{character}y"))
     assert fault.startswith("functions.mirror.socket: ")
 
@@ -365,7 +342,6 @@ def test_a_path_that_no_file_can_have_is_a_fault(character: str) -> None:
 def test_two_functions_cannot_have_one_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
-    """However it is spelled, the second is told which function was first."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "l").symlink_to(tmp_path)
@@ -393,7 +369,6 @@ def beside_each_other(workers: int) -> dict[str, Any]:
 
 
 def test_no_function_can_be_served_where_another_is_asked_for_its_status() -> None:
-    """Beside the socket of a function that has workers is another one, for that."""
     (fault,) = faults_of_raw(beside_each_other(workers=1))
     assert fault == (
         "functions.second.socket: /run/udf.sock.control is the control "
@@ -402,12 +377,10 @@ def test_no_function_can_be_served_where_another_is_asked_for_its_status() -> No
 
 
 def test_without_workers_there_is_no_other_socket_in_the_way() -> None:
-    """Nobody can be asked there."""
     assert config.check(beside_each_other(workers=0), source="file").in_one_process
 
 
 def test_sockets_of_one_name_in_two_folders_are_two(check: Callable[[str], Settings]) -> None:
-    """Only the same path is a duplicate."""
     settings = check(
         "functions:\n"
         "  a: {handler: mirror, socket: /run/a/udf.sock}\n"
@@ -420,7 +393,6 @@ def test_sockets_of_one_name_in_two_folders_are_two(check: Callable[[str], Setti
 
 
 def test_all_faults_are_reported_together(faults: Callable[[str], list[str]]) -> None:
-    """Whoever repairs a file needs one round, not five."""
     found = faults(
         """
         functions:
@@ -451,13 +423,11 @@ def test_all_faults_are_reported_together(faults: Callable[[str], list[str]]) ->
 def test_the_settings_of_a_badly_named_function_are_checked_too(
     faults: Callable[[str], list[str]],
 ) -> None:
-    """A wrong name hides no wrong setting below it."""
     found = faults("functions: {my-mirror: {handler: mirror, sokcet: /x}}\n")
     assert any("sokcet" in fault for fault in found)
 
 
 def test_an_error_names_the_file_at_each_fault() -> None:
-    """As text, an error has the file's name before each of its faults."""
     error = ConfigError("kapudf.yaml", ["a: wrong", "b: wrong"])
     assert str(error) == "kapudf.yaml: a: wrong; kapudf.yaml: b: wrong"
 
@@ -466,7 +436,6 @@ def test_an_error_names_the_file_at_each_fault() -> None:
 
 
 def test_a_key_that_occurs_twice_is_named_with_its_line(faults: Callable[[str], list[str]]) -> None:
-    """The second of two is not silently the one that counts."""
     assert faults("log_level: info\nlog_level: debug\n") == [
         "line 2, column 1: the key 'log_level' occurs twice"
     ]
@@ -475,7 +444,6 @@ def test_a_key_that_occurs_twice_is_named_with_its_line(faults: Callable[[str], 
 def test_a_function_that_occurs_twice_is_named_with_its_line(
     faults: Callable[[str], list[str]],
 ) -> None:
-    """Two functions of one name would be one."""
     assert faults(MINIMAL + MINIMAL.removeprefix("functions:\n")) == [
         "line 5, column 3: the key 'mirror' occurs twice"
     ]
@@ -485,7 +453,6 @@ def test_a_function_that_occurs_twice_is_named_with_its_line(
 def test_a_file_that_is_no_mapping_is_refused(
     faults: Callable[[str], list[str]], text: str
 ) -> None:
-    """A list or a lone value is not a configuration."""
     assert faults(text) == ["is not a mapping of settings to values"]
 
 
@@ -506,7 +473,6 @@ def test_a_file_that_is_no_mapping_is_refused(
 def test_what_is_no_yaml_is_named_with_its_line(
     faults: Callable[[str], list[str]], text: str, line: int
 ) -> None:
-    """The parser's complaint comes in one line that says where."""
     (fault,) = faults(text)
     assert fault.startswith(f"line {line}, column ")
     assert "\n" not in fault
@@ -561,7 +527,6 @@ def test_whatever_a_file_holds_is_data_or_a_fault_of_one_line(
     fault: str,
     has_libyaml: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """Neither a traceback nor endless work, with either of PyYAML's parsers."""
     if not has_libyaml:
         monkeypatch.setattr(config_file, "_Events", yaml.SafeLoader)
     file = tmp_path / "kapudf.yaml"
@@ -579,21 +544,18 @@ def test_whatever_a_file_holds_is_data_or_a_fault_of_one_line(
     ["2024-01-01", "2024-99-99", "0x_", "0b_", "1:30", "08", "0x" + "f" * 100_000, "9" * 5000],
 )
 def test_what_only_looks_like_a_number_or_a_date_is_text(tmp_path: Path, value: str) -> None:
-    """The check of the setting says then what was expected."""
     file = tmp_path / "kapudf.yaml"
     file.write_text(f"a: {value}\nb: !!str 1\nc: ! 2\n", encoding="utf-8")
     assert config_file.read(file) == {"a": value, "b": "1", "c": "2"}
 
 
 def test_a_long_value_is_shown_in_part() -> None:
-    """A fault is a line to read."""
     (fault,) = faults_of_raw(with_function(workers="x" * 100_000))
     assert fault.endswith("…")
     assert len(fault) < 400
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
-    """Reading it again, at a reload, could block."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(ConfigError, match="is not a regular file, so it cannot be read again"):
@@ -601,18 +563,15 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
 
 
 def test_a_control_character_is_a_fault_with_its_place(faults: Callable[[str], list[str]]) -> None:
-    """What YAML does not allow at all is told with the position."""
     (fault,) = faults("log_level: \x01\n")
     assert "position 11" in fault
 
 
 def test_a_file_that_is_not_utf8_is_refused(faults: Callable[[bytes], list[str]]) -> None:
-    """The fault says at which byte it ends to be UTF-8."""
     assert faults(b"log_level: \xff\n") == ["is not UTF-8: invalid start byte at byte 11"]
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    """The error names the file and the reason."""
     file = tmp_path / "no.yaml"
     with pytest.raises(ConfigError) as caught:
         config_file.read(file)
@@ -620,13 +579,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    """The error names the folder and the reason."""
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         config_file.read(tmp_path)
 
 
 def test_a_file_without_permission_is_refused(short_folder: Path) -> None:
-    """The error names the file and the reason."""
     file = short_folder / "kapudf.yaml"
     file.write_text(MINIMAL)
     file.chmod(0)
@@ -653,7 +610,6 @@ def overlay(raw: dict[str, Any], **function: object) -> dict[str, Any]:
 
 
 def test_flags_go_over_every_function() -> None:
-    """A setting on the command line is that of all functions, and the file's others stay."""
     raw = {
         "functions": {
             "a": {"handler": "mirror", "socket": "/a", "socket_mode": "0600"},
@@ -675,14 +631,12 @@ def test_flags_go_over_every_function() -> None:
 
 
 def test_the_file_s_settings_are_not_changed_in_place() -> None:
-    """What was read stays as it was read."""
     raw = with_function()
     overlay(raw, socket_mode="0600")
     assert raw == with_function()
 
 
 def test_a_function_of_the_command_line_is_called_after_its_socket() -> None:
-    """Without a file, the name is the nearest that a TICKscript can call."""
     raw = overlay({}, handler="mirror", socket="/run/my-mirror.sock")
     assert raw == {
         "functions": {"my_mirror": {"handler": "mirror", "socket": "/run/my-mirror.sock"}}
@@ -691,14 +645,12 @@ def test_a_function_of_the_command_line_is_called_after_its_socket() -> None:
 
 
 def test_flags_may_say_the_handler_and_socket_of_the_only_function() -> None:
-    """With one function in the file, it is clear which is meant."""
     raw = overlay(with_function(), handler="other", socket="/other.sock")
     assert raw == {"functions": {"mirror": {"handler": "other", "socket": "/other.sock"}}}
 
 
 @pytest.mark.parametrize("names", [["handler"], ["socket"], ["handler", "socket"]])
 def test_flags_may_not_say_the_handler_or_socket_of_several(names: list[str]) -> None:
-    """The error counts the functions and names the flags."""
     raw = {"functions": {"a": {"handler": "m", "socket": "/a"}, "b": {"handler": "m"}}}
     flags = " and ".join(f"--{name} (or KAPUDF_{name.upper()})" for name in names)
     with pytest.raises(ConfigError) as caught:
@@ -709,7 +661,6 @@ def test_flags_may_not_say_the_handler_or_socket_of_several(names: list[str]) ->
 
 @pytest.mark.parametrize("functions", [None, "mirror", ["mirror"], {"mirror": "mirror"}])
 def test_flags_over_a_wrong_file_leave_its_faults_to_the_check(functions: object) -> None:
-    """What is wrong in the file is still wrong with flags over it."""
     raw = overlay({"functions": functions}, socket_mode="0600")
     assert faults_of_raw(raw)
 
@@ -718,14 +669,12 @@ def test_flags_over_a_wrong_file_leave_its_faults_to_the_check(functions: object
 
 
 def test_the_example_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example passes the check, and shows more than one function."""
     monkeypatch.chdir("/")
     settings = config.check(config_file.read(EXAMPLE), source=EXAMPLE.name)
     assert len(settings.functions) == 2
 
 
 def test_the_example_shows_every_setting_with_its_default() -> None:
-    """A setting that is forgotten there, or whose default has changed, fails here."""
     raw = config_file.read(EXAMPLE)
     functions = raw.pop("functions")
     assert raw == defaults(Settings)
@@ -745,7 +694,6 @@ def defaults(settings: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def test_the_example_explains_every_setting() -> None:
-    """Above the first occurrence of each setting stands a comment."""
     lines = [line.strip() for line in EXAMPLE.read_text(encoding="utf-8").splitlines()]
     for name in (*Settings.__struct_fields__, *FunctionSettings.__struct_fields__):
         place = next(at for at, line in enumerate(lines) if line.startswith(f"{name}:"))
@@ -753,7 +701,6 @@ def test_the_example_explains_every_setting() -> None:
 
 
 def test_every_setting_says_what_it_takes() -> None:
-    """Each declaration brings the words for a complaint about it."""
     for settings in (Settings, FunctionSettings):
         for name in settings.__struct_fields__:
             problem = config.check_value(settings, name, object())
@@ -764,7 +711,6 @@ def test_every_setting_says_what_it_takes() -> None:
 def test_the_working_folder_is_not_touched_by_a_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checking a configuration makes no socket and no lock."""
     monkeypatch.chdir(tmp_path)
     config.check(with_function(socket="udf.sock"), source="kapudf.yaml")
     assert os.listdir(tmp_path) == []

@@ -20,14 +20,12 @@ UNIT = ROOT / "deploy" / "systemd" / "kapudf.service"
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
 def test_systemd_accepts_the_unit() -> None:
-    """`systemd-analyze verify` has nothing to say about it."""
     command = ["systemd-analyze", "verify", "--man=no", str(UNIT)]
     verdict = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (verdict.returncode, verdict.stderr) == (0, "")
 
 
 def test_the_unit_calls_serve_with_options_that_there_are() -> None:
-    """The command line of the unit parses."""
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # keep the case of keys
     unit.read(UNIT)
@@ -39,7 +37,6 @@ def test_the_unit_calls_serve_with_options_that_there_are() -> None:
 
 
 def test_the_unit_leaves_workers_to_the_supervisor() -> None:
-    """A reload and a stop are signals to it alone, and a worker's end for memory stops nothing."""
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # keep the case of keys
     unit.read(UNIT)
@@ -49,7 +46,6 @@ def test_the_unit_leaves_workers_to_the_supervisor() -> None:
 
 
 def test_the_source_distribution_has_what_make_works_on() -> None:
-    """Whoever unpacks it can run the demo, the tests and the checks."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     included = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -107,7 +107,6 @@ def values(points: Sequence[Point], field: str) -> list[FieldValue | None]:
 def test_every_python_snippet_has_a_file_name_and_can_be_imported(
     page: Path, load: Callable[..., ModuleType]
 ) -> None:
-    """And every handler in it has a test here, by the name of the file."""
     names = named_snippets(page)
     assert list(names.values()) == snippets(page, "python")
     tests = Path(__file__).read_text(encoding="utf-8")
@@ -133,7 +132,6 @@ def _is_own_handler(value: object, module: ModuleType) -> bool:
 
 @pytest.mark.parametrize("page", [README, GUIDE], ids=lambda page: page.stem)
 def test_every_python_snippet_is_accepted_by_mypy(page: Path, tmp_path: Path) -> None:
-    """In strict mode, as an author with an editor would see it."""
     files = write_snippets(page, tmp_path)
     options = ["--strict", "--config-file=", "--cache-dir", str(ROOT / ".mypy_cache")]
     command = [KAPUDF[0], "-m", "mypy", *options, *(file.name for file in files)]
@@ -144,7 +142,6 @@ def test_every_python_snippet_is_accepted_by_mypy(page: Path, tmp_path: Path) ->
 def test_the_handler_of_the_readme_is_short_and_scales(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """It multiplies the field that it names by its option, and passes other points on."""
     assert len(named_snippets(README)["scale"].splitlines()) <= 15
     module = load("scale", README)
     points = lines("m value=2.5 1", "m value=4i 2", "m other=1i 3", 'm value="text" 4')
@@ -157,7 +154,6 @@ def test_the_handler_of_the_readme_is_short_and_scales(
 def test_the_smallest_handler_doubles(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """A float and an integer alike; other points pass."""
     out = udf(load("double").Double).send(*lines("m value=2.5 1", "m value=2i 2", "m x=1 3"))
     assert values(out.points, "value") == [5.0, 4.0, None]
 
@@ -165,7 +161,6 @@ def test_the_smallest_handler_doubles(
 def test_the_handler_with_options_scales_and_says_what_is_wrong(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """The option `as` names the result, and both faults come in the words of the page."""
     module = load("scale")
     task = udf(module.Scale, module.ScaleOptions(field="usage", factor=2.5, as_="scaled"))
     (point,) = task.send(*lines("m usage=2.0 1")).points
@@ -181,7 +176,6 @@ def test_the_handler_with_options_scales_and_says_what_is_wrong(
 def test_each_kind_of_option_is_called_as_its_comment_says(
     load: Callable[..., ModuleType],
 ) -> None:
-    """The names and the types are those of the comments."""
     declared = declare(load("calls").CallsOptions)
     comments = re.findall(r"# \.(\w+)\((.*?)\)", named_snippets(GUIDE)["calls"])
     kinds = {"'": STRING, "T": BOOL, "F": BOOL}
@@ -198,7 +192,6 @@ def test_each_kind_of_option_is_called_as_its_comment_says(
 def test_a_field_changes_its_type_and_a_time_is_cut(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """An integer becomes text in its own map alone, and a point without the tag has the default."""
     out = udf(load("status").Status).send(
         *lines("m,host=a status=200i 3661000000001", "m x=1.0 1000000000")
     )
@@ -211,7 +204,6 @@ def test_a_field_changes_its_type_and_a_time_is_cut(
 def test_a_point_is_made_like_another(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """Each field becomes a point in the same group at the same time."""
     points = grouped(lines('m,host=a x=1.5,up=true,n=2i,s="text" 7'), "host")
     out = udf(load("unpivot").Unpivot).send(*points)
     assert {get_field(p, "field"): get_field(p, "value") for p in out.points} == {
@@ -225,7 +217,6 @@ def test_a_point_is_made_like_another(
 
 
 def test_what_no_field_can_hold_is_refused_in_the_words_of_the_page() -> None:
-    """NaN is, with the field's name; a point that came with one may be passed on."""
     with pytest.raises(FieldValueError) as refused:
         set_field(Point(), "avg", float("nan"))
     assert f"{refused.value}\n" in snippets(GUIDE, "text")
@@ -234,7 +225,6 @@ def test_what_no_field_can_hold_is_refused_in_the_words_of_the_page() -> None:
 def test_a_point_that_comes_with_nan_may_be_passed_on(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """What a handler did not make is not its fault."""
     module = load("scale")
     task = udf(module.Scale, module.ScaleOptions(field="usage"))
     (point,) = task.send(Point(fieldsDouble={"other": float("inf")})).points
@@ -244,7 +234,6 @@ def test_a_point_that_comes_with_nan_may_be_passed_on(
 def test_the_handler_with_state_counts_across_a_restart(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """What it snapshots is what the page shows, and what it goes on from."""
     count = load("count").Count
     before = udf(count)
     before.send(*lines("m x=1 1", "m x=1 2", "m x=1 3"))
@@ -257,14 +246,12 @@ def test_the_handler_with_state_counts_across_a_restart(
 def test_a_handler_without_state_has_an_empty_snapshot(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """Kapacitor stores nothing for it."""
     assert udf(load("double").Double).snapshot() == b""
 
 
 def test_the_rate_goes_by_group_unit_and_time(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """A minute is sixty times a second, and a group that is long unused begins anew."""
     module = load("rate")
     call = module.RateOptions(field="value", unit=dt.timedelta(minutes=1), as_="per_minute")
     points = lines(
@@ -286,7 +273,6 @@ def test_the_rate_goes_by_group_unit_and_time(
 def test_a_snapshot_of_the_first_version_is_migrated(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """The second version of Count goes on from the first, and refuses what it does not know."""
     first = udf(load("count").Count)
     first.send(*lines("m x=1 1", "m x=1 2"))
     second = udf(load("count2").Count)
@@ -306,7 +292,6 @@ def test_a_snapshot_of_the_first_version_is_migrated(
 def test_the_state_of_groups_is_kept_as_the_page_says(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """What `migrate` would be given: the newest time, and group, time and state of each."""
     module = load("rate")
     task = udf(module.Rate, module.RateOptions(field="value"))
     task.send(*grouped(lines("m,host=a value=1.5 7"), "host"))
@@ -319,7 +304,6 @@ def test_the_state_of_groups_is_kept_as_the_page_says(
 def test_the_largest_of_a_batch_come_first(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """In a batch like the one that came; one with nothing to keep is empty."""
     module = load("largest")
     task = udf(module.Largest, module.LargestOptions(field="value", count=2))
     points = lines("cpu value=1.0 1", "cpu value=3i 2", 'cpu value="text" 3', "cpu value=2.0 4")
@@ -333,7 +317,6 @@ def test_the_largest_of_a_batch_come_first(
 def test_the_handler_that_keeps_what_is_large_passes_begin_and_end_on(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """It never holds a batch, and yet the batch comes out."""
     points = lines("cpu value=1.0 1", "cpu value=91.0 2", "cpu x=99.0 3")
     (batch,) = udf(load("only_large").OnlyLarge).send(Batch("cpu", points, tmax_ns=9)).batches
     assert (batch.points, batch.name, batch.tmax_ns) == ([points[1]], "cpu", 9)
@@ -342,7 +325,6 @@ def test_the_handler_that_keeps_what_is_large_passes_begin_and_end_on(
 def test_a_batch_becomes_a_point_of_a_stream(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """With the batch's name, and its tags as dimensions; of nothing there is no mean."""
     points = [Point(fieldsDouble={"value": 1.0}), Point(fieldsInt={"value": 4})]
     full = Batch("cpu", points, {"host": "a", "core": "1"}, "core=1,host=a", 9)
     (point,) = udf(load("mean").Mean).send(full, Batch("cpu", tmax_ns=10)).points
@@ -355,7 +337,6 @@ def test_a_batch_becomes_a_point_of_a_stream(
 def test_points_are_collected_into_batches(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """Two of each group at a time, and what is left when the task ends."""
     module = load("collect")
     task = udf(module.Collect, module.CollectOptions(size=2))
     points = lines("m,host=a x=1.0 1", "m,host=b x=2.0 2", "m,host=a x=3.0 3")
@@ -369,14 +350,12 @@ def test_points_are_collected_into_batches(
 def test_the_collector_survives_options_that_are_refused(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """Its `stop` is called, though it has never been set up."""
     module = load("collect")
     with pytest.raises(TaskFailedError, match="at least 1"):
         udf(module.Collect, module.CollectOptions(size=0))
 
 
 def test_columns_give_scores(load: Callable[..., ModuleType], udf: Callable[..., Task]) -> None:
-    """Integers are numbers, and a point without the field has no score."""
     pytest.importorskip("numpy")
     task = udf(load("zscore").ZScore)
     points = lines("m value=1.0 1", "m value=3i 2", "m x=1.0 3")
@@ -389,7 +368,6 @@ def test_columns_give_scores(load: Callable[..., ModuleType], udf: Callable[...,
 
 
 def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
-    """Beside the handler that they test, in a project that has nothing else."""
     write_snippets(GUIDE, tmp_path)
     command = [KAPUDF[0], "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_rate.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -400,7 +378,6 @@ def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
 def test_every_tenth_point_is_marked(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """The others come back as they were."""
     points = [point for number in range(20) for point in lines(f"m x={number}.0 {number}")]
     out = udf(load("every_tenth").EveryTenth).send(*points).points
     marked = [number for number, mark in enumerate(values(out, "tenth")) if mark]
@@ -412,7 +389,6 @@ def test_every_tenth_point_is_marked(
 def test_the_total_goes_up_and_everything_else_stays(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """A point without the value gets the sum so far."""
     points = lines("m value=1.5 1", "m other=1i 2", "m value=2i 3")
     out = udf(load("total").Total).send(*points).points
     assert values(out, "total") == [1.5, 1.5, 3.5]
@@ -422,7 +398,6 @@ def test_the_total_goes_up_and_everything_else_stays(
 def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:
-    """The factor is taken, its absence fails Init with a sentence, and the count is restored."""
     handler = load("by_hand").ByHand
     factor = Option(name="factor", values=[OptionValue(type=DOUBLE, doubleValue=3.0)])
     with Task.of(handler) as task:
@@ -437,7 +412,6 @@ def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(
 
 
 def test_what_is_served_from_a_file_is_on_its_page() -> None:
-    """Each `--handler file.py:Class` of a page names a snippet of it and a class there."""
     for page in (README, GUIDE):
         served = re.findall(r"--handler (\w+)\.py:(\w+)", page.read_text(encoding="utf-8"))
         assert served
@@ -448,7 +422,6 @@ def test_what_is_served_from_a_file_is_on_its_page() -> None:
 def test_the_project_of_the_page_is_what_kapudf_new_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entry point and the commands of the page are those of a new project."""
     names = scaffold.names_of("my-rate")
     shown = [tomllib.loads(text) for text in snippets(GUIDE, "toml")]
     target = f"{names.package}.handler:{names.class_name}"
@@ -462,7 +435,6 @@ def test_the_project_of_the_page_is_what_kapudf_new_writes(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_toml_and_yaml_of_a_page_are_valid(page: Path) -> None:
-    """TOML parses, and YAML is a configuration that kapudf accepts."""
     for text in snippets(page, "toml"):
         assert tomllib.loads(text)
     for text in snippets(page, "yaml"):
@@ -471,7 +443,6 @@ def test_toml_and_yaml_of_a_page_are_valid(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_kapudf_command_of_a_page_exists(page: Path) -> None:
-    """Its options are known, wherever a page shows or mentions a command line."""
     text = page.read_text(encoding="utf-8")
     lines = re.findall(r"^\$ (kapudf .+)$", text, re.MULTILINE)
     for line in [*lines, *re.findall(r"`(kapudf [a-z-]+(?: [^`…]+)?)`", text)]:
@@ -485,7 +456,6 @@ def test_every_kapudf_command_of_a_page_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    """Links within the project point at files and headings that are there."""
     text = page.read_text(encoding="utf-8")
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
@@ -503,7 +473,6 @@ def own_handlers() -> dict[str, type[Handler]]:
 
 @pytest.mark.parametrize("name", own_handlers())
 def test_the_page_of_the_handlers_has_each_with_its_options_and_its_snippet(name: str) -> None:
-    """What they declare, with their defaults, and the TICKscript of the module's docstring."""
     handler = own_handlers()[name]
     info = describe(handler)
     sections = (ROOT / "docs" / "handlers.md").read_text(encoding="utf-8").split("\n## ")
@@ -536,7 +505,6 @@ def test_the_page_of_the_handlers_has_each_with_its_options_and_its_snippet(name
 def test_probe_prints_what_the_readme_shows(
     serve: Callable[..., ServeProcess], short_folder: Path
 ) -> None:
-    """Line for line, but for the time it took."""
     (shown,) = re.findall(
         r"\$ kapudf probe .*\n((?:.+\n)+?)```", (ROOT / "README.md").read_text(encoding="utf-8")
     )
@@ -556,7 +524,6 @@ def sessions(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
-    """Line for line, but for how long it took; stdout first, then stderr."""
     page = ROOT / "docs" / "testing-udfs.md"
     text = page.read_text(encoding="utf-8")
     for name, content in re.findall(
@@ -580,7 +547,6 @@ def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
 
 
 def test_check_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
-    """Line by line, with the faults that the text then explains."""
     page = ROOT / "docs" / "testing-udfs.md"
     (tmp_path / "counter.py").write_text(named_snippets(page)["counter"], encoding="utf-8")
     ((command, output),) = [shown for shown in sessions(page) if "kapudf check" in shown[0]]
@@ -597,7 +563,6 @@ def test_check_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
 
 
 def test_the_page_on_testing_has_every_check() -> None:
-    """With the rule and the source that the check itself states."""
     page = (ROOT / "docs" / "testing-udfs.md").read_text(encoding="utf-8")
     rows = [f"| `{check.name}` | {check.rule} | {check.source} |" for check in CHECKS]
     shown = re.findall(r"^\| `[\w-]+` \| .+ \| .+ \|$", page, re.MULTILINE)
@@ -605,7 +570,6 @@ def test_the_page_on_testing_has_every_check() -> None:
 
 
 def test_load_prints_the_rows_that_the_page_on_testing_shows() -> None:
-    """The figures are another run's."""
     page = ROOT / "docs" / "testing-udfs.md"
     shown = [output for command, output in sessions(page) if "kapudf load" in command]
     assert len(shown) == 2
@@ -639,7 +603,6 @@ def events_in_source() -> set[str]:
 
 
 def test_every_event_is_in_the_docs_and_the_docs_have_no_other() -> None:
-    """Whoever finds a line in the log finds what it means, in one of the two tables."""
     documented: set[str] = set()
     for page in ("deployment.md", "operations.md"):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")

@@ -80,7 +80,6 @@ def named(name: str) -> str:
 
 
 def test_the_mirror_is_installed() -> None:
-    """The mirror is found as a stranger's would be."""
     plugin = plugins.find("mirror")
     assert plugin.load() is Mirror
     assert (plugin.distribution, plugin.version) == ("kapudf", kapudf_cli.__version__)
@@ -89,7 +88,6 @@ def test_the_mirror_is_installed() -> None:
 
 
 def test_an_installed_handler_is_found_and_loaded(site: Path) -> None:
-    """A distribution's entry point leads to its class."""
     install(site, "acme-udfs", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN}, version="2.3")
     plugin = plugins.find("plain")
     assert plugin.source == "acme-udfs 2.3 (acme_plain:Plain)"
@@ -97,7 +95,6 @@ def test_an_installed_handler_is_found_and_loaded(site: Path) -> None:
 
 
 def test_discovery_imports_nothing(site: Path) -> None:
-    """A module that cannot be imported is found all the same, and not touched."""
     install(site, "acme", {"bad": "acme_bad:Bad"}, {"acme_bad": "raise RuntimeError"})
     assert "bad" in [plugin.name for plugin in plugins.discover()]
     assert plugins.find("bad").module == "acme_bad"
@@ -105,7 +102,6 @@ def test_discovery_imports_nothing(site: Path) -> None:
 
 
 def test_handlers_are_discovered_in_the_order_of_their_names(site: Path) -> None:
-    """The order is the same whatever the distributions are called."""
     install(site, "acme", {"zebra": "a:A", "apple": "a:A"}, {})
     install(site, "aaa", {"mango": "b:B"}, {})
     names = [plugin.name for plugin in plugins.discover()]
@@ -114,7 +110,6 @@ def test_handlers_are_discovered_in_the_order_of_their_names(site: Path) -> None
 
 
 def test_an_unknown_name_brings_the_known_ones_and_the_nearest() -> None:
-    """A typo is answered with what there is, and with what was meant."""
     with pytest.raises(UnknownHandlerError) as caught:
         plugins.find("miror")
     assert "did you mean 'mirror'?" in str(caught.value)
@@ -124,7 +119,6 @@ def test_an_unknown_name_brings_the_known_ones_and_the_nearest() -> None:
 
 
 def test_an_unknown_name_like_no_other_brings_no_guess() -> None:
-    """Where nothing is near, the known ones are named and nothing is suggested."""
     with pytest.raises(UnknownHandlerError) as caught:
         plugins.find("zzzzzz")
     assert caught.value.nearest is None
@@ -133,7 +127,6 @@ def test_an_unknown_name_like_no_other_brings_no_guess() -> None:
 
 
 def test_a_name_offered_twice_is_refused_with_both(site: Path) -> None:
-    """Which of two distributions is meant is not for kapudf to guess."""
     install(site, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     install(site, "rival", {"plain": "rival_plain:Plain"}, {"rival_plain": PLAIN}, version="2.0")
     with pytest.raises(AmbiguousHandlerError) as caught:
@@ -143,21 +136,18 @@ def test_a_name_offered_twice_is_refused_with_both(site: Path) -> None:
 
 
 def test_a_name_that_shadows_a_built_in_one_is_refused(site: Path) -> None:
-    """A stranger's `mirror` neither replaces kapudf's nor is it replaced."""
     install(site, "acme", {"mirror": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     with pytest.raises(AmbiguousHandlerError, match=r"acme 1\.0.* kapudf "):
         plugins.find("mirror")
 
 
 def test_of_two_handlers_of_one_name_each_can_be_named_by_its_class(site: Path) -> None:
-    """The way out that the error names is one."""
     install(site, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     install(site, "rival", {"plain": "rival_plain:Plain"}, {"rival_plain": PLAIN})
     assert load("rival_plain:Plain").__module__ == "rival_plain"
 
 
 def test_a_distribution_that_is_found_twice_is_one(site: Path, tmp_path: Path) -> None:
-    """Installed and in the current folder as well, it is not its own rival."""
     for folder in (site, tmp_path / "again"):
         install(folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     sys.path.append(str(tmp_path / "again"))
@@ -166,7 +156,6 @@ def test_a_distribution_that_is_found_twice_is_one(site: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_module_that_cannot_be_imported_is_named_with_the_cause(site: Path, kind: str) -> None:
-    """One line has the handler, the distribution and what went wrong."""
     text, cause = BROKEN[kind]
     install(site, "acme", {"bad": f"acme_{kind}:Bad"}, {f"acme_{kind}": text})
     with pytest.raises(HandlerImportError) as caught:
@@ -178,7 +167,6 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_cause(site: Path, ki
 
 
 def test_the_line_that_failed_is_named(files: Path) -> None:
-    """The deepest one, in the file that the handler's own imports."""
     inner = write(files / "acme_inner.py", "x = 1\n1 / 0\n")
     spec = f"{write(files / 'acme_outer.py', 'import acme_inner')}:Bad"
     with pytest.raises(HandlerImportError) as caught:
@@ -187,14 +175,12 @@ def test_the_line_that_failed_is_named(files: Path) -> None:
 
 
 def test_a_module_that_is_not_there_is_named(site: Path) -> None:
-    """An entry point that leads nowhere is an import that fails."""
     install(site, "acme", {"bad": "acme_gone:Bad"}, {})
     with pytest.raises(HandlerImportError, match="No module named 'acme_gone'"):
         load("bad")
 
 
 def test_a_class_that_is_not_there_is_named_with_those_that_are(site: Path) -> None:
-    """A typo in the class is answered with the module's handlers."""
     install(site, "acme", {"bad": "acme_plain:Plian"}, {"acme_plain": PLAIN})
     with pytest.raises(NotAHandlerError) as caught:
         load("bad")
@@ -207,7 +193,6 @@ def test_a_class_that_is_not_there_is_named_with_those_that_are(site: Path) -> N
     ids=["number", "function", "other class", "module"],
 )
 def test_what_is_no_handler_class_is_refused(site: Path, text: str) -> None:
-    """Only a subclass of Handler will do."""
     install(site, "acme", {"bad": "acme_thing:Thing"}, {"acme_thing": text})
     with pytest.raises(NotAHandlerError) as caught:
         load("bad")
@@ -217,7 +202,6 @@ def test_what_is_no_handler_class_is_refused(site: Path, text: str) -> None:
 
 
 def test_a_handler_without_point_is_refused(site: Path) -> None:
-    """What is missing is named before a connection finds out."""
     text = "from kapudf_cli import Handler\nclass Lazy(Handler):\n    pass\n"
     install(site, "acme", {"bad": "acme_lazy:Lazy"}, {"acme_lazy": text})
     with pytest.raises(NotAHandlerError, match=r"acme_lazy:Lazy does not define point\(\)"):
@@ -246,7 +230,6 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("kind", UNUSABLE)
 def test_a_handler_whose_declarations_are_unusable_is_refused(site: Path, kind: str) -> None:
-    """Here, and not by each task that would call it."""
     before, annotation, cause = UNUSABLE[kind]
     text = f"{before}{PLAIN}    {annotation}\n"
     install(site, "acme", {"bad": "acme_bad:Plain"}, {"acme_bad": text})
@@ -257,14 +240,12 @@ def test_a_handler_whose_declarations_are_unusable_is_refused(site: Path, kind: 
 
 
 def test_an_entry_point_that_names_no_class_is_refused(site: Path) -> None:
-    """A module alone is a valid entry point, and no handler."""
     install(site, "acme", {"bad": "acme_plain"}, {"acme_plain": PLAIN})
     with pytest.raises(NotAHandlerError, match="bad"):
         load("bad")
 
 
 def test_an_entry_point_that_is_none_hides_no_other(site: Path) -> None:
-    """One distribution's nonsense leaves every other handler to be had."""
     install(site, "acme", {"bad": "this is no entry point!"}, {})
     assert load("mirror") is Mirror
 
@@ -273,7 +254,6 @@ def test_an_entry_point_that_is_none_hides_no_other(site: Path) -> None:
 
 
 def test_a_class_of_an_installed_module_can_be_named() -> None:
-    """A handler needs no entry point to be served."""
     plugin = plugins.find("kapudf_handlers.mirror:Mirror")
     assert plugin.load() is Mirror
     assert plugin.distribution is None
@@ -283,7 +263,6 @@ def test_a_class_of_an_installed_module_can_be_named() -> None:
 def test_a_module_of_the_current_folder_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler in the making is imported as `python -m` would."""
     write(tmp_path / "here_pkg" / "inner.py")
     monkeypatch.chdir(tmp_path)
     assert load("here_pkg.inner:Plain").__module__ == "here_pkg.inner"
@@ -292,7 +271,6 @@ def test_a_module_of_the_current_folder_can_be_named(
 def test_an_installed_handler_is_not_looked_for_in_the_current_folder(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that happens to lie there does not take an installed module's place."""
     install(site, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     write(tmp_path / "cwd" / "acme_plain.py", "raise RuntimeError('the wrong file')")
     monkeypatch.chdir(tmp_path / "cwd")
@@ -300,7 +278,6 @@ def test_an_installed_handler_is_not_looked_for_in_the_current_folder(
 
 
 def test_a_nested_class_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dots after the colon lead into a class."""
     text = "from kapudf_cli import Handler\nclass Outer:\n    class Inner(Handler):\n"
     write(tmp_path / "nested.py", f"{text}        def point(self, point): pass\n")
     monkeypatch.chdir(tmp_path)
@@ -310,14 +287,12 @@ def test_a_nested_class_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_handler_itself_is_no_handler() -> None:
-    """The abstract class of all handlers cannot be served."""
     with pytest.raises(NotAHandlerError, match=r"does not define point\(\)"):
         load("kapudf_cli:Handler")
 
 
 @pytest.mark.parametrize("spec", ["no_such_module:Plain", "kapudf_cli.no_such:Plain", ".up:Plain"])
 def test_a_module_that_cannot_be_found_is_an_import_that_fails(spec: str) -> None:
-    """A class named directly is called by what the user wrote."""
     with pytest.raises(HandlerImportError) as caught:
         load(spec)
     assert str(caught.value).startswith(f"handler '{spec}' cannot be imported: ")
@@ -328,7 +303,6 @@ def test_a_module_that_cannot_be_found_is_an_import_that_fails(spec: str) -> Non
     ["module:", ":Class", ":", "module:1st", "module:A..B", "module:A B", "handler.py", "a.py:"],
 )
 def test_a_target_without_a_class_is_refused(spec: str) -> None:
-    """What names no class brings the two forms that do."""
     with pytest.raises(NotAHandlerError, match=r"package\.module:Class or file\.py:Class"):
         plugins.find(spec)
 
@@ -345,7 +319,6 @@ def files(tmp_path: Path) -> Path:
 
 
 def test_a_class_of_a_file_can_be_named(files: Path) -> None:
-    """A handler needs no package to be served."""
     handler = load(f"{write(files / 'loose.py')}:Plain")
     assert issubclass(handler, Handler)
     assert handler.__module__ == "loose"
@@ -354,7 +327,6 @@ def test_a_class_of_a_file_can_be_named(files: Path) -> None:
 def test_a_relative_path_is_one_from_the_current_folder(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The path is taken as a shell would take it."""
     write(files / "inner" / "relative.py")
     monkeypatch.chdir(files)
     assert load("inner/relative.py:Plain").__name__ == "Plain"
@@ -363,20 +335,17 @@ def test_a_relative_path_is_one_from_the_current_folder(
 
 
 def test_a_file_finds_its_siblings(files: Path) -> None:
-    """What lies beside it can be imported, as from a script."""
     write(files / "a_sibling.py", "NAME = 'from the sibling'\n")
     file = write(files / "with_sibling.py", f"from a_sibling import NAME\n{PLAIN}    name = NAME\n")
     assert vars(load(f"{file}:Plain"))["name"] == "from the sibling"
 
 
 def test_a_missing_file_is_named(files: Path) -> None:
-    """The message has the path, and is no import error."""
     with pytest.raises(NotAHandlerError, match=f"there is no file {files}/gone.py"):
         plugins.find(f"{files}/gone.py:Plain")
 
 
 def test_a_folder_called_like_a_file_is_no_file(files: Path) -> None:
-    """A folder whose name ends in .py is not imported."""
     (files / "folder.py").mkdir()
     with pytest.raises(NotAHandlerError, match="there is no file"):
         plugins.find(f"{files}/folder.py:Plain")
@@ -384,7 +353,6 @@ def test_a_folder_called_like_a_file_is_no_file(files: Path) -> None:
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_file_that_cannot_be_imported_is_named_with_the_cause(files: Path, kind: str) -> None:
-    """One line has the file and what went wrong, and nothing of it stays imported."""
     text, cause = BROKEN[kind]
     spec = f"{write(files / f'acme_{kind}.py', text)}:Bad"
     with pytest.raises(HandlerImportError) as caught:
@@ -395,7 +363,6 @@ def test_a_file_that_cannot_be_imported_is_named_with_the_cause(files: Path, kin
 
 
 def test_a_file_that_may_not_be_read_is_an_import_that_fails(files: Path) -> None:
-    """A file that is not UTF-8 is one more that cannot be imported."""
     file = files / "latin.py"
     file.write_bytes(b"NAME = '\xe9'\n")
     with pytest.raises(HandlerImportError, match="SyntaxError"):
@@ -403,7 +370,6 @@ def test_a_file_that_may_not_be_read_is_an_import_that_fails(files: Path) -> Non
 
 
 def test_a_file_repaired_can_be_loaded(files: Path) -> None:
-    """A first attempt that failed does not spoil the second."""
     file = write(files / "repaired.py", "raise RuntimeError\n")
     with pytest.raises(HandlerImportError):
         load(f"{file}:Plain")
@@ -412,13 +378,11 @@ def test_a_file_repaired_can_be_loaded(files: Path) -> None:
 
 
 def test_a_file_named_twice_is_imported_once(files: Path) -> None:
-    """Two functions of one file share its module, as those of a package do."""
     spec = f"{write(files / 'once.py')}:Plain"
     assert load(spec) is load(spec)
 
 
 def test_a_file_called_like_a_module_takes_nobody_s_place(files: Path) -> None:
-    """A handler in json.py leaves the standard library's json to everybody else."""
     handler = load(f"{write(files / 'json.py')}:Plain")
     assert sys.modules["json"] is json
     assert issubclass(handler, Handler)
@@ -426,7 +390,6 @@ def test_a_file_called_like_a_module_takes_nobody_s_place(files: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_files_of_one_name_stay_apart(files: Path, count: int) -> None:
-    """Each keeps its own module, in which pickle finds its class again."""
     specs = [
         f"{write(files / str(at) / 'handler.py', named(f'H{at}'))}:H{at}" for at in range(count)
     ]
@@ -437,7 +400,6 @@ def test_files_of_one_name_stay_apart(files: Path, count: int) -> None:
 
 
 def test_a_dataclass_in_a_file_works(files: Path) -> None:
-    """What looks its own module up while the file is imported finds it."""
     text = "from __future__ import annotations\nimport dataclasses, typing\n"
     text += (
         "@dataclasses.dataclass\nclass State:\n    n: int = 1\n    m: typing.ClassVar[int] = 0\n"
@@ -448,14 +410,12 @@ def test_a_dataclass_in_a_file_works(files: Path) -> None:
 
 
 def test_a_path_may_have_a_colon(files: Path) -> None:
-    """The class is what stands behind the last colon."""
     assert load(f"{write(files / 'a:b' / 'colon.py')}:Plain").__name__ == "Plain"
 
 
 def test_a_folder_that_is_gone_is_an_import_that_fails(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a current folder there is a line, not a crash."""
     (files / "gone").mkdir()
     monkeypatch.chdir(files / "gone")
     os.rmdir(files / "gone")
@@ -467,7 +427,6 @@ def test_a_folder_that_is_gone_is_an_import_that_fails(
 
 
 def test_finding_a_file_imports_nothing(files: Path) -> None:
-    """Only load runs the user's code."""
     file = write(files / "untouched.py", "raise RuntimeError\n")
     find: Callable[[str], plugins.Plugin] = plugins.find
     assert find(f"{file}:Plain").module == str(file)

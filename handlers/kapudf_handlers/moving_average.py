@@ -61,7 +61,7 @@ class Window(State, dict=True):
         """Compute the sums, which are not in a snapshot: JSON has no infinity.
 
         Raises:
-            ValueError: of a snapshot that is damaged.
+            ValueError: the snapshot is damaged.
         """
         full = self.oldest == 0 or len(self.values) == self.size
         if not (full and 0 <= self.oldest <= len(self.values) <= self.size):
@@ -122,7 +122,7 @@ class MovingAverage(Handler):
     state_limit = 100_000
 
     def setup(self) -> None:
-        """Handle encoded points: reading needs decoding, but adding the average no encoding."""
+        """Handle encoded points: they are decoded to be read, but not encoded again."""
         self.average = FieldPatch(self.options.as_)
         self.raw_point = self.add_average
 

@@ -33,7 +33,6 @@ def peer(name: str) -> str:
 
 
 def test_a_handler_that_conforms_passes() -> None:
-    """A line for each check that applies, one for each run of those that do not, and the sum."""
     status, output, errors = check("--handler", "mirror")
     assert (status, errors) == (0, "")
     *lines, summary = output.splitlines()
@@ -46,7 +45,6 @@ def test_a_handler_that_conforms_passes() -> None:
 
 
 def test_a_udf_that_does_not_conform_fails() -> None:
-    """With the reason beside the check, and exit status 1."""
     status, output, errors = check("--exec", peer("exits_with_1"))
     assert (status, errors) == (1, "")
     (failed,) = [line for line in output.splitlines() if line.startswith("FAILED")]
@@ -58,7 +56,6 @@ def test_a_udf_that_does_not_conform_fails() -> None:
 
 
 def test_the_rules_are_shown_on_request() -> None:
-    """With their sources."""
     status, output, _ = check("--handler", "mirror", "--verbose")
     text = " ".join(output.split())
     assert status == 0
@@ -68,7 +65,6 @@ def test_the_rules_are_shown_on_request() -> None:
 
 
 def test_a_run_for_machines_has_everything() -> None:
-    """Each check with its outcome, reason, rule and source, in the order in which they ran."""
     status, output, errors = check("--exec", peer("refuses_in_silence"), "--json")
     assert (status, errors) == (1, "")
     run = json.loads(output)
@@ -84,20 +80,17 @@ def test_a_run_for_machines_has_everything() -> None:
 
 
 def test_the_names_of_checks_are_told_apart() -> None:
-    """A name is one check's, and short enough for its column."""
     names = [each.name for each in CHECKS]
     assert len(set(names)) == len(names)
     assert max(map(len, names)) <= 26
 
 
 def test_a_socket_is_checked(serve: Callable[..., ServeProcess], socket_path: str) -> None:
-    """It is named in the environment, as for probe, or on the command line, which beats it."""
     serve("default")
     assert check("--socket", socket_path)[0] == 0
 
 
 def test_options_can_be_given() -> None:
-    """In TICKscript's own words; they are what it is started with."""
     options = ".field('value').size(3)"
     status, output, _ = check("--handler", "moving-average", "--options", options, "--json")
     assert status == 0
@@ -105,7 +98,6 @@ def test_options_can_be_given() -> None:
 
 
 def test_options_that_a_udf_refuses_fail_the_check_of_init() -> None:
-    """What needs a task then does not apply."""
     status, output, _ = check(
         "--handler", "moving-average", "--options", ".field('value').size(-1)"
     )
@@ -125,7 +117,6 @@ def test_options_that_a_udf_refuses_fail_the_check_of_init() -> None:
     ],
 )
 def test_options_that_no_tickscript_could_call_are_refused(options: str, told: str) -> None:
-    """Before anything is checked, with the place in the text."""
     status, output, errors = check("--handler", "moving-average", "--options", options)
     assert (status, output) == (2, "")
     assert told in errors
@@ -148,7 +139,6 @@ def test_options_that_no_tickscript_could_call_are_refused(options: str, told: s
     ],
 )
 def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> None:
-    """In a line, with the way out."""
     found, output, errors = check(*arguments)
     assert (found, output) == (status, "")
     assert told in errors
@@ -156,7 +146,6 @@ def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> N
 
 
 def test_a_command_that_is_no_udf_is_told() -> None:
-    """It says something, and it is no frame."""
     status, output, _ = check("--exec", "echo This is no UDF, just words", "--timeout", "9")
     assert status == 1
     assert output.splitlines()[0].startswith("FAILED  info")
@@ -164,7 +153,6 @@ def test_a_command_that_is_no_udf_is_told() -> None:
 
 
 def test_what_a_handler_prints_is_not_in_the_table() -> None:
-    """It goes to stderr, so that the JSON stays JSON."""
     status, output, errors = check("--handler", plugin("talkative.py:Talkative"), "--json")
     assert status == 0
     assert json.loads(output)["failed"] == 0

@@ -49,7 +49,6 @@ def kapacitor_section(folder: Path, text: str, before: str = "") -> dict[str, An
 
 
 def test_a_good_file_is_ok(tmp_path: Path) -> None:
-    """The line names the file and counts its functions."""
     (tmp_path / "kapudf.yaml").write_text(
         "functions:\n  a: {handler: mirror, socket: a.sock}\n  b: {handler: mirror, socket: b.sock}"
     )
@@ -59,14 +58,12 @@ def test_a_good_file_is_ok(tmp_path: Path) -> None:
 
 
 def test_the_example_is_ok(tmp_path: Path) -> None:
-    """What people copy works, handlers included."""
     result = check_config(tmp_path, str(EXAMPLE), "--elsewhere")
     assert result.returncode == 0, result.stderr
     assert "not checked: the sockets' folders and groups, limits, " in result.stdout
 
 
 def test_every_fault_is_a_line(tmp_path: Path) -> None:
-    """A typo brings the word that was meant, and the second fault comes as well."""
     assert faults(
         tmp_path,
         "functions:\n  a: {handler: mirror, socket: a.sock, sockt_mode: '0660'}\nlog_level: loud\n",
@@ -77,14 +74,12 @@ def test_every_fault_is_a_line(tmp_path: Path) -> None:
 
 
 def test_a_handler_that_is_not_installed_is_a_fault_at_its_function(tmp_path: Path) -> None:
-    """The fault has the path in the file, and the nearest name."""
     (fault,) = faults(tmp_path, "functions: {a: {handler: miror, socket: a.sock}}")
     assert fault.startswith("functions.a.handler: no installed handler has the name 'miror'")
     assert "did you mean 'mirror'?" in fault
 
 
 def test_every_handler_that_cannot_be_loaded_is_a_line(tmp_path: Path) -> None:
-    """Whatever is wrong with one, the next is tried."""
     install(tmp_path, "acme", {"bad": "acme_bad:Bad"}, {"acme_bad": "raise RuntimeError('broken')"})
     found = faults(
         tmp_path,
@@ -119,7 +114,6 @@ def test_every_handler_that_cannot_be_loaded_is_a_line(tmp_path: Path) -> None:
 def test_what_serve_would_refuse_is_a_fault(
     tmp_path: Path, settings: dict[str, object], fault: str
 ) -> None:
-    """As far as it shows without a trace."""
     text = json.dumps({"functions": {"a": {"handler": "mirror", **settings}}})
     (found,) = faults(tmp_path, text)
     assert found.startswith("functions.a.")
@@ -132,7 +126,6 @@ def test_what_serve_would_refuse_is_a_fault(
 def test_a_limit_that_leaves_no_room_for_a_journal_is_a_fault(
     tmp_path: Path, limit: str, name: str
 ) -> None:
-    """Of the check and of serve: limit, value, what is needed and what to do."""
     (tmp_path / "kapudf.yaml").write_text("functions: {a: {handler: mirror, socket: a.sock}}")
     for command in (["check-config", "kapudf.yaml"], ["serve", "--config", "kapudf.yaml"]):
         script = f'ulimit {limit} 600000; exec "$@"'
@@ -154,7 +147,6 @@ def test_a_limit_that_leaves_no_room_for_a_journal_is_a_fault(
 
 
 def test_no_flag_is_recommended_that_the_command_does_not_have(tmp_path: Path) -> None:
-    """Whoever follows the advice in a message must get further by it."""
     install(tmp_path, "acme", {"bad": "acme_bad:Bad"}, {"acme_bad": "raise RuntimeError('broken')"})
     (fault,) = faults(tmp_path, "functions: {a: {handler: bad, socket: a.sock}}")
     known = check_config(tmp_path, "--help").stdout
@@ -162,27 +154,23 @@ def test_no_flag_is_recommended_that_the_command_does_not_have(tmp_path: Path) -
 
 
 def test_a_missing_file_is_a_line(tmp_path: Path) -> None:
-    """The line has the file and the reason."""
     result = check_config(tmp_path, "no.yaml")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "Error: no.yaml: cannot be read: No such file or directory\n"
 
 
 def test_a_file_with_nothing_but_a_template_is_a_line(tmp_path: Path) -> None:
-    """A file that was never filled in is a fault with its place, not a traceback."""
     (fault,) = faults(tmp_path, "functions: {{ functions }}\n")
     assert fault.startswith("line 1, column ")
 
 
 def test_the_file_must_be_named(tmp_path: Path) -> None:
-    """Without a file there is nothing to check."""
     result = check_config(tmp_path)
     assert result.returncode == 2
     assert "Missing argument 'FILE'" in result.stderr
 
 
 def test_checking_makes_nothing(tmp_path: Path) -> None:
-    """No socket and no lock appear."""
     (tmp_path / "kapudf.yaml").write_text("functions: {a: {handler: mirror, socket: a.sock}}")
     check_config(tmp_path, "kapudf.yaml")
     assert [entry.name for entry in tmp_path.iterdir()] == ["kapudf.yaml"]
@@ -192,7 +180,6 @@ def test_checking_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_section_names_each_function_and_its_socket(tmp_path: Path) -> None:
-    """Paths are absolute, for Kapacitor runs elsewhere; each has a timeout."""
     text = f"""functions:
   one: {{handler: mirror, socket: one.sock}}
   two: {{handler: "{plugin("captured.py:StreamMirror")}", socket: /run/two.sock}}
@@ -204,7 +191,6 @@ def test_the_section_names_each_function_and_its_socket(tmp_path: Path) -> None:
 
 
 def test_stdout_has_the_section_alone(tmp_path: Path) -> None:
-    """`>> kapacitor.conf` must not append the word OK; that goes to stderr."""
     (tmp_path / "kapudf.yaml").write_text("functions: {a: {handler: mirror, socket: a.sock}}")
     result = check_config(tmp_path, "kapudf.yaml", "--kapacitor")
     assert "OK" not in result.stdout
@@ -212,7 +198,6 @@ def test_stdout_has_the_section_alone(tmp_path: Path) -> None:
 
 
 def test_the_section_can_be_pasted_into_the_file_that_kapacitor_ships(tmp_path: Path) -> None:
-    """kapacitor.conf has [udf] and [udf.functions] already, and a table cannot be there twice."""
     functions = kapacitor_section(
         tmp_path,
         "functions: {mine: {handler: mirror, socket: /run/mine.sock}}",
@@ -225,7 +210,6 @@ def test_the_section_can_be_pasted_into_the_file_that_kapacitor_ships(tmp_path: 
     "name", ["a b", 'quo"te', "back\\\\slash", "ünï", "漢", "😀", "\x7f", "\t"]
 )
 def test_a_path_of_any_letters_is_a_toml_string(tmp_path: Path, name: str) -> None:
-    """Kapacitor reads the very path that kapudf binds."""
     written = name.replace('"', '\\"').replace("\x7f", "\\x7f").replace("\t", "\\t")
     functions = kapacitor_section(
         tmp_path, f'functions: {{a: {{handler: mirror, socket: "/run/{written}.sock"}}}}\n'
@@ -234,7 +218,6 @@ def test_a_path_of_any_letters_is_a_toml_string(tmp_path: Path, name: str) -> No
 
 
 def test_nothing_is_printed_for_a_file_that_is_wrong(tmp_path: Path) -> None:
-    """A section that would not work is not offered."""
     (tmp_path / "kapudf.yaml").write_text("functions: {a: {handler: miror, socket: a.sock}}")
     result = check_config(tmp_path, "kapudf.yaml", "--kapacitor")
     assert (result.returncode, result.stdout) == (2, "")

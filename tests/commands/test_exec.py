@@ -85,7 +85,6 @@ def started(connection: Connection) -> None:
 
 
 def test_it_says_what_it_is_and_exits_with_0() -> None:
-    """As Kapacitor asks at its start: Info, and the end of the input."""
     with executed("mirror") as connection:
         assert set(ask_info(connection.side).options) == {"field", "tag"}
         connection.side.half_close()
@@ -94,7 +93,6 @@ def test_it_says_what_it_is_and_exits_with_0() -> None:
 
 
 def test_points_go_through_it() -> None:
-    """Many of them, and what is still on its way at the end of the input is answered."""
     points = [Point(time=number, fieldsDouble={"value": number}) for number in range(20_000)]
     log = Log()
     with executed("mirror", log=log) as connection:
@@ -108,7 +106,6 @@ def test_points_go_through_it() -> None:
 
 
 def test_the_log_is_one_line_an_event_on_stderr() -> None:
-    """Three events, three lines, each a JSON object."""
     log = Log()
     with executed("mirror", log=log) as connection:
         started(connection)
@@ -122,7 +119,6 @@ def test_the_log_is_one_line_an_event_on_stderr() -> None:
 
 
 def test_keepalives_and_snapshots_are_answered() -> None:
-    """By the very agent that answers on a socket."""
     with executed("mirror") as connection:
         started(connection)
         connection.side.send(KeepaliveRequest(time=7))
@@ -132,7 +128,6 @@ def test_keepalives_and_snapshots_are_answered() -> None:
 
 
 def test_what_a_handler_prints_goes_to_stderr() -> None:
-    """From Python, C, a child process and the bare descriptor; the frames stay frames."""
     log = Log()
     with executed(plugin("talkative.py:Talkative"), log=log) as connection:
         started(connection)
@@ -153,7 +148,6 @@ def test_what_a_handler_prints_goes_to_stderr() -> None:
 
 
 def test_a_crash_of_the_interpreter_leaves_its_stack() -> None:
-    """Kapacitor has it in its log, where it would otherwise have nothing at all."""
     log = Log()
     with executed(plugin("talkative.py:Aborting"), log=log) as connection:
         started(connection)
@@ -169,7 +163,6 @@ def test_a_crash_of_the_interpreter_leaves_its_stack() -> None:
 def test_a_signal_lets_it_finish(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The handler flushes, and the exit status is 0, although the input has not ended."""
     record = tmp_path / "record"
     monkeypatch.setenv("RECORD", str(record))
     log = Log()
@@ -186,7 +179,6 @@ def test_a_signal_lets_it_finish(
 
 
 def test_a_handler_that_hangs_is_told_of_after_the_busy_limit() -> None:
-    """Kapacitor is not told any more that it is busy, and will end the task."""
     log = Log()
     with executed(plugin("laden.py:Busy"), "--busy-limit", "1", log=log) as connection:
         started(connection)
@@ -197,7 +189,6 @@ def test_a_handler_that_hangs_is_told_of_after_the_busy_limit() -> None:
 
 
 def test_a_handler_that_hangs_is_given_up_after_the_grace_period() -> None:
-    """The log says where it hangs, and a thread that it left does not hold the exit up."""
     log = Log()
     handler = plugin("lifecycle.py:Stuck")
     with executed(handler, "--grace-period", "0.1", log=log) as connection:
@@ -211,7 +202,6 @@ def test_a_handler_that_hangs_is_given_up_after_the_grace_period() -> None:
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    """With status 1, though the grace period is long."""
     log = Log()
     handler = plugin("lifecycle.py:Stuck")
     with executed(handler, "--grace-period", "3600", log=log) as connection:
@@ -226,7 +216,6 @@ def test_a_second_signal_ends_it_at_once() -> None:
 
 
 def test_a_handler_that_raises_is_told_and_exits_with_1() -> None:
-    """Kapacitor gets the error, the log the traceback."""
     log = Log()
     with executed(plugin("lifecycle.py:Fragile"), log=log) as connection:
         started(connection)
@@ -241,7 +230,6 @@ def test_a_handler_that_raises_is_told_and_exits_with_1() -> None:
 
 @pytest.mark.parametrize("on_error", ["skip", "restart"])
 def test_a_handler_that_raises_may_go_on(on_error: str) -> None:
-    """As with serve: the point is skipped, and the task lives."""
     handler = plugin("lifecycle.py:Fragile")
     with executed(handler, "--on-error", on_error) as connection:
         started(connection)
@@ -251,7 +239,6 @@ def test_a_handler_that_raises_may_go_on(on_error: str) -> None:
 
 
 def test_input_that_is_no_protocol_exits_with_1() -> None:
-    """And says at which byte it went wrong."""
     log = Log()
     with executed("mirror", log=log) as connection:
         connection.side.send_bytes(b"GET / HTTP/1.1\r\n\r\n" * 10)
@@ -261,7 +248,6 @@ def test_input_that_is_no_protocol_exits_with_1() -> None:
 
 
 def test_a_kapacitor_that_is_gone_ends_it() -> None:
-    """With both pipes closed, in the middle of data."""
     log = Log()
     with executed("mirror", log=log) as connection:
         started(connection)
@@ -284,7 +270,6 @@ def test_a_kapacitor_that_is_gone_ends_it() -> None:
     ],
 )
 def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> None:
-    """On stderr, in a line; nothing gets on stdout."""
     process = subprocess.run(
         [*KAPUDF, "exec", *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
@@ -295,7 +280,6 @@ def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> N
 
 
 def test_at_a_terminal_it_says_what_it_is_for() -> None:
-    """Instead of waiting for frames that nobody can type."""
     controller, terminal = pty.openpty()
     try:
         process = subprocess.run(
@@ -313,7 +297,6 @@ def test_at_a_terminal_it_says_what_it_is_for() -> None:
 
 
 def test_a_log_that_would_get_between_the_frames_is_refused() -> None:
-    """Where stdout and stderr are one pipe."""
     process = subprocess.run(
         [*KAPUDF, "exec", "--handler", "mirror"],
         stdin=subprocess.DEVNULL,
@@ -326,7 +309,6 @@ def test_a_log_that_would_get_between_the_frames_is_refused() -> None:
 
 
 def test_a_closed_stdin_is_an_input_that_has_ended() -> None:
-    """What the handler opens does not get its number and is not read for requests."""
     command = f"exec {shlex.join([*KAPUDF, 'exec', '--handler', 'mirror'])} <&-"
     process = subprocess.run(["sh", "-c", command], capture_output=True, check=False)  # noqa: S607
     assert process.returncode == 0
@@ -335,7 +317,6 @@ def test_a_closed_stdin_is_an_input_that_has_ended() -> None:
 
 
 def test_settings_come_from_the_environment(tmp_path: Path) -> None:
-    """As with serve; a container sets them so."""
     process = subprocess.run(
         [sys.executable, "-m", "kapudf_cli", "exec"],
         stdin=subprocess.DEVNULL,

@@ -46,7 +46,6 @@ def sigint_is_not_ignored() -> Iterator[None]:
 def test_a_signal_ends_a_command_and_the_udf_that_it_has_started(
     tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
-    """Which leaves no process behind, and its caller knows by which signal it ended."""
     script, started = tmp_path / "silent.py", tmp_path / "started"
     script.write_text(SILENT, encoding="utf-8")
     recording = tmp_path / "points.lp"

@@ -62,7 +62,6 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_the_mirror_is_a_row(tmp_path: Path) -> None:
-    """Everything is known of kapudf's own handler."""
     assert rows(tmp_path)["mirror"] == {
         "name": "mirror",
         "wants": "stream",
@@ -78,7 +77,6 @@ def test_the_mirror_is_a_row(tmp_path: Path) -> None:
 
 
 def test_a_stranger_s_handler_is_a_row(tmp_path: Path) -> None:
-    """Edges, options by name, origin, and the docstring's first line are its own."""
     install(tmp_path, "acme-udfs", {"busy": "acme_busy:Busy"}, {"acme_busy": OPTIONS}, version="2")
     assert rows(tmp_path)["busy"] == {
         "name": "busy",
@@ -94,7 +92,6 @@ def test_a_stranger_s_handler_is_a_row(tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_heading_and_a_line_for_each(tmp_path: Path) -> None:
-    """Columns line up, and a handler without options has a dash."""
     install(
         tmp_path,
         "acme",
@@ -117,7 +114,6 @@ def test_the_table_has_a_heading_and_a_line_for_each(tmp_path: Path) -> None:
 
 
 def test_a_handler_without_a_docstring_has_no_summary(tmp_path: Path) -> None:
-    """It does not borrow the one of Handler, which tells authors to subclass it."""
     text = (
         "from kapudf_cli import Handler\nclass Mute(Handler):\n    def point(self, point): pass\n"
     )
@@ -126,7 +122,6 @@ def test_a_handler_without_a_docstring_has_no_summary(tmp_path: Path) -> None:
 
 
 def test_a_broken_plugin_is_a_row_and_hides_no_other(tmp_path: Path) -> None:
-    """Its cause is in the table, with the distribution, in one line."""
     install(
         tmp_path,
         "acme",
@@ -162,7 +157,6 @@ def test_a_broken_plugin_is_a_row_and_hides_no_other(tmp_path: Path) -> None:
 def test_every_way_to_be_broken_is_a_row(
     tmp_path: Path, target: str, text: str, cause: str
 ) -> None:
-    """Whatever is wrong with one plugin, the others are listed."""
     install(tmp_path, "acme", {"bad": target}, {"acme_m": text})
     found = rows(tmp_path)
     assert found["mirror"]["error"] is None
@@ -172,14 +166,12 @@ def test_every_way_to_be_broken_is_a_row(
 
 
 def test_an_entry_point_that_is_none_hides_no_other(tmp_path: Path) -> None:
-    """Nonsense in one distribution leaves the others listed."""
     install(tmp_path, "acme", {"bad": "this is no entry point!"}, {})
     assert rows(tmp_path)["mirror"]["error"] is None
 
 
 @pytest.mark.parametrize("kind", BAD_INFO)
 def test_a_plugin_that_cannot_say_what_it_is_is_a_row(tmp_path: Path, kind: str) -> None:
-    """It loads, so its summary is known, and the cause is in its row alone."""
     body, cause = BAD_INFO[kind]
     install(tmp_path, "acme", {"bad": "acme_bad:BadInfo"}, {"acme_bad": bad_info(body)})
     found = rows(tmp_path)
@@ -190,14 +182,12 @@ def test_a_plugin_that_cannot_say_what_it_is_is_a_row(tmp_path: Path, kind: str)
 
 
 def test_a_plugin_that_cannot_be_made_is_a_row(tmp_path: Path) -> None:
-    """Kapacitor makes a handler to ask for its options, and so does the list."""
     text = f"{PLAIN}\n    def __init__(self, agent):\n        raise OSError('no disk')\n"
     install(tmp_path, "acme", {"bad": "acme_bad:Plain"}, {"acme_bad": text})
     assert "OSError: no disk" in rows(tmp_path)["bad"]["error"]
 
 
 def test_a_name_offered_twice_is_two_rows_that_say_so(tmp_path: Path) -> None:
-    """Both are listed with their origin, and both with the trouble."""
     install(tmp_path, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     install(tmp_path, "rival", {"plain": "rival_plain:Plain"}, {"rival_plain": PLAIN})
     result = list_handlers(tmp_path, "--json")
@@ -207,7 +197,6 @@ def test_a_name_offered_twice_is_two_rows_that_say_so(tmp_path: Path) -> None:
 
 
 def test_a_plugin_that_prints_does_not_spoil_the_json(tmp_path: Path) -> None:
-    """A machine reads stdout, whatever a plugin says while it is imported."""
     text = f"print('Welcome to Acme!')\n{PLAIN}"
     install(tmp_path, "acme", {"loud": "acme_loud:Plain"}, {"acme_loud": text})
     result = list_handlers(tmp_path, "--json")
@@ -215,7 +204,6 @@ def test_a_plugin_that_prints_does_not_spoil_the_json(tmp_path: Path) -> None:
 
 
 def test_other_alphabets_are_kept(tmp_path: Path) -> None:
-    """A docstring is printed as it was written."""
     text = PLAIN.replace("Drops every point.", "Zählt 漢字.")
     install(tmp_path, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": text})
     assert rows(tmp_path)["plain"]["summary"] == "Zählt 漢字."

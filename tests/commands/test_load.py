@@ -35,7 +35,6 @@ def facts(*arguments: str) -> dict[str, object]:
 def test_a_table_has_throughput_latency_and_cost(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """Of a UDF at a socket."""
     serve("mirror")
     status, output, errors = load("--socket", socket_path, "--points", "5000")
     assert (status, errors) == (0, "")
@@ -50,7 +49,6 @@ def test_a_table_has_throughput_latency_and_cost(
 def test_a_run_for_machines_has_everything(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """One JSON object."""
     process = serve("mirror")
     found = facts("--socket", socket_path, "--points", "2000", "--connections", "4", "--bulk")
     assert found["target"] == socket_path
@@ -64,7 +62,6 @@ def test_a_run_for_machines_has_everything(
 
 
 def test_a_command_is_loaded_with_options() -> None:
-    """As Kapacitor starts it, with what a TICKscript would call."""
     handler = " ".join([*KAPUDF, "exec", "--handler", "moving-average", "--log-level", "error"])
     options = ".field('usage_idle').size(10)"
     found = facts("--exec", handler, "--options", options, "--points", "1000", "--rate", "5000")
@@ -76,7 +73,6 @@ def test_a_command_is_loaded_with_options() -> None:
     ("handler", "file"), [("mirror", "stream.srpl"), ("batch-mirror", "batch.brpl")]
 )
 def test_a_recording_is_sent_over_and_over(handler: str, file: str) -> None:
-    """More points than it has."""
     path = str(RECORDINGS / file)
     found = facts("--handler", handler, "--recording", path, "--points", "20000")
     assert found["points_returned"] == found["points_sent"]
@@ -84,7 +80,6 @@ def test_a_recording_is_sent_over_and_over(handler: str, file: str) -> None:
 
 
 def test_batches_are_made_for_a_udf_that_wants_them() -> None:
-    """Of the size that is asked for."""
     found = facts("--handler", "batch-mirror", "--batch-size", "7", "--points", "700")
     assert found["timed"] == "batches"
     assert found["points_returned"] == found["points_sent"] == 700
@@ -108,7 +103,6 @@ def test_batches_are_made_for_a_udf_that_wants_them() -> None:
     ],
 )
 def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> None:
-    """In a line, with the way out."""
     found, output, errors = load(*arguments)
     assert (found, output) == (status, "")
     assert told in errors
@@ -117,7 +111,6 @@ def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> N
 
 
 def test_an_empty_recording_is_told(tmp_path: Path) -> None:
-    """There is nothing to send."""
     empty = tmp_path / "empty.lp"
     empty.write_text("# nothing but a comment\n", encoding="utf-8")
     found, output, errors = load("--handler", "mirror", "--recording", str(empty))

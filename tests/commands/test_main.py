@@ -30,7 +30,6 @@ COMMANDS = [
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_names_every_command(flag: str) -> None:
-    """Whoever is new sees what there is, in the order in which it is needed."""
     result = CliRunner().invoke(main, [flag])
     assert result.exit_code == 0
     places = [result.stdout.find(f"\n  {command} ") for command in COMMANDS]
@@ -41,7 +40,6 @@ def test_help_names_every_command(flag: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(command: str) -> None:
-    """It begins with how the command is called, and goes to stdout."""
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {command} [OPTIONS]")
@@ -49,20 +47,17 @@ def test_each_command_has_help(command: str) -> None:
 
 
 def test_the_version_is_the_distribution_s() -> None:
-    """`kapudf --version` says what is installed."""
     result = run_kapudf("--version")
     assert (result.returncode, result.stdout) == (0, f"kapudf {kapudf_cli.__version__}\n")
 
 
 def test_an_unknown_command_is_refused() -> None:
-    """The command is named, and the exit status says that the call was wrong."""
     result = CliRunner().invoke(main, ["sreve"])
     assert result.exit_code == 2
     assert "No such command 'sreve'. Did you mean 'serve'?" in result.stderr
 
 
 def test_an_unknown_option_is_refused() -> None:
-    """The option is named, with the one that was meant."""
     result = CliRunner().invoke(main, ["serve", "--sokcet", "/x"])
     assert result.exit_code == 2
     assert "--sokcet" in result.stderr
@@ -70,13 +65,11 @@ def test_an_unknown_option_is_refused() -> None:
 
 
 def test_the_program_is_called_kapudf() -> None:
-    """Help shows the name that people type, not Python's for the module."""
     assert run_kapudf("--help").stdout.startswith("Usage: kapudf [OPTIONS]")
 
 
 @pytest.mark.parametrize("module", ["structlog", "yaml", "kapudf_cli.worker.server"])
 def test_help_does_not_wait_for_what_it_does_not_need(module: str) -> None:
-    """Showing help imports neither libraries that only one command needs, nor the server."""
     code = f"""
 import sys
 from click.testing import CliRunner

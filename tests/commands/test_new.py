@@ -107,7 +107,6 @@ def project(tmp_path: Path, name: str) -> Path:
 
 
 def test_what_was_written_is_printed_and_what_to_type_next(tmp_path: Path) -> None:
-    """Each file is a line, and the commands begin with the way there."""
     result = new(tmp_path, "my-average")
     assert (result.returncode, result.stderr) == (0, "")
     wrote, _, after = result.stdout.partition("\n\n")
@@ -132,7 +131,6 @@ def test_what_was_written_is_printed_and_what_to_type_next(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_another_folder_may_be_named(tmp_path: Path, exists: bool) -> None:  # noqa: FBT001
-    """It is made with those above it, or is there and empty; the way there is quoted."""
     target = tmp_path / "my udfs" / "average"
     if exists:
         target.mkdir(parents=True)
@@ -143,21 +141,18 @@ def test_another_folder_may_be_named(tmp_path: Path, exists: bool) -> None:  # n
 
 
 def test_a_folder_of_that_name_that_is_empty_is_no_module(tmp_path: Path) -> None:
-    """Python would import it as a namespace, and it is where the project belongs."""
     (tmp_path / "average").mkdir()
     assert new(tmp_path, "average").returncode == 0
     assert "src/average/handler.py" in files(tmp_path / "average")
 
 
 def test_one_name_gives_them_all(name: str) -> None:
-    """Python, pip and TICKscript have rules of their own."""
     package, class_name = NAMES[name]
     assert scaffold.names_of(name) == scaffold.Names(name, package, class_name, package)
     assert IDENTIFIER.fullmatch(package)
 
 
 def test_the_project_passes_its_own_tests(project: Path, name: str) -> None:
-    """As written, without having been installed."""
     package, _ = NAMES[name]
     options = ["-q", "-p", "no:cacheprovider", "-W", "error"]
     result = run(project, sys.executable, "-m", "pytest", *options, paths=(project / "src",))
@@ -167,13 +162,11 @@ def test_the_project_passes_its_own_tests(project: Path, name: str) -> None:
 
 
 def test_the_project_compiles(project: Path) -> None:
-    """Every file of it is Python."""
     result = run(project, sys.executable, "-m", "compileall", "-q", "src", "tests")
     assert (result.returncode, result.stdout) == (0, "")
 
 
 def test_the_project_is_accepted_by_mypy(project: Path) -> None:
-    """In strict mode, as its own pyproject.toml sets it and without."""
     mypy = [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache")]
     own = run(project, *mypy)
     assert own.returncode == 0, own.stdout
@@ -182,7 +175,6 @@ def test_the_project_is_accepted_by_mypy(project: Path) -> None:
 
 
 def test_the_project_names_nothing_but_itself(project: Path, name: str) -> None:
-    """No placeholder is left, and each file that machines read can be read."""
     package, class_name = NAMES[name]
     for path in files(project):
         text = (project / path).read_text(encoding="utf-8")
@@ -204,7 +196,6 @@ def test_the_project_names_nothing_but_itself(project: Path, name: str) -> None:
 def test_the_project_s_handler_is_listed_once_installed(
     project: Path, name: str, tmp_path: Path
 ) -> None:
-    """Its distribution, as pip would leave it, offers what its pyproject.toml says."""
     facts = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     install(tmp_path, name, facts["entry-points"]["kapudf.handlers"], {}, version="0.1.0")
     listed = run(tmp_path, *KAPUDF, "list-handlers", "--json", paths=(tmp_path, project / "src"))
@@ -222,7 +213,6 @@ def test_the_project_s_handler_is_listed_once_installed(
 
 
 def test_pip_installs_the_project(tmp_path: Path) -> None:
-    """Into an environment of its own that finds kapudf in this one; then it is listed."""
     if importlib.util.find_spec("pip") is None:
         pytest.skip("pip is not installed here, and nothing is downloaded")
     scaffold.write(scaffold.names_of("my-average"), tmp_path / "my-average")
@@ -248,7 +238,6 @@ def test_pip_installs_the_project(tmp_path: Path) -> None:
 def test_a_wrong_name_is_refused(
     tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one line that says why, with 2, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["new", "--", wrong])
     assert (result.exit_code, result.stdout) == (2, "")
@@ -260,7 +249,6 @@ def test_a_wrong_name_is_refused(
 
 
 def test_every_class_that_a_template_imports_is_refused_as_a_name() -> None:
-    """A project's own class would hide it."""
     names = scaffold.names_of("my-average")
     imports = set()
     for template in ("handler.py.tmpl", "test.py.tmpl"):
@@ -276,7 +264,6 @@ def test_every_class_that_a_template_imports_is_refused_as_a_name() -> None:
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
-    """A second call writes nothing over what the first one wrote."""
     assert new(tmp_path, "my-average").returncode == 0
     handler = tmp_path / "my-average" / "src" / "my_average" / "handler.py"
     handler.write_text("mine", encoding="utf-8")
@@ -289,7 +276,6 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "dangling link"])
 def test_what_is_no_folder_is_left_alone(tmp_path: Path, kind: str) -> None:
-    """Neither a file is overwritten, nor what a link points to."""
     target = tmp_path / "my-average"
     if kind == "file":
         target.write_text("mine", encoding="utf-8")
@@ -302,7 +288,6 @@ def test_what_is_no_folder_is_left_alone(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
-    """The line names the file that is in the way."""
     (tmp_path / "notes").write_text("mine", encoding="utf-8")
     result = new(tmp_path, "my-average", "--directory", "notes/average")
     assert (result.returncode, result.stdout) == (1, "")
@@ -311,7 +296,6 @@ def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_permission_is_refused(short_folder: Path) -> None:
-    """The line says so, and the exit code is that of a failure."""
     short_folder.chmod(0o555)
     # What the command imports when it runs, it imports here.
     imports = "import sys\nfrom kapudf_cli import scaffold\nscaffold.names_of('my-average')\n"
@@ -324,7 +308,6 @@ def test_a_folder_without_permission_is_refused(short_folder: Path) -> None:
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written before it is removed, and an empty folder that was there stays."""
     target = tmp_path / "there"
     target.mkdir()
     absent = {**scaffold._FILES, "last": "no-such-template"}
@@ -340,7 +323,6 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_file_that_comes_meanwhile_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here, because two files of the project are one."""
     twice = {"a": "init.py.tmpl", "./a": "handler.py.tmpl"}
     monkeypatch.setattr(scaffold, "_FILES", twice)
     with pytest.raises(kapudf_cli.KapudfError, match="File exists"):

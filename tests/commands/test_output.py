@@ -79,7 +79,6 @@ def controls(shown: str, allowed: Iterable[str] = ()) -> set[str]:
     ids=lambda shape: shape[-1],
 )
 def test_a_replay_shows_nothing_raw(shape: tuple[str, ...], handler: str) -> None:
-    """Neither what came back nor the exception."""
     data = b"m,host=\x1b[31mred x=1 1\nm x=2 2\n"
     shown = on_a_terminal("replay", "-", "--handler", handler, *shape, stdin=data)
     assert controls(shown) == set()
@@ -118,7 +117,6 @@ def test_json_is_the_same_value_and_safe_to_print() -> None:
 
 
 def test_a_cell_is_one_row() -> None:
-    """In the tables of status and list-handlers, and in those of replay."""
     assert list(aligned([("TASK", "X"), (EVIL, "1")]))[1] == f"{ESCAPED}  1"
     rows: list[str] = []
     table = TableFormat(rows.append)
@@ -137,7 +135,6 @@ def test_the_lines_of_another_program_are_escaped() -> None:
 
 
 def test_commands_print_in_one_place() -> None:
-    """A command that calls click.echo or print by itself would print raw text."""
     raw = {
         path.name
         for path in (ROOT / "kapudf_cli" / "commands").glob("*.py")

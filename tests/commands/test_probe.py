@@ -75,7 +75,6 @@ def answering(path: str, answer: bytes) -> Iterator[list[bytes]]:
 def test_a_handler_that_is_served_answers(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """The lines have edges, options, a call to paste and the time it took."""
     process = serve("mirror")
     status, output, errors = probe(socket_path)
     assert (status, errors) == (0, "")
@@ -94,7 +93,6 @@ def test_a_handler_that_is_served_answers(
 def test_an_answer_for_machines_has_the_same_facts(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """One JSON object has everything."""
     serve(plugin("captured.py:BatchMirror"))
     status, output, errors = probe(socket_path, "--json")
     assert (status, errors) == (0, "")
@@ -121,7 +119,6 @@ def test_an_answer_for_machines_has_the_same_facts(
 
 
 def test_a_udf_without_options_has_none(socket_path: str) -> None:
-    """Any program's answer will do: here the shortest there is, two edges that are streams."""
     with answering(socket_path, b"\x02\x0a\x00") as received:
         status, output, _ = probe(socket_path)
     assert status == 0
@@ -130,7 +127,6 @@ def test_a_udf_without_options_has_none(socket_path: str) -> None:
 
 
 def test_numbers_that_have_no_name_are_shown(socket_path: str) -> None:
-    """A UDF of another make may know more than this probe does."""
     with answering(socket_path, b"\x04\x0a\x02\x08\x07"):
         status, output, errors = probe(socket_path)
     assert (status, errors) == (0, "")
@@ -140,14 +136,12 @@ def test_numbers_that_have_no_name_are_shown(socket_path: str) -> None:
 def test_the_path_may_be_in_the_environment(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """A health check in a container needs no arguments."""
     serve("mirror")
     result = run_kapudf("probe", env={**os.environ, "KAPUDF_SOCKET": socket_path})
     assert result.returncode == 0
 
 
 def test_the_call_is_one_that_can_be_pasted(short_folder: Path) -> None:
-    """A socket's name that TICKscript cannot call becomes one that it can."""
     path = str(short_folder / "my-mirror.v2.sock")
     with answering(path, b"\x02\x0a\x00"):
         _, output, _ = probe(path)
@@ -158,23 +152,19 @@ def test_the_call_is_one_that_can_be_pasted(short_folder: Path) -> None:
 
 
 def test_no_such_path(socket_path: str) -> None:
-    """Nothing is there."""
     assert failure(socket_path) == "there is no such socket; is the UDF running?"
 
 
 def test_a_path_through_a_file(short_folder: Path) -> None:
-    """A part of the path is a file."""
     (short_folder / "file").touch()
     assert failure(f"{short_folder}/file/udf.sock") == "a part of this path is not a folder"
 
 
 def test_a_path_that_is_too_long(short_folder: Path) -> None:
-    """No socket can have it."""
     assert "path too long" in failure(f"{short_folder}/{'x' * 108}")
 
 
 def test_a_socket_that_nobody_serves(socket_path: str) -> None:
-    """A left-over socket refuses."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(socket_path)
     assert failure(socket_path) == "connection refused; no process serves this path"
@@ -182,7 +172,6 @@ def test_a_socket_that_nobody_serves(socket_path: str) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_is_no_socket(socket_path: str, kind: str) -> None:
-    """A file or a folder is not a UDF that is down."""
     if kind == "file":
         with open(socket_path, "w", encoding="ascii"):
             pass
@@ -192,14 +181,12 @@ def test_what_is_no_socket(socket_path: str, kind: str) -> None:
 
 
 def test_a_socket_of_another_type(socket_path: str) -> None:
-    """A datagram socket cannot be a UDF's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(socket_path)
         assert failure(socket_path) == "this is not a stream socket"
 
 
 def test_a_socket_that_keeps_this_user_out(short_folder: Path) -> None:
-    """The line says what to look at: the mode or the group."""
     path = f"{short_folder}/udf.sock"
     with listening(path):
         short_folder.chmod(0o755)
@@ -217,7 +204,6 @@ def test_a_socket_that_keeps_this_user_out(short_folder: Path) -> None:
 
 
 def test_a_udf_that_never_answers(socket_path: str) -> None:
-    """It accepts, or would, and says nothing: the line has the time that was given."""
     with listening(socket_path):
         assert failure(socket_path, "--timeout", "0.2") == (
             "no answer within 0.2 s; is the UDF stuck, or its process stopped?"
@@ -225,7 +211,6 @@ def test_a_udf_that_never_answers(socket_path: str) -> None:
 
 
 def test_a_udf_that_answers_by_halves(socket_path: str) -> None:
-    """The beginning of an answer and nothing more is no answer in time either."""
     with listening(socket_path) as listener, contextlib.ExitStack() as undo:
 
         def begin_answer() -> None:
@@ -242,7 +227,6 @@ def test_a_udf_that_answers_by_halves(socket_path: str) -> None:
 
 
 def test_a_udf_whose_queue_is_full(socket_path: str) -> None:
-    """A UDF that accepts no more in time is one that does not answer."""
     with listening(socket_path, 0), contextlib.ExitStack() as waiting:
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -253,8 +237,6 @@ def test_a_udf_whose_queue_is_full(socket_path: str) -> None:
 
 
 def test_a_udf_that_closes_at_once(socket_path: str) -> None:
-    """A connection closed, or reset with the question unread, is closed without an answer."""
-
     def hang_up(listener: socket.socket) -> None:
         listener.accept()[0].close()
 
@@ -268,7 +250,6 @@ def test_a_udf_that_closes_at_once(socket_path: str) -> None:
 
 
 def test_a_udf_that_reads_and_closes(socket_path: str) -> None:
-    """The question was read, and nothing came."""
     with answering(socket_path, b""):
         assert failure(socket_path) == (
             "the UDF closed the connection without an answer; its log may say why"
@@ -288,7 +269,6 @@ def test_a_udf_that_reads_and_closes(socket_path: str) -> None:
     ids=["HTTP", "cut off", "empty", "endless length", "no protobuf", "4 GiB"],
 )
 def test_a_peer_that_is_no_udf(socket_path: str, answer: bytes, problem: str) -> None:
-    """Garbage is called that, with what is wrong with it."""
     with answering(socket_path, answer):
         line = failure(socket_path)
     assert line.startswith("the answer is not a UDF's: ")
@@ -299,13 +279,11 @@ def test_a_peer_that_is_no_udf(socket_path: str, answer: bytes, problem: str) ->
 def test_a_udf_that_answers_something_else(
     socket_path: str, response: InitResponse | KeepaliveResponse
 ) -> None:
-    """The answer to another question is named."""
     with answering(socket_path, RESPONSES.encode(response)):
         assert failure(socket_path) == (f"the UDF answered Info with a {type(response).__name__}")
 
 
 def test_a_udf_that_answers_with_an_error(socket_path: str) -> None:
-    """Its error is passed on, in one line."""
     with answering(socket_path, RESPONSES.encode(ErrorResponse(error="no model:\n  not found"))):
         assert failure(socket_path) == ("the UDF answered with an error: no model: not found")
 
@@ -315,14 +293,12 @@ def test_a_udf_that_answers_with_an_error(socket_path: str) -> None:
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "soon", "nan", "inf"])
 def test_a_timeout_that_is_none(socket_path: str, timeout: str) -> None:
-    """A time that cannot be waited for is a wrong call."""
     status, _, errors = probe(socket_path, "--timeout", timeout)
     assert status == 2
     assert "Invalid value for '--timeout'" in errors
 
 
 def test_a_probe_without_a_path() -> None:
-    """The path is required, and the message says where else it may stand."""
     kept = {name: value for name, value in os.environ.items() if name != "KAPUDF_SOCKET"}
     result = run_kapudf("probe", env=kept)
     assert result.returncode == 2

@@ -22,14 +22,12 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("arguments", [[], ["--socket", "/x.sock", "--config", "x.yaml"]])
 def test_either_a_socket_or_a_file_is_named(arguments: list[str]) -> None:
-    """Neither and both are wrong calls."""
     assert "give either --socket PATH or --config FILE" in kapudf("reload", *arguments, status=2)
 
 
 def test_what_is_said_beats_the_environment(
     socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container has its socket there, and may still have another file reloaded."""
     monkeypatch.setenv("KAPUDF_SOCKET", socket_path)
     file = str(tmp_path / "gone.yaml")
     assert kapudf("reload", "--config", file, status=2).startswith(f"Error: {file}: cannot be read")
@@ -41,19 +39,16 @@ def test_what_is_said_beats_the_environment(
 
 @pytest.mark.parametrize("timeout", ["0", "601", "nan"])
 def test_a_time_that_cannot_be_waited_for_is_a_wrong_call(socket_path: str, timeout: str) -> None:
-    """Whether or not somebody serves there."""
     said = kapudf("reload", "--socket", socket_path, "--timeout", timeout, status=2)
     assert "Invalid value for '--timeout'" in said
 
 
 def test_no_such_socket_is_a_line(socket_path: str) -> None:
-    """It says what may be missing."""
     said = kapudf("reload", "--socket", socket_path, status=1)
     assert said.startswith(f"Error: {socket_path}: there is no {socket_path}.control to ask")
 
 
 def test_a_wrong_file_is_a_wrong_call(tmp_path: Path) -> None:
-    """Nobody is asked anything then."""
     file = tmp_path / "kapudf.yaml"
     write_config(file, {"f": {"handler": "mirror"}})
     said = kapudf("reload", "--config", str(file), status=2)
@@ -63,7 +58,6 @@ def test_a_wrong_file_is_a_wrong_call(tmp_path: Path) -> None:
 def test_one_function_that_fails_keeps_no_other_from_its_reload(
     serve: Serve, socket_path: str, tmp_path: Path
 ) -> None:
-    """The first function of a file is not served; the second is reloaded, and the status is 1."""
     code = Code(tmp_path)
     serve(code.handler)
     file = tmp_path / "kapudf.yaml"
@@ -87,7 +81,6 @@ def test_one_function_that_fails_keeps_no_other_from_its_reload(
 def test_a_reload_that_takes_too_long_is_a_line(
     serve: Serve, socket_path: str, tmp_path: Path
 ) -> None:
-    """The server goes on with it, or without."""
     code = Code(tmp_path)
     process = serve(code.handler)
     code.change("import time\ntime.sleep(600)\n")

@@ -106,7 +106,6 @@ def without_envelope(points: list[Point]) -> list[Point]:
 
 
 def test_a_stream_comes_back_through_the_mirror_point_for_point(tmp_path: Path) -> None:
-    """As line protocol, and what is piped back in comes out the same."""
     output = replayed(STREAM, "--handler", "mirror")
     expected = without_envelope(recordings.read_stream(recordings.STREAM))
     assert records_of(output, tmp_path) == expected
@@ -114,7 +113,6 @@ def test_a_stream_comes_back_through_the_mirror_point_for_point(tmp_path: Path) 
 
 
 def test_batches_come_back_through_the_mirror_point_for_point(tmp_path: Path) -> None:
-    """As JSON, which is a batch recording again."""
     output = replayed(BATCH, "--handler", "batch-mirror", "--format", "json")
     assert records_of(output, tmp_path) == recordings.read_batches(recordings.BATCH)
     assert (
@@ -124,7 +122,6 @@ def test_batches_come_back_through_the_mirror_point_for_point(tmp_path: Path) ->
 
 
 def test_a_moving_average_is_that_of_a_direct_computation(tmp_path: Path) -> None:
-    """Of each host, over the last five points."""
     output = replayed(
         *(STREAM, "--handler", "moving-average", "--group-by", "host"),
         *("--options", ".field('usage_idle').size(5).as('idle')"),
@@ -145,7 +142,6 @@ def test_a_moving_average_is_that_of_a_direct_computation(tmp_path: Path) -> Non
 
 
 def test_outliers_are_those_of_a_direct_computation(tmp_path: Path) -> None:
-    """By quartiles as the statistics module has them."""
     output = replayed(
         *(BATCH, "--handler", "outliers", "--format", "json"),
         *("--options", ".field('usage_idle').scale(1.5)"),
@@ -167,7 +163,6 @@ def test_outliers_are_those_of_a_direct_computation(tmp_path: Path) -> None:
 
 
 def test_windows_of_a_stream_are_those_of_kapacitor(tmp_path: Path) -> None:
-    """The stream that a kapacitord windowed, windowed here: the batches that it sent."""
     stream = tmp_path / "stream"
     stream.write_text("".join(replayed_lines(points_of("stream-01"))), encoding="utf-8", newline="")
     result = replay(
@@ -189,7 +184,6 @@ def replayed_lines(points: list[Point]) -> list[str]:
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 def test_standard_input_may_be_any_recording(packed: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """From a pipe, which no zip could be read from as it comes."""
     plain = gzip.decompress(recordings.STREAM.read_bytes())
     data = recordings.STREAM.read_bytes() if packed else plain
     assert replayed("-", "--handler", "mirror", stdin=data) == replayed(
@@ -204,7 +198,6 @@ def test_standard_input_may_be_any_recording(packed: bool) -> None:  # noqa: FBT
 def test_a_socket_and_a_process_are_udfs_as_well(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """All three give the same."""
     serve("mirror")
     expected = replayed(STREAM, "--handler", "mirror")
     assert replayed(STREAM, "--socket", socket_path) == expected
@@ -216,7 +209,6 @@ def test_a_socket_and_a_process_are_udfs_as_well(
 
 
 def test_each_format_shows_batches() -> None:
-    """Comments in line protocol, a line in JSON, lines of its own in a table and in a diff."""
     udf = (BATCH, "--handler", "batch-mirror", "--limit", "2")
     ends = ["cpu,host=server00 tmax=2020-09-13T12:27:40Z", "cpu,host=server01 tmax=2020-"]
     output = replayed(*udf)
@@ -234,7 +226,6 @@ def test_each_format_shows_batches() -> None:
 
 
 def test_a_diff_shows_what_a_udf_did() -> None:
-    """Point by point, without colours where no terminal is."""
     assert replayed(
         *(STREAM, "--handler", "mirror", "--limit", "2", "--diff"),
         *("--options", ".field('usage_idle', 1.0).tag('checked', 'yes')"),
@@ -248,7 +239,6 @@ def test_a_diff_shows_what_a_udf_did() -> None:
 
 
 def test_what_cannot_be_printed_is_counted(tmp_path: Path) -> None:
-    """A point from which the UDF took all fields has no line."""
     handler = tmp_path / "strip.py"
     handler.write_text(
         "from kapudf_cli import Handler\n"
@@ -270,7 +260,6 @@ def test_what_cannot_be_printed_is_counted(tmp_path: Path) -> None:
 
 
 def test_points_are_selected_grouped_and_limited(tmp_path: Path) -> None:
-    """As from() and groupBy() do; the limit counts what is selected."""
     recording = tmp_path / "recording"
     recording.write_text(
         "db\nrp\ncpu,host=b,dc=1 x=1 1\n"
@@ -294,7 +283,6 @@ def test_points_are_selected_grouped_and_limited(tmp_path: Path) -> None:
 
 
 def test_line_protocol_is_of_the_database_that_is_named() -> None:
-    """It has none of its own; and its times count as said."""
     output = replayed(
         *("-", "--handler", "mirror", "--format", "json", "--precision", "s"),
         *("--database", "db", "--retention-policy", "rp", "--group-by", "b,a"),
@@ -306,7 +294,6 @@ def test_line_protocol_is_of_the_database_that_is_named() -> None:
 
 
 def test_the_recorded_times_pace_the_replay() -> None:
-    """Three seconds of recording at six times their speed take half a second at least."""
     started = time.monotonic()
     assert summary(STREAM, "--handler", "mirror", "--limit", "4", "--speed", "6").startswith(
         "4 points sent, 4 points came back"
@@ -315,13 +302,11 @@ def test_the_recorded_times_pace_the_replay() -> None:
 
 
 def test_keepalives_go_out_while_there_is_nothing_to_send() -> None:
-    """Half a time-out apart: the UDF answers them, so that a quiet recording is no silent UDF."""
     udf = ("--handler", "mirror", "--limit", "2", "--speed", "0.3", "--timeout", "1.5")
     assert summary(STREAM, *udf).startswith("2 points sent, 2 points came back, 0 errors")
 
 
 def test_a_slow_pipe_is_passed_on_as_it_comes() -> None:
-    """The first point is back before the second one is there."""
     process = subprocess.Popen(
         [*KAPUDF, "replay", "-", "--handler", "mirror"],
         stdin=subprocess.PIPE,
@@ -341,7 +326,6 @@ def test_a_slow_pipe_is_passed_on_as_it_comes() -> None:
 
 
 def test_a_snapshot_is_taken_and_given_back(tmp_path: Path) -> None:
-    """The average goes on from where it was."""
     snapshot = str(tmp_path / "snapshot")
     udf = (
         *("--handler", "moving-average", "--group-by", "host"),
@@ -354,7 +338,6 @@ def test_a_snapshot_is_taken_and_given_back(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_none_is_a_task_without_data() -> None:
-    """Init, the end, and nothing between them."""
     told = summary(STREAM, "--handler", "mirror", "--limit", "0")
     assert told == "0 points sent, 0 points came back, 0 errors"
 
@@ -379,14 +362,12 @@ def test_a_limit_of_none_is_a_task_without_data() -> None:
 def test_a_replay_that_sends_nothing_fails(
     tmp_path: Path, content: bytes, options: tuple[str, ...], reason: str
 ) -> None:
-    """It would be a test that has tested nothing."""
     path = tmp_path / "recording"
     path.write_bytes(content)
     assert failure(str(path), "--handler", "mirror", *options) == f"{path}: {reason}"
 
 
 def test_what_is_read_and_not_sent_is_counted() -> None:
-    """Lines that are no points, and points that the selection leaves out."""
     content = b"# c\n\nm x=1 1\nn x=1 1\nn x=2 2\nm x=2 2\n"
     result = replay("-", "--handler", "mirror", "--measurement", "m", stdin=content)
     assert (result.returncode, result.stdout) == (0, "m x=1.0 1\nm x=2.0 2\n")
@@ -397,7 +378,6 @@ def test_what_is_read_and_not_sent_is_counted() -> None:
 
 
 def test_the_format_of_a_file_can_be_named() -> None:
-    """For a recording that looks like something else."""
     recording = b"a=b\nautogen\nm x=1 1\n"
     shape = ("--handler", "mirror", "--format", "json")
     shown = replay("-", *shape, "--input-format", "stream", stdin=recording)
@@ -410,7 +390,6 @@ def test_the_format_of_a_file_can_be_named() -> None:
 
 
 def test_the_summary_has_points_batches_and_errors() -> None:
-    """On stderr, with time and rate after them."""
     assert summary(STREAM, "--handler", "mirror") == (
         "550 points sent, 550 points came back, 0 errors"
     )
@@ -440,14 +419,12 @@ def on_terminal(*arguments: str, stdout: IO[bytes] | None = None) -> tuple[int, 
 
 
 def test_a_diff_has_colours_on_a_terminal() -> None:
-    """Changes are yellow, what is lost is red."""
     arguments = (STREAM, "--limit", "2", "--diff", "--handler")
     status, screen = on_terminal(*arguments, "mirror", "--options", ".field('a', 1.0)")
     assert (status, screen.count("\x1b[33m+a=1.0\x1b[0m")) == (0, 2)
 
 
 def test_progress_is_shown_after_a_second(tmp_path: Path) -> None:
-    """On a terminal, where results go elsewhere; a quick replay shows none."""
     with open(tmp_path / "out", "wb") as out:
         udf = ("--handler", "mirror", "--limit", "4", "--speed")
         _, screen = on_terminal(STREAM, *udf, "2", stdout=out)
@@ -459,7 +436,6 @@ def test_progress_is_shown_after_a_second(tmp_path: Path) -> None:
 
 
 def test_nobody_reading_ends_it_quietly(tmp_path: Path) -> None:
-    """As with `| head`: no message, no traceback, no wait for the rest."""
     path = tmp_path / "lines"
     path.write_text("".join(f"m x=1 {number}\n" for number in range(100_000)))
     process = subprocess.Popen(
@@ -478,7 +454,6 @@ def test_nobody_reading_ends_it_quietly(tmp_path: Path) -> None:
 
 
 def test_output_that_cannot_be_written() -> None:
-    """As on a full disk."""
     line = " ".join([*KAPUDF, "replay", STREAM, "--handler", "mirror", ">/dev/full"])
     result = subprocess.run(
         ["/bin/sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S, check=False
@@ -488,14 +463,12 @@ def test_output_that_cannot_be_written() -> None:
 
 
 def test_a_snapshot_that_cannot_be_written() -> None:
-    """The points have come back, and the status says that the rest has not."""
     udf = ("--handler", "moving-average", "--options", ".field('usage_idle').size(2)")
     said = failure(STREAM, *udf, "--limit", "1", "--snapshot-to", "/dev/full")
     assert said == "/dev/full: the snapshot cannot be written: No space left on device"
 
 
 def test_tags_to_group_by_may_have_blanks_between_them() -> None:
-    """As people write them in a TICKscript."""
     shape = ("--limit", "1", "--format", "json")
     (shown,) = replayed(
         STREAM, "--handler", "mirror", *shape, "--group-by", "host, cpu"
@@ -504,7 +477,6 @@ def test_tags_to_group_by_may_have_blanks_between_them() -> None:
 
 
 def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
-    """The UDF is timed only while it is waited for."""
     path = tmp_path / "lines"
     path.write_text("".join(f"m x=1 {number}\n" for number in range(60_000)))
     process = subprocess.Popen(
@@ -579,12 +551,10 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_before_init(arguments: tuple[str, ...], problem: str) -> None:
-    """With status 2, and what to do instead."""
     assert failure(*arguments, status=2).startswith(problem)
 
 
 def test_every_precision_can_be_named() -> None:
-    """The command lists them itself, so as not to wait for the parser."""
     (option,) = [each for each in command.params if each.name == "precision"]
     assert isinstance(option.type, click.Choice)
     assert list(option.type.choices) == list(PRECISIONS)
@@ -597,7 +567,6 @@ ILL_FORMED = b"m x=1 1\nm x=\nm x=2u 2\nm x=3 3\n"
 
 
 def test_an_ill_formed_line_ends_the_replay(tmp_path: Path) -> None:
-    """What was before it has gone through; the error has file, line and reason."""
     path = tmp_path / "lines"
     path.write_bytes(ILL_FORMED)
     result = replay(str(path), "--handler", "mirror")
@@ -607,7 +576,6 @@ def test_an_ill_formed_line_ends_the_replay(tmp_path: Path) -> None:
 
 
 def test_ill_formed_lines_are_skipped_and_counted() -> None:
-    """Each with its reason, and the replay fails."""
     unsigned = "field 'x': '2u': Kapacitor 1.5 refuses unsigned integers; write it with an i"
     result = replay("-", "--handler", "mirror", "--keep-going", stdin=ILL_FORMED)
     assert (result.returncode, result.stdout) == (1, "m x=1.0 1\nm x=3.0 3\n")
@@ -619,7 +587,6 @@ def test_ill_formed_lines_are_skipped_and_counted() -> None:
 
 
 def test_many_ill_formed_lines_do_not_fill_the_screen() -> None:
-    """The first ten are told, and all are counted."""
     result = replay("-", "--handler", "mirror", "--keep-going", stdin=b"m x=\n" * 1000)
     assert result.stderr.count("skipped: standard input: line") == 10
     assert "skipped: more lines, which are only counted" in result.stderr
@@ -627,7 +594,6 @@ def test_many_ill_formed_lines_do_not_fill_the_screen() -> None:
 
 
 def test_a_recording_that_is_cut_off_is_told(tmp_path: Path) -> None:
-    """Whatever --keep-going says: there is no going on."""
     path = tmp_path / "recording"
     path.write_bytes(recordings.STREAM.read_bytes()[:-100])
     problem = failure(str(path), "--handler", "mirror", "--keep-going")
@@ -655,12 +621,10 @@ def test_a_recording_that_is_cut_off_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_a_udf_that_does_not_begin(udf: tuple[str, ...], problem: str) -> None:
-    """The message says which, and why."""
     assert failure(STREAM, *udf).startswith(problem)
 
 
 def test_a_snapshot_that_the_udf_refuses(handlers: str, tmp_path: Path) -> None:
-    """As it would fail the task in Kapacitor, which restores no empty snapshot."""
     snapshot = tmp_path / "snapshot"
     snapshot.write_bytes(b"foreign")
     udf = ("--handler", f"{handlers}:RefusesRestore")
@@ -719,7 +683,6 @@ def handlers(tmp_path: Path) -> str:
 
 
 def test_a_handler_that_cannot_be_made(handlers: str) -> None:
-    """Its exception is told once."""
     assert failure(STREAM, "--handler", f"{handlers}:CannotBeMade") == (
         f"{handlers}:CannotBeMade: the UDF answered with an error: "
         "CannotBeMade.__init__ raised LookupError: no model"
@@ -727,7 +690,6 @@ def test_a_handler_that_cannot_be_made(handlers: str) -> None:
 
 
 def test_a_handler_that_raises(handlers: str) -> None:
-    """What came before it is printed, and the error is what Kapacitor would show."""
     result = replay("-", "--handler", f"{handlers}:Raises", stdin=b"m x=1 1\nm x=1 2\nm x=1 3\n")
     assert (result.returncode, result.stdout) == (1, "m x=1.0 1\nm x=1.0 2\n")
     assert result.stderr.splitlines()[-1] == (
@@ -736,7 +698,6 @@ def test_a_handler_that_raises(handlers: str) -> None:
 
 
 def test_a_process_that_dies(handlers: str) -> None:
-    """With its status, the last that it said, and what Kapacitor makes of it."""
     command = " ".join([*KAPUDF, "exec", "--handler", f"{handlers}:Exits"])
     problem = failure(STREAM, "--exec", command, "--speed", "0.1")
     assert problem.startswith("the UDF closed the connection before the end of the data")
@@ -781,7 +742,6 @@ WANT_BATCHES = {
 def test_a_udf_that_does_wrong_is_told_what_to_mend(
     peer: str, problem: str, tmp_path: Path
 ) -> None:
-    """Each script of tests/peers does one thing wrong; what crashes kapacitord is called that."""
     name = f"{sys.executable} -m tests.peers.{peer}"
     windows = ("--window", "10s") if peer in WANT_BATCHES else ()
     # Python takes its time to start where much else runs.
@@ -794,7 +754,6 @@ def test_a_udf_that_does_wrong_is_told_what_to_mend(
 
 
 def test_a_udf_that_hangs_is_told_of(tmp_path: Path) -> None:
-    """It does not even answer keepalives: Kapacitor would abort the task."""
     script = tmp_path / "hangs.py"
     script.write_text(
         "import os\n"
@@ -825,7 +784,6 @@ def test_a_udf_that_hangs_is_told_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["setup", "stop"])
 def test_a_slow_handler_is_not_said_to_end_its_task(tmp_path: Path, method: str) -> None:
-    """Served, kapudf sends heartbeats while it is busy."""
     script = tmp_path / "slow.py"
     script.write_text(
         "import threading\n"
@@ -845,13 +803,11 @@ def test_a_slow_handler_is_not_said_to_end_its_task(tmp_path: Path, method: str)
 
 
 def test_a_udf_that_swallows_points_shows_in_the_diff(handlers: str) -> None:
-    """It breaks no rule, and still did not do what it should."""
     output = replayed(STREAM, "--handler", f"{handlers}:Swallows", "--diff")
     assert output.splitlines()[-1].endswith("did not come back")
 
 
 def test_grouped_points_keep_their_groups() -> None:
-    """Nothing of a mirror's points is new, lost or changed, whatever they are grouped by."""
     output = replayed(STREAM, "--handler", "mirror", "--group-by", "host,cpu", "--diff")
     assert output.splitlines()[-1] == "# 550 as they were"
     assert grouped(lines("m,host=a x=1 1"), "host")[0].group == "host=a"

@@ -181,7 +181,6 @@ def sources(short_folder: Path) -> Sources:
 
 
 def test_two_flags_are_enough(socket_path: str) -> None:
-    """Without anything else the defaults count."""
     with serving("--socket", socket_path, "--handler", "mirror") as process:
         assert observed(process, socket_path) == {
             "handler": "Mirror",
@@ -194,13 +193,11 @@ def test_two_flags_are_enough(socket_path: str) -> None:
 
 
 def test_the_file_beats_the_defaults(sources: Sources) -> None:
-    """With a file alone, everything is as it says."""
     with serving(*sources.config(*sources.in_file)) as process:
         assert observed(process, sources.in_file["socket"]) == shown(sources.in_file)
 
 
 def test_the_environment_beats_the_file(sources: Sources) -> None:
-    """A KAPUDF_ variable counts where the file says otherwise."""
     arguments = sources.config(*sources.in_file)
     with serving(*arguments, env=sources.environment(*sources.in_environment)) as process:
         found = observed(process, sources.in_environment["socket"])
@@ -208,21 +205,18 @@ def test_the_environment_beats_the_file(sources: Sources) -> None:
 
 
 def test_flags_beat_the_environment_and_the_file(sources: Sources) -> None:
-    """A flag counts whatever else says otherwise."""
     arguments = [*sources.config(*sources.in_file), *sources.flags(*sources.in_flags)]
     with serving(*arguments, env=sources.environment(*sources.in_environment)) as process:
         assert observed(process, sources.in_flags["socket"]) == shown(sources.in_flags)
 
 
 def test_the_environment_alone_is_enough(sources: Sources) -> None:
-    """A container can be told everything without a flag or a file."""
     with serving(env=sources.environment(*sources.in_environment)) as process:
         found = observed(process, sources.in_environment["socket"])
     assert found == shown(sources.in_environment)
 
 
 def test_each_setting_comes_from_the_strongest_source_that_has_it(sources: Sources) -> None:
-    """Sources are merged setting by setting, not one replacing another."""
     arguments = [
         *sources.config("handler", "socket", "socket_mode", "grace_period_s"),
         *sources.flags("socket_mode"),
@@ -238,7 +232,6 @@ def test_each_setting_comes_from_the_strongest_source_that_has_it(sources: Sourc
 
 
 def test_the_file_may_be_named_by_the_environment(sources: Sources) -> None:
-    """KAPUDF_CONFIG is as good as --config."""
     _, file = sources.config(*sources.in_file)
     with serving(env={"KAPUDF_CONFIG": file}) as process:
         assert process.event("listening")["socket"] == sources.in_file["socket"]
@@ -267,7 +260,6 @@ def test_whether_stale_sockets_are_removed_has_the_same_order(
     *,
     removed: bool,
 ) -> None:
-    """A setting of yes or no can be turned on and off by each stronger source."""
     in_file, variable, flag = said
     leave_stale(socket_path)
     function: dict[str, object] = {"handler": "mirror", "socket": socket_path}
@@ -322,7 +314,6 @@ def test_the_log_level_has_the_same_order(
     *,
     traceback: bool,
 ) -> None:
-    """The traceback of a failed import shows whether debug counts."""
     logged = import_failure(short_folder, in_file, variable, flag, "log_level")
     assert ("Traceback" in logged) is traceback
 
@@ -356,7 +347,6 @@ def test_the_log_format_has_the_same_order(
 
 
 def test_one_process_serves_every_function_of_the_file(short_folder: Path) -> None:
-    """Each has its socket, handler and settings, and is listed in the log."""
     captured = plugin("captured.py")
     first, second = str(short_folder / "1.sock"), str(short_folder / "2.sock")
     file = write_config(
@@ -380,7 +370,6 @@ def test_one_process_serves_every_function_of_the_file(short_folder: Path) -> No
 
 
 def test_a_flag_counts_for_every_function(short_folder: Path) -> None:
-    """A mode on the command line is that of all sockets."""
     paths = [str(short_folder / f"{number}.sock") for number in range(3)]
     functions = {
         f"f{number}": {"handler": "mirror", "socket": path, "socket_mode": "0600"}
@@ -396,7 +385,6 @@ def test_a_flag_counts_for_every_function(short_folder: Path) -> None:
 def test_a_flag_for_one_function_is_refused_where_there_are_several(
     short_folder: Path, flag: str
 ) -> None:
-    """Which one is meant is not for kapudf to guess."""
     functions = {
         name: {"handler": "mirror", "socket": str(short_folder / name)} for name in ("a", "b")
     }
@@ -408,7 +396,6 @@ def test_a_flag_for_one_function_is_refused_where_there_are_several(
 
 @pytest.mark.parametrize("handler", ["miror", "kapudf_handlers.mirror:Miror"])
 def test_where_one_function_cannot_be_served_none_is(short_folder: Path, handler: str) -> None:
-    """What was bound before the fault was found is given up again."""
     file = write_config(
         short_folder,
         {
@@ -423,7 +410,6 @@ def test_where_one_function_cannot_be_served_none_is(short_folder: Path, handler
 
 
 def test_a_function_is_called_after_its_socket(short_folder: Path) -> None:
-    """Without a file, the log has the name that the socket's suggests."""
     path = str(short_folder / "my-mirror.sock")
     with serving("--socket", path, "--handler", "mirror") as process:
         assert process.event("listening")["function"] == "my_mirror"
@@ -434,7 +420,6 @@ def test_a_function_is_called_after_its_socket(short_folder: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--socket", "/x.sock"], ["--handler", "mirror"]])
 def test_without_a_function_there_is_nothing_to_serve(arguments: list[str]) -> None:
-    """The message names the two ways to say what is to be served."""
     said = refusal(*arguments)
     assert "give --socket and --handler, or a --config file" in said
 
@@ -460,7 +445,6 @@ WRONG = [
 def test_a_wrong_flag_is_named_with_what_it_takes(
     socket_path: str, name: str, value: str, expected: str
 ) -> None:
-    """The message has the flag, the value and what would be right."""
     said = refusal("--socket", socket_path, "--handler", "mirror", f"--{name}={value}")
     assert f"Invalid value for '--{name}'" in said
     assert value in said
@@ -474,7 +458,6 @@ def test_a_wrong_flag_is_named_with_what_it_takes(
 def test_a_wrong_variable_is_named_with_what_it_takes(
     socket_path: str, name: str, value: str, expected: str
 ) -> None:
-    """The message says that the environment is at fault, not a flag that nobody gave."""
     variable = f"KAPUDF_{name.upper().replace('-', '_')}"
     said = refusal("--socket", socket_path, "--handler", "mirror", env={variable: value})
     assert variable in said
@@ -484,14 +467,12 @@ def test_a_wrong_variable_is_named_with_what_it_takes(
 
 @pytest.mark.parametrize("name", ["socket", "handler"])
 def test_an_empty_flag_is_refused(socket_path: str, name: str) -> None:
-    """An empty text, as of a shell variable not set, is no path and no handler."""
     good = {"socket": socket_path, "handler": "mirror"}
     arguments = [f"--{key}={'' if key == name else value}" for key, value in good.items()]
     assert f"Invalid value for '--{name}'" in refusal(*arguments)
 
 
 def test_a_fault_of_the_file_is_a_line_with_its_place(short_folder: Path) -> None:
-    """Each fault has the file, the path in it and, for a typo, the likely word."""
     file = write_config(
         short_folder,
         {"mirror": {"handler": "mirror", "socket": "/x.sock", "sockt_group": "x"}},
@@ -504,7 +485,6 @@ def test_a_fault_of_the_file_is_a_line_with_its_place(short_folder: Path) -> Non
 
 
 def test_a_missing_file_is_a_line(short_folder: Path) -> None:
-    """The line has the file and the reason."""
     file = short_folder / "no.yaml"
     assert refusal("--config", str(file)) == (
         f"Error: {file}: cannot be read: No such file or directory\n"
@@ -513,7 +493,6 @@ def test_a_missing_file_is_a_line(short_folder: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--socket", "--handler"])
 def test_a_name_that_is_not_utf_8_is_a_wrong_call(socket_path: str, option: str) -> None:
-    """Linux takes any bytes for an argument; the settings go to workers as text."""
     name = os.fsdecode(b"/n\xff")
     arguments = {"--socket": socket_path, "--handler": "mirror", option: name}
     said = refusal(*itertools.chain.from_iterable(arguments.items()))
@@ -521,7 +500,6 @@ def test_a_name_that_is_not_utf_8_is_a_wrong_call(socket_path: str, option: str)
 
 
 def test_a_folder_that_is_gone_is_a_wrong_place_for_a_relative_path(tmp_path: Path) -> None:
-    """As of a terminal that stayed in a folder which was removed meanwhile."""
     gone = tmp_path / "gone"
     gone.mkdir()
     program = (
@@ -540,7 +518,6 @@ def test_a_folder_that_is_gone_is_a_wrong_place_for_a_relative_path(tmp_path: Pa
 
 
 def test_an_unknown_group_is_a_line(socket_path: str) -> None:
-    """It was asked well, and failed: the group may be there tomorrow."""
     arguments = ["--socket", socket_path, "--handler", "mirror", "--socket-group", "no-such-group"]
     said = refusal(*arguments, status=1)
     assert said == (
@@ -550,7 +527,6 @@ def test_an_unknown_group_is_a_line(socket_path: str) -> None:
 
 
 def test_a_path_that_is_served_is_a_line_with_the_process(socket_path: str) -> None:
-    """The second server names the first, which serves on."""
     arguments = ["--socket", socket_path, "--handler", "mirror"]
     with serving(*arguments) as first:
         said = refusal(*arguments, "--remove-stale", status=1)
@@ -576,7 +552,6 @@ def serve_with(folder: Path, handler: str, *arguments: str, status: int) -> str:
 
 
 def test_an_unknown_handler_brings_the_known_ones_and_the_nearest(short_folder: Path) -> None:
-    """One line, and the exit status of a wrong call."""
     install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     said = serve_with(short_folder, "miror", status=2)
     assert said.startswith(
@@ -587,7 +562,6 @@ def test_an_unknown_handler_brings_the_known_ones_and_the_nearest(short_folder: 
 
 
 def test_an_import_failure_is_one_line(short_folder: Path) -> None:
-    """It has the plugin, its distribution and the cause, and says how to see more."""
     install(
         short_folder,
         "acme-udfs",
@@ -604,7 +578,6 @@ def test_an_import_failure_is_one_line(short_folder: Path) -> None:
 
 
 def test_an_import_failure_has_its_traceback_at_debug(short_folder: Path) -> None:
-    """The way to see more that the line names leads to the very line at fault."""
     install(
         short_folder,
         "acme",
@@ -626,7 +599,6 @@ def test_an_import_failure_has_its_traceback_at_debug(short_folder: Path) -> Non
 
 
 def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path) -> None:
-    """The line names both, and what to do."""
     install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     install(short_folder, "rival", {"plain": "rival_plain:Plain"}, {"rival_plain": PLAIN})
     assert serve_with(short_folder, "plain", status=2) == (
@@ -647,7 +619,6 @@ def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path
     ],
 )
 def test_what_is_no_handler_is_refused(short_folder: Path, handler: str, problem: str) -> None:
-    """The line says what is wrong with what was named."""
     (short_folder / "acme_plain.py").write_text(PLAIN)
     said = serve_with(short_folder, handler, status=2)
     assert said.startswith("Error: handler '")
@@ -659,7 +630,6 @@ def test_what_is_no_handler_is_refused(short_folder: Path, handler: str, problem
 
 
 def test_an_installed_handler_of_a_stranger_is_served(short_folder: Path, socket_path: str) -> None:
-    """An entry point is all it takes."""
     install(short_folder, "acme", {"plain": "acme_plain:Plain"}, {"acme_plain": PLAIN})
     arguments = ["--socket", socket_path, "--handler", "plain"]
     with serving(*arguments, env=environment(short_folder)) as process:
@@ -669,7 +639,6 @@ def test_an_installed_handler_of_a_stranger_is_served(short_folder: Path, socket
 def test_a_class_of_a_module_in_the_current_folder_is_served(
     short_folder: Path, socket_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`module:Class` works where one is at work, however kapudf was started."""
     (short_folder / "at_hand.py").write_text(PLAIN)
     monkeypatch.chdir(short_folder)
     # The console script does not put the current folder on the path, unlike `python -m`.
@@ -682,7 +651,6 @@ def test_a_class_of_a_module_in_the_current_folder_is_served(
 def test_a_class_of_a_file_is_served(
     short_folder: Path, socket_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`file.py:Class` works with a relative path and with a module beside the file."""
     (short_folder / "inner").mkdir()
     (short_folder / "inner" / "helper_beside.py").write_text("OK = True\n")
     (short_folder / "inner" / "udf.py").write_text(f"from helper_beside import OK\n{PLAIN}")
@@ -695,7 +663,6 @@ def test_a_class_of_a_file_is_served(
 def test_a_relative_socket_is_where_the_server_was_started(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log has the absolute path, which is what Kapacitor must be told."""
     monkeypatch.chdir(short_folder)
     with serving("--socket", "udf.sock", "--handler", "mirror") as process:
         assert process.event("listening")["socket"] == os.path.abspath("udf.sock")
@@ -703,7 +670,6 @@ def test_a_relative_socket_is_where_the_server_was_started(
 
 
 def test_help_shows_every_default() -> None:
-    """What a flag does if it is not given stands beside it, and where else it can be set."""
     text = " ".join(run("--help").stdout.split())
     for default in ("0660", "keep", "67108864", "10", "auto", "info", "that of the process"):
         assert f"[default: {default}]" in text
@@ -715,7 +681,6 @@ def test_help_shows_every_default() -> None:
 
 
 def test_where_the_system_lacks_what_workers_need_one_process_serves(socket_path: str) -> None:
-    """It says so, once; nobody else has to know."""
     arguments = ["--socket", socket_path, "--handler", "mirror"]
     with ServeProcess(*arguments, kapudf=ELSEWHERE) as process:
         process.ready()
@@ -734,7 +699,6 @@ def test_where_the_system_lacks_what_workers_need_one_process_serves(socket_path
 
 
 def test_where_there_can_be_no_workers_there_is_no_reload(socket_path: str) -> None:
-    """Which a person should know before the first change of the code."""
     result = subprocess.run(
         [*ELSEWHERE, "serve", "--socket", socket_path, "--handler", "mirror", "--reload"],
         stdin=subprocess.DEVNULL,
@@ -748,7 +712,6 @@ def test_where_there_can_be_no_workers_there_is_no_reload(socket_path: str) -> N
 
 
 def test_a_crash_of_the_interpreter_without_workers_leaves_its_stack(socket_path: str) -> None:
-    """There is no supervisor that could log it."""
     handler = plugin("talkative.py:Aborting")
     with ServeProcess("--socket", socket_path, "--handler", handler, "--workers", "0") as process:
         process.ready()

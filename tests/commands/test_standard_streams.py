@@ -31,7 +31,6 @@ def answers(path: str) -> bool:
 
 @pytest.mark.parametrize("streams", CLOSED)
 def test_serve_needs_no_standard_streams(socket_path: str, streams: str) -> None:
-    """It serves, and none of its sockets has the number of one."""
     command = f'exec "$@" {CLOSED[streams]}'
     serve = [*KAPUDF, "serve", "--socket", socket_path, "--handler", "mirror"]
     process = subprocess.Popen(["/bin/sh", "-c", command, "sh", *serve], stderr=subprocess.DEVNULL)
@@ -50,7 +49,6 @@ def test_serve_needs_no_standard_streams(socket_path: str, streams: str) -> None
 def test_probe_answers_a_terminal_that_lacks_its_letters(
     serve: Callable[..., ServeProcess], socket_path: str, encoding: str
 ) -> None:
-    """What cannot be shown is escaped, which JSON reads back as it was."""
     serve("mirror")
     command = [*KAPUDF, "probe", "--socket", socket_path]
     env = {**os.environ, "PYTHONIOENCODING": encoding}
@@ -70,7 +68,6 @@ def test_probe_answers_a_terminal_that_lacks_its_letters(
     [["--help"], ["--version"], ["serve", "--help"], ["list-handlers"], ["new", "full"]],
 )
 def test_a_full_disk_under_stdout_is_a_line(arguments: list[str], tmp_path: Path) -> None:
-    """No traceback, and the exit status says that it failed."""
     with open("/dev/full", "wb") as full:
         told = subprocess.run(
             [*KAPUDF, *arguments],

@@ -48,7 +48,6 @@ def state_is(wanted: str) -> Callable[[dict[str, Any]], bool]:
 def test_the_table_has_the_function_its_workers_and_its_connections(
     serve: Serve, socket_path: str
 ) -> None:
-    """Each with what it has done and how it does."""
     process = serve("mirror", "--workers", "2")
     with task(socket_path) as side:
         for number in range(3):
@@ -78,7 +77,6 @@ def test_the_table_has_the_function_its_workers_and_its_connections(
 
 
 def test_json_has_the_same_for_machines(serve: Serve, socket_path: str) -> None:
-    """One object on one line."""
     process = serve("mirror")
     with task(socket_path):
         await_status(socket_path, state_is("idle"))
@@ -99,7 +97,6 @@ def test_json_has_the_same_for_machines(serve: Serve, socket_path: str) -> None:
 
 
 def test_before_init_a_connection_has_no_task(serve: Serve, socket_path: str) -> None:
-    """It is shown all the same."""
     serve("mirror")
     with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S):
         await_status(socket_path, lambda status: status["connections"])
@@ -117,7 +114,6 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_busy_handler_shows(serve: Serve, socket_path: str, gate: Path) -> None:
-    """And for how long, from a second on."""
     os.mkfifo(f"{gate}.point")
     serve(plugin("laden.py:HeldUp"))
     with task(socket_path) as side:
@@ -134,7 +130,6 @@ def test_a_busy_handler_shows(serve: Serve, socket_path: str, gate: Path) -> Non
 
 
 def test_a_kapacitor_that_does_not_read_shows(serve: Serve, socket_path: str) -> None:
-    """It is not the handler that is slow."""
     serve("mirror")
     with task(socket_path) as side:
         flood = REQUESTS.encode(Point(name="x" * 1000)) * 5000
@@ -147,7 +142,6 @@ def test_a_kapacitor_that_does_not_read_shows(serve: Serve, socket_path: str) ->
 
 
 def test_a_connection_without_a_worker_shows(serve: Serve, socket_path: str, gate: Path) -> None:
-    """While a new worker is on its way, which here takes as long as the test wants."""
     process = serve(plugin("laden.py:HeldUp"))
     with task(socket_path) as side:
         os.mkfifo(f"{gate}.import")
@@ -166,7 +160,6 @@ def test_a_connection_without_a_worker_shows(serve: Serve, socket_path: str, gat
 
 
 def test_a_handover_shows(serve: Serve, socket_path: str, gate: Path) -> None:
-    """While the new handler takes the state of the old."""
     process = serve(plugin("laden.py:HeldUp"))
     with task(socket_path) as side:
         side.send(Point(time=1))
@@ -185,7 +178,6 @@ def test_a_handover_shows(serve: Serve, socket_path: str, gate: Path) -> None:
 def test_the_control_socket_has_the_access_rights_of_the_functions_own(
     serve: Serve, socket_path: str
 ) -> None:
-    """Mode and group are the same."""
     serve("mirror", "--socket-mode", "0640")
     own, control = os.stat(socket_path), os.stat(f"{socket_path}.control")
     assert stat.S_ISSOCK(control.st_mode)
@@ -197,7 +189,6 @@ def test_the_control_socket_has_the_access_rights_of_the_functions_own(
 def test_who_may_not_feed_the_function_may_not_ask(
     serve: Serve, socket_path: str, short_folder: Path
 ) -> None:
-    """The refusal is a line that says so."""
     short_folder.chmod(0o755)
     serve("mirror")
     asked = run_unprivileged(
@@ -212,7 +203,6 @@ def test_who_may_not_feed_the_function_may_not_ask(
 
 
 def test_no_such_socket_is_a_line(socket_path: str) -> None:
-    """It says what may be missing."""
     assert kapudf("status", "--socket", socket_path, status=1) == (
         f"Error: {socket_path}: there is no {socket_path}.control to ask; "
         "is `kapudf serve` running here, with workers?\n"
@@ -220,7 +210,6 @@ def test_no_such_socket_is_a_line(socket_path: str) -> None:
 
 
 def test_a_server_that_has_stopped_leaves_no_socket_to_ask(serve: Serve, socket_path: str) -> None:
-    """Neither its own nor the one beside it."""
     process = serve("mirror")
     assert process.stop() == 0
     assert "is `kapudf serve` running" in kapudf("status", "--socket", socket_path, status=1)
@@ -228,7 +217,6 @@ def test_a_server_that_has_stopped_leaves_no_socket_to_ask(serve: Serve, socket_
 
 
 def test_a_socket_that_nobody_serves_is_a_line(socket_path: str) -> None:
-    """As is left over after a kill."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left_over:
         left_over.bind(f"{socket_path}.control")
     said = kapudf("status", "--socket", socket_path, status=1)
@@ -246,7 +234,6 @@ def test_a_socket_that_nobody_serves_is_a_line(socket_path: str) -> None:
     ],
 )
 def test_an_answer_that_is_none_is_a_line(socket_path: str, answer: bytes, cause: str) -> None:
-    """Whoever listens there, it is not kapudf, or not in good health."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(f"{socket_path}.control")
         listener.listen()
@@ -277,7 +264,6 @@ def test_an_answer_that_is_none_is_a_line(socket_path: str, answer: bytes, cause
 def test_a_request_that_is_none_hurts_nobody(
     serve: Serve, socket_path: str, request_bytes: bytes, answer: bytes
 ) -> None:
-    """It is answered with what there is to ask, or not at all, and the function is served on."""
     serve("mirror")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
         asker.settimeout(PATIENCE_S)

@@ -42,7 +42,6 @@ def maps_with(point: Point, name: str) -> int:
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_an_absent_field_is_set_with_its_type(udf: StartTask, kind: str) -> None:
-    """The new field has the type of the option, and the others are what they were."""
     options, value = OPTIONS[kind]
     (out,) = udf(Default, options).send(*lines("m y=1i 10")).points
     assert get_fields(out) == {"y": 1, "x": value}
@@ -54,7 +53,6 @@ def test_an_absent_field_is_set_with_its_type(udf: StartTask, kind: str) -> None
 def test_a_field_that_is_there_stays_whatever_its_type(
     udf: StartTask, kind: str, present: str
 ) -> None:
-    """Zero, FALSE and the empty string are there too, and so is a field of another type."""
     text, value = THERE[present]
     (out,) = udf(Default, OPTIONS[kind][0]).send(*lines(f"m x={text} 10")).points
     assert get_fields(out) == {"x": value}
@@ -63,7 +61,6 @@ def test_a_field_that_is_there_stays_whatever_its_type(
 
 
 def test_a_tag_is_set_where_it_is_absent_or_empty(udf: StartTask) -> None:
-    """Only a tag with a value stays, as with DefaultNode."""
     without, full, empty = lines("m y=1i 10", "m,host=a y=1i 20", "m,host=a y=1i 30")
     empty.tags["host"] = ""
     out = udf(Default, DefaultOptions(tag=[("host", "none")])).send(without, full, empty)
@@ -71,7 +68,6 @@ def test_a_tag_is_set_where_it_is_absent_or_empty(udf: StartTask) -> None:
 
 
 def test_every_option_may_be_repeated(udf: StartTask) -> None:
-    """All the defaults of all the calls are there, in one point."""
     options = DefaultOptions(
         field=[("f1", 1.0), ("f2", 2.0)],
         field_int=[("i1", 1), ("i2", 2)],
@@ -88,7 +84,6 @@ def test_every_option_may_be_repeated(udf: StartTask) -> None:
 
 
 def test_points_come_in_their_order_and_each_is_looked_at_alone(udf: StartTask) -> None:
-    """What one point lacks is set on that one, and none overtakes another."""
     texts = [f"m {'x' if n % 3 else 'y'}={n}.5 {n}" for n in range(200)]
     out = udf(Default, DefaultOptions(field=[("x", -1.0)])).send(*lines(*texts)).points
     assert [point.time for point in out] == list(range(200))
@@ -98,7 +93,6 @@ def test_points_come_in_their_order_and_each_is_looked_at_alone(udf: StartTask) 
 
 
 def test_without_options_nothing_changes(udf: StartTask) -> None:
-    """The recording comes back as it was."""
     points = grouped(recordings.read_stream(recordings.STREAM), "host")
     wanted = [point.SerializeToString(deterministic=True) for point in points]
     out = udf(Default).send(*points).points
@@ -106,7 +100,6 @@ def test_without_options_nothing_changes(udf: StartTask) -> None:
 
 
 def test_it_declares_the_calls_of_each_type(udf: StartTask) -> None:
-    """A stream goes in and comes out, and the names are TICKscript's."""
     info = udf(Default).info()
     assert (info.wants, info.provides) == (STREAM, STREAM)
     assert sorted(info.options) == ["field", "fieldBool", "fieldInt", "fieldString", "tag"]

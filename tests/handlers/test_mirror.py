@@ -33,7 +33,6 @@ def batch_of(*texts: str) -> Batch:
 
 
 def test_a_recorded_stream_comes_back_equal(udf: StartTask) -> None:
-    """Every point of the recording is what it was, and in its place."""
     points = grouped(recordings.read_stream(recordings.STREAM), "host")
     wanted = copies(points)
     assert len(wanted) == 550
@@ -41,7 +40,6 @@ def test_a_recorded_stream_comes_back_equal(udf: StartTask) -> None:
 
 
 def test_recorded_batches_come_back_equal(udf: StartTask) -> None:
-    """Every batch of the recording is what it was, with name, tags, group, tmax and points."""
     batches = recordings.read_batches(recordings.BATCH)
     wanted = recordings.read_batches(recordings.BATCH)
     assert len(wanted) == 30
@@ -51,14 +49,12 @@ def test_recorded_batches_come_back_equal(udf: StartTask) -> None:
 
 
 def test_a_batch_without_points_comes_back(udf: StartTask) -> None:
-    """Its begin and end arrive, though there is nothing between them."""
     batch = Batch("cpu", [], {"host": "a"}, "host=a", 1_600_000_000_000_000_001)
     assert udf(BatchMirror).send(batch).batches == [batch]
 
 
 @pytest.mark.parametrize("name", ["f", "i", "s", "b", "new"])
 def test_a_field_is_a_float_whatever_had_its_name(udf: StartTask, name: str) -> None:
-    """The field of another type is gone, and all other fields are what they were."""
     (point,) = lines(ALL_TYPES)
     wanted = {**get_fields(point), name: 42.0}
     (out,) = udf(Mirror, MirrorOptions(field=[(name, 42.0)])).send(point).points
@@ -69,14 +65,12 @@ def test_a_field_is_a_float_whatever_had_its_name(udf: StartTask, name: str) -> 
 
 
 def test_a_tag_is_set_over_the_one_that_was_there(udf: StartTask) -> None:
-    """One tag is new, one has another value, and one stays."""
     options = MirrorOptions(tag=[("host", "b"), ("new", "ü")])
     (out,) = udf(Mirror, options).send(*lines("cpu,host=a,rack=1 f=1.0 10")).points
     assert dict(out.tags) == {"host": "b", "rack": "1", "new": "ü"}
 
 
 def test_fields_and_tags_may_be_set_together_and_repeatedly(udf: StartTask) -> None:
-    """Every call counts, and of two with one name the later."""
     options = MirrorOptions(
         field=[("x", 1.0), ("y", -0.5), ("x", 2.0)], tag=[("t", "1"), ("u", "2"), ("t", "3")]
     )
@@ -86,14 +80,12 @@ def test_fields_and_tags_may_be_set_together_and_repeatedly(udf: StartTask) -> N
 
 
 def test_without_options_a_point_is_untouched(udf: StartTask) -> None:
-    """It is equal in every part, its group included."""
     points = grouped(lines(ALL_TYPES), "host")
     wanted = copies(points)
     assert udf(Mirror).send(*points).points == wanted
 
 
 def test_a_batch_mirror_sets_both_on_each_point_and_keeps_the_batch(udf: StartTask) -> None:
-    """The points change, and the batch around them does not."""
     batch = batch_of("cpu,host=a f=1.0 10", "cpu,host=a f=2.0 20")
     options = MirrorOptions(field=[("x", 0.5)], tag=[("checked", "yes")])
     (out,) = udf(BatchMirror, options).send(batch).batches
@@ -107,7 +99,6 @@ def test_a_batch_mirror_sets_both_on_each_point_and_keeps_the_batch(udf: StartTa
 def test_a_mirror_declares_its_edges_and_options(
     udf: StartTask, handler: type[Handler], edge: int
 ) -> None:
-    """What goes in and what comes out is of one kind."""
     info = udf(handler).info()
     assert (info.wants, info.provides) == (edge, edge)
     assert sorted(info.options) == ["field", "tag"]
@@ -115,7 +106,6 @@ def test_a_mirror_declares_its_edges_and_options(
 
 @pytest.mark.parametrize("handler", [Mirror, BatchMirror])
 def test_a_field_that_is_no_float_is_refused_in_words(handler: type[Handler]) -> None:
-    """The sentence names the option, what it expects and what it got."""
     values = [OptionValue(type=STRING, stringValue="x"), OptionValue(type=INT, intValue=42)]
     with Task.of(handler) as task, pytest.raises(TaskFailedError) as failure:
         task.init_raw(InitRequest(options=[Option(name="field", values=values)]))
@@ -123,7 +113,6 @@ def test_a_field_that_is_no_float_is_refused_in_words(handler: type[Handler]) ->
 
 
 def test_state_is_neither_kept_nor_needed(udf: StartTask) -> None:
-    """A mirror's snapshot is empty, and any snapshot is taken back."""
     task = udf(Mirror)
     assert task.snapshot() == b""
     task.restore(b"state")

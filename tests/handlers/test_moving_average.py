@@ -70,7 +70,6 @@ def assert_steady(mean: float, window: Sequence[float]) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 10, 64, 100, 255, 549, 550, 551, 1_000_000])
 def test_the_average_is_the_mean_of_the_last_points(udf: StartTask, size: int) -> None:
-    """Of a recorded field, at every point, also before as many as `size` have come."""
     points = recordings.read_stream(recordings.STREAM)
     values = [point.fieldsDouble["usage_idle"] for point in points]
     assert len(values) == 550
@@ -83,7 +82,6 @@ def test_the_average_is_the_mean_of_the_last_points(udf: StartTask, size: int) -
 @example(values=[1.0, 1e16, -1e16, 1.0, 1.0, 1.0], size=3)
 @settings(deadline=None)
 def test_no_error_outlives_the_values_in_the_window(values: list[float], size: int) -> None:
-    """Whatever has gone, the mean is as good as one of the values that are there."""
     window = Window()
     for recent in windows(values, size):
         assert_steady(window.mean_with(recent[-1], size), recent)
@@ -92,7 +90,6 @@ def test_no_error_outlives_the_values_in_the_window(values: list[float], size: i
 @given(size=SIZES, huge=st.sampled_from([1e16, -1e16, 1e300, 1e-300]), before=st.integers(0, 30))
 @settings(deadline=None)
 def test_a_value_that_has_gone_leaves_no_trace(size: int, huge: float, before: int) -> None:
-    """Ones average to exactly one, as soon as the last huge value is out of the window."""
     window = Window()
     for _ in range(before):
         window.mean_with(1.0, size)
@@ -102,7 +99,6 @@ def test_a_value_that_has_gone_leaves_no_trace(size: int, huge: float, before: i
 
 
 def test_nothing_drifts_in_ten_million_points() -> None:
-    """At the end the mean is as near the direct one as at the start, where a running sum is not."""
     size, rounds = 1000, 100
     # 100,003 is a prime: the cycle and the window's rounds never fall together.
     cycle = [math.sin(n) * (1e9 if n % 10_007 == 0 else 1.0) + 0.1 for n in range(100_003)]
@@ -129,7 +125,6 @@ def test_nothing_drifts_in_ten_million_points() -> None:
 def test_a_restored_task_goes_on_as_an_undisturbed_one(
     values: list[float], size: int, cut: int
 ) -> None:
-    """Wherever the cut is, every average after it is the same to the last bit."""
     points = series(values)
     with Task.of(MovingAverage) as task:
         task.init(options(size))
@@ -155,7 +150,6 @@ def test_a_restored_task_goes_on_as_an_undisturbed_one(
 def test_another_size_goes_on_with_the_last_values(
     values: list[float], sizes: tuple[int, int], more: list[float]
 ) -> None:
-    """A smaller window keeps the last ones; a larger one has those that the smaller had."""
     old, new = sizes
     with Task.of(MovingAverage) as task:
         task.init(options(old))
@@ -171,7 +165,6 @@ def test_another_size_goes_on_with_the_last_values(
 
 
 def test_sums_too_large_for_a_float_leave_the_average_out(udf: StartTask) -> None:
-    """The point itself passes, and the average is back once the huge values have gone."""
     huge = sys.float_info.max
     values = [1.0, huge, huge, 2.0, 2.0, 2.0, -huge, -huge, 3.0, 3.0, 3.0]
     out = udf(MovingAverage, options(2)).send(*series(values)).points
@@ -184,7 +177,6 @@ def test_sums_too_large_for_a_float_leave_the_average_out(udf: StartTask) -> Non
 
 @pytest.mark.parametrize("cut", range(1, 8))
 def test_a_snapshot_of_an_infinite_sum_is_taken_back(udf: StartTask, cut: int) -> None:
-    """Huge values in one group lose neither its own window nor that of another."""
     huge = sys.float_info.max
     points = series([1.0, huge, huge, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
     other = series([10.0, 20.0, 30.0], host="b")
@@ -201,14 +193,12 @@ def test_a_snapshot_of_an_infinite_sum_is_taken_back(udf: StartTask, cut: int) -
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_passes_and_does_not_count(udf: StartTask, odd: float) -> None:
-    """The averages are those of the other values, and the odd point has none."""
     out = udf(MovingAverage, options(2)).send(*series([1.0, odd, 3.0, 5.0])).points
     assert averages(out) == [1.0, None, 2.0, 4.0]
     assert out[1].fieldsDouble["value"] == pytest.approx(odd, nan_ok=True)
 
 
 def test_integers_are_averaged_too(udf: StartTask) -> None:
-    """The average is a float, and the integer stays one."""
     points = lines("m value=1i 10", "m value=2i 20", "m value=4.5 30")
     out = udf(MovingAverage, options(2)).send(*points).points
     assert averages(out) == [1.0, 1.5, 3.25]
@@ -217,7 +207,6 @@ def test_integers_are_averaged_too(udf: StartTask) -> None:
 
 @pytest.mark.parametrize("fields", ["other=1.0", 'value="12"', "value=true"])
 def test_a_point_without_a_number_passes_untouched(udf: StartTask, fields: str) -> None:
-    """It comes back byte for byte, and the averages around it do not know of it."""
     first, last = lines("m,host=a value=1.0 10", "m,host=a value=3.0 30")
     (untouched,) = lines(f"m,host=a {fields},avg=7i 20")
     wanted = untouched.SerializeToString(deterministic=True)
@@ -227,7 +216,6 @@ def test_a_point_without_a_number_passes_untouched(udf: StartTask, fields: str) 
 
 
 def test_groups_have_windows_of_their_own(udf: StartTask) -> None:
-    """However their points are mixed, no value of one is in the average of another."""
     hosts = {"a": [1.0, 3.0, 5.0, 7.0], "b": [100.0, 300.0, 500.0, 700.0]}
     mixed = [
         point
@@ -241,7 +229,6 @@ def test_groups_have_windows_of_their_own(udf: StartTask) -> None:
 
 
 def test_the_average_has_the_name_that_was_asked_for(udf: StartTask) -> None:
-    """A field that had the name before, of another type, gives way."""
     points = lines('m value=1.0,mean="old" 10', "m value=3.0,mean=7i 20")
     out = udf(MovingAverage, options(2, as_="mean")).send(*points).points
     assert averages(out, "mean") == [1.0, 2.0]
@@ -250,7 +237,6 @@ def test_the_average_has_the_name_that_was_asked_for(udf: StartTask) -> None:
 
 
 def test_the_average_may_take_the_place_of_its_field(udf: StartTask) -> None:
-    """The values are replaced in the points, and not in the window."""
     points = lines("m value=2i 10", "m value=4i 20", "m value=6i 30", "m value=8i 40")
     out = udf(MovingAverage, options(3, as_="value")).send(*points).points
     assert averages(out, "value") == [2.0, 3.0, 4.0, 6.0]
@@ -259,7 +245,6 @@ def test_the_average_may_take_the_place_of_its_field(udf: StartTask) -> None:
 
 @pytest.mark.parametrize("snapshot", [b"", b"state", b'{"handler":"Other","version":1,"state":{}}'])
 def test_a_snapshot_of_something_else_is_a_fresh_start(udf: StartTask, snapshot: bytes) -> None:
-    """It fails no task."""
     task = udf(MovingAverage, options(2))
     task.restore(snapshot)
     assert averages(task.send(*series([4.0])).points) == [4.0]
@@ -314,14 +299,12 @@ NO_SIZE = f".size() is missing; call .size({SIZE})"
     ids=["field", "size", "zero", "negative", "million", "float", "twice", "several"],
 )
 def test_wrong_options_are_refused_in_words(calls: list[Option], sentence: str) -> None:
-    """The author of the TICKscript reads what is wrong, with every fault."""
     with Task.of(MovingAverage) as task, pytest.raises(TaskFailedError) as failure:
         task.init_raw(InitRequest(options=calls))
     assert str(failure.value) == sentence
 
 
 def test_it_declares_a_stream_and_three_options(udf: StartTask) -> None:
-    """The Python name of `as` is not what a TICKscript calls."""
     info = udf(MovingAverage, options(1)).info()
     assert (info.wants, info.provides) == (STREAM, STREAM)
     assert sorted(info.options) == ["as", "field", "size"]

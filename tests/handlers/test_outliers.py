@@ -66,7 +66,6 @@ def outlying(task: Task, batch: Batch) -> list[float]:
 @example(values=[1e150, -1e150, 1e-150])
 @settings(deadline=None)
 def test_the_quartiles_are_those_of_numpy(values: list[float]) -> None:
-    """Type 7 of Hyndman and Fan, up to the rounding of an interpolation."""
     # With a scale of 0, which no TICKscript may ask for, the fences are the quartiles.
     first, third = (float(each) for each in np.percentile(values, [25, 75]))
     rounding = 8 * sys.float_info.epsilon * max(map(abs, values))
@@ -77,7 +76,6 @@ def test_the_quartiles_are_those_of_numpy(values: list[float]) -> None:
 @example(values=[1, 2, 3, 4, 100], scale=1.5)
 @settings(deadline=None, max_examples=60)
 def test_the_outlying_are_those_beyond_numpy_s_fences(values: list[int], scale: float) -> None:
-    """All of them, none other, and none that lies on a fence."""
     low, high = numpy_fences(values, scale)
     with Task.of(Outliers) as task:
         task.init(OutliersOptions(field="value", scale=scale))
@@ -92,7 +90,6 @@ def test_the_outlying_are_those_beyond_numpy_s_fences(values: list[int], scale: 
 def test_a_value_on_a_fence_is_no_outlier(
     udf: StartTask, beyond: float, found: list[float]
 ) -> None:
-    """It must be more than `scale` interquartile ranges away."""
     # The quartiles of 2, 2, 4, 4 and one beyond are 2 and 4; the fences -1 and 7.
     assert numpy_fences([2.0, 2.0, 4.0, 4.0, beyond], 1.5) == (-1.0, 7.0)
     task = udf(Outliers, OutliersOptions(field="value"))
@@ -105,7 +102,6 @@ def test_a_value_on_a_fence_is_no_outlier(
 def test_a_larger_scale_moves_the_fences_out(
     udf: StartTask, scale: float, found: list[float]
 ) -> None:
-    """The quartiles are 2 and 4, so that each half of the scale is one more."""
     values = [2.0] * 20 + [3.0] * 20 + [4.0] * 20 + [6.5, 7.5, 8.5]
     assert np.percentile(values, [25, 75]).tolist() == [2.0, 4.0]
     task = udf(Outliers, OutliersOptions(field="value", scale=scale))
@@ -114,19 +110,16 @@ def test_a_larger_scale_moves_the_fences_out(
 
 @pytest.mark.parametrize("scale", [math.nextafter(1.0, 0.0), 0.0, -1.5, math.nan])
 def test_a_scale_below_one_is_refused_in_words(udf: StartTask, scale: float) -> None:
-    """The sentence has what is expected and what came."""
     with pytest.raises(TaskFailedError) as failure:
         udf(Outliers, OutliersOptions(field="value", scale=scale))
     assert str(failure.value) == f".scale() expects a float, at least 1.0, got {scale}"
 
 
 def test_the_scale_may_be_one(udf: StartTask) -> None:
-    """That is the least, and it is taken."""
     assert udf(Outliers, OutliersOptions(field="value", scale=1.0)).info().wants == BATCH
 
 
 def test_outliers_come_in_time_order(udf: StartTask) -> None:
-    """Also where the batch itself is not in order; equal times stay as they came."""
     batch = batch_of(*[1.0, 2.0, 3.0] * 10, 100.0, -100.0, 200.0, -200.0)
     for point, time in zip(batch.points[-4:], (900, 500, 100, 500), strict=True):
         point.time = time
@@ -137,7 +130,6 @@ def test_outliers_come_in_time_order(udf: StartTask) -> None:
 
 @pytest.mark.parametrize("values", [[], [1e9], [1.0, 2.0], [1.0, 1e9]])
 def test_of_few_values_none_is_an_outlier(udf: StartTask, values: list[float]) -> None:
-    """The batch is there all the same, without points."""
     batch = batch_of(*values)
     (out,) = udf(Outliers, OutliersOptions(field="value")).send(batch).batches
     assert out == batch.copy_with([])
@@ -149,14 +141,12 @@ def test_of_few_values_none_is_an_outlier(udf: StartTask, values: list[float]) -
 )
 @settings(deadline=None)
 def test_of_equal_values_none_is_an_outlier(value: float, count: int) -> None:
-    """No rounding puts a fence between a value and itself."""
     low, high = fences([value] * count, 1.0)
     assert low <= value <= high
 
 
 @pytest.mark.parametrize("value", [sys.float_info.max, -1e308])
 def test_of_equal_huge_values_none_is_an_outlier(udf: StartTask, value: float) -> None:
-    """No overflow puts a fence between a value and itself either, whatever the batch's size."""
     out = udf(Outliers, OutliersOptions(field="value")).send(
         *(batch_of(*[value] * count) for count in range(2, 8))
     )
@@ -165,19 +155,16 @@ def test_of_equal_huge_values_none_is_an_outlier(udf: StartTask, value: float) -
 
 @pytest.mark.parametrize("odd", [4.0, -1e308])
 def test_a_batch_with_huge_values_loses_nothing(udf: StartTask, odd: float) -> None:
-    """One that stands apart from many huge ones is found, and only that one."""
     task = udf(Outliers, OutliersOptions(field="value"))
     assert outlying(task, batch_of(*[1e308] * 9, odd)) == [odd]
 
 
 def test_one_that_differs_from_equal_values_is_an_outlier(udf: StartTask) -> None:
-    """With no range between the quartiles, the fences are the value itself."""
     task = udf(Outliers, OutliersOptions(field="value"))
     assert outlying(task, batch_of(*[0.1] * 7, 0.2)) == [0.2]
 
 
 def test_points_without_a_number_take_no_part(udf: StartTask) -> None:
-    """They are not outlying, and the quartiles are those of the others."""
     batch = batch_of(1.0, 2.0, 3.0, 4.0, 1000.0)
     others: list[dict[str, dict[str, object]]] = [
         {"fieldsDouble": {"other": 1e9}},
@@ -196,7 +183,6 @@ def test_points_without_a_number_take_no_part(udf: StartTask) -> None:
 
 
 def test_integers_are_values_too(udf: StartTask) -> None:
-    """The outlying point has its integer as it was, together with its other fields."""
     batch = batch_of()
     for time, number in enumerate([1, 2, 3, 4, 2**53 + 1]):
         batch.points.append(
@@ -209,21 +195,18 @@ def test_integers_are_values_too(udf: StartTask) -> None:
 
 
 def test_the_batch_around_the_outliers_is_kept(udf: StartTask) -> None:
-    """Name, tags, group, tmax and byName are those of the batch that came, and so is the point."""
     batch = batch_of(1.0, 2.0, 3.0, 4.0, 100.0)
     (out,) = udf(Outliers, OutliersOptions(field="value")).send(batch).batches
     assert out == batch.copy_with(batch.points[-1:])
 
 
 def test_batches_are_looked_at_one_by_one(udf: StartTask) -> None:
-    """What was in one counts for no other."""
     low, high = batch_of(1.0, 2.0, 3.0, 4.0), batch_of(101.0, 102.0, 103.0, 104.0)
     out = udf(Outliers, OutliersOptions(field="value")).send(low, high, low)
     assert [batch.points for batch in out.batches] == [[], [], []]
 
 
 def test_the_outliers_of_the_recording_are_found(udf: StartTask) -> None:
-    """In each recorded batch, those that numpy's fences leave out."""
     batches = recordings.read_batches(recordings.BATCH)
     out = udf(Outliers, OutliersOptions(field="usage_idle", scale=2.0)).send(*batches)
     wanted = []

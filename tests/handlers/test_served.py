@@ -269,7 +269,6 @@ def assert_close(found: list[Point], wanted: list[Point]) -> None:
 def test_a_stream_gives_what_it_should(
     serve: Serve, socket_path: str, case: str, source: str
 ) -> None:
-    """Every point is as other means have it, and every request is answered in its order."""
     handler, options, wanted = STREAM_CASES[case]
     process = serve(handler)
     requests = stream_requests(source)
@@ -285,7 +284,6 @@ def test_a_stream_gives_what_it_should(
 def test_batches_give_what_they_should(
     serve: Serve, socket_path: str, case: str, source: str
 ) -> None:
-    """Every batch is as other means have it, with its begin and end."""
     handler, options, wanted = BATCH_CASES[case]
     process = serve(handler)
     requests = batch_requests(source)
@@ -300,7 +298,6 @@ def test_batches_give_what_they_should(
 def test_the_t_test_of_batches_gives_what_it_should(
     serve: Serve, socket_path: str, source: str
 ) -> None:
-    """Its points are as Welch's formulas have them, and no batch comes back."""
     process = serve("ttest")
     requests = batch_requests(source)
     options = TTestOptions(field="usage_idle", size=60, alpha=0.5)
@@ -315,7 +312,6 @@ def test_the_t_test_of_batches_gives_what_it_should(
 
 
 def test_the_cases_find_something() -> None:
-    """The traffic has what the handlers look for: else equal would say little."""
     points = points_of(stream_requests("stream-01"))
     assert averaged(points)[-1].fieldsDouble["mean"] != points[-1].fieldsInt["n_cpus"]
     found = outlying(batches_of(batch_requests("batch.brpl")))
@@ -324,7 +320,6 @@ def test_the_cases_find_something() -> None:
 
 
 def test_the_recording_of_batches_is_what_was_captured() -> None:
-    """The reader of recordings gives what kapacitord sent to a UDF of the same query."""
     captured = batches_of(batch_requests("batch-query-01"))
     assert batches_of(batch_requests("batch.brpl")) == captured
     assert len(captured) == 30
@@ -348,7 +343,6 @@ def test_the_recording_of_batches_is_what_was_captured() -> None:
 def test_a_snapshot_goes_to_the_next_connection(
     serve: Serve, socket_path: str, handler: str, options: Options, sources: list[str]
 ) -> None:
-    """Two connections, the second restored, give what one gives for the traffic of both."""
     process = serve(handler)
     first, second = (
         [r for r in stream_requests(source) if isinstance(r, BeginBatch | Point | EndBatch)]

@@ -66,7 +66,6 @@ def figures(point: Point) -> dict[str, float]:
 
 
 def test_a_batch_that_differs_gives_t_p_and_df(udf: StartTask) -> None:
-    """They are those of Welch's test, and a published example's."""
     # Wikipedia, "Welch's t-test", example 1: t = -2.46, df = 25.0, p = 0.021.
     first = [
         27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4,
@@ -83,7 +82,6 @@ def test_a_batch_that_differs_gives_t_p_and_df(udf: StartTask) -> None:
 @given(history=SAMPLES, values=SAMPLES)
 @settings(deadline=None, max_examples=60)
 def test_the_figures_are_welch_s(history: list[float], values: list[float]) -> None:
-    """Whatever the samples, where the formulas themselves are sound."""
     spread = max(statistics.stdev(history), statistics.stdev(values))
     assume(min(statistics.stdev(history), statistics.stdev(values)) > 1e-3 * spread > 0)
     # Else scipy itself warns of a loss of precision.
@@ -99,18 +97,15 @@ def test_the_figures_are_welch_s(history: list[float], values: list[float]) -> N
 
 
 def test_the_first_batch_gives_nothing(udf: StartTask) -> None:
-    """There is nothing to compare it with, however small alpha is not."""
     out = udf(TTest, options(alpha=0.999)).send(batch_of(STRANGE))
     assert (out.points, out.batches) == ([], [])
 
 
 def test_an_ordinary_batch_gives_nothing(udf: StartTask) -> None:
-    """The same values again are no surprise."""
     assert udf(TTest, options()).send(*[batch_of(ORDINARY)] * 5).points == []
 
 
 def test_a_batch_that_differs_does_not_join_the_history(udf: StartTask) -> None:
-    """The second of the strange ones is as strange as the first, to the last bit."""
     task = udf(TTest, options())
     out = task.send(batch_of(ORDINARY), *[batch_of(STRANGE)] * 3).points
     assert [figures(point) for point in out] == [figures(out[0])] * 3
@@ -118,7 +113,6 @@ def test_a_batch_that_differs_does_not_join_the_history(udf: StartTask) -> None:
 
 
 def test_an_ordinary_batch_joins_the_history(udf: StartTask) -> None:
-    """What comes next is compared with both."""
     more = [value + 0.125 for value in ORDINARY]
     (point,) = udf(TTest, options()).send(*map(batch_of, (ORDINARY, more, STRANGE))).points
     assert figures(point) == pytest.approx(welch(ORDINARY + more, STRANGE), rel=1e-9)
@@ -126,7 +120,6 @@ def test_an_ordinary_batch_joins_the_history(udf: StartTask) -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 5, 6, 7, 11])
 def test_the_history_has_the_last_values_only(udf: StartTask, size: int) -> None:
-    """As many as `size`, also of a batch that alone has more, and no more in the snapshot."""
     task = udf(TTest, options(size=size, alpha=0.05))
     more = [value + 0.125 for value in ORDINARY]
     out = task.send(batch_of(ORDINARY), batch_of(more), batch_of(STRANGE)).points
@@ -137,7 +130,6 @@ def test_the_history_has_the_last_values_only(udf: StartTask, size: int) -> None
 
 
 def test_groups_have_histories_of_their_own(udf: StartTask) -> None:
-    """What is strange to one is ordinary to another."""
     task = udf(TTest, options())
     task.send(batch_of(ORDINARY, host="a"), batch_of(STRANGE, host="b"))
     out = task.send(
@@ -152,7 +144,6 @@ def test_groups_have_histories_of_their_own(udf: StartTask) -> None:
 
 
 def test_the_point_belongs_where_the_batch_did(udf: StartTask) -> None:
-    """It has the batch's end as its time, its name and tags, and is grouped as it was."""
     task = udf(TTest, options())
     strange = batch_of(STRANGE, tmax_ns=1_600_000_000_000_000_001)
     strange.tags, strange.by_name = {"rack": "1", "host": "a"}, True
@@ -169,7 +160,6 @@ def test_the_point_belongs_where_the_batch_did(udf: StartTask) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5, 1.5, math.nan])
 def test_an_alpha_that_is_no_probability_is_refused_in_words(udf: StartTask, alpha: float) -> None:
-    """Nor may it be none or certainty, which would find nothing or everything."""
     with pytest.raises(TaskFailedError) as failure:
         udf(TTest, options(alpha=alpha))
     assert str(failure.value) == f".alpha() expects a float, above 0.0 and below 1.0, got {alpha}"
@@ -177,7 +167,6 @@ def test_an_alpha_that_is_no_probability_is_refused_in_words(udf: StartTask, alp
 
 @pytest.mark.parametrize("size", [1, 0, -1, 1_000_001])
 def test_a_size_that_is_no_history_is_refused_in_words(udf: StartTask, size: int) -> None:
-    """One value has no variance, and more than a million are a mistake."""
     with pytest.raises(TaskFailedError) as failure:
         udf(TTest, options(size=size))
     assert str(failure.value) == (
@@ -186,7 +175,6 @@ def test_a_size_that_is_no_history_is_refused_in_words(udf: StartTask, size: int
 
 
 def test_alpha_is_where_a_batch_begins_to_differ(udf: StartTask) -> None:
-    """Below it there is a point, above it none."""
     shifted = [value + 0.5 for value in ORDINARY]
     p = welch(ORDINARY, shifted)["p"]
     batches = (batch_of(ORDINARY), batch_of(shifted))
@@ -203,27 +191,23 @@ def test_alpha_is_where_a_batch_begins_to_differ(udf: StartTask) -> None:
 @example(value=0.1, counts=[3, 5])
 @settings(deadline=None, max_examples=60)
 def test_constants_that_are_equal_do_not_differ(value: float, counts: list[int]) -> None:
-    """A sensor that stands still is no anomaly, whatever its value and however many points."""
     with Task.of(TTest) as task:
         task.init(options(alpha=0.999))
         assert task.send(*(batch_of([value] * count) for count in counts)).points == []
 
 
 def test_constants_that_differ_do_so_surely(udf: StartTask) -> None:
-    """The probability is 0; t would be infinite, which no field may be."""
     (point,) = udf(TTest, options()).send(batch_of([1.0] * 4), batch_of([2.0] * 4)).points
     assert figures(point)["p"] == 0.0
     assert "t" not in figures(point)
 
 
 def test_a_constant_differs_from_a_history_that_varies(udf: StartTask) -> None:
-    """One variance of 0 leaves the test defined."""
     (point,) = udf(TTest, options()).send(batch_of(ORDINARY), batch_of([40.0] * 4)).points
     assert figures(point) == pytest.approx(welch(ORDINARY, [40.0] * 4), rel=1e-9)
 
 
 def test_values_too_large_to_square_fail_no_task(udf: StartTask) -> None:
-    """Their variance is no float, so nothing is said of them."""
     huge = [1e308, -1e308, 1e308]
     assert udf(TTest, options()).send(batch_of(huge), batch_of(huge)).points == []
 
@@ -232,7 +216,6 @@ def test_values_too_large_to_square_fail_no_task(udf: StartTask) -> None:
 def test_a_batch_of_fewer_than_two_values_is_not_tested(
     udf: StartTask, values: list[float]
 ) -> None:
-    """It gives nothing, and what it has joins the history."""
     task = udf(TTest, options(alpha=0.999))
     assert task.send(batch_of(ORDINARY), batch_of(values)).points == []
     (point,) = task.send(batch_of(STRANGE)).points
@@ -240,7 +223,6 @@ def test_a_batch_of_fewer_than_two_values_is_not_tested(
 
 
 def test_a_history_grows_from_single_values(udf: StartTask) -> None:
-    """Two batches of one value each are enough to test the third against."""
     task = udf(TTest, options(alpha=0.5))
     assert task.send(batch_of([20.0]), batch_of([21.0])).points == []
     (point,) = task.send(batch_of(STRANGE)).points
@@ -248,7 +230,6 @@ def test_a_history_grows_from_single_values(udf: StartTask) -> None:
 
 
 def test_points_without_a_finite_number_take_no_part(udf: StartTask) -> None:
-    """Neither in the history nor in the batch; integers do."""
     history = batch_of([*ORDINARY, math.nan, math.inf, -math.inf])
     history.points += [
         Point(fieldsString={"value": "7"}),
@@ -263,7 +244,6 @@ def test_points_without_a_finite_number_take_no_part(udf: StartTask) -> None:
 
 @pytest.mark.parametrize("cut", range(13))
 def test_a_restored_task_goes_on_as_an_undisturbed_one(udf: StartTask, cut: int) -> None:
-    """Wherever the cut is, every point after it is the same to the last bit."""
     chance = random.Random(3)  # noqa: S311 - it need not be a secret
     batches = [
         batch_of(
@@ -282,7 +262,6 @@ def test_a_restored_task_goes_on_as_an_undisturbed_one(udf: StartTask, cut: int)
 
 
 def test_a_smaller_size_keeps_the_last_values_of_a_snapshot(udf: StartTask) -> None:
-    """The history shrinks when the next ordinary batch joins it."""
     first = udf(TTest, options(size=100))
     first.send(batch_of(ORDINARY))
     second = udf(TTest, options(size=3))
@@ -293,7 +272,6 @@ def test_a_smaller_size_keeps_the_last_values_of_a_snapshot(udf: StartTask) -> N
 
 
 def test_the_batches_of_the_recording_are_tested(udf: StartTask) -> None:
-    """Each host's against its own ordinary ones, with Welch's formulas at every step."""
     histories: dict[str, list[float]] = {}
     wanted: list[tuple[str, int | None, dict[str, float]]] = []
     for batch in recordings.read_batches(recordings.BATCH):
@@ -314,7 +292,6 @@ def test_the_batches_of_the_recording_are_tested(udf: StartTask) -> None:
 
 
 def test_it_declares_its_edges_and_options(udf: StartTask) -> None:
-    """Batches go in, and a stream comes out."""
     info = udf(TTest, options()).info()
     assert (info.wants, info.provides) == (BATCH, STREAM)
     assert sorted(info.options) == ["alpha", "field", "size"]
@@ -331,7 +308,6 @@ def without_scipy(folder: Path) -> dict[str, str]:
 
 
 def test_without_scipy_the_list_says_what_to_install(tmp_path: Path) -> None:
-    """The row of the t-test is broken for a stated reason, and no other row is."""
     result = run_kapudf("list-handlers", "--json", env=without_scipy(tmp_path), cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads(result.stdout)}
@@ -340,7 +316,6 @@ def test_without_scipy_the_list_says_what_to_install(tmp_path: Path) -> None:
 
 
 def test_without_scipy_the_table_says_what_to_install(tmp_path: Path) -> None:
-    """People read it in the row's one line."""
     result = run_kapudf("list-handlers", env=without_scipy(tmp_path), cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     (row,) = [line for line in result.stdout.splitlines() if line.startswith("ttest ")]
@@ -348,7 +323,6 @@ def test_without_scipy_the_table_says_what_to_install(tmp_path: Path) -> None:
 
 
 def test_without_scipy_serving_it_says_what_to_install(tmp_path: Path) -> None:
-    """The process does not start, rather than fail each task later."""
     socket = os.path.join(tmp_path, "udf.sock")
     arguments = ("serve", "--socket", socket, "--handler", "ttest")
     result = run_kapudf(*arguments, env=without_scipy(tmp_path), cwd=tmp_path)

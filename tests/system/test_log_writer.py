@@ -64,7 +64,6 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_a_line_is_written_when_the_call_returns(reader: Reader) -> None:
-    """A fault that ends the process the moment after takes nothing with it."""
     writer = LogWriter(reader.writable, reader.lost.append)
     for number in range(100):
         writer.write(f"event {number}")
@@ -75,7 +74,6 @@ def test_a_line_is_written_when_the_call_returns(reader: Reader) -> None:
 def test_a_reader_that_stops_holds_nobody_up_and_what_is_lost_is_counted(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lines wait, up to a limit; when it reads again, they come, and the number of the others."""
     monkeypatch.setattr(log_writer, "_MOST_LINES", 50)
     monkeypatch.setattr(log_writer, "_PATIENCE_S", 0.01)
     writer = LogWriter(reader.writable, reader.lost.append)
@@ -92,7 +90,6 @@ def test_a_reader_that_stops_holds_nobody_up_and_what_is_lost_is_counted(
 
 
 def test_lines_longer_than_a_pipe_keep_their_place(reader: Reader) -> None:
-    """What comes after one that finds no room waits behind it."""
     writer = LogWriter(reader.writable, reader.lost.append)
     lines = ["before", *(str(number) * 4000 for number in range(100)), "after"]
     for line in lines:
@@ -101,13 +98,11 @@ def test_lines_longer_than_a_pipe_keep_their_place(reader: Reader) -> None:
 
 
 def test_other_users_of_the_descriptor_are_left_as_they_were(reader: Reader) -> None:
-    """The shell that shares it must not find that its writes no longer wait."""
     LogWriter(reader.writable, reader.lost.append)
     assert os.get_blocking(reader.writable)
 
 
 def test_a_file_is_appended_to(tmp_path: os.PathLike[str]) -> None:
-    """Several processes write to the same file; none overwrites what another wrote."""
     path = os.path.join(tmp_path, "log")
     with open(path, "a", encoding="utf-8") as file:
         file.write("earlier\n")
@@ -130,7 +125,6 @@ def in_child(child: Callable[[], None]) -> int:
 
 
 def test_a_child_of_a_fork_logs_on_its_own() -> None:
-    """What its parent has queued is the parent's to write."""
     reader = Reader("pipe")
     writer = LogWriter(reader.writable, reader.lost.append)
     for _ in range(20):
@@ -145,7 +139,6 @@ def test_a_child_of_a_fork_logs_on_its_own() -> None:
 def test_a_record_that_cannot_be_formatted_raises_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor does a log whose reader is gone."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
     reader = Reader("pipe")
     output = LineHandler(LogWriter(reader.writable, reader.lost.append), logging.Formatter())

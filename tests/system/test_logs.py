@@ -67,7 +67,6 @@ def on_terminal(code: str, log_format: str) -> str:
 
 
 def test_an_event_is_a_json_object_in_a_line() -> None:
-    """It has its name, level, time with zone, and its facts with their types."""
     (event,) = events("log.info('it happened', count=3, ratio=0.5, who=None)")
     stamp = datetime.fromisoformat(event.pop("timestamp"))
     assert stamp.utcoffset() is not None
@@ -81,13 +80,11 @@ def test_an_event_is_a_json_object_in_a_line() -> None:
 
 
 def test_an_event_begins_with_when_how_bad_and_what() -> None:
-    """People read JSON, too, and the facts of each event are others."""
     (event,) = events("log.bind(zone='a').warning('it happened', count=3)")
     assert list(event)[:3] == ["timestamp", "level", "event"]
 
 
 def test_whatever_is_logged_is_one_line() -> None:
-    """Line breaks, other alphabets and values without a JSON form break nothing."""
     (event,) = events("log.info('a\\nb', text='ü\\n漢', thing={1, 2}, data=b'x', odd='\\udcff')")
     assert event["event"] == "a\nb"
     assert event["text"] == "ü\n漢"
@@ -96,12 +93,10 @@ def test_whatever_is_logged_is_one_line() -> None:
 
 
 def test_other_alphabets_are_written_as_they_are() -> None:
-    """Whoever reads the log with grep finds the text."""
     assert "Grüße 漢" in run("log.info('x', text='Grüße 漢')").stderr
 
 
 def test_an_exception_is_a_fact_of_its_event() -> None:
-    """The traceback is inside the object, whole."""
     code = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed')"
     (event,) = events(code)
     assert event["level"] == "error"
@@ -110,7 +105,6 @@ def test_an_exception_is_a_fact_of_its_event() -> None:
 
 
 def test_what_a_handler_logs_by_the_standard_library_is_an_event() -> None:
-    """Arguments are filled in, extras are facts, and exceptions are whole."""
     code = """
 stranger = logging.getLogger('acme.udf')
 stranger.warning('%d of %s', 2, 'three', extra={'task': 'cpu'})
@@ -126,14 +120,12 @@ except ZeroDivisionError:
 
 
 def test_a_warning_is_an_event() -> None:
-    """A deprecated call in a handler does not break into the log as loose lines."""
     (event,) = events("warnings.warn('old', stacklevel=1)")
     assert event["level"] == "warning"
     assert "UserWarning: old" in event["event"]
 
 
 def test_a_thread_that_fails_is_an_event_with_its_name() -> None:
-    """The exception of a thread that a handler started is logged, not printed."""
     code = """
 thread = threading.Thread(target=lambda: 1 / 0, name='mine')
 thread.start()
@@ -145,7 +137,6 @@ thread.join()
 
 
 def test_what_is_bound_is_in_each_event() -> None:
-    """A logger bound to a connection, and variables bound to a context, add their facts."""
     code = """
 structlog.contextvars.bind_contextvars(function='mirror')
 bound = log.bind(connection=7)
@@ -167,14 +158,12 @@ bound.info('b')
 )
 @pytest.mark.parametrize("logger", ["log", "logging.getLogger('acme')"])
 def test_what_is_below_the_level_is_not_shown(logger: str, level: str, shown: list[str]) -> None:
-    """The level counts for kapudf's events and for those of others."""
     levels = ("debug", "info", "warning", "error")
     code = "\n".join(f"{logger}.{name}('x')" for name in levels)
     assert [event["level"] for event in events(code, level)] == shown
 
 
 def test_the_console_has_lines_for_people() -> None:
-    """Level, name and facts stand in a line that is no JSON, and has no colours in a pipe."""
     result = run("log.info('it happened', count=3)", "console")
     assert re.search(r"\[info +\] it happened +count=3$", result.stderr.strip())
     assert "\x1b" not in result.stderr
@@ -230,13 +219,11 @@ except ValueError as error:
 
 
 def test_auto_is_json_where_no_terminal_is() -> None:
-    """A pipe, a file and a journal get objects."""
     result = run("log.info('it happened')", "auto")
     assert json.loads(result.stderr)["event"] == "it happened"
 
 
 def test_auto_is_for_people_on_a_terminal() -> None:
-    """A terminal gets lines in colours."""
     written = on_terminal("log.info('it happened', count=3)", "auto")
     assert "it happened" in written
     assert "\x1b[" in written
@@ -244,14 +231,12 @@ def test_auto_is_for_people_on_a_terminal() -> None:
 
 
 def test_json_is_json_on_a_terminal_too() -> None:
-    """What was asked for by name is what comes."""
     written = on_terminal("log.info('it happened')", "json")
     assert json.loads(written)["event"] == "it happened"
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_log_that_cannot_be_written_ends_nothing(log_format: str) -> None:
-    """A full disk behind stderr costs the events, and nothing else."""
     code = "log.info('it happened')\nlogging.getLogger('acme').error('x')\nprint('still here')"
     with open("/dev/full", "w", encoding="ascii") as full:
         result = subprocess.run(
@@ -267,7 +252,6 @@ def test_a_log_that_cannot_be_written_ends_nothing(log_format: str) -> None:
 
 
 def test_setting_up_twice_shows_each_event_once() -> None:
-    """The last word counts, and earlier ones leave nothing."""
     code = "logs.configure('json', 'warning')\nlog.info('hidden')\nlog.warning('shown')"
     assert [event["event"] for event in events(code)] == ["shown"]
 
@@ -299,7 +283,6 @@ HOSTILE = [
 
 @pytest.mark.parametrize("prints", [False, True])
 def test_no_handler_can_silence_what_kapudf_logs_itself(*, prints: bool) -> None:
-    """Whatever it configures, in whatever order, every event comes with all its facts."""
     code = "import logging.config, os\nfrom kapudf_cli.system import loggers\n"
     if prints:
         code += "logs.prints_logged().__enter__()\n"
@@ -322,7 +305,6 @@ loggers.get('kapudf_cli.agent').error('point %s', 'dropped', extra={{'number': {
 def test_a_library_s_events_go_to_the_program_s_logging_until_it_is_set_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A handler's author finds them in pytest, and a program where it has its own."""
     loggers.get("kapudf_cli.handler.handler").warning("snapshot discarded", extra={"offset": 3})
     (record,) = caplog.records
     assert (record.getMessage(), record.name) == (
@@ -343,7 +325,6 @@ def printed(code: str, level: str = "info") -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("level", ["debug", "error"])
 def test_what_is_printed_is_an_event_for_each_line(level: str) -> None:
-    """At any level, for whoever prints knows of none; without the lines that are empty."""
     code = """
     print("a", 1, "ü", "\\udcff")
     print("b\\n\\nc\\nd", end="", flush=True)
@@ -364,7 +345,6 @@ def test_what_is_printed_is_an_event_for_each_line(level: str) -> None:
 
 
 def test_lines_that_threads_print_at_the_same_time_stay_whole() -> None:
-    """Each thread has a line of its own, whatever it prints piece by piece."""
     code = """
     def talk(name):
         for _ in range(200):
@@ -380,14 +360,12 @@ def test_lines_that_threads_print_at_the_same_time_stay_whole() -> None:
 
 
 def test_a_printed_line_without_end_takes_little_memory() -> None:
-    """It comes in pieces."""
     pieces = [line for _, line in printed("for _ in range(100_000): print('x', end='')")]
     assert "".join(pieces) == "x" * 100_000
     assert max(map(len, pieces)) <= 16 * 1024
 
 
 def test_a_program_may_be_started_with_a_stream_that_is_logged() -> None:
-    """It writes to the descriptor itself."""
     code = """
     import subprocess
     with logs.prints_logged():
@@ -397,6 +375,5 @@ def test_a_program_may_be_started_with_a_stream_that_is_logged() -> None:
 
 
 def test_streams_are_as_before_once_prints_are_no_longer_logged() -> None:
-    """An error of the command line is a line for people."""
     code = "with logs.prints_logged(): print('x')\nprint('an error', file=sys.stderr)"
     assert run(code).stderr.splitlines()[-1] == "an error"

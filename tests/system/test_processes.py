@@ -34,7 +34,6 @@ def parent_with_child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_tree_has_the_children_in_it() -> None:
-    """And the memory of all of them counts."""
     with parent_with_child() as parent:
         pids = processes.tree([parent.pid])
         assert parent.pid in pids
@@ -44,14 +43,12 @@ def test_a_tree_has_the_children_in_it() -> None:
 
 
 def test_processor_time_grows_with_work() -> None:
-    """It is this process's own."""
     before = processes.cpu_s([os.getpid()])
     while processes.cpu_s([os.getpid()]) < before + 0.05:
         sum(range(10_000))
 
 
 def test_a_process_that_is_gone_costs_nothing() -> None:
-    """It may end between two looks."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert processes.cpu_s([process.pid]) == 0

@@ -21,7 +21,6 @@ def is_readable(queue: SignalQueue, timeout_s: float = 0.0) -> bool:
 
 
 def test_a_signal_is_queued_and_ends_nothing() -> None:
-    """SIGTERM makes the queue readable, and is taken once."""
     with SignalQueue(BOTH) as queue:
         assert not is_readable(queue)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -32,7 +31,6 @@ def test_a_signal_is_queued_and_ends_nothing() -> None:
 
 
 def test_signals_are_taken_in_their_order() -> None:
-    """What was sent first comes first, and one sent twice comes twice."""
     with SignalQueue(BOTH) as queue:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
@@ -40,7 +38,6 @@ def test_signals_are_taken_in_their_order() -> None:
 
 
 def test_a_signal_of_somebody_else_is_not_taken() -> None:
-    """Another signal with a handler wakes the queue, runs its handler, and is not in it."""
     seen = []
     previous = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
     try:
@@ -54,7 +51,6 @@ def test_a_signal_of_somebody_else_is_not_taken() -> None:
 
 
 def test_another_thread_can_wake_it_with_no_signal() -> None:
-    """A wake makes the queue readable, and leaves nothing to take."""
     with SignalQueue(BOTH) as queue:
         thread = threading.Thread(target=queue.wake)
         thread.start()
@@ -65,7 +61,6 @@ def test_another_thread_can_wake_it_with_no_signal() -> None:
 
 
 def test_any_number_of_wakes_blocks_nobody() -> None:
-    """Waking what is awake already is free, and one take is enough for all."""
     with SignalQueue(BOTH) as queue:
         for _ in range(100_000):
             queue.wake()
@@ -75,7 +70,6 @@ def test_any_number_of_wakes_blocks_nobody() -> None:
 
 
 def test_a_signal_is_not_lost_among_wakes() -> None:
-    """However many connections ended just before it, SIGTERM still stops the server."""
     with SignalQueue(BOTH) as queue:
         for _ in range(100_000):
             queue.wake()
@@ -84,14 +78,12 @@ def test_a_signal_is_not_lost_among_wakes() -> None:
 
 
 def test_a_wake_after_the_end_is_no_error() -> None:
-    """A connection's thread may outlive the queue."""
     with SignalQueue(BOTH) as queue:
         pass
     queue.wake()
 
 
 def test_the_signals_are_given_back() -> None:
-    """After the queue, the handlers and the wake-up descriptor are those of before."""
     previous = [signal.getsignal(number) for number in BOTH]
     with SignalQueue(BOTH):
         assert [signal.getsignal(number) for number in BOTH] != previous
@@ -100,7 +92,6 @@ def test_the_signals_are_given_back() -> None:
 
 
 def test_the_signals_are_given_back_after_an_error() -> None:
-    """An exception inside passes through, and SIGINT is KeyboardInterrupt again."""
     # A shell has what runs in the background ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

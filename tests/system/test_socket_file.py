@@ -234,7 +234,6 @@ def states_during(path: str, act: Callable[[], SocketFile]) -> list[tuple[int, i
 
 
 def test_a_bound_path_listens_and_takes_connections(socket_path: str) -> None:
-    """A connection made is a connection accepted, and bytes pass through it."""
     socket_file = SocketFile.bind(socket_path)
     assert socket_file.accept() is None
     with connect(socket_path) as connection:
@@ -247,7 +246,6 @@ def test_a_bound_path_listens_and_takes_connections(socket_path: str) -> None:
 
 
 def test_the_peer_is_the_one_whom_the_kernel_names(socket_path: str) -> None:
-    """The credentials of a connection are the connecting process's own."""
     socket_file = SocketFile.bind(socket_path)
     with connect(socket_path):
         accepted = socket_file.accept()
@@ -261,7 +259,6 @@ def test_the_peer_is_the_one_whom_the_kernel_names(socket_path: str) -> None:
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o770, 0o000], ids="{:04o}".format)
 @pytest.mark.parametrize("umask", [0o000, 0o077, 0o777], ids="umask {:04o}".format)
 def test_the_mode_is_as_asked_whatever_the_umask(socket_path: str, mode: int, umask: int) -> None:
-    """The umask neither narrows the mode nor is it changed."""
     before = os.umask(umask)
     try:
         socket_file = SocketFile.bind(socket_path, mode=mode)
@@ -274,7 +271,6 @@ def test_the_mode_is_as_asked_whatever_the_umask(socket_path: str, mode: int, um
 
 @pytest.mark.parametrize("by_number", [False, True])
 def test_the_group_is_as_asked(socket_path: str, *, by_number: bool) -> None:
-    """The socket belongs to the group that was named, and its owner is unchanged."""
     group = another_group()
     name = str(group.gr_gid) if by_number else group.gr_name
     socket_file = SocketFile.bind(socket_path, group=name)
@@ -284,14 +280,12 @@ def test_the_group_is_as_asked(socket_path: str, *, by_number: bool) -> None:
 
 
 def test_without_a_group_it_is_the_process_s_own(socket_path: str) -> None:
-    """A socket of no particular group belongs to the one of the process."""
     socket_file = SocketFile.bind(socket_path)
     assert os.lstat(socket_path).st_gid == os.getegid()
     socket_file.release()
 
 
 def test_the_socket_is_closed_to_all_until_group_and_mode_are_right(socket_path: str) -> None:
-    """After each call on the way the mode is none at all, or the one asked with the right group."""
     group = another_group()
     before = os.umask(0)
     try:
@@ -305,7 +299,6 @@ def test_the_socket_is_closed_to_all_until_group_and_mode_are_right(socket_path:
 
 
 def test_another_process_never_sees_the_socket_wider_open(socket_path: str) -> None:
-    """A process that looks without a pause, during many binds, sees no other mode."""
     before = os.umask(0)
     try:
         with python(WATCHER, socket_path) as watcher:
@@ -322,7 +315,6 @@ def test_another_process_never_sees_the_socket_wider_open(socket_path: str) -> N
 
 
 def test_the_lock_is_nobody_else_s_to_open(socket_path: str) -> None:
-    """Another user who could lock the lock could keep the server from starting."""
     before = os.umask(0)
     try:
         socket_file = SocketFile.bind(socket_path, mode=0o666)
@@ -334,7 +326,6 @@ def test_the_lock_is_nobody_else_s_to_open(socket_path: str) -> None:
 
 @pytest.mark.parametrize("group", ["kapudf-no-such-group", "4294967295", "9" * 5000, "-1", "²"])
 def test_an_unknown_group_is_named_and_nothing_is_made(socket_path: str, group: str) -> None:
-    """The message names the group, and the folder stays empty."""
     with pytest.raises(SocketPathError, match=f"no group '{group}'"):
         SocketFile.bind(socket_path, group=group)
     assert os.listdir(os.path.dirname(socket_path)) == []
@@ -345,7 +336,6 @@ def test_an_unknown_group_is_named_and_nothing_is_made(socket_path: str, group: 
 
 @pytest.mark.parametrize("remove_stale", [False, True])
 def test_a_live_socket_is_left_alone(socket_path: str, *, remove_stale: bool) -> None:
-    """Another kapudf's path is refused with its pid, and it serves on."""
     with python(OWNER, socket_path) as owner:
         before = fingerprint(socket_path)
         with pytest.raises(SocketInUseError) as caught:
@@ -360,7 +350,6 @@ def test_a_live_socket_is_left_alone(socket_path: str, *, remove_stale: bool) ->
 def test_the_live_socket_of_a_stranger_is_left_alone(
     socket_path: str, *, remove_stale: bool
 ) -> None:
-    """A server that knows nothing of kapudf's lock is respected all the same."""
     with python(PLAIN_LISTENER, socket_path, "16") as stranger:
         before = fingerprint(socket_path)
         with pytest.raises(SocketInUseError) as caught:
@@ -372,7 +361,6 @@ def test_the_live_socket_of_a_stranger_is_left_alone(
 
 
 def test_a_server_whose_queue_is_full_is_alive(socket_path: str) -> None:
-    """A server too busy to accept is not taken for a dead one."""
     with python(PLAIN_LISTENER, socket_path, "0"), contextlib.ExitStack() as waiting:
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -386,7 +374,6 @@ def test_a_server_whose_queue_is_full_is_alive(socket_path: str) -> None:
 
 
 def test_one_process_cannot_have_a_path_twice(socket_path: str) -> None:
-    """A second bind in the same process is refused, and the first goes on."""
     socket_file = SocketFile.bind(socket_path)
     with pytest.raises(SocketInUseError) as caught:
         SocketFile.bind(socket_path, remove_stale=True)
@@ -396,7 +383,6 @@ def test_one_process_cannot_have_a_path_twice(socket_path: str) -> None:
 
 
 def test_a_stale_socket_is_refused_with_the_way_out(socket_path: str) -> None:
-    """Without leave to remove it, it stays, and the message says which flag gives leave."""
     leave_stale(socket_path)
     before = fingerprint(socket_path)
     with pytest.raises(StaleSocketError, match="--remove-stale"):
@@ -406,7 +392,6 @@ def test_a_stale_socket_is_refused_with_the_way_out(socket_path: str) -> None:
 
 
 def test_a_stale_socket_is_replaced_on_request(socket_path: str) -> None:
-    """With leave, the old socket goes and the new one is served."""
     leave_stale(socket_path)
     socket_file = SocketFile.bind(socket_path, remove_stale=True)
     assert server_pid(socket_path) == os.getpid()
@@ -414,7 +399,6 @@ def test_a_stale_socket_is_replaced_on_request(socket_path: str) -> None:
 
 
 def test_leave_to_remove_is_no_duty(socket_path: str) -> None:
-    """Where nothing is, remove_stale changes nothing."""
     socket_file = SocketFile.bind(socket_path, remove_stale=True)
     assert server_pid(socket_path) == os.getpid()
     socket_file.release()
@@ -461,7 +445,6 @@ def make_link_to_stale_socket(path: str) -> None:
 def test_what_is_no_socket_is_left_alone(
     socket_path: str, make: Callable[[str], None], kind: str, *, remove_stale: bool
 ) -> None:
-    """Whatever else is at the path is named and stays as it was, with and without leave."""
     make(socket_path)
     before = fingerprint(socket_path)
     listing = sorted(os.listdir(os.path.dirname(socket_path)))
@@ -473,7 +456,6 @@ def test_what_is_no_socket_is_left_alone(
 
 @pytest.mark.parametrize("remove_stale", [False, True])
 def test_a_link_to_a_live_socket_is_left_alone(socket_path: str, *, remove_stale: bool) -> None:
-    """A symbolic link is refused even where it leads to a server, which serves on."""
     target = f"{socket_path}.target"
     with python(PLAIN_LISTENER, target, "16") as server:
         os.symlink(target, socket_path)
@@ -489,7 +471,6 @@ def test_a_link_to_a_live_socket_is_left_alone(socket_path: str, *, remove_stale
 
 @pytest.mark.parametrize("letter", ["x", "é", "漢", "😀"])
 def test_a_path_may_have_107_bytes(short_folder: Path, letter: str) -> None:
-    """The longest path that the kernel takes works, counted in bytes and not in letters."""
     path = filled(short_folder, letter, MAX_PATH_BYTES)
     assert len(os.fsencode(path)) == 107
     socket_file = SocketFile.bind(path)
@@ -500,7 +481,6 @@ def test_a_path_may_have_107_bytes(short_folder: Path, letter: str) -> None:
 
 @pytest.mark.parametrize("letter", ["x", "é", "漢", "😀"])
 def test_a_path_may_not_have_108_bytes(short_folder: Path, letter: str) -> None:
-    """One byte more is refused, with both numbers, before anything is made."""
     path = filled(short_folder, letter, 108)
     with pytest.raises(SocketPathError, match="108 bytes, a Unix socket allows 107"):
         SocketFile.bind(path)
@@ -517,7 +497,6 @@ def filled(folder: Path, letter: str, size: int) -> str:
 def test_a_relative_path_is_counted_from_the_root(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path is the same as its absolute one, in length and after a change of folder."""
     monkeypatch.chdir(short_folder)
     socket_file = SocketFile.bind("udf.sock")
     assert socket_file.path == os.path.abspath("udf.sock")
@@ -527,13 +506,11 @@ def test_a_relative_path_is_counted_from_the_root(
 
 
 def test_a_missing_folder_is_named(short_folder: Path) -> None:
-    """The message names the folder that is missing."""
     with pytest.raises(SocketPathError, match=f"the folder {short_folder}/no does not exist"):
         SocketFile.bind(f"{short_folder}/no/udf.sock")
 
 
 def test_a_folder_that_is_a_file_is_not_called_missing(short_folder: Path) -> None:
-    """Whoever is told to create the folder would fail at that."""
     (short_folder / "plain").touch()
     with pytest.raises(SocketPathError) as caught:
         SocketFile.bind(f"{short_folder}/plain/udf.sock")
@@ -541,7 +518,6 @@ def test_a_folder_that_is_a_file_is_not_called_missing(short_folder: Path) -> No
 
 
 def test_a_folder_without_permission_is_a_clear_line(short_folder: Path) -> None:
-    """A user who may not write to the folder is told so."""
     short_folder.chmod(0o555)
     result = run_unprivileged(IMPORTS, BIND, f"{short_folder}/udf.sock")
     lock = f"{short_folder}/udf.sock.lock"
@@ -550,7 +526,6 @@ def test_a_folder_without_permission_is_a_clear_line(short_folder: Path) -> None
 
 
 def test_a_folder_that_may_not_be_entered_is_not_called_missing(short_folder: Path) -> None:
-    """Behind a folder that this user may not enter, the one meant may well exist."""
     (short_folder / "closed" / "inner").mkdir(parents=True)
     short_folder.chmod(0o755)
     (short_folder / "closed").chmod(0)
@@ -561,7 +536,6 @@ def test_a_folder_that_may_not_be_entered_is_not_called_missing(short_folder: Pa
 
 
 def test_a_socket_that_may_not_be_asked_is_left_alone(short_folder: Path) -> None:
-    """A user who may not connect cannot tell whether it is served, and so leaves it."""
     path = f"{short_folder}/udf.sock"
     leave_stale(path)
     os.chmod(path, 0)
@@ -575,7 +549,6 @@ def test_a_socket_that_may_not_be_asked_is_left_alone(short_folder: Path) -> Non
 
 
 def test_a_group_that_may_not_be_given_leaves_nothing_behind(short_folder: Path) -> None:
-    """A user outside the group is told so, and the half-made socket is gone."""
     if os.geteuid() != 0:
         pytest.skip("needs a user without a group that exists")
     short_folder.chmod(0o777)
@@ -626,7 +599,6 @@ def make_long_number(path: str) -> None:
 def test_what_is_no_lock_of_ours_is_refused_at_once_and_left_as_it_is(
     socket_path: str, make: Callable[[str], None], problem: str
 ) -> None:
-    """The message names the lock's path. Nothing is opened that could wait, or written."""
     lock = f"{socket_path}.lock"
     make(lock)
     before = fingerprint(lock)
@@ -638,7 +610,6 @@ def test_what_is_no_lock_of_ours_is_refused_at_once_and_left_as_it_is(
 
 
 def test_a_pipe_with_a_writer_at_the_lock_s_path_is_refused_at_once(socket_path: str) -> None:
-    """Reading from it would wait for the writer."""
     lock = f"{socket_path}.lock"
     os.mkfifo(lock)
     writer = os.open(lock, os.O_RDWR | os.O_NONBLOCK)
@@ -649,7 +620,6 @@ def test_a_pipe_with_a_writer_at_the_lock_s_path_is_refused_at_once(socket_path:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to other users")
 def test_a_lock_of_another_user_is_refused_and_left_as_it_is(socket_path: str) -> None:
-    """It could be any file of theirs, and they could hold the lock for as long as they like."""
     lock = f"{socket_path}.lock"
     Path(lock).write_text("1\n")
     os.chown(lock, 65534, -1)
@@ -660,7 +630,6 @@ def test_a_lock_of_another_user_is_refused_and_left_as_it_is(socket_path: str) -
 
 
 def test_a_lock_that_cannot_be_written_is_an_error_of_the_path(socket_path: str) -> None:
-    """A full disk is told in a line, as everything else that keeps a path from being had."""
     code = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
     command = [sys.executable, "-c", IMPORTS + code + BIND, socket_path]
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
@@ -671,7 +640,6 @@ def test_a_lock_that_cannot_be_written_is_an_error_of_the_path(socket_path: str)
 
 
 def test_the_lock_of_a_process_about_to_bind_is_respected(socket_path: str) -> None:
-    """Whoever holds the lock has the path, even before the socket is there."""
     with python(OWNER, socket_path) as owner:
         os.unlink(socket_path)
         with pytest.raises(SocketInUseError) as caught:
@@ -681,7 +649,6 @@ def test_the_lock_of_a_process_about_to_bind_is_respected(socket_path: str) -> N
 
 
 def test_what_a_killed_process_left_is_no_obstacle(socket_path: str) -> None:
-    """A lock goes with its process, and the socket left behind is an ordinary stale one."""
     with python(OWNER, socket_path) as owner:
         owner.send_signal(signal.SIGKILL)
         owner.wait(PATIENCE_S)
@@ -694,7 +661,6 @@ def test_what_a_killed_process_left_is_no_obstacle(socket_path: str) -> None:
 
 
 def test_a_lock_left_by_a_dead_process_is_no_obstacle(socket_path: str) -> None:
-    """What is written in a lock that nobody holds does not matter."""
     Path(f"{socket_path}.lock").write_text("1\n")
     socket_file = SocketFile.bind(socket_path)
     assert Path(f"{socket_path}.lock").read_text() == f"{os.getpid()}\n"
@@ -708,7 +674,6 @@ def test_a_lock_left_by_a_dead_process_is_no_obstacle(socket_path: str) -> None:
 def test_of_processes_that_start_at_one_instant_one_has_the_path(
     short_folder: Path, count: int, rounds: int
 ) -> None:
-    """All may remove the stale socket, exactly one then owns the path, and the others know it."""
     with racers(count) as processes:
         for number in range(rounds):
             path = f"{short_folder}/{number}.sock"
@@ -726,7 +691,6 @@ def test_of_processes_that_start_at_one_instant_one_has_the_path(
 
 
 def test_a_path_never_has_two_owners_while_it_changes_hands(socket_path: str) -> None:
-    """Processes that bind and release over and over are never inside at the same time."""
     with contextlib.ExitStack() as undo:
         contenders = [undo.enter_context(python(CONTENDER, socket_path, "100")) for _ in range(4)]
         for process in contenders:
@@ -736,7 +700,6 @@ def test_a_path_never_has_two_owners_while_it_changes_hands(socket_path: str) ->
 
 
 def test_of_servers_that_start_at_one_instant_one_serves(socket_path: str) -> None:
-    """Of eight `kapudf serve --remove-stale` one listens; seven name it and exit with 1."""
     leave_stale(socket_path)
     arguments = ["--socket", socket_path, "--handler", "mirror", "--remove-stale"]
     command = [*KAPUDF, "serve", "--log-format", "json", *arguments]
@@ -767,14 +730,12 @@ def test_of_servers_that_start_at_one_instant_one_serves(socket_path: str) -> No
 
 
 def test_a_released_path_is_empty(socket_path: str) -> None:
-    """Neither socket nor lock stays, and the path can be had again."""
     SocketFile.bind(socket_path).release()
     assert os.listdir(os.path.dirname(socket_path)) == []
     SocketFile.bind(socket_path).release()
 
 
 def test_a_closed_path_accepts_no_more_and_stays_taken(socket_path: str) -> None:
-    """Between close and release nobody can connect, and nobody else can have the path."""
     socket_file = SocketFile.bind(socket_path)
     socket_file.close()
     with pytest.raises(ConnectionRefusedError):
@@ -785,7 +746,6 @@ def test_a_closed_path_accepts_no_more_and_stays_taken(socket_path: str) -> None
 
 
 def test_a_socket_that_took_its_place_stays(socket_path: str) -> None:
-    """A release removes nothing that another server has put there meanwhile."""
     socket_file = SocketFile.bind(socket_path)
     os.unlink(socket_path)
     with python(PLAIN_LISTENER, socket_path, "16") as stranger:
@@ -796,7 +756,6 @@ def test_a_socket_that_took_its_place_stays(socket_path: str) -> None:
 
 
 def test_a_file_that_took_its_place_stays(socket_path: str) -> None:
-    """A release removes no file that somebody has put there meanwhile."""
     socket_file = SocketFile.bind(socket_path)
     os.unlink(socket_path)
     make_file(socket_path)
@@ -805,7 +764,6 @@ def test_a_file_that_took_its_place_stays(socket_path: str) -> None:
 
 
 def test_a_socket_that_is_gone_already_is_no_error(socket_path: str) -> None:
-    """Somebody removed the socket; the release does the rest."""
     socket_file = SocketFile.bind(socket_path)
     os.unlink(socket_path)
     socket_file.release()
@@ -813,7 +771,6 @@ def test_a_socket_that_is_gone_already_is_no_error(socket_path: str) -> None:
 
 
 def test_no_descriptor_is_left(socket_path: str) -> None:
-    """Neither a release nor a refusal leaves a descriptor open."""
     before = os.listdir("/proc/self/fd")
     SocketFile.bind(socket_path).release()
     leave_stale(socket_path)
@@ -828,7 +785,6 @@ def test_no_descriptor_is_left(socket_path: str) -> None:
 
 
 def test_the_listener_is_not_inherited(socket_path: str) -> None:
-    """A process that a handler starts does not keep the path served."""
     socket_file = SocketFile.bind(socket_path)
     assert not os.get_inheritable(socket_file.listener.fileno())
     assert select.select([socket_file.listener], [], [], 0) == ([], [], [])

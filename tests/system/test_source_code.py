@@ -55,7 +55,6 @@ def load(spec: str, package: str) -> tuple[int, int]:
 def test_changed_source_of_the_same_size_and_time_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_installed: bool
 ) -> None:
-    """Of the handler and of the modules of its package, wherever that is."""
     if is_installed:
         monkeypatch.setattr(source_code, "_folders", (f"{tmp_path}/",))
     package = f"stale_{is_installed:d}"
@@ -71,7 +70,6 @@ def test_changed_source_of_the_same_size_and_time_is_loaded(
 
 
 def test_a_file_and_its_siblings_are_loaded_afresh(tmp_path: Path) -> None:
-    """For a handler that is no part of a package."""
     handler, beside = tmp_path / "stale_file.py", tmp_path / "stale_file_beside.py"
     for version in (1, 2):
         write(beside, MODULE.format(version=version))
@@ -82,7 +80,6 @@ def test_a_file_and_its_siblings_are_loaded_afresh(tmp_path: Path) -> None:
 def test_code_that_has_not_changed_is_not_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cache names the hash of the source; one that is damaged is replaced."""
     handler, beside = tmp_path / "kept.py", tmp_path / "kept_beside.py"
     write(beside, MODULE.format(version=1))
     write(handler, HANDLER.format(version=1, beside="kept_beside"))

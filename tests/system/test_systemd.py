@@ -23,7 +23,6 @@ def receiver(address: str) -> socket.socket:
 
 
 def test_a_notice_arrives_at_a_path(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NOTIFY_SOCKET is a path in the file system."""
     path = str(short_folder / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     with receiver(path) as listener:
@@ -34,7 +33,6 @@ def test_a_notice_arrives_at_a_path(short_folder: Path, monkeypatch: pytest.Monk
 def test_a_notice_arrives_at_an_abstract_address(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NOTIFY_SOCKET begins with @ where systemd uses an abstract address."""
     name = f"kapudf-test/{short_folder.name}"
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     with receiver(f"\0{name}") as listener:
@@ -46,7 +44,6 @@ def test_a_notice_arrives_at_an_abstract_address(
 def test_a_notice_that_cannot_be_delivered_is_no_error(
     address: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong address does not end the service."""
     monkeypatch.chdir(short_folder)
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     systemd.notify("READY=1")
@@ -55,7 +52,6 @@ def test_a_notice_that_cannot_be_delivered_is_no_error(
 def test_without_systemd_nothing_is_sent(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without NOTIFY_SOCKET, or with an empty one, nobody hears anything."""
     with receiver(str(short_folder / "notify")) as listener:
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
         systemd.notify("READY=1")
@@ -69,7 +65,6 @@ def test_without_systemd_nothing_is_sent(
 def test_a_server_says_when_it_is_ready_and_when_it_stops(
     short_folder: Path, socket_path: str
 ) -> None:
-    """READY=1 comes once the socket takes connections, STOPPING=1 at the signal."""
     path = str(short_folder / "notify")
     arguments = ["--socket", socket_path, "--handler", "mirror"]
     with (
