@@ -17,7 +17,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
-import importlib
+import importlib.machinery
 import os
 import pickle
 import pkgutil
@@ -45,6 +45,8 @@ _PROGRAMS: Final = {"kapudf_cli": True, "kapudf_cli.worker.main": False}
 #: Variables that the interpreter reads when it starts, and so does not see after a fork.
 _READ_AT_START: Final = ("PYTHON", "LC_", "LANG", "COVERAGE")
 _INTERPRETER: Final = sys.executable
+#: What the environment put on the path, after the first folder.
+_PATHS: Final = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
 _exec_child: Final[Any] = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
 
@@ -69,6 +71,7 @@ class Forks:
             and how["preexec_fn"] is None
             and how["uid"] is how["gid"] is how["gids"] is None
             and interpreter_environment(env) == self._interpreter
+            and not hides_modules(paths_of(env))
         )
 
     def start(self, how: dict[str, Any], streams: list[int]) -> int:
@@ -101,7 +104,23 @@ class Forks:
 
 
 def interpreter_environment(env: Any) -> dict[str, str]:
-    return {key: value for key, value in env.items() if key.startswith(_READ_AT_START)}
+    return {
+        key: value
+        for key, value in env.items()
+        if key.startswith(_READ_AT_START) and key != "PYTHONPATH"
+    }
+
+
+def paths_of(env: Any) -> list[str]:
+    return [each for each in env.get("PYTHONPATH", "").split(os.pathsep) if each]
+
+
+def hides_modules(paths: list[str]) -> bool:
+    """Return whether folders have a module that may be imported already, from elsewhere."""
+    names = {name.partition(".")[0] for path in paths if path not in sys.path for name in (
+        os.listdir(path) if os.path.isdir(path) else ()
+    ) if name.endswith(".py") or "." not in name}  # fmt: skip
+    return any(importlib.machinery.PathFinder.find_spec(name) for name in names)
 
 
 def module_of(args: Any) -> str | None:
@@ -278,9 +297,8 @@ def run(arguments: list[str]) -> None:
     """Run `python [-P] -m MODULE ...` as the interpreter does."""
     has_path = arguments[1] == "-m"
     _, module, *rest = arguments[1:] if has_path else arguments[2:]
-    del sys.path[0]
-    if has_path:
-        sys.path.insert(0, os.getcwd())
+    first = [os.getcwd()] if has_path else []
+    sys.path[: 1 + len(_PATHS)] = [*first, *paths_of(os.environ)]
     importlib.invalidate_caches()
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc]  # noqa: SIM115

@@ -130,6 +130,7 @@ def _is_own_handler(value: object, module: ModuleType) -> bool:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [README, GUIDE], ids=lambda page: page.stem)
 def test_every_python_snippet_is_accepted_by_mypy(page: Path, tmp_path: Path) -> None:
     files = write_snippets(page, tmp_path)

@@ -13,6 +13,9 @@ import pytest
 
 from tests.serve_process import KAPUDF
 
+# Each process that runs these tests runs mypy first, which takes several seconds.
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 
 #: A handler, a batch handler and a test without a mistake; each mistake is made in it.

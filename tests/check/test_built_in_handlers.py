@@ -57,14 +57,14 @@ def test_a_built_in_handler_conforms_in_this_process(name: str) -> None:
     assert failures(HandlerTarget(name, plugins.find(name).load())) == []
 
 
-@pytest.mark.parametrize("name", ["mirror", "outliers"])
+@pytest.mark.parametrize("name", ["mirror", pytest.param("outliers", marks=pytest.mark.long)])
 def test_a_built_in_handler_conforms_as_a_process(name: str) -> None:
     """As Kapacitor starts it, over pipes."""
     command = (*KAPUDF, "exec", "--handler", name, "--log-level", "error")
     assert failures(CommandTarget(name, command), OF_A_PROCESS) == []
 
 
-@pytest.mark.parametrize("name", ["mirror", "batch-mirror"])
+@pytest.mark.parametrize("name", ["mirror", pytest.param("batch-mirror", marks=pytest.mark.long)])
 def test_a_built_in_handler_conforms_at_a_socket(
     name: str, serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:

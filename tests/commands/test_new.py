@@ -94,7 +94,9 @@ def row_of(name: str, listed: str) -> dict[str, Any]:
     return dict(row)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(
+    params=[pytest.param(each, marks=pytest.mark.long if each == "x" else []) for each in NAMES]
+)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -166,6 +168,7 @@ def test_the_project_compiles(project: Path) -> None:
     assert (result.returncode, result.stdout) == (0, "")
 
 
+@pytest.mark.long
 def test_the_project_is_accepted_by_mypy(project: Path) -> None:
     mypy = [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache")]
     own = run(project, *mypy)
@@ -212,6 +215,7 @@ def test_the_project_s_handler_is_listed_once_installed(
     }
 
 
+@pytest.mark.long
 def test_pip_installs_the_project(tmp_path: Path) -> None:
     if importlib.util.find_spec("pip") is None:
         pytest.skip("pip is not installed here, and nothing is downloaded")

@@ -104,24 +104,25 @@ def test_new_code_goes_on_with_the_state_of_the_old(
     assert not list(configured.process.matching("worker died"))
 
 
+@pytest.mark.parametrize("reloads", [3, pytest.param(RELOADS, marks=pytest.mark.long)])
 def test_many_reloads_under_load_lose_and_double_nothing(
-    serve: Serve, code: Code, socket_path: str
+    serve: Serve, code: Code, socket_path: str, reloads: int
 ) -> None:
     """Each serves several tasks with two workers; in the end all counts are exact."""
     process = serve(code.handler, "--workers", "2", "--snapshot-interval", "0.2")
     tasks = [OngoingTask(socket_path, f"task-{number}") for number in range(3)]
-    for version in range(2, RELOADS + 2):
+    for version in range(2, reloads + 2):
         assert code.change() == version
         kapudf("reload", "--socket", socket_path)
         for task in tasks:
             task.await_version(version)
     for task in tasks:
         with task:
-            assert check_count(task) == list(range(1, RELOADS + 2))
+            assert check_count(task) == list(range(1, reloads + 2))
     assert process.stop() == 0
     assert not list(process.matching("worker died"))
     finished = process.await_events("connection finished", len(tasks), reason="closed")
-    assert {event["takeovers"] for event in finished} == {RELOADS}
+    assert {event["takeovers"] for event in finished} == {reloads}
 
 
 def test_a_worker_of_old_code_ends_once_it_serves_nobody(

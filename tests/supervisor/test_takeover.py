@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
-#: How many workers are killed at random; `make soak` kills more.
+#: How many workers the long test kills at random; `make soak` kills more.
 KILLS = int(os.environ.get("KAPUDF_SOAK_KILLS", "20"))
 #: And how long that may take on the average.
 MOST_S_A_KILL = 2.0
@@ -61,6 +61,11 @@ STEPS = [
     "other.busy.before",
     "other.busy.after",
 ]
+#: One on each side of what the journal commits, and one with half of the output written.
+FIRST_STEPS = {
+    "receive.received.after", "store.commit.before", "store.commit.after", "send.half",
+    "compact.commit.after",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -87,7 +92,10 @@ def with_rests(data: Iterable[RequestMessage], path: str, every: int) -> Iterato
             await_status(path, lambda status: status["connections"][0]["state"] == "idle")
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(each, marks=[] if each in FIRST_STEPS else pytest.mark.long) for each in STEPS],
+)
 def test_a_death_at_any_step_loses_and_doubles_nothing(
     serve: Serve,
     socket_path: str,
@@ -113,7 +121,14 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
     assert 1 <= len(deaths_of(process)) == deaths.stat().st_size <= ENOUGH_DEATHS
 
 
-@pytest.mark.parametrize("step", ["receive.received.before", "store.commit.after", "send.half"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("receive.received.before", marks=pytest.mark.long),
+        "store.commit.after",
+        pytest.param("send.half", marks=pytest.mark.long),
+    ],
+)
 def test_batches_stay_whole_wherever_a_worker_dies(
     serve: Serve,
     socket_path: str,
@@ -132,8 +147,9 @@ def test_batches_stay_whole_wherever_a_worker_dies(
     assert deaths.stat().st_size == ENOUGH_DEATHS
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(KILLS, marks=pytest.mark.long)])
 def test_workers_killed_at_random_change_nothing_for_eight_tasks(
-    serve: Serve, socket_path: str
+    serve: Serve, socket_path: str, kills: int
 ) -> None:
     """Under load, on two workers; every task gets every point once, with its count."""
     process = serve(plugin("mortal.py:Count"), "--workers", "2", "--snapshot-interval", "0.3")
@@ -163,8 +179,8 @@ def test_workers_killed_at_random_change_nothing_for_eight_tasks(
         dead: set[int] = set()
         # On a machine that is short of everything, many die before they have come to
         # anything, and are replaced ever more slowly.
-        enough_s = time.monotonic() + KILLS * MOST_S_A_KILL
-        while len(dead) < KILLS and time.monotonic() < enough_s:
+        enough_s = time.monotonic() + kills * MOST_S_A_KILL
+        while len(dead) < kills and time.monotonic() < enough_s:
             dead |= kill_one(socket_path, chance, pause)
             if any(task.done() for task in tasks):
                 break
@@ -195,7 +211,12 @@ def kill_one(path: str, chance: random.Random, pause: threading.Event) -> set[in
 
 @pytest.mark.parametrize(
     ("poison", "how"),
-    [("abort", "SIGABRT"), ("segfault", "SIGSEGV"), ("kill", "SIGKILL"), ("exit", "exit status 3")],
+    [
+        ("abort", "SIGABRT"),
+        pytest.param("segfault", "SIGSEGV", marks=pytest.mark.long),
+        pytest.param("kill", "SIGKILL", marks=pytest.mark.long),
+        ("exit", "exit status 3"),
+    ],
 )
 def test_a_point_that_kills_workers_is_dropped_and_all_others_come_back(
     serve: Serve, socket_path: str, poison: str, how: str
