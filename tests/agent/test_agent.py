@@ -1,4 +1,4 @@
-"""One connection from its first byte to its account, with the agent at work in a thread."""
+"""One connection from its first byte to its summary, with the agent at work in a thread."""
 
 from __future__ import annotations
 
@@ -170,7 +170,6 @@ def wait_for_bytes(served: ServedAgent) -> None:
 
 
 def test_a_handler_with_nothing_but_a_point_method_is_enough() -> None:
-    """Info, init, restore and snapshot have answers without its doing."""
     with agent_with(Mirror) as served:
         responses = play(
             served,
@@ -183,49 +182,45 @@ def test_a_handler_with_nothing_but_a_point_method_is_enough() -> None:
         Point(time=1),
         SnapshotResponse(),
     ]
-    account = served.account()
-    assert (account.reason, account.error) == (Reason.CLOSED, None)
+    summary = served.summary()
+    assert (summary.reason, summary.error) == (Reason.CLOSED, None)
 
 
 def test_batches_are_passed_on_by_default() -> None:
-    """Begin and end of a batch need no method where batches go in and out."""
     sent: list[RequestMessage] = [BeginBatch(name="b", size=1), Point(time=1), EndBatch(tmax=2)]
     with agent_with(BatchMirror) as served:
         assert play(served, encoded(INIT, *sent)) == [INITIALIZED, *sent]
 
 
 def test_what_a_connection_did_is_counted() -> None:
-    """Messages each way, bytes each way, and who it was for."""
     data = encoded(
         INIT, BeginBatch(), Point(), Point(), EndBatch(), BeginBatch(), Point(), EndBatch()
     )
     with agent_with(BatchMirror) as served:
         responses = play(served, data)
-    account = served.account()
-    assert (account.task_id, account.node_id) == ("task", "node2")
-    assert (account.stats.points_in, account.stats.points_out) == (3, 3)
-    assert (account.stats.batches_in, account.stats.batches_out) == (2, 2)
-    assert account.bytes_in == len(data)
-    assert account.stats.bytes_out == sum(len(RESPONSES.encode(response)) for response in responses)
-    assert account.unprocessed_bytes == 0
-    assert not account.batch_unfinished
+    summary = served.summary()
+    assert (summary.task_id, summary.node_id) == ("task", "node2")
+    assert (summary.stats.points_in, summary.stats.points_out) == (3, 3)
+    assert (summary.stats.batches_in, summary.stats.batches_out) == (2, 2)
+    assert summary.bytes_in == len(data)
+    assert summary.stats.bytes_out == sum(len(RESPONSES.encode(response)) for response in responses)
+    assert summary.unprocessed_bytes == 0
+    assert not summary.batch_unfinished
 
 
 def test_a_connection_without_a_byte_is_an_ordinary_one() -> None:
-    """The handler is made and stopped, and the account is empty."""
 
     class Idle(Recorder):
         calls: ClassVar[list[str]] = []
 
     with agent_with(Idle) as served:
         assert play(served, b"") == []
-    account = served.account()
+    summary = served.summary()
     assert Idle.calls == ["__init__", "stop"]
-    assert account == ConnectionSummary(duration_s=account.duration_s)
+    assert summary == ConnectionSummary(duration_s=summary.duration_s)
 
 
-def test_whoever_serves_is_told_once_init_has_named_the_task() -> None:
-    """Before `init` is called."""
+def test_on_init_is_called_with_the_task_before_init() -> None:
 
     class Told(Recorder):
         calls: ClassVar[list[str]] = []
@@ -241,7 +236,6 @@ def test_whoever_serves_is_told_once_init_has_named_the_task() -> None:
 
 
 def test_a_keepalive_is_answered_with_its_time() -> None:
-    """Before Init, after it, and inside a batch; no method of the handler is called."""
 
     class Alive(Recorder):
         calls: ClassVar[list[str]] = []
@@ -259,8 +253,7 @@ def test_a_keepalive_is_answered_with_its_time() -> None:
     assert Alive.calls == ["__init__", "info", "init", "begin_batch", "stop"]
 
 
-def test_what_stop_writes_reaches_kapacitor() -> None:
-    """A task that ends by itself reads until the UDF closes."""
+def test_output_of_stop_is_sent() -> None:
 
     class Last(Mirror):
         def stop(self) -> None:
@@ -271,8 +264,7 @@ def test_what_stop_writes_reaches_kapacitor() -> None:
     assert responses == [INITIALIZED, Point(time=1), Point(name="last")]
 
 
-def test_what_stop_writes_reaches_kapacitor_where_no_data_came() -> None:
-    """Once the input has ended no Restore can follow, and a summary of nothing is one too."""
+def test_output_of_stop_is_sent_if_no_data_came() -> None:
 
     class Last(Mirror):
         def stop(self) -> None:
@@ -281,11 +273,10 @@ def test_what_stop_writes_reaches_kapacitor_where_no_data_came() -> None:
     with agent_with(Last) as served:
         responses = play(served, encoded(INIT))
     assert responses == [INITIALIZED, Point(name="last")]
-    assert served.account().stats.points_out == 1
+    assert served.summary().stats.points_out == 1
 
 
-def test_what_stop_writes_without_init_is_not_sent() -> None:
-    """A connection that is there for Info takes no data, and counts none as sent."""
+def test_output_of_stop_without_init_is_not_sent() -> None:
 
     class Last(Mirror):
         def stop(self) -> None:
@@ -294,11 +285,10 @@ def test_what_stop_writes_without_init_is_not_sent() -> None:
     with agent_with(Last) as served:
         responses = play(served, encoded(InfoRequest()))
     assert responses == [InfoResponse()]
-    assert served.account().stats.points_out == 0
+    assert served.summary().stats.points_out == 0
 
 
-def test_a_batch_that_the_handler_left_open_is_in_the_account() -> None:
-    """What it began has no end, which nobody else would learn of."""
+def test_the_summary_reports_an_unfinished_batch() -> None:
 
     class Unfinished(BatchMirror):
         def end_batch(self, end: EndBatch, /) -> None:
@@ -306,9 +296,9 @@ def test_a_batch_that_the_handler_left_open_is_in_the_account() -> None:
 
     with agent_with(Unfinished) as served:
         play(served, encoded(INIT, BeginBatch(), Point(), EndBatch()))
-    account = served.account()
-    assert account.batch_unfinished
-    assert (account.stats.batches_in, account.stats.batches_out) == (1, 0)
+    summary = served.summary()
+    assert summary.batch_unfinished
+    assert (summary.stats.batches_in, summary.stats.batches_out) == (1, 0)
 
 
 # --- when data leaves ---
@@ -330,8 +320,7 @@ class Eager(Mirror):
         return super().snapshot()
 
 
-def test_what_is_written_in_init_and_restore_leaves_after_their_answers() -> None:
-    """Kapacitor reads no data while it waits for them."""
+def test_output_of_init_and_restore_is_sent_after_their_answers() -> None:
     with agent_with(Eager) as served:
         served.side.send(INIT)
         assert served.side.receive() == INITIALIZED
@@ -358,10 +347,9 @@ def test_what_is_written_in_init_and_restore_leaves_after_their_answers() -> Non
     ],
     ids=["point", "snapshot", "two keepalives", "begin"],
 )
-def test_what_is_written_in_init_leaves_once_no_restore_can_follow(
+def test_output_of_init_is_sent_once_no_restore_can_follow(
     sent: list[RequestMessage], received: list[ResponseMessage]
 ) -> None:
-    """Data, a snapshot, or a second keepalive tells that Kapacitor waits for no answer."""
     with agent_with(Eager) as served:
         served.side.send(INIT)
         assert served.side.receive() == INITIALIZED
@@ -370,8 +358,7 @@ def test_what_is_written_in_init_leaves_once_no_restore_can_follow(
 
 
 @pytest.mark.parametrize("before", [1, 2])
-def test_keepalives_before_init_let_no_data_out(before: int) -> None:
-    """The two that count are those after the answer to Init."""
+def test_keepalives_before_init_release_no_data(before: int) -> None:
     early = [KeepaliveRequest(time=time) for time in range(before)]
     with agent_with(Eager) as served:
         served.side.send_bytes(encoded(*early, INIT, KeepaliveRequest(time=9), RestoreRequest()))
@@ -386,8 +373,7 @@ def test_keepalives_before_init_let_no_data_out(before: int) -> None:
     ]
 
 
-def test_what_was_written_before_a_snapshot_answer_leaves_before_it() -> None:
-    """A state that counts some points as sent is never stored before they are."""
+def test_output_is_sent_before_the_snapshot_that_follows_it() -> None:
     points = [Point(time=time) for time in range(100)]
     with agent_with(Eager) as served:
         responses = play(served, encoded(INIT, *points, SnapshotRequest(), Point(time=100)))
@@ -402,7 +388,6 @@ def test_what_was_written_before_a_snapshot_answer_leaves_before_it() -> None:
 
 
 def test_a_thread_of_the_handlers_own_writes_at_any_time() -> None:
-    """Its points arrive while nothing comes in."""
     write = threading.Event()
 
     class Ticker(Mirror):
@@ -423,14 +408,13 @@ def test_a_thread_of_the_handlers_own_writes_at_any_time() -> None:
         write.set()
         assert served.side.receive() == Point(name="tick")
         play(served, b"")
-    assert served.account().stats.points_out == 2
+    assert served.summary().stats.points_out == 2
 
 
 @pytest.mark.parametrize("opening", [[], [InfoRequest()], [INIT]], ids=["none", "info", "init"])
-def test_a_thread_that_waits_to_write_does_not_hold_up_the_end(
+def test_a_thread_that_waits_to_write_does_not_delay_the_end(
     opening: list[RequestMessage],
 ) -> None:
-    """A handler that joins its thread in stop can do so, even if no data could leave."""
 
     class Producer(Mirror):
         def __init__(self, agent: Writer) -> None:
@@ -446,12 +430,12 @@ def test_a_thread_that_waits_to_write_does_not_hold_up_the_end(
 
     with agent_with(Producer) as served:
         responses = play(served, encoded(*opening))
-        account = served.account()
+        summary = served.summary()
     assert [type(response) for response in responses[: len(opening)]] == [
         InfoResponse if isinstance(request, InfoRequest) else InitResponse for request in opening
     ]
-    assert account.error is None
-    assert account.stop_error is None
+    assert summary.error is None
+    assert summary.stop_error is None
 
 
 # --- a handler that raises ---
@@ -462,7 +446,6 @@ def test_a_thread_that_waits_to_write_does_not_hold_up_the_end(
 def test_a_method_that_raises_ends_the_connection_with_its_error(
     method: str, error: BaseException
 ) -> None:
-    """Kapacitor is told class, method and cause in a line, and the handler is stopped, once."""
 
     class Broken(Recorder):
         calls: ClassVar[list[str]] = []
@@ -475,14 +458,14 @@ def test_a_method_that_raises_ends_the_connection_with_its_error(
             responses = play(served, encoded(*EVERYTHING))
         else:
             responses = play_until_error(served, encoded(*EVERYTHING))
-        account = served.account()
+        summary = served.summary()
 
     assert responses[-1] == ErrorResponse(error=f"Broken.{method} raised {cause}")
-    assert account.reason is Reason.HANDLER_ERROR
-    assert isinstance(account.error, HandlerError)
-    assert (account.error.handler, account.error.method) == ("Broken", method)
-    assert account.error.cause is account.error.__cause__ is error
-    assert account.stop_error is None
+    assert summary.reason is Reason.HANDLER_ERROR
+    assert isinstance(summary.error, HandlerError)
+    assert (summary.error.handler, summary.error.method) == ("Broken", method)
+    assert summary.error.cause is summary.error.__cause__ is error
+    assert summary.stop_error is None
     called = METHODS[: METHODS.index(method) + 1]
     if method not in {"__init__", "stop"}:
         called.append("stop")
@@ -491,8 +474,7 @@ def test_a_method_that_raises_ends_the_connection_with_its_error(
     assert Broken.calls == called
 
 
-def test_a_declaration_that_raises_at_init_is_named() -> None:
-    """At Init the handler is asked for its info too, on a connection that had no Info."""
+def test_an_exception_in_info_at_init_is_named() -> None:
 
     class Broken(Recorder):
         calls: ClassVar[list[str]] = []
@@ -500,14 +482,13 @@ def test_a_declaration_that_raises_at_init_is_named() -> None:
 
     with agent_with(Broken) as served:
         responses = play_until_error(served, encoded(INIT))
-        account = served.account()
+        summary = served.summary()
     assert responses == [ErrorResponse(error="Broken.info raised ValueError: no good, twice")]
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
     assert Broken.calls == ["__init__", "info", "stop"]
 
 
-def test_what_was_written_before_an_error_leaves_before_it() -> None:
-    """The points that the handler had written are not lost."""
+def test_output_is_sent_before_the_error() -> None:
 
     class Third(Mirror):
         def point(self, point: Point, /) -> None:
@@ -518,19 +499,18 @@ def test_what_was_written_before_an_error_leaves_before_it() -> None:
     points = [Point(time=time) for time in (1, 2, 3, 4)]
     with agent_with(Third) as served:
         responses = play_until_error(served, encoded(INIT, *points))
-        account = served.account()
+        summary = served.summary()
     assert responses == [
         INITIALIZED,
         *points[:2],
         ErrorResponse(error="Third.point raised LookupError"),
     ]
-    assert (account.stats.points_in, account.stats.points_out) == (3, 2)
+    assert (summary.stats.points_in, summary.stats.points_out) == (3, 2)
     # The frame at which the handler failed is not processed, nor is what follows.
-    assert account.unprocessed_bytes == len(encoded(*points[2:]))
+    assert summary.unprocessed_bytes == len(encoded(*points[2:]))
 
 
-def test_a_stop_that_raises_after_an_error_does_not_hide_it() -> None:
-    """The account has both, each in its place."""
+def test_an_exception_in_stop_does_not_hide_the_error() -> None:
 
     class Twice(Mirror):
         def point(self, point: Point, /) -> None:
@@ -541,14 +521,13 @@ def test_a_stop_that_raises_after_an_error_does_not_hide_it() -> None:
 
     with agent_with(Twice) as served:
         play_until_error(served, encoded(INIT, Point(time=7)))
-        account = served.account()
-    assert account.reason is Reason.HANDLER_ERROR
-    assert str(account.error) == "Twice.point raised ValueError: 7"
-    assert str(account.stop_error) == "Twice.stop raised OSError: stuck"
+        summary = served.summary()
+    assert summary.reason is Reason.HANDLER_ERROR
+    assert str(summary.error) == "Twice.point raised ValueError: 7"
+    assert str(summary.stop_error) == "Twice.stop raised OSError: stuck"
 
 
-def test_a_stop_that_writes_after_an_error_is_no_second_error() -> None:
-    """It flushes as it always does, and cannot know that nobody listens."""
+def test_writes_in_stop_after_an_error_are_no_second_error() -> None:
     raised: list[Exception] = []
 
     class Flusher(Mirror):
@@ -564,10 +543,10 @@ def test_a_stop_that_writes_after_an_error_is_no_second_error() -> None:
 
     with agent_with(Flusher) as served:
         play_until_error(served, encoded(INIT, Point()))
-        account = served.account()
+        summary = served.summary()
     assert len(raised) == 1
-    assert account.reason is Reason.HANDLER_ERROR
-    assert account.stop_error is None
+    assert summary.reason is Reason.HANDLER_ERROR
+    assert summary.stop_error is None
 
 
 class UnprintableError(Exception):
@@ -582,10 +561,9 @@ class UnprintableError(Exception):
     [UnprintableError(), ValueError("caf\udce9"), ValueError("x" * 2000)],
     ids=["without a text", "not encodable", "over the frame limit"],
 )
-def test_an_error_that_cannot_be_told_as_it_is_ends_the_connection_in_order(
+def test_an_error_without_text_ends_the_connection_properly(
     error: Exception,
 ) -> None:
-    """Kapacitor is told what can be told, the handler is stopped, and the account is complete."""
 
     class Broken(Recorder):
         calls: ClassVar[list[str]] = []
@@ -594,9 +572,9 @@ def test_an_error_that_cannot_be_told_as_it_is_ends_the_connection_in_order(
     Broken.error = error
     with agent_with(Broken, max_frame_bytes=1000) as served:
         served.side.send(INIT)
-        account = served.account()
+        summary = served.summary()
         response = served.side.receive()
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
     assert Broken.calls[-1] == "stop"
     assert isinstance(response, ErrorResponse)
     assert response.error.startswith(f"Broken.init raised {type(error).__name__}")
@@ -612,10 +590,9 @@ def test_an_error_that_cannot_be_told_as_it_is_ends_the_connection_in_order(
     ],
 )
 @pytest.mark.parametrize("answer", [None, True, ErrorResponse(error="no")], ids=type)
-def test_a_method_that_returns_no_answer_ends_the_connection(
+def test_a_wrong_return_value_ends_the_connection(
     method: str, request_message: RequestMessage, answer: object
 ) -> None:
-    """The error says what was returned, and what belongs there."""
 
     class Wrong(Mirror):
         pass
@@ -628,17 +605,16 @@ def test_a_method_that_returns_no_answer_ends_the_connection(
     opening = encoded(INIT) if method in {"snapshot", "restore"} else b""
     with agent_with(Wrong) as served:
         responses = play_until_error(served, opening + encoded(request_message))
-        account = served.account()
+        summary = served.summary()
     expected = f"{method.title()}Response"
     assert responses[-1] == ErrorResponse(
         error=f"Wrong.{method} raised TypeError: "
         f"returned {type(answer).__name__} instead of {expected}"
     )
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
 
 
-def test_a_declaration_that_is_none_at_init_ends_the_connection() -> None:
-    """At Init, too, what info returns is checked before it is used."""
+def test_a_wrong_return_value_of_info_at_init_ends_the_connection() -> None:
 
     class Wrong(Recorder):
         calls: ClassVar[list[str]] = []
@@ -648,16 +624,15 @@ def test_a_declaration_that_is_none_at_init_ends_the_connection() -> None:
 
     with agent_with(Wrong) as served:
         served.side.send(INIT)
-        account = served.account()
+        summary = served.summary()
         response = served.side.receive()
     assert isinstance(response, ErrorResponse)
     assert response.error.startswith("Wrong.info raised TypeError: returned NoneType")
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
     assert Wrong.calls == ["__init__", "stop"]
 
 
-def test_a_method_that_is_no_function_is_blamed_by_its_place() -> None:
-    """A handler may choose at run time how it takes an end, and may fail there."""
+def test_an_error_names_the_method_even_if_it_is_no_function() -> None:
 
     def fail(reason: str, end: EndBatch) -> None:
         raise ValueError(reason, end.tmax)
@@ -669,12 +644,11 @@ def test_a_method_that_is_no_function_is_blamed_by_its_place() -> None:
 
     with agent_with(Chooser) as served:
         served.side.send_bytes(encoded(INIT, BeginBatch(), EndBatch(tmax=1)))
-        account = served.account()
-    assert str(account.error) == "Chooser.end_batch raised ValueError: ('chosen', 1)"
+        summary = served.summary()
+    assert str(summary.error) == "Chooser.end_batch raised ValueError: ('chosen', 1)"
 
 
 def test_a_snapshot_over_the_frame_limit_ends_the_connection() -> None:
-    """The error blames the method that returned it."""
 
     class Hoarder(Mirror):
         def snapshot(self) -> SnapshotResponse:
@@ -682,8 +656,8 @@ def test_a_snapshot_over_the_frame_limit_ends_the_connection() -> None:
 
     with agent_with(Hoarder, max_frame_bytes=500) as served:
         responses = play_until_error(served, encoded(INIT, SnapshotRequest()))
-        account = served.account()
-    assert account.reason is Reason.HANDLER_ERROR
+        summary = served.summary()
+    assert summary.reason is Reason.HANDLER_ERROR
     assert responses[0] == INITIALIZED
     assert isinstance(responses[1], ErrorResponse)
     assert responses[1].error.startswith(
@@ -694,10 +668,9 @@ def test_a_snapshot_over_the_frame_limit_ends_the_connection() -> None:
 # --- no memory left ---
 
 
-def test_without_memory_the_connection_ends_with_the_cause(
+def test_a_memory_error_ends_the_connection_with_the_cause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where no other process can take it over."""
     cause = DecodeMemoryError("no memory to decode 7 bytes")
 
     def fail(_data: bytes, _start: int, _end: int) -> Point:
@@ -710,16 +683,16 @@ def test_without_memory_the_connection_ends_with_the_cause(
             "kapudf_cli.protocol.request_reader.REQUESTS", SimpleNamespace(decode_in=fail)
         )
         (error,) = play_until_error(served, encoded(SnapshotRequest()))
-        account = served.account()
+        summary = served.summary()
     assert isinstance(error, ErrorResponse)
     assert error.error.endswith("DecodeMemoryError: no memory to decode 7 bytes")
-    assert account.reason is Reason.HANDLER_ERROR
-    assert account.error is not None
-    assert account.error.__cause__ is cause
+    assert summary.reason is Reason.HANDLER_ERROR
+    assert summary.error is not None
+    assert summary.error.__cause__ is cause
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-def test_no_memory_to_decode_a_point_is_no_error_of_its_handler(on_error: OnError) -> None:
+def test_a_lack_of_memory_for_decoding_is_no_handler_error(on_error: OnError) -> None:
     class Decodes(Mirror):
         def point(self, _: Point, /) -> None:
             raise DecodeMemoryError
@@ -727,16 +700,15 @@ def test_no_memory_to_decode_a_point_is_no_error_of_its_handler(on_error: OnErro
     with agent_with(Decodes, on_error=on_error) as served:
         served.side.send_bytes(encoded(INIT, Point()))
         *_, error = served.side.responses()
-        account = served.account()
+        summary = served.summary()
     assert isinstance(error, ErrorResponse)
-    assert isinstance(account.error, WorkerLostError)
+    assert isinstance(summary.error, WorkerLostError)
 
 
 # --- writes that may not be ---
 
 
 def test_an_invalid_write_that_the_handler_does_not_catch_ends_the_connection() -> None:
-    """It is an error of the method that wrote."""
 
     class Invalid(Mirror):
         def point(self, point: Point, /) -> None:
@@ -744,7 +716,7 @@ def test_an_invalid_write_that_the_handler_does_not_catch_ends_the_connection() 
 
     with agent_with(Invalid) as served:
         responses = play_until_error(served, encoded(INIT, Point()))
-        account = served.account()
+        summary = served.summary()
     assert responses == [
         INITIALIZED,
         ErrorResponse(
@@ -752,11 +724,10 @@ def test_an_invalid_write_that_the_handler_does_not_catch_ends_the_connection() 
             "an EndBatch without a BeginBatch before it"
         ),
     ]
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
 
 
 def test_an_invalid_write_that_the_handler_catches_changes_nothing() -> None:
-    """It was not sent, and the connection goes on."""
 
     class Careful(Mirror):
         def point(self, point: Point, /) -> None:
@@ -768,11 +739,10 @@ def test_an_invalid_write_that_the_handler_catches_changes_nothing() -> None:
     with agent_with(Careful) as served:
         responses = play(served, encoded(INIT, Point(time=1), Point(time=2)))
     assert responses == [INITIALIZED, Point(time=1), Point(time=2)]
-    assert served.account().reason is Reason.CLOSED
+    assert served.summary().reason is Reason.CLOSED
 
 
 def test_an_invalid_write_of_another_thread_ends_the_connection() -> None:
-    """The thread's exception would reach nobody, so the agent makes it the connection's."""
     write = threading.Event()
 
     class Invalid(Mirror):
@@ -789,18 +759,17 @@ def test_an_invalid_write_of_another_thread_ends_the_connection() -> None:
         assert served.side.receive() == INITIALIZED
         write.set()
         responses = play_until_error(served, b"")
-        account = served.account()
+        summary = served.summary()
     assert responses == [
         ErrorResponse(
             error="Invalid.write raised InvalidWriteError: "
             "an EndBatch without a BeginBatch before it"
         )
     ]
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
 
 
-def test_an_invalid_write_of_another_thread_during_stop_is_in_the_account() -> None:
-    """A thread that flushes what it has when it is told to stop may fail there as well."""
+def test_the_summary_has_an_invalid_write_of_a_thread_during_stop() -> None:
 
     class Invalid(Mirror):
         def _write(self) -> None:
@@ -811,14 +780,13 @@ def test_an_invalid_write_of_another_thread_during_stop_is_in_the_account() -> N
 
     with agent_with(Invalid) as served:
         play(served, encoded(INIT, Point()))
-        account = served.account()
-    assert account.reason is Reason.HANDLER_ERROR
-    assert isinstance(account.error, HandlerError)
-    assert isinstance(account.error.cause, InvalidWriteError)
+        summary = served.summary()
+    assert summary.reason is Reason.HANDLER_ERROR
+    assert isinstance(summary.error, HandlerError)
+    assert isinstance(summary.error.cause, InvalidWriteError)
 
 
 def test_a_handler_of_batches_cannot_write_a_bare_point_before_init() -> None:
-    """Its edge is known from its class, so no write slips past the check."""
     refused: list[InvalidWriteError] = []
 
     class Early(BatchMirror):
@@ -860,7 +828,6 @@ FAULTS: dict[str, tuple[bytes, int, type[ProtocolError]]] = {
 def test_a_protocol_error_ends_the_connection_with_its_offset(
     data: bytes, offset: int, kind: type[ProtocolError]
 ) -> None:
-    """Kapacitor is told the problem and the place; the handler is stopped, once and last."""
 
     class Innocent(Recorder):
         calls: ClassVar[list[str]] = []
@@ -868,14 +835,14 @@ def test_a_protocol_error_ends_the_connection_with_its_offset(
     opening = encoded(KeepaliveRequest(time=1), INIT)
     with agent_with(Innocent, max_frame_bytes=0x4000) as served:
         responses = play_until_error(served, opening + data)
-        account = served.account()
-    assert account.reason is Reason.PROTOCOL_ERROR
-    error = account.error
+        summary = served.summary()
+    assert summary.reason is Reason.PROTOCOL_ERROR
+    error = summary.error
     assert isinstance(error, kind)
     assert error.offset == len(opening) + offset
     assert responses[-1] == ErrorResponse(error=str(error))
     assert f"(in the frame at byte {error.offset})" in str(error)
-    assert account.unprocessed_bytes == len(data) - offset
+    assert summary.unprocessed_bytes == len(data) - offset
     assert Innocent.calls.count("stop") == 1
     assert Innocent.calls[-1] == "stop"
 
@@ -886,49 +853,46 @@ def test_a_protocol_error_ends_the_connection_with_its_offset(
     ids=lambda message: type(message).__name__,
 )
 def test_nothing_reaches_a_handler_before_init(message: RequestMessage) -> None:
-    """The offset of a fault in the very first frame is 0."""
 
     class Innocent(Recorder):
         calls: ClassVar[list[str]] = []
 
     with agent_with(Innocent) as served:
         responses = play_until_error(served, encoded(message))
-        account = served.account()
+        summary = served.summary()
     problem = f"a {type(message).__name__} may not come before Init (in the frame at byte 0)"
     assert responses == [ErrorResponse(error=problem)]
-    assert account.reason is Reason.PROTOCOL_ERROR
+    assert summary.reason is Reason.PROTOCOL_ERROR
     assert Innocent.calls == ["__init__", "stop"]
 
 
 def test_an_input_that_ends_inside_a_frame_is_a_protocol_error() -> None:
-    """What came of the frame reached nobody, and the account says how much it was."""
     data = encoded(INIT, Point(time=1), Point(time=2))
     with agent_with(Mirror) as served:
         responses = play(served, data[:-1])
-        account = served.account()
+        summary = served.summary()
     assert responses[:2] == [INITIALIZED, Point(time=1)]
     assert isinstance(responses[2], ErrorResponse)
-    assert isinstance(account.error, TruncatedFrameError)
-    assert account.error.offset == len(encoded(INIT, Point(time=1)))
-    assert account.reason is Reason.PROTOCOL_ERROR
-    assert account.unprocessed_bytes == len(encoded(Point(time=2))) - 1
+    assert isinstance(summary.error, TruncatedFrameError)
+    assert summary.error.offset == len(encoded(INIT, Point(time=1)))
+    assert summary.reason is Reason.PROTOCOL_ERROR
+    assert summary.unprocessed_bytes == len(encoded(Point(time=2))) - 1
 
 
-def test_what_still_comes_after_an_error_is_counted_as_unprocessed(
+def test_input_after_an_error_counts_as_unprocessed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is read away until Kapacitor has read the error, and reaches nobody."""
     monkeypatch.setattr("kapudf_cli.agent.agent._SETTLE_TIMEOUT_S", PATIENCE_S)
     with agent_with(Mirror) as served:
         served.side.send_bytes(encoded(INIT) + b"\x00")
         wait_for_bytes(served)
         served.side.send_bytes(b"x" * 1000)
         responses = list(served.side.responses())
-        account = served.account()
+        summary = served.summary()
     assert responses[0] == INITIALIZED
     assert isinstance(responses[1], ErrorResponse)
     assert len(responses) == 2
-    assert account.unprocessed_bytes == 1 + 1000
+    assert summary.unprocessed_bytes == 1 + 1000
 
 
 # --- a handler that refuses ---
@@ -938,10 +902,7 @@ def test_what_still_comes_after_an_error_is_counted_as_unprocessed(
     ("error", "refusal"), [("not now", "not now"), ("", "no reason given")], ids=["reason", "none"]
 )
 @pytest.mark.parametrize("method", ["init", "restore"])
-def test_a_connection_that_was_refused_ends_after_the_answer(
-    method: str, error: str, refusal: str
-) -> None:
-    """Kapacitor would leave it open; what follows the refusal reaches nobody."""
+def test_a_refused_connection_ends_after_the_answer(method: str, error: str, refusal: str) -> None:
 
     class Refuser(Recorder):
         calls: ClassVar[list[str]] = []
@@ -959,18 +920,18 @@ def test_a_connection_that_was_refused_ends_after_the_answer(
     with agent_with(Refuser) as served:
         served.side.send_bytes(encoded(*opening) + rest)
         responses = list(served.side.responses())
-        account = served.account()
+        summary = served.summary()
     answers: list[ResponseMessage] = [InitResponse(success=method != "init", error=error)]
     if method == "restore":
         answers.append(RestoreResponse(error=error))
     assert responses == answers
-    assert (account.reason, account.error) == (Reason.CLOSED, None)
-    assert account.refusal == f"{method} was refused: {refusal}"
+    assert (summary.reason, summary.error) == (Reason.CLOSED, None)
+    assert summary.refusal == f"{method} was refused: {refusal}"
     assert Refuser.calls[-2:] == [method, "stop"]
-    assert account.stats.points_in == 0
+    assert summary.stats.points_in == 0
 
 
-def test_the_reason_of_a_refusal_is_one_bounded_line() -> None:
+def test_the_reason_of_a_refusal_is_one_line_of_limited_length() -> None:
     class Refuser(Handler):
         def init(self, request: InitRequest, /) -> InitResponse:
             del request
@@ -982,12 +943,12 @@ def test_the_reason_of_a_refusal_is_one_bounded_line() -> None:
     with agent_with(Refuser) as served:
         served.side.send_bytes(encoded(INIT))
         (response,) = served.side.responses()
-        account = served.account()
+        summary = served.summary()
     assert isinstance(response, InitResponse)
     assert response.error.startswith(r"no\n\x1b[2Jxxx")
     assert "characters cut" in response.error
     assert len(response.error) < 4000
-    assert account.refusal == f"init was refused: {response.error}"
+    assert summary.refusal == f"init was refused: {response.error}"
 
 
 # --- a peer that goes away ---
@@ -995,7 +956,6 @@ def test_the_reason_of_a_refusal_is_one_bounded_line() -> None:
 
 @pytest.mark.parametrize("style", ["lets it out", "wraps it", "swallows it"])
 def test_a_broken_pipe_is_the_ordinary_end_of_a_connection(style: str) -> None:
-    """A task that is disabled reads nothing more, and that is nobody's fault."""
     entered, gone = threading.Event(), threading.Event()
 
     class Writes(Mirror):
@@ -1015,14 +975,13 @@ def test_a_broken_pipe_is_the_ordinary_end_of_a_connection(style: str) -> None:
         served.side.send_bytes(encoded(INIT, Point()))
         assert entered.wait(PATIENCE_S)
     gone.set()
-    account = served.account()
-    assert account.reason is Reason.CLOSED
-    assert account.error is None
-    assert account.stop_error is None
+    summary = served.summary()
+    assert summary.reason is Reason.CLOSED
+    assert summary.error is None
+    assert summary.stop_error is None
 
 
 def test_a_broken_pipe_at_a_flush_is_the_ordinary_end_of_a_connection() -> None:
-    """A few points that wait for the next flush are lost without a word."""
     entered, gone = threading.Event(), threading.Event()
 
     class Writes(Mirror):
@@ -1035,13 +994,12 @@ def test_a_broken_pipe_at_a_flush_is_the_ordinary_end_of_a_connection() -> None:
         served.side.send_bytes(encoded(INIT, Point()))
         assert entered.wait(PATIENCE_S)
     gone.set()
-    account = served.account()
-    assert (account.reason, account.error) == (Reason.CLOSED, None)
-    assert account.stats.bytes_out == 0
+    summary = served.summary()
+    assert (summary.reason, summary.error) == (Reason.CLOSED, None)
+    assert summary.stats.bytes_out == 0
 
 
 def test_a_reset_is_the_ordinary_end_of_a_connection() -> None:
-    """Kapacitor closes without having read all that was sent to it."""
 
     class Stopped(Recorder):
         calls: ClassVar[list[str]] = []
@@ -1049,13 +1007,12 @@ def test_a_reset_is_the_ordinary_end_of_a_connection() -> None:
     with agent_with(Stopped) as served:
         served.side.send_bytes(encoded(INIT, BeginBatch(), Point()))
         wait_for_bytes(served)
-    account = served.account()
-    assert (account.reason, account.error) == (Reason.CLOSED, None)
+    summary = served.summary()
+    assert (summary.reason, summary.error) == (Reason.CLOSED, None)
     assert Stopped.calls[-1] == "stop"
 
 
-def test_a_handlers_own_error_on_a_lost_connection_is_still_the_handlers() -> None:
-    """An error that has nothing to do with the connection is not excused by it."""
+def test_a_handler_error_on_a_lost_connection_is_reported() -> None:
     entered, gone = threading.Event(), threading.Event()
 
     class Fails(Mirror):
@@ -1068,16 +1025,15 @@ def test_a_handlers_own_error_on_a_lost_connection_is_still_the_handlers() -> No
         served.side.send_bytes(encoded(INIT, Point()))
         assert entered.wait(PATIENCE_S)
     gone.set()
-    account = served.account()
-    assert account.reason is Reason.HANDLER_ERROR
-    assert str(account.error) == "Fails.point raised ValueError: 0"
+    summary = served.summary()
+    assert summary.reason is Reason.HANDLER_ERROR
+    assert str(summary.error) == "Fails.point raised ValueError: 0"
 
 
 # --- stop and abort ---
 
 
 def test_an_idle_agent_stops_at_once() -> None:
-    """The handler is stopped, its last words are sent, and the connection closes."""
 
     class Last(Mirror):
         def stop(self) -> None:
@@ -1088,14 +1044,13 @@ def test_an_idle_agent_stops_at_once() -> None:
         assert [served.side.receive() for _ in range(2)] == [INITIALIZED, Point(time=1)]
         served.agent.stop()
         assert list(served.side.responses()) == [Point(name="last")]
-        account = served.account()
-    assert account.reason is Reason.STOPPED
-    assert account.error is None
-    assert account.unprocessed_bytes == 0
+        summary = served.summary()
+    assert summary.reason is Reason.STOPPED
+    assert summary.error is None
+    assert summary.unprocessed_bytes == 0
 
 
 def test_an_agent_that_is_stopped_processes_what_has_arrived() -> None:
-    """Every point that Kapacitor had sent by then is answered."""
     entered, go_on = threading.Event(), threading.Event()
 
     class Slow(Mirror):
@@ -1112,13 +1067,12 @@ def test_an_agent_that_is_stopped_processes_what_has_arrived() -> None:
         served.agent.stop()
         go_on.set()
         assert list(served.side.responses()) == [INITIALIZED, *points]
-        account = served.account()
-    assert account.reason is Reason.STOPPED
-    assert account.stats.points_in == account.stats.points_out == 100
+        summary = served.summary()
+    assert summary.reason is Reason.STOPPED
+    assert summary.stats.points_in == summary.stats.points_out == 100
 
 
 def test_an_agent_that_is_stopped_inside_a_frame_leaves_it_unprocessed() -> None:
-    """That the rest has not come is no error of the peer's."""
     part = encoded(Point(time=1))[:-1]
     with agent_with(Mirror) as served:
         served.side.send(INIT)
@@ -1126,13 +1080,12 @@ def test_an_agent_that_is_stopped_inside_a_frame_leaves_it_unprocessed() -> None
         served.side.send_bytes(part)
         served.agent.stop()
         assert list(served.side.responses()) == []
-        account = served.account()
-    assert (account.reason, account.error) == (Reason.STOPPED, None)
-    assert account.unprocessed_bytes == len(part)
+        summary = served.summary()
+    assert (summary.reason, summary.error) == (Reason.STOPPED, None)
+    assert summary.unprocessed_bytes == len(part)
 
 
-def test_a_handler_that_fails_while_it_stops_is_a_handler_that_fails() -> None:
-    """Being told to stop excuses nothing."""
+def test_an_exception_during_stop_is_a_handler_error() -> None:
 
     class Broken(Recorder):
         calls: ClassVar[list[str]] = []
@@ -1144,14 +1097,13 @@ def test_a_handler_that_fails_while_it_stops_is_a_handler_that_fails() -> None:
         served.agent.stop()
         response = served.side.receive()
         served.connection.shutdown(socket.SHUT_WR)
-        account = served.account()
+        summary = served.summary()
     assert response == ErrorResponse(error="Broken.stop raised ValueError: no good, twice")
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
     assert Broken.calls.count("stop") == 1
 
 
 def test_an_abort_frees_an_agent_whose_peer_does_not_read() -> None:
-    """It ends as if the peer had gone."""
 
     class Flood(Mirror):
         def point(self, point: Point, /) -> None:
@@ -1163,22 +1115,20 @@ def test_an_abort_frees_an_agent_whose_peer_does_not_read() -> None:
         served.side.send_bytes(encoded(INIT, Point()))
         wait_for_bytes(served)
         served.agent.abort()
-        account = served.account()
-    assert (account.reason, account.error) == (Reason.CLOSED, None)
+        summary = served.summary()
+    assert (summary.reason, summary.error) == (Reason.CLOSED, None)
 
 
 def test_an_agent_that_has_ended_can_be_stopped_and_aborted() -> None:
-    """Whoever stops all agents need not know which have ended."""
     with agent_with(Mirror) as served:
         play(served, encoded(INIT))
-        account = served.account()
+        summary = served.summary()
         served.agent.stop()
         served.agent.abort()
-    assert account.reason is Reason.CLOSED
+    assert summary.reason is Reason.CLOSED
 
 
-def test_nobody_can_write_once_the_connection_has_ended() -> None:
-    """A thread that outlives its connection is told so."""
+def test_a_write_after_the_end_raises() -> None:
     writers: list[Writer] = []
 
     class Kept(Mirror):
@@ -1188,6 +1138,6 @@ def test_nobody_can_write_once_the_connection_has_ended() -> None:
 
     with agent_with(Kept) as served:
         play(served, encoded(INIT, Point()))
-        served.account()
+        served.summary()
     with pytest.raises(ConnectionClosedError):
         writers[0].write_point(Point())

@@ -67,7 +67,6 @@ def ask_each(task: JournaledTask, numbers: range) -> None:
 def test_a_connection_goes_from_agent_to_agent_with_its_state(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """The old one has ended when the new one goes on, and Kapacitor notices nothing."""
     task = tasks(Counter)
     served = begun(task)
     for number in range(2, 6):
@@ -76,22 +75,21 @@ def test_a_connection_goes_from_agent_to_agent_with_its_state(
         assert following.resumed.result(PATIENCE_S) is None
         task.send(Point(time=number))
         served.agent.release()
-        assert served.account().reason is Reason.HANDED_OVER
+        assert served.summary().reason is Reason.HANDED_OVER
         assert not following.ended.done()
         following.agent.go()
         assert task.side.receive() == counted(number, number)
         served = following
     task.end()
-    account = served.account()
-    assert (account.reason, account.stats.takeovers) == (Reason.CLOSED, 4)
-    assert (account.stats.points_in, account.stats.points_out) == (5, 5)
-    assert account.bytes_in == task.sent_bytes
+    summary = served.summary()
+    assert (summary.reason, summary.stats.takeovers) == (Reason.CLOSED, 4)
+    assert (summary.stats.points_in, summary.stats.points_out) == (5, 5)
+    assert summary.bytes_in == task.sent_bytes
 
 
-def test_a_batch_in_the_midst_is_handed_over_with_the_rest(
+def test_an_open_batch_is_handed_over(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """Kapacitor gets it once, whole."""
     task = tasks(Batches)
     served = task.serve()
     assert task.ask(INIT) == INITIALIZED
@@ -102,18 +100,17 @@ def test_a_batch_in_the_midst_is_handed_over_with_the_rest(
     following = task.take_over(waits=True)
     assert following.resumed.result(PATIENCE_S) is None
     served.agent.release()
-    served.account()
+    served.summary()
     following.agent.go()
     assert task.ask(Point(time=2)) == Point(time=2)
     assert task.ask(end) == end
     task.end()
-    assert following.account().stats.batches_out == 1
+    assert following.summary().stats.batches_out == 1
 
 
-def test_a_part_of_a_frame_is_handed_over_with_the_rest(
+def test_an_incomplete_frame_is_handed_over(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """It may have been read already."""
     task = tasks(Counter)
     served = begun(task)
     data = encoded([Point(time=2)])
@@ -128,8 +125,7 @@ def test_a_part_of_a_frame_is_handed_over_with_the_rest(
     assert task.side.receive() == counted(2, 2)
 
 
-def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., JournaledTask]) -> None:
-    """Nobody else would know of it."""
+def test_output_of_the_snapshot_for_a_handover_is_sent(tasks: Callable[..., JournaledTask]) -> None:
 
     class Writes(Counter):
         def snapshot(self) -> SnapshotResponse:
@@ -146,10 +142,9 @@ def test_what_a_snapshot_for_a_handover_writes_is_sent(tasks: Callable[..., Jour
     assert task.ask(Point(time=2)) == counted(2, 2)
 
 
-def test_a_thread_that_writes_waits_and_is_told_where_it_is_not_served_any_more(
+def test_a_writing_thread_waits_during_a_handover_and_then_raises(
     tasks: Callable[..., JournaledTask], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The handler's thread of the old agent must not write between what the new one does."""
     writers: list[Writer] = []
 
     class Kept(Counter):
@@ -175,10 +170,9 @@ def test_a_thread_that_writes_waits_and_is_told_where_it_is_not_served_any_more(
 # --- kept ---
 
 
-def test_an_agent_goes_on_where_no_other_could_take_over(
+def test_an_agent_goes_on_if_the_takeover_fails(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """As if nothing had been."""
 
     class Broken(Counter):
         def restore(self, request: RestoreRequest, /) -> RestoreResponse:
@@ -190,15 +184,14 @@ def test_an_agent_goes_on_where_no_other_could_take_over(
         paused(served)
         failing = task.take_over(waits=True, handler=Broken)
         assert "Broken.restore raised" in (failing.resumed.result(PATIENCE_S) or "")
-        assert failing.account().reason is Reason.HANDED_OVER
+        assert failing.summary().reason is Reason.HANDED_OVER
         served.agent.go()
         ask_each(task, range(number, number + 1))
     task.end()
-    assert (served.account().reason, served.account().stats.takeovers) == (Reason.CLOSED, 0)
+    assert (served.summary().reason, served.summary().stats.takeovers) == (Reason.CLOSED, 0)
 
 
-def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., JournaledTask]) -> None:
-    """Two agents would read one connection else."""
+def test_a_decision_before_a_pause_does_not_end_it(tasks: Callable[..., JournaledTask]) -> None:
     task = tasks(Counter)
     served = begun(task)
     served.agent.go()
@@ -209,17 +202,16 @@ def test_a_word_said_before_a_pause_does_not_end_it(tasks: Callable[..., Journal
     assert not served.ended.done()
     assert task.header.record.stats.points_in == 1
     served.agent.release()
-    assert served.account().reason is Reason.HANDED_OVER
+    assert served.summary().reason is Reason.HANDED_OVER
     following.agent.go()
     assert task.side.receive() == counted(2, 2)
 
 
 @pytest.mark.parametrize("last_word", ["cancel_handover", "abort"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_an_agent_on_its_own_waits_for_no_word(
+def test_an_agent_does_not_wait_after_the_handover_was_canceled(
     tasks: Callable[..., JournaledTask], last_word: str, when: str
 ) -> None:
-    """Whether the one who would say it was gone before it stood still, or after."""
     task = tasks(Counter)
     served = begun(task)
     stands = threading.Event()
@@ -231,17 +223,16 @@ def test_an_agent_on_its_own_waits_for_no_word(
         paused(served)
         say()
     if last_word == "abort":
-        assert served.account().reason is Reason.CLOSED
+        assert served.summary().reason is Reason.CLOSED
         return
     ask_each(task, range(2, 4))
     task.end()
-    assert served.account().reason is Reason.CLOSED
+    assert served.summary().reason is Reason.CLOSED
 
 
-def test_an_agent_that_was_to_take_over_leaves_it_to_the_old_one_where_nobody_decides(
+def test_the_old_agent_keeps_the_connection_if_the_handover_is_canceled(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """One of the two goes on, and only one."""
     task = tasks(Counter)
     served = begun(task)
     paused(served)
@@ -249,14 +240,13 @@ def test_an_agent_that_was_to_take_over_leaves_it_to_the_old_one_where_nobody_de
     assert following.resumed.result(PATIENCE_S) is None
     following.agent.cancel_handover()
     served.agent.cancel_handover()
-    assert following.account().reason is Reason.HANDED_OVER
+    assert following.summary().reason is Reason.HANDED_OVER
     ask_each(task, range(2, 4))
 
 
-def test_an_agent_that_took_over_is_an_agent_like_any_other(
+def test_an_agent_that_took_over_can_be_paused(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """Left on its own later, it goes on."""
     task = tasks(Counter)
     served = begun(task)
     paused(served)
@@ -267,45 +257,42 @@ def test_an_agent_that_took_over_is_an_agent_like_any_other(
     following.agent.cancel_handover()
     ask_each(task, range(4, 6))
     following.agent.stop()
-    assert following.account().reason is Reason.STOPPED
+    assert following.summary().reason is Reason.STOPPED
 
 
-def test_a_release_that_is_too_early_ends_the_pause_when_it_comes(
+def test_an_early_release_ends_the_pause(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """It is said only once another one serves the connection."""
     task = tasks(Counter)
     served = begun(task)
     paused(served)
     served.agent.release()
-    assert served.account().reason is Reason.HANDED_OVER
+    assert served.summary().reason is Reason.HANDED_OVER
     following = task.take_over()
     ask_each(task, range(2, 4))
     assert following.resumed.result(PATIENCE_S) is None
 
 
 @pytest.mark.parametrize("words", [("stop", "go"), ("go", "stop")])
-def test_a_stop_during_a_pause_is_obeyed_after_it(
+def test_a_stop_during_a_pause_takes_effect_after_it(
     tasks: Callable[..., JournaledTask], words: tuple[str, str]
 ) -> None:
-    """What has arrived by then is dealt with."""
     task = tasks(Counter)
     served = begun(task)
     paused(served)
     task.send(Point(time=2), Point(time=3))
     for word in words:
         getattr(served.agent, word)()
-    account = served.account()
-    assert (account.reason, account.stats.points_in) == (Reason.STOPPED, 3)
+    summary = served.summary()
+    assert (summary.reason, summary.stats.points_in) == (Reason.STOPPED, 3)
     assert [task.side.receive() for _ in range(2)] == [counted(2, 2), counted(3, 3)]
 
 
-def test_a_pause_after_the_end_is_never_answered(tasks: Callable[..., JournaledTask]) -> None:
-    """Nor does any other word do harm."""
+def test_a_pause_after_the_end_has_no_effect(tasks: Callable[..., JournaledTask]) -> None:
     task = tasks(Counter)
     served = begun(task)
     task.end()
-    served.account()
+    served.summary()
     stands = threading.Event()
     served.agent.pause(stands.set)
     for word in ("go", "release", "cancel_handover", "stop", "abort", "heartbeat"):
@@ -313,8 +300,7 @@ def test_a_pause_after_the_end_is_never_answered(tasks: Callable[..., JournaledT
     assert not stands.is_set()
 
 
-def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., JournaledTask]) -> None:
-    """At least once; each go ends one."""
+def test_a_pause_can_be_requested_twice(tasks: Callable[..., JournaledTask]) -> None:
     task = tasks(Counter)
     served = begun(task)
     stood: list[int] = []
@@ -336,8 +322,7 @@ def test_a_pause_that_is_asked_for_twice_is_answered(tasks: Callable[..., Journa
     assert task.side.receive() == counted(2, 2)
 
 
-def test_a_pause_waits_for_the_handler(tasks: Callable[..., JournaledTask]) -> None:
-    """Of a point in hand nobody can say yet what comes of it."""
+def test_a_pause_waits_until_the_frame_is_handled(tasks: Callable[..., JournaledTask]) -> None:
     entered, go_on = threading.Event(), threading.Event()
 
     class Slow(Counter):

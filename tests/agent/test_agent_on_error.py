@@ -140,13 +140,13 @@ def batch_of(name: str, *points: Point) -> list[RequestMessage]:
 def served_by(
     handler: type[Handler], on_error: OnError, messages: Iterable[RequestMessage]
 ) -> tuple[list[ResponseMessage], ConnectionSummary]:
-    """Play a whole connection; return the responses after the one to Init, and the account."""
+    """Play a whole connection; return the responses after the one to Init, and the summary."""
     checkpoints = LastSnapshot(3600.0) if on_error == "restart" else None
     with agent_with(handler, on_error=on_error, checkpoints=checkpoints) as served:
         first, *responses = play(served, [INIT, *messages])
-        account = served.account()
+        summary = served.summary()
     assert first == INITIALIZED
-    return responses, account
+    return responses, summary
 
 
 # --- points ---
@@ -157,40 +157,37 @@ GOOD = [point for point in MANY if point.name != BAD]
 
 @each_way_on
 @pytest.mark.parametrize("handler", [Mirror, RawMirror])
-def test_every_other_point_comes_back_in_order(
+def test_points_that_do_not_raise_come_back_in_order(
     handler: type[Handler], on_error: OnError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those at which the handler raised are counted, and one of them is logged."""
-    responses, account = served_by(handler, on_error, MANY)
+    responses, summary = served_by(handler, on_error, MANY)
     assert responses == GOOD
-    assert (account.reason, account.error) == (Reason.CLOSED, None)
-    assert account.stats.failures == len(MANY) - len(GOOD)
-    assert account.stats.restarts == (account.stats.failures if on_error == "restart" else 0)
-    assert (account.stats.points_in, account.stats.points_out) == (len(MANY), len(GOOD))
-    assert account.stats.bytes_out == len(encoded(GOOD)) + len(b"\x04\x12\x02\x08\x01")
+    assert (summary.reason, summary.error) == (Reason.CLOSED, None)
+    assert summary.stats.failures == len(MANY) - len(GOOD)
+    assert summary.stats.restarts == (summary.stats.failures if on_error == "restart" else 0)
+    assert (summary.stats.points_in, summary.stats.points_out) == (len(MANY), len(GOOD))
+    assert summary.stats.bytes_out == len(encoded(GOOD)) + len(b"\x04\x12\x02\x08\x01")
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) < account.stats.failures
+    assert len(errors) < summary.stats.failures
     assert f"{handler.__name__}.{'raw_' * (handler is RawMirror)}point" in errors[0].getMessage()
     assert errors[0].exc_info is not None
 
 
 @each_way_on
-def test_what_a_handler_wrote_of_a_point_before_it_raised_is_sent(on_error: OnError) -> None:
-    """It was written, and stands."""
+def test_output_before_an_exception_is_sent(on_error: OnError) -> None:
 
     class Twice(Mirror):
         def point(self, point: Point, /) -> None:
             self.agent.write_point(point)
             super().point(point)
 
-    responses, account = served_by(Twice, on_error, [Point(name="a"), Point(name=BAD)])
+    responses, summary = served_by(Twice, on_error, [Point(name="a"), Point(name=BAD)])
     assert responses == [Point(name="a"), Point(name="a"), Point(name=BAD)]
-    assert account.stats.failures == 1
+    assert summary.stats.failures == 1
 
 
 @each_way_on
-def test_an_exit_in_a_handler_is_an_exception_like_any_other(on_error: OnError) -> None:
-    """A plugin's sys.exit() ends neither the process nor the connection."""
+def test_sys_exit_in_a_handler_is_an_exception(on_error: OnError) -> None:
 
     class Exits(Mirror):
         def point(self, point: Point, /) -> None:
@@ -198,27 +195,25 @@ def test_an_exit_in_a_handler_is_an_exception_like_any_other(on_error: OnError) 
                 raise SystemExit(3)
             super().point(point)
 
-    responses, account = served_by(Exits, on_error, [Point(name=BAD), Point(time=1)])
+    responses, summary = served_by(Exits, on_error, [Point(name=BAD), Point(time=1)])
     assert responses == [Point(time=1)]
-    assert account.stats.failures == 1
+    assert summary.stats.failures == 1
 
 
-def test_with_fail_the_first_exception_is_the_last() -> None:
-    """The default; Kapacitor is told."""
+def test_fail_ends_the_task_at_the_first_exception() -> None:
     with agent_with(Mirror, on_error="fail") as served:
         served.side.send_bytes(encoded([INIT, *MANY]))
         responses = [served.side.receive() for _ in range(5)]
-        account = served.account()
+        summary = served.summary()
     assert responses[1:4] == MANY[:3]
     assert isinstance(responses[4], ErrorResponse)
-    assert account.reason is Reason.HANDLER_ERROR
-    assert (account.stats.failures, account.stats.restarts) == (0, 0)
+    assert summary.reason is Reason.HANDLER_ERROR
+    assert (summary.stats.failures, summary.stats.restarts) == (0, 0)
 
 
 @each_way_on
 @pytest.mark.parametrize("fault", ["init", "restore", "info", "__init__"])
-def test_what_is_no_data_always_fails_the_task(on_error: OnError, fault: str) -> None:
-    """There is nothing that could be left out."""
+def test_an_exception_outside_of_data_always_fails_the_task(on_error: OnError, fault: str) -> None:
 
     class Broken(Mirror):
         pass
@@ -230,24 +225,22 @@ def test_what_is_no_data_always_fails_the_task(on_error: OnError, fault: str) ->
     with agent_with(Broken, on_error=on_error, checkpoints=LastSnapshot()) as served:
         served.side.send_bytes(encoded([INIT, RestoreRequest(), Point()]))
         responses = list(served.side.responses())
-        account = served.account()
+        summary = served.summary()
     assert responses[-1] == ErrorResponse(error=f"Broken.{fault} raised ValueError: {fault}")
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
 
 
 # --- a handler made anew ---
 
 
-def test_without_a_restart_a_handler_keeps_what_it_did_to_its_state() -> None:
-    """Skip drops the point, and looks into no handler."""
+def test_skip_keeps_the_state_of_the_handler() -> None:
     Counter.made = 0
-    responses, account = served_by(Counter, "skip", [Point(), Point(name=BAD), Point()])
+    responses, summary = served_by(Counter, "skip", [Point(), Point(name=BAD), Point()])
     assert responses == [Point(time=1), Point(time=3)]
-    assert (Counter.made, account.stats.failures) == (1, 1)
+    assert (Counter.made, summary.stats.failures) == (1, 1)
 
 
 def test_a_restarted_handler_has_the_state_of_the_last_snapshot() -> None:
-    """Where no input is kept, that is all that can be had."""
     Counter.made = 0
     messages: list[RequestMessage] = [Point(), Point(), Point(name=BAD), Point()]
     with agent_with(Counter, on_error="restart", checkpoints=LastSnapshot()) as served:
@@ -256,15 +249,14 @@ def test_a_restarted_handler_has_the_state_of_the_last_snapshot() -> None:
             served.side.send(message)
             assert served.side.receive() is not None
         responses = play(served, messages)
-        account = served.account()
+        summary = served.summary()
     # Two before the snapshot and two after it: the latter are forgotten by the new handler.
     assert responses == [Point(time=3), Point(time=4), Point(time=3)]
     assert Counter.made == 2
-    assert (account.stats.failures, account.stats.restarts) == (1, 1)
+    assert (summary.stats.failures, summary.stats.restarts) == (1, 1)
 
 
-def test_a_handler_that_cannot_be_made_anew_fails_the_task() -> None:
-    """The cause is told."""
+def test_a_handler_that_cannot_be_replaced_fails_the_task() -> None:
 
     class Once(Counter):
         def init(self, request: InitRequest, /) -> InitResponse:
@@ -276,13 +268,12 @@ def test_a_handler_that_cannot_be_made_anew_fails_the_task() -> None:
     with agent_with(Once, on_error="restart", checkpoints=LastSnapshot()) as served:
         served.side.send_bytes(encoded([INIT, Point(), Point(name=BAD), Point()]))
         responses = list(served.side.responses())
-        account = served.account()
+        summary = served.summary()
     assert responses[-1] == ErrorResponse(error="Once.init raised OSError: no device left")
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
 
 
-def test_the_old_handler_is_stopped_before_the_new_one_is_made() -> None:
-    """What it held may be needed by the other; what it writes then is not sent."""
+def test_the_old_handler_is_stopped_before_the_new_one_is_created() -> None:
     calls: list[str] = []
 
     class Holds(Mirror):
@@ -294,10 +285,10 @@ def test_the_old_handler_is_stopped_before_the_new_one_is_made() -> None:
             calls.append("stopped")
             self.agent.write_point(Point(name=f"stop {len(calls)}"))
 
-    responses, account = served_by(Holds, "restart", [Point(name=BAD), Point(name="good")])
+    responses, summary = served_by(Holds, "restart", [Point(name=BAD), Point(name="good")])
     assert calls == ["made", "stopped", "made", "stopped"]
     assert responses == [Point(name="good"), Point(name="stop 4")]
-    assert account.stop_error is None
+    assert summary.stop_error is None
 
 
 # --- batches ---
@@ -306,37 +297,35 @@ def test_the_old_handler_is_stopped_before_the_new_one_is_made() -> None:
 @each_way_on
 @pytest.mark.parametrize("name", ["before begin", "after begin", "before end", "after end"])
 @pytest.mark.parametrize("first", [True, False], ids=["first batch", "later batch"])
-def test_a_batch_at_whose_begin_or_end_a_handler_raises_is_dropped(
+def test_a_batch_whose_begin_or_end_raises_is_dropped(
     on_error: OnError, name: str, *, first: bool
 ) -> None:
-    """Those before and after it are whole, and Kapacitor can take whatever comes of it."""
     good = [batch_of(f"good {number}", Point(time=1), Point(time=2)) for number in range(4)]
     batches = [batch_of(name, Point(time=8), Point(time=9)), *good]
     if not first:
         batches.insert(0, batches.pop(1))
-    responses, account = served_by(Batches, on_error, [each for one in batches for each in one])
+    responses, summary = served_by(Batches, on_error, [each for one in batches for each in one])
     assert whole_batches(responses) == [
         each for each in batches if each[0] != BeginBatch(name=name, size=2) or name == "after end"
     ]
-    assert account.stats.failures == 1
-    assert (account.stats.batches_in, account.stats.batches_out) == (
+    assert summary.stats.failures == 1
+    assert (summary.stats.batches_in, summary.stats.batches_out) == (
         5,
         5 if name == "after end" else 4,
     )
-    assert not account.batch_unfinished
+    assert not summary.batch_unfinished
 
 
 @each_way_on
 def test_a_bad_point_of_a_batch_is_dropped_and_the_batch_goes_on(on_error: OnError) -> None:
-    """As of a stream."""
     good = [Point(time=1), Point(time=3)]
     batch = batch_of("b", good[0], Point(name=BAD), good[1])
-    responses, account = served_by(Batches, on_error, [*batch, *batch])
+    responses, summary = served_by(Batches, on_error, [*batch, *batch])
     if on_error == "skip":
         assert responses == [batch[0], *good, batch[-1]] * 2
     # Without a journal, a new handler knows nothing of the begin, and the rest is left out.
     assert all(len(each) == 4 for each in whole_batches(responses))
-    assert account.stats.failures == 2
+    assert summary.stats.failures == 2
 
 
 @each_way_on
@@ -344,15 +333,14 @@ def test_a_bad_point_of_a_batch_is_dropped_and_the_batch_goes_on(on_error: OnErr
 def test_a_handler_of_whole_batches_drops_the_bad_ones(
     handler: type[BatchHandler], on_error: OnError
 ) -> None:
-    """However much of them it had written."""
     batches = [
         batch_of(BAD if number % 3 == 1 else "good", Point(time=number)) for number in range(9)
     ]
     good = [batch for batch in batches if batch[-1] != EndBatch(name=BAD)]
-    responses, account = served_by(handler, on_error, [each for one in batches for each in one])
+    responses, summary = served_by(handler, on_error, [each for one in batches for each in one])
     found = whole_batches(responses)
     assert [each[1:] for each in found] == [each[1:] for each in good]
-    assert (account.stats.failures, account.stats.batches_in, account.stats.batches_out) == (
+    assert (summary.stats.failures, summary.stats.batches_in, summary.stats.batches_out) == (
         3,
         9,
         6,
@@ -360,18 +348,17 @@ def test_a_handler_of_whole_batches_drops_the_bad_ones(
 
 
 @each_way_on
-def test_a_batch_too_long_loses_its_points_and_nothing_else(on_error: OnError) -> None:
-    """The limit keeps memory, not the task, from its end."""
+def test_a_batch_over_the_limit_is_dropped(on_error: OnError) -> None:
 
     class Short(WholeBatches):
         max_batch_points = 2
 
     long = batch_of("long", *(Point(time=time) for time in range(5)))
     short = batch_of("short", Point(time=1))
-    responses, account = served_by(Short, on_error, [*long, *short])
+    responses, summary = served_by(Short, on_error, [*long, *short])
     assert whole_batches(responses)[-1][1:] == short[1:]
-    assert account.reason is Reason.CLOSED
-    assert account.stats.failures >= 1
+    assert summary.reason is Reason.CLOSED
+    assert summary.stats.failures >= 1
 
 
 def whole_batches(responses: Iterable[ResponseMessage]) -> list[list[ResponseMessage]]:
@@ -422,19 +409,17 @@ class BadSnapshots(Counter):
 
 @each_way_on
 def test_a_snapshot_that_raises_is_answered_with_the_last_good_one(on_error: OnError) -> None:
-    """Kapacitor fails the task where none comes; an older one is better."""
     with agent_with(BadSnapshots, on_error=on_error, checkpoints=LastSnapshot()) as served:
         answers = ask_each(served, [Point(), SnapshotRequest(), Point(name=BAD), SnapshotRequest()])
         play(served, [])
-        account = served.account()
+        summary = served.summary()
     assert answers[1] == answers[3] == SnapshotResponse(snapshot=b"1")
-    assert account.stats.failures == 1
-    assert account.reason is Reason.CLOSED
+    assert summary.stats.failures == 1
+    assert summary.reason is Reason.CLOSED
 
 
 @each_way_on
 def test_the_last_good_snapshot_may_be_the_one_that_was_restored(on_error: OnError) -> None:
-    """Or be empty, where there never was one."""
     for before in ([], [RestoreRequest(snapshot=b"41")]):
         with agent_with(BadSnapshots, on_error=on_error, checkpoints=LastSnapshot()) as served:
             answers = ask_each(served, [*before, Point(name=BAD), SnapshotRequest()])
@@ -465,15 +450,14 @@ def test_a_snapshot_over_the_frame_limit_is_answered_with_the_last_good_one(
     ) as served:
         answers = ask_each(served, requests)
         play(served, [])
-        account = served.account()
+        summary = served.summary()
     good = SnapshotResponse(snapshot=b"1" + 300 * b" ")
     assert answers == [Point(time=1), good, Point(time=2), good, Point(time=3)]
-    assert (account.stats.failures, account.reason) == (1, Reason.CLOSED)
+    assert (summary.stats.failures, summary.reason) == (1, Reason.CLOSED)
     assert "the limit max_frame_bytes is 500" in caplog.text
 
 
 def test_a_state_longer_than_a_frame_is_restored_in_a_new_handler() -> None:
-    """The limit is for what is sent and received, not for what is kept."""
     requests: list[RequestMessage] = [Point() for _ in range(9)]
     with agent_with(
         Growing, on_error="restart", checkpoints=LastSnapshot(0.0), max_frame_bytes=500
@@ -483,10 +467,12 @@ def test_a_state_longer_than_a_frame_is_restored_in_a_new_handler() -> None:
         served.side.send(Point())
         assert served.side.receive() == Point(time=10)
         play(served, [])
-        assert served.account().stats.restarts == 1
+        assert served.summary().stats.restarts == 1
 
 
-def test_a_snapshot_that_cannot_be_kept_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_snapshot_that_is_too_long_to_store_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Narrow(LastSnapshot):
         @property
         def max_prefix_bytes(self) -> int:
@@ -495,37 +481,34 @@ def test_a_snapshot_that_cannot_be_kept_is_logged_once(caplog: pytest.LogCapture
     with agent_with(Growing, on_error="restart", checkpoints=Narrow(0.0)) as served:
         ask_each(served, [Point() for _ in range(9)])
         play(served, [])
-        assert served.account().reason is Reason.CLOSED
+        assert served.summary().reason is Reason.CLOSED
     said = [record for record in caplog.records if "too long to be kept" in record.getMessage()]
     assert len(said) == 1
     assert said[0].most_bytes == 1000  # type: ignore[attr-defined]
 
 
 def test_a_snapshot_that_raises_fails_the_task_by_default() -> None:
-    """As the protocol foresees."""
     with agent_with(BadSnapshots, on_error="fail") as served:
         served.side.send_bytes(encoded([INIT, Point(name=BAD), SnapshotRequest()]))
         responses = list(served.side.responses())
-        account = served.account()
+        summary = served.summary()
     assert responses[-1] == ErrorResponse(error="BadSnapshots.snapshot raised ValueError: no state")
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip", "restart"])
-def test_a_snapshot_that_nobody_asked_for_may_fail(
+def test_a_snapshot_for_compaction_may_fail(
     on_error: OnError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is kept is longer for that, and the task goes on."""
     with agent_with(BadSnapshots, on_error=on_error, checkpoints=LastSnapshot(0.0)) as served:
         responses = play(served, [INIT, Point(name=BAD), Point(name=BAD)])
-        account = served.account()
+        summary = served.summary()
     assert responses == [INITIALIZED, Point(time=1), Point(time=2)]
-    assert account.reason is Reason.CLOSED
+    assert summary.reason is Reason.CLOSED
     assert "snapshot failed: BadSnapshots.snapshot raised ValueError: no state" in caplog.text
 
 
-def test_what_a_snapshot_writes_that_nobody_asked_for_leaves_at_once() -> None:
-    """It does not wait for the next input."""
+def test_output_of_a_snapshot_for_compaction_is_sent_at_once() -> None:
 
     class Writes(Counter):
         def snapshot(self) -> SnapshotResponse:

@@ -130,7 +130,7 @@ def outcome(
 ) -> tuple[list[ResponseMessage], ConnectionSummary, int]:
     """Play input, with an agent that dies over a mark, and others that do not.
 
-    Returns what Kapacitor got, the last account, and how many agents died.
+    Returns what Kapacitor got, the last summary, and how many agents died.
     """
     served = task.serve(survives=survives, after=after)
     deaths = 0
@@ -139,40 +139,39 @@ def outcome(
         task.send(*piece)
         while not task.await_dealt_with(served):
             with pytest.raises(WorkerDiedError):
-                served.account()
+                served.summary()
             served.stream.close()
             deaths += 1
             served = task.take_over()
     task.end()
     try:
-        account = served.account()
+        summary = served.summary()
     except WorkerDiedError:
         served.stream.close()
         deaths += 1
-        account = task.take_over().account()
+        summary = task.take_over().summary()
     task.hang_up()
-    return receiving.result(PATIENCE_S), account, deaths
+    return receiving.result(PATIENCE_S), summary, deaths
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the mark", "after it"])
 @pytest.mark.parametrize(("handler", "pieces"), CASES.values(), ids=CASES.keys())
-def test_a_death_over_any_mark_changes_nothing_for_kapacitor(
+def test_a_death_at_any_commit_is_invisible_to_kapacitor(
     tasks: Callable[..., JournaledTask],
     handler: type[Handler],
     pieces: list[list[RequestMessage]],
     *,
     after: bool,
 ) -> None:
-    """Every response comes once, in its order, with the state that it would have had."""
     expected, undisturbed, _ = outcome(tasks(handler), pieces, None, after=after)
     survives, deaths = 0, 1
     while deaths:
-        responses, account, deaths = outcome(tasks(handler), pieces, survives, after=after)
+        responses, summary, deaths = outcome(tasks(handler), pieces, survives, after=after)
         assert responses == expected, survives
-        assert (account.reason, account.error) == (Reason.CLOSED, None)
-        assert account.stats.takeovers == deaths
+        assert (summary.reason, summary.error) == (Reason.CLOSED, None)
+        assert summary.stats.takeovers == deaths
         for name in ("points_in", "points_out", "batches_in", "batches_out", "bytes_out"):
-            assert getattr(account.stats, name) == getattr(undisturbed.stats, name), (
+            assert getattr(summary.stats, name) == getattr(undisturbed.stats, name), (
                 survives,
                 name,
             )
@@ -182,13 +181,12 @@ def test_a_death_over_any_mark_changes_nothing_for_kapacitor(
 
 @pytest.mark.parametrize("snapshot_interval_s", [0.0, 3600.0], ids=["cut often", "never cut"])
 @pytest.mark.parametrize(("handler", "pieces"), CASES.values(), ids=CASES.keys())
-def test_an_agent_a_piece_changes_nothing_for_kapacitor(
+def test_a_death_after_each_piece_is_invisible_to_kapacitor(
     tasks: Callable[..., JournaledTask],
     handler: type[Handler],
     pieces: list[list[RequestMessage]],
     snapshot_interval_s: float,
 ) -> None:
-    """Each takes over from one that died over its second mark."""
     expected, _, _ = outcome(tasks(handler), pieces, None, after=True)
     task = tasks(handler, snapshot_interval_s=snapshot_interval_s)
     receiving = in_thread(lambda: list(task.side.responses()))
@@ -241,7 +239,7 @@ def receiving_from(task: JournaledTask) -> Future[list[ResponseMessage]]:
     [(Growing, GROWING_INPUT, "fail"), (Talkative, FAILING_INPUT, "restart")],
     ids=["batches that grow", "a handler that begins anew"],
 )
-def test_two_deaths_in_a_row_over_what_has_left_in_part_change_nothing(
+def test_two_deaths_during_partly_sent_output_are_invisible(
     tasks: Callable[..., JournaledTask],
     handler: type[Handler],
     piece: list[RequestMessage],
@@ -249,7 +247,6 @@ def test_two_deaths_in_a_row_over_what_has_left_in_part_change_nothing(
     *,
     careful: bool,
 ) -> None:
-    """The second agent dies when it has not yet come to what the first one sent last."""
     pieces: list[list[RequestMessage]] = [[INIT], piece]
     expected, _, _ = outcome(tasks(handler, on_error=on_error), pieces, None, after=True)
     for first in range(1, 4):
@@ -288,13 +285,12 @@ def died(
         if not task.await_dealt_with(served):
             break
     with pytest.raises(WorkerDiedError):
-        served.account()
+        served.summary()
     served.stream.close()
     return rest
 
 
-def test_the_history_is_repeated_without_a_word(tasks: Callable[..., JournaledTask]) -> None:
-    """The new handler is given all of it, and Kapacitor hears nothing of that."""
+def test_output_of_the_replay_is_suppressed(tasks: Callable[..., JournaledTask]) -> None:
 
     class Seen(Counter):
         seen: ClassVar[list[int]] = []
@@ -311,15 +307,14 @@ def test_the_history_is_repeated_without_a_word(tasks: Callable[..., JournaledTa
         counted(1, 1), counted(2, 2), KeepaliveResponse(time=5), counted(3, 3),
     ]  # fmt: skip
     task.end()
-    account = served.account()
-    assert (account.stats.takeovers, account.stats.points_in, account.stats.points_out) == (1, 3, 3)
-    assert (account.task_id, account.node_id) == ("task", "node")
+    summary = served.summary()
+    assert (summary.stats.takeovers, summary.stats.points_in, summary.stats.points_out) == (1, 3, 3)
+    assert (summary.task_id, summary.node_id) == ("task", "node")
 
 
-def test_a_new_version_whose_batch_does_not_fit_leaves_it_out(
+def test_a_batch_without_a_sent_begin_is_skipped(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """Of a batch that Kapacitor has no begin of, it gets no end either: that would crash it."""
 
     class Late(Batches):
         """Begins a batch only with its end; the last version had no batch at all by then."""
@@ -346,13 +341,12 @@ def test_a_new_version_whose_batch_does_not_fit_leaves_it_out(
     responses += [task.side.receive() for _ in range(3)]
     assert responses == [INITIALIZED, *whole]
     task.end()
-    assert served.account().reason is Reason.CLOSED
+    assert served.summary().reason is Reason.CLOSED
 
 
-def test_a_state_that_cannot_be_had_leaves_the_connection_as_it_is(
+def test_a_failed_takeover_leaves_the_connection_unchanged(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """The reason is told to whoever asked, nothing to Kapacitor; another can still take it."""
 
     class Broken(Counter):
         def restore(self, request: RestoreRequest, /) -> RestoreResponse:
@@ -371,44 +365,43 @@ def test_a_state_that_cannot_be_had_leaves_the_connection_as_it_is(
     ):
         failing = task.take_over(handler=handler)
         assert failing.resumed.result(PATIENCE_S) == problem
-        assert failing.account().reason is Reason.HANDED_OVER
+        assert failing.summary().reason is Reason.HANDED_OVER
     served = task.take_over()
     assert [task.side.receive() for _ in range(3)] == [INITIALIZED, counted(1, 1), counted(2, 2)]
     assert task.ask(Point(time=3)) == counted(3, 3)
     task.end()
-    assert served.account().reason is Reason.CLOSED
+    assert served.summary().reason is Reason.CLOSED
 
 
 def test_a_connection_that_is_given_up_ends_with_the_reason(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """After what was in force; no handler is made for it."""
     task = tasks(Counter)
     died(task, INIT, Point(time=1), survives=1)
     served = task.take_over(give_up="six workers died of it")
     responses = [task.side.receive() for _ in range(3)]
     task.end()
-    account = served.account()
+    summary = served.summary()
     assert responses[:2] == [INITIALIZED, counted(1, 1)]
     assert isinstance(responses[2], ErrorResponse)
     assert "six workers died of it" in responses[2].error
-    assert account.reason is Reason.HANDLER_ERROR
-    assert (account.task_id, account.stats.points_in, account.stats.points_out) == ("task", 1, 1)
+    assert summary.reason is Reason.HANDLER_ERROR
+    assert (summary.task_id, summary.stats.points_in, summary.stats.points_out) == ("task", 1, 1)
 
 
-def test_a_peer_that_is_gone_meanwhile_is_no_error(tasks: Callable[..., JournaledTask]) -> None:
-    """A task that was disabled while nobody served it has ended as any other."""
+def test_a_peer_that_has_closed_before_a_takeover_is_no_error(
+    tasks: Callable[..., JournaledTask],
+) -> None:
     task = tasks(Mirror)
     died(task, INIT, Point(time=1), survives=1)
     task.hang_up()
-    account = task.take_over().account()
-    assert (account.reason, account.error) == (Reason.CLOSED, None)
+    summary = task.take_over().summary()
+    assert (summary.reason, summary.error) == (Reason.CLOSED, None)
 
 
-def test_no_heartbeat_comes_in_the_midst_of_what_another_agent_left(
+def test_no_heartbeat_splits_output_of_the_previous_agent(
     tasks: Callable[..., JournaledTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor in its place: what has not left yet would be lost."""
     left = [Point(time=number, name="n" * 300) for number in range(1, 1501)]
     task = tasks(Mirror)
     task.send(INIT)
@@ -437,16 +430,15 @@ def test_no_heartbeat_comes_in_the_midst_of_what_another_agent_left(
     came += [task.side.receive() for _ in left[len(came) :]]
     assert came == left
     task.end()
-    assert served.account().reason is Reason.CLOSED
+    assert served.summary().reason is Reason.CLOSED
 
 
 # --- frames that kill ---
 
 
-def test_poison_is_left_out_of_the_history_and_of_what_follows(
+def test_poison_messages_are_dropped_from_history_and_input(
     tasks: Callable[..., JournaledTask], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is given to no handler, is logged when it is dropped, and all others are answered."""
 
     class Seen(Counter):
         seen: ClassVar[list[int]] = []
@@ -472,12 +464,11 @@ def test_poison_is_left_out_of_the_history_and_of_what_follows(
     assert [record.__dict__["offset"] for record in dropped] == [offsets[5]]
     assert "time: 4" in dropped[0].__dict__["frame"]
     task.end()
-    account = served.account()
-    assert (account.stats.failures, account.stats.points_in, account.stats.points_out) == (1, 6, 5)
+    summary = served.summary()
+    assert (summary.stats.failures, summary.stats.points_in, summary.stats.points_out) == (1, 6, 5)
 
 
-def test_poison_is_left_out_of_what_a_restart_repeats(tasks: Callable[..., JournaledTask]) -> None:
-    """It would kill the new handler's worker as it did the others."""
+def test_a_restart_does_not_replay_poison_messages(tasks: Callable[..., JournaledTask]) -> None:
 
     class Seen(Counter):
         seen: ClassVar[list[int]] = []
@@ -497,14 +488,13 @@ def test_poison_is_left_out_of_what_a_restart_repeats(tasks: Callable[..., Journ
     assert task.side.receive() == counted(5, 3)
     assert Seen.seen == [4, 1, 3, 5]
     task.end()
-    assert (served.account().stats.failures, served.account().stats.restarts) == (2, 1)
+    assert (served.summary().stats.failures, served.summary().stats.restarts) == (2, 1)
 
 
 @pytest.mark.parametrize("which", ["begin", "point", "end"])
-def test_poison_in_a_batch_costs_no_other_batch(
+def test_a_poison_message_in_a_batch_affects_no_other_batch(
     tasks: Callable[..., JournaledTask], which: str
 ) -> None:
-    """A bad begin or end takes its batch along, a bad point only itself."""
     batch: list[RequestMessage] = [
         BeginBatch(name="bad"), Point(time=1), Point(time=2), EndBatch(name="bad"),
     ]  # fmt: skip
@@ -519,15 +509,14 @@ def test_poison_in_a_batch_costs_no_other_batch(
     responses = [task.side.receive() for _ in range(1 + len(expected) + len(good))]
     assert responses == [INITIALIZED, *expected, *good]
     task.end()
-    account = served.account()
-    assert account.reason is Reason.CLOSED
-    assert (account.stats.failures, account.stats.batches_in) == (1, 2)
+    summary = served.summary()
+    assert summary.reason is Reason.CLOSED
+    assert (summary.stats.failures, summary.stats.batches_in) == (1, 2)
 
 
 def test_a_snapshot_request_that_kills_is_answered_with_the_last_snapshot(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """Kapacitor would fail the task where no answer comes."""
     task = tasks(Counter, snapshot_interval_s=0.0)
     # Three marks each: the answer, what the snapshot has written, and the cut.
     died(task, INIT, Point(time=1), survives=5)
@@ -539,24 +528,26 @@ def test_a_snapshot_request_that_kills_is_answered_with_the_last_snapshot(
         INITIALIZED, counted(1, 1), SnapshotResponse(snapshot=b"1"), counted(2, 2),
     ]  # fmt: skip
     task.end()
-    assert served.account().stats.failures == 1
+    assert served.summary().stats.failures == 1
 
 
-def test_an_init_that_kills_fails_the_task_with_a_word(tasks: Callable[..., JournaledTask]) -> None:
-    """Nothing can go on without it, and Kapacitor waits for an answer."""
+def test_an_init_that_kills_workers_fails_the_task_with_an_error(
+    tasks: Callable[..., JournaledTask],
+) -> None:
     task = tasks(Counter)
     died(task, INIT, survives=0, after=False)
     served = task.take_over(until=task.sent_bytes, poison={0})
     response = task.side.receive()
     task.end()
-    account = served.account()
+    summary = served.summary()
     assert isinstance(response, ErrorResponse)
     assert "InitRequest killed" in response.error
-    assert account.reason is Reason.HANDLER_ERROR
+    assert summary.reason is Reason.HANDLER_ERROR
 
 
-def test_frames_under_suspicion_are_noted_one_by_one(tasks: Callable[..., JournaledTask]) -> None:
-    """Up to the offset that is given, and together from then on."""
+def test_frames_up_to_careful_until_are_recorded_one_by_one(
+    tasks: Callable[..., JournaledTask],
+) -> None:
     noted: list[tuple[int, int]] = []
 
     class Notes(Mirror):
@@ -579,17 +570,16 @@ def test_frames_under_suspicion_are_noted_one_by_one(tasks: Callable[..., Journa
     assert [task.side.receive() for _ in range(4)] == points
     assert len({offset for _, offset in noted}) == 1
     task.end()
-    served.account()
+    served.summary()
 
 
 # --- exceptions, with a journal ---
 
 
 @pytest.mark.parametrize("snapshot_interval_s", [0.0, 3600.0], ids=["cut often", "never cut"])
-def test_a_handler_made_anew_has_the_state_it_had_before_the_point_that_failed(
+def test_a_new_handler_has_the_state_before_the_failed_point(
     tasks: Callable[..., JournaledTask], snapshot_interval_s: float
 ) -> None:
-    """With a journal, all of it; however often, and whatever failed before."""
     task = tasks(Counter, on_error="restart", snapshot_interval_s=snapshot_interval_s)
     served = task.serve()
     assert task.ask(INIT) == INITIALIZED
@@ -601,17 +591,16 @@ def test_a_handler_made_anew_has_the_state_it_had_before_the_point_that_failed(
     expected = [counted(time, number) for number, time in enumerate(good, 1)]
     assert [task.side.receive() for _ in good] == expected
     task.end()
-    account = served.account()
-    assert (account.stats.failures, account.stats.restarts) == (12, 12)
-    assert (account.stats.points_in, account.stats.points_out) == (60, 48)
+    summary = served.summary()
+    assert (summary.stats.failures, summary.stats.restarts) == (12, 12)
+    assert (summary.stats.points_in, summary.stats.points_out) == (60, 48)
 
 
 @pytest.mark.parametrize("on_error", ["skip", "restart"])
 @pytest.mark.parametrize("handler", [Batches, Sums])
-def test_a_batch_at_the_end_of_which_a_handler_raises_costs_no_other_batch(
+def test_an_exception_at_the_end_of_a_batch_affects_no_other_batch(
     tasks: Callable[..., JournaledTask], handler: type[Handler], on_error: OnError
 ) -> None:
-    """Also where it is in the history that a new handler is given."""
 
     class Raises(handler):  # type: ignore[misc,valid-type]
         def end_batch(self, end: EndBatch, /) -> None:
@@ -627,21 +616,20 @@ def test_a_batch_at_the_end_of_which_a_handler_raises_costs_no_other_batch(
         task.send(BeginBatch(name=name), Point(time=1), EndBatch(name=name))
         task.await_dealt_with(served)
     task.end()
-    account = served.account()
+    summary = served.summary()
     task.hang_up()
     ended = [each.name for each in task.side.responses() if isinstance(each, EndBatch)]
     assert ended == ["a", "b", "c"]
-    assert (account.stats.failures, account.stats.batches_in, account.stats.batches_out) == (
+    assert (summary.stats.failures, summary.stats.batches_in, summary.stats.batches_out) == (
         3,
         6,
         3,
     )
 
 
-def test_a_restart_in_the_midst_of_a_batch_goes_on_with_it(
+def test_a_restart_inside_a_batch_continues_the_batch(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """The history goes back to its begin; Kapacitor gets it once and whole."""
 
     class Raises(Batches):
         def point(self, point: Point, /) -> None:
@@ -662,13 +650,12 @@ def test_a_restart_in_the_midst_of_a_batch_goes_on_with_it(
     responses = [task.side.receive() for _ in range(4)]
     assert responses == [BeginBatch(name="b"), Point(time=1), Point(time=2), EndBatch(name="b")]
     task.end()
-    assert served.account().stats.batches_out == 1
+    assert served.summary().stats.batches_out == 1
 
 
-def test_what_failed_in_its_time_fails_again_in_the_history_without_harm(
+def test_a_replay_drops_what_failed_before(
     tasks: Callable[..., JournaledTask],
 ) -> None:
-    """Another agent _replays it, and has the same state."""
     for on_error in ("skip", "restart"):
         task = tasks(Counter, on_error=on_error)
         points = [Point(time=1), Point(time=2, name="raise"), Point(time=3)]
@@ -680,5 +667,5 @@ def test_what_failed_in_its_time_fails_again_in_the_history_without_harm(
         assert responses == [INITIALIZED, counted(1, 1), counted(3, count)]
         assert task.ask(Point(time=4)) == counted(4, count + 1)
         task.end()
-        account = served.account()
-        assert (account.stats.failures, account.reason) == (1, Reason.CLOSED)
+        summary = served.summary()
+        assert (summary.stats.failures, summary.reason) == (1, Reason.CLOSED)

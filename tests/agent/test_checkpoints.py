@@ -15,8 +15,7 @@ def kept() -> LastSnapshot:
     return LastSnapshot(100.0)
 
 
-def test_where_nothing_is_kept_nothing_is_wanted() -> None:
-    """And nothing can be had."""
+def test_no_checkpoints_never_requests_a_compaction() -> None:
     kept: Checkpoints = NoCheckpoints()
     for stateless in (False, True):
         assert not kept.is_due(time.monotonic() + 1e9, stateless=stateless, snapshot_requested=True)
@@ -28,10 +27,9 @@ def test_where_nothing_is_kept_nothing_is_wanted() -> None:
     assert kept.history(100) == b""
 
 
-def test_a_snapshot_is_wanted_now_and_then_and_when_one_was_taken_anyway(
+def test_a_snapshot_is_due_at_intervals_and_on_request(
     kept: LastSnapshot,
 ) -> None:
-    """Never of a handler that has no state."""
     now_s = time.monotonic()
     assert not kept.is_due(now_s, stateless=False, snapshot_requested=False)
     assert kept.is_due(now_s, stateless=False, snapshot_requested=True)
@@ -40,10 +38,9 @@ def test_a_snapshot_is_wanted_now_and_then_and_when_one_was_taken_anyway(
 
 
 @pytest.mark.parametrize("how", ["cut", "postpone"])
-def test_the_next_one_is_wanted_an_interval_later(
+def test_the_next_snapshot_is_due_an_interval_later(
     kept: LastSnapshot, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Whether it could be had this time or not."""
     later_s = time.monotonic() + 500
     monkeypatch.setattr(time, "monotonic", lambda: later_s)
     assert kept.is_due(later_s, stateless=False, snapshot_requested=False)
@@ -55,8 +52,7 @@ def test_the_next_one_is_wanted_an_interval_later(
     assert kept.is_due(later_s + 100, stateless=False, snapshot_requested=False)
 
 
-def test_the_history_is_the_last_snapshot_whatever_came_since(kept: LastSnapshot) -> None:
-    """The input is not kept, and a snapshot that failed changes nothing."""
+def test_the_history_is_the_last_snapshot(kept: LastSnapshot) -> None:
     assert kept.history(0) == b""
     kept.compact(b"Init, Restore", b"rest")
     kept.postpone()

@@ -131,10 +131,7 @@ WHOLE: list[RequestMessage] = [BeginBatch(name="b"), Point(time=1), EndBatch(nam
 
 
 @pytest.mark.parametrize("call", ["begin", "point", "end"])
-def test_with_fail_an_exception_is_raised_to_the_agent(
-    rooms: Callable[..., Room], call: str
-) -> None:
-    """And nothing is counted as passed over."""
+def test_fail_raises_the_exception(rooms: Callable[..., Room], call: str) -> None:
     room = rooms()
     name = f"raise in {call}"
     with pytest.raises(HandlerError, match=name):
@@ -151,10 +148,9 @@ def test_with_fail_an_exception_is_raised_to_the_agent(
     ],
 )
 @pytest.mark.parametrize("on_error", ["skip", "restart"])
-def test_an_exception_costs_its_point_or_its_batch(
+def test_an_exception_drops_its_point_or_its_batch(
     rooms: Callable[..., Room], on_error: OnError, call: str, calls: list[str], sent: list[type]
 ) -> None:
-    """The batch after it is whole, and the handler is given no half of one."""
     room = rooms(on_error=on_error)
     name = f"raise in {call}"
     following = room.give(BeginBatch(name=name), Point(name=name), EndBatch(name=name))
@@ -169,10 +165,9 @@ def test_an_exception_costs_its_point_or_its_batch(
 
 
 @pytest.mark.parametrize("on_error", ["skip", "restart"])
-def test_an_exception_in_a_repetition_is_known_already(
+def test_an_exception_in_a_replay_is_not_counted_again(
     rooms: Callable[..., Room], on_error: OnError
 ) -> None:
-    """It is passed over again, or repeated without; nothing is counted or logged twice."""
     room = rooms(on_error=on_error)
     bad = Point(name="raise in point")
     with room.dispatcher.replaying():
@@ -186,10 +181,9 @@ def test_an_exception_in_a_repetition_is_known_already(
     assert room.dispatcher.failures == 0
 
 
-def test_each_point_of_a_batch_that_is_left_out_is_counted_and_given_to_nobody(
+def test_points_of_a_skipped_batch_are_counted_and_not_handled(
     rooms: Callable[..., Room],
 ) -> None:
-    """The agent must not take the next one by itself."""
     room = rooms()
     room.give(*WHOLE, WHOLE[0])
     room.dispatcher.skip_batch()
@@ -208,8 +202,7 @@ def test_each_point_of_a_batch_that_is_left_out_is_counted_and_given_to_nobody(
 # --- what is dropped ---
 
 
-def test_what_is_dropped_is_counted_and_given_to_nobody(rooms: Callable[..., Room]) -> None:
-    """In an order that may be, as if it had been dealt with."""
+def test_dropped_messages_are_counted_and_not_handled(rooms: Callable[..., Room]) -> None:
     room = rooms()
     for message in WHOLE:
         room.dispatcher.drop(message)
@@ -222,8 +215,7 @@ def test_what_is_dropped_is_counted_and_given_to_nobody(rooms: Callable[..., Roo
     assert room.responses() == WHOLE
 
 
-def test_a_batch_of_which_the_end_is_dropped_is_abandoned(rooms: Callable[..., Room]) -> None:
-    """What was sent of it, Kapacitor drops at the next begin."""
+def test_a_batch_whose_end_is_dropped_is_abandoned(rooms: Callable[..., Room]) -> None:
     room = rooms()
     room.give(*WHOLE[:2])
     room.dispatcher.drop(WHOLE[2])
@@ -235,7 +227,6 @@ def test_a_batch_of_which_the_end_is_dropped_is_abandoned(rooms: Callable[..., R
 def test_a_dropped_request_for_a_snapshot_is_answered_with_the_last_one(
     rooms: Callable[..., Room],
 ) -> None:
-    """Be it taken or restored; before there is one, it is empty."""
     room = rooms()
     answers = []
     for before in ([], [RestoreRequest(snapshot=b"restored")], [SnapshotRequest()]):
@@ -245,8 +236,7 @@ def test_a_dropped_request_for_a_snapshot_is_answered_with_the_last_one(
     assert answers == [SnapshotResponse(snapshot=each) for each in (b"", b"restored", b"taken")]
 
 
-def test_what_nothing_can_go_on_without_cannot_be_dropped(rooms: Callable[..., Room]) -> None:
-    """That is an error that Kapacitor is told of."""
+def test_init_and_restore_cannot_be_dropped(rooms: Callable[..., Room]) -> None:
     room = rooms()
     with pytest.raises(WorkerLostError, match="RestoreRequest killed the worker"):
         room.dispatcher.drop(RestoreRequest())
@@ -264,7 +254,6 @@ def test_after_a_snapshot_request_a_compaction_is_due(rooms: Callable[..., Room]
 def test_a_handler_that_reads_options_by_hand_never_sees_a_value_without_content(
     rooms: Callable[..., Room],
 ) -> None:
-    """`.strict("TRUE")` arrives as such a bool, which reads as False."""
 
     class ByHand(Batches):
         def init(self, request: InitRequest, /) -> InitResponse:
@@ -285,15 +274,13 @@ def test_a_handler_that_reads_options_by_hand_never_sees_a_value_without_content
 
 
 def test_a_refused_restore_is_answered_and_raised(rooms: Callable[..., Room]) -> None:
-    """Kapacitor fails the task, and the connection is to be closed."""
     room = rooms()
     with pytest.raises(RefusedError, match="restore was refused: foreign"):
         room.give(RestoreRequest(snapshot=b"foreign"))
     assert room.responses() == [RestoreResponse(error="foreign")]
 
 
-def test_whether_a_handler_has_a_state_is_known_from_init_on(rooms: Callable[..., Room]) -> None:
-    """And forgotten with the conversation."""
+def test_init_shows_whether_the_handler_has_a_state(rooms: Callable[..., Room]) -> None:
 
     class Stateless(Handler):
         def point(self, point: Point, /) -> None:
@@ -311,8 +298,7 @@ def test_whether_a_handler_has_a_state_is_known_from_init_on(rooms: Callable[...
 # --- excerpts ---
 
 
-def test_an_excerpt_is_one_line_of_bounded_length() -> None:
-    """Of a message, of an undecoded point, and of bytes that are none."""
+def test_an_excerpt_is_one_line_of_limited_length() -> None:
     point = Point(name="cpu", time=7)
     assert excerpt(point) == 'Point time: 7 name: "cpu"'
     assert excerpt(RawPoint(RESPONSES.encode(point))) == excerpt(point)

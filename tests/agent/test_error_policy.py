@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_what_was_dropped_is_logged_at_most_once_a_second_and_counted(
+def test_drops_are_logged_once_a_second_with_their_number(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler that raises at every point fills no disk, and none goes uncounted."""
     now_s = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     dropped = DropLog()

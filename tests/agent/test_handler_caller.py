@@ -62,81 +62,75 @@ def fail() -> None:
     raise ValueError("no good")
 
 
-def test_a_handler_is_there_from_when_it_is_made_to_when_it_is_stopped(outbox: Outbox) -> None:
-    """Between two of them there is none, which a write of a thread may find out."""
-    callee = HandlerCaller(Mirror, outbox)
-    callee.stop()
+def test_a_handler_exists_until_it_is_stopped(outbox: Outbox) -> None:
+    caller = HandlerCaller(Mirror, outbox)
+    caller.stop()
     made = []
     for _ in range(2):
         with pytest.raises(ConnectionClosedError, match="was stopped"):
-            _ = callee.handler
-        callee.create()
-        made.append(callee.handler)
-        assert callee.handler.agent is outbox
-        callee.stop()
-        callee.stop()
+            _ = caller.handler
+        caller.create()
+        made.append(caller.handler)
+        assert caller.handler.agent is outbox
+        caller.stop()
+        caller.stop()
     assert made[0] is not made[1]
     assert [each.stopped for each in made if isinstance(each, Mirror)] == [1, 1]
 
 
-def test_a_method_that_raises_is_blamed_by_class_and_name(outbox: Outbox) -> None:
-    """Whatever it raises; the cause is at hand."""
-    callee = HandlerCaller(Mirror, outbox)
+def test_an_error_names_class_and_method(outbox: Outbox) -> None:
+    caller = HandlerCaller(Mirror, outbox)
     for error in (ValueError("no good"), SystemExit(3), KeyboardInterrupt()):
 
         def raises(error: BaseException = error) -> None:
             raise error
 
         with pytest.raises(HandlerError, match=r"Mirror\.point raised") as caught:
-            callee.call("point", raises)
+            caller.call("point", raises)
         assert caught.value.__cause__ is caught.value.cause is error
 
 
 def test_a_factory_that_fails_leaves_no_handler(outbox: Outbox) -> None:
-    """It is the constructor that is blamed."""
 
     def broken(_: object) -> Handler:
         raise OSError("no device")
 
-    callee = HandlerCaller(broken, outbox)
+    caller = HandlerCaller(broken, outbox)
     with pytest.raises(HandlerError, match=r"broken\.__init__ raised OSError: no device"):
-        callee.create()
-    callee.stop()
+        caller.create()
+    caller.stop()
 
 
-def test_an_answer_must_be_of_its_kind(outbox: Outbox) -> None:
-    """What is none is the method's fault."""
-    callee = HandlerCaller(Mirror, outbox)
+def test_an_answer_must_have_the_expected_type(outbox: Outbox) -> None:
+    caller = HandlerCaller(Mirror, outbox)
     answer = InitResponse(success=True)
-    assert callee.ask(InitResponse, "init", lambda: answer) is answer
+    assert caller.ask(InitResponse, "init", lambda: answer) is answer
     with pytest.raises(HandlerError, match="returned SnapshotResponse instead of InitResponse"):
-        callee.ask(InitResponse, "init", SnapshotResponse)  # type: ignore[type-var]
+        caller.ask(InitResponse, "init", SnapshotResponse)  # type: ignore[type-var]
 
 
-def test_what_a_handler_raises_that_is_replaced_is_logged_and_no_more(
+def test_an_exception_in_stop_of_a_replaced_handler_is_only_logged(
     outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Unless it is only that it cannot write any more."""
-    callee = HandlerCaller(Mirror, outbox)
-    callee.stop_quietly()
+    caller = HandlerCaller(Mirror, outbox)
+    caller.stop_quietly()
     for error, logged in [(ConnectionClosedError("gone"), 0), (ValueError("stuck"), 1)]:
 
         def raises(error: Exception = error) -> None:
             raise error
 
-        callee.create()
-        callee.handler.stop = raises  # type: ignore[method-assign]
-        callee.stop_quietly()
+        caller.create()
+        caller.handler.stop = raises  # type: ignore[method-assign]
+        caller.stop_quietly()
         assert len(caplog.records) == logged
     assert "stop failed: Mirror.stop raised ValueError: stuck" in caplog.text
 
 
 @pytest.mark.parametrize("broken", [True, False])
 @pytest.mark.parametrize("style", ["itself", "cause", "context", "other"])
-def test_a_lost_connection_is_nobodys_fault_but_only_where_it_is_the_cause(
+def test_an_error_caused_by_a_lost_connection_is_no_handler_error(
     ends: tuple[socket.socket, SocketStream], outbox: Outbox, style: str, *, broken: bool
 ) -> None:
-    """An error of the handler's own stays its own, on a lost connection too."""
     lost = ConnectionClosedError("gone")
     error: BaseException = ValueError("wrapped")
     if style == "itself":
@@ -152,8 +146,7 @@ def test_a_lost_connection_is_nobodys_fault_but_only_where_it_is_the_cause(
     assert isinstance(blamed, ConnectionClosedError if excused else HandlerError)
 
 
-def test_a_cause_is_found_however_deep_it_is() -> None:
-    """And none where there is none."""
+def test_a_cause_is_found_at_any_depth() -> None:
     outer: Exception = ValueError("innermost")
     inner = outer
     for _ in range(10):

@@ -12,7 +12,6 @@ from tests.serve_process import PATIENCE_S
 
 
 def test_an_agent_waits_for_a_decision_and_goes_on() -> None:
-    """It says so first, and what was decided before counts for nothing."""
     paused = threading.Event()
     handover = Handover(takes_over=False)
     handover.request(paused.set)
@@ -32,8 +31,7 @@ def test_an_agent_waits_for_a_decision_and_goes_on() -> None:
 
 
 @pytest.mark.parametrize("takes_over", [False, True])
-def test_an_agent_that_is_released_lets_go(*, takes_over: bool) -> None:
-    """Whether it had the connection or was about to take it over."""
+def test_a_released_agent_raises(*, takes_over: bool) -> None:
     handover = Handover(takes_over=takes_over)
     handover.release()
     with pytest.raises(HandedOver):
@@ -41,8 +39,7 @@ def test_an_agent_that_is_released_lets_go(*, takes_over: bool) -> None:
 
 
 @pytest.mark.parametrize("takes_over", [False, True])
-def test_where_nobody_decides_whoever_has_the_connection_keeps_it(*, takes_over: bool) -> None:
-    """The other one stands still and goes on, so that two would serve it."""
+def test_the_agent_that_has_the_connection_keeps_it_on_cancel(*, takes_over: bool) -> None:
     handover = Handover(takes_over=takes_over)
     handover.cancel()
     if takes_over:
@@ -52,8 +49,7 @@ def test_where_nobody_decides_whoever_has_the_connection_keeps_it(*, takes_over:
         handover.wait()
 
 
-def test_an_agent_that_took_over_keeps_the_connection_where_nobody_decides() -> None:
-    """Once it was told to go, it is the one that has it."""
+def test_an_agent_that_took_over_keeps_the_connection_on_cancel() -> None:
     handover = Handover(takes_over=True)
     handover.go()
     handover.wait()
@@ -62,8 +58,7 @@ def test_an_agent_that_took_over_keeps_the_connection_where_nobody_decides() -> 
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop_waiting"])
-def test_an_agent_that_need_wait_for_nobody_does_not_stand_still(how: str) -> None:
-    """Later pauses are over as soon as they are told of."""
+def test_pauses_end_at_once_after_cancel(how: str) -> None:
     noted: list[str] = []
     handover = Handover(takes_over=False)
     handover.request(lambda: noted.append("paused"))
@@ -73,6 +68,5 @@ def test_an_agent_that_need_wait_for_nobody_does_not_stand_still(how: str) -> No
     assert noted == ["paused", "paused"]
 
 
-def test_without_a_proposal_nobody_stands_still() -> None:
-    """There is nobody who would decide."""
+def test_a_pause_that_was_not_requested_does_not_wait() -> None:
     Handover(takes_over=False).pause()

@@ -136,8 +136,7 @@ def fill(outbox: Outbox) -> int:
 # --- held back ---
 
 
-def test_data_is_held_back_until_the_outbox_is_opened(ends: Ends) -> None:
-    """An answer written later leaves, and the data stays until Kapacitor can take it."""
+def test_data_is_held_back_until_it_may_be_sent(ends: Ends) -> None:
     ends.outbox.write_point(Point(time=1))
     ends.outbox.answer(InitResponse(success=True))
     ends.outbox.flush()
@@ -150,8 +149,7 @@ def test_data_is_held_back_until_the_outbox_is_opened(ends: Ends) -> None:
     assert ends.receive(2) == [Point(time=1), Point(time=2)]
 
 
-def test_opening_an_open_outbox_changes_nothing(ends: Ends) -> None:
-    """What was held back leaves once."""
+def test_send_data_is_idempotent(ends: Ends) -> None:
     ends.outbox.write_point(Point(time=1))
     ends.outbox.send_data()
     ends.outbox.send_data()
@@ -160,7 +158,6 @@ def test_opening_an_open_outbox_changes_nothing(ends: Ends) -> None:
 
 
 def test_data_of_another_thread_is_held_back_too(ends: Ends) -> None:
-    """Its write returns at once where there is room."""
     in_thread(lambda: ends.outbox.write_point(Point(time=1))).result(PATIENCE_S)
     assert ends.nothing_has_left()
     ends.outbox.send_data()
@@ -168,8 +165,7 @@ def test_data_of_another_thread_is_held_back_too(ends: Ends) -> None:
     assert ends.receive(1) == [Point(time=1)]
 
 
-def test_the_owner_may_not_have_more_held_back_than_there_is_room_for(ends: Ends) -> None:
-    """It must not wait, for it is the thread that would open the outbox."""
+def test_the_owners_write_raises_when_the_backlog_is_full(ends: Ends) -> None:
     count = fill(ends.outbox)
     with pytest.raises(InvalidWriteError, match="before Kapacitor can take any"):
         ends.outbox.write_point(Point(time=-1))
@@ -179,8 +175,7 @@ def test_the_owner_may_not_have_more_held_back_than_there_is_room_for(ends: Ends
     sending.result(PATIENCE_S)
 
 
-def test_a_write_refused_for_want_of_room_changes_nothing(ends: Ends) -> None:
-    """What was refused is not counted, and opens no batch."""
+def test_a_write_refused_by_a_full_backlog_changes_nothing(ends: Ends) -> None:
     with ends.outbox.changing() as output:
         output.declare(BATCH)
     ends.outbox.write_begin_batch(BeginBatch())
@@ -195,8 +190,7 @@ def test_a_write_refused_for_want_of_room_changes_nothing(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("release", ["send_data", "close"])
-def test_another_thread_waits_for_room(ends: Ends, release: str) -> None:
-    """It goes on once data may leave, and is refused once the outbox is closed."""
+def test_another_thread_waits_while_the_backlog_is_full(ends: Ends, release: str) -> None:
     outbox = ends.outbox
     waited_for = watch(outbox)
     count = fill(outbox)
@@ -219,8 +213,7 @@ def test_another_thread_waits_for_room(ends: Ends, release: str) -> None:
 # --- when it leaves ---
 
 
-def test_the_owners_writes_leave_in_order_with_the_next_flush(ends: Ends) -> None:
-    """Points and answers leave as they were written, and not before."""
+def test_the_owners_writes_are_sent_in_order_by_the_next_flush(ends: Ends) -> None:
     outbox = ends.opened()
     outbox.write_point(Point(time=1))
     outbox.answer(KeepaliveResponse(time=2))
@@ -232,8 +225,7 @@ def test_the_owners_writes_leave_in_order_with_the_next_flush(ends: Ends) -> Non
     assert ends.nothing_has_left()
 
 
-def test_the_owners_writes_leave_once_they_are_many(ends: Ends) -> None:
-    """At 96 KiB they leave without a flush."""
+def test_the_owners_writes_are_flushed_at_a_size(ends: Ends) -> None:
     outbox = ends.opened()
     point = Point(name="x" * 1000)
     frame_bytes = len(RESPONSES.encode(point))
@@ -246,8 +238,7 @@ def test_the_owners_writes_leave_once_they_are_many(ends: Ends) -> None:
     assert outbox.bytes_sent == count * frame_bytes
 
 
-def test_another_threads_write_leaves_at_once(ends: Ends) -> None:
-    """Nobody knows when the next flush would be; what waits for it leaves with the write."""
+def test_another_threads_write_is_flushed_at_once(ends: Ends) -> None:
     outbox = ends.opened()
     outbox.write_point(Point(time=1))
     in_thread(lambda: outbox.write_point(Point(time=2))).result(PATIENCE_S)
@@ -255,7 +246,6 @@ def test_another_threads_write_leaves_at_once(ends: Ends) -> None:
 
 
 def test_the_thread_that_adopts_an_outbox_is_its_owner(ends: Ends) -> None:
-    """From then on the thread that made it is one of the others."""
     outbox = ends.opened()
 
     def adopt_and_write() -> None:
@@ -269,7 +259,6 @@ def test_the_thread_that_adopts_an_outbox_is_its_owner(ends: Ends) -> None:
 
 
 def test_a_message_may_be_changed_after_it_was_written(ends: Ends) -> None:
-    """Its bytes were taken at the call."""
     outbox = ends.opened()
     point = Point(time=1)
     outbox.write_point(point)
@@ -279,8 +268,7 @@ def test_a_message_may_be_changed_after_it_was_written(ends: Ends) -> None:
     assert ends.receive(2) == [Point(time=1), Point(time=2)]
 
 
-def test_points_of_many_threads_leave_whole_and_in_each_threads_order(ends: Ends) -> None:
-    """However the threads take turns, no frame is torn and none overtakes its predecessor."""
+def test_points_of_many_threads_are_sent_in_the_order_of_each(ends: Ends) -> None:
     outbox = ends.opened()
 
     def write(name: str) -> Callable[[], None]:
@@ -300,8 +288,7 @@ def test_points_of_many_threads_leave_whole_and_in_each_threads_order(ends: Ends
         assert times(own) == list(range(200))
 
 
-def test_what_has_left_is_counted(ends: Ends) -> None:
-    """Points, whole batches, and bytes with those of the answers."""
+def test_sent_messages_are_counted(ends: Ends) -> None:
     outbox = ends.opened(BATCH)
     outbox.write_begin_batch(BeginBatch(size=2))
     outbox.write_point(Point(time=1))
@@ -356,10 +343,9 @@ each_invalid_write = pytest.mark.parametrize(
 
 
 @each_invalid_write
-def test_an_invalid_write_is_refused_and_nothing_of_it_is_sent(
+def test_an_invalid_write_raises_and_is_not_sent(
     ends: Ends, provides: EdgeType, write: Callable[[Outbox], None], problem: str
 ) -> None:
-    """The owner gets the error, which says what is wrong, and may go on."""
     outbox = ends.opened(provides)
     with pytest.raises(InvalidWriteError, match=problem):
         write(outbox)
@@ -375,7 +361,6 @@ def test_an_invalid_write_is_refused_and_nothing_of_it_is_sent(
 def test_another_threads_invalid_write_is_reported(
     ends: Ends, provides: EdgeType, write: Callable[[Outbox], None], problem: str
 ) -> None:
-    """The thread gets the error, and the agent learns of it."""
     outbox = ends.opened(provides)
     with pytest.raises(InvalidWriteError, match=problem) as caught:
         in_thread(lambda: write(outbox)).result(PATIENCE_S)
@@ -385,7 +370,6 @@ def test_another_threads_invalid_write_is_reported(
 
 
 def test_a_begin_inside_a_batch_is_refused_and_the_batch_goes_on(ends: Ends) -> None:
-    """The open batch is not harmed by it."""
     outbox = ends.opened(BATCH)
     outbox.write_begin_batch(BeginBatch(name="open"))
     with pytest.raises(InvalidWriteError, match="inside a batch"):
@@ -396,7 +380,6 @@ def test_a_begin_inside_a_batch_is_refused_and_the_batch_goes_on(ends: Ends) -> 
 
 
 def test_a_message_of_exactly_the_frame_limit_is_sent(ends: Ends) -> None:
-    """The limit is that of the frames that are taken: it counts a frame without its length."""
     point = Point(name="x" * 300)
     data = RESPONSES.encode(point)
     (frame,) = FrameReader(frame_body).feed(data)
@@ -422,7 +405,6 @@ def test_a_message_of_exactly_the_frame_limit_is_sent(ends: Ends) -> None:
 def test_a_message_over_the_frame_limit_is_refused(
     ends: Ends, *, in_batch: bool, write: Callable[[Outbox], None]
 ) -> None:
-    """Whatever it is, it is not sent, and changes neither counts nor state."""
     outbox = ends.outbox_of(100)
     with outbox.changing() as output:
         output.declare(BATCH)
@@ -438,7 +420,6 @@ def test_a_message_over_the_frame_limit_is_refused(
 
 
 def test_a_failure_is_the_last_message(ends: Ends) -> None:
-    """It leaves after what was written before it."""
     outbox = ends.opened()
     outbox.write_point(Point(time=1))
     outbox.fail("it broke")
@@ -446,7 +427,7 @@ def test_a_failure_is_the_last_message(ends: Ends) -> None:
     assert ends.receive(2) == [Point(time=1), ErrorResponse(error="it broke")]
 
 
-def test_the_text_of_a_failure_is_bounded_printable_and_says_how_much_was_cut(ends: Ends) -> None:
+def test_the_text_of_a_failure_is_printable_and_limited(ends: Ends) -> None:
     outbox = ends.opened()
     outbox.fail("begin\n\x1b[2J" + 50_000_000 * "ü" + "\x9b end")
     outbox.flush()
@@ -458,8 +439,7 @@ def test_the_text_of_a_failure_is_bounded_printable_and_says_how_much_was_cut(en
     assert len(response.error) < 3100
 
 
-def test_a_failure_is_told_though_what_comes_is_muted(ends: Ends) -> None:
-    """Kapacitor would learn of a connection that ends, and not why."""
+def test_a_failure_is_sent_while_output_is_suppressed(ends: Ends) -> None:
     outbox = ends.opened()
     with outbox.changing() as output:
         output.suppress()
@@ -471,7 +451,6 @@ def test_a_failure_is_told_though_what_comes_is_muted(ends: Ends) -> None:
 
 
 def test_a_broken_stream_closes_the_connection_for_the_handler(ends: Ends) -> None:
-    """The flush that finds out says why, and so does every later write of any thread."""
     outbox = ends.opened()
     ends.peer.close()
     outbox.write_point(Point())
@@ -488,8 +467,7 @@ def test_a_broken_stream_closes_the_connection_for_the_handler(ends: Ends) -> No
     assert ends.failures == 0
 
 
-def test_another_thread_finds_out_that_the_stream_is_broken(ends: Ends) -> None:
-    """That is no fault of the handler's, and nothing is reported."""
+def test_a_broken_stream_raises_in_other_threads(ends: Ends) -> None:
     outbox = ends.opened()
     ends.peer.close()
     with pytest.raises(ConnectionClosedError, match="Broken pipe"):
@@ -500,7 +478,6 @@ def test_another_thread_finds_out_that_the_stream_is_broken(ends: Ends) -> None:
 
 @pytest.mark.parametrize("opened", ["before", "never"])
 def test_a_closed_outbox_refuses_data_of_any_thread(ends: Ends, opened: str) -> None:
-    """Whether it had been opened for data or not."""
     outbox = ends.outbox
     if opened == "before":
         outbox.send_data()
@@ -530,7 +507,6 @@ def suppressed(ends: Ends, provides: EdgeType = STREAM) -> Outbox:
 
 
 def test_what_other_threads_write_during_a_restart_is_counted(ends: Ends) -> None:
-    """It leaves, whatever the repetition is like, and unlike that it was never sent before."""
     outbox = suppressed(ends)
     outbox.write_point(Point(name="repeated"))
     in_thread(lambda: outbox.write_point(Point(name="other"))).result(PATIENCE_S)
@@ -541,8 +517,7 @@ def test_what_other_threads_write_during_a_restart_is_counted(ends: Ends) -> Non
     assert (outbox.points, outbox.bytes_sent) == (1, len(frame))
 
 
-def test_points_that_are_forwarded_are_muted_as_well(ends: Ends) -> None:
-    """As many as were sent, and not one more."""
+def test_forwarded_points_are_suppressed_in_a_replay(ends: Ends) -> None:
     outbox = suppressed(ends)
     with outbox.changing() as output:
         output.suppress_next(2, in_batch=False, stats=NOTHING_SENT)
@@ -557,8 +532,7 @@ def test_points_that_are_forwarded_are_muted_as_well(ends: Ends) -> None:
     assert outbox.points == 4
 
 
-def test_what_other_threads_write_during_a_repetition_leaves_after_it(ends: Ends) -> None:
-    """It was never sent, so that it is not muted, and mutes nothing of the owner's."""
+def test_writes_of_other_threads_during_a_replay_are_sent_after_it(ends: Ends) -> None:
     outbox = ends.outbox
     with outbox.changing() as output:
         output.defer_others()
@@ -579,10 +553,9 @@ def test_what_other_threads_write_during_a_repetition_leaves_after_it(ends: Ends
     assert times(ends.receive(1)) == [2]
 
 
-def test_what_other_threads_wrote_before_any_data_is_not_taken_for_the_owners(
+def test_early_writes_of_other_threads_are_not_suppressed(
     ends: Ends,
 ) -> None:
-    """A repetition would otherwise mute a message more than it brings."""
     written: list[int] = []
 
     class Noting(SocketStream):
@@ -601,8 +574,7 @@ def test_what_other_threads_wrote_before_any_data_is_not_taken_for_the_owners(
     assert written == [1]
 
 
-def test_a_thread_waits_while_as_much_is_deferred_as_may_be(ends: Ends) -> None:
-    """It goes on once the repetition is over."""
+def test_a_thread_waits_while_the_deferred_backlog_is_full(ends: Ends) -> None:
     outbox = ends.opened()
     with outbox.changing() as output:
         output.defer_others()
@@ -624,8 +596,7 @@ def test_a_thread_waits_while_as_much_is_deferred_as_may_be(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("release", ["unblock_others", "close"])
-def test_other_threads_wait_while_the_outbox_is_on_hold(ends: Ends, release: str) -> None:
-    """Until the connection is theirs again, or is known to be somebody else's."""
+def test_blocked_threads_wait(ends: Ends, release: str) -> None:
     outbox = ends.opened()
     waited_for = watch(outbox)
     outbox.block_others()
@@ -644,8 +615,7 @@ def test_other_threads_wait_while_the_outbox_is_on_hold(ends: Ends, release: str
         assert ends.receive(1) == [Point(time=1)]
 
 
-def test_answers_leave_once_they_are_many(ends: Ends) -> None:
-    """However often a long snapshot is asked for in one go, it is not kept so often."""
+def test_answers_are_flushed_at_a_size(ends: Ends) -> None:
     answer = SnapshotResponse(snapshot=b"x" * 40_000)
 
     def answer_five() -> None:
@@ -663,8 +633,7 @@ def test_answers_leave_once_they_are_many(ends: Ends) -> None:
 # --- heartbeats ---
 
 
-def test_a_heartbeat_leaves_at_once_with_what_is_pending(ends: Ends) -> None:
-    """From any thread, and even before there may be data."""
+def test_a_heartbeat_is_sent_at_once_with_pending_output(ends: Ends) -> None:
     outbox = ends.outbox
     outbox.write_point(Point(time=1))
     in_thread(outbox.heartbeat).result(PATIENCE_S)
@@ -677,8 +646,7 @@ def test_a_heartbeat_leaves_at_once_with_what_is_pending(ends: Ends) -> None:
     ]  # fmt: skip
 
 
-def test_a_heartbeat_goes_by_without_a_word_where_it_may_not_or_need_not_be(ends: Ends) -> None:
-    """While somebody writes, while input is repeated, and once the connection has ended."""
+def test_a_heartbeat_is_omitted_where_it_is_not_allowed_or_needed(ends: Ends) -> None:
     outbox = ends.opened()
     with outbox._lock:
         outbox.heartbeat()
@@ -691,8 +659,7 @@ def test_a_heartbeat_goes_by_without_a_word_where_it_may_not_or_need_not_be(ends
     assert ends.nothing_has_left()
 
 
-def test_a_heartbeat_waits_for_no_peer(ends: Ends) -> None:
-    """One that does not read holds up nobody else's heartbeats."""
+def test_a_heartbeat_does_not_wait_for_the_peer(ends: Ends) -> None:
     outbox = ends.opened()
     ends.stream._socket.settimeout(0)
     with contextlib.suppress(BlockingIOError):
@@ -703,7 +670,6 @@ def test_a_heartbeat_waits_for_no_peer(ends: Ends) -> None:
 
 
 def test_a_heartbeat_on_a_broken_connection_is_no_error(ends: Ends) -> None:
-    """The agent's own next write tells."""
     outbox = ends.opened()
     ends.peer.close()
     outbox.heartbeat()
@@ -720,7 +686,7 @@ def write_after_the_end(outbox: Outbox, count: int) -> None:
             outbox.write_point(Point())
 
 
-def test_writes_of_a_thread_after_the_end_are_logged_with_their_number_and_not_each(
+def test_writes_after_the_end_are_logged_with_their_number(
     ends: Ends, caplog: pytest.LogCaptureFixture
 ) -> None:
     outbox = ends.opened()
@@ -732,7 +698,7 @@ def test_writes_of_a_thread_after_the_end_are_logged_with_their_number_and_not_e
 
 
 @pytest.mark.parametrize("cause", [None, "the connection has ended"], ids=["gone", "by the owner"])
-def test_no_log_of_writes_that_kapacitor_or_the_agent_expects_to_be_refused(
+def test_expected_refusals_are_not_logged(
     ends: Ends, caplog: pytest.LogCaptureFixture, cause: str | None
 ) -> None:
     outbox = ends.opened()

@@ -94,8 +94,7 @@ def suppressed(provides: EdgeType = STREAM) -> Out:
     return out
 
 
-def test_data_is_held_back_until_it_may_leave() -> None:
-    """An answer written later leaves before it."""
+def test_data_is_held_back_and_then_sent() -> None:
     out = Out()
     out.write(Point(time=1))
     out.answer(InitResponse(success=True))
@@ -106,8 +105,7 @@ def test_data_is_held_back_until_it_may_leave() -> None:
     assert out.output.points == 1
 
 
-def test_what_nobody_has_asked_for_is_dropped_and_not_counted() -> None:
-    """Held back or written later; answers leave as always."""
+def test_dropped_data_is_not_counted() -> None:
     out = Out()
     out.write(Point(time=1))
     out.output.drop_data()
@@ -118,8 +116,7 @@ def test_what_nobody_has_asked_for_is_dropped_and_not_counted() -> None:
     assert out.output.points == 0
 
 
-def test_what_is_sent_is_not_dropped_any_more() -> None:
-    """Kapacitor has shown that it takes data."""
+def test_data_cannot_be_dropped_once_it_may_be_sent() -> None:
     out = opened()
     out.output.drop_data()
     out.write(Point(time=1))
@@ -127,8 +124,7 @@ def test_what_is_sent_is_not_dropped_any_more() -> None:
 
 
 @pytest.mark.parametrize("way", ["sent", "held back", "refused", "suppressed", "skipped", "bare"])
-def test_only_where_nothing_is_done_to_them_are_points_let_out_unseen(way: str) -> None:
-    """The outbox does not ask about each of them."""
+def test_points_pass_unchecked_only_without_suppression(way: str) -> None:
     out = suppressed(BATCH) if way in {"suppressed", "skipped"} else Out(BATCH)
     if way != "bare":
         out.write(BeginBatch())
@@ -141,8 +137,7 @@ def test_only_where_nothing_is_done_to_them_are_points_let_out_unseen(way: str) 
     assert out.output.passes_points == (way == "sent")
 
 
-def test_an_edge_that_does_not_fit_what_is_held_back_is_refused() -> None:
-    """With nothing held back, it may be another one than was thought."""
+def test_an_edge_that_does_not_fit_data_held_back_raises() -> None:
     out = Out()
     out.output.declare(BATCH)
     out.write(BeginBatch())
@@ -154,8 +149,7 @@ def test_an_edge_that_does_not_fit_what_is_held_back_is_refused() -> None:
 # --- input that is repeated ---
 
 
-def test_what_is_repeated_is_neither_sent_nor_counted() -> None:
-    """What comes after is, and what was pending before still leaves."""
+def test_suppressed_messages_are_neither_sent_nor_counted() -> None:
     out = opened()
     out.write(Point(time=1))
     out.output.suppress()
@@ -169,8 +163,7 @@ def test_what_is_repeated_is_neither_sent_nor_counted() -> None:
     assert out.output.points == 2
 
 
-def test_what_is_held_back_while_it_is_muted_is_sent_with_the_first_data() -> None:
-    """A handler made anew writes in init what nobody could have been sent yet."""
+def test_messages_held_back_during_a_replay_are_sent_with_the_first_data() -> None:
     out = Out()
     out.output.suppress()
     out.write(Point(time=1))
@@ -182,8 +175,7 @@ def test_what_is_held_back_while_it_is_muted_is_sent_with_the_first_data() -> No
     assert out.output.points == 1
 
 
-def test_what_other_threads_write_during_a_takeover_is_counted_once_it_leaves() -> None:
-    """On top of what the connection had sent before."""
+def test_deferred_messages_are_counted_when_they_are_sent() -> None:
     out = suppressed()
     out.output.defer_others()
     out.write(Point(), by_owner=False)
@@ -194,8 +186,7 @@ def test_what_other_threads_write_during_a_takeover_is_counted_once_it_leaves() 
 
 
 @pytest.mark.parametrize("sent", range(6))
-def test_so_many_messages_are_muted_as_were_sent(sent: int) -> None:
-    """Points and answers alike, and all is counted on from what the other one did."""
+def test_as_many_messages_are_suppressed_as_were_sent(sent: int) -> None:
     out = suppressed()
     out.output.suppress_next(
         sent, in_batch=False, stats=ConnectionStats(points_out=100, batches_out=7, bytes_out=1000)
@@ -210,8 +201,7 @@ def test_so_many_messages_are_muted_as_were_sent(sent: int) -> None:
     assert out.bytes == 1000 + sum(len(RESPONSES.encode(message)) for message in messages)
 
 
-def test_a_batch_in_the_midst_of_which_the_other_got_lost_goes_on() -> None:
-    """Kapacitor has its begin and some of its points; the rest follows."""
+def test_a_batch_that_was_partly_sent_continues() -> None:
     out = suppressed(BATCH)
     out.output.suppress_next(2, in_batch=True, stats=NOTHING_SENT)
     batch = out.write_batch("b", 3)
@@ -220,10 +210,9 @@ def test_a_batch_in_the_midst_of_which_the_other_got_lost_goes_on() -> None:
 
 
 @pytest.mark.parametrize("sent", [1, 2])
-def test_a_batch_that_kapacitor_has_no_begin_of_is_left_out_to_its_end(
+def test_a_batch_without_a_sent_begin_is_skipped_to_its_end(
     sent: int,
 ) -> None:
-    """An EndBatch alone would crash it; the batch after that is whole."""
     out = suppressed(BATCH)
     # The handler does not what the one before it did, which had ended its batch by then.
     out.output.suppress_next(sent, in_batch=False, stats=NOTHING_SENT)
@@ -232,8 +221,7 @@ def test_a_batch_that_kapacitor_has_no_begin_of_is_left_out_to_its_end(
     assert out.sent() == batch
 
 
-def test_a_batch_begun_in_the_repetition_alone_is_skipped() -> None:
-    """Where nothing is to be muted any more, that is clear at once. Answers are no part of it."""
+def test_a_batch_begun_only_in_the_replay_is_skipped() -> None:
     out = suppressed(BATCH)
     out.write(BeginBatch(name="left out"))
     out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
@@ -244,8 +232,7 @@ def test_a_batch_begun_in_the_repetition_alone_is_skipped() -> None:
     assert out.sent() == [KeepaliveResponse(time=1), *batch]
 
 
-def test_a_batch_begun_before_there_may_be_data_leaves_whole_after_a_takeover() -> None:
-    """It is held back with its begin, so that Kapacitor will know that."""
+def test_a_batch_held_back_is_sent_whole_after_a_takeover() -> None:
     out = Out(BATCH)
     out.output.suppress()
     out.write(BeginBatch(name="b"))
@@ -255,8 +242,7 @@ def test_a_batch_begun_before_there_may_be_data_leaves_whole_after_a_takeover() 
     assert out.sent() == [BeginBatch(name="b"), EndBatch(name="b")]
 
 
-def test_what_was_deferred_is_no_part_of_a_batch_that_is_skipped() -> None:
-    """It was written before, and leaves."""
+def test_deferred_messages_do_not_belong_to_a_skipped_batch() -> None:
     out = suppressed(BATCH)
     out.output.defer_others()
     other = out.write_batch("other", by_owner=False)
@@ -269,8 +255,7 @@ def test_what_was_deferred_is_no_part_of_a_batch_that_is_skipped() -> None:
     assert out.sent() == batch
 
 
-def test_what_another_thread_adds_to_a_batch_that_is_left_out_is_left_out_with_it() -> None:
-    """Its EndBatch least of all may leave alone."""
+def test_a_skipped_batch_includes_points_of_other_threads() -> None:
     out = suppressed(BATCH)
     out.write(BeginBatch(name="left out"))
     out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
@@ -281,8 +266,7 @@ def test_what_another_thread_adds_to_a_batch_that_is_left_out_is_left_out_with_i
     assert out.sent() == batch
 
 
-def test_a_batch_that_was_begun_before_it_was_muted_goes_on_after() -> None:
-    """For Kapacitor there was no repetition."""
+def test_a_batch_begun_before_a_replay_continues_after_it() -> None:
     out = opened(BATCH)
     out.write(BeginBatch(name="b"))
     out.write(Point(time=0))
@@ -299,8 +283,7 @@ def test_a_batch_that_was_begun_before_it_was_muted_goes_on_after() -> None:
     assert (out.output.points, out.output.batches) == (2, 1)
 
 
-def test_a_repetition_in_the_midst_of_what_was_sent_changes_nothing() -> None:
-    """Neither what leaves after it, nor what is counted."""
+def test_a_replay_during_suppression_keeps_the_number_of_duplicates() -> None:
     out = suppressed()
     out.output.suppress_next(
         3, in_batch=False, stats=ConnectionStats(points_out=100, bytes_out=1000)
@@ -318,8 +301,7 @@ def test_a_repetition_in_the_midst_of_what_was_sent_changes_nothing() -> None:
     assert out.output.points == 105
 
 
-def test_an_abandoned_batch_lets_the_next_one_begin() -> None:
-    """Kapacitor drops what it has of one at the next BeginBatch."""
+def test_a_batch_can_begin_after_an_abandoned_one() -> None:
     out = opened(BATCH)
     out.write(BeginBatch(name="abandoned"))
     out.write(Point())
@@ -333,16 +315,14 @@ def test_an_abandoned_batch_lets_the_next_one_begin() -> None:
     assert out.sent() == [BeginBatch(name="abandoned"), Point(), *batch]
 
 
-def test_where_no_batch_is_open_none_is_abandoned() -> None:
-    """A stream goes on as it was."""
+def test_abandoning_without_an_open_batch_changes_nothing() -> None:
     out = opened()
     out.output.abandon_batch()
     out.write(Point())
     assert out.sent() == [Point()]
 
 
-def test_an_abandoned_batch_that_was_left_out_takes_no_other_with_it() -> None:
-    """It ends there, though no EndBatch was written."""
+def test_abandoning_a_skipped_batch_ends_the_skipping() -> None:
     out = suppressed(BATCH)
     out.write(BeginBatch(name="left out"))
     out.output.suppress_next(0, in_batch=False, stats=NOTHING_SENT)
@@ -360,7 +340,6 @@ def commits(out: Out) -> list[int]:
 
 
 def test_a_flush_writes_all_frames_in_order_at_once() -> None:
-    """Frames of other threads are sent, but are not messages that input produced."""
     out = opened(BATCH)
     out.output.add(b"a point", by_owner=True)
     out.output.add(b"an answer", by_owner=True)
@@ -371,7 +350,7 @@ def test_a_flush_writes_all_frames_in_order_at_once() -> None:
     assert (out.output.size, out.output.bytes) == (0, 27)
 
 
-def test_a_flush_of_nothing_writes_only_progress() -> None:
+def test_a_flush_without_frames_writes_only_stats() -> None:
     out = opened()
     out.output.flush()
     assert out.stream.writes == []
@@ -387,8 +366,7 @@ def test_input_of_an_open_batch_is_not_forgotten() -> None:
     assert commit == Commit(0, in_batch=True, stats=ConnectionStats(offset=7))
 
 
-def test_with_progress_a_commit_counts_duplicates_to_come() -> None:
-    """Messages count from the last stats on."""
+def test_a_commit_with_stats_counts_the_remaining_duplicates() -> None:
     out = opened()
     out.output.suppress_next(3, in_batch=False, stats=NOTHING_SENT)
     out.output.add(b"a point", by_owner=True)
@@ -398,7 +376,7 @@ def test_with_progress_a_commit_counts_duplicates_to_come() -> None:
     assert commits(out) == [3, 1]
 
 
-def test_a_run_counts_as_its_points() -> None:
+def test_a_run_is_counted_by_its_points() -> None:
     out = opened()
     out.output.write_run(b"three points", 3)
     out.output.add(b"another's", by_owner=False)
@@ -427,7 +405,6 @@ class LateFrames(collections.deque[bytes]):
 
 
 def test_a_point_appended_during_a_flush_is_counted_when_it_is_sent() -> None:
-    """Counted before, it would be lost if the worker died in between."""
     out = opened()
     out.output.frames = LateFrames(out.output)
     out.output.add(b"a heartbeat", by_owner=False)
@@ -438,7 +415,6 @@ def test_a_point_appended_during_a_flush_is_counted_when_it_is_sent() -> None:
 
 
 def test_a_broken_stream_stays_broken() -> None:
-    """Each flush says why, and nothing counts as sent."""
     out = opened()
     out.stream.problem = BrokenPipeError(32, "Broken pipe")
     out.output.add(b"a point", by_owner=True)
@@ -470,7 +446,6 @@ def test_a_full_backlog_refuses_the_owner_and_makes_others_wait() -> None:
 
 
 def test_a_replay_that_starts_again_remembers_what_kapacitor_was_sent() -> None:
-    """The first replay sent nothing, so it says nothing about Kapacitor's batch."""
     out = opened(BATCH)
     out.write(BeginBatch(name="b"))
     for _ in range(2):

@@ -84,8 +84,7 @@ class BatchForwarder(Handler):
         self.agent.write_point(point)
 
 
-def test_points_in_hand_are_forwarded_and_others_changed(udf: Callable[..., Task]) -> None:
-    """Each comes out in its place, the untouched ones as they were."""
+def test_the_current_point_can_be_forwarded_or_changed(udf: Callable[..., Task]) -> None:
     out = udf(EveryOther).send(*POINTS)
     marked = ["marked" in point.fieldsBool for point in out.points]
     assert marked == [False, True, False, True]
@@ -94,24 +93,21 @@ def test_points_in_hand_are_forwarded_and_others_changed(udf: Callable[..., Task
 
 
 def test_the_points_of_a_batch_are_forwarded_inside_it(udf: Callable[..., Task]) -> None:
-    """Begin and end are passed on around them."""
     batch = Batch(name="m", points=POINTS, tags={"h": "a"}, group="h=a", tmax_ns=99)
     out = udf(BatchForwarder).send(batch, batch)
     assert out.batches == [batch, batch]
 
 
 @pytest.mark.parametrize("handler", [Hoarder, Forger])
-def test_nothing_but_the_point_in_hand_can_be_forwarded(
+def test_only_the_current_point_can_be_forwarded(
     udf: Callable[..., Task], handler: type[Handler]
 ) -> None:
-    """Bytes are not checked, so they must be the very ones that came, and come now."""
     with pytest.raises(TaskFailedError, match="bytes that are not the current point"):
         udf(handler).send(*POINTS)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_raw_point_a_message_or_a_protocol_error(data: bytes) -> None:
-    """And a raw point is a whole frame that gives what decoding it at once would have given."""
     try:
         found = raw_or_decode_in(data, 0, len(data))
     except ProtocolError:
@@ -130,7 +126,6 @@ def test_any_bytes_are_a_raw_point_a_message_or_a_protocol_error(data: bytes) ->
 
 @pytest.mark.parametrize("size", [0, 1, 100, 119, 120, 121, 16_370, 16_384, 70_000])
 def test_a_point_of_any_size_survives(size: int) -> None:
-    """It is left undecoded or not, and is the same point."""
     point = Point(fieldsString={"text": "x" * size})
     frame = REQUESTS.encode(point)
     head = next(place for place, byte in enumerate(frame) if byte <= 0x7F) + 1
@@ -141,14 +136,12 @@ def test_a_point_of_any_size_survives(size: int) -> None:
     assert found == point
 
 
-def test_what_is_no_point_cannot_be_decoded_as_one() -> None:
-    """Another message's frame is refused."""
+def test_only_points_can_be_decoded_as_points() -> None:
     with pytest.raises(UndecodableMessageError, match="KeepaliveRequest instead of a Point"):
         decode_point(RawPoint(REQUESTS.encode(KeepaliveRequest())))
 
 
 def test_forwarding_outside_of_raw_point_is_refused() -> None:
-    """A handler that takes points decoded has nothing in hand."""
 
     class Wrong(Handler):
         def point(self, point: Point, /) -> None:

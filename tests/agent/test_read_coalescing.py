@@ -22,22 +22,19 @@ def pauses(linger: ReadCoalescing, reads: list[tuple[float, int]]) -> list[float
     return found
 
 
-def test_slow_traffic_is_never_kept_waiting() -> None:
-    """A thousand messages a second, each in two reads, see no pause."""
+def test_slow_traffic_is_never_delayed() -> None:
     reads = [(990 * MICROSECOND, 1), (10 * MICROSECOND, 1)] * 500
     assert set(pauses(ReadCoalescing(0.5), reads)) == {0.0}
 
 
 def test_dense_traffic_is_read_in_pauses() -> None:
-    """Once reads follow each other closely, and a pause brings several messages, it stays."""
     reads = [(25 * MICROSECOND, 1)] * 9 + [(10 * MICROSECOND, 10)] * 50
     found = pauses(ReadCoalescing(0.5), reads)
     assert found[0] == 0.0
     assert found[-50:] == [0.0005] * 50
 
 
-def test_an_even_pace_is_read_in_pauses_where_each_brings_two_messages() -> None:
-    """As 5,000 a second do, each in two reads, with pauses of half a millisecond."""
+def test_a_steady_rate_is_read_in_pauses_if_each_yields_two_messages() -> None:
     linger = ReadCoalescing(0.5)
     found = pauses(linger, [(10 * MICROSECOND, 1), (190 * MICROSECOND, 0)] * 4)
     assert set(found) == {0.0}
@@ -45,8 +42,7 @@ def test_an_even_pace_is_read_in_pauses_where_each_brings_two_messages() -> None
     assert set(found) == {0.0005}
 
 
-def test_a_peer_that_waits_for_each_answer_is_hardly_kept_waiting() -> None:
-    """A pause that brings one message is tried less and less often."""
+def test_a_peer_that_waits_for_each_answer_is_rarely_delayed() -> None:
     linger = ReadCoalescing(0.5)
     found = pauses(linger, [(50 * MICROSECOND, 1)] * 100_000)
     tried = [place for place, pause in enumerate(found) if pause]
@@ -56,7 +52,6 @@ def test_a_peer_that_waits_for_each_answer_is_hardly_kept_waiting() -> None:
 
 
 def test_the_end_of_dense_traffic_ends_the_pauses() -> None:
-    """The first pause that brings little is the last one."""
     linger = ReadCoalescing(0.5)
     pauses(linger, [(25 * MICROSECOND, 1)] * 20 + [(10 * MICROSECOND, 10)] * 10)
     assert linger.pause_s(200.0, 1) == 0.0
@@ -64,18 +59,15 @@ def test_the_end_of_dense_traffic_ends_the_pauses() -> None:
 
 
 def test_full_reads_need_no_pause() -> None:
-    """Where a read brings a buffer full, the peer is faster than the handler already."""
     assert set(pauses(ReadCoalescing(0.5), [(10 * MICROSECOND, 180)] * 1000)) == {0.0}
 
 
-def test_it_can_be_turned_off() -> None:
-    """With 0 there is no pause, however dense the traffic."""
+def test_a_setting_of_0_disables_pauses() -> None:
     assert set(pauses(ReadCoalescing(0), [(10 * MICROSECOND, 1)] * 1000)) == {0.0}
 
 
 @pytest.mark.parametrize("gap_us", [1, 10, 50, 150, 250, 1000])
 @pytest.mark.parametrize("messages", [1, 3, 4, 20, 63, 64, 500])
 def test_no_pause_is_longer_than_the_setting(gap_us: int, messages: int) -> None:
-    """Whatever comes, a message waits for at most the longest pause."""
     found = pauses(ReadCoalescing(MAX_LINGER_MS), [(gap_us * MICROSECOND, messages)] * 2000)
     assert max(found) <= MAX_LINGER_MS / 1000

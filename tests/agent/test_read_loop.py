@@ -39,10 +39,9 @@ def points(*times: int) -> bytes:
 
 
 @pytest.mark.parametrize("handler", [Counter, Mirror])
-def test_what_a_piece_completes_is_dealt_with_and_counted(
+def test_completed_frames_are_handled_and_counted(
     loops: list[Loop], handler: type[Handler]
 ) -> None:
-    """A frame that is not whole waits for the rest of it, however points are taken."""
     loop = Loop(handler=handler)
     loops.append(loop)
     keepalive = REQUESTS.encode(KeepaliveRequest(time=7))
@@ -64,10 +63,9 @@ class Forgetful(Handler):
         return point
 
 
-def test_a_point_that_is_returned_in_place_of_written_is_told_of_once(
+def test_a_returned_point_is_logged_once(
     loops: list[Loop], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing leaves, and without a word its author would not know why."""
     loop = Loop(handler=Forgetful)
     loops.append(loop)
     loop.take(INIT + points(1, 2, 3))
@@ -79,10 +77,7 @@ def test_a_point_that_is_returned_in_place_of_written_is_told_of_once(
 
 
 @pytest.mark.parametrize("handler", [Counter, Mirror])
-def test_requests_taken_carefully_are_noted_one_by_one(
-    loops: list[Loop], handler: type[Handler]
-) -> None:
-    """And those that have killed are not given to the handler."""
+def test_careful_handling_records_each_frame(loops: list[Loop], handler: type[Handler]) -> None:
     loop = Loop(handler=handler)
     loops.append(loop)
     data = INIT + points(1, 2, 3)
@@ -96,8 +91,7 @@ def test_requests_taken_carefully_are_noted_one_by_one(
     assert loop.answers() == [InitResponse(success=True), *expected[handler]]
 
 
-def test_what_is_taken_carefully_leaves_the_rest_to_be_taken_as_usual(loops: list[Loop]) -> None:
-    """A batch that was begun so goes on."""
+def test_normal_handling_follows_careful_handling(loops: list[Loop]) -> None:
     loop = Loop()
     loops.append(loop)
     loop.kept.wants = False

@@ -30,8 +30,7 @@ def restarting_loop() -> Iterator[Loop]:
     loop.close()
 
 
-def test_between_two_batches_of_a_piece_what_is_kept_is_cut(loop: Loop) -> None:
-    """Each time with the state so far, and all that the piece has from there on."""
+def test_compaction_happens_between_two_batches_of_a_read(loop: Loop) -> None:
     loop.take(INIT)
     batches = [batch(number, "a", "b") for number in range(3)]
     unfinished = batches[2][:-3]
@@ -45,8 +44,7 @@ def test_between_two_batches_of_a_piece_what_is_kept_is_cut(loop: Loop) -> None:
     assert loop.answers()[1:] == [counted(number, 2 * number + 2) for number in range(3)]
 
 
-def test_what_was_written_before_a_cut_leaves_before_it(loop: Loop) -> None:
-    """The new beginning brings none of it again."""
+def test_output_is_flushed_before_compaction(loop: Loop) -> None:
     loop.take(INIT)
     loop.take(batch(0, "a") + batch(1, "b"))
     came = FrameReader(RESPONSES.decode_in).feed(loop.peer.recv(1 << 20))
@@ -54,16 +52,14 @@ def test_what_was_written_before_a_cut_leaves_before_it(loop: Loop) -> None:
     assert loop.answers() == [counted(1, 2)]
 
 
-def test_nothing_is_cut_where_nothing_is_due(loop: Loop) -> None:
-    """A snapshot for each batch would cost more than it saves."""
+def test_no_compaction_happens_before_it_is_due(loop: Loop) -> None:
     loop.kept.wants = False
     loop.take(INIT + batch(0, "a") + batch(1, "b"))
     loop.recovery.compact_if_due(0.0)
     assert not loop.kept.cuts
 
 
-def test_nothing_is_cut_in_the_midst_of_a_batch(loop: Loop) -> None:
-    """What the handler has been given of it is in no snapshot."""
+def test_no_compaction_happens_inside_a_batch(loop: Loop) -> None:
     loop.kept.wants = False
     loop.take(INIT + batch(0, "a")[:-3])
     loop.kept.wants = True
@@ -75,10 +71,9 @@ def test_nothing_is_cut_in_the_midst_of_a_batch(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("declines", [False, True], ids=["cut", "declined"])
-def test_what_has_failed_is_left_out_until_it_is_forgotten(
+def test_a_failed_frame_is_skipped_in_replays_until_compaction(
     restarting_loop: Loop, *, declines: bool
 ) -> None:
-    """It is found out once, though there should be no loop for a new beginning."""
     loop = restarting_loop
     loop.kept.wants = False
     loop.kept.declines = declines

@@ -153,10 +153,7 @@ def seen(handler: Handler) -> list[int]:
 
 
 @pytest.mark.parametrize("handler", [Notes, RawNotes])
-def test_a_new_handler_is_given_all_of_the_history(
-    rooms: list[Room], handler: type[Handler]
-) -> None:
-    """The old one is stopped first, and what goes wrong there is nobody else's matter."""
+def test_a_new_handler_gets_the_whole_history(rooms: list[Room], handler: type[Handler]) -> None:
     room = Room(handler)
     rooms.append(room)
     data = encoded(*points("a", "b", "c"))
@@ -169,10 +166,7 @@ def test_a_new_handler_is_given_all_of_the_history(
 
 
 @pytest.mark.parametrize("handler", [Notes, RawNotes])
-def test_frames_are_left_out_by_where_they_are_in_the_input(
-    rooms: list[Room], handler: type[Handler]
-) -> None:
-    """The end of the history is at the offset that is given, wherever it begins."""
+def test_frames_are_skipped_by_their_offset(rooms: list[Room], handler: type[Handler]) -> None:
     room = Room(handler)
     rooms.append(room)
     some = points("a", "b", "c", "d")
@@ -188,10 +182,9 @@ def test_frames_are_left_out_by_where_they_are_in_the_input(
     assert seen(room.handler) == [0, 1, 2, 3]
 
 
-def test_with_restart_what_fails_is_left_out_and_the_rest_repeated_once_more(
+def test_restart_replays_again_without_the_failing_frame(
     rooms: list[Room],
 ) -> None:
-    """As it was in its time; the next repetition knows it."""
     room = Room(Notes, "restart")
     rooms.append(room)
     history = PREFIX + encoded(*points("a", "raise", "b", "raise", "c"))
@@ -203,8 +196,7 @@ def test_with_restart_what_fails_is_left_out_and_the_rest_repeated_once_more(
     assert (room.recovery.stats().failures, room.recovery.stats().restarts) == (0, 0)
 
 
-def test_with_skip_what_fails_is_passed_over_again(rooms: list[Room]) -> None:
-    """By the same handler, and is not counted twice."""
+def test_skip_drops_failing_frames_of_the_replay(rooms: list[Room]) -> None:
     room = Room(Notes, "skip")
     rooms.append(room)
     room.replay(PREFIX + encoded(*points("a", "raise", "b")), 1000)
@@ -213,8 +205,7 @@ def test_with_skip_what_fails_is_passed_over_again(rooms: list[Room]) -> None:
     assert room.recovery.stats().failures == 0
 
 
-def test_what_cannot_be_repeated_is_told(rooms: list[Room]) -> None:
-    """A handler that raises or refuses now, or a history that is none."""
+def test_a_failing_replay_raises(rooms: list[Room]) -> None:
     room, refusing = Room(Notes), Room(Refuses)
     rooms += [room, refusing]
     with pytest.raises(HandlerError, match="ValueError: 1"):
@@ -225,8 +216,7 @@ def test_what_cannot_be_repeated_is_told(rooms: list[Room]) -> None:
         refusing.replay(PREFIX, 1000)
 
 
-def test_a_history_of_nothing_makes_a_handler_all_the_same(rooms: list[Room]) -> None:
-    """As where a worker died before Init was dealt with."""
+def test_an_empty_history_creates_a_handler(rooms: list[Room]) -> None:
     room = Room(Notes)
     rooms.append(room)
     room.replay(b"", 0)

@@ -80,12 +80,12 @@ class Through(Mirror):
 def play(
     handler: type[Handler], on_error: OnError, data: bytes
 ) -> tuple[list[ResponseMessage], ConnectionSummary]:
-    """Play a whole connection; return the responses and the account."""
+    """Play a whole connection; return the responses and the summary."""
     checkpoints = LastSnapshot(3600.0) if on_error == "restart" else None
     with agent_with(handler, on_error=on_error, checkpoints=checkpoints) as served:
         served.side.send_bytes(data)
         served.side.half_close()
-        return list(served.side.responses()), served.account()
+        return list(served.side.responses()), served.summary()
 
 
 BAD_POINTS = {
@@ -104,28 +104,28 @@ BAD_POINTS = {
 
 @each_way_on
 @pytest.mark.parametrize(("bad", "problem"), BAD_POINTS.values(), ids=BAD_POINTS)
-def test_a_point_that_is_not_utf8_is_dropped_and_logged_with_its_place(
+def test_a_point_that_is_not_utf8_is_dropped_and_logged_with_its_offset(
     bad: Point, problem: str, on_error: OnError, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = encoded([INIT, Point(time=1)])
-    responses, account = play(
+    responses, summary = play(
         Mirror, on_error, before + latin(bad) + encoded([Point(time=2), SnapshotRequest()])
     )
     assert responses == [INITIALIZED, Point(time=1), Point(time=2), SnapshotResponse()]
-    assert (account.reason, account.error) == (Reason.CLOSED, None)
-    assert (account.stats.points_in, account.stats.failures, account.stats.restarts) == (3, 1, 0)
+    assert (summary.reason, summary.error) == (Reason.CLOSED, None)
+    assert (summary.stats.points_in, summary.stats.failures, summary.stats.restarts) == (3, 1, 0)
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.getMessage().startswith("point dropped: ")
     assert problem in record.getMessage()
     assert (record.offset, record.on_error) == (len(before), on_error)  # type: ignore[attr-defined]
 
 
-def test_with_fail_the_error_names_the_field_the_bytes_and_the_place() -> None:
+def test_fail_reports_the_field_the_bytes_and_the_offset() -> None:
     before = encoded([INIT, Point(time=1)])
-    responses, account = play(Mirror, "fail", before + latin(Point(tags={"host": "caf#e"})))
+    responses, summary = play(Mirror, "fail", before + latin(Point(tags={"host": "caf#e"})))
     assert responses[:2] == [INITIALIZED, Point(time=1)]
-    assert isinstance(account.error, UndecodableMessageError)
-    assert account.reason is Reason.PROTOCOL_ERROR
+    assert isinstance(summary.error, UndecodableMessageError)
+    assert summary.reason is Reason.PROTOCOL_ERROR
     (error,) = responses[2:]
     assert isinstance(error, ErrorResponse)
     assert error.error.endswith(
@@ -153,16 +153,16 @@ def test_a_batch_whose_begin_is_dropped_is_dropped_whole(
 ) -> None:
     bad = b"".join(map(latin, [*BATCHES, *BATCHES]))
     keepalive = encoded([KeepaliveRequest(time=7)])
-    responses, account = play(
+    responses, summary = play(
         handler, on_error, encoded([INIT]) + bad + keepalive + encoded(GOOD_BATCH)
     )
     assert responses == [INITIALIZED, KeepaliveResponse(time=7), *GOOD_BATCH]
-    assert (account.stats.batches_in, account.stats.points_in) == (3, 3)
-    assert account.stats.batches_out == 1
+    assert (summary.stats.batches_in, summary.stats.points_in) == (3, 3)
+    assert summary.stats.batches_out == 1
 
 
 @each_way_on
-def test_a_bad_point_in_a_batch_that_is_left_out_changes_nothing(on_error: OnError) -> None:
+def test_a_bad_point_in_a_skipped_batch_changes_nothing(on_error: OnError) -> None:
     begin, _, end = BATCHES
     bad = b"".join(map(latin, [begin, Point(name="#e"), Point(time=1), end]))
     responses, _ = play(Through, on_error, encoded([INIT]) + bad + encoded(GOOD_BATCH))
@@ -170,14 +170,14 @@ def test_a_bad_point_in_a_batch_that_is_left_out_changes_nothing(on_error: OnErr
 
 
 @each_way_on
-def test_a_bad_point_in_a_batch_costs_the_point_only(on_error: OnError) -> None:
+def test_a_bad_point_in_a_batch_drops_only_the_point(on_error: OnError) -> None:
     begin, point, end = GOOD_BATCH
     data = encoded([INIT, begin]) + latin(Point(tags={"h": "#e"})) + encoded([point, end])
     assert play(Whole, on_error, data)[0] == [INITIALIZED, *GOOD_BATCH]
 
 
 @each_way_on
-def test_a_batch_whose_end_is_bad_is_not_handed_over(on_error: OnError) -> None:
+def test_a_batch_whose_end_is_bad_is_dropped(on_error: OnError) -> None:
     begin, point, _ = GOOD_BATCH
     data = encoded([INIT, begin, point]) + latin(EndBatch(name="#e")) + encoded(GOOD_BATCH)
     assert play(Whole, on_error, data)[0] == [INITIALIZED, *GOOD_BATCH]
@@ -198,16 +198,16 @@ def test_a_whole_frame_of_garbage_is_dropped(body: bytes, on_error: OnError) -> 
     garbage = encode_varint(len(body)) + body
     points = [Point(time=time, name=time * "n") for time in range(1, 4)]
     data = encoded([INIT, *points]) + garbage + encoded(points)
-    responses, account = play(Mirror, on_error, data)
+    responses, summary = play(Mirror, on_error, data)
     assert responses == [INITIALIZED, *points, *points]
-    assert account.stats.failures == 1
+    assert summary.stats.failures == 1
 
 
 @each_way_on
 def test_garbage_before_a_task_ends_the_connection(on_error: OnError) -> None:
     data = b"\x10GET / HTTP/1.1\r\n"
-    _, account = play(Mirror, on_error, data)
-    assert account.reason is Reason.PROTOCOL_ERROR
+    _, summary = play(Mirror, on_error, data)
+    assert summary.reason is Reason.PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip", "restart"])
@@ -226,16 +226,15 @@ def test_garbage_before_a_task_ends_the_connection(on_error: OnError) -> None:
 def test_an_init_that_is_not_utf8_is_refused(
     request_: InitRequest, field: str, on_error: OnError
 ) -> None:
-    responses, account = play(Mirror, on_error, latin(request_))
+    responses, summary = play(Mirror, on_error, latin(request_))
     (response,) = responses
     assert isinstance(response, InitResponse)
     assert not response.success
     assert f"{field} is not valid UTF-8" in response.error
-    assert account.refusal is not None
+    assert summary.refusal is not None
 
 
-def test_a_restart_does_not_count_or_count_on_what_was_dropped() -> None:
-    """The history of a new handler has the bad frames in it, too."""
+def test_a_restart_ignores_dropped_frames() -> None:
 
     class Counts(Counting):
         def point(self, point: Point, /) -> None:
@@ -246,9 +245,9 @@ def test_a_restart_does_not_count_or_count_on_what_was_dropped() -> None:
 
     bad = latin(Point(name="#e"))
     data = encoded([INIT, Point()]) + bad + encoded([Point(), Point(name="raise"), Point()])
-    responses, account = play(Counts, "restart", data)
+    responses, summary = play(Counts, "restart", data)
     assert responses[:3] == [INITIALIZED, Point(time=1), Point(time=2)]
-    assert (account.stats.failures, account.stats.restarts) == (2, 1)
+    assert (summary.stats.failures, summary.stats.restarts) == (2, 1)
 
 
 @pytest.mark.parametrize("handler", [RawMirror, RawPatched])
@@ -256,7 +255,6 @@ def test_a_restart_does_not_count_or_count_on_what_was_dropped() -> None:
 def test_a_handler_that_forwards_bytes_passes_them_on(
     handler: type[Handler], on_error: OnError
 ) -> None:
-    """Kapacitor takes them back."""
     bad = latin(Point(tags={"host": "caf#e"}))
     checkpoints = LastSnapshot(3600.0) if on_error == "restart" else None
     with agent_with(handler, on_error=on_error, checkpoints=checkpoints) as served:
@@ -267,8 +265,8 @@ def test_a_handler_that_forwards_bytes_passes_them_on(
         while data := served.connection.recv(4096):
             received += data
         assert received == expected
-        account = served.account()
-    assert (account.stats.points_out, account.stats.failures) == (2, 0)
+        summary = served.summary()
+    assert (summary.stats.points_out, summary.stats.failures) == (2, 0)
 
 
 @each_way_on
@@ -281,6 +279,6 @@ def test_a_raw_point_that_its_handler_decodes_is_dropped(on_error: OnError) -> N
             self.point(decode_point(raw))
 
     data = encoded([INIT]) + latin(Point(name="#e")) + encoded([Point(time=1)])
-    responses, account = play(Decodes, on_error, data)
+    responses, summary = play(Decodes, on_error, data)
     assert responses == [INITIALIZED, Point(time=1)]
-    assert account.stats.failures == 1
+    assert summary.stats.failures == 1

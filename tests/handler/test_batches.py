@@ -77,7 +77,6 @@ def returning(
 
 
 def test_a_batch_comes_with_all_that_its_begin_and_end_say() -> None:
-    """Its name, group, tags, end and byName, and the points in their order."""
     seen: list[Batch] = []
     points = batch_points(1.0, 2.0, 3.0)
     exchange(returning(seen.append), BEGIN, *points, END)
@@ -94,7 +93,6 @@ def test_a_batch_comes_with_all_that_its_begin_and_end_say() -> None:
 
 
 def test_begin_and_end_are_written_around_what_is_returned() -> None:
-    """Like those that came, with the new size."""
     first, _, third = points = batch_points(1.0, 2.0, 3.0)
     handler = returning(lambda batch: [batch.points[0], batch.points[2]])
     assert exchange(handler, BEGIN, *points, END) == [
@@ -124,7 +122,6 @@ RESULTS: dict[str, Callable[[Batch], Iterable[Point]]] = {
 def test_points_may_be_returned_in_any_iterable(
     udf: Callable[..., Task], result: Callable[[Batch], Iterable[Point]], provides: int
 ) -> None:
-    """A batch has the right size even where nobody knew it before."""
     task = udf(returning(result, provides=provides))
     output = task.send(Batch(name="cpu", points=batch_points(1.0, 2.0, 3.0)))
     points = output.batches[0].points if provides == BATCH else output.points
@@ -132,7 +129,6 @@ def test_points_may_be_returned_in_any_iterable(
 
 
 def test_the_size_of_a_generators_batch_is_known() -> None:
-    """The begin is written once all has been generated."""
     handler = returning(lambda batch: (point for point in batch.points))
     begin = exchange(handler, BEGIN, *batch_points(1.0, 2.0), END)[0]
     assert isinstance(begin, BeginBatch)
@@ -148,32 +144,27 @@ class Generating(BatchHandler):
 
 
 def test_batch_may_be_a_generator_function(udf: Callable[..., Task]) -> None:
-    """What it yields is the new batch."""
     output = udf(Generating).send(Batch(name="cpu", points=batch_points(1.0, 2.5)))
     assert [get_field(point, "double") for point in output.batches[0].points] == [2.0, 5.0]
 
 
 def test_none_writes_nothing() -> None:
-    """Not even an empty batch."""
     assert exchange(returning(lambda _: None), BEGIN, *batch_points(1.0), END) == []
 
 
 def test_no_points_write_an_empty_batch() -> None:
-    """Nodes after the UDF learn that the time has passed."""
     assert exchange(returning(lambda _: []), BEGIN, *batch_points(1.0), END) == [
         BeginBatch(name="cpu", group="cpu\nhost=a", tags={"host": "a"}, size=0, byName=True),
         EndBatch(name="cpu", group="cpu\nhost=a", tags={"host": "a"}, tmax=1_000, byName=True),
     ]
 
 
-def test_an_empty_batch_is_one_too() -> None:
-    """A window in which nothing came is handed over like any other."""
+def test_an_empty_batch_is_handled() -> None:
     handler = returning(lambda batch: [Point(time=len(batch.points))])
     assert len(exchange(handler, BEGIN, END)) == 3
 
 
 def test_another_batch_is_written_as_it_is() -> None:
-    """With its own name, tags and end."""
     other = Batch(
         name="other", points=[Point(time=5)], tags={"a": "b"}, group="a=b", tmax_ns=77, by_name=True
     )
@@ -185,7 +176,6 @@ def test_another_batch_is_written_as_it_is() -> None:
 
 
 def test_a_batch_of_a_later_time_keeps_it_where_only_points_change() -> None:
-    """What is derived from the batch covers the same time."""
     batch = Batch("cpu", batch_points(1.0), {"host": "a"}, "host=a", tmax_ns=99, by_name=True)
     points = batch_points(5.0)
     assert batch.copy_with(iter(points)) == Batch(
@@ -197,7 +187,6 @@ def test_a_batch_of_a_later_time_keeps_it_where_only_points_change() -> None:
 def test_a_batch_ends_when_it_says_or_with_its_latest_point(
     times: list[int], tmax_ns: int | None
 ) -> None:
-    """Whatever the order of its points; without any, at 0."""
     batch = Batch(points=[Point(time=time) for time in times], tmax_ns=tmax_ns)
     expected = tmax_ns if tmax_ns is not None else max(times, default=0)
     assert batch.end_ns == expected
@@ -207,8 +196,7 @@ def test_a_batch_ends_when_it_says_or_with_its_latest_point(
     assert end == EndBatch(tmax=expected)
 
 
-def test_batches_follow_each_other_without_a_trace(udf: Callable[..., Task]) -> None:
-    """Each has its own points, its own envelope and nothing of the one before."""
+def test_batches_are_independent(udf: Callable[..., Task]) -> None:
     first = Batch("cpu", batch_points(1.0, 2.0), {"host": "a"}, "host=a", tmax_ns=5, by_name=True)
     second = Batch("mem", batch_points(3.0), tmax_ns=6)
     output = udf(returning(lambda batch: batch.points)).send(first, second, first)
@@ -217,7 +205,6 @@ def test_batches_follow_each_other_without_a_trace(udf: Callable[..., Task]) -> 
 
 
 def test_a_returned_text_is_no_batch(udf: Callable[..., Task]) -> None:
-    """Kapacitor is told which method is at fault, and nothing of the batch was sent."""
     task = udf(returning(lambda _: 3))  # type: ignore[arg-type,return-value]  # that is the mistake
     with pytest.raises(TaskFailedError, match=r"^Made\.end_batch raised TypeError: 'int' object"):
         task.send(Batch())
@@ -226,8 +213,7 @@ def test_a_returned_text_is_no_batch(udf: Callable[..., Task]) -> None:
 # --- batch to stream ---
 
 
-def test_points_for_a_stream_have_what_a_batchs_lack() -> None:
-    """The name, the tags that they are grouped by, and the dimensions that say so."""
+def test_points_for_a_stream_get_name_tags_and_dimensions() -> None:
     handler = returning(lambda batch: [Point(time=batch.end_ns)], provides=STREAM)
     (answer,) = exchange(handler, BEGIN, *batch_points(1.0), END)
     assert answer == Point(
@@ -236,7 +222,6 @@ def test_points_for_a_stream_have_what_a_batchs_lack() -> None:
 
 
 def test_points_of_the_batch_may_go_to_the_stream() -> None:
-    """They keep their fields, tags and times."""
     points = [Point(time=3, tags={"host": "a", "cpu": "0"}, fieldsInt={"v": 1})]
     batch = Batch("cpu", points, tags={"zone": "z", "host": "a"}, group="host=a,zone=z")
     assert batch.as_stream(points) == [
@@ -252,7 +237,6 @@ def test_points_of_the_batch_may_go_to_the_stream() -> None:
 
 
 def test_points_for_a_stream_keep_what_they_have() -> None:
-    """A name, a tag or a grouping of their own counts more than the batch's."""
     own = Point(
         name="own",
         database="db",
@@ -267,20 +251,17 @@ def test_points_for_a_stream_keep_what_they_have() -> None:
 
 
 def test_a_points_own_tag_counts_more_than_the_batchs() -> None:
-    """As where a handler has changed it."""
     (point,) = Batch("cpu", tags={"host": "a"}).as_stream([Point(tags={"host": "b"})])
     assert dict(point.tags) == {"host": "b"}
 
 
 def test_a_batch_that_is_not_grouped_gives_a_stream_that_is_not() -> None:
-    """Only the name is added."""
     assert Batch("cpu").as_stream([Point(time=1)]) == [Point(time=1, name="cpu")]
 
 
 def test_another_batchs_points_go_to_the_stream_with_its_envelope(
     udf: Callable[..., Task],
 ) -> None:
-    """Not with that of the one that came."""
     other = Batch("other", [Point(time=5)], tags={"a": "b"})
     output = udf(returning(lambda _: other, provides=STREAM)).send(Batch("cpu"))
     assert output.points == [Point(time=5, name="other", tags={"a": "b"}, dimensions=["a"])]
@@ -316,7 +297,6 @@ class Pairs(Handler):
 
 
 def test_a_stream_becomes_batches(udf: Callable[..., Task]) -> None:
-    """Each with its begin, its points and the time of its last one; the rest at the end."""
     points = grouped(lines("cpu,host=a v=1 10", "cpu,host=a v=2 20", "cpu,host=a v=3 30"), "host")
     task = udf(Pairs)
     output = task.send(*points)
@@ -334,7 +314,6 @@ class Wrong(Pairs):
 def test_a_batch_from_a_handler_that_provides_a_stream_is_refused(
     udf: Callable[..., Task],
 ) -> None:
-    """It would crash Kapacitor; the sentence says what to declare."""
     task = udf(Wrong)
     with pytest.raises(TaskFailedError, match="declare that it provides BATCH"):
         task.send(Point(), Point())
@@ -353,7 +332,6 @@ class Short(BatchHandler):
 
 
 def test_a_batch_of_too_many_points_fails_the_task(udf: Callable[..., Task]) -> None:
-    """It says the limit and what to do; a batch of just as many is taken."""
     task = udf(Short)
     assert len(task.send(Batch(points=batch_points(1.0, 2.0, 3.0))).batches[0].points) == 3
     with pytest.raises(TaskFailedError) as caught:
@@ -384,7 +362,6 @@ class Lenient(BatchHandler):
 
 
 def test_points_of_a_batch_that_failed_are_not_in_the_next(udf: Callable[..., Task]) -> None:
-    """Whether it was too long or what it was given to raised; nothing of the latter is sent."""
     batches = [
         Batch(name=name, points=batch_points(*values), tmax_ns=9)
         for name, values in [("long", (1.0, 2.0, 3.0, 4.0)), ("two", (1.0, 2.0)), ("one", (5.0,))]
@@ -412,7 +389,6 @@ class Counting(BatchHandler):
 
 
 def test_a_snapshot_in_the_middle_of_a_batch_disturbs_neither() -> None:
-    """It holds what was known before the batch, which then comes whole."""
     first, second = batch_points(1.0, 2.0)
     answers = exchange(
         Counting, BEGIN, END, BEGIN, first, SnapshotRequest(), second, END, SnapshotRequest()
@@ -429,7 +405,6 @@ class Nothing(BatchHandler):
 
 
 def test_a_batch_handler_must_have_a_batch_method() -> None:
-    """Where it has none, it says so."""
     with pytest.raises(TypeError, match=r"abstract method '?batch"):
         Nothing(None)  # type: ignore[abstract,arg-type]  # that is the mistake
 
@@ -444,7 +419,6 @@ class ByHost(BatchHandler):
 
 
 def test_a_batch_may_become_several(udf: Callable[..., Task]) -> None:
-    """Each with its own begin and end, also where the method is a generator."""
     points = [Point(time=time, tags={"host": host}) for time, host in enumerate("abb")]
     output = udf(ByHost).send(Batch("m", points, tmax_ns=9))
     assert output.batches == [
@@ -476,10 +450,9 @@ class Confused(BatchHandler):
         ("both", "points beside batches; put the points into a Batch"),
     ],
 )
-def test_what_is_no_batch_is_an_error_and_not_an_empty_batch(
+def test_a_wrong_return_value_of_batch_raises(
     udf: Callable[..., Task], kind: str, problem: str
 ) -> None:
-    """Nothing is sent of it, and nothing is passed over."""
     point = Point(fieldsString={"kind": kind})
     with pytest.raises(TaskFailedError) as caught:
         udf(Confused).send(Batch("m", [point]))
@@ -487,13 +460,11 @@ def test_what_is_no_batch_is_an_error_and_not_an_empty_batch(
 
 
 def test_points_may_come_from_any_iterable(udf: Callable[..., Task]) -> None:
-    """They are counted before the begin is written."""
     output = udf(Confused).send(Batch("m", [Point(time=1), Point(time=2)]))
     assert [point.time for point in output.batches[0].points] == [1, 2]
 
 
 def test_a_batch_with_anything_but_points_is_not_written(udf: Callable[..., Task]) -> None:
-    """The point's check is what refuses it."""
 
     class Filled(BatchHandler):
         def batch(self, batch: Batch, /) -> Batch:

@@ -108,10 +108,9 @@ def foreign(handler: str = "Count", version: int = 0, count: int = 7) -> bytes:
 # --- options ---
 
 
-def test_a_handler_with_neither_takes_no_options_and_keeps_nothing(
+def test_a_handler_without_options_and_state_works(
     udf: Callable[..., Task],
 ) -> None:
-    """Whatever is called is passed over, as Kapacitor has refused it; a snapshot is empty."""
     task = udf(Mirror)
     assert task.info() == InfoResponse(wants=STREAM, provides=STREAM)
     assert task.snapshot() == b""
@@ -120,7 +119,6 @@ def test_a_handler_with_neither_takes_no_options_and_keeps_nothing(
 
 
 def test_options_are_declared_to_kapacitor(udf: Callable[..., Task]) -> None:
-    """By which it checks the calls of a TICKscript."""
     info = udf(Scale, ScaleOptions(field="v")).info()
     assert dict(info.options) == {
         "field": OptionInfo(valueTypes=[STRING]),
@@ -129,8 +127,7 @@ def test_options_are_declared_to_kapacitor(udf: Callable[..., Task]) -> None:
     }
 
 
-def test_options_are_at_hand_at_each_point(udf: Callable[..., Task]) -> None:
-    """Those that were called, and the defaults of the others."""
+def test_options_are_available_at_each_point(udf: Callable[..., Task]) -> None:
     task = udf(Scale, ScaleOptions(field="v", factor=3.0))
     (point,) = task.send(*lines("m v=1.5")).points
     assert get_field(point, "v") == 4.5
@@ -139,7 +136,6 @@ def test_options_are_at_hand_at_each_point(udf: Callable[..., Task]) -> None:
 
 
 def test_two_tasks_have_options_and_state_of_their_own(udf: Callable[..., Task]) -> None:
-    """A handler serves one node of one task."""
     first = udf(Scale, ScaleOptions(field="v", factor=3.0))
     second = udf(Scale, ScaleOptions(field="w"))
     (point,) = first.send(*lines("m v=1,w=1")).points
@@ -154,7 +150,6 @@ def test_two_tasks_have_options_and_state_of_their_own(udf: Callable[..., Task])
 def test_every_fault_of_the_options_fails_the_task_in_one_sentence_each(
     udf: Callable[..., Task],
 ) -> None:
-    """As the TICKscript's author will read it."""
     del udf
     values = [OptionValue(type=INT, intValue=3)]
     request = InitRequest(options=[Option(name="factor", values=values), Option(name="x")])
@@ -168,13 +163,11 @@ def test_every_fault_of_the_options_fails_the_task_in_one_sentence_each(
 
 
 def test_a_range_is_checked_for_options_made_in_python_too(udf: Callable[..., Task]) -> None:
-    """Python does not check it when they are made, but the agent does."""
     with pytest.raises(TaskFailedError, match=r"^\.factor\(\) expects .* above 0\.0, got -1\.0$"):
         udf(Scale, ScaleOptions(field="v", factor=-1.0))
 
 
 def test_setup_may_refuse_the_options(udf: Callable[..., Task]) -> None:
-    """Its sentence comes as it is: for the TICKscript's author, without the name of a class."""
     with pytest.raises(TaskFailedError) as caught:
         udf(Scale, ScaleOptions(field="v", forbidden="v"))
     assert str(caught.value) == ".field() must not be 'v'; choose another"
@@ -186,7 +179,6 @@ class BrokenSetup(Mirror):
 
 
 def test_setup_that_fails_is_named(udf: Callable[..., Task]) -> None:
-    """It is no fault of the TICKscript's."""
     with pytest.raises(TaskFailedError, match=r"^BrokenSetup\.init raised ValueError: no disk$"):
         udf(BrokenSetup)
 
@@ -208,7 +200,6 @@ class InRange(Mirror):
 def test_options_that_contradict_each_other_can_refuse_themselves(
     udf: Callable[..., Task],
 ) -> None:
-    """In the struct, beside what it checks."""
     request = InitRequest(
         options=[
             Option(name=name, values=[OptionValue(type=DOUBLE, doubleValue=value)])
@@ -282,10 +273,9 @@ class AsyncBatch(BatchHandler):
         ),
     ],
 )
-def test_a_class_that_could_only_fail_or_lose_data_is_refused_at_the_start(
+def test_an_invalid_class_is_refused_at_the_start(
     udf: Callable[..., Task], handler: type[Handler], message: str
 ) -> None:
-    """By a test of it as by the server, with the class and what was found."""
     with pytest.raises((TypeError, NameError)) as caught:
         udf(handler)
     assert str(caught.value) == message
@@ -329,7 +319,6 @@ class NestedOptions(Handler):
 
 
 def test_a_subclass_inherits_options_and_may_add_state(udf: Callable[..., Task]) -> None:
-    """Each annotation is looked for by itself."""
     task = udf(DoubleScale, ScaleOptions(field="v"))
     (point,) = task.send(*lines("m v=1")).points
     assert get_field(point, "v") == 2.0
@@ -337,13 +326,11 @@ def test_a_subclass_inherits_options_and_may_add_state(udf: Callable[..., Task])
 
 
 def test_a_subclass_may_have_more_options(udf: Callable[..., Task]) -> None:
-    """Its own annotation counts."""
     task = udf(NarrowScale, NarrowOptions(field="v", also="x"))
     assert set(task.info().options) == {"field", "factor", "forbidden", "also"}
 
 
 def test_options_may_be_nested_in_the_handler(udf: Callable[..., Task]) -> None:
-    """Other annotations of the class may be for type checkers alone."""
     task = udf(NestedOptions, NestedOptions.Options(text="mine"))
     assert get_field(task.send(Point()).points[0], "text") == "mine"
     assert set(task.info().options) == {"text"}
@@ -353,7 +340,6 @@ def test_options_may_be_nested_in_the_handler(udf: Callable[..., Task]) -> None:
 
 
 def test_state_is_there_from_the_start_and_comes_back(udf: Callable[..., Task]) -> None:
-    """In a snapshot that names the class and the version."""
     task = udf(Count)
     assert peek(task.snapshot()) == ("Count", 1, {"count": 0, "names": []})
     assert counts(task, Point(), Point()) == [1, 2]
@@ -363,7 +349,6 @@ def test_state_is_there_from_the_start_and_comes_back(udf: Callable[..., Task]) 
 
 
 def test_the_state_of_groups_comes_back(udf: Callable[..., Task]) -> None:
-    """Each group goes on where it was."""
     points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=a v=1 3"), "host")
     task = udf(CountGroups)
     assert counts(task, *points) == [1, 1, 2]
@@ -374,7 +359,6 @@ def test_the_state_of_groups_comes_back(udf: Callable[..., Task]) -> None:
 
 
 def test_a_snapshot_says_what_was_before_it(udf: Callable[..., Task]) -> None:
-    """The same points give the same bytes; more points give others."""
     one, other = udf(CountGroups), udf(CountGroups)
     points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2"), "host")
     one.send(*points)
@@ -388,7 +372,6 @@ def test_a_snapshot_says_what_was_before_it(udf: Callable[..., Task]) -> None:
 def test_an_empty_snapshot_leaves_a_fresh_state(
     udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As of a handler that had none until now; there is nothing to tell."""
     task = udf(Count)
     with caplog.at_level(logging.DEBUG):
         task.restore(b"")
@@ -402,7 +385,6 @@ class FewGroups(CountGroups):
 
 
 def test_a_handler_bounds_its_groups_by_number_and_age(udf: Callable[..., Task]) -> None:
-    """As the class declares."""
     points = grouped(
         lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=c v=1 3"),
         "host",
@@ -435,7 +417,6 @@ class AsManyAsAsked(CountGroups):
 
 
 def test_a_limit_from_the_options_outlives_a_restart(udf: Callable[..., Task]) -> None:
-    """What is restored, or migrated, goes into the state that `setup` made."""
     points = grouped(lines(*[f"m,host={host} v=1 1" for host in "abcd"]), "host")
     before, of_another = udf(AsManyAsAsked, GroupsOptions(groups=9)), udf(CountGroups)
     before.send(*points)
@@ -477,7 +458,6 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
 def test_a_foreign_snapshot_is_discarded_with_a_logged_reason(
     udf: Callable[..., Task], caplog: pytest.LogCaptureFixture, snapshot: bytes, reason: str
 ) -> None:
-    """By default a task never fails for it, but begins anew."""
     task = udf(Count)
     with caplog.at_level(logging.INFO):
         task.restore(snapshot)
@@ -491,7 +471,6 @@ def test_a_foreign_snapshot_is_discarded_with_a_logged_reason(
 def test_a_foreign_snapshot_is_refused_where_the_handler_says_so(
     udf: Callable[..., Task], snapshot: bytes, reason: str
 ) -> None:
-    """The task fails with the reason."""
     task = udf(type("Count", (Count,), {"foreign_state": "refuse"}))
     with pytest.raises(TaskFailedError) as caught:
         task.restore(snapshot)
@@ -519,7 +498,6 @@ class NewCount(Count):
 def test_a_snapshot_can_be_migrated(
     udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is given as plain Python, and what is returned is the state."""
     task = udf(NewCount)
     with caplog.at_level(logging.INFO):
         task.restore(foreign(version=1))
@@ -532,7 +510,6 @@ def test_a_snapshot_can_be_migrated(
 
 
 def test_a_snapshot_of_ones_own_needs_no_migration(udf: Callable[..., Task]) -> None:
-    """It is taken as it is."""
     task = udf(NewCount)
     task.send(Point())
     restored = udf(NewCount)
@@ -557,14 +534,13 @@ def test_a_snapshot_of_ones_own_needs_no_migration(udf: Callable[..., Task]) -> 
     ids=["none", "does not fit", "no JSON", "raises"],
 )
 @pytest.mark.parametrize("decision", ["discard", "refuse"])
-def test_a_migration_that_fails_is_no_worse_than_none(
+def test_a_failed_migration_is_like_a_missing_one(
     udf: Callable[..., Task],
     caplog: pytest.LogCaptureFixture,
     snapshot: bytes,
     reason: str,
     decision: str,
 ) -> None:
-    """The handler's decision stands, and the reason tells what went wrong."""
     task = udf(type("NewCount", (NewCount,), {"foreign_state": decision}))
     if decision == "refuse":
         with pytest.raises(TaskFailedError) as caught:
@@ -581,7 +557,6 @@ def test_a_migration_that_fails_is_no_worse_than_none(
 def test_a_migration_that_raises_leaves_its_traceback_in_the_log(
     udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For the author of the handler, who has a bug to find."""
     task = udf(NewCount)
     with caplog.at_level(logging.INFO):
         task.restore(foreign(handler="Other"))
@@ -605,7 +580,6 @@ class NewGroups(CountGroups):
 
 
 def test_the_state_of_groups_can_be_migrated(udf: Callable[..., Task]) -> None:
-    """All of it, or what the migration leaves."""
     points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=a v=1 3"), "host")
     task = udf(CountGroups)
     task.send(*points)
@@ -615,7 +589,6 @@ def test_the_state_of_groups_can_be_migrated(udf: Callable[..., Task]) -> None:
 
 
 def test_a_restored_state_takes_the_place_of_the_one_before(udf: Callable[..., Task]) -> None:
-    """Nothing of it remains, nor is it changed by a snapshot that is discarded."""
     points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2"), "host")
     task = udf(CountGroups)
     task.send(points[0])
@@ -633,7 +606,6 @@ class Unsnapshotted(Mirror):
     state: Unready
 
 
-def test_a_state_that_json_cannot_hold_is_named(udf: Callable[..., Task]) -> None:
-    """With the method and the type."""
+def test_a_state_that_json_cannot_represent_is_named(udf: Callable[..., Task]) -> None:
     with pytest.raises(TaskFailedError, match=r"^Unsnapshotted\.\w+ raised TypeError: .*complex"):
         udf(Unsnapshotted).snapshot()

@@ -29,7 +29,6 @@ class Declares(msgspec.Struct):
 
 
 def test_an_annotation_says_what_an_option_takes() -> None:
-    """Its types, whether they are one value or several, and whether it may be called again."""
     seen = {
         each.attribute: (each.types, each.single, each.repeated, each.required)
         for each in declarations(Declares)
@@ -43,8 +42,7 @@ def test_an_annotation_says_what_an_option_takes() -> None:
     }
 
 
-def test_a_call_is_shown_with_what_belongs_between_its_brackets() -> None:
-    """So that an author of a TICKscript can write it."""
+def test_a_call_is_shown_with_its_arguments() -> None:
     assert [each.call for each in declarations(Declares)] == [
         ".one(a whole number)",
         ".pair(a string, a float)",
@@ -63,7 +61,6 @@ def test_a_call_is_shown_with_what_belongs_between_its_brackets() -> None:
     ],
 )
 def test_limits_are_put_in_words(annotation: object, kind: ValueType, words: str) -> None:
-    """With the type, or, where only some texts may be, these alone."""
     assert expected_words(kind, annotation) == words
 
 
@@ -90,7 +87,6 @@ UNFIT: dict[str, Any] = {
 
 @pytest.mark.parametrize("annotation", UNFIT.values(), ids=UNFIT)
 def test_an_annotation_that_no_option_can_have_is_refused_when_declared(annotation: Any) -> None:
-    """The message names the class and the field; Kapacitor learns at its start."""
     with pytest.raises(TypeError, match=r"^Made\.name: .* is not a type of option; use str, "):
         declarations(struct_with(annotation))
 
@@ -105,6 +101,5 @@ def test_an_annotation_that_no_option_can_have_is_refused_when_declared(annotati
     ids=["a range of durations", "a pattern of numbers", "a range of texts"],
 )
 def test_a_limit_that_cannot_be_checked_is_refused_when_declared(annotation: Any) -> None:
-    """And not by the first task that calls the option."""
     with pytest.raises(TypeError):
         declarations(struct_with(annotation))

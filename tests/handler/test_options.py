@@ -111,7 +111,6 @@ ROWS: dict[str, tuple[Any, Any, list[ValueType], list[list[OptionValue]]]] = {
 def test_each_annotation_is_declared_called_and_parsed(
     annotation: Any, value: object, kinds: list[ValueType], calls: list[list[OptionValue]]
 ) -> None:
-    """Kapacitor is told the types, the calls carry them, and the value comes back as it was."""
     options = options_with(annotation)
     expected = [call("name", *values) for values in calls]
     assert declare(options) == {"name": OptionInfo(valueTypes=kinds)}
@@ -175,7 +174,6 @@ EVERYTHING = st.builds(
 
 @given(EVERYTHING)
 def test_any_options_come_back_from_their_calls(options: Everything) -> None:
-    """Whatever the values, and after a trip over the wire."""
     calls = [Option.FromString(call.SerializeToString()) for call in calls_of(options)]
     assert parse(Everything, calls) == options
 
@@ -184,7 +182,6 @@ def test_any_options_come_back_from_their_calls(options: Everything) -> None:
 def test_the_order_of_calls_to_different_options_is_no_matter(
     options: Everything, random: Any
 ) -> None:
-    """Only that of calls to the same one is, and a list keeps it."""
     calls = calls_of(options)
     names = [call.name for call in calls]
     random.shuffle(names)
@@ -193,7 +190,6 @@ def test_the_order_of_calls_to_different_options_is_no_matter(
 
 
 def test_nothing_called_gives_the_defaults() -> None:
-    """Of a mutable default, each gets its own."""
 
     class AllDefaults(Options):
         names: list[str] = []
@@ -206,7 +202,6 @@ def test_nothing_called_gives_the_defaults() -> None:
 
 
 def test_a_nan_reaches_the_handler_as_it_is() -> None:
-    """No TICKscript can write one, but a computed argument may be one."""
     parsed = parse(options_with(float), [call("name", double(math.nan))])
     assert math.isnan(parsed.name)  # type: ignore[attr-defined]  # made here
 
@@ -214,8 +209,7 @@ def test_a_nan_reaches_the_handler_as_it_is() -> None:
 @pytest.mark.parametrize(
     "value", [2**63, -(2**63) - 1, dt.timedelta(days=300 * 366)], ids=["int", "negative", "years"]
 )
-def test_what_no_call_can_carry_is_refused(value: object) -> None:
-    """An integer has 64 bits, and a duration 64 bits of nanoseconds."""
+def test_values_that_no_call_can_have_raise(value: object) -> None:
     with pytest.raises(ValueError, match="range"):
         calls_of(options_with(type(value))(name=value))
 
@@ -237,14 +231,12 @@ INEXPRESSIBLE: dict[str, tuple[Any, object, object]] = {
 def test_options_that_no_tickscript_can_give_are_not_turned_into_others(
     annotation: Any, default: object, value: object
 ) -> None:
-    """A test that starts a task with them must not test the default instead."""
     options = options_with(annotation, default=default)
     with pytest.raises((ValueError, TypeError)):
         calls_of(options(name=value))
 
 
 def test_an_option_that_must_be_called_can_be_left_out_by_an_empty_list() -> None:
-    """So that a test sees what the author of such a TICKscript is told."""
     options = options_with(list[str])
     calls = calls_of(options(name=[]))
     assert calls == []
@@ -268,7 +260,6 @@ def test_an_option_that_must_be_called_can_be_left_out_by_an_empty_list() -> Non
     ],
 )
 def test_names_follow_tickscript(attribute: str, name: str) -> None:
-    """Words are joined as TICKscript does, and a keyword of Python loses its underscore."""
     assert tickscript_name(attribute) == name
 
 
@@ -282,19 +273,16 @@ class Child(Parent, kw_only=True):
 
 
 def test_a_subclass_keeps_the_names_and_adds_its_own() -> None:
-    """Options of a family of handlers are declared once."""
     assert list(declare(Child)) == ["windowSize", "its own_Name", "as"]
     calls = [call("as", text("x")), call("its own_Name", whole(5))]
     assert parse(Child, calls) == Child(as_="x", other=5)
 
 
 def test_the_python_name_is_no_option() -> None:
-    """The author of a TICKscript knows only the other one."""
     assert refusal(Parent, call("window_size", whole(3))) == "there is no option .window_size()"
 
 
 def test_two_attributes_of_one_name_are_refused() -> None:
-    """When the class is made, not when a task starts."""
     fields = [("window_size", int), ("windowSize", int)]
     with pytest.raises(ValueError, match="same name"):
         msgspec.defstruct("Twice", fields, bases=(Options,))
@@ -305,12 +293,10 @@ def test_two_attributes_of_one_name_are_refused() -> None:
 
 @pytest.mark.parametrize("default", [{}, {"default": False}], ids=["no default", "default"])
 def test_a_flag_that_is_not_called_is_false(default: dict[str, object]) -> None:
-    """Whether or not it says so: a flag is never required."""
     assert parse(options_with(Flag, **default), []).name is False  # type: ignore[attr-defined]
 
 
 def test_a_flag_is_called_once_and_without_values() -> None:
-    """What is wrong with the call is said."""
     assert refusal(options_with(Flag), call("name"), call("name")) == (
         ".name() is called 2 times; call it once"
     )
@@ -320,7 +306,6 @@ def test_a_flag_is_called_once_and_without_values() -> None:
 
 
 def test_a_flag_that_is_false_makes_no_call() -> None:
-    """To call it would make it true."""
     assert calls_of(options_with(Flag)(name=False)) == []
 
 
@@ -444,8 +429,7 @@ FAULTS: dict[str, tuple[list[Option], str]] = {
 
 
 @pytest.mark.parametrize(("calls", "sentence"), FAULTS.values(), ids=FAULTS)
-def test_each_fault_is_told_in_a_sentence(calls: list[Option], sentence: str) -> None:
-    """It names the option, what is expected and what came, in words of TICKscript."""
+def test_each_fault_is_reported_in_a_sentence(calls: list[Option], sentence: str) -> None:
     assert refusal(Average, *calls) == sentence
 
 
@@ -493,16 +477,14 @@ EXPECTATIONS: dict[str, tuple[Any, OptionValue, str]] = {
 @pytest.mark.parametrize(
     ("annotation", "value", "sentence"), EXPECTATIONS.values(), ids=EXPECTATIONS
 )
-def test_each_limit_of_a_value_is_checked_and_told(
+def test_each_limit_of_a_value_is_checked_and_reported(
     annotation: Any, value: OptionValue, sentence: str
 ) -> None:
-    """A range, a pattern or a length is part of what is expected."""
     told = refusal(options_with(annotation), call("name", value))
     assert told.startswith(f".name() expects {sentence}")
 
 
 def test_a_value_at_its_limit_is_taken() -> None:
-    """At least and at most include it."""
     options = options_with(Annotated[int, Meta(ge=1, le=3)])
     assert [parse(options, [call("name", whole(n))]) for n in (1, 3)] == [
         options(name=1),
@@ -511,7 +493,6 @@ def test_a_value_at_its_limit_is_taken() -> None:
 
 
 def test_a_description_is_no_limit() -> None:
-    """It is for the reader of the code."""
     options = options_with(Annotated[int, Meta(description="how many")])
     assert refusal(options) == ".name() is missing; call .name(a whole number)"
 
@@ -529,14 +510,12 @@ def test_a_description_is_no_limit() -> None:
     ],
 )
 def test_a_duration_is_shown_as_a_tickscript_has_it(nanoseconds: int, literal: str) -> None:
-    """As its author wrote it, and not as 2.592e+06s."""
     told = refusal(options_with(int), call("name", duration(nanoseconds)))
     assert told == f".name() expects a whole number, got {literal}"
 
 
 @pytest.mark.parametrize("nanoseconds", [1, 1_500, -999, 10_000_000_001])
 def test_a_duration_finer_than_a_microsecond_is_refused(nanoseconds: int) -> None:
-    """Python's has no nanoseconds, and to cut them off would be to take another value."""
     told = refusal(options_with(dt.timedelta), call("name", duration(nanoseconds)))
     assert told.startswith(".name() expects a duration, got ")
     assert told.endswith(", finer than a microsecond")
@@ -548,7 +527,6 @@ def test_a_duration_finer_than_a_microsecond_is_refused(nanoseconds: int) -> Non
     ids=["of a list", "of a tuple"],
 )
 def test_a_limit_of_several_values_is_checked_or_refused(annotation: Any) -> None:
-    """It is not passed over in silence."""
     options = options_with(annotation)
     pair = 2 if "tuple" in str(annotation) else 1
     with pytest.raises((OptionsError, TypeError)):
@@ -556,7 +534,6 @@ def test_a_limit_of_several_values_is_checked_or_refused(annotation: Any) -> Non
 
 
 def test_options_without_fields_declare_nothing() -> None:
-    """A handler may well have none yet."""
     assert declare(Options) == {}
     assert parse(Options, []) == Options()
     assert calls_of(Options()) == []

@@ -59,7 +59,6 @@ def patched(point: Point, patch: PointPatch) -> Point:
 def test_patched_bytes_are_the_point_with_everything_set(
     point: Point, fields: dict[str, object], tags: dict[str, str]
 ) -> None:
-    """For any point and any patch, by whichever of the two ways."""
     result = patched(point, PointPatch(fields, tags))
     for name, value in fields.items():
         set_field(point, name, value)
@@ -70,7 +69,6 @@ def test_patched_bytes_are_the_point_with_everything_set(
 
 @given(points(), names, st.lists(values, max_size=4))
 def test_a_field_patch_sets_its_last_value(point: Point, name: str, given: list[object]) -> None:
-    """The value changes from point to point, and its type may."""
     patch = FieldPatch(name)
     for value in given:
         result = patched(point, patch.to(value))
@@ -90,7 +88,6 @@ def entry(key: bytes, value: bytes) -> bytes:
     ids=["plain", "longer length", "still longer length", "longer tag"],
 )
 def test_a_name_is_found_however_its_length_was_written(key: bytes) -> None:
-    """A varint may be longer than need be, and a value may stand before its key."""
     double = b"\x11" + bytes(8)
     for body in (entry(key, double), entry(double, key)):
         point = Point.FromString(body + Point(name="n" * 150).SerializeToString())
@@ -102,8 +99,7 @@ def test_a_name_is_found_however_its_length_was_written(key: bytes) -> None:
         assert PointPatch({"x": 1}).extend(raw) is None
 
 
-def test_an_empty_name_may_not_be_in_the_bytes_at_all() -> None:
-    """An entry without a key is one of the empty name."""
+def test_an_empty_name_may_be_missing_in_the_bytes() -> None:
     body = entry(b"", b"\x11" + b"\x01" * 8)
     raw = RawPoint(bytes([len(body) + 3, 0x8A, 0x01, len(body)]) + body)
     assert 0 not in raw
@@ -113,7 +109,6 @@ def test_an_empty_name_may_not_be_in_the_bytes_at_all() -> None:
 
 @pytest.mark.parametrize("size", [*range(100, 140), *range(16_370, 16_390), 70_000])
 def test_a_frame_of_any_length_is_patched(size: int) -> None:
-    """The lengths around which the head gets longer, before and after."""
     point = Point(name="n" * size)
     result = patched(point, PointPatch({"x": 1.5}, {"t": "u"}))
     assert (result.name, dict(result.fieldsDouble), dict(result.tags)) == (
@@ -125,7 +120,6 @@ def test_a_frame_of_any_length_is_patched(size: int) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 2**63, None, "\ud800"])
 def test_a_value_that_no_field_can_have_is_refused(value: object) -> None:
-    """At once, and by both."""
     with pytest.raises(FieldValueError, match="field 'x'"):
         PointPatch({"x": value})
     with pytest.raises(FieldValueError, match="field 'x'"):
@@ -147,7 +141,6 @@ class CommitRecord(Handler):
 
 
 def test_forwarded_points_have_what_the_patch_sets(udf: Callable[..., Task]) -> None:
-    """Those that had the field already, as another type, and those that had not."""
     sent = lines("m a=1.0 1", "m x=7i 2", 'm,t=v x="text",y=true 3')
     out = udf(CommitRecord).send(*sent)
     for point in sent:

@@ -110,7 +110,6 @@ TAKEN: dict[str, tuple[object, str, object]] = {
 
 @pytest.mark.parametrize(("value", "where", "expected"), TAKEN.values(), ids=TAKEN)
 def test_a_value_becomes_a_field_of_its_type(value: object, where: str, expected: object) -> None:
-    """A bool is no int, a whole float no int, and numpy's scalars are what they are."""
     point = Point()
     set_field(point, "f", value)
     assert maps_with(point, "f") == [where]
@@ -148,7 +147,6 @@ REFUSED: dict[str, tuple[object, str]] = {
 def test_a_value_that_no_field_can_have_is_refused_by_the_fields_name(
     value: object, message: str
 ) -> None:
-    """The point keeps what it had."""
     point = Point(fieldsInt={"f": 1}, fieldsDouble={"g": 2.0})
     with pytest.raises(FieldValueError) as caught:
         set_field(point, "f", value)
@@ -158,13 +156,11 @@ def test_a_value_that_no_field_can_have_is_refused_by_the_fields_name(
 
 
 def test_a_refused_value_can_be_caught_as_either_kind() -> None:
-    """As kapudf's, or as a value error."""
     assert issubclass(FieldValueError, KapudfError)
     assert issubclass(FieldValueError, ValueError)
 
 
 def test_a_long_value_is_shown_in_short() -> None:
-    """The message of a task's error is for a person."""
     with pytest.raises(FieldValueError) as caught:
         set_field(Point(), "f", list(range(10_000)))
     assert len(str(caught.value)) < 200
@@ -176,7 +172,6 @@ def test_a_new_value_replaces_the_old_one_whatever_the_types(
     old: bool | float | str,  # noqa: FBT001 - a field's value
     new: bool | float | str,  # noqa: FBT001
 ) -> None:
-    """The name is in one map, and the other fields are left alone."""
     point = full()
     set_field(point, "f", old)
     set_field(point, "f", new)
@@ -187,7 +182,6 @@ def test_a_new_value_replaces_the_old_one_whatever_the_types(
 
 
 def test_a_field_in_several_maps_is_read_as_kapacitor_reads_it() -> None:
-    """The bool counts most, then the double, then the int, then the string."""
     maps = {
         "fieldsBool": True,
         "fieldsDouble": 1.5,
@@ -205,22 +199,19 @@ def test_a_field_in_several_maps_is_read_as_kapacitor_reads_it() -> None:
 
 
 def test_a_set_field_is_gone_from_all_other_maps() -> None:
-    """Also from several, which Kapacitor does not send but a handler may have made."""
     point = Point(fieldsBool={"f": True}, fieldsInt={"f": 1}, fieldsString={"f": "s"})
     set_field(point, "f", 1.5)
     assert point == Point(fieldsDouble={"f": 1.5})
 
 
 def test_a_dropped_field_is_gone_from_every_map() -> None:
-    """And one that is not there can be dropped as well."""
     point = Point(fieldsBool={"f": True}, fieldsInt={"f": 1, "g": 2}, fieldsString={"f": "s"})
     drop_field(point, "f")
     drop_field(point, "nothing")
     assert point == Point(fieldsInt={"g": 2})
 
 
-def test_reading_adds_nothing() -> None:
-    """A map of protobuf makes an entry for whoever asks it for one."""
+def test_reading_a_missing_field_adds_nothing() -> None:
     point = Point()
     assert get_field(point, "f") is None
     assert get_number(point, "f") is None
@@ -237,7 +228,6 @@ def test_a_number_is_a_float_or_an_int(
     value: bool | float | str,  # noqa: FBT001 - a field's value
     number: float | None,
 ) -> None:
-    """It comes as a float; a bool or a text is none."""
     point = Point()
     set_field(point, "f", value)
     found = get_number(point, "f")
@@ -247,7 +237,6 @@ def test_a_number_is_a_float_or_an_int(
 
 @given(st.dictionaries(st.text(), VALUES))
 def test_any_fields_come_back_as_they_were_set(fields: dict[str, bool | float | str]) -> None:
-    """With their types, and over the wire."""
     point = Point()
     for name, value in fields.items():
         set_field(point, name, value)
@@ -264,7 +253,6 @@ def test_any_fields_come_back_as_they_were_set(fields: dict[str, bool | float | 
 def test_setting_and_dropping_is_as_in_a_dict(
     steps: list[tuple[str, bool | float | str | None]],
 ) -> None:
-    """Whatever was done before, the last word counts."""
     point = Point()
     model: dict[str, bool | float | str] = {}
     for name, value in steps:
@@ -282,7 +270,6 @@ def test_setting_and_dropping_is_as_in_a_dict(
 
 
 def test_a_tag_has_a_default() -> None:
-    """An empty text, or what is wanted; a tag that is there and empty has none."""
     point = Point(tags={"host": "a", "empty": ""})
     assert get_tag(point, "host", "b") == "a"
     assert get_tag(point, "region") == ""
@@ -294,7 +281,6 @@ def test_a_tag_has_a_default() -> None:
 
 
 def test_a_point_like_another_has_its_envelope_and_no_field() -> None:
-    """Grouping and joins after the UDF go by it."""
     expected = full()
     for fields in ("fieldsDouble", "fieldsInt", "fieldsString", "fieldsBool"):
         expected.ClearField(fields)
@@ -302,20 +288,17 @@ def test_a_point_like_another_has_its_envelope_and_no_field() -> None:
 
 
 def test_the_envelope_is_all_that_a_point_has_besides_its_fields() -> None:
-    """A part that the protocol gains is noticed here."""
     named = {field.name for field, _ in full().ListFields()}
     assert named == {field.name for field in Point.DESCRIPTOR.fields}
 
 
 def test_a_point_like_another_has_fields_of_its_own() -> None:
-    """Each with the type of its value."""
     copied = like(full(), {"mean": np.float64(1.5), "count": 3, "ok": True, "why": "so"})
     assert get_fields(copied) == {"mean": 1.5, "count": 3, "ok": True, "why": "so"}
     assert copied.fieldsDouble == {"mean": 1.5}
 
 
 def test_a_point_like_another_shares_nothing_with_it() -> None:
-    """Either may be changed, and the other stays as it was."""
     original = full()
     copied = like(original)
     before = copy.deepcopy(copied)
@@ -331,8 +314,7 @@ def test_a_point_like_another_shares_nothing_with_it() -> None:
     assert original == full()
 
 
-def test_a_field_that_cannot_be_is_named_in_a_copy_too() -> None:
-    """As by `set_field`."""
+def test_an_invalid_field_is_named_in_a_copy_too() -> None:
     with pytest.raises(FieldValueError, match=r"^field 'mean': float nan: "):
         like(full(), {"mean": math.nan})
 
@@ -356,7 +338,6 @@ def test_a_field_that_cannot_be_is_named_in_a_copy_too() -> None:
     ids=["epoch", "just before", "long ago", "now", "the last", "another zone"],
 )
 def test_a_datetime_is_exact(when: dt.datetime, nanoseconds: int) -> None:
-    """No float is on the way, and the answer is in UTC."""
     point = Point()
     set_datetime(point, when)
     assert point.time == nanoseconds == time_ns(when)
@@ -367,7 +348,6 @@ def test_a_datetime_is_exact(when: dt.datetime, nanoseconds: int) -> None:
 
 @given(st.datetimes(dt.datetime(1678, 1, 1), dt.datetime(2262, 1, 1), timezones=st.timezones()))  # noqa: DTZ001 - its limits are to be naive
 def test_any_datetime_comes_back(when: dt.datetime) -> None:
-    """To the microsecond, whatever its zone."""
     point = Point()
     set_datetime(point, when)
     assert get_datetime(point) == when.astimezone(dt.UTC)
@@ -375,7 +355,6 @@ def test_any_datetime_comes_back(when: dt.datetime) -> None:
 
 @given(INT64)
 def test_any_time_is_a_datetime_to_the_microsecond(nanoseconds: int) -> None:
-    """What is finer is cut off, towards the past."""
     found = get_datetime(Point(time=nanoseconds))
     assert time_ns(found) == nanoseconds // 1000 * 1000
 
@@ -396,7 +375,6 @@ class Zoneless(dt.tzinfo):
 
 @pytest.mark.parametrize("zone", [None, Zoneless()], ids=["none", "unknown"])
 def test_a_time_without_a_zone_is_refused(zone: dt.tzinfo | None) -> None:
-    """It says what to do, and the point keeps its time."""
     point = Point(time=5)
     with pytest.raises(ValueError, match=r"has no time zone; use datetime\.now\(datetime\.UTC\)"):
         set_datetime(point, dt.datetime(2026, 1, 1, tzinfo=zone))
@@ -404,6 +382,5 @@ def test_a_time_without_a_zone_is_refused(zone: dt.tzinfo | None) -> None:
 
 
 def test_a_time_past_64_bits_is_refused() -> None:
-    """The year 9999, which people take for never, is one."""
     with pytest.raises(ValueError, match="range"):
         set_datetime(Point(), dt.datetime.max.replace(tzinfo=dt.UTC))

@@ -108,7 +108,6 @@ def contents(state: PerGroup[Any]) -> dict[str, Any]:
 
 
 def test_a_plain_state_is_made_with_its_defaults() -> None:
-    """Each has a mutable default of its own."""
     first, second = (create(Seen, limit=None, expiry=None) for _ in range(2))
     assert first == Seen(count=0, values=[])
     assert isinstance(first, Seen)
@@ -117,7 +116,6 @@ def test_a_plain_state_is_made_with_its_defaults() -> None:
 
 
 def test_a_state_for_each_group_is_made_empty() -> None:
-    """A group's state comes with its first point."""
     state = per_group()
     assert (len(state), list(state), state.dropped) == (0, [], 0)
 
@@ -127,8 +125,7 @@ class Required(State):
 
 
 @pytest.mark.parametrize("annotation", [Required, PerGroup[Required]], ids=["plain", "per group"])
-def test_a_field_without_a_default_shows_at_once(annotation: object) -> None:
-    """And not at the first point of a group."""
+def test_a_field_without_a_default_raises_at_once(annotation: object) -> None:
     with pytest.raises(TypeError, match="Missing required argument 'count'"):
         create(annotation, limit=None, expiry=None)
 
@@ -138,8 +135,7 @@ def test_a_field_without_a_default_shows_at_once(annotation: object) -> None:
     [int, dict[str, Seen], list[Seen], Seen | None, PerGroup, PerGroup[int], State(), "Seen"],  # type: ignore[type-var]  # that is the mistake
     ids=str,
 )
-def test_what_is_no_state_is_refused(annotation: object) -> None:
-    """The message names it."""
+def test_an_annotation_that_is_no_state_raises(annotation: object) -> None:
     with pytest.raises(TypeError, match=r"^state: .* is neither a subclass of State nor PerGroup"):
         create(annotation, limit=None, expiry=None)
 
@@ -159,8 +155,7 @@ class Ambiguous(State):
 
 
 @pytest.mark.parametrize("annotation", [Ambiguous, PerGroup[Ambiguous]], ids=["plain", "per group"])
-def test_a_type_that_no_snapshot_gives_back_shows_at_once(annotation: object) -> None:
-    """And not when a task starts again, with a snapshot in hand that cannot be read."""
+def test_a_type_that_cannot_be_restored_raises_at_once(annotation: object) -> None:
     with pytest.raises(TypeError, match="tagged"):
         create(annotation, limit=None, expiry=None)
 
@@ -170,7 +165,6 @@ class Odd(State):
 
 
 def test_a_type_that_json_cannot_hold_is_refused() -> None:
-    """By its name."""
     with pytest.raises(TypeError, match="complex"):
         dumped(Odd())
 
@@ -180,7 +174,6 @@ def test_a_type_that_json_cannot_hold_is_refused() -> None:
 
 @given(RICH)
 def test_any_plain_state_comes_back(state: Rich) -> None:
-    """Whatever its values, and the same state gives the same bytes."""
     snapshot = dumped(state)
     assert loaded(Rich(), snapshot) == state
     assert dumped(loaded(Rich(), snapshot)) == snapshot
@@ -188,7 +181,6 @@ def test_any_plain_state_comes_back(state: Rich) -> None:
 
 @given(st.dictionaries(st.text(), RICH, max_size=4), st.booleans())
 def test_any_states_of_groups_come_back(states: dict[str, Rich], limited: bool) -> None:  # noqa: FBT001 - drawn
-    """With the groups' names and their order."""
     limit = 1000 if limited else None
     state = per_group(PerGroup[Rich], limit=limit)
     for when, (group, rich) in enumerate(states.items()):
@@ -203,7 +195,6 @@ def test_any_states_of_groups_come_back(states: dict[str, Rich], limited: bool) 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_float_that_is_not_finite_comes_back_or_is_refused(value: float) -> None:
-    """A snapshot that says null for it is one that no restore takes."""
     try:
         snapshot = dumped(Seen(values=[1.0, value]))
     except (TypeError, ValueError):
@@ -212,18 +203,15 @@ def test_a_float_that_is_not_finite_comes_back_or_is_refused(value: float) -> No
 
 
 def test_a_huge_integer_comes_back() -> None:
-    """Python's have no limit, and neither have JSON's."""
     assert loaded(Seen(), dumped(Seen(count=10**50))) == Seen(count=10**50)
 
 
 def test_a_snapshot_is_json_that_people_can_read() -> None:
-    """With the handler, the version, and the fields by name."""
     snapshot = dump(Seen(count=3, values=[1.5]), handler="Count", version=7)
     assert snapshot == b'{"handler":"Count","version":7,"state":{"count":3,"values":[1.5]}}'
 
 
 def test_a_snapshot_of_groups_is_json_that_people_can_read() -> None:
-    """Each group is there by the name that Kapacitor gives it."""
     state = per_group(expiry=dt.timedelta(seconds=10))
     state.at("host=a", 5).count = 1
     state.at("host=b", 7).count = 2
@@ -236,14 +224,12 @@ def test_a_snapshot_of_groups_is_json_that_people_can_read() -> None:
     ]
 
 
-def test_fields_that_are_new_have_their_defaults_and_old_ones_are_passed_over() -> None:
-    """Code may gain and lose fields without another version."""
+def test_new_fields_get_defaults_and_removed_ones_are_ignored() -> None:
     snapshot = b'{"handler":"Count","version":1,"state":{"count":4,"gone":true}}'
     assert loaded(Seen(), snapshot) == Seen(count=4)
 
 
-def test_a_snapshot_that_was_formatted_by_hand_is_taken() -> None:
-    """Whoever repairs one may well indent it."""
+def test_a_reformatted_snapshot_is_accepted() -> None:
     pretty = json.dumps(json.loads(dumped(Seen(count=4))), indent=2).encode()
     assert loaded(Seen(), pretty) == Seen(count=4)
 
@@ -301,7 +287,6 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
 def test_a_snapshot_that_is_not_of_this_state_is_refused_with_a_reason(
     snapshot: bytes, message: str
 ) -> None:
-    """Always as a StateError, so that the handler can decide what becomes of it."""
     with pytest.raises(StateError) as caught:
         loaded(Seen(), snapshot)
     assert str(caught.value).startswith(message)
@@ -310,7 +295,6 @@ def test_a_snapshot_that_is_not_of_this_state_is_refused_with_a_reason(
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
 @example(GOOD.index(b"Count"), 0xFF)
 def test_a_damaged_snapshot_is_a_state_error_or_still_one(place: int, byte: int) -> None:
-    """Any byte may have become any other."""
     damaged = GOOD[:place] + bytes([byte]) + GOOD[place + 1 :]
     with contextlib.suppress(StateError):
         assert isinstance(loaded(Seen(), damaged), Seen)
@@ -318,7 +302,6 @@ def test_a_damaged_snapshot_is_a_state_error_or_still_one(place: int, byte: int)
 
 @given(st.binary())
 def test_any_bytes_are_refused_as_a_state_error(snapshot: bytes) -> None:
-    """None of them is a snapshot."""
     for take in (peek, lambda data: loaded(per_group(), data)):
         with pytest.raises(StateError):
             take(snapshot)
@@ -335,7 +318,6 @@ def test_any_bytes_are_refused_as_a_state_error(snapshot: bytes) -> None:
     ids=["a type", "too short", "a time", "an object"],
 )
 def test_groups_that_do_not_fit_leave_the_state_as_it_was(groups: bytes) -> None:
-    """Half of a snapshot would be worse than none."""
     state = per_group()
     state.at("kept", 1).count = 9
     body = b'{"newest_ns":1,"groups":' + groups + b"}"
@@ -345,7 +327,6 @@ def test_groups_that_do_not_fit_leave_the_state_as_it_was(groups: bytes) -> None
 
 
 def test_a_plain_snapshot_does_not_fit_groups_and_the_reverse() -> None:
-    """As when a handler changes from one to the other."""
     with pytest.raises(StateError, match=r"^the snapshot does not fit the state: "):
         loaded(per_group(), dumped(Seen(count=1)))
     with pytest.raises(StateError, match=r"^the snapshot does not fit the state: "):
@@ -388,7 +369,6 @@ for number in range(40):
 
 
 def test_many_threads_may_restore_a_state_for_the_first_time_at_once() -> None:
-    """As after a death, where they once ended the process with a segmentation fault."""
     run = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", FIRST_USES],
         check=False,
@@ -398,8 +378,7 @@ def test_many_threads_may_restore_a_state_for_the_first_time_at_once() -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_a_look_into_a_snapshot_gives_plain_python() -> None:
-    """The handler, the version, and the state as JSON has it."""
+def test_peek_returns_plain_python() -> None:
     snapshot = dump(Seen(count=3, values=[1.5]), handler="Other", version=4)
     assert peek(snapshot) == ("Other", 4, {"count": 3, "values": [1.5]})
 
@@ -407,21 +386,18 @@ def test_a_look_into_a_snapshot_gives_plain_python() -> None:
 @pytest.mark.parametrize(
     "snapshot", [b"", b"17", b"null", b"[]", b'{"version":1}', GOOD[:-1], b"\xff", b'"\xff"']
 )
-def test_a_look_into_what_is_no_snapshot_is_refused(snapshot: bytes) -> None:
-    """As a StateError."""
+def test_peek_raises_for_other_bytes(snapshot: bytes) -> None:
     with pytest.raises(StateError):
         peek(snapshot)
 
 
 @given(RICH)
-def test_what_a_look_gives_can_be_made_a_state_again(state: Rich) -> None:
-    """A migration that changes nothing changes nothing."""
+def test_the_result_of_peek_can_be_restored(state: Rich) -> None:
     _, _, content = peek(dumped(state))
     assert from_plain(Rich(), content) == state
 
 
 def test_groups_can_be_migrated_as_plain_python() -> None:
-    """What a look gives, changed, is taken by the new state."""
     state = per_group(limit=3)
     state.at("a", 5).count = 1
     state.at("b", 6).count = 2
@@ -434,7 +410,6 @@ def test_groups_can_be_migrated_as_plain_python() -> None:
 
 
 def test_plain_python_that_does_not_fit_is_refused() -> None:
-    """As a StateError, also where JSON cannot hold it."""
     with pytest.raises(StateError, match="Expected `int`, got `str`"):
         from_plain(Seen(), {"count": "x"})
     with pytest.raises(StateError):
@@ -445,7 +420,6 @@ def test_plain_python_that_does_not_fit_is_refused() -> None:
 
 
 def test_each_group_has_a_state_of_its_own() -> None:
-    """The same at each point, by the point's group."""
     state = per_group()
     for group in ("host=a", "host=b", "host=a"):
         state.of(Point(group=group, time=1)).count += 1
@@ -456,15 +430,13 @@ def test_each_group_has_a_state_of_its_own() -> None:
 
 
 def test_points_without_a_group_have_one_state() -> None:
-    """Where nothing is grouped, the group's name is empty."""
     state = per_group()
     state.of(Point(time=1)).count += 1
     state.of(Point(time=2)).count += 1
     assert contents(state) == {"": Seen(count=2)}
 
 
-def test_looking_makes_no_state_and_is_no_use() -> None:
-    """Only `of` and `at` are."""
+def test_looking_up_a_group_creates_no_state() -> None:
     state = per_group(limit=2)
     state.at("a", 1)
     state.at("b", 2)
@@ -475,8 +447,7 @@ def test_looking_makes_no_state_and_is_no_use() -> None:
     assert list(state) == ["b", "c"]
 
 
-def test_a_discarded_group_begins_anew() -> None:
-    """And it was not dropped: its handler chose to."""
+def test_a_discarded_group_starts_with_an_empty_state() -> None:
     state = per_group(limit=5)
     state.at("a", 1).count = 5
     state.discard("a")
@@ -487,15 +458,13 @@ def test_a_discarded_group_begins_anew() -> None:
 
 @pytest.mark.parametrize("limit", [None, 10], ids=["any number", "a limit"])
 def test_groups_come_in_the_order_of_their_use(limit: int | None) -> None:
-    """The one unused for longest first, with a limit or without."""
     state = per_group(limit=limit)
     for when, group in enumerate(["a", "b", "c", "a"]):
         state.at(group, when)
     assert list(state) == ["b", "c", "a"]
 
 
-def test_over_the_limit_the_group_unused_for_longest_goes() -> None:
-    """Not the one that came first; and it is counted."""
+def test_over_the_limit_the_least_recently_used_group_is_dropped() -> None:
     state = per_group(limit=2)
     for when, group in enumerate(["a", "b", "a", "c"]):
         state.at(group, when).count += 1
@@ -506,7 +475,6 @@ def test_over_the_limit_the_group_unused_for_longest_goes() -> None:
 
 
 def test_a_group_expires_by_the_time_of_points() -> None:
-    """When another's point is later than its last by more than the expiry."""
     state = per_group(expiry=dt.timedelta(seconds=10))
     state.at("a", 0)
     state.at("b", 5 * SECOND_NS)
@@ -520,7 +488,7 @@ def test_a_group_expires_by_the_time_of_points() -> None:
     assert state.dropped == 2
 
 
-def test_one_time_far_off_drops_no_group_and_ends_no_expiry() -> None:
+def test_a_single_wrong_time_drops_no_group_and_keeps_expiry() -> None:
     state = per_group(expiry=dt.timedelta(seconds=10))
     for time_s in range(100):
         state.at("used", time_s * SECOND_NS).count += 1
@@ -562,7 +530,7 @@ def test_times_that_are_all_further_apart_than_the_expiry_keep_memory_bounded() 
         assert len(state) <= 3 * STRAY_POINTS
 
 
-def test_a_restart_amid_strays_changes_nothing() -> None:
+def test_a_restart_during_strays_changes_nothing() -> None:
     expiry = dt.timedelta(seconds=10)
     through, restarted = per_group(expiry=expiry), per_group(expiry=expiry)
     times = [0, 1, *range(500, 500 + 2 * STRAY_POINTS), 3, *range(9000, 9020)]
@@ -576,7 +544,6 @@ def test_a_restart_amid_strays_changes_nothing() -> None:
 
 
 def test_a_snapshot_whose_newest_time_is_far_off_keeps_its_groups_and_expires_again() -> None:
-    """Older code took one point's time for the time of the stream."""
     content = {"newest_ns": 10**18, "groups": [["a", 5, {"count": 1}], ["wrong", 10**18, {}]]}
     state = from_plain(per_group(expiry=dt.timedelta(seconds=10)), content)
     assert isinstance(state, PerGroup)
@@ -587,14 +554,12 @@ def test_a_snapshot_whose_newest_time_is_far_off_keeps_its_groups_and_expires_ag
 
 
 def test_a_group_does_not_expire_by_its_own_silence() -> None:
-    """Its next point, however late, finds the state; only others' points make it old."""
     state = per_group(expiry=dt.timedelta(seconds=10))
     state.at("a", 0).count = 5
     assert state.at("a", 10**6 * SECOND_NS).count == 5
 
 
 def test_a_late_point_does_not_make_a_group_older() -> None:
-    """Its last time is the latest that came, in whatever order."""
     state = per_group(expiry=dt.timedelta(seconds=10))
     state.at("a", 20 * SECOND_NS)
     state.at("a", 1 * SECOND_NS)
@@ -603,7 +568,6 @@ def test_a_late_point_does_not_make_a_group_older() -> None:
 
 
 def test_points_before_1970_expire_as_any_others() -> None:
-    """Times are negative there, and a group is kept for as long as elsewhere."""
     state = per_group(expiry=dt.timedelta(microseconds=5))
     state.at("a", -10_000).count = 3
     assert state.at("a", -9_000).count == 3
@@ -615,7 +579,6 @@ def test_points_before_1970_expire_as_any_others() -> None:
 
 @pytest.mark.parametrize("discarded", [False, True], ids=["by the limit", "by the handler"])
 def test_the_group_in_use_is_never_dropped(discarded: bool) -> None:  # noqa: FBT001 - a parameter
-    """Even where the latest point was of a group that is gone, and this one is far behind."""
     state = per_group(limit=1, expiry=dt.timedelta(seconds=10))
     state.at("ahead", 100 * SECOND_NS)
     if discarded:
@@ -632,7 +595,6 @@ USES = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 60)), max_si
 def test_the_same_points_give_the_same_state_also_across_a_restart(
     uses: list[tuple[str, int]], limit: int | None, expiry_s: int | None
 ) -> None:
-    """The clock has no part in it: state and bytes are equal wherever the restart was."""
     expiry = None if expiry_s is None else dt.timedelta(seconds=expiry_s)
     through = per_group(limit=limit, expiry=expiry)
     restarted = per_group(limit=limit, expiry=expiry)
@@ -648,7 +610,6 @@ def test_the_same_points_give_the_same_state_also_across_a_restart(
 
 @given(USES, st.integers(1, 4))
 def test_a_limit_keeps_just_the_groups_used_last(uses: list[tuple[str, int]], limit: int) -> None:
-    """As many as it says, told by the order of use."""
     state = per_group(limit=limit)
     order: list[str] = []
     made = 0
@@ -660,8 +621,7 @@ def test_a_limit_keeps_just_the_groups_used_last(uses: list[tuple[str, int]], li
     assert state.dropped == made - len(order)
 
 
-def test_a_lower_limit_drops_when_a_snapshot_is_taken_back() -> None:
-    """New code may keep fewer; those used last stay."""
+def test_a_lower_limit_drops_groups_at_restore() -> None:
     state = per_group(limit=5)
     for when, group in enumerate("abcab"):
         state.at(group, when)
@@ -671,7 +631,6 @@ def test_a_lower_limit_drops_when_a_snapshot_is_taken_back() -> None:
 
 
 def test_a_first_limit_keeps_the_groups_used_last() -> None:
-    """The code of the snapshot had none, and was asked to keep all."""
     state = per_group()
     for when, group in enumerate("abca"):
         state.at(group, when)
@@ -680,7 +639,6 @@ def test_a_first_limit_keeps_the_groups_used_last() -> None:
 
 
 def test_a_first_expiry_keeps_a_group_that_is_in_use() -> None:
-    """The code of the snapshot had none, but the group had points just now."""
     state = per_group()
     for time_s in range(100):
         state.at("a", time_s * SECOND_NS).count += 1
@@ -689,7 +647,7 @@ def test_a_first_expiry_keeps_a_group_that_is_in_use() -> None:
     assert "a" in back
 
 
-def test_a_snapshot_far_over_the_limit_is_taken_back_in_linear_time() -> None:
+def test_a_snapshot_far_over_the_limit_is_restored_in_linear_time() -> None:
     groups = [[f"host={number}", number, {}] for number in range(200_000)]
     content = {"newest_ns": 200_000, "groups": groups}
     began_s = time.process_time()
@@ -701,7 +659,6 @@ def test_a_snapshot_far_over_the_limit_is_taken_back_in_linear_time() -> None:
 
 
 def test_ten_thousand_groups_come_back() -> None:
-    """In their order and with what each held."""
     state = per_group(limit=10_000)
     for number in range(10_000):
         seen = state.at(f"host={number}", number)
@@ -715,7 +672,6 @@ def test_ten_thousand_groups_come_back() -> None:
 
 
 def test_a_state_for_each_group_can_be_made_without_a_handler() -> None:
-    """A handler of another kind may hold several."""
     state = PerGroup(Seen, limit=1)
     state.at("a", 1).count = 1
     state.at("b", 1).count = 2

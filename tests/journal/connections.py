@@ -82,7 +82,7 @@ class DyingHeader(Header):
         self.has_died = False
 
     def commit(self, record: CommitRecord) -> None:
-        self._die_over("marks", lambda: super(DyingHeader, self).commit(record))
+        self._die_over("commit", lambda: super(DyingHeader, self).commit(record))
 
     @property
     def received(self) -> int:

@@ -61,7 +61,7 @@ class ServedAgent:
         header = self.stream._journal.header
         return isinstance(header, DyingHeader) and header.has_died
 
-    def account(self) -> ConnectionSummary:
+    def summary(self) -> ConnectionSummary:
         return self.ended.result(PATIENCE_S)
 
 
@@ -120,7 +120,7 @@ class JournaledTask:
         stream = self._kept.serve(snapshot_interval_s=self._snapshot_interval_s)
         if survives is not None:
             held = stream._journal
-            held.header = DyingHeader(held, over="marks", after=after, survives=survives)
+            held.header = DyingHeader(held, over="commit", after=after, survives=survives)
         served = ServedAgent(
             stream, handler or self._handler, on_error=self._on_error, resume_plan=resumption
         )
@@ -163,7 +163,7 @@ class JournaledTask:
             served.agent.cancel_handover()
         for served in self._agents:
             with contextlib.suppress(WorkerDiedError):
-                served.account()
+                served.summary()
             served.stream.close()
         self._map.close()
         self._kept.close()

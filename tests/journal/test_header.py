@@ -40,18 +40,16 @@ def memory() -> Iterator[mmap.mmap]:
 
 
 @given(st.lists(some_marks, min_size=1, max_size=5))
-def test_the_marks_put_in_force_last_are_in_force(several: list[CommitRecord]) -> None:
-    """Each field with its own value, for another look at the same memory too."""
+def test_the_last_commit_is_the_active_record(several: list[CommitRecord]) -> None:
     with mmap.mmap(-1, HEADER_BYTES) as memory:
         for record in several:
             Header(memory).commit(record)
             assert Header(memory).record == record
 
 
-def test_marks_that_are_being_written_change_nothing_until_they_are_in_force(
+def test_a_partly_written_record_changes_nothing(
     memory: mmap.mmap,
 ) -> None:
-    """A worker may die in the midst of it; what it wrote goes where nobody looks."""
     header = Header(memory)
     before = CommitRecord(input_start=1, stats=ConnectionStats(2))
     header.commit(CommitRecord())
@@ -66,8 +64,7 @@ def test_marks_that_are_being_written_change_nothing_until_they_are_in_force(
     assert header.record == before
 
 
-def test_every_field_has_a_place_of_its_own(memory: mmap.mmap) -> None:
-    """Whatever is set, nothing else changes by it."""
+def test_each_field_is_independent(memory: mmap.mmap) -> None:
     header = Header(memory)
     own = range(100, 100 + len(CommitRecord._fields) - 1)
     record = CommitRecord._make((*own, ConnectionStats(*range(200, 209))))
@@ -81,8 +78,7 @@ def test_every_field_has_a_place_of_its_own(memory: mmap.mmap) -> None:
     assert header.task == ("t" * 512, "n" * 512)
 
 
-def test_the_places_of_the_marks_do_not_overlap() -> None:
-    """Nor do they reach into the names."""
+def test_the_two_records_do_not_overlap() -> None:
     first, second = layout._RECORD_OFFSETS
     assert first >= layout._THREAD + 8
     assert first + layout._RECORD.size <= second
@@ -93,8 +89,7 @@ def test_the_places_of_the_marks_do_not_overlap() -> None:
 @pytest.mark.parametrize(
     "names", [("", ""), ("task", "node"), ("größe", "节点"), ("x" * 511 + "ü", "n")]
 )
-def test_names_are_shown_as_far_as_there_is_room(memory: mmap.mmap, names: tuple[str, str]) -> None:
-    """One that is cut in the midst of a letter can still be read."""
+def test_long_names_are_truncated(memory: mmap.mmap, names: tuple[str, str]) -> None:
     header = Header(memory)
     header.task = ("an earlier name, a longer one", "another")
     header.task = names

@@ -96,10 +96,7 @@ def feed(held: Journal, kept: JournaledConnection, data: bytes) -> None:
 # --- a new connection ---
 
 
-def test_a_new_connection_has_nothing_and_is_at_work(
-    kept: JournaledConnection, held: Journal
-) -> None:
-    """Until it first waits for input, its handler is being made."""
+def test_a_new_connection_is_empty_and_busy(kept: JournaledConnection, held: Journal) -> None:
     assert held.received == held.unsent == held.kept_bytes == 0
     assert held.unprocessed() == held.history(0) == b""
     assert held.record.complete
@@ -108,18 +105,16 @@ def test_a_new_connection_has_nothing_and_is_at_work(
     assert read_rest(kept) == b""
 
 
-def test_memory_is_taken_only_for_what_is_written(kept: JournaledConnection, held: Journal) -> None:
-    """However long a frame may be."""
+def test_only_written_pages_take_memory(kept: JournaledConnection, held: Journal) -> None:
     status = os.fstat(kept.memory)
     assert status.st_size > 2 * SEGMENT_BYTES
     assert status.st_blocks * 512 <= 2 * mmap.PAGESIZE
     held.close()
 
 
-def test_a_connection_that_cannot_be_counted_leaves_no_descriptor(
+def test_a_failed_creation_leaves_no_descriptor(
     kept: JournaledConnection,
 ) -> None:
-    """What was made for it is closed again."""
     gone = kept.connection.dup()
     gone.close()
     before = len(os.listdir("/proc/self/fd"))
@@ -129,7 +124,6 @@ def test_a_connection_that_cannot_be_counted_leaves_no_descriptor(
 
 
 def test_a_closed_journal_can_be_closed_again(held: Journal) -> None:
-    """Whoever closes need not know whether somebody else did."""
     states = [held.is_closed]
     for _ in range(2):
         held.close()
@@ -140,8 +134,7 @@ def test_a_closed_journal_can_be_closed_again(held: Journal) -> None:
 # --- the way in ---
 
 
-def test_input_is_kept_until_it_is_cut(kept: JournaledConnection, held: Journal) -> None:
-    """What was processed leads to the state, what was not is processed by the next worker."""
+def test_input_is_kept_until_compaction(kept: JournaledConnection, held: Journal) -> None:
     kept.peer.sendall(b"processed, and not")
     assert held.receive(9, 0) == b"processed"
     assert held.receive(READ_BYTES, 0) == b", and not"
@@ -157,25 +150,22 @@ def test_input_is_kept_until_it_is_cut(kept: JournaledConnection, held: Journal)
     assert held.record.prefix_bytes == 13
 
 
-def test_nothing_to_read_is_told_and_changes_nothing(held: Journal) -> None:
-    """A read that finds nothing raises as the socket does."""
+def test_receiving_nothing_raises_and_changes_nothing(held: Journal) -> None:
     with pytest.raises(BlockingIOError):
         held.receive(10, 0)
     assert held.received == 0
 
 
-def test_the_end_of_the_input_is_no_input(kept: JournaledConnection, held: Journal) -> None:
-    """It can be read again and again."""
+def test_the_end_of_input_can_be_read_repeatedly(kept: JournaledConnection, held: Journal) -> None:
     kept.peer.close()
     assert held.receive(10, 0) == held.receive(10, 0) == b""
     assert held.received == 0
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the note", "after it"])
-def test_what_was_read_by_a_worker_that_died_over_it_is_known(
+def test_input_read_by_a_worker_that_died_is_known(
     kept: JournaledConnection, *, after: bool
 ) -> None:
-    """The kernel has counted what the worker could not note."""
     kept.peer.sendall(b"noted, not noted")
     held = kept.open()
     held.receive(7, 0)
@@ -192,10 +182,9 @@ def test_what_was_read_by_a_worker_that_died_over_it_is_known(
     kill(held)
 
 
-def test_a_journal_that_is_outgrown_says_so_and_reads_on(
+def test_a_full_journal_is_incomplete_and_goes_on_reading(
     kept: JournaledConnection, held: Journal
 ) -> None:
-    """The connection goes on; only a death would end it, until the journal is cut."""
     data = content(SEGMENT_BYTES + 3 * READ_BYTES, 1)
     received = bytearray()
     while len(received) < len(data):
@@ -213,23 +202,23 @@ def test_a_journal_that_is_outgrown_says_so_and_reads_on(
     assert held.unprocessed() == data[-5:] + b"and on"
 
 
-def test_a_cut_that_has_no_room_changes_nothing(kept: JournaledConnection, held: Journal) -> None:
-    """A snapshot longer than a half leaves the journal as it is."""
+def test_a_compaction_without_room_changes_nothing(
+    kept: JournaledConnection, held: Journal
+) -> None:
     feed(held, kept, b"input")
     assert not held.compact(bytes(SEGMENT_BYTES), b"input")
     assert held.history(5) == b"input"
     assert held.record.complete == 1
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["not in force", "in force"])
-def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
+@pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed"])
+def test_a_death_during_compaction_leaves_the_old_or_the_new_state(
     kept: JournaledConnection, *, after: bool
 ) -> None:
-    """Either leads to the same state."""
     held = kept.open()
     feed(held, kept, b"processed, rest")
     put(held, b"", stats=ConnectionStats(9))
-    held.header = DyingHeader(held, over="marks", after=after)
+    held.header = DyingHeader(held, over="commit", after=after)
     with pytest.raises(WorkerDiedError):
         held.compact(b"Init", b", rest")
     kill(held)
@@ -240,10 +229,9 @@ def test_a_worker_that_dies_over_a_cut_leaves_one_journal_or_the_other(
     kill(held)
 
 
-def test_a_journal_is_not_cut_for_less_than_has_come(
+def test_compaction_fails_if_more_input_was_received(
     kept: JournaledConnection, held: Journal
 ) -> None:
-    """Another thread has read on since; what it has would be nowhere."""
     feed(held, kept, b"processed, rest")
     put(held, b"", stats=ConnectionStats(9))
     before = held.record
@@ -252,8 +240,7 @@ def test_a_journal_is_not_cut_for_less_than_has_come(
     assert held.unprocessed() == b", rest"
 
 
-def test_the_memory_of_what_was_cut_is_given_back(kept: JournaledConnection, held: Journal) -> None:
-    """A journal that was long once does not take that much for ever."""
+def test_compaction_releases_memory(kept: JournaledConnection, held: Journal) -> None:
     feed(held, kept, content(SEGMENT_BYTES // 2, 2))
     put(held, b"", stats=ConnectionStats(held.received))
     assert os.fstat(kept.memory).st_blocks * 512 >= SEGMENT_BYTES // 2
@@ -262,10 +249,9 @@ def test_the_memory_of_what_was_cut_is_given_back(kept: JournaledConnection, hel
 
 
 @pytest.mark.parametrize("size", [SEGMENT_BYTES // 2, 2 * SEGMENT_BYTES], ids=["long", "outgrown"])
-def test_the_memory_of_what_is_forgotten_in_place_is_given_back(
+def test_forgetting_input_releases_memory(
     kept: JournaledConnection, held: Journal, size: int
 ) -> None:
-    """A handler without state takes no more for ever because one batch was long."""
     feed(held, kept, b"Init")
     put(held, b"", stats=ConnectionStats(4))
     assert held.compact(b"Init", b"")
@@ -279,8 +265,7 @@ def test_the_memory_of_what_is_forgotten_in_place_is_given_back(
 # --- the way back ---
 
 
-def test_what_is_in_force_is_sent_from_where_it_got_to(kept: JournaledConnection) -> None:
-    """By whoever comes next, from the very byte."""
+def test_the_next_worker_sends_the_rest_of_committed_output(kept: JournaledConnection) -> None:
     held = kept.open()
     put(held, b"0123456789")
     assert held.unsent == 10
@@ -294,13 +279,14 @@ def test_what_is_in_force_is_sent_from_where_it_got_to(kept: JournaledConnection
     kill(held)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["not in force", "in force"])
-def test_what_is_not_in_force_never_leaves(kept: JournaledConnection, *, after: bool) -> None:
-    """It comes again with the input; what is in force does not, and leaves."""
+@pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed"])
+def test_output_that_is_not_committed_is_never_sent(
+    kept: JournaledConnection, *, after: bool
+) -> None:
     held = kept.open()
     put(held, b"first")
     send_all(held, kept)
-    held.header = DyingHeader(held, over="marks", after=after)
+    held.header = DyingHeader(held, over="commit", after=after)
     with pytest.raises(WorkerDiedError):
         put(held, b"second", stats=ConnectionStats(7))
     kill(held)
@@ -311,10 +297,9 @@ def test_what_is_not_in_force_never_leaves(kept: JournaledConnection, *, after: 
     kill(held)
 
 
-def test_messages_are_counted_until_the_input_that_brought_them_is_dealt_with(
+def test_sent_messages_are_counted_until_their_input_is_handled(
     held: Journal,
 ) -> None:
-    """What is sent in its midst is to be muted in a repetition, and no more."""
     held.store(b"a", Commit(2, in_batch=True))
     held.store(b"b", Commit(3, in_batch=True))
     assert (held.record.sent, held.record.in_batch) == (5, 1)
@@ -324,10 +309,9 @@ def test_messages_are_counted_until_the_input_that_brought_them_is_dealt_with(
     assert (held.record.sent, held.record.stats.offset) == (4, 20)
 
 
-def test_what_a_handler_without_state_has_dealt_with_is_forgotten_with_its_answer(
+def test_handled_input_of_a_stateless_handler_is_forgotten(
     kept: JournaledConnection, held: Journal
 ) -> None:
-    """Once Init is kept by itself, and where no part of a frame would be forgotten with it."""
     feed(held, kept, b"Init")
     held.store(b"", Commit(0, stats=ConnectionStats(4), forget_input=True))
     assert held.history(4) == b"Init"
@@ -360,10 +344,9 @@ SIZES = {
 
 @pytest.mark.parametrize("at_once", [1000, 100_000, 1 << 20])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_pieces_of_any_size_arrive_as_they_were_written(
+def test_pieces_of_any_size_arrive_unchanged(
     kept: JournaledConnection, held: Journal, sizes: list[int], at_once: int
 ) -> None:
-    """Though they are read late, from pages that the ring comes back to."""
     written, arrived = bytearray(), bytearray()
     for number, size in enumerate(sizes):
         piece = content(size, number)
@@ -377,8 +360,9 @@ def test_pieces_of_any_size_arrive_as_they_were_written(
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_a_worker_a_piece_changes_nothing(kept: JournaledConnection, sizes: list[int]) -> None:
-    """Each dies with half of its piece sent, or as much as the peer's slowness lets through."""
+def test_a_death_after_each_piece_loses_nothing(
+    kept: JournaledConnection, sizes: list[int]
+) -> None:
     written, arrived = bytearray(), bytearray()
     for number, size in enumerate(sizes[:200]):
         piece = content(size, number)
@@ -395,10 +379,7 @@ def test_a_worker_a_piece_changes_nothing(kept: JournaledConnection, sizes: list
     kill(held)
 
 
-def test_the_memory_of_long_pieces_does_not_add_up(
-    kept: JournaledConnection, held: Journal
-) -> None:
-    """There is room for two, whatever they were."""
+def test_long_pieces_reuse_memory(kept: JournaledConnection, held: Journal) -> None:
     for number in range(6):
         put(held, content(MAX_FRAME_BYTES, number))
         send_all(held, kept)
@@ -500,7 +481,7 @@ class AnySteps(RuleBasedStateMachine):
         if dies == "never":
             put(self.held, piece, stats=stats, forgets=forgets)
         else:
-            self.held.header = DyingHeader(self.held, over="marks", after=dies == "after")
+            self.held.header = DyingHeader(self.held, over="commit", after=dies == "after")
             with pytest.raises(WorkerDiedError):
                 put(self.held, piece, stats=stats, forgets=forgets)
             self.die()
@@ -531,7 +512,7 @@ class AnySteps(RuleBasedStateMachine):
         if dies == "never":
             was_cut = self.held.compact(prefix, remainder)
         else:
-            self.held.header = DyingHeader(self.held, over="marks", after=dies == "after")
+            self.held.header = DyingHeader(self.held, over="commit", after=dies == "after")
             try:
                 was_cut = self.held.compact(prefix, remainder)
             except WorkerDiedError:
@@ -574,10 +555,7 @@ TestAnySteps = AnySteps.TestCase
 TestAnySteps.settings = settings(max_examples=60, stateful_step_count=40)
 
 
-def test_the_marks_are_read_by_whoever_has_the_memory(
-    kept: JournaledConnection, held: Journal
-) -> None:
-    """The supervisor looks on, with a map of the first page."""
+def test_another_process_can_read_the_header(kept: JournaledConnection, held: Journal) -> None:
     put(held, b"answer", stats=ConnectionStats(3, points_in=2))
     with mmap.mmap(kept.memory, mmap.PAGESIZE) as memory:
         record = Header(memory).record

@@ -34,10 +34,9 @@ def limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
         (RuntimeError("can't start new thread"), None),
     ],
 )
-def test_an_error_that_a_limit_may_cause_names_it(
+def test_an_error_names_the_limit_that_may_have_caused_it(
     limit: int, error: Exception, name: str | None
 ) -> None:
-    """With its value, where there is one."""
     text = limits.explained(error)
     is_named = name is not None and limit != resource.RLIM_INFINITY
     assert text.startswith(str(error) or "MemoryError") or type(error).__name__ in text
@@ -46,8 +45,7 @@ def test_an_error_that_a_limit_may_cause_names_it(
         assert f"({name} is 1000000 " in text
 
 
-def test_journals_need_room(limit: int) -> None:
-    """Both limits are told of at once."""
+def test_journals_are_checked_against_both_limits(limit: int) -> None:
     if limit == resource.RLIM_INFINITY:
         limits.check_journals(SETTINGS, source="file")
         return

@@ -34,21 +34,18 @@ def header() -> Iterator[Header]:
         yield Header(memory)
 
 
-def test_this_kernel_counts() -> None:
-    """The other tests here, and workers at all, need it."""
+def test_this_kernel_is_supported() -> None:
     assert read_count.is_supported()
 
 
-def test_a_kernel_that_knows_no_such_option_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As some stand-ins for Linux do not."""
+def test_a_kernel_without_the_option_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_count, "_SO_PEEK_OFF", 9999)
     assert not read_count.is_supported()
 
 
-def test_every_byte_read_is_counted_whoever_reads_it(
+def test_bytes_read_by_any_process_are_counted(
     ends: tuple[socket.socket, socket.socket], header: Header
 ) -> None:
-    """Through a duplicate too, which is what another process has; what waits is not counted."""
     ours, theirs = ends
     read_count.begin(ours, header)
     theirs.sendall(b"x" * 100)
@@ -62,10 +59,9 @@ def test_every_byte_read_is_counted_whoever_reads_it(
     assert read_count.total(ours, header) == 100
 
 
-def test_the_count_goes_on_past_what_the_kernel_can_hold(
+def test_the_count_continues_past_the_kernels_maximum(
     ends: tuple[socket.socket, socket.socket], header: Header, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is set high again in time, and not each time."""
     monkeypatch.setattr(read_count, "_RESET_AFTER_BYTES", RESET_AFTER_BYTES)
     ours, theirs = ends
     read_count.begin(ours, header)
@@ -82,13 +78,12 @@ def test_the_count_goes_on_past_what_the_kernel_can_hold(
 
 
 @pytest.mark.parametrize("step", ["before it is set", "once it is set", "before it is done"])
-def test_a_death_over_a_reset_loses_no_count(
+def test_a_death_during_a_reset_keeps_the_count(
     ends: tuple[socket.socket, socket.socket],
     header: Header,
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    """Whoever comes next finishes what was begun."""
     monkeypatch.setattr(read_count, "_RESET_AFTER_BYTES", RESET_AFTER_BYTES)
     ours, theirs = ends
     read_count.begin(ours, header)

@@ -68,10 +68,9 @@ def stalled_write(stream: JournaledStream, stats: ConnectionStats | None = None)
 # --- from worker to worker ---
 
 
-def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(
+def test_the_next_worker_reads_unhandled_input(
     kept: JournaledConnection,
 ) -> None:
-    """Before what comes after it."""
     kept.peer.sendall(b"done, not done")
     first = kept.serve()
     assert first.read() == b"done, not done"
@@ -87,10 +86,9 @@ def test_what_was_read_and_not_dealt_with_is_read_by_the_next_worker(
     assert read_all(kept, 6) == b"answer"
 
 
-def test_what_was_noted_and_did_not_leave_is_sent_by_the_next_worker(
+def test_the_next_worker_sends_committed_output(
     kept: JournaledConnection,
 ) -> None:
-    """From the very byte that the first one got to."""
     first = kept.serve()
     writing = stalled_write(first)
     # As good as dead: it sends nothing more, and lets go of its lock.
@@ -107,10 +105,9 @@ def test_what_was_noted_and_did_not_leave_is_sent_by_the_next_worker(
     second.close()
 
 
-def test_a_note_without_a_message_leaves_without_a_byte(
+def test_a_commit_without_output_sends_nothing(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    """It says how far the connection has got, and in which state."""
     stream.write(b"", Commit(stats=ConnectionStats(7, points_in=1)))
     assert stream.record.stats == ConnectionStats(7, points_in=1)
     kept.peer.settimeout(0)
@@ -121,7 +118,6 @@ def test_a_note_without_a_message_leaves_without_a_byte(
 def test_a_peer_that_is_gone_breaks_the_write(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    """What was noted of it changes nothing any more."""
     kept.peer.close()
     with pytest.raises(BrokenPipeError):
         stream.write(b"answer", Commit(1))
@@ -130,7 +126,6 @@ def test_a_peer_that_is_gone_breaks_the_write(
 
 
 def test_an_abort_ends_a_write_that_waits(stream: JournaledStream) -> None:
-    """And lets go of the memory's lock."""
     writing = stalled_write(stream)
     stream.abort()
     with pytest.raises(BrokenPipeError):
@@ -140,7 +135,6 @@ def test_an_abort_ends_a_write_that_waits(stream: JournaledStream) -> None:
 def test_a_pause_is_noticed_while_input_is_waited_for(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    """Nothing is read then, and the next read goes on."""
     reading = in_thread(stream.read)
     wait_for_wait(stream)
     stream.pause()
@@ -153,10 +147,9 @@ def test_a_pause_is_noticed_while_input_is_waited_for(
 # --- what whoever looks on can see ---
 
 
-def test_it_is_at_work_but_for_when_it_waits_for_input(
+def test_the_header_shows_whether_it_waits_for_input(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    """The supervisor beats for it, or not, by that."""
     header = stream._journal.header
     stream.record_current_frame(9)
     assert header.busy_since_ns > 0
@@ -168,20 +161,18 @@ def test_it_is_at_work_but_for_when_it_waits_for_input(
     assert header.busy_since_ns > 0
 
 
-def test_that_it_waits_for_its_peer_can_be_seen(
+def test_the_header_shows_whether_it_waits_for_its_peer(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    """A Kapacitor that does not read is no busy handler."""
     writing = stalled_write(stream)
     assert read_all(kept, len(MUCH)) == MUCH
     writing.result(PATIENCE_S)
     assert not stream._journal.header.waits_for_peer
 
 
-def test_the_frame_that_was_seen_in_hand_is_noted_unless_it_is_known(
+def test_a_seen_frame_does_not_overwrite_the_agents_record(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    """What the agent says itself is exact; a look from another thread comes late."""
     header = stream._journal.header
     stream.record_seen_frame(3)
     assert header.current_frame == 3
@@ -197,8 +188,7 @@ def test_the_frame_that_was_seen_in_hand_is_noted_unless_it_is_known(
     assert header.current_frame == 8
 
 
-def test_a_late_look_at_a_closed_stream_is_harmless(kept: JournaledConnection) -> None:
-    """The thread that looks may have it still in hand."""
+def test_recording_a_frame_after_close_has_no_effect(kept: JournaledConnection) -> None:
     stream = kept.serve()
     stream.record_task("task", "node")
     stream.record_thread(77)
@@ -213,10 +203,9 @@ def test_a_late_look_at_a_closed_stream_is_harmless(kept: JournaledConnection) -
 # --- the journal ---
 
 
-def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
+def test_compaction_waits_for_input_that_was_read_ahead(
     kept: JournaledConnection,
 ) -> None:
-    """It is not dealt with, so that a cut waits until it is."""
     first = kept.serve(snapshot_interval_s=0.0)
     kept.peer.sendall(b"Init")
     assert first.read() == b"Init"
@@ -240,10 +229,9 @@ def test_what_a_stalled_write_read_ahead_is_lost_by_no_cut(
     second.close()
 
 
-def test_a_cut_is_due_when_the_interval_is_over_and_something_is_kept(
+def test_compaction_is_due_after_the_interval(
     kept: JournaledConnection,
 ) -> None:
-    """Nothing is to be cut while nothing has come."""
     stream = kept.serve(snapshot_interval_s=100.0)
     now_s = time.monotonic()
 
@@ -264,8 +252,7 @@ def test_a_cut_is_due_when_the_interval_is_over_and_something_is_kept(
     stream.close()
 
 
-def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: JournaledConnection) -> None:
-    """And where that fails, it is not tried again at each read."""
+def test_compaction_is_due_early_when_much_input_is_kept(kept: JournaledConnection) -> None:
     stream = kept.serve(snapshot_interval_s=100.0)
     read = 0
     while read <= JOURNAL_BYTES:
@@ -282,8 +269,7 @@ def test_a_cut_is_due_before_its_time_when_much_is_kept(kept: JournaledConnectio
     stream.close()
 
 
-def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: JournaledConnection) -> None:
-    """However soon after the last one, unless that failed."""
+def test_compaction_is_due_at_once_at_twice_the_limit(kept: JournaledConnection) -> None:
     stream = kept.serve(snapshot_interval_s=100.0)
     read = 0
     due = []
@@ -299,8 +285,7 @@ def test_a_cut_is_due_at_once_when_twice_as_much_is_kept(kept: JournaledConnecti
     stream.close()
 
 
-def test_whoever_takes_over_what_another_has_died_over_cuts_soon(kept: JournaledConnection) -> None:
-    """So that the next one has less to repeat."""
+def test_compaction_is_due_soon_after_a_death(kept: JournaledConnection) -> None:
     first = kept.serve()
     kept.peer.sendall(b"Init")
     first.read()
@@ -312,10 +297,9 @@ def test_whoever_takes_over_what_another_has_died_over_cuts_soon(kept: Journaled
     second.close()
 
 
-def test_a_long_part_of_a_frame_is_not_copied_from_cut_to_cut(
+def test_compaction_waits_for_a_long_incomplete_frame(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    """The journal is cut when the frame is whole."""
     kept.peer.sendall(b"Init")
     stream.read()
     stream.write(b"", Commit(stats=ConnectionStats(4)))
@@ -325,8 +309,7 @@ def test_a_long_part_of_a_frame_is_not_copied_from_cut_to_cut(
     assert stream.record.input_start == 4
 
 
-def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: JournaledConnection) -> None:
-    """The last snapshot is better than bytes that are not there; a cut is due, and helps."""
+def test_the_history_of_a_full_journal_is_its_prefix(kept: JournaledConnection) -> None:
     first = kept.serve()
     kept.peer.sendall(b"Init")
     first.read()
@@ -355,8 +338,7 @@ def test_of_an_outgrown_journal_what_it_begins_with_is_left(kept: JournaledConne
 
 
 @pytest.mark.parametrize("max_frame_bytes", [20_000, MAX_FRAME_BYTES])
-def test_whatever_an_outbox_has_held_back_fits(max_frame_bytes: int) -> None:
-    """Data before Init, up to its limit, and a long message that follows them."""
+def test_a_full_backlog_fits_into_the_journal(max_frame_bytes: int) -> None:
     kept = JournaledConnection(max_frame_bytes=max_frame_bytes)
     stream = kept.serve()
     outbox = Outbox(stream, max_frame_bytes=max_frame_bytes, on_failure=stream.interrupt)
@@ -382,10 +364,9 @@ def test_whatever_an_outbox_has_held_back_fits(max_frame_bytes: int) -> None:
         kept.close()
 
 
-def test_messages_of_any_length_arrive_whole_from_workers_that_die(
+def test_messages_of_any_length_arrive_whole_after_deaths(
     kept: JournaledConnection,
 ) -> None:
-    """Points from a few bytes to a frame's limit, sent by a worker each."""
     sizes = [10, 70_000, 600_000, 600_001, 5000, MAX_FRAME_BYTES - 100] * 3
     sent = bytearray()
     received = bytearray()

@@ -45,8 +45,7 @@ def another_can_lock(memory: int) -> bool:
     return status == 0
 
 
-def test_a_lock_keeps_another_process_out_until_it_is_unlocked(memory: int) -> None:
-    """It is the very lock that `fcntl.lockf` takes."""
+def test_a_lock_excludes_other_processes(memory: int) -> None:
     assert syscalls.try_lock(memory)
     assert syscalls.try_lock(memory), "a process has its own lock"
     assert not another_can_lock(memory)
@@ -54,8 +53,7 @@ def test_a_lock_keeps_another_process_out_until_it_is_unlocked(memory: int) -> N
     assert another_can_lock(memory)
 
 
-def test_a_lock_that_another_process_has_cannot_be_had(memory: int) -> None:
-    """Nor is it waited for; it ends with that process."""
+def test_a_lock_of_another_process_is_respected(memory: int) -> None:
     command = [sys.executable, "-c", f"{TRY_LOCK}\nprint(flush=True)\ninput()", str(memory)]
     with subprocess.Popen(
         command, pass_fds=[memory], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -70,15 +68,13 @@ def test_a_lock_that_another_process_has_cannot_be_had(memory: int) -> None:
 
 
 def test_the_position_belongs_to_the_open_file(memory: int) -> None:
-    """Whoever has a duplicate moves it too."""
     duplicate = os.dup(memory)
     assert syscalls.seek(memory, 3, os.SEEK_SET) == 3
     assert os.lseek(duplicate, 0, os.SEEK_CUR) == 3
     os.close(duplicate)
 
 
-def test_what_cannot_be_done_raises_what_the_system_says(memory: int) -> None:
-    """As the calls of the standard library do."""
+def test_failures_raise_the_systems_error(memory: int) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         syscalls.seek(memory, -1, os.SEEK_SET)
     ours, theirs = socket.socketpair()
@@ -89,8 +85,7 @@ def test_what_cannot_be_done_raises_what_the_system_says(memory: int) -> None:
             syscalls.send_file(ours.fileno(), memory, 10)
 
 
-def test_a_file_is_sent_from_its_position_as_far_as_there_is_room(memory: int) -> None:
-    """The position moves with what was sent."""
+def test_a_file_is_sent_from_its_position(memory: int) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(0)
@@ -109,8 +104,7 @@ class Piece:
     """What a caller has in hand while it sends."""
 
 
-def test_an_error_keeps_nothing_of_what_its_callers_have_in_hand(memory: int) -> None:
-    """With a cycle of it and a frame, a piece of input stayed for each send without room."""
+def test_an_error_keeps_no_reference_to_its_callers(memory: int) -> None:
     ours, theirs = socket.socketpair()
 
     def send_without_room() -> weakref.ref[Piece]:

@@ -62,7 +62,7 @@ class ServedAgent:
     connection: socket.socket
     ended: Future[ConnectionSummary]
 
-    def account(self) -> ConnectionSummary:
+    def summary(self) -> ConnectionSummary:
         """Wait until the agent has ended; whatever `run` raised is raised here."""
         return self.ended.result(PATIENCE_S)
 

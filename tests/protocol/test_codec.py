@@ -155,7 +155,6 @@ def decoded_by_protobuf(frame: bytes) -> RequestMessage:
 
 @pytest.mark.parametrize("message", ALL_REQUESTS, ids=type_name)
 def test_a_request_comes_back_as_it_was_sent(message: RequestMessage) -> None:
-    """Every request, full or empty, is the same after encoding and decoding."""
     decoded = REQUESTS.decode(unframed(REQUESTS.encode(message)))
     assert type(decoded) is type(message)
     assert decoded == message
@@ -163,7 +162,6 @@ def test_a_request_comes_back_as_it_was_sent(message: RequestMessage) -> None:
 
 @pytest.mark.parametrize("message", ALL_RESPONSES, ids=type_name)
 def test_a_response_comes_back_as_it_was_sent(message: ResponseMessage) -> None:
-    """Every response, full or empty, is the same after encoding and decoding."""
     decoded = RESPONSES.decode(unframed(RESPONSES.encode(message)))
     assert type(decoded) is type(message)
     assert decoded == message
@@ -172,10 +170,9 @@ def test_a_response_comes_back_as_it_was_sent(message: ResponseMessage) -> None:
 @pytest.mark.parametrize(
     ("envelope", "messages"), [(Request, ALL_REQUESTS), (Response, ALL_RESPONSES)]
 )
-def test_the_messages_of_these_tests_are_all_there_are(
+def test_the_tests_cover_all_messages(
     envelope: type[Request | Response], messages: list[object]
 ) -> None:
-    """A message that is added to an envelope must be added here."""
     fields = envelope.DESCRIPTOR.oneofs_by_name["message"].fields
     known = {GetMessageClass(cast("Descriptor", field.message_type)) for field in fields}
     assert {type(message) for message in messages} == known
@@ -185,13 +182,11 @@ def test_the_messages_of_these_tests_are_all_there_are(
 def test_a_request_is_encoded_as_protobuf_would_encode_its_envelope(
     message: RequestMessage,
 ) -> None:
-    """The envelope that the codec writes by hand is one that protobuf reads."""
     assert decoded_by_protobuf(unframed(REQUESTS.encode(message))) == message
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=lambda path: path.stem)
 def test_every_captured_frame_is_decoded_as_protobuf_decodes_it(capture: Path) -> None:
-    """What a real kapacitord sent is the same message by the fast path and by the slow."""
     reader = FrameReader(frame_body)
     for frame in reader.feed(capture.read_bytes()):
         decoded, expected = REQUESTS.decode(frame), decoded_by_protobuf(frame)
@@ -201,7 +196,6 @@ def test_every_captured_frame_is_decoded_as_protobuf_decodes_it(capture: Path) -
 
 @pytest.mark.parametrize("size", [0, 1, 100, 119, 120, 121, 16_370, 16_383, 16_384, 70_000])
 def test_a_point_has_one_encoding_in_both_directions(size: int) -> None:
-    """The short way gives what the general one gives, for heads of every length, every time."""
     point = Point(fieldsString={"text": "x" * size})
     for _ in range(2):
         assert encode_point(point) == REQUESTS.encode(point) == RESPONSES.encode(point)
@@ -249,7 +243,6 @@ ODD_FRAMES = {
 
 @pytest.mark.parametrize("frame", ODD_FRAMES.values(), ids=ODD_FRAMES.keys())
 def test_an_odd_frame_is_decoded_as_protobuf_decodes_it(frame: bytes) -> None:
-    """Whatever else an envelope holds, its message is the one that protobuf finds."""
     decoded, expected = REQUESTS.decode(frame), decoded_by_protobuf(frame)
     assert type(decoded) is type(expected)
     assert decoded.SerializeToString(deterministic=True) == expected.SerializeToString(
@@ -259,7 +252,6 @@ def test_an_odd_frame_is_decoded_as_protobuf_decodes_it(frame: bytes) -> None:
 
 @pytest.mark.parametrize("frame", [b"", UNKNOWN, b"\x98\x06\x05", UNKNOWN * 3])
 def test_an_envelope_without_a_message_is_refused(frame: bytes) -> None:
-    """An empty envelope is no message, and neither is one of unknown fields alone."""
     with pytest.raises(EmptyMessageError, match="a Request in which no message is set"):
         REQUESTS.decode(frame)
     with pytest.raises(EmptyMessageError, match="a Response in which no message is set"):
@@ -286,14 +278,12 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("frame", GARBAGE.values(), ids=GARBAGE.keys())
-def test_bytes_that_are_no_request_are_refused(frame: bytes) -> None:
-    """The error tells how many bytes it was that were no Request."""
+def test_invalid_request_bytes_raise(frame: bytes) -> None:
     with pytest.raises(UndecodableMessageError, match=f"^{len(frame)} bytes are not a Request: "):
         REQUESTS.decode(frame)
 
 
-def test_a_response_is_refused_where_it_is_not_utf_8() -> None:
-    """The other direction is decoded as strictly, and named by its own name."""
+def test_a_response_that_is_not_utf_8_raises() -> None:
     with pytest.raises(UndecodableMessageError, match="bytes are not a Response"):
         RESPONSES.decode(field(6, b"\x0a\x01\xff"))
 
@@ -301,21 +291,18 @@ def test_a_response_is_refused_where_it_is_not_utf_8() -> None:
 @pytest.mark.parametrize(
     "message", [InfoResponse(), ErrorResponse(), Request(), "text", None], ids=type_name
 )
-def test_what_is_no_request_is_not_encoded(message: object) -> None:
-    """Only what the envelope has a place for goes into it."""
+def test_only_requests_are_encoded_as_requests(message: object) -> None:
     with pytest.raises(TypeError, match=f"a {type_name(message)} is not a message of a Request"):
         REQUESTS.encode(message)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("message", [InitRequest(), Response(), Option(), b""], ids=type_name)
-def test_what_is_no_response_is_not_encoded(message: object) -> None:
-    """Only what the envelope has a place for goes into it."""
+def test_only_responses_are_encoded_as_responses(message: object) -> None:
     with pytest.raises(TypeError, match=f"a {type_name(message)} is not a message of a Response"):
         RESPONSES.encode(message)  # type: ignore[arg-type]
 
 
-def test_a_decoded_message_is_one_of_its_own() -> None:
-    """Two messages from the same frame share nothing: a handler may change what it is given."""
+def test_decoded_messages_are_independent() -> None:
     frame = field(17, INNER)
     first, second = REQUESTS.decode(frame), REQUESTS.decode(frame)
     assert isinstance(first, Point)
@@ -337,7 +324,6 @@ near_points = st.one_of(
 @given(near_points)
 @example(b"\x8a\x01\x80\x00")
 def test_any_bytes_are_decoded_or_refused_as_protobuf_does(frame: bytes) -> None:
-    """The fast path takes nothing that protobuf refuses, and refuses nothing that it takes."""
     try:
         envelope = Request.FromString(frame)
     except DecodeError:
@@ -364,7 +350,6 @@ def framed(frame: bytes) -> bytes:
 @settings(deadline=None)
 @given(st.lists(near_points | near_points.map(framed), max_size=5).map(b"".join))
 def test_any_bytes_framed_or_not_give_requests_or_a_protocol_error(data: bytes) -> None:
-    """From bytes to messages, no input leads to another exception or to another message."""
     reader = FrameReader(frame_body, 1000)
     kinds: set[type] = set()
     with contextlib.suppress(ProtocolError):
@@ -375,10 +360,9 @@ def test_any_bytes_framed_or_not_give_requests_or_a_protocol_error(data: bytes) 
 
 
 @pytest.mark.parametrize("message", [POINT, InitRequest(taskID="t")])
-def test_a_decoder_without_memory_does_not_blame_the_bytes(
+def test_a_lack_of_memory_is_not_reported_as_invalid_bytes(
     message: RequestMessage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decoder tells neither apart."""
 
     class Full:
         DESCRIPTOR = Request.DESCRIPTOR

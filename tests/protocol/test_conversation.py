@@ -48,8 +48,7 @@ TABLE: dict[type, dict[Incoming, Incoming | None]] = {
 
 @pytest.mark.parametrize("state", Incoming)
 @pytest.mark.parametrize("message", TABLE)
-def test_a_message_leads_on_or_is_refused(message: type, state: Incoming) -> None:
-    """Each message in each state does what the table says; a refusal names both."""
+def test_each_message_leads_to_a_state_or_raises(message: type, state: Incoming) -> None:
     order = IncomingOrder()
     order.state = state
     following = TABLE[message][state]
@@ -63,14 +62,12 @@ def test_a_message_leads_on_or_is_refused(message: type, state: Incoming) -> Non
 
 
 def test_the_table_of_these_tests_is_complete() -> None:
-    """Every message of a Request is in it."""
     requests = Request.DESCRIPTOR.oneofs_by_name["message"].fields
     names = {field.message_type.name for field in requests if field.message_type}
     assert names <= {message.__name__ for message in TABLE}
 
 
 def test_a_conversation_starts_before_init() -> None:
-    """Nothing but Info, Keepalive and Init may be the first message."""
     assert IncomingOrder().state is BEFORE_INIT
 
 
@@ -82,7 +79,6 @@ def outgoing(provides: EdgeType, *, in_batch: bool = False) -> OutgoingOrder:
 
 
 def test_points_make_a_stream() -> None:
-    """A handler that has declared nothing provides a stream of points."""
     order = OutgoingOrder()
     assert order.provides == STREAM
     order.point()
@@ -92,7 +88,6 @@ def test_points_make_a_stream() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, MAX_BATCH_SIZE])
 def test_a_batch_is_a_begin_points_and_an_end(size: int) -> None:
-    """Batches follow each other, with or without points and whatever their size."""
     order = outgoing(BATCH)
     for _ in range(2):
         order.begin_batch(BeginBatch(size=size))
@@ -107,7 +102,6 @@ def test_a_batch_is_a_begin_points_and_an_end(size: int) -> None:
 
 @pytest.mark.parametrize("size", [-1, -(1 << 63), MAX_BATCH_SIZE + 1, 1 << 60, (1 << 63) - 1])
 def test_a_batch_of_a_size_that_kills_kapacitor_is_refused(size: int) -> None:
-    """Kapacitor allocates what a BeginBatch announces, and panics where it is negative."""
     order = outgoing(BATCH)
     with pytest.raises(InvalidWriteError, match=f"of size {size};"):
         order.begin_batch(BeginBatch(size=size))
@@ -115,7 +109,6 @@ def test_a_batch_of_a_size_that_kills_kapacitor_is_refused(size: int) -> None:
 
 
 def test_an_end_without_a_begin_is_refused() -> None:
-    """It would crash Kapacitor, first or after a batch that has ended, on either edge."""
     order = outgoing(BATCH)
     for provides in (BATCH, STREAM):
         with pytest.raises(InvalidWriteError, match="without a BeginBatch"):
@@ -127,7 +120,6 @@ def test_an_end_without_a_begin_is_refused() -> None:
 
 
 def test_a_begin_inside_a_batch_is_refused() -> None:
-    """The open batch stays open, and can be ended."""
     order = outgoing(BATCH, in_batch=True)
     with pytest.raises(InvalidWriteError, match="inside a batch"):
         order.begin_batch(BeginBatch())
@@ -136,7 +128,6 @@ def test_a_begin_inside_a_batch_is_refused() -> None:
 
 
 def test_a_batch_on_a_stream_edge_is_refused() -> None:
-    """The message says what to declare."""
     order = outgoing(STREAM)
     with pytest.raises(InvalidWriteError, match="declare that it provides BATCH"):
         order.begin_batch(BeginBatch())
@@ -144,7 +135,6 @@ def test_a_batch_on_a_stream_edge_is_refused() -> None:
 
 
 def test_a_bare_point_on_a_batch_edge_is_refused() -> None:
-    """Before the first batch and after one, a point has no batch to be in."""
     order = outgoing(BATCH)
     with pytest.raises(InvalidWriteError, match="outside a batch"):
         order.point()
@@ -154,8 +144,7 @@ def test_a_bare_point_on_a_batch_edge_is_refused() -> None:
         order.point()
 
 
-def test_a_message_of_any_kind_is_noted_by_its_class() -> None:
-    """As if its own method had been called, errors included."""
+def test_write_checks_messages_of_each_class() -> None:
     order = outgoing(BATCH)
     order.write(BeginBatch())
     order.write(Point())

@@ -167,7 +167,6 @@ def check_error(error: ProtocolError | None, vector: Vector) -> None:
 def test_a_vector_gives_its_frames_and_its_error(
     vector: Vector, pieces: Callable[[bytes], Iterator[bytes]]
 ) -> None:
-    """Good frames are yielded, those before a bad one too, and the error says where it starts."""
     reader = FrameReader(frame_body, LIMIT)
     frames, error = read_up_to_error(reader, pieces(vector.data))
     assert frames == list(vector.frames)
@@ -180,7 +179,6 @@ def test_a_vector_gives_its_frames_and_its_error(
 def test_the_end_of_input_is_refused_inside_a_frame_only(
     vector: Vector, pieces: Callable[[bytes], Iterator[bytes]]
 ) -> None:
-    """The error says how much of the frame came, how much it has, and where it starts."""
     reader = FrameReader(frame_body, LIMIT)
     read_up_to_error(reader, pieces(vector.data))
     if vector.unfinished is None:
@@ -195,10 +193,9 @@ def test_the_end_of_input_is_refused_inside_a_frame_only(
 
 @each_way
 @each_vector
-def test_the_rest_is_what_has_come_from_the_frame_in_hand_on(
+def test_rest_is_the_input_from_the_current_frame_on(
     vector: Vector, pieces: Callable[[bytes], Iterator[bytes]]
 ) -> None:
-    """While frames are taken, and at rest, when it is the frame that is not whole."""
     reader = FrameReader(frame_body, LIMIT)
     fed = b""
     for piece in pieces(vector.data):
@@ -214,7 +211,6 @@ def test_the_rest_is_what_has_come_from_the_frame_in_hand_on(
 def test_a_tail_of_further_bytes_is_read_after_a_vector(
     vector: Vector, pieces: Callable[[bytes], Iterator[bytes]]
 ) -> None:
-    """What follows good frames is read, and nothing that follows a bad one is."""
     rest, frames = b"", list(vector.frames)
     if vector.unfinished is not None:
         rest = vector.unfinished.rest
@@ -232,10 +228,9 @@ def test_a_tail_of_further_bytes_is_read_after_a_vector(
 
 
 @each_way
-def test_the_offset_is_that_of_the_frame_in_hand(
+def test_offset_is_that_of_the_current_frame(
     pieces: Callable[[bytes], Iterator[bytes]],
 ) -> None:
-    """While a frame is worked on, the reader says where it starts, counted from the first byte."""
     reader = FrameReader(frame_body)
     offsets: list[tuple[bytes, int]] = []
     for piece in pieces(b"\x01a\x02bc\x01d\x80\x00\x01e"):
@@ -245,21 +240,18 @@ def test_the_offset_is_that_of_the_frame_in_hand(
 
 
 def test_a_frame_over_the_limit_is_refused_before_it_arrives() -> None:
-    """The length alone is enough for the error, which holds it and the limit."""
     with pytest.raises(FrameTooLongError) as caught:
         list(FrameReader(frame_body, 5).feed(b"\x06"))
     assert (caught.value.length, caught.value.limit) == (6, 5)
 
 
 def test_the_default_limit_is_that_of_max_frame_bytes() -> None:
-    """A frame of 64 MiB may come, a byte more may not."""
     assert list(FrameReader(frame_body).feed(encode_varint(DEFAULT_MAX_FRAME_BYTES))) == []
     with pytest.raises(FrameTooLongError):
         list(FrameReader(frame_body).feed(encode_varint(DEFAULT_MAX_FRAME_BYTES + 1)))
 
 
 def test_the_longest_length_may_come_where_the_limit_allows_it() -> None:
-    """A length of 2**32 - 1 is a length like any other, and 2**32 is none."""
     reader = FrameReader(frame_body, MAX_VARINT)
     assert list(reader.feed(b"\xff\xff\xff\xff\x0f...")) == []
     with pytest.raises(TruncatedFrameError) as caught:
@@ -269,8 +261,7 @@ def test_the_longest_length_may_come_where_the_limit_allows_it() -> None:
         list(FrameReader(frame_body, 1 << 40).feed(b"\x80\x80\x80\x80\x10"))
 
 
-def test_an_announced_length_takes_no_memory() -> None:
-    """A frame announced as 60 MiB takes the memory of the bytes that came."""
+def test_an_announced_length_allocates_no_memory() -> None:
     tracemalloc.start()
     try:
         reader = FrameReader(frame_body)
@@ -281,8 +272,7 @@ def test_an_announced_length_takes_no_memory() -> None:
     assert peak_bytes < 64 * 1024
 
 
-def test_a_frame_in_many_pieces_is_kept_once() -> None:
-    """Each piece is added to what has come; what has come is not copied for each piece."""
+def test_a_frame_in_many_pieces_is_stored_once() -> None:
     size, piece = 4 << 20, b"a" * 1024
     tracemalloc.start()
     try:
@@ -297,8 +287,7 @@ def test_a_frame_in_many_pieces_is_kept_once() -> None:
     assert list(reader.feed(piece)) == [b"a" * size]
 
 
-def test_nothing_is_kept_of_a_frame_that_was_taken() -> None:
-    """After a large frame in two pieces the reader is as small as before it."""
+def test_decoded_frames_are_not_stored() -> None:
     reader = FrameReader(frame_body)
     data = framed(b"a" * (4 << 20))
     pieces = (data[:1000], data[1000:])
@@ -325,13 +314,11 @@ def test_nothing_is_kept_of_a_frame_that_was_taken() -> None:
     ],
 )
 def test_a_length_is_encoded_in_as_few_bytes_as_it_takes(value: int, encoded: bytes) -> None:
-    """The examples of protobuf's own documentation and the borders between the sizes."""
     assert encode_varint(value) == encoded
 
 
 @pytest.mark.parametrize("value", [-1, MAX_VARINT + 1])
-def test_a_length_that_no_frame_can_have_is_not_encoded(value: int) -> None:
-    """Kapacitor reads an unsigned integer of 32 bits."""
+def test_an_invalid_length_is_not_encoded(value: int) -> None:
     with pytest.raises(ValueError, match="32-bit"):
         encode_varint(value)
 
@@ -349,7 +336,6 @@ def cut_frames(draw: st.DrawFn) -> tuple[list[bytes], list[bytes]]:
 @settings(deadline=None)
 @given(cut_frames())
 def test_any_frames_cut_anywhere_come_back(sent: tuple[list[bytes], list[bytes]]) -> None:
-    """Whatever pieces frames arrive in, they are read as they were sent."""
     frames, pieces = sent
     reader = FrameReader(frame_body)
     assert [frame for piece in pieces for frame in reader.feed(piece)] == frames
@@ -360,7 +346,6 @@ def test_any_frames_cut_anywhere_come_back(sent: tuple[list[bytes], list[bytes]]
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.integers(0, 50))
 def test_any_bytes_give_frames_or_a_protocol_error(pieces: list[bytes], limit: int) -> None:
-    """No input leads to another exception, to a frame over the limit, or to other bytes."""
     data = b"".join(pieces)
     reader = FrameReader(frame_body, limit)
     frames, error = read_up_to_error(reader, iter(pieces))

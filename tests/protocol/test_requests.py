@@ -84,10 +84,9 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 @settings(max_examples=300)
 @given(frames=streams, places=cuts, raw=st.booleans())
-def test_known_frames_give_what_any_frames_give(
+def test_known_frames_decode_like_any_frames(
     *, frames: list[bytes], places: list[int], raw: bool
 ) -> None:
-    """The same messages, offsets and errors, decoded or raw, however the bytes arrive."""
     pieces = cut(b"".join(frames), places)
     decode: Decode[object] = raw_or_decode_in if raw else REQUESTS.decode_in
     reader = RequestReader()
@@ -100,7 +99,6 @@ def test_known_frames_give_what_any_frames_give(
 def test_runs_are_the_points_that_would_have_come_one_by_one(
     frames: list[bytes], places: list[int], taken: int
 ) -> None:
-    """In order with everything else, each run at its offset, whether it is taken or not."""
     pieces = cut(b"".join(frames), places)
     reader = RequestReader()
     reader.raw = True
@@ -130,8 +128,7 @@ def test_runs_are_the_points_that_would_have_come_one_by_one(
     assert found == told(one_by_one, pieces)
 
 
-def test_a_run_is_cut_before_it_gets_long() -> None:
-    """What it leaves in can be flushed in between."""
+def test_a_run_has_a_maximum_length() -> None:
     one = REQUESTS.encode(Point(name="n" * 300))
     list(FrameReader(REQUESTS.decode_in).feed(one))  # known from here on
     reader = RequestReader()
@@ -150,7 +147,6 @@ def test_a_run_is_cut_before_it_gets_long() -> None:
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_known_frame_over_the_limit_is_refused(*, raw: bool) -> None:
-    """However well it is known."""
     data = REQUESTS.encode(Point(name="n" * 300))
     list(FrameReader(REQUESTS.decode_in).feed(data))
     assert data[:6] in KNOWN_FRAMES
@@ -161,8 +157,7 @@ def test_a_known_frame_over_the_limit_is_refused(*, raw: bool) -> None:
         list(reader.feed(data))
 
 
-def test_what_a_peer_sends_makes_only_so_many_heads_known() -> None:
-    """Longer points than usual are taken, and not remembered."""
+def test_the_number_of_known_heads_is_limited() -> None:
     before = len(KNOWN_FRAMES)
     for size in range(10_000, 10_100):
         point_head(size)

@@ -43,7 +43,6 @@ ANSWERED: list[tuple[RequestMessage, ResponseMessage]] = [
 
 @pytest.mark.parametrize(("request_", "answer"), ANSWERED)
 def test_a_request_has_one_answer(request_: RequestMessage, answer: ResponseMessage) -> None:
-    """The second is one that was not requested, and so is one to no request."""
     order = ResponseOrder()
     order.send(request_)
     order.receive(answer)
@@ -52,7 +51,6 @@ def test_a_request_has_one_answer(request_: RequestMessage, answer: ResponseMess
 
 
 def test_answers_may_come_late_and_between_data() -> None:
-    """Requests and answers are loosely coupled; keepalives and errors come at any time."""
     order = ResponseOrder(STREAM)
     for request in (SnapshotRequest(), SnapshotRequest(), KeepaliveRequest()):
         order.send(request)
@@ -65,7 +63,6 @@ def test_answers_may_come_late_and_between_data() -> None:
 
 
 def test_batches_follow_each_other() -> None:
-    """Each begun, filled and ended; 0 says that the size is not known."""
     order = ResponseOrder(BATCH)
     for _ in range(2):
         order.receive(BeginBatch(size=0))
@@ -86,10 +83,9 @@ def test_batches_follow_each_other() -> None:
         (None, [EndBatch()], "an EndBatch without a BeginBatch"),
     ],
 )
-def test_what_kapacitor_cannot_bear_is_told(
+def test_faults_for_kapacitor_are_reported(
     provides: EdgeType | None, responses: list[ResponseMessage], told: str
 ) -> None:
-    """With what it would do."""
     order = ResponseOrder(provides)
     for response in responses[:-1]:
         order.receive(response)
@@ -97,8 +93,7 @@ def test_what_kapacitor_cannot_bear_is_told(
         order.receive(responses[-1])
 
 
-def test_a_batch_that_is_never_ended_is_told() -> None:
-    """Its points would be dropped."""
+def test_a_batch_that_is_never_ended_is_reported() -> None:
     order = ResponseOrder(BATCH)
     order.receive(BeginBatch())
     with pytest.raises(ResponseFaultError, match="ended inside a batch"):
@@ -113,8 +108,7 @@ def test_a_batch_that_is_never_ended_is_told() -> None:
         (b"\xff" * 5, "not frames: .*; kapacitord allocates"),
     ],
 )
-def test_bytes_that_are_not_the_protocol_are_told(data: bytes, told: str) -> None:
-    """The cause is kept."""
+def test_invalid_bytes_are_reported(data: bytes, told: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         list(FrameReader(RESPONSES.decode_in).feed(data))
     fault = fault_of(caught.value)

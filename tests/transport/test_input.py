@@ -67,8 +67,7 @@ def piped() -> Iterator[Piped]:
     piped.close()
 
 
-def test_what_was_left_by_somebody_else_is_read_first(piped: Piped) -> None:
-    """It is a piece as it is, however long."""
+def test_unread_input_is_read_first(piped: Piped) -> None:
     incoming = piped.input(unread=b"an earlier one's")
     piped.send(b"new")
     assert incoming.ahead_bytes == 16
@@ -77,8 +76,7 @@ def test_what_was_left_by_somebody_else_is_read_first(piped: Piped) -> None:
     assert incoming.read() == b"new"
 
 
-def test_whoever_waits_for_room_reads_ahead_less_and_less_often(piped: Piped) -> None:
-    """A piece each time, in the order in which they came."""
+def test_a_waiting_writer_reads_ahead_at_growing_intervals(piped: Piped) -> None:
     incoming = piped.input()
     piped.send(b"one,two,and the rest")
     incoming.read_ahead_until(piped.room_after(2))
@@ -91,15 +89,13 @@ def test_whoever_waits_for_room_reads_ahead_less_and_less_often(piped: Piped) ->
     assert incoming.ahead_bytes == 0
 
 
-def test_no_more_is_read_ahead_than_memory_is_meant_for(piped: Piped) -> None:
-    """However long the wait, and however much comes."""
+def test_reading_ahead_is_limited(piped: Piped) -> None:
     incoming = piped.input(receive=lambda _: MEBIBYTE)
     incoming.read_ahead_until(piped.room_after(100))
     assert incoming.ahead_bytes == 16 << 20
 
 
-def test_nothing_is_read_ahead_of_a_reader_who_reads_himself(piped: Piped) -> None:
-    """The order of the pieces would be anybody's guess."""
+def test_nothing_is_read_ahead_while_the_reader_reads(piped: Piped) -> None:
     asked: list[int] = []
 
     def receive(limit: int) -> bytes:
@@ -119,7 +115,6 @@ def test_nothing_is_read_ahead_of_a_reader_who_reads_himself(piped: Piped) -> No
 
 
 def test_nothing_is_read_ahead_once_an_interrupt_was_seen(piped: Piped) -> None:
-    """What is still to be read was counted then."""
     incoming = piped.input()
     piped.send(b"arrived,")
     piped.waker.interrupt()
@@ -130,20 +125,18 @@ def test_nothing_is_read_ahead_once_an_interrupt_was_seen(piped: Piped) -> None:
     assert [incoming.read(), incoming.read()] == [b"ved,", b""]
 
 
-def test_an_end_that_was_met_ahead_is_the_readers_after_what_came_before_it(
+def test_an_end_found_ahead_follows_the_data(
     piped: Piped,
 ) -> None:
-    """It is asked for once: some descriptors give more after an end."""
     pieces = iter([b"last", b""])
     incoming = piped.input(receive=lambda _: next(pieces))
     incoming.read_ahead_until(piped.room_after(5))
     assert [incoming.read(), incoming.read(), incoming.read()] == [b"last", b"", b""]
 
 
-def test_a_break_that_was_met_ahead_is_the_readers_after_what_came_before_it(
+def test_an_error_found_ahead_follows_the_data(
     piped: Piped,
 ) -> None:
-    """A socket tells its error once, to whoever asks first; from then on it has just ended."""
     told: list[bytes | OSError] = [b"last", ConnectionResetError()]
 
     def receive(_: int) -> bytes:
@@ -160,8 +153,7 @@ def test_a_break_that_was_met_ahead_is_the_readers_after_what_came_before_it(
             incoming.read()
 
 
-def test_an_input_that_is_ended_gives_what_was_read_ahead_and_no_more(piped: Piped) -> None:
-    """Whatever still comes, and also after an interrupt."""
+def test_an_ended_input_returns_only_what_was_read_ahead(piped: Piped) -> None:
     incoming = piped.input(unread=b"left")
     piped.send(b"more")
     incoming.end()
@@ -172,8 +164,7 @@ def test_an_input_that_is_ended_gives_what_was_read_ahead_and_no_more(piped: Pip
     assert incoming.ahead_bytes == 0
 
 
-def test_a_pause_comes_before_what_is_there(piped: Piped) -> None:
-    """Nothing is read then, and the next read goes on."""
+def test_a_pause_comes_before_available_input(piped: Piped) -> None:
     incoming = piped.input(unread=b"left")
     piped.waker.pause()
     with pytest.raises(ReadPaused):

@@ -74,7 +74,6 @@ def end_input(ends: Ends) -> None:
 
 
 def test_a_peer_that_has_ended_its_output_may_still_read(ends: Ends) -> None:
-    """The end of its input says nothing of that."""
     os.write(ends.to_us, b"late")
     end_input(ends)
     looks = Looks(ends, read_at=7)
@@ -82,15 +81,13 @@ def test_a_peer_that_has_ended_its_output_may_still_read(ends: Ends) -> None:
     assert looks.count > 7
 
 
-def test_a_peer_that_has_read_everything_is_given_a_moment(ends: Ends) -> None:
-    """It is looked at again before it is left."""
+def test_settling_waits_a_moment_after_everything_was_read(ends: Ends) -> None:
     looks = Looks(ends, read_at=1)
     assert looks.settle() == 0
     assert looks.count > 2
 
 
-def test_nobody_is_waited_for_where_nobody_reads(ends: Ends) -> None:
-    """The peer has gone, and says so at the first look."""
+def test_settling_ends_if_the_peer_is_gone(ends: Ends) -> None:
     for descriptor in {ends.to_us, ends.from_us}:
         os.close(descriptor)
     looks = Looks(ends, read_at=1 << 60)
@@ -98,8 +95,7 @@ def test_nobody_is_waited_for_where_nobody_reads(ends: Ends) -> None:
     assert looks.count == 1
 
 
-def test_nobody_is_waited_for_after_an_abort(ends: Ends) -> None:
-    """Not even what has come is read."""
+def test_settling_ends_after_an_abort(ends: Ends) -> None:
     cut, cutter = os.pipe()
     os.write(cutter, b"\0")
     os.write(ends.to_us, b"late")
@@ -110,8 +106,7 @@ def test_nobody_is_waited_for_after_an_abort(ends: Ends) -> None:
     os.close(cutter)
 
 
-def test_a_peer_that_never_reads_is_waited_for_no_longer_than_was_said(ends: Ends) -> None:
-    """What it sends until then is thrown away."""
+def test_settling_ends_at_the_timeout(ends: Ends) -> None:
     os.write(ends.to_us, b"x" * 1000)
     looks = Looks(ends, read_at=1 << 60)
     assert looks.settle(0.05) == 1000

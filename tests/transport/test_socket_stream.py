@@ -57,8 +57,7 @@ def reader_that_waits(stream: SocketStream, peer: socket.socket) -> Future[bytes
     return reading
 
 
-def test_what_the_peer_sends_is_read(ends: tuple[SocketStream, socket.socket]) -> None:
-    """Reads give what has come, and nothing once the peer has ended its output."""
+def test_input_from_the_peer_is_read(ends: tuple[SocketStream, socket.socket]) -> None:
     stream, peer = ends
     peer.sendall(b"one")
     assert stream.read() == b"one"
@@ -70,7 +69,6 @@ def test_what_the_peer_sends_is_read(ends: tuple[SocketStream, socket.socket]) -
 
 
 def test_all_of_a_write_is_written(ends: tuple[SocketStream, socket.socket]) -> None:
-    """A write of more than the socket holds waits for the peer to read."""
     stream, peer = ends
     writing = in_thread(lambda: stream.write(TOO_MUCH))
     received = 0
@@ -80,8 +78,7 @@ def test_all_of_a_write_is_written(ends: tuple[SocketStream, socket.socket]) -> 
     assert received == len(TOO_MUCH)
 
 
-def test_a_socket_that_does_not_block_becomes_a_stream_that_does() -> None:
-    """A write that has to wait for the peer is no failure."""
+def test_a_write_waits_on_a_non_blocking_socket() -> None:
     ours, theirs = socket.socketpair()
     theirs.settimeout(0.0)
     stream = SocketStream(theirs)
@@ -98,7 +95,6 @@ def test_a_socket_that_does_not_block_becomes_a_stream_that_does() -> None:
 def test_a_peer_that_closes_with_unread_data_is_an_error_to_the_reader(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """The connection was reset, and `read` says so."""
     stream, peer = ends
     stream.write(b"never read")
     peer.close()
@@ -109,7 +105,6 @@ def test_a_peer_that_closes_with_unread_data_is_an_error_to_the_reader(
 def test_a_peer_that_has_closed_is_an_error_to_the_writer(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """The pipe is broken, and `write` says so."""
     stream, peer = ends
     peer.close()
     with pytest.raises(BrokenPipeError):
@@ -119,7 +114,6 @@ def test_a_peer_that_has_closed_is_an_error_to_the_writer(
 def test_an_interrupted_reader_gets_what_had_arrived_and_then_the_end(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """What comes after the reader has learned of the interrupt is not read."""
     stream, peer = ends
     peer.sendall(b"arrived")
     stream.interrupt()
@@ -132,7 +126,6 @@ def test_an_interrupted_reader_gets_what_had_arrived_and_then_the_end(
 def test_an_interrupted_reader_gets_the_end_where_nothing_had_arrived(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """An idle connection ends at once, and stays at its end."""
     stream, _ = ends
     stream.interrupt()
     assert stream.read() == b""
@@ -142,7 +135,6 @@ def test_an_interrupted_reader_gets_the_end_where_nothing_had_arrived(
 def test_an_interrupted_reader_gets_all_that_had_arrived(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """More than one read's worth is read to the last byte, and nothing that comes meanwhile."""
     stream, peer = ends
     data = bytes(range(256)) * 400  # more than one read, less than a socket holds
     peer.sendall(data)
@@ -157,7 +149,6 @@ def test_an_interrupted_reader_gets_all_that_had_arrived(
 def test_a_reader_that_waits_is_woken_by_an_interrupt(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """A thread that has read everything and waits for more gets the end."""
     stream, peer = ends
     reading = reader_that_waits(stream, peer)
     stream.interrupt()
@@ -167,7 +158,6 @@ def test_a_reader_that_waits_is_woken_by_an_interrupt(
 def test_an_interrupt_leaves_the_connection_usable_for_the_answers(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """The peer can still send without an error, and reads what is still written."""
     stream, peer = ends
     stream.interrupt()
     assert stream.read() == b""
@@ -176,8 +166,7 @@ def test_an_interrupt_leaves_the_connection_usable_for_the_answers(
     assert peer.recv(100) == b"answer"
 
 
-def test_any_number_of_interrupts_is_one(ends: tuple[SocketStream, socket.socket]) -> None:
-    """However often it is called while nobody reads, `interrupt` returns at once."""
+def test_interrupt_can_be_called_repeatedly(ends: tuple[SocketStream, socket.socket]) -> None:
     stream, peer = ends
     peer.sendall(b"arrived")
 
@@ -196,7 +185,6 @@ def test_any_number_of_interrupts_is_one(ends: tuple[SocketStream, socket.socket
 
 
 def test_an_abort_ends_a_blocked_write(ends: tuple[SocketStream, socket.socket]) -> None:
-    """A peer that does not read holds nobody up."""
     stream, peer = ends
     writing = in_thread(lambda: stream.write(TOO_MUCH))
     assert peer.recv(1) == b"x"  # the write has begun, and cannot end
@@ -206,7 +194,6 @@ def test_an_abort_ends_a_blocked_write(ends: tuple[SocketStream, socket.socket])
 
 
 def test_an_abort_ends_a_blocked_read(ends: tuple[SocketStream, socket.socket]) -> None:
-    """A thread that waits for input gets the end, and so does the peer."""
     stream, peer = ends
     reading = reader_that_waits(stream, peer)
     stream.abort()
@@ -223,7 +210,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_write_that_waits_lets_the_peer_write(ends: tuple[SocketStream, socket.socket]) -> None:
-    """A peer that reads only once its own write is done gets there, and all of it is read."""
     stream, peer = ends
     sent = bytes(range(256)) * (1 << 14)
     writing = in_thread(lambda: stream.write(TOO_MUCH))
@@ -242,7 +228,6 @@ def test_a_write_that_waits_lets_the_peer_write(ends: tuple[SocketStream, socket
 def test_what_was_read_ahead_is_read_after_an_interrupt(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """It had arrived, and comes before what the socket still holds."""
     stream, peer = ends
     sent = bytes(range(256)) * (1 << 14)
     writing = in_thread(lambda: stream.write(TOO_MUCH))
@@ -258,7 +243,6 @@ def test_what_was_read_ahead_is_read_after_an_interrupt(
 
 @pytest.mark.usefixtures("impatient")
 def test_what_was_read_ahead_counts_as_unread(ends: tuple[SocketStream, socket.socket]) -> None:
-    """Nobody read it, wherever it waited."""
     stream, peer = ends
     writing = in_thread(lambda: stream.write(TOO_MUCH))
     assert peer.recv(1) == b"x"
@@ -272,7 +256,6 @@ def test_what_was_read_ahead_counts_as_unread(ends: tuple[SocketStream, socket.s
 def test_a_stream_settles_once_the_peer_has_read_everything(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """What the peer sends until then is thrown away, and counted."""
     stream, peer = ends
     stream.write(b"last")
     settling = in_thread(lambda: stream.settle(PATIENCE_S))
@@ -282,10 +265,9 @@ def test_a_stream_settles_once_the_peer_has_read_everything(
     assert settling.result(PATIENCE_S) + stream.close() == 300_000
 
 
-def test_a_stream_does_not_wait_for_ever_to_settle(
+def test_settling_has_a_timeout(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
-    """A peer that reads nothing does not hold it up."""
     stream, peer = ends
     peer.sendall(b"before")
     stream.write(b"last")
@@ -293,10 +275,9 @@ def test_a_stream_does_not_wait_for_ever_to_settle(
 
 
 @pytest.mark.parametrize("how", ["closed", "reset", "aborted"])
-def test_a_stream_without_a_peer_is_settled(
+def test_settling_without_a_peer_returns_at_once(
     ends: tuple[SocketStream, socket.socket], how: str
 ) -> None:
-    """There is nobody to wait for, and that is no error."""
     stream, peer = ends
     if how == "reset":
         stream.write(b"never read")
@@ -309,8 +290,7 @@ def test_a_stream_without_a_peer_is_settled(
     assert unread == (0 if how == "aborted" else len(b"before"))
 
 
-def test_close_returns_how_much_nobody_read(ends: tuple[SocketStream, socket.socket]) -> None:
-    """What had been read does not count, and a second close does nothing."""
+def test_close_returns_the_number_of_unread_bytes(ends: tuple[SocketStream, socket.socket]) -> None:
     stream, peer = ends
     peer.sendall(b"read")
     assert stream.read() == b"read"
@@ -320,7 +300,6 @@ def test_close_returns_how_much_nobody_read(ends: tuple[SocketStream, socket.soc
 
 
 def test_close_ends_the_connection_and_leaves_no_descriptor_open() -> None:
-    """The peer sees the end, and the process is left with as many descriptors as before."""
     ours, theirs = socket.socketpair()
     with ours:
         stream = SocketStream(theirs)
@@ -333,7 +312,6 @@ def test_close_ends_the_connection_and_leaves_no_descriptor_open() -> None:
 
 
 def test_calls_after_close_touch_no_descriptor() -> None:
-    """Descriptors that have taken over the numbers are neither written to nor shut down."""
     ours, theirs = socket.socketpair()
     stream = SocketStream(theirs)
     numbers = (theirs.fileno(), stream._waker._readable, stream._waker._writable)

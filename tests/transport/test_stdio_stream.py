@@ -62,8 +62,7 @@ def read_all(descriptor: int) -> bytes:
     return data
 
 
-def test_what_kapacitor_sends_is_read(ends: tuple[StdioStream, Kapacitor]) -> None:
-    """Reads give what has come, and nothing once the input has ended."""
+def test_input_from_kapacitor_is_read(ends: tuple[StdioStream, Kapacitor]) -> None:
     stream, kapacitor = ends
     os.write(kapacitor.to_udf, b"one")
     assert stream.read() == b"one"
@@ -73,7 +72,6 @@ def test_what_kapacitor_sends_is_read(ends: tuple[StdioStream, Kapacitor]) -> No
 
 
 def test_all_of_a_write_is_written(ends: tuple[StdioStream, Kapacitor]) -> None:
-    """Also what is more than the pipe holds, once it is read; close ends the output."""
     stream, kapacitor = ends
     reading = in_thread(lambda: read_all(kapacitor.from_udf))
     stream.write(TOO_MUCH)
@@ -81,8 +79,7 @@ def test_all_of_a_write_is_written(ends: tuple[StdioStream, Kapacitor]) -> None:
     assert reading.result(PATIENCE_S) == TOO_MUCH
 
 
-def test_writing_to_nobody_is_an_error(ends: tuple[StdioStream, Kapacitor]) -> None:
-    """Kapacitor has gone."""
+def test_writing_without_a_reader_raises(ends: tuple[StdioStream, Kapacitor]) -> None:
     stream, kapacitor = ends
     kapacitor.stop_reading()
     with pytest.raises(BrokenPipeError):
@@ -92,7 +89,6 @@ def test_writing_to_nobody_is_an_error(ends: tuple[StdioStream, Kapacitor]) -> N
 def test_an_interrupted_reader_gets_what_had_arrived_and_then_the_end(
     ends: tuple[StdioStream, Kapacitor],
 ) -> None:
-    """And nothing that comes later."""
     stream, kapacitor = ends
     os.write(kapacitor.to_udf, b"before")
     stream.interrupt()
@@ -106,7 +102,6 @@ def test_an_interrupted_reader_gets_what_had_arrived_and_then_the_end(
 
 @pytest.mark.parametrize("how", ["interrupt", "abort"])
 def test_a_reader_that_waits_is_woken(ends: tuple[StdioStream, Kapacitor], how: str) -> None:
-    """It gets the end."""
     stream, kapacitor = ends
     one_read = threading.Event()
 
@@ -123,7 +118,6 @@ def test_a_reader_that_waits_is_woken(ends: tuple[StdioStream, Kapacitor], how: 
 
 
 def test_an_abort_ends_a_blocked_write(ends: tuple[StdioStream, Kapacitor]) -> None:
-    """A Kapacitor that does not read holds up nobody who was told to stop."""
     stream, kapacitor = ends
     writing = in_thread(lambda: stream.write(TOO_MUCH))
     assert os.read(kapacitor.from_udf, 1) == b"x"
@@ -133,7 +127,6 @@ def test_an_abort_ends_a_blocked_write(ends: tuple[StdioStream, Kapacitor]) -> N
 
 
 def test_a_write_that_waits_lets_kapacitor_write(ends: tuple[StdioStream, Kapacitor]) -> None:
-    """A kapacitord that disables a task reads no more, and waits until its last write is read."""
     stream, kapacitor = ends
     writing = in_thread(lambda: stream.write(TOO_MUCH))
     # Far more than the pipe holds: this returns only if it is read meanwhile.
@@ -153,7 +146,6 @@ def test_a_write_that_waits_lets_kapacitor_write(ends: tuple[StdioStream, Kapaci
 def test_a_stream_settles_once_kapacitor_has_read_everything(
     ends: tuple[StdioStream, Kapacitor],
 ) -> None:
-    """What comes meanwhile is thrown away and counted."""
     stream, kapacitor = ends
     stream.write(b"answer")
     settling = in_thread(lambda: stream.settle(PATIENCE_S))
@@ -163,10 +155,7 @@ def test_a_stream_settles_once_kapacitor_has_read_everything(
 
 
 @pytest.mark.parametrize("gone", [True, False], ids=["nobody there", "never read"])
-def test_a_stream_does_not_wait_for_ever_to_settle(
-    ends: tuple[StdioStream, Kapacitor], *, gone: bool
-) -> None:
-    """Neither for one who does not read, nor for nobody."""
+def test_settling_has_a_timeout(ends: tuple[StdioStream, Kapacitor], *, gone: bool) -> None:
     stream, kapacitor = ends
     stream.write(b"answer")
     if gone:
@@ -175,8 +164,7 @@ def test_a_stream_does_not_wait_for_ever_to_settle(
     assert settling.result(PATIENCE_S) == 0
 
 
-def test_the_descriptors_are_put_back_as_they_were() -> None:
-    """A shell that shares them must not find them changed; and nothing is left open."""
+def test_the_descriptors_are_restored() -> None:
     requests, to_udf = os.pipe()
     from_udf, responses = os.pipe()
     shared = os.dup(requests), os.dup(responses)
@@ -193,8 +181,7 @@ def test_the_descriptors_are_put_back_as_they_were() -> None:
         os.close(descriptor)
 
 
-def test_files_are_streams_too(tmp_path: os.PathLike[str]) -> None:
-    """What was captured can be played from a file into a file."""
+def test_regular_files_can_be_used(tmp_path: os.PathLike[str]) -> None:
     folder = os.fspath(tmp_path)
     with open(f"{folder}/in", "wb") as file:
         file.write(b"requests")

@@ -17,7 +17,6 @@ def wakes(waker: Waker) -> bool:
 
 
 def test_a_pause_wakes_once() -> None:
-    """Any number of them is one, until the reader has looked up."""
     waker = Waker()
     assert not wakes(waker)
     for _ in range(2):
@@ -30,8 +29,7 @@ def test_a_pause_wakes_once() -> None:
     waker.close()
 
 
-def test_an_interrupt_wakes_for_good() -> None:
-    """Whatever pauses there are besides."""
+def test_an_interrupt_wakes_permanently() -> None:
     waker = Waker()
     waker.pause()
     waker.interrupt()
@@ -43,8 +41,7 @@ def test_an_interrupt_wakes_for_good() -> None:
     waker.close()
 
 
-def test_a_pipe_that_is_handed_over_is_used_and_closed() -> None:
-    """A server makes it while there are descriptors left to do so."""
+def test_a_given_pipe_is_used_and_closed() -> None:
     readable, writable = os.pipe()
     waker = Waker((readable, writable))
     waker.interrupt()
@@ -57,7 +54,6 @@ def test_a_pipe_that_is_handed_over_is_used_and_closed() -> None:
 
 
 def test_a_closed_waker_touches_no_descriptor() -> None:
-    """The numbers belong to somebody else by then, who is neither written to nor closed."""
     readable, writable = os.pipe()
     waker = Waker((readable, writable))
     waker.pause()
