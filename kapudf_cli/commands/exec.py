@@ -36,7 +36,7 @@ def execute(handler: str, **flags: Any) -> None:
     from kapudf_cli.system import logs
     from kapudf_cli.worker.connections import Function
     from kapudf_cli.worker.loading import load_handler
-    from kapudf_cli.worker.stdio import StdioServer, take_over_stdio
+    from kapudf_cli.worker.server import StdioServer, take_over_stdio
 
     _check_standard_streams()
     plugin = plugins.find(handler)

@@ -1,8 +1,13 @@
-"""Connections being served: an agent each, in a thread each, with what the log says of them."""
+"""The connections of one process: their agents, threads, heartbeats and log events."""
 
 from __future__ import annotations
 
+import itertools
+import shlex
+import sys
 import threading
+import time
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +17,7 @@ from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints
 from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.system import logs
-from kapudf_cli.worker.connection_log import log_finish
+from kapudf_cli.worker.busy_watchdog import HEARTBEAT_INTERVAL_S, BusyWatchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,12 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Function:
-    """A handler, and how it is served.
+    """A function: its handler and settings.
 
     Attributes:
-        name: what the log calls it.
-        handler: the handler's class; each connection has an instance of its own.
-        settings: the rest.
+        name: its name in TICKscripts and in the log.
+        handler: the class of the handler; each connection gets its own instance.
+        settings: all other settings.
     """
 
     name: str
@@ -43,7 +48,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection being served."""
+    """A connection that has not ended."""
 
     number: int
     function: str
@@ -54,15 +59,15 @@ class Connection:
 
 
 def checkpoints_for(settings: FunctionSettings) -> Checkpoints:
-    """Return what keeps a handler's state in a process that no other takes over from."""
-    # Only a handler that may be made anew needs it.
+    """Return the checkpoints for a process that no other process takes over from."""
+    # Only a handler that may be restarted needs its state.
     if settings.on_error == "restart":
         return LastSnapshot(settings.snapshot_interval_s)
     return NoCheckpoints()
 
 
 class Connections:
-    """The connections that this process serves."""
+    """The connections that this process serves, each in its own thread."""
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class Connections:
         self._on_logged = on_logged
         self._on_end = on_end
         self._connections: dict[int, Connection] = {}
-        # Guards the dictionary above: threads leave it, the main thread joins them.
+        # Guards the dictionary: the main thread adds connections, and their threads remove them.
         self._lock = threading.Lock()
 
     def start(
@@ -101,18 +106,18 @@ class Connections:
         on_resumed: Callable[[str | None], None] | None = None,
         on_crash: Callable[[Exception], None] | None = None,
     ) -> None:
-        """Serve a connection in a thread of its own.
+        """Serve a connection in its own thread.
 
         Args:
-            number: what the log calls it.
-            function: what serves it.
-            stream: its bytes; they are the connection's to close, whatever happens.
-            peer: who is at the other end, if the system says so.
-            checkpoints: what keeps the handler's state.
-            resume_plan: where it is taken over from another agent, if it is.
-            age_s: how long ago it began, in seconds.
-            on_thread: called in that thread, as its first deed.
-            on_task: called with the task's and the node's name once they are known.
+            number: its name in the log.
+            function: the function that serves it.
+            stream: its byte stream; it is closed at the end, and if this call fails.
+            peer: the process at the other end, if the system names it.
+            checkpoints: store the handler's state.
+            resume_plan: how to take it over, if another agent has served it.
+            age_s: its age in seconds.
+            on_thread: called first in the new thread.
+            on_task: called with the names of the task and the node once they are known.
             on_resumed: see `Agent`.
             on_crash: see `Agent`.
 
@@ -124,7 +129,7 @@ class Connections:
             log = log.bind(peer_pid=peer.pid, peer_uid=peer.uid)
 
         def on_init(task_id: str, node_id: str) -> None:
-            # What the handler logs names its task, too.
+            # Log events of the handler name the task, too.
             logs.bind_facts(task_id=task_id, node_id=node_id)
             if on_task is not None:
                 on_task(task_id, node_id)
@@ -171,7 +176,7 @@ class Connections:
             return self._connections.get(number)
 
     def current(self) -> list[Connection]:
-        """Return those that have not ended."""
+        """Return the connections that have not ended."""
         with self._lock:
             return list(self._connections.values())
 
@@ -181,10 +186,10 @@ class Connections:
         facts: Mapping[str, Any],
         on_thread: Callable[[], None] | None,
     ) -> None:
-        """Run an agent to its end; the target of a connection's thread."""
+        """Run the agent of a connection; the target of its thread."""
         if on_thread is not None:
             on_thread()
-        # What the handler logs in this thread names its connection.
+        # Log events of the handler in this thread name the connection.
         logs.bind_facts(**facts)
         summary = ConnectionSummary()
         try:
@@ -194,14 +199,119 @@ class Connections:
                 if self._on_logged is not None:
                     self._on_logged(connection.number)
         finally:
-            # Both at once: a worker ends when it finds none left, and what it is told after
-            # that, it tells nobody.
+            # Both under the lock: a worker exits once no connection is left, and a report that
+            # came after that would be lost.
             with self._lock:
                 self._forget(connection)
                 self._on_end(connection.number, summary)
 
     def _forget(self, connection: Connection) -> None:
-        """Let go of a connection; the lock is held."""
-        # Another agent may have the number by now, where this one let go of it.
+        """Remove a connection; the lock is held."""
+        # After a release, this process may serve the same connection again with another agent.
         if self._connections.get(connection.number) is connection:
             del self._connections[connection.number]
+
+
+class Heartbeats:
+    """Sends heartbeats to Kapacitor while handlers are busy, so that it does not time out.
+
+    What a handler has written meanwhile is sent with them. This needs the interpreter, which a
+    handler may hold for long; the heartbeats of the supervisor do not.
+    """
+
+    def __init__(self, connections: Connections, limit_s: Callable[[Connection], float]) -> None:
+        """Send heartbeats for each connection until it is busy with one frame for `limit_s`."""
+        self._connections = connections
+        self._limit_s = limit_s
+        self._watches: dict[int, BusyWatchdog] = {}
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Start the thread; its own one, because a heartbeat may have to wait for a peer."""
+        threading.Thread(target=self._beat, name="heartbeats", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop the thread, without waiting for its end."""
+        self._ended.set()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_INTERVAL_S):
+            current = self._connections.current()
+            watches = self._watches
+            self._watches = {
+                each.number: watches.get(each.number) or BusyWatchdog(self._limit_s(each))
+                for each in current
+            }
+            for connection in current:
+                # For all connections first: a heartbeat may have to wait.
+                connection.checkpoints.record_seen_frame(connection.agent.current_frame)
+            for connection in current:
+                self._tick(connection, self._watches[connection.number])
+
+    def _tick(self, connection: Connection, watch: BusyWatchdog) -> None:
+        agent = connection.agent
+        watch.tick(time.monotonic(), current_frame=agent.current_frame, sent=agent.bytes_sent)
+        if watch.beats:
+            agent.heartbeat()
+        if watch.has_just_passed_limit:
+            connection.log.error(
+                "handler hangs, no more heartbeats",
+                busy_s=round(watch.busy_s, 1),
+                where=where(connection.thread),
+            )
+
+
+# --- the log ---
+
+
+def where(thread: threading.Thread) -> str:
+    """Return the innermost calls of a thread in one line, the innermost first."""
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way
+    if frame is None:
+        return "ended"
+    calls = reversed(traceback.extract_stack(frame))
+    return " < ".join(
+        f"{call.name} ({call.filename}:{call.lineno})" for call in itertools.islice(calls, 5)
+    )
+
+
+def log_finish(log: BoundLogger, summary: ConnectionSummary) -> None:
+    """Log the event that sums a connection up."""
+    stats = summary.stats
+    facts: dict[str, object] = {
+        "reason": summary.reason.value,
+        "task_id": summary.task_id,
+        "node_id": summary.node_id,
+        "points_in": stats.points_in,
+        "points_out": stats.points_out,
+        "batches_in": stats.batches_in,
+        "batches_out": stats.batches_out,
+        "bytes_in": summary.bytes_in,
+        "bytes_out": stats.bytes_out,
+        "duration_s": round(summary.duration_s, 6),
+    }
+    unusual = {
+        "failures": stats.failures,
+        "restarts": stats.restarts,
+        "takeovers": stats.takeovers,
+        "unprocessed_bytes": summary.unprocessed_bytes,
+        "refusal": summary.refusal,
+        "batch_unfinished": summary.batch_unfinished,
+    }
+    facts |= {name: value for name, value in unusual.items() if value}
+    goes_on = summary.reason in {Reason.CLOSED, Reason.HANDED_OVER} and summary.refusal is None
+    if summary.task_id and not goes_on:
+        # Kapacitor does not connect again by itself, and enabling a failed task does nothing.
+        facts["recover"] = f"kapacitor reload {shlex.quote(summary.task_id)}"
+    if summary.stop_error is not None:
+        log.error("stop failed", error=str(summary.stop_error), exc_info=summary.stop_error.cause)
+    match summary.reason:
+        case Reason.HANDLER_ERROR:
+            cause = summary.error.__cause__ if summary.error else None
+            log.error("connection finished", **facts, error=str(summary.error), exc_info=cause)
+        case Reason.PROTOCOL_ERROR:
+            log.warning("connection finished", **facts, error=str(summary.error))
+        case _ if summary.refusal is not None:
+            log.warning("connection finished", **facts)
+        case _:
+            log.info("connection finished", **facts)

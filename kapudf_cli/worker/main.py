@@ -47,9 +47,7 @@ from kapudf_cli.worker.channel import (
     Stop,
     TakenOver,
 )
-from kapudf_cli.worker.connection_log import where
-from kapudf_cli.worker.connections import Connections, Function
-from kapudf_cli.worker.heartbeat import Heartbeats
+from kapudf_cli.worker.connections import Connections, Function, Heartbeats, where
 from kapudf_cli.worker.loading import code_files, code_of, load_handler
 
 if TYPE_CHECKING:
@@ -96,7 +94,7 @@ class Worker:
     def run(self) -> None:
         """Serve until told to stop, or until nobody is left to tell and nothing to serve."""
         # How long a handler may be busy, the supervisor says.
-        heart = Heartbeats(self._connections, lambda _: float("inf"))
+        heartbeats = Heartbeats(self._connections, lambda _: float("inf"))
         # The supervisor says when to stop; a Ctrl-C or a systemd that tells every process
         # of the service must not do so by itself.
         with (
@@ -105,7 +103,7 @@ class Worker:
         ):
             selector.register(self._signals, selectors.EVENT_READ)
             selector.register(self._channel, selectors.EVENT_READ)
-            heart.start()
+            heartbeats.start()
             while not self._is_done():
                 ready = {key.fileobj for key, _ in selector.select()}
                 if self._orphaned and self._signals.take():
@@ -118,7 +116,7 @@ class Worker:
                 self._send_reports()
             # The last end may have come after the last look.
             self._send_reports()
-            heart.stop()
+            heartbeats.stop()
 
     def _is_done(self) -> bool:
         return (self._stopping or self._orphaned) and not self._connections.current()

@@ -1,7 +1,6 @@
-"""The server of one process: accepts, hands each connection to a thread, drains them at the end.
+"""Servers without worker processes: on Unix sockets, and on stdin and stdout.
 
-It is what serves without worker processes. A handler that crashes the interpreter takes
-every connection with it; see `supervisor` for what does not.
+A handler that crashes the interpreter ends every connection; with workers, none.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import itertools
 import os
 import selectors
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.system import systemd
+from kapudf_cli.system.signals import SignalQueue
 from kapudf_cli.system.socket_file import peer_credentials
-from kapudf_cli.transport import SocketStream
-from kapudf_cli.worker.connection_log import where
-from kapudf_cli.worker.connections import Connections, Function, checkpoints_for
-from kapudf_cli.worker.heartbeat import Heartbeats
+from kapudf_cli.transport import SocketStream, StdioStream
+from kapudf_cli.worker.connections import Connections, Heartbeats, checkpoints_for, where
 from kapudf_cli.worker.listeners import Listeners
 
 if TYPE_CHECKING:
@@ -28,16 +27,15 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.agent.summary import ConnectionSummary
-    from kapudf_cli.system.signals import SignalQueue
     from kapudf_cli.system.socket_file import SocketFile
-    from kapudf_cli.worker.connections import Connection
+    from kapudf_cli.worker.connections import Connection, Function
 
-#: How long a thread may take to end after its connection was aborted.
+#: How long a thread may take to end after its connection is aborted.
 _ABORT_WAIT_S = 1.0
 
 
 class Server:
-    """Serves functions until it is told to stop."""
+    """Serves functions on Unix sockets until a signal stops it."""
 
     def __init__(
         self,
@@ -53,7 +51,7 @@ class Server:
         self._log = log
         self._numbers = itertools.count(1)
         self._connections = Connections(log, self._on_end)
-        self._heart = Heartbeats(self._connections, self._busy_limit_s)
+        self._heartbeats = Heartbeats(self._connections, self._busy_limit_s)
 
     def run(self, signals: SignalQueue) -> int:
         """Serve until a signal of `signals` comes; return the exit status: 0, or 1 if hurried."""
@@ -67,12 +65,12 @@ class Server:
                     socket=self._sockets[name].path,
                 )
             systemd.notify("READY=1")
-            self._heart.start()
+            self._heartbeats.start()
             first = self._accept_until_signal()
             systemd.notify("STOPPING=1")
             hurried = self._drain(first)
         finally:
-            self._heart.stop()
+            self._heartbeats.stop()
             for socket_file in self._sockets.values():
                 socket_file.release()
         self._log.info("stopped", abandoned_connections=len(self._connections.current()))
@@ -86,27 +84,20 @@ class Server:
                 listeners.add(name, socket_file)
             while True:
                 ready = selector.select(listeners.wait_s(time.monotonic()))
-                taken = self._take_ends()
-                if taken:
-                    # Whoever is in a queue was connected before the signal came.
+                number = _take_end(self._signals, self._log)
+                if number is not None:
+                    # Connections that wait in a queue came before the signal: accept them.
                     for name in self._sockets:
                         listeners.remove(name)
-                    return taken[0]
+                    return number
                 for key, _ in ready:
                     if key.data is not None and key.fileobj in selector.get_map():
                         key.data()
 
-    def _take_ends(self) -> list[signal.Signals]:
-        """Return the signals that end it; SIGHUP must not, whose default is to kill."""
-        taken = self._signals.take()
-        if signal.SIGHUP in taken:
-            self._log.warning("no reload without workers, everything goes on as it was")
-        return [number for number in taken if number is not signal.SIGHUP]
-
     def _start(self, name: str, socket_file: SocketFile) -> bool:
         """Serve the next connection of a function, if there is one; see `Listeners`."""
-        # What a connection needs is had before it is taken from the queue,
-        # where it is safer than with a server that cannot serve it.
+        # Reserve what the connection needs before it is taken from the queue. In the queue it
+        # waits; accepted and not served, it would fail.
         with contextlib.ExitStack() as undo:
             wake = os.pipe()
             undo.callback(os.close, wake[0])
@@ -132,42 +123,136 @@ class Server:
     def _busy_limit_s(self, connection: Connection) -> float:
         return self._functions[connection.function].settings.busy_limit_s
 
-    # --- the end ---
-
     def _drain(self, first: signal.Signals) -> bool:
         """Let every connection finish; return whether a second signal cut that short."""
-        connections = self._connections.current()
         self._log.info(
             "stopping",
             signal=first.name,
-            connections=len(connections),
+            connections=len(self._connections.current()),
             grace_period_s=self._grace_period_s,
         )
-        for connection in connections:
-            connection.agent.stop()
-        hurried = self._wait_for_connections(self._grace_period_s)
-        left: list[Connection] = self._connections.current()
-        if left and not hurried:
-            for connection in left:
-                connection.log.error(
-                    "grace period is over, connection aborted", where=where(connection.thread)
-                )
-                connection.agent.abort()
-            hurried = self._wait_for_connections(_ABORT_WAIT_S)
-        elif hurried:
-            self._log.warning("second signal, ending at once", connections=len(left))
-        return hurried
+        return drain(
+            self._connections, self._signals, grace_period_s=self._grace_period_s, log=self._log
+        )
 
-    def _wait_for_connections(self, timeout_s: float) -> bool:
-        """Wait until none is left or time is over; return whether a signal came."""
-        deadline = time.monotonic() + timeout_s
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._signals, selectors.EVENT_READ)
-            while self._connections.current():
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    return False
-                selector.select(left_s)
-                if self._take_ends():
-                    return True
-        return False
+
+def take_over_stdio() -> StdioStream:
+    """Move stdin and stdout to other descriptors, so that only frames are sent over them.
+
+    Afterwards, descriptor 0 is /dev/null and descriptor 1 is stderr, also for C code and child
+    processes. Call it before a handler is imported.
+    """
+    requests, responses = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    # Like stderr: what a handler prints is logged at once.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper
+    return StdioStream(requests, responses)
+
+
+class StdioServer:
+    """Serves the one connection of a process UDF until it ends or a signal comes."""
+
+    def __init__(
+        self, function: Function, stream: StdioStream, *, grace_period_s: float, log: BoundLogger
+    ) -> None:
+        """Serve `function` on a stream of `take_over_stdio`."""
+        self._function = function
+        self._stream = stream
+        self._grace_period_s = grace_period_s
+        self._log = log
+        self._connections = Connections(log, self._on_end)
+        self._summary: ConnectionSummary | None = None
+
+    def run(self) -> int:
+        """Serve to the end and return the exit status.
+
+        0 where the input ended or SIGINT or SIGTERM came; 1 where the handler failed, the
+        input was no protocol, or a second signal or the grace period cut it short. Only for
+        the main thread, which is where signals go.
+        """
+        settings = self._function.settings
+        heartbeats = Heartbeats(self._connections, lambda _: settings.busy_limit_s)
+        with SignalQueue((signal.SIGINT, signal.SIGTERM)) as self._signals:
+            self._connections.start(
+                1, self._function, self._stream, None, checkpoints=checkpoints_for(settings)
+            )
+            heartbeats.start()
+            first = _wait(self._connections, self._signals, None, self._log)
+            if first is not None:
+                self._log.info("stopping", signal=first.name, grace_period_s=self._grace_period_s)
+                drain(
+                    self._connections,
+                    self._signals,
+                    grace_period_s=self._grace_period_s,
+                    log=self._log,
+                )
+            heartbeats.stop()
+        if self._summary is None:
+            return 1
+        failed = self._summary.error is not None or self._summary.stop_error is not None
+        return 1 if failed else 0
+
+    def _on_end(self, number: int, summary: ConnectionSummary) -> None:
+        del number
+        self._summary = summary
+        self._signals.wake()
+
+
+# --- the end ---
+
+
+def drain(
+    connections: Connections, signals: SignalQueue, *, grace_period_s: float, log: BoundLogger
+) -> bool:
+    """Let every connection finish, and abort those that take too long.
+
+    Args:
+        connections: those of this process.
+        signals: a signal that comes meanwhile ends the waiting.
+        grace_period_s: how long they may take.
+        log: where events go.
+
+    Returns:
+        Whether a second signal cut it short.
+    """
+    for connection in connections.current():
+        connection.agent.stop()
+    if _wait(connections, signals, grace_period_s, log) is not None:
+        log.warning("second signal, ending at once", connections=len(connections.current()))
+        return True
+    left = connections.current()
+    for connection in left:
+        connection.log.error(
+            "grace period is over, connection aborted", where=where(connection.thread)
+        )
+        connection.agent.abort()
+    return bool(left) and _wait(connections, signals, _ABORT_WAIT_S, log) is not None
+
+
+def _wait(
+    connections: Connections, signals: SignalQueue, timeout_s: float | None, log: BoundLogger
+) -> signal.Signals | None:
+    """Wait until no connection is left, a signal comes, which is returned, or time is over."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with selectors.DefaultSelector() as selector:
+        selector.register(signals, selectors.EVENT_READ)
+        while connections.current():
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return None
+            selector.select(left_s)
+            if (number := _take_end(signals, log)) is not None:
+                return number
+    return None
+
+
+def _take_end(signals: SignalQueue, log: BoundLogger) -> signal.Signals | None:
+    """Return a signal that ends the server, if one came; SIGHUP does not."""
+    taken = signals.take()
+    if signal.SIGHUP in taken:
+        log.warning("no reload without workers, everything goes on as it was")
+    return next((number for number in taken if number is not signal.SIGHUP), None)

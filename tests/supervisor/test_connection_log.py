@@ -7,7 +7,7 @@ from structlog.testing import CapturingLogger
 
 from kapudf_cli.agent.summary import ConnectionSummary as Summary
 from kapudf_cli.agent.summary import Reason
-from kapudf_cli.worker.connection_log import log_finish
+from kapudf_cli.worker.connections import log_finish
 
 
 @pytest.mark.parametrize(

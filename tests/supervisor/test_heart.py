@@ -18,9 +18,8 @@ from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.protocol.udf_pb2 import InitResponse, Point
 from kapudf_cli.transport import SocketStream
-from kapudf_cli.worker import heartbeat as source
-from kapudf_cli.worker.connections import Connections, Function
-from kapudf_cli.worker.heartbeat import Heartbeats
+from kapudf_cli.worker import connections as source
+from kapudf_cli.worker.connections import Connections, Function, Heartbeats
 from tests.peers import INIT
 from tests.serve_process import PATIENCE_S
 
