@@ -557,7 +557,7 @@ def test_an_unknown_handler_brings_the_known_ones_and_the_nearest(short_folder: 
     assert said.startswith(
         "Error: no installed handler has the name 'miror'; did you mean 'mirror'? (installed:"
     )
-    assert "mirror, moving-average, outliers, plain, ttest; a class that is not is named" in said
+    assert "mirror, moving-average, outliers, plain, ttest; name other classes as" in said
     assert said.count("\n") == 1
 
 
@@ -604,7 +604,7 @@ def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path
     assert serve_with(short_folder, "plain", status=2) == (
         "Error: handler 'plain' is provided more than once, by acme 1.0 (acme_plain:Plain) "
         "and by rival 1.0 (rival_plain:Plain); "
-        "uninstall one, or name the class itself as package.module:Class\n"
+        "uninstall one, or name the class as package.module:Class\n"
     )
 
 
