@@ -7,21 +7,11 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.supervisor.acceptance import accept
+from kapudf_cli.supervisor.dispatch import Dispatch
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.replacement import Recycling, Reloaded, RestartBackoff, WorkerUsage
-from kapudf_cli.supervisor.router import Router
-from kapudf_cli.supervisor.routes import (
-    Assign,
-    ConnectionState,
-    Give,
-    Kill,
-    Reason,
-    Replacement,
-    Switch,
-    Tell,
-    WorkerState,
-)
-from kapudf_cli.supervisor.worker_death import HungWorkers, WorkerDeath
+from kapudf_cli.supervisor.routes import ConnectionState, Reason, Replacement, WorkerState
+from kapudf_cli.supervisor.worker_death import WorkerDeath
 from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerReports
 from kapudf_cli.system.processes import working_folder
 from kapudf_cli.worker import channel
@@ -35,15 +25,12 @@ if TYPE_CHECKING:
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.supervisor.acceptance import DescriptorReserve
     from kapudf_cli.supervisor.connection import SupervisedConnection
-    from kapudf_cli.supervisor.routes import Order
     from kapudf_cli.system.socket_file import SocketFile
     from kapudf_cli.worker.channel import Report
 
 #: A handler that takes longer to import may never be imported: it does not keep other functions
 #: from starting, nor another reload from beginning.
 _LONG_START_S: Final = 10.0
-#: After this time without a worker, the log warns of a connection.
-_LONG_WAIT_S: Final = 10.0
 #: How many workers are started at once in place of dead ones. The first one that is ready takes
 #: the connections over; more would only take the processors from it.
 _MAX_STARTING: Final = os.cpu_count() or 1
@@ -106,9 +93,8 @@ class Pool:
         self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._on_exit)
         self._root_log = log
         self._log = log.bind(function=name)
-        self._router = Router()
-        self._processes: dict[int, WorkerProcess] = {}
-        self.connections: dict[int, SupervisedConnection] = {}
+        self._dispatch = Dispatch(self._log)
+        self.connections = self._dispatch.connections
         self.deaths = 0
         # What the workers have loaded that serve, and those of a replacement to come.
         self._loaded: channel.Ready | None = None
@@ -117,7 +103,6 @@ class Pool:
         self._was_ready = False
         self._backoff = RestartBackoff()
         self._recycling = Recycling()
-        self._hung = HungWorkers()
         # Whether the result of a reload is not known yet, and the results nobody has taken.
         self._reload_pending = False
         self._reload_results: list[Reloaded] = []
@@ -125,7 +110,6 @@ class Pool:
         self._stopped_s = 0.0
         self._ticked_s = 0.0
         self._tick_s = _TICK_S
-        self._warned_of_waiting = False
 
     # --- queries ---
 
@@ -134,24 +118,22 @@ class Pool:
         """The workers that serve, are to serve, or retire."""
         return [
             each
-            for each in self._processes.values()
-            if self.state_of(each) is not WorkerState.DISMISSED
-            and not self._router.is_replacing(each.number)
+            for each in self._dispatch.processes.values()
+            if self._dispatch.state_of(each) is not WorkerState.DISMISSED
+            and not self._dispatch.router.is_replacing(each.number)
         ]
 
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
-        return list(self._processes.values())
+        return list(self._dispatch.processes.values())
 
     def state_of(self, worker: WorkerProcess) -> WorkerState:
         """Return what a worker does."""
-        routed = self._router.workers.get(worker.number)
-        return WorkerState.DEAD if routed is None else routed.state
+        return self._dispatch.state_of(worker)
 
     def connections_of(self, worker: WorkerProcess) -> int:
         """Return how many connections a worker serves, or is to take over."""
-        routed = self._router.workers.get(worker.number)
-        return 0 if routed is None else len(routed.connections)
+        return self._dispatch.connections_of(worker)
 
     @property
     def is_ready(self) -> bool:
@@ -182,37 +164,39 @@ class Pool:
     def starting(self) -> int:
         """How many workers load the handler, without those that take unusually long."""
         return sum(
-            self.state_of(each) is WorkerState.STARTING and each.age_s < _LONG_START_S
-            for each in self._processes.values()
+            self._dispatch.state_of(each) is WorkerState.STARTING and each.age_s < _LONG_START_S
+            for each in self._dispatch.processes.values()
         )
 
     @property
     def is_reloading(self) -> bool:
         """Whether a reload waits for new workers, and they do not take unusually long."""
-        replacement = self._router.replacement
+        replacement = self._dispatch.router.replacement
         if replacement is None or replacement.reason is not Reason.RELOAD:
             return False
-        return all(self._processes[each].age_s < _LONG_START_S for each in replacement.new)
+        return all(self._dispatch.processes[each].age_s < _LONG_START_S for each in replacement.new)
 
     @property
     def may_accept(self) -> bool:
         """Whether workers keep up with new connections, so that more should be accepted."""
-        return self._router.may_add
+        return self._dispatch.router.may_add
 
     @property
     def is_empty(self) -> bool:
         """Whether no worker is left."""
-        return not self._processes
+        return not self._dispatch.processes
 
     @property
     def needs_ticks(self) -> bool:
         """Whether `tick` may have anything to do."""
         return bool(
             self.connections
-            or self._router.replacement is not None
+            or self._dispatch.router.replacement is not None
             or self._backoff.is_pending
-            or not self._hung.is_empty
-            or any(worker.channel_lost_s is not None for worker in self._processes.values())
+            or self._dispatch.has_hung
+            or any(
+                worker.channel_lost_s is not None for worker in self._dispatch.processes.values()
+            )
         )
 
     # --- for the supervisor ---
@@ -221,6 +205,7 @@ class Pool:
         """Serve the function under another name; its connections go on."""
         self.name = name
         self._log = self._root_log.bind(function=name)
+        self._dispatch.use_log(self._log)
 
     def start(self) -> None:
         """Start the first workers.
@@ -239,13 +224,12 @@ class Pool:
         self._reserve.check()
         connection = accept(socket_file, self.settings, self._connection_numbers)
         if connection is not None:
-            self.add(connection)
+            self._dispatch.add(connection)
         return connection is not None
 
     def add(self, connection: SupervisedConnection) -> None:
         """Serve a connection."""
-        self.connections[connection.number] = connection
-        self._router.add(connection.route)
+        self._dispatch.add(connection)
 
     def tick(self, now_s: float) -> None:
         """Do what is due; to be called after each wait of the loop, a few times a second."""
@@ -255,22 +239,24 @@ class Pool:
         if is_time:
             began_s = time.monotonic()
             self._check_workers(now_s)
-            self._check_connections(now_s)
+            self._dispatch.check(now_s)
             took_s = time.monotonic() - began_s
             self._ticked_s = now_s
             self._tick_s = min(max(_TICK_S, took_s / _TICK_SHARE), _MAX_TICK_S)
-        self._hung.kill_due(now_s)
+        self._dispatch.kill_hung(now_s)
         if not self._killing:
-            self._place()
+            self._dispatch.place()
         if self._stopping:
             self._stop_workers(now_s)
         else:
             self._replace_dead(now_s)
             if is_time:
                 self._recycle(now_s)
-            if self._router.needs_room:
-                self._execute(self._router.move(now_s, self._room()))
-            if self._router.replacement is None and not self._router.has_left_to_move:
+            self._dispatch.move(now_s)
+            if (
+                self._dispatch.router.replacement is None
+                and not self._dispatch.router.has_left_to_move
+            ):
                 self._finish_reload()
         for worker in self.all_workers():
             self._reports.update(worker)
@@ -287,22 +273,22 @@ class Pool:
             OSError: the system has no process, memory or descriptor left; the old workers go on,
                 and there is no result.
         """
-        if self._router.replacement is None:
+        if self._dispatch.router.replacement is None:
             # The rest of an earlier reload becomes part of this one.
             self._finish_reload()
         self._cancel_replacement("another reload began")
         self._log.info("reload begins", workers=settings.workers)
         new: list[WorkerProcess] = []
-        old = tuple(self._router.workers)
+        old = tuple(self._dispatch.router.workers)
         try:
             for _ in range(settings.workers):
                 new.append(self._start_worker(settings))  # noqa: PERF401 - some are kept
         except OSError:
-            self._router.begin(Replacement(Reason.RELOAD, _numbers(new)))
-            self._execute(self._router.cancel_replacement())
+            self._dispatch.router.begin(Replacement(Reason.RELOAD, _numbers(new)))
+            self._dispatch.execute(self._dispatch.router.cancel_replacement())
             raise
         self._reload_pending = True
-        self._router.begin(Replacement(Reason.RELOAD, _numbers(new), old, settings))
+        self._dispatch.router.begin(Replacement(Reason.RELOAD, _numbers(new), old, settings))
 
     def take_reload_results(self) -> list[Reloaded]:
         """Return the results of reloads that are known now, each of them once, in their order."""
@@ -314,11 +300,11 @@ class Pool:
         self._stopping = True
         self._backoff.cancel()
         self._cancel_replacement("kapudf was told to stop")
-        self._execute(self._router.abandon_moves())
+        self._dispatch.execute(self._dispatch.router.abandon_moves())
         self._stopped_s = time.monotonic()
-        if not self._router.has_waiting:
+        if not self._dispatch.router.has_waiting:
             for worker in self.all_workers():
-                if self.state_of(worker) is WorkerState.STARTING:
+                if self._dispatch.state_of(worker) is WorkerState.STARTING:
                     # It serves no connection, and the import of its handler may not end.
                     worker.kill()
         self._stop_workers(self._stopped_s)
@@ -356,7 +342,7 @@ class Pool:
     def _end_without_channel(self, worker: WorkerProcess, lost_s: float) -> None:
         """Kill a worker that has not ended some time after its channel was closed."""
         may_end = {WorkerState.RETIRING, WorkerState.DEAD, WorkerState.DISMISSED}
-        is_told = self._stopping or self.state_of(worker) in may_end
+        is_told = self._stopping or self._dispatch.state_of(worker) in may_end
         if is_told and lost_s > _EXIT_PATIENCE_S:
             self._log.warning(
                 "worker takes too long to exit, and is killed",
@@ -369,72 +355,23 @@ class Pool:
         elif not is_told and lost_s > _CLOSED_PATIENCE_S:
             worker.kill("it closed its channel to the supervisor")
 
-    def _check_connections(self, now_s: float) -> None:
-        """Send heartbeats where they are due, and find workers that hang."""
-        frozen = set()
-        for connection in list(self.connections.values()):
-            connection.tick(now_s)
-            self._observe(connection)
-            if connection.needs_heartbeat:
-                connection.beat()
-            worker = self._processes.get(connection.route.worker or 0)
-            if worker is None:
-                continue
-            if connection.is_not_reading:
-                frozen.add(worker.number)
-            if connection.watch.has_just_passed_limit:
-                self._hung.note(connection, worker, now_s, self._log)
-            elif connection.is_not_pausing and not self._is_at_work(worker):
-                self._hung.note_frozen(connection, worker, now_s, self._log)
-        self._router.observe_frozen(frozen)
-        self._warn_of_waiting()
-
-    def _observe(self, connection: SupervisedConnection) -> None:
-        self._router.observe(
-            connection.number,
-            is_isolated=connection.poison_detector.isolated,
-            is_careful=connection.is_careful,
-            is_movable=connection.is_movable,
-        )
-
-    def _is_at_work(self, worker: WorkerProcess) -> bool:
-        """Return whether a worker says that one of its handlers has something to do."""
-        return any(each.is_at_work for each in self._served_by(worker))
-
-    def _served_by(self, worker: WorkerProcess) -> list[SupervisedConnection]:
-        routes = self._router.served_by(worker.number)
-        return [self.connections[each.number] for each in routes]
-
-    def _warn_of_waiting(self) -> None:
-        """Log once that connections have waited long for a worker."""
-        waits_s = [each.watch.busy_s for each in self.connections.values() if each.is_waiting]
-        if not waits_s:
-            self._warned_of_waiting = False
-        elif not self._warned_of_waiting and max(waits_s) >= _LONG_WAIT_S:
-            self._warned_of_waiting = True
-            self._log.warning(
-                "connections wait for a worker",
-                connections=len(waits_s),
-                wait_s=round(max(waits_s), 1),
-            )
-
     def _stop_workers(self, now_s: float) -> None:
         """Tell all workers to stop, once each connection has one or has waited for long."""
         is_late = now_s - self._stopped_s > _PLACE_PATIENCE_S
-        if not self._told_to_stop and (is_late or not self._router.has_waiting):
+        if not self._told_to_stop and (is_late or not self._dispatch.router.has_waiting):
             self._told_to_stop = True
             for worker in self.all_workers():
-                if self.state_of(worker) is not WorkerState.STARTING:
+                if self._dispatch.state_of(worker) is not WorkerState.STARTING:
                     worker.send(channel.Stop())
 
     def _recycle(self, now_s: float) -> None:
         """Replace a worker that has reached `max_points` or `max_rss_mb`, one at a time."""
-        if self._router.replacement is not None:
+        if self._dispatch.router.replacement is not None:
             return
         usages = (
-            WorkerUsage(each, each.age_s, self._points_of(each), each.rss_bytes() / 1e6)
+            WorkerUsage(each, each.age_s, self._dispatch.points_of(each), each.rss_bytes() / 1e6)
             for each in self.workers
-            if self.state_of(each) is WorkerState.SERVING
+            if self._dispatch.state_of(each) is WorkerState.SERVING
         )
         usage = self._recycling.choose(usages, self.settings, now_s)
         if usage is None:
@@ -452,66 +389,9 @@ class Pool:
             self._recycling.pause(now_s)
         else:
             old = (usage.worker.number,)
-            self._router.begin(Replacement(Reason.RECYCLING, (new.number,), old))
-
-    def _points_of(self, worker: WorkerProcess) -> int:
-        """Return how many points a worker has handled."""
-        return worker.points_of_ended + sum(
-            each.points - each.points_before for each in self._served_by(worker)
-        )
+            self._dispatch.router.begin(Replacement(Reason.RECYCLING, (new.number,), old))
 
     # --- orders of the router ---
-
-    def _room(self) -> set[int]:
-        """Return the workers that can be sent a connection now."""
-        return {
-            each.number
-            for each in self._processes.values()
-            if self.state_of(each) is WorkerState.SERVING and each.check_room()
-        }
-
-    def _place(self) -> None:
-        """Give connections without a worker to workers that have room."""
-        full: set[int] = set()
-        while self._router.has_waiting and (gives := self._router.place(self._room() - full)):
-            # The last one first: what cannot be sent goes back to the front of the queue.
-            full |= {give.worker for give in reversed(gives) if not self._give(give)}
-
-    def _execute(self, orders: Iterable[Order]) -> None:
-        """Do what the router has decided."""
-        for order in orders:
-            match order:
-                case Give():
-                    self._give(order)
-                case Tell():
-                    self._tell(order)
-                case Assign():
-                    self.connections[order.connection].on_assigned()
-                case Kill():
-                    self._processes[order.worker].kill()
-                case Switch():
-                    self._on_switched(order.replacement)
-
-    def _give(self, give: Give) -> bool:
-        """Send a connection to a worker; return False if there is no room for it."""
-        connection = self.connections[give.connection]
-        message, descriptors = connection.prepare(give)
-        if not self._processes[give.worker].hand_over(message, descriptors):
-            self._execute(self._router.on_unsent(give))
-            return False
-        if not give.waits:
-            connection.on_assigned()
-        return True
-
-    def _tell(self, order: Tell) -> None:
-        worker = self._processes.get(order.worker)
-        if worker is None:
-            return  # It has ended meanwhile.
-        if isinstance(order.message, channel.Resume):
-            connection = self.connections.get(order.message.connection)
-            if connection is not None:
-                connection.on_resumed(order.worker)
-        worker.send(order.message)
 
     def _on_switched(self, replacement: Replacement) -> None:
         """Note that the new workers of a replacement serve."""
@@ -532,25 +412,13 @@ class Pool:
     # --- what workers report ---
 
     def _on_report(self, worker: WorkerProcess, report: Report) -> None:
-        router, number = self._router, worker.number
         match report:
             case channel.Ready():
                 self._on_ready(worker, report)
             case channel.Failed():
                 self._on_failed(worker, report)
-            case channel.Finished():
-                self._on_finished(worker, report.connection)
-            case channel.Paused():
-                self._execute(router.on_paused(number, report.connection))
-            case channel.TakenOver():
-                orders = router.on_taken_over(number, report.connection)
-                connection = self.connections.get(report.connection)
-                self._execute(orders)
-                if connection is not None and connection.route.worker == number:
-                    event = "connection handed over" if orders else "connection taken over"
-                    self._log.info(event, connection=report.connection, worker=number)
-            case channel.Refused():
-                self._on_refused(worker, report)
+            case _:
+                self._dispatch.on_report(worker, report)
 
     def _on_ready(self, worker: WorkerProcess, report: channel.Ready) -> None:
         self._log.debug(
@@ -559,15 +427,15 @@ class Pool:
             pid=worker.pid,
             start_s=round(worker.age_s, 3),
         )
-        if self._router.is_replacing(worker.number):
+        if self._dispatch.router.is_replacing(worker.number):
             self._coming_loaded = report
-        elif self.state_of(worker) is WorkerState.STARTING:
+        elif self._dispatch.state_of(worker) is WorkerState.STARTING:
             self._note_loaded(report)
-            for connection in self.connections.values():
-                self._observe(connection)
-        self._execute(self._router.on_ready(worker.number))
+            self._dispatch.observe()
+        for replacement in self._dispatch.execute(self._dispatch.router.on_ready(worker.number)):
+            self._on_switched(replacement)
         self._told_to_stop = False
-        serving = [self.state_of(each) is WorkerState.SERVING for each in self.workers]
+        serving = [self._dispatch.state_of(each) is WorkerState.SERVING for each in self.workers]
         self._was_ready = self._was_ready or (bool(serving) and all(serving))
 
     def _note_loaded(self, report: channel.Ready) -> None:
@@ -577,51 +445,15 @@ class Pool:
 
     def _on_failed(self, worker: WorkerProcess, report: channel.Failed) -> None:
         self.has_failed = True
-        if self._router.is_replacing(worker.number):
-            self._fail_replacement(self._router.replacement, report.problem)
+        if self._dispatch.router.is_replacing(worker.number):
+            self._fail_replacement(self._dispatch.router.replacement, report.problem)
             return
-        self._execute(self._router.on_failed(worker.number))
+        self._dispatch.execute(self._dispatch.router.on_failed(worker.number))
         if not self.is_ready:
             raise WorkerStartError(
                 report.problem, function=self.name, is_usage_error=report.is_usage_error
             )
         self._log.error("worker cannot start", worker=worker.number, error=report.problem)
-
-    def _on_finished(self, worker: WorkerProcess, number: int) -> None:
-        connection = self.connections.pop(number, None)
-        if connection is None:
-            return
-        worker.end_rest()
-        worker.points_of_ended += connection.points - connection.points_before
-        self._execute(self._router.on_finished(worker.number, number))
-        connection.close()
-
-    def _on_refused(self, worker: WorkerProcess, report: channel.Refused) -> None:
-        """Handle that a worker cannot serve a connection, or not take it over."""
-        connection = self.connections.get(report.connection)
-        if connection is None:
-            return
-        route = connection.route
-        is_handover = route.state is ConnectionState.MOVING and route.target == worker.number
-        if is_handover or route.worker == worker.number:
-            rest_s = worker.rest() if report.retry else None
-            if is_handover:
-                self._log.error(
-                    "handover failed, the old worker goes on",
-                    connection=report.connection,
-                    error=report.problem,
-                )
-            elif rest_s is not None:
-                self._log.error(
-                    "worker cannot serve a connection",
-                    connection=report.connection,
-                    worker=worker.number,
-                    error=report.problem,
-                    retry_s=rest_s,
-                )
-            elif not report.retry:
-                connection.give_up(report.problem)
-        self._execute(self._router.on_refused(worker.number, report.connection, retry=report.retry))
 
     # --- workers that come and go ---
 
@@ -636,14 +468,14 @@ class Pool:
         )
         with self._reserve.lent():
             worker = WorkerProcess(begin)
-        self._processes[worker.number] = worker
+        self._dispatch.processes[worker.number] = worker
         self._reports.watch(worker)
         return worker
 
     def _start_for_dead(self) -> None:
         """Start a worker that serves as soon as it is ready."""
         worker = self._start_worker(self.settings)
-        self._router.begin(Replacement(Reason.DEATH, (worker.number,)))
+        self._dispatch.router.begin(Replacement(Reason.DEATH, (worker.number,)))
 
     def _start_missing(self, count: int) -> bool:
         """Start so many workers; return whether there was room for all of them."""
@@ -659,7 +491,7 @@ class Pool:
         """Start as many workers as are missing, if it is time to."""
         room = _MAX_STARTING - self.starting
         if room > 0 and self._backoff.take_due(now_s):
-            missing = self.settings.workers - self._router.places_filled
+            missing = self.settings.workers - self._dispatch.router.places_filled
             if not self._start_missing(min(missing, room)):
                 self._backoff.retry(time.monotonic(), pause_s=_NO_ROOM_PAUSE_S)
             elif missing > room:
@@ -667,7 +499,7 @@ class Pool:
 
     def _cancel_replacement(self, problem: str) -> None:
         """Dismiss the new workers of a reload or recycling, if one is under way."""
-        self._execute(self._router.cancel_replacement())
+        self._dispatch.execute(self._dispatch.router.cancel_replacement())
         if self._reload_pending:
             self._reload_pending = False
             self._reload_results.append(Reloaded(problem=problem))
@@ -681,7 +513,7 @@ class Pool:
             # A reload before it may still be moving connections.
             self._log.error("worker cannot be recycled", error=problem)
             self._recycling.pause(time.monotonic())
-            self._execute(self._router.cancel_replacement())
+            self._dispatch.execute(self._dispatch.router.cancel_replacement())
 
     def _finish_reload(self) -> None:
         """Note the result of a reload whose connections have all been handed over."""
@@ -694,26 +526,21 @@ class Pool:
 
     def _on_exit(self, worker: WorkerProcess) -> None:
         """Handle a worker's end, expected or not."""
-        self._hung.forget(worker)
         self._reports.unwatch(worker)
-        state = self.state_of(worker)
+        state = self._dispatch.state_of(worker)
         finished = worker.finished_connections()
         death = WorkerDeath.of(worker, state)
-        was_new = self._router.is_replacing(worker.number)
-        for number in finished:
-            self._on_finished(worker, number)
-        served = self._served_by(worker)
-        replacement = self._router.replacement
-        del self._processes[worker.number]
-        self._execute(self._router.on_exit(worker.number))
-        orphans = [each for each in served if each.is_waiting]
+        was_new = self._dispatch.router.is_replacing(worker.number)
+        replacement = self._dispatch.router.replacement
+        orphans = self._dispatch.on_exit(worker, finished)
         if not self._killing and not death.is_expected(stopping=self._stopping):
             self.deaths += 1
             death.log(self._log, connections=len(orphans))
         if was_new:
             self._fail_replacement(replacement, f"a new worker died: {death.how}")
         has_worked = any(each.points > each.points_before for each in orphans)
-        self._note_deaths(death, orphans)
+        drops_poison = self.settings.on_error != "fail"
+        self._dispatch.note_death(death, orphans, drops_poison=drops_poison)
         if self._stopping:
             self._serve_the_rest()
         elif state not in {WorkerState.RETIRING, WorkerState.DISMISSED} and not was_new:
@@ -721,22 +548,9 @@ class Pool:
             self._backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
             self._replace_dead(now_s)
 
-    def _note_deaths(self, death: WorkerDeath, orphans: list[SupervisedConnection]) -> None:
-        """Find out whether a frame of the connections that a dead worker served is the cause."""
-        accused = death.accusations(orphans)
-        careful = sum(each.is_careful for each in orphans)
-        for connection in orphans:
-            connection.note_death(
-                death.in_words(connection),
-                accused=accused[connection.number],
-                alone=careful == 1,
-                drops_poison=self.settings.on_error != "fail",
-            )
-            self._observe(connection)
-
     def _serve_the_rest(self) -> None:
         """Start one more worker during a stop, for connections whose last worker died."""
-        if self._router.has_waiting and not self._killing and not self._processes:
+        if self._dispatch.router.has_waiting and not self._killing and not self._dispatch.processes:
             self._start_missing(1)
 
 
