@@ -14,7 +14,7 @@ from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import FrameReader
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.tools.load.exchange import Exchange, receive, send_as_kapacitor
-from kapudf_cli.tools.load.shape import Shape
+from kapudf_cli.tools.load.work import Shape
 
 if TYPE_CHECKING:
     from kapudf_cli.tools.load.work import Work

@@ -13,25 +13,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import pytest
 
-from kapudf_cli.client.in_process import served
+from kapudf_cli.client.errors import UdfFaultError
+from kapudf_cli.client.session import Session
+from kapudf_cli.client.target import Connection, served
 from kapudf_cli.errors import KapudfError
 from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.handler.options import Options, calls_of
 from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
     EndBatch,
-    ErrorResponse,
     InfoRequest,
     InfoResponse,
     InitRequest,
     InitResponse,
-    KeepaliveRequest,
-    KeepaliveResponse,
     Point,
     RestoreRequest,
     RestoreResponse,
@@ -42,13 +42,14 @@ from kapudf_cli.tools.recordings.grouping import Grouping
 from kapudf_cli.tools.recordings.line_parser import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from kapudf_cli.client.driver import KapacitorSide
     from kapudf_cli.handler.handler import Handler
-    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.protocol.codec import DataMessage, RequestMessage
 
 A = TypeVar("A", InfoResponse, InitResponse, SnapshotResponse, RestoreResponse)
+R = TypeVar("R")
 
 #: A handler that takes longer in a test hangs.
 _TIMEOUT_S = 30.0
@@ -72,17 +73,17 @@ class Output:
 
 
 class Task:
-    """A task that calls one UDF, played by the test in Kapacitor's place.
+    """A task that calls one UDF, with the test in Kapacitor's place.
 
-    Each method returns once the handler has dealt with what it was given.
+    Each method returns once the handler has handled what it was given.
     """
 
     def __init__(self, side: KapacitorSide) -> None:
-        """Play Kapacitor on a connection; use the fixture `udf` or `Task.of`."""
-        self._side = side
-        self._marks = itertools.count(1)
-        self._begun: Batch | None = None
-        # Data that came before an answer to something else, for the next who asks.
+        """Use a connection; tests call the fixture `udf` or `Task.of` instead."""
+        connection = Connection(side, os.getpid(), lambda _: None, drains=True)
+        self._session = Session(connection, timeout_s=_TIMEOUT_S)
+        self._open_batch: Batch | None = None
+        # Data that came before the answer to another request, for the next output.
         self._early = Output()
         self._failure: TaskFailedError | None = None
 
@@ -119,17 +120,14 @@ class Task:
             raise self._failure
 
     def send(self, *data: Point | Batch) -> Output:
-        """Send points or batches; return what comes of them.
+        """Send points or batches; return the handler's output for them.
 
         Raises:
             TaskFailedError: the handler raised.
         """
-        mark = KeepaliveRequest(time=next(self._marks))
         messages = itertools.chain.from_iterable(map(_messages, data))
         output = self._take_early()
-        with self._talking(), self._side.sending([*messages, mark]):
-            while (response := self._receive()) != KeepaliveResponse(time=mark.time):
-                self._take(response, output)
+        self._run(self._session.exchange(messages), output)
         return output
 
     def snapshot(self) -> bytes:
@@ -148,66 +146,51 @@ class Task:
             raise self._failure
 
     def finish(self) -> Output:
-        """End the task as a replay ends; return what the handler flushes."""
+        """End the task as a replay ends; return what the handler writes at its end."""
         output = self._take_early()
-        with self._talking():
-            self._side.half_close()
-            for response in self._side.responses():
-                self._take(response, output)
+        self._run(self._session.finish(), output)
         self._failure = TaskFailedError("the task is finished")
         return output
 
     def _ask(self, request: RequestMessage, answer: type[A]) -> A:
-        """Send a request and return its answer; data that comes before it is kept."""
-        with self._talking():
-            self._side.send(request)
-            while not isinstance(response := self._receive(), answer):
-                self._take(response, self._early)
-        return response
+        """Send a request and return its answer; keep data that comes before it."""
+        return self._run(self._session.ask(request, answer, type(request).__name__), self._early)
 
     def _take_early(self) -> Output:
         early, self._early = self._early, Output()
         return early
 
-    @contextlib.contextmanager
-    def _talking(self) -> Iterator[None]:
-        """Give the exchange inside its time; a task that has failed stays failed."""
+    def _run(self, waiting: Generator[DataMessage, None, R], output: Output) -> R:
+        """Run an exchange to its end, and add what comes to an output.
+
+        A task that has failed stays failed.
+        """
         if self._failure is not None:
             raise self._failure
-        self._side.extend(_TIMEOUT_S)
         try:
-            yield
-        except TaskFailedError as failure:
-            self._failure = failure
-            raise
-        except (BrokenPipeError, ConnectionResetError) as error:
-            self._failure = TaskFailedError("the handler's connection ended")
+            while True:
+                self._take(next(waiting), output)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        except UdfFaultError as error:
+            text = str(error) if error.reported is None else error.reported
+            self._failure = TaskFailedError(text)
             raise self._failure from error
 
-    def _receive(self) -> ResponseMessage:
-        response = self._side.receive()
-        if response is None:
-            raise TaskFailedError("the handler's connection ended")
-        if isinstance(response, ErrorResponse):
-            raise TaskFailedError(response.error)
-        return response
-
-    def _take(self, response: ResponseMessage, output: Output) -> None:
-        match response:
-            case Point() if self._begun is not None:
-                self._begun.points.append(response)
+    def _take(self, message: DataMessage, output: Output) -> None:
+        match message:
+            case Point() if self._open_batch is not None:
+                self._open_batch.points.append(message)
             case Point():
-                output.points.append(response)
+                output.points.append(message)
             case BeginBatch():
-                self._begun = Batch(by_name=response.byName)
-            case EndBatch() if self._begun is not None:
-                batch, self._begun = self._begun, None
-                # As Kapacitor does: of begin and end, the end's word counts.
-                batch.name, batch.group = response.name, response.group
-                batch.tags, batch.tmax_ns = dict(response.tags), response.tmax
+                self._open_batch = Batch(by_name=message.byName)
+            case EndBatch() if self._open_batch is not None:
+                batch, self._open_batch = self._open_batch, None
+                # As in Kapacitor, the values of the end replace those of the begin.
+                batch.name, batch.group = message.name, message.group
+                batch.tags, batch.tmax_ns = dict(message.tags), message.tmax
                 output.batches.append(batch)
-            case ErrorResponse():
-                raise TaskFailedError(response.error)
 
 
 @pytest.fixture

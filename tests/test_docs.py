@@ -37,7 +37,7 @@ from kapudf_cli import (
     scaffold,
     set_field,
 )
-from kapudf_cli.client.in_process import describe
+from kapudf_cli.client.target import describe
 from kapudf_cli.commands import main
 from kapudf_cli.config import check
 from kapudf_cli.handler.options import declare

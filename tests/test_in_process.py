@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from kapudf_cli.client.errors import ProbeError
-from kapudf_cli.client.in_process import describe, served
+from kapudf_cli.client.target import describe, served
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
@@ -118,7 +118,7 @@ def test_a_handler_that_takes_for_ever_to_say_what_it_is_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It would fail the start of Kapacitor as well."""
-    monkeypatch.setattr("kapudf_cli.client.in_process._DESCRIBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("kapudf_cli.client.target._DESCRIBE_TIMEOUT_S", 0.1)
     let_go, stopped = threading.Event(), threading.Event()
 
     class Stuck(Described):

@@ -1,11 +1,10 @@
 """The UDF under test: at a socket, as a command, or as a handler in this process.
 
-Replay, check and load are given a `Target` and do not ask which kind it is.
+Replay, check and load use a `Target` without knowing its kind, and talk to it through a
+`Session`.
 """
 
 from kapudf_cli.client.command_target import CommandTarget
-from kapudf_cli.client.handler_target import HandlerTarget
-from kapudf_cli.client.socket_target import SocketTarget
-from kapudf_cli.client.target import Connection, Ending, Target
+from kapudf_cli.client.target import Connection, Ending, HandlerTarget, SocketTarget, Target
 
 __all__ = ["CommandTarget", "Connection", "Ending", "HandlerTarget", "SocketTarget", "Target"]

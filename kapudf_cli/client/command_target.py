@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import shlex
 import signal
@@ -14,9 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.client.errors import TargetError
-from kapudf_cli.client.last_words import is_fatal
-from kapudf_cli.client.pipes import PipePair
-from kapudf_cli.client.target import Connection, Ending
+from kapudf_cli.client.target import Connection, Ending, is_fatal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,3 +186,59 @@ def _why_not_started(program: str, error: Exception) -> str:
         case OSError():
             return f"'{program}' cannot be started: {error.strerror or error}"
     return f"'{program}' cannot be started: {error}"
+
+
+class PipePair:
+    """Our ends of the pipes to a child's stdin and from its stdout; see `Duplex`.
+
+    Kapacitor uses pipes for a process UDF. A pair of sockets would not do for a program that
+    opens /dev/stdin, or that closes its stdout before it exits.
+    """
+
+    def __init__(self, to_child: int, from_child: int) -> None:
+        """Take over a descriptor to write to and one to read from."""
+        os.set_blocking(to_child, False)
+        self._to_child: int | None = to_child
+        self._from_child: int | None = from_child
+
+    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
+        """Write as much as there is room for.
+
+        Raises:
+            BlockingIOError: there is no room.
+            BrokenPipeError: the child has closed its stdin, or this end was closed.
+        """
+        del flags
+        return os.write(self.write_descriptor(), data)
+
+    def recv(self, bufsize: int, /) -> bytes:
+        """Wait for bytes and return up to so many; b"" once the child has closed its stdout."""
+        return os.read(self.fileno(), bufsize)
+
+    def fileno(self) -> int:
+        """Return the descriptor to read from."""
+        return _open_end(self._from_child)
+
+    def write_descriptor(self) -> int:
+        """Return the descriptor to write to."""
+        return _open_end(self._to_child)
+
+    def shutdown(self, how: int, /) -> None:
+        """Close the child's stdin; there is no other direction to shut down."""
+        del how
+        if self._to_child is not None:
+            os.close(self._to_child)
+            self._to_child = None
+
+    def close(self) -> None:
+        """Close both pipes."""
+        self.shutdown(0)
+        if self._from_child is not None:
+            os.close(self._from_child)
+            self._from_child = None
+
+
+def _open_end(descriptor: int | None) -> int:
+    if descriptor is None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    return descriptor

@@ -1,17 +1,22 @@
-"""Kapacitor's side of the conversation, against a UDF in any language."""
+"""Kapacitor's end of a connection, against a UDF in any language: frames, without rules.
+
+One thread does everything: what is queued is sent while the caller waits for responses.
+`session.py` builds the life of a task on it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import select
 import socket
 import stat
-import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
 
 from kapudf_cli.client.errors import ProbeError
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
@@ -20,37 +25,31 @@ from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, HEARTBEAT_TIME,
 from kapudf_cli.protocol.udf_pb2 import ErrorResponse, InfoRequest, InfoResponse, KeepaliveResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
 
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
 _READ_BYTES = 64 * 1024
-#: How much is shown of what came in place of a frame.
+#: Queued requests are sent in pieces of about this size.
+_PIECE_BYTES = 64 * 1024
+#: How much of an unfinished frame an error message shows.
 _SHOWN_BYTES = 40
-#: How long to wait before another try where a UDF's queue of connections is full.
+#: How long to wait before another attempt to connect while the UDF's backlog is full.
 _RETRY_S = 0.02
-#: A UDF has answered everything when it has answered this many keepalives that were sent
-#: one after the other behind the data, and then nothing comes for a while. A single answer
-#: is not enough: in Kapacitor's Go agent it overtakes the points before it.
-SETTLE_KEEPALIVES = 2
-SETTLE_QUIET_S = 0.05
 
 
 class Duplex(Protocol):
-    """What bytes go over: a connected stream socket, or what has its calls."""
+    """A byte stream in both directions: a connected stream socket, or two pipes."""
 
-    def settimeout(self, timeout_s: float | None, /) -> None:
-        """Let each call wait for so long, None for ever."""
-
-    def sendall(self, data: bytes, /) -> None:
-        """Send all of `data`."""
+    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
+        """Send as much of `data` as there is room for, and return how much that was."""
 
     def recv(self, bufsize: int, /) -> bytes:
-        """Wait for bytes and return up to so many; b"" at the end."""
+        """Return up to `bufsize` bytes; b"" at the end."""
 
     def fileno(self) -> int:
-        """Return the descriptor that `recv` reads, to wait on."""
+        """Return the descriptor that `recv` reads."""
 
     def shutdown(self, how: int, /) -> None:
         """End one direction."""
@@ -59,11 +58,36 @@ class Duplex(Protocol):
         """Release it."""
 
 
-class KapacitorSide:
-    """One connection to a UDF, held as Kapacitor holds it.
+class Source(Protocol):
+    """Frames to send, made while they are sent.
 
-    Every wait is bounded: `timeout_s` counts from the making of the object, or
-    from the last `extend`.
+    Attributes:
+        descriptor: readable while `take` has something; None if it always has.
+    """
+
+    descriptor: int | None
+
+    def take(self) -> bytes | None:
+        """Return whole frames, b"" if there are none yet, None after the last."""
+
+
+class Event(enum.Enum):
+    """What `KapacitorSide.step` returns instead of a response."""
+
+    #: All that was queued is sent.
+    SENT = enum.auto()
+    #: The UDF closed the connection.
+    CLOSED = enum.auto()
+
+
+Step: TypeAlias = "ResponseMessage | Literal[Event.SENT, Event.CLOSED]"
+
+
+class KapacitorSide:
+    """Kapacitor's end of one connection to a UDF.
+
+    Every wait is bounded: `timeout_s` counts from the making of the object, or from the last
+    `extend`.
     """
 
     def __init__(self, connection: Duplex, *, timeout_s: float) -> None:
@@ -71,6 +95,12 @@ class KapacitorSide:
         self._socket = connection
         self._frames = FrameReader(RESPONSES.decode_in, DEFAULT_MAX_FRAME_BYTES)
         self._arrived: Iterator[ResponseMessage] = iter(())
+        # What is queued: the piece that is being sent, what goes before the next one, the rest.
+        self._piece = memoryview(b"")
+        self._urgent = b""
+        self._sources: list[Source] = []
+        # Whether `step` has reported that all is sent.
+        self._sent = True
         self.extend(timeout_s)
 
     @classmethod
@@ -79,7 +109,7 @@ class KapacitorSide:
 
         Raises:
             OSError: there is no socket, no process serves it, or permission is denied.
-            TimeoutError: its queue of connections stayed full.
+            TimeoutError: its backlog of connections stayed full.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -88,7 +118,7 @@ class KapacitorSide:
                 connection.settimeout(timeout_s)
                 connection.connect(path)
             except BlockingIOError:
-                # A Unix socket says EAGAIN at once where another would wait.
+                # A Unix socket returns EAGAIN at once where others would wait.
                 connection.close()
                 if time.monotonic() >= deadline:
                     raise TimeoutError(
@@ -111,7 +141,7 @@ class KapacitorSide:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close it; a send that still waits in another thread ends."""
+        """Close it; a thread that waits for it returns."""
         if isinstance(self._socket, socket.socket):
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -119,127 +149,225 @@ class KapacitorSide:
 
     @property
     def connection(self) -> Duplex:
-        """What the bytes go over; it belongs to this object."""
+        """The byte stream; it belongs to this object."""
         return self._socket
 
     @property
+    def descriptors(self) -> tuple[int, int]:
+        """The descriptors that responses are read from and requests are written to."""
+        return self._socket.fileno(), _write_descriptor(self._socket)
+
+    @property
     def unfinished(self) -> str:
-        """What has come of a response that is not whole, for a message; "" for nothing."""
+        """A description of the incomplete response that has come, for a message; "" for none."""
         came = self._frames.rest
         if not came:
             return ""
         return f"{len(came)} bytes came that are not a whole frame: {came[:_SHOWN_BYTES]!r}"
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something that was queued is not sent yet."""
+        return bool(self._piece or self._urgent or self._sources)
+
     def extend(self, timeout_s: float) -> None:
-        """Give whatever follows `timeout_s` seconds from now."""
+        """Let the following calls take up to `timeout_s` seconds from now together."""
         self._deadline = time.monotonic() + timeout_s
 
+    # --- sending ---
+
     def send(self, message: RequestMessage) -> None:
-        """Send one request."""
+        """Send one request; raises as `send_bytes` does."""
         self.send_bytes(REQUESTS.encode(message))
 
     def send_bytes(self, data: bytes) -> None:
-        """Send bytes as they are, be they frames or not."""
-        self._limit_wait()
-        self._socket.sendall(data)
+        """Send bytes, which may be anything, after what is queued.
+
+        Raises:
+            TimeoutError: the UDF did not read them in time.
+            OSError: the connection broke.
+        """
+        while self._fill():
+            self._piece = self._piece[self._write(self._piece) :]
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._write(rest) :]
+
+    def queue(self, requests: Iterable[RequestMessage] | Source) -> None:
+        """Send requests while responses are awaited."""
+        self._sources.append(_Requests(requests) if isinstance(requests, Iterable) else requests)
+        self._sent = False
+
+    def queue_urgent(self, request: RequestMessage) -> None:
+        """Send a request while responses are awaited, before what is queued and not yet begun."""
+        self._urgent += REQUESTS.encode(request)
+        self._sent = False
+
+    def drop_queue(self) -> None:
+        """Send no more than the rest of the piece that is being sent."""
+        self._urgent = b""
+        self._sources.clear()
 
     @contextlib.contextmanager
     def sending(self, requests: Iterable[RequestMessage]) -> Iterator[None]:
-        """Send requests from a thread, while the caller receives.
+        """Send requests while the block receives, and the rest of them at its end.
 
-        Sending much before reading could deadlock: the UDF may wait until its answers
-        are read.
+        Sending much before reading could deadlock: a UDF may wait until its answers are read.
         """
-
-        def send() -> None:
-            # What goes wrong here, the receiver learns too.
-            with contextlib.suppress(OSError):
-                for request in requests:
-                    self.send(request)
-
-        sender = threading.Thread(target=send, name="sending", daemon=True)
-        sender.start()
+        self.queue(requests)
         yield
-        sender.join(max(self._deadline - time.monotonic(), 0.0))
+        with contextlib.suppress(OSError):
+            self.send_bytes(b"")
 
     def play(self, requests: Iterable[RequestMessage]) -> Iterator[ResponseMessage]:
-        """Send requests and half-close, as a replay does, and yield what comes until the end."""
-
-        def requests_and_end() -> Iterator[RequestMessage]:
-            yield from requests
-            self.half_close()
-
-        with self.sending(requests_and_end()):
-            yield from self.responses()
+        """Send requests, half-close, and yield the responses until the UDF closes."""
+        self.queue(requests)
+        while (step := self.step(self._left_s)) is not Event.CLOSED:
+            if step is not Event.SENT:
+                yield step
+            else:
+                with contextlib.suppress(OSError):
+                    self.half_close()
 
     def half_close(self) -> None:
-        """Say that no more will be sent, as Kapacitor does when a task ends."""
+        """End the UDF's input, as Kapacitor does when a task ends."""
         self._socket.shutdown(socket.SHUT_WR)
 
+    # --- receiving ---
+
     def receive(self) -> ResponseMessage | None:
-        """Wait for the next response; None once the UDF has closed.
+        """Wait for the next response; None once the UDF has closed. Heartbeats are left out.
 
         Raises:
             ProtocolError: what came is no response, or ended inside one.
             TimeoutError: nothing came in time.
             OSError: the connection broke.
         """
-        while True:
-            for response in self._arrived:
-                if not _is_heartbeat(response):
-                    return response
-            self._limit_wait()
-            data = self._socket.recv(_READ_BYTES)
-            if not data:
-                self._frames.finish()
-                return None
-            self._arrived = self._frames.feed(data)
+        while (step := self.step(self._left_s)) is Event.SENT or _is_heartbeat(step):
+            pass
+        return None if isinstance(step, Event) else step
 
     def receive_within(self, timeout_s: float) -> ResponseMessage | None:
-        """Do what `receive` does, with a time of its own; raises as that does.
-
-        A thread that sends meanwhile has whatever `extend` gave it: a UDF that takes its
-        time to read is not one that hangs, as long as it answers.
-        """
-        while (response := next(self._arrived, None)) is None:
-            poll = select.poll()
-            poll.register(self._socket.fileno(), select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
-                raise TimeoutError(errno.ETIMEDOUT, "timed out")
-            data = self._socket.recv(_READ_BYTES)
-            if not data:
-                self._frames.finish()
-                return None
-            self._arrived = self._frames.feed(data)
-        return response
+        """Do what `receive` does, with a timeout of its own, which any response restarts."""
+        while (step := self.step(timeout_s)) is Event.SENT or _is_heartbeat(step):
+            pass
+        return None if isinstance(step, Event) else step
 
     def responses(self) -> Iterator[ResponseMessage]:
         """Yield every response until the UDF closes; raises as `receive` does."""
         while (response := self.receive()) is not None:
             yield response
 
-    def _limit_wait(self) -> None:
-        left_s = self._deadline - time.monotonic()
-        if left_s <= 0:
+    def step(self, timeout_s: float) -> Step:
+        """Send what is queued until a response comes, the queue is sent, or the UDF closes.
+
+        Raises as `receive` does.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (response := next(self._arrived, None)) is None:
+            sending = self._fill()
+            if not self._sent and not self.has_unsent:
+                self._sent = True
+                return Event.SENT
+            ours = theirs = self._socket.fileno()
+            poll = select.poll()
+            poll.register(ours, select.POLLIN)
+            if sending:
+                theirs = _write_descriptor(self._socket)
+                both = select.POLLIN | select.POLLOUT
+                poll.register(theirs, both if theirs == ours else select.POLLOUT)
+            elif self._sources and self._sources[0].descriptor is not None:
+                poll.register(self._sources[0].descriptor, select.POLLIN)
+            ready = dict(poll.poll(max(deadline - time.monotonic(), 0.0) * 1000))
+            if not ready:
+                raise TimeoutError(errno.ETIMEDOUT, "timed out")
+            if sending and ready.get(theirs, 0) & ~select.POLLIN:
+                self._push()
+            if ready.get(ours, 0) & ~select.POLLOUT:
+                data = self._socket.recv(_READ_BYTES)
+                if not data:
+                    self._frames.finish()
+                    return Event.CLOSED
+                self._arrived = self._frames.feed(data)
+        return response
+
+    def _fill(self) -> bool:
+        """Take the next piece from the queue; return whether there is one to send."""
+        while not self._piece and (self._urgent or self._sources):
+            if self._urgent:
+                self._piece, self._urgent = memoryview(self._urgent), b""
+                break
+            piece = self._sources[0].take()
+            if piece is None:
+                del self._sources[0]
+            elif piece:
+                self._piece = memoryview(piece)
+            else:
+                break
+        return bool(self._piece)
+
+    def _push(self) -> None:
+        """Send a part of the piece."""
+        try:
+            self._piece = self._piece[self._socket.send(self._piece, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            # The UDF no longer reads. What it sent before, or its end, says why.
+            self._piece = memoryview(b"")
+            self.drop_queue()
+
+    def _write(self, data: memoryview) -> int:
+        """Wait for room, send a part of `data`, and return how much."""
+        poll = select.poll()
+        poll.register(_write_descriptor(self._socket), select.POLLOUT)
+        if not poll.poll(max(self._left_s, 0.0) * 1000):
             raise TimeoutError(errno.ETIMEDOUT, "timed out")
-        self._socket.settimeout(left_s)
+        with contextlib.suppress(BlockingIOError):
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        return 0
+
+    @property
+    def _left_s(self) -> float:
+        return self._deadline - time.monotonic()
 
 
-def _is_heartbeat(response: ResponseMessage) -> bool:
-    """Return whether a response says only that the UDF is busy; Kapacitor drops it."""
-    return isinstance(response, KeepaliveResponse) and response.time == HEARTBEAT_TIME
+class _Requests:
+    """A `Source` of requests that are at hand."""
+
+    descriptor: int | None = None
+
+    def __init__(self, requests: Iterable[RequestMessage]) -> None:
+        self._requests = iter(requests)
+
+    def take(self) -> bytes | None:
+        piece = bytearray()
+        for request in self._requests:
+            piece += REQUESTS.encode(request)
+            if len(piece) >= _PIECE_BYTES:
+                break
+        return bytes(piece) or None
+
+
+def _write_descriptor(connection: Duplex) -> int:
+    return getattr(connection, "write_descriptor", connection.fileno)()
+
+
+def _is_heartbeat(step: Step) -> bool:
+    """Return whether a response only says that the UDF is busy; Kapacitor drops it."""
+    return isinstance(step, KeepaliveResponse) and step.time == HEARTBEAT_TIME
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a UDF said of itself, and how long it took from connect to answer."""
+    """A UDF's answer to Info, and the time from connect to answer."""
 
     info: InfoResponse
     round_trip_s: float
 
 
 def probe(path: str, *, timeout_s: float) -> Answer:
-    """Ask the UDF at a socket what it is, as Kapacitor does at its start.
+    """Send Info to the UDF at a socket, as Kapacitor does at its start.
 
     Raises:
         ProbeError: it did not answer, or not as Kapacitor needs it to.
@@ -264,8 +392,8 @@ def probe(path: str, *, timeout_s: float) -> Answer:
 def ask_info(side: KapacitorSide) -> InfoResponse:
     """Send Info and return the answer; the caller closes the connection.
 
-    The answer is awaited before the input ends, as by Kapacitor: a UDF of the Go agent
-    drops an answer that is not written by then, and its server may exit.
+    It waits for the answer before it ends the input, as Kapacitor does: a UDF of the Go agent
+    drops answers that are not written by then, and its server may exit.
 
     Raises:
         ProbeError: the answer is missing, garbled, an error, or another message.

@@ -1,4 +1,4 @@
-"""UDFs that cannot be reached or do not answer."""
+"""Errors about UDFs that cannot be reached, do not answer, or break the protocol."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from kapudf_cli.errors import KapudfError
 
 
 class TargetError(KapudfError):
-    """A UDF that is to be tested cannot be connected to, or not be started.
+    """A UDF that is to be tested cannot be connected to, or cannot be started.
 
     Attributes:
         target: the path or command as the user gave it.
@@ -20,4 +20,18 @@ class TargetError(KapudfError):
 
 
 class ProbeError(KapudfError):
-    """A UDF did not answer as Kapacitor needs it to."""
+    """A UDF did not answer Info as Kapacitor needs it to."""
+
+
+class UdfFaultError(KapudfError):
+    """A UDF broke a rule: it failed its task, hung, closed, or sent what it must not send.
+
+    Attributes:
+        problem: what it did, without a subject: `closed the connection instead of …`.
+        reported: the text of its ErrorResponse, None if it sent none.
+    """
+
+    def __init__(self, problem: str, *, advice: str = "", reported: str | None = None) -> None:
+        super().__init__(f"the UDF {problem}" + (f". {advice}" if advice else ""))
+        self.problem = problem
+        self.reported = reported

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kapudf_cli.client import Target
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.udf_pb2 import Option
-    from kapudf_cli.tools.check.model import Result
+    from kapudf_cli.tools.check.trial import Result
 
 _COLOURS = {"passed": "green", "failed": "red", "not applicable": "bright_black"}
 _MARKS = {"passed": "passed", "failed": "FAILED", "not applicable": "-"}
@@ -72,8 +72,7 @@ def check(
     """
     from kapudf_cli.client import SocketTarget
     from kapudf_cli.tools.check import runner
-    from kapudf_cli.tools.check.model import Outcome
-    from kapudf_cli.tools.check.trial import Trial
+    from kapudf_cli.tools.check.trial import Outcome, Trial
 
     target = silenced(target)
     chosen = None if calls is None else _options(calls, target, timeout_s)

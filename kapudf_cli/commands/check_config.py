@@ -37,7 +37,7 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
     """
     from kapudf_cli import config, config_file
     from kapudf_cli.errors import ConfigError
-    from kapudf_cli.tools.replay.summary import counted
+    from kapudf_cli.system.terminal_text import counted
 
     settings = config.check(config_file.read(file), source=str(file))
     faults = _faults_of_handlers(settings)

@@ -54,7 +54,7 @@ def list_handlers(*, as_json: bool) -> None:
 
 
 def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
-    from kapudf_cli.client import in_process
+    from kapudf_cli.client import target
     from kapudf_cli.errors import KapudfError
     from kapudf_cli.tickscript import snippets
 
@@ -72,7 +72,7 @@ def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
     try:
         handler = plugin.load()
         row["summary"] = inspect.cleandoc(handler.__doc__ or "").partition("\n")[0]
-        info = in_process.describe(handler)
+        info = target.describe(handler)
     except (KapudfError, OSError) as error:
         row["error"] = str(error)
         return row

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType
     from kapudf_cli.tools.load.engine import Measured
-    from kapudf_cli.tools.load.shape import Shape
+    from kapudf_cli.tools.load.work import Shape
     from kapudf_cli.tools.recordings.errors import RecordingError
 
 #: How many points are generated; they are sent repeatedly.
@@ -96,11 +96,10 @@ def load(
 
     Exits with 1 if the UDF failed, hung, or closed the connection.
     """
+    from kapudf_cli.client.target import info_of
     from kapudf_cli.tickscript.calls import check_calls, read_calls
     from kapudf_cli.tools.load.engine import Engine, Plan
-    from kapudf_cli.tools.load.shape import Shape
-    from kapudf_cli.tools.load.work import Work
-    from kapudf_cli.tools.replay.compatibility import info_of
+    from kapudf_cli.tools.load.work import Shape, Work
 
     target = silenced(target)
     read = read_calls(calls)
@@ -150,22 +149,21 @@ def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
     """Return the first messages of a recording, without an incomplete batch at the end."""
     from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
     from kapudf_cli.tools.recordings import open_recording
-    from kapudf_cli.tools.replay.compatibility import check_fit
-    from kapudf_cli.tools.replay.errors import MisfitError
-    from kapudf_cli.tools.replay.feed import Feed
+    from kapudf_cli.tools.replay.errors import IncompatibleError
+    from kapudf_cli.tools.replay.feed import Feed, check_compatible
 
     def refuse(error: RecordingError) -> None:
         raise error
 
     with open_recording(path, precision="ns", refuse=refuse) as opened:
         feed = Feed()
-        check_fit(wants, opened.kind, feed)
+        check_compatible(wants, opened.kind, feed)
         messages = list(itertools.islice(feed.messages(opened.records), _RECORDED_MESSAGES))
     if any(isinstance(message, EndBatch) for message in messages):
         while not isinstance(messages[-1], EndBatch):
             messages.pop()
     if not any(isinstance(message, Point) for message in messages):
-        raise MisfitError(f"{path}: the recording has no points to send")
+        raise IncompatibleError(f"{path}: the recording has no points to send")
     return messages
 
 
@@ -185,7 +183,7 @@ def _show_live(measured: Measured) -> None:
 
 def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, Any]:
     """Return the results in the form of the JSON output."""
-    from kapudf_cli.tools.load.latencies import PERCENTILES
+    from kapudf_cli.tools.load.connection import PERCENTILES
 
     latencies = measured.latencies
     known = measured.cpu_s is not None and measured.sent > 0

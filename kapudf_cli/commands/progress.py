@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from click._termui_impl import ProgressBar
 
+    from kapudf_cli.client.session import Counts
     from kapudf_cli.tools.recordings import Recording
-    from kapudf_cli.tools.replay.summary import Counts
 
 _DELAY_S: Final = 1.0
 _EVERY_S: Final = 0.2

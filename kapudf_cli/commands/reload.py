@@ -30,7 +30,7 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     from kapudf_cli import config, config_file
     from kapudf_cli.supervisor import control
     from kapudf_cli.supervisor.errors import ControlError
-    from kapudf_cli.tools.replay.summary import counted
+    from kapudf_cli.system.terminal_text import counted
 
     if path is not None and file is not None:
         # A flag overrides an environment variable.

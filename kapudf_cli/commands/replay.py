@@ -18,12 +18,13 @@ from kapudf_cli.commands.options import Number
 from kapudf_cli.commands.output import own_stdout, say
 from kapudf_cli.commands.progress import progress
 from kapudf_cli.commands.targets import target_options
-from kapudf_cli.system.terminal_text import printable
+from kapudf_cli.system.terminal_text import counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kapudf_cli.client import Target
+    from kapudf_cli.client.session import Counts
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.tools.recordings import Recording
@@ -31,11 +32,8 @@ if TYPE_CHECKING:
     from kapudf_cli.tools.replay.differences import Differences, Fate
     from kapudf_cli.tools.replay.feed import Feed
     from kapudf_cli.tools.replay.formats import Format
-    from kapudf_cli.tools.replay.session import Session
-    from kapudf_cli.tools.replay.summary import Counts
+    from kapudf_cli.tools.replay.replay import Replay
 
-#: How much is sent in one call unless the output is live: about the size of a socket buffer.
-_PIECE_BYTES = 64 * 1024
 #: With --keep-going, how many ill-formed lines are shown one by one.
 _SHOWN_LINES = 10
 
@@ -196,16 +194,15 @@ def replay(
     is ill-formed, or if nothing was sent; and with 2 if the options are wrong or do not
     match the recording or the UDF.
     """
+    from kapudf_cli.client.target import info_of
     from kapudf_cli.errors import KapudfError
     from kapudf_cli.protocol.udf_pb2 import InitRequest
     from kapudf_cli.tickscript.calls import check_calls, read_calls
     from kapudf_cli.tools.recordings import Kind, open_recording
     from kapudf_cli.tools.recordings.grouping import Grouping
-    from kapudf_cli.tools.replay.compatibility import check_fit, info_of
-    from kapudf_cli.tools.replay.difference_format import DifferenceFormat
-    from kapudf_cli.tools.replay.feed import Feed, Selection
-    from kapudf_cli.tools.replay.session import Session
-    from kapudf_cli.tools.replay.windows import Windows
+    from kapudf_cli.tools.replay.feed import Feed, Selection, Windows, check_compatible
+    from kapudf_cli.tools.replay.formats import DifferenceFormat
+    from kapudf_cli.tools.replay.replay import Replay
 
     _check_shape(diff=diff)
     feed = Feed(
@@ -231,24 +228,18 @@ def replay(
                 kind=None if input_format is None else Kind[input_format.upper()],
             )
         )
-        check_fit(info.wants, recording.kind, feed)
+        check_compatible(info.wants, recording.kind, feed)
         out.live = on_terminal or speed is not None or recording.size_bytes is None
         colour = on_terminal and "NO_COLOR" not in os.environ
         shown = _shown(shape, out, diff=diff, colour=colour, on_terminal=on_terminal)
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
-        session = Session(
-            connection,
-            provides=info.provides,
-            timeout_s=timeout_s,
-            # Larger pieces are faster, but delay output.
-            piece_bytes=1 if out.live else _PIECE_BYTES,
-        )
+        run = Replay(connection, provides=info.provides, timeout_s=timeout_s)
         messages = feed.messages(recording.records)
         if isinstance(shown, DifferenceFormat):
             messages = _recorded_differences(messages, shown.differences)
         came_back = open_now.enter_context(
             contextlib.closing(
-                session.run(
+                run.run(
                     InitRequest(taskID="replay", nodeID="replay2", options=udf_options),
                     messages,
                     restore=None if restore_from is None else _read(restore_from),
@@ -260,11 +251,11 @@ def replay(
         failures = 0
         try:
             # On a terminal, the output itself shows the progress.
-            with contextlib.nullcontext() if on_terminal else progress(recording, session.counts):
+            with contextlib.nullcontext() if on_terminal else progress(recording, run.counts):
                 for message in came_back:
                     shown.take(message)
                     ended_s = time.monotonic()
-            _check_that_points_were_sent(session.counts, recording, feed, ill_formed)
+            _check_that_points_were_sent(run.counts, recording, feed, ill_formed)
         except KapudfError:
             failures = 1
             raise
@@ -272,8 +263,8 @@ def replay(
             shown.finish()
             out.flush()
             errors = ill_formed.count + failures + _report_unwritable(shown)
-            _report(session, ended_s - began_s, errors, recording, feed)
-        _write(snapshot_to, session.snapshot)
+            _report(run, ended_s - began_s, errors, recording, feed)
+        _write(snapshot_to, run.snapshot)
         if errors:
             click.get_current_context().exit(1)
 
@@ -312,9 +303,12 @@ def _tags(group_by: str | None) -> tuple[str, ...] | None:
 
 def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool, on_terminal: bool) -> Format:
     """Return the formatter of the output."""
-    from kapudf_cli.tools.replay.difference_format import DifferenceFormat
-    from kapudf_cli.tools.replay.formats import JsonFormat, LineFormat
-    from kapudf_cli.tools.replay.table import TableFormat
+    from kapudf_cli.tools.replay.formats import (
+        DifferenceFormat,
+        JsonFormat,
+        LineFormat,
+        TableFormat,
+    )
 
     if diff:
         return DifferenceFormat(out.emit, _paint if colour else lambda text, _: text)
@@ -362,7 +356,6 @@ def _check_that_points_were_sent(
         RecordingError: no point was sent, and --limit 0 was not given.
     """
     from kapudf_cli.tools.recordings.errors import RecordingError
-    from kapudf_cli.tools.replay.summary import counted
 
     if counts.points_sent or ill_formed.count or feed.limit == 0:
         return
@@ -379,7 +372,6 @@ def _check_that_points_were_sent(
 def _report_unwritable(shown: Format) -> int:
     """Print how many points the output format cannot show to stderr; return the number."""
     from kapudf_cli.tools.replay.formats import LineFormat
-    from kapudf_cli.tools.replay.summary import counted
 
     if not isinstance(shown, LineFormat) or shown.first_unwritable is None:
         return 0
@@ -388,12 +380,9 @@ def _report_unwritable(shown: Format) -> int:
     return shown.unwritable
 
 
-def _report(
-    session: Session, seconds: float, errors: int, recording: Recording, feed: Feed
-) -> None:
+def _report(run: Replay, seconds: float, errors: int, recording: Recording, feed: Feed) -> None:
     """Print to stderr which parts of the recording were not sent, and the summary."""
     from kapudf_cli.tools.recordings import Kind
-    from kapudf_cli.tools.replay.summary import counted, summary
 
     tally = recording.tally
     if tally.passed_over:
@@ -409,10 +398,25 @@ def _report(
     if feed.windows is not None and feed.windows.held:
         held = counted(feed.windows.held, "point")
         say(f"not sent: {held} in the last, incomplete windows", err=True)
-    say(summary(session.counts, seconds, errors), err=True)
-    if not session.settled:
+    say(_summary(run.counts, seconds, errors), err=True)
+    if not run.settled:
         say(
             "output may be missing: the UDF was still sending when its input ended, "
             "and some UDFs then drop unsent output",
             err=True,
         )
+
+
+def _summary(counts: Counts, seconds: float, errors: int) -> str:
+    """Return how much was sent and came back, how fast, and how many errors there were."""
+    rate = counts.points_sent / seconds if seconds else 0.0
+    return (
+        f"{_amount(counts.points_sent, counts.batches_sent)} sent, "
+        f"{_amount(counts.points_received, counts.batches_received)} came back, "
+        f"{counted(errors, 'error')}; {seconds:.2f} s, {rate:,.0f} points/s"
+    )
+
+
+def _amount(points: int, batches: int) -> str:
+    amount = counted(points, "point")
+    return f"{amount} in {counted(batches, 'batch')}" if batches else amount

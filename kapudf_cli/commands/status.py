@@ -24,7 +24,7 @@ def status(path: str, *, as_json: bool) -> None:
     """
     from kapudf_cli.commands.output import aligned
     from kapudf_cli.supervisor import control
-    from kapudf_cli.tools.replay.summary import counted
+    from kapudf_cli.system.terminal_text import counted
     from kapudf_cli.worker.channel import Code
 
     answer = control.ask(path, "status", timeout_s=_TIMEOUT_S)

@@ -11,15 +11,14 @@ import pytest
 from kapudf_cli.client import CommandTarget, HandlerTarget
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import RestoreResponse
-from kapudf_cli.tools.check.model import Outcome
 from kapudf_cli.tools.check.runner import CHECKS, run
-from kapudf_cli.tools.check.snapshots import CHECKS as SNAPSHOTS
-from kapudf_cli.tools.check.trial import Trial
+from kapudf_cli.tools.check.snapshot_checks import CHECKS as SNAPSHOTS
+from kapudf_cli.tools.check.trial import Outcome, Trial
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from kapudf_cli.protocol.udf_pb2 import Point, RestoreRequest
-    from kapudf_cli.tools.check.model import Result
+    from kapudf_cli.tools.check.trial import Result
 
 ROOT = Path(__file__).parent.parent.parent
 PEERS = ROOT / "tests" / "peers"
@@ -62,7 +61,7 @@ FOUND = {
     "empty_response": ("point-types", f"sent a Response in which no message is set; {CRASH}"),
     "prints": ("point-types", "sent bytes that are not frames: "),
     "batches_into_a_stream": ("point-types", "sent a BeginBatch, and provides a stream"),
-    "fails_without_field": ("point-lacks-field", "failed the task with an error: KeyError: 'val"),
+    "fails_without_field": ("point-lacks-field", "failed the task: KeyError: 'val"),
     "ends_what_was_not_begun": (
         "batch-types",
         f"sent an EndBatch without a BeginBatch before it; {CRASH}",
@@ -110,7 +109,7 @@ def test_a_broken_udf_is_found_by_the_check_that_is_for_it(
     """In words that say what it did, and, where Kapacitor would suffer, how."""
     monkeypatch.setattr("kapudf_cli.client.command_target._EXIT_S", 0.1)
     if name == "keepalives_for_ever":
-        monkeypatch.setattr("kapudf_cli.tools.check.conversation._MAX_TIMEOUTS", 1)
+        monkeypatch.setattr("kapudf_cli.tools.check.trial._MAX_TIMEOUTS", 1)
     check, words = FOUND[name]
     found = results(name, check, timeout_s=SHORT_S if name in SLOW else PATIENCE_S)
     result = found.pop(check)

@@ -8,17 +8,16 @@ import pytest
 
 from kapudf_cli import plugins
 from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
-from kapudf_cli.tools.check import asking, endings, keepalives, starting
-from kapudf_cli.tools.check.model import Outcome
+from kapudf_cli.tools.check import connection_checks
 from kapudf_cli.tools.check.runner import CHECKS, run
-from kapudf_cli.tools.check.trial import Trial
+from kapudf_cli.tools.check.trial import Outcome, Trial
 from tests.serve_process import KAPUDF, PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from kapudf_cli.client import Target
-    from kapudf_cli.tools.check.model import Check
+    from kapudf_cli.tools.check.trial import Check
     from tests.serve_process import ServeProcess
 
 HANDLERS = [plugin.name for plugin in plugins.discover() if plugin.distribution == "kapudf"]
@@ -28,8 +27,9 @@ HANDLERS = [plugin.name for plugin in plugins.discover() if plugin.distribution 
 #: process or some, and what is done with data is the same code; so it is for each handler, of
 #: which one that wants a stream and one that wants batches stand for all.
 OF_A_PROCESS = (
-    *asking.CHECKS, *keepalives.CHECKS, *endings.CHECKS,
-    *(check for check in starting.CHECKS if check.name == "init"),
+    *connection_checks.INFO_CHECKS, *connection_checks.KEEPALIVE_CHECKS,
+    *connection_checks.END_CHECKS,
+    *(check for check in connection_checks.INIT_CHECKS if check.name == "init"),
 )  # fmt: skip
 
 

@@ -17,14 +17,12 @@ from kapudf_cli.client import HandlerTarget, SocketTarget
 from kapudf_cli.client.driver import probe
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import STREAM, InitRequest
-from kapudf_cli.tools.check.model import Outcome
 from kapudf_cli.tools.check.runner import CHECKS
 from kapudf_cli.tools.check.runner import run as run_checks
-from kapudf_cli.tools.check.trial import Trial
+from kapudf_cli.tools.check.trial import Outcome, Trial
 from kapudf_cli.tools.load.engine import Engine, Plan
-from kapudf_cli.tools.load.shape import Shape
-from kapudf_cli.tools.load.work import Work
-from kapudf_cli.tools.replay.session import Session
+from kapudf_cli.tools.load.work import Shape, Work
+from kapudf_cli.tools.replay.replay import Replay
 from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until
 
@@ -60,9 +58,9 @@ def answers(path: str) -> bool:
 
 def replayed(path: str) -> list[DataMessage]:
     with SocketTarget(path).open(timeout_s=PATIENCE_S) as connection:
-        session = Session(connection, provides=STREAM, timeout_s=PATIENCE_S)
-        came = list(session.run(INIT, POINTS))
-    assert session.settled
+        replay = Replay(connection, provides=STREAM, timeout_s=PATIENCE_S)
+        came = list(replay.run(INIT, POINTS))
+    assert replay.settled
     return came
 
 
@@ -86,7 +84,7 @@ def test_a_replay_that_is_left_early_takes_what_is_on_its_way(
     with (
         SocketTarget(socket_path).open(timeout_s=PATIENCE_S) as connection,
         contextlib.closing(
-            Session(connection, provides=STREAM, timeout_s=PATIENCE_S).run(INIT, POINTS)
+            Replay(connection, provides=STREAM, timeout_s=PATIENCE_S).run(INIT, POINTS)
         ) as came,
     ):
         assert next(came) == POINTS[0]
@@ -114,13 +112,13 @@ class NeverRests(Handler):
 def test_a_udf_that_never_stops_sending_is_not_waited_for_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The session says that output may be missing."""
-    monkeypatch.setattr("kapudf_cli.tools.replay.session._SETTLE_TIMEOUTS", 0.2 / PATIENCE_S)
+    """The replay says that output may be missing."""
+    monkeypatch.setattr("kapudf_cli.client.session._SETTLE_TIMEOUTS", 0.2 / PATIENCE_S)
     with HandlerTarget("never-rests", NeverRests).open(timeout_s=PATIENCE_S) as connection:
         other_agent = dataclasses.replace(connection, drains=False)
-        session = Session(other_agent, provides=STREAM, timeout_s=PATIENCE_S)
-        assert list(session.run(INIT, POINTS[:1]))
-    assert not session.settled
+        replay = Replay(other_agent, provides=STREAM, timeout_s=PATIENCE_S)
+        assert list(replay.run(INIT, POINTS[:1]))
+    assert not replay.settled
 
 
 def test_check_runs_by_default_only_what_the_server_survives(

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from kapudf_cli.client import CommandTarget
-from kapudf_cli.client.last_words import cause_line
+from kapudf_cli.client.target import cause_line
 from tests.serve_process import PATIENCE_S
 
 PANIC = "panic: runtime error: index out of range [5] with length 3"

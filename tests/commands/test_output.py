@@ -16,7 +16,7 @@ import pytest
 
 from kapudf_cli.commands.output import PrintableLines, aligned, json_text
 from kapudf_cli.protocol.udf_pb2 import Point
-from kapudf_cli.tools.replay.table import TableFormat
+from kapudf_cli.tools.replay.formats import TableFormat
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:

@@ -702,9 +702,9 @@ def test_a_process_that_dies(handlers: str) -> None:
     problem = failure(STREAM, "--exec", command, "--speed", "0.1")
     assert problem.startswith("the UDF closed the connection before the end of the data")
     # What it printed is an event of the log of `kapudf exec`.
-    end = problem.partition("`kapacitor reload TASK` starts it again ")[2]
-    assert end.startswith("(exited with status 7, after saying: ")
-    assert "out of memory" in end
+    assert "; it exited with status 7, after saying: " in problem
+    assert "out of memory" in problem
+    assert problem.endswith("`kapacitor reload TASK` starts it again")
 
 
 PEERS = {
@@ -714,11 +714,11 @@ PEERS = {
     "answers_init_twice": "the UDF sent an InitResponse that was not requested; Kapacitor drops it",
     "batches_into_a_stream": "the UDF sent a BeginBatch, and provides a stream; the task's next",
     "begins_without_end": "the UDF sent a BeginBatch inside a batch; Kapacitor would drop",
-    "dies_at_snapshot": "the UDF closed the connection when it was asked for a snapshot",
+    "dies_at_snapshot": "the UDF closed the connection instead of answering a snapshot",
     "empty_response": "the UDF sent a Response in which no message is set; kapacitord would crash",
     "ends_what_was_not_begun": "the UDF sent an EndBatch without a BeginBatch before it; "
     "kapacitord would crash, and every task with it",
-    "exits_with_1": "the UDF ended badly, with 550 points back of 550 sent (exited with status",
+    "exits_with_1": "the UDF ended badly, with 550 points back of 550 sent; it exited with",
     "fails_without_field": "the UDF failed the task: KeyError: 'value'",
     "garbage": ": no whole answer came in time; 35 bytes came that are not a whole frame: b'This",
     "hangs_at_info": ": no answer to Info within 3 s; is the UDF stuck?",
@@ -726,7 +726,7 @@ PEERS = {
     "points_without_batch": "the UDF sent a Point outside a batch, and provides batches; the",
     "prints": "the UDF sent bytes that are not frames: ",
     "refuses_in_silence": "the UDF refused Init: it gives no reason; set `error` in its answer",
-    "stays_at_the_end": "nothing came from the UDF for 3 s after the end of the data (550 points",
+    "stays_at_the_end": "the UDF did not close the connection within 3 s of the end of its inp",
 }
 STAY_SILENT = {"garbage", "hangs_at_info", "stays_at_the_end"}
 WANT_BATCHES = {
@@ -771,13 +771,12 @@ def test_a_udf_that_hangs_is_told_of(tmp_path: Path) -> None:
     command = f"env PYTHONPATH=. {sys.executable} {script}"
     slow = (STREAM, "--exec", command, "--timeout", "3", "--speed", "0.1")
     assert failure(*slow) == (
-        "nothing came from the UDF for 3 s, not even an answer to a keepalive "
-        "(1 point back of 1 sent); is it stuck in a call, or does it not flush what it writes? "
+        "the UDF sent nothing for 3 s, not even an answer to a keepalive "
+        "(1 point back of 1 sent). Is it stuck in a call, or does it not flush what it writes? "
         "Kapacitor aborts such a task"
     )
-    assert failure(STREAM, "--exec", command, "--timeout", "3") == (
-        "nothing came from the UDF for 3 s, not even an answer to a keepalive "
-        "(1 point back of 550 sent); is it stuck in a call, or does it not flush what it writes? "
+    assert failure(STREAM, "--exec", command, "--timeout", "3").endswith(
+        "(1 point back of 550 sent). Is it stuck in a call, or does it not flush what it writes? "
         "Kapacitor aborts such a task"
     )
 
@@ -795,7 +794,7 @@ def test_a_slow_handler_is_not_said_to_end_its_task(tmp_path: Path, method: str)
         encoding="utf-8",
     )
     problem = failure(STREAM, "--handler", f"{script}:Slow", "--timeout", "0.5", "--limit", "1")
-    assert problem.startswith("a call of the handler took more than 0.5 s")
+    assert " within 0.5 s" in problem
     assert problem.endswith(
         "When served, kapudf tells Kapacitor that the handler is busy, and the task goes on until "
         "busy_limit_s, five minutes by default. To wait longer here, raise --timeout"

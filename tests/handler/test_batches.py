@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from kapudf_cli.client.in_process import served
+from kapudf_cli.client.target import served
 from kapudf_cli.handler.batches import Batch, BatchHandler, batch_messages, write_batch
 from kapudf_cli.handler.errors import BatchTooLongError
 from kapudf_cli.handler.handler import Handler

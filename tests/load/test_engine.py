@@ -13,12 +13,11 @@ import pytest
 from kapudf_handlers.mirror import BatchMirror, Mirror
 
 from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
+from kapudf_cli.client.errors import UdfFaultError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import BATCH, Option, Point
 from kapudf_cli.tools.load.engine import Engine, Measured, Plan
-from kapudf_cli.tools.load.errors import LoadError
-from kapudf_cli.tools.load.shape import Shape
-from kapudf_cli.tools.load.work import Work
+from kapudf_cli.tools.load.work import Shape, Work
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def test_a_udf_that_no_longer_answers_is_told(monkeypatch: pytest.MonkeyPatch) -
             if self.seen < 100:
                 self.agent.write_point(point)
 
-    with pytest.raises(LoadError, match="1000 answers of the UDF are due at once"):
+    with pytest.raises(UdfFaultError, match="the UDF owes 1000 answers at once"):
         run(HandlerTarget("tires", Tires), points=5000)
 
 
@@ -225,12 +224,12 @@ class Refuses(Handler):
     [
         (MIRROR, [Option(name="nothing")], "the UDF refused Init: there is no option"),
         (peer("fails_without_field"), [], "the UDF failed the task: KeyError: 'value'"),
-        (peer("empty_response"), [], "the UDF broke the connection: a Response in which no"),
+        (peer("empty_response"), [], "the UDF sent a Response in which no"),
     ],
 )
 def test_a_udf_that_fails_at_once_is_told(target: Target, options: list[Option], told: str) -> None:
     """In words for its author."""
-    with pytest.raises(LoadError, match=told):
+    with pytest.raises(UdfFaultError, match=told):
         run(target, Work(POINTS.messages, options))
 
 
@@ -255,7 +254,7 @@ Dies().run()
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "it was ended by SIGKILL"),
         ("self.write_bytes(bytes(1))", "sent a Response in which no message is set; kapacitord"),
         ("self.write_bytes(b'hello' * 100)", "sent bytes that are not frames"),
-        ("import time; time.sleep(60)", "nothing came from the UDF for"),
+        ("import time; time.sleep(60)", "the UDF sent nothing for"),
     ],
     ids=["exits", "killed", "empty", "garbage", "hangs"],
 )
@@ -265,7 +264,7 @@ def test_a_udf_that_fails_under_load_is_told(
     """And the run ends."""
     monkeypatch.setattr("kapudf_cli.client.command_target._EXIT_S", 0.1)
     target = CommandTarget("dies", (sys.executable, "-c", DIES.format(how=how)))
-    with pytest.raises(LoadError, match=told):
+    with pytest.raises(UdfFaultError, match=told):
         run(target, points=5000, timeout_s=3.0 if "sleep" in how else PATIENCE_S)
 
 
@@ -275,6 +274,6 @@ def test_no_descriptor_is_left_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         run(MIRROR, connections=5)
-        with pytest.raises(LoadError):
+        with pytest.raises(UdfFaultError):
             run(MIRROR, Work(POINTS.messages, [Option(name="nothing")]))
     assert len(os.listdir("/proc/self/fd")) == before

@@ -15,13 +15,11 @@ from kapudf_cli.protocol.udf_pb2 import DOUBLE, STRING, Option, OptionValue, Poi
 from kapudf_cli.tools.load.exchange import (
     Exchange,
     bulk,
-    head_bytes,
     ping_pong,
     receive,
     wait_until,
 )
-from kapudf_cli.tools.load.shape import Shape
-from kapudf_cli.tools.load.work import Work
+from kapudf_cli.tools.load.work import Shape, Work, head_bytes
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S
 

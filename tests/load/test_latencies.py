@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapudf_cli.tools.load.latencies import PERCENTILES, Latencies
+from kapudf_cli.tools.load.connection import PERCENTILES, Latencies
 
 NANOSECONDS = st.lists(st.integers(0, 10**12), min_size=1, max_size=300)
 

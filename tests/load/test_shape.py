@@ -6,8 +6,7 @@ import pytest
 
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
-from kapudf_cli.tools.load.shape import Shape
-from kapudf_cli.tools.load.work import Work
+from kapudf_cli.tools.load.work import Shape, Work
 
 
 def test_the_default_is_telegrafs_cpu() -> None:

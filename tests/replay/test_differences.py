@@ -13,7 +13,7 @@ from kapudf_cli import BeginBatch, EndBatch, Point, drop_field, set_field
 from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.testing import grouped, lines
 from kapudf_cli.tools.replay import differences
-from kapudf_cli.tools.replay.difference_format import DifferenceFormat
+from kapudf_cli.tools.replay.formats import DifferenceFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from kapudf_cli import Point
 from kapudf_cli.testing import grouped, lines
-from kapudf_cli.tools.replay import windows
+from kapudf_cli.tools.replay import feed
 from kapudf_cli.tools.replay.errors import WindowsTooFullError
-from kapudf_cli.tools.replay.feed import Feed
-from kapudf_cli.tools.replay.windows import Windows
+from kapudf_cli.tools.replay.feed import Feed, Windows
 from tests.captured import data_of, points_of
 
 SECOND = 10**9
@@ -83,6 +82,6 @@ def test_points_of_a_batch_have_time_group_tags_and_fields() -> None:
 
 def test_windows_that_never_close_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many groups, or a long period, end in an error that says what to do."""
-    monkeypatch.setattr(windows, "MAX_HELD_POINTS", 3)
+    monkeypatch.setattr(feed, "MAX_HELD_POINTS", 3)
     with pytest.raises(WindowsTooFullError, match="more than 3 points in open windows; cut"):
         times(Windows(100 * SECOND), 1, 2, 3, 4)

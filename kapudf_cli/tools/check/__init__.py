@@ -1,5 +1,5 @@
-"""Does a UDF hold to the protocol? A conformance run over any UDF, in any language.
+"""A conformance run: whether a UDF, in any language, keeps to the protocol.
 
-One file a family of checks; each check states the rule that it tests and the rule's
-source. Results are data; `kapudf check` shows them.
+Each check states the rule that it tests and the rule's source. Results are data, which
+`kapudf check` shows.
 """

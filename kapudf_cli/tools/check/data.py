@@ -1,29 +1,100 @@
-"""Points and batches to send, as Kapacitor would send them."""
+"""What the checks send: options made from what a UDF declares, and points and batches."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
-from kapudf_cli.tools.check.options import named_fields
+from kapudf_cli.protocol.udf_pb2 import (
+    BOOL,
+    DOUBLE,
+    DURATION,
+    INT,
+    STRING,
+    BeginBatch,
+    EndBatch,
+    Option,
+    OptionValue,
+    Point,
+    ValueType,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from kapudf_cli.protocol.codec import DataMessage
-    from kapudf_cli.protocol.udf_pb2 import Option
+    from kapudf_cli.protocol.udf_pb2 import InfoResponse
+
+#: The field that generated options name and that every ordinary point has.
+FIELD: Final = "value"
+
+#: Values that most options accept, for two attempts: a share or a factor, a larger or smaller
+#: count, a field's name.
+_GOOD: Final[Sequence[Mapping[ValueType, OptionValue]]] = (
+    {
+        BOOL: OptionValue(type=BOOL, boolValue=True),
+        INT: OptionValue(type=INT, intValue=10),
+        DOUBLE: OptionValue(type=DOUBLE, doubleValue=0.5),
+        STRING: OptionValue(type=STRING, stringValue=FIELD),
+        DURATION: OptionValue(type=DURATION, durationValue=10_000_000_000),
+    },
+    {
+        BOOL: OptionValue(type=BOOL, boolValue=False),
+        INT: OptionValue(type=INT, intValue=2),
+        DOUBLE: OptionValue(type=DOUBLE, doubleValue=2.0),
+        STRING: OptionValue(type=STRING, stringValue=FIELD),
+        DURATION: OptionValue(type=DURATION, durationValue=60_000_000_000),
+    },
+)
+
+
+def generated(info: InfoResponse) -> list[list[Option]]:
+    """Return calls of every declared option, as candidates to try in this order."""
+    return [
+        [
+            # An unknown type is a fault of its own, which another check finds.
+            Option(name=name, values=[good.get(kind, good[STRING]) for kind in option.valueTypes])
+            for name, option in sorted(info.options.items())
+        ]
+        for good in _GOOD
+    ]
+
+
+def mistyped(info: InfoResponse) -> list[Option]:
+    """Return a call of each declared option with values of other types, and one value too many."""
+    return [
+        Option(
+            name=name,
+            values=[
+                *(_GOOD[0][INT if kind == STRING else STRING] for kind in option.valueTypes),
+                _GOOD[0][BOOL],
+            ],
+        )
+        for name, option in sorted(info.options.items())
+    ]
+
+
+def without_values(info: InfoResponse) -> list[Option]:
+    """Return a call of each declared option that takes values, with none."""
+    return [Option(name=name) for name, option in sorted(info.options.items()) if option.valueTypes]
+
+
+def named_fields(options: Sequence[Option]) -> list[str]:
+    """Return the names that may be those of fields: every string among the options' values."""
+    names = [value.stringValue for option in options for value in option.values]
+    return sorted({FIELD, *filter(None, names)})
+
 
 #: 2023-11-14 22:13:20 UTC.
 START_NS: Final = 1_700_000_000_000_000_000
 _STEP_NS: Final = 10_000_000_000
-#: Text that takes one, two, three and four bytes a character, and needs escapes in places.
+#: Text with characters of one to four bytes, and some that need escapes.
 TEXT: Final = 'plain, ="quoted" \\ \n ä ß 日本語 🌡️'
 HOSTS: Final = 4
-_FAR_OUT_EVERY: Final = 100
+_OUTLIER_EVERY: Final = 100
 
 
 def points(count: int, options: Sequence[Option]) -> Iterator[Point]:
-    """Yield ordinary points: a double in each field that options name, grouped by host."""
+    """Yield ordinary points, grouped by host: each field that options name is a double."""
     names = named_fields(options)
     for number in range(count):
         host = f"server{number % HOSTS:02}"
@@ -35,13 +106,13 @@ def points(count: int, options: Sequence[Option]) -> Iterator[Point]:
             group=f"host={host}",
             dimensions=["host"],
             tags={"host": host, "cpu": "cpu-total"},
-            # Alike and not equal, and now and then far out, for whoever looks for that.
+            # Similar but not equal values, and an outlier now and then.
             fieldsDouble=dict.fromkeys(names, _double(number)),
         )
 
 
 def _double(number: int) -> float:
-    return 1000.0 if number % _FAR_OUT_EVERY == _FAR_OUT_EVERY - 1 else number % 7 + 0.5
+    return 1000.0 if number % _OUTLIER_EVERY == _OUTLIER_EVERY - 1 else number % 7 + 0.5
 
 
 def every_type(options: Sequence[Option]) -> Point:
@@ -55,7 +126,7 @@ def every_type(options: Sequence[Option]) -> Point:
 
 
 def extremes(options: Sequence[Option]) -> Iterator[Point]:
-    """Yield points with the largest and smallest values, and with those that are no numbers."""
+    """Yield points with the largest and smallest times, integers and doubles."""
     for time_ns, double, number in (
         (0, 0.0, 0),
         (-1, -0.0, -1),
@@ -74,7 +145,7 @@ def extremes(options: Sequence[Option]) -> Iterator[Point]:
 
 
 def not_numbers(options: Sequence[Option]) -> Iterator[Point]:
-    """Yield points whose fields are not finite, as a quotient in an |eval() can be."""
+    """Yield points whose fields are NaN or infinite, as the result of an |eval() can be."""
     for value in (float("nan"), float("inf"), float("-inf")):
         (point,) = points(1, options)
         for name in named_fields(options):
@@ -92,7 +163,7 @@ def batch(
     """Yield points as a batch.
 
     Args:
-        inside: the points; what Kapacitor leaves out of a batch's points is left out.
+        inside: the points, of which only what Kapacitor sends in a batch is used.
         host: the group that the batch is of.
         size: what the begin announces, None for the number of points.
         by_name: whether it is grouped by measurement too.
@@ -118,7 +189,7 @@ def batch(
 
 
 def batches(count: int, length: int, options: Sequence[Option]) -> Iterator[DataMessage]:
-    """Yield so many batches of so many points, of several groups in turn."""
+    """Yield `count` batches of `length` points each, of several groups in turn."""
     for number in range(count):
         inside = list(points(length, options))
         for point in inside:

@@ -1,40 +1,102 @@
-"""What every check of a run works with: the UDF, what is known of it, and the time it is given."""
+"""A run of checks over one UDF: what a check is, and what all checks work with."""
 
 from __future__ import annotations
 
 import contextlib
+import enum
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Self
 
-from kapudf_cli.client import SocketTarget
+from kapudf_cli.client import CommandTarget, SocketTarget
 from kapudf_cli.client.driver import ask_info
-from kapudf_cli.client.errors import ProbeError, TargetError
-from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM
+from kapudf_cli.client.errors import ProbeError, TargetError, UdfFaultError
+from kapudf_cli.client.session import Session, drain
+from kapudf_cli.errors import KapudfError
+from kapudf_cli.protocol.udf_pb2 import (
+    BATCH,
+    STREAM,
+    InfoRequest,
+    InfoResponse,
+    InitRequest,
+    InitResponse,
+)
 from kapudf_cli.tickscript.snippets import edge_name
-from kapudf_cli.tools.check.conversation import Conversation
-from kapudf_cli.tools.check.data import HOSTS, batches, points
-from kapudf_cli.tools.check.errors import NotApplicableError, RuleBrokenError
-from kapudf_cli.tools.check.options import generated
+from kapudf_cli.tools.check.data import HOSTS, batches, generated, points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from kapudf_cli.client import Target
     from kapudf_cli.protocol.codec import DataMessage
-    from kapudf_cli.protocol.udf_pb2 import EdgeType, InfoResponse, Option
+    from kapudf_cli.protocol.udf_pb2 import EdgeType, Option
+
+#: A check on one connection ends after so many timeouts, however lively the UDF is: one that
+#: sends keepalives for ever would hold the run up for ever.
+_MAX_TIMEOUTS: Final = 12
+
+
+class NotApplicableError(KapudfError):
+    """The rule does not apply to this UDF, for the reason that the message gives."""
+
+
+class Outcome(enum.StrEnum):
+    """The result of a check."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule, and how it is tested.
+
+    Attributes:
+        name: short, unique, of words with hyphens.
+        rule: what a UDF has to do, in a sentence.
+        source: where the rule comes from.
+        run: tests it; raises UdfFaultError if the UDF breaks it, and NotApplicableError if it
+            does not apply to this UDF.
+        cuts: whether it ends connections that the UDF still writes to, as Kapacitor does
+            when a task is disabled. The server of a UDF that cannot handle that may exit.
+    """
+
+    name: str
+    rule: str
+    source: str
+    run: Callable[[Trial], None]
+    cuts: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one check.
+
+    Attributes:
+        check: the check.
+        outcome: whether it passed.
+        reason: why it failed or does not apply; empty if it passed.
+        duration_s: how long it took.
+    """
+
+    check: Check
+    outcome: Outcome
+    reason: str
+    duration_s: float
 
 
 @dataclass
 class Trial:
-    """One run over one UDF.
+    """One run over one UDF. Close it, or use it as a context manager.
 
     Attributes:
         target: the UDF.
         timeout_s: how long it may take for each answer, as in kapacitor.conf.
         may_cut: whether to run checks that end connections the UDF still writes to.
-        given_options: what the user says to call at Init, None to generate it.
-        info: what the UDF said that it is; None until the first check has asked.
-        options: what is called at Init; None until a check has found what is taken.
+        given_options: the options that the user wants at Init, None to generate them.
+        info: the UDF's answer to Info; None until the first check has asked.
+        options: what is sent at Init; None until a check has found options that are accepted.
     """
 
     target: Target
@@ -42,38 +104,105 @@ class Trial:
     given_options: Sequence[Option] | None = None
     may_cut: bool = True
     info: InfoResponse | None = None
-    options: Sequence[Option] | None = field(default=None)
+    options: Sequence[Option] | None = None
+    _shared: _SharedConnection | None = field(default=None, init=False)
+    _snapshots: tuple[bytes, bytes] | None = field(default=None, init=False)
+    _failed_on_used: bool = field(default=False, init=False)
+
+    def __enter__(self) -> Self:
+        """Return the trial itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection that checks share."""
+        self.close_shared()
+
+    # --- connections ---
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[Conversation]:
-        """Open a connection."""
-        provides = None if self.info is None else self.info.provides
+    def connected(self) -> Iterator[Session]:
+        """Open a connection, and end it without a test of how the UDF ends it."""
         with self.target.open(timeout_s=self.timeout_s) as connection:
-            conversation = Conversation(
+            session = Session(
                 connection,
                 timeout_s=self.timeout_s,
-                provides=provides,
-                sees_end=not isinstance(self.target, SocketTarget),
+                provides=None if self.info is None else self.info.provides,
+                limit_s=self.timeout_s * _MAX_TIMEOUTS,
+                settle_limit_s=self.timeout_s,
             )
-            yield conversation
-            conversation.settle()
+            yield session
+            drain(session.settle())
             # Only the checks that are about it close a connection at once.
-            conversation.part()
+            session.part()
 
     @contextlib.contextmanager
-    def started(self) -> Iterator[Conversation]:
+    def started(self) -> Iterator[Session]:
         """Open a connection and start a task on it.
 
         Raises:
             NotApplicableError: an earlier check found that this cannot be done.
         """
         self.needs_task()
-        with self.connected() as conversation:
-            self.start(conversation)
-            yield conversation
+        with self.connected() as session:
+            self.start(session)
+            yield session
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[Session]:
+        """Give a connection with a task that several checks use, one after the other.
+
+        Starting a process for each check would take most of the time of a run. A connection
+        on which a check failed is not used again.
+        """
+        is_new = self._shared is None
+        if self._shared is None:
+            stack = contextlib.ExitStack()
+            self._shared = _SharedConnection(stack.enter_context(self.started()), stack)
+        session = self._shared.session
+        session.restart_limit()
+        try:
+            yield session
+            # What the UDF still answers belongs to this check.
+            drain(session.settle())
+        except BaseException:
+            self._failed_on_used = not is_new
+            shared, self._shared = self._shared, None
+            shared.stack.__exit__(*sys.exc_info())
+            raise
+
+    def take_shared(self) -> contextlib.AbstractContextManager[Session]:
+        """Give the shared connection, or a new one, to a check that ends it."""
+        shared, self._shared = self._shared, None
+        if shared is None:
+            return self.started()
+        shared.session.restart_limit()
+        return _taken(shared)
+
+    def close_shared(self) -> None:
+        """Close the shared connection, if there is one."""
+        if self._shared is not None:
+            shared, self._shared = self._shared, None
+            with contextlib.suppress(UdfFaultError):
+                shared.stack.close()
+
+    def run(self, check: Check) -> None:
+        """Run a check; raises as its `run` does.
+
+        A check that fails on a connection with the data of earlier checks is run again on a
+        new connection, so that it is not blamed for them.
+        """
+        self._failed_on_used = False
+        try:
+            check.run(self)
+        except UdfFaultError as first:
+            if not self._failed_on_used:
+                raise
+            check.run(self)
+            problem = f"{first.problem}; this did not happen without the data of earlier checks"
+            raise UdfFaultError(problem) from first
 
     def is_gone(self) -> bool:
-        """Return whether what served the socket before serves it no longer."""
+        """Return whether the server at the socket has ended."""
         if not isinstance(self.target, SocketTarget):
             # A process or a handler is started for each connection.
             return False
@@ -86,32 +215,64 @@ class Trial:
             return True
         return False
 
-    def start(self, conversation: Conversation) -> None:
-        """Start a task on a connection, with the options that were taken before."""
-        response = conversation.init(self.options or ())
+    @property
+    def has_own_processes(self) -> bool:
+        """Whether each connection is served by a process of its own."""
+        return isinstance(self.target, CommandTarget)
+
+    @property
+    def sees_endings(self) -> bool:
+        """Whether it can be seen how a process or a handler ends."""
+        return not isinstance(self.target, SocketTarget)
+
+    # --- what is sent ---
+
+    def ask_info(self, session: Session) -> InfoResponse:
+        """Send Info and return the answer."""
+        return drain(session.ask(InfoRequest(), InfoResponse, "Info"))
+
+    def init(self, session: Session, options: Sequence[Option]) -> InitResponse:
+        """Send Init and return the answer."""
+        request = InitRequest(taskID="kapudf-check", nodeID="udf1", options=options)
+        return drain(session.ask(request, InitResponse, "Init"))
+
+    def start(self, session: Session) -> None:
+        """Start a task with the options that were accepted before."""
+        response = self.init(session, self.options or ())
         if not response.success:
             problem = f"refused options that it had taken before: {response.error or 'no reason'}"
-            raise RuleBrokenError(problem)
+            raise UdfFaultError(problem)
 
     def data(self, count: int) -> list[DataMessage]:
-        """Return so many ordinary points, in batches of several groups if it wants batches."""
+        """Return `count` ordinary points, in batches of several groups if the UDF wants batches."""
         options = self.options or ()
         if self.known().wants == STREAM:
             return list(points(count, options))
         return list(batches(HOSTS, count // HOSTS, options))
 
+    def snapshots(self, count: int) -> tuple[bytes, bytes]:
+        """Return a snapshot from before any data and one from after `count` points."""
+        if self._snapshots is None:
+            with self.started() as session:
+                unused = drain(session.snapshot())
+                drain(session.exchange(self.data(count), f"a keepalive behind {count} points"))
+                self._snapshots = unused, drain(session.snapshot())
+        return self._snapshots
+
+    # --- what is known ---
+
     def known(self) -> InfoResponse:
-        """Return what the UDF is.
+        """Return the UDF's answer to Info.
 
         Raises:
-            NotApplicableError: it did not say.
+            NotApplicableError: it did not answer.
         """
         if self.info is None:
             raise NotApplicableError("it did not say what it is; see info")
         return self.info
 
     def needs_task(self) -> None:
-        """Raise NotApplicableError for a UDF that took no options."""
+        """Raise NotApplicableError for a UDF that accepted no options."""
         if self.options is None:
             raise NotApplicableError("no task can be started on it; see init")
 
@@ -135,3 +296,15 @@ class Trial:
             return [self.given_options]
         info = self.known()
         return [*generated(info), ()] if info.options else [()]
+
+
+@dataclass(frozen=True)
+class _SharedConnection:
+    session: Session
+    stack: contextlib.ExitStack
+
+
+@contextlib.contextmanager
+def _taken(shared: _SharedConnection) -> Iterator[Session]:
+    with shared.stack:
+        yield shared.session

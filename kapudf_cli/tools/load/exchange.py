@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import EndBatch, ErrorResponse, InitRequest, InitResponse, Point
+from kapudf_cli.tools.load.work import head_bytes
 
 if TYPE_CHECKING:
     import socket
@@ -140,14 +141,6 @@ def wait_until(due: float) -> None:
     """Return when it is time, in seconds of time.perf_counter, and hardly later."""
     while (left := due - time.perf_counter()) > 0:
         time.sleep(left / 2 if left > _SLEEP_UNTIL_S else 0)
-
-
-def head_bytes(frame: bytes) -> int:
-    """Return how long the length before a frame is: what Kapacitor writes first."""
-    size = 1
-    while frame[size - 1] > 0x7F:  # noqa: PLR2004 - the high bit says that more follows
-        size += 1
-    return size
 
 
 def send_as_kapacitor(connection: socket.socket, frame: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Why a replay fails."""
+"""Recordings that cannot be sent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ class WindowsTooFullError(KapudfError):
     """The windows over a stream hold more points than memory should."""
 
 
-class MisfitError(KapudfError):
-    """A UDF, a recording, and what was asked for do not go together."""
+class IncompatibleError(KapudfError):
+    """A UDF, a recording and the options of the command cannot be used together."""
 
     is_usage_error = True
-
-
-class ReplayError(KapudfError):
-    """A UDF did what fails its task, or worse, while a recording was sent through it."""

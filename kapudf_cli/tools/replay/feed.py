@@ -1,21 +1,97 @@
-"""What is sent: a recording's points or batches, selected, grouped, cut and paced as asked."""
+"""What a replay sends: a recording's points or batches, selected, grouped, cut and paced."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.handler.batches import Batch, batch_messages
-from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
+from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM, EndBatch, Point
+from kapudf_cli.tickscript.snippets import edge_name
+from kapudf_cli.tools.recordings import Kind
 from kapudf_cli.tools.recordings.grouping import Grouping
+from kapudf_cli.tools.replay.errors import IncompatibleError, WindowsTooFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from kapudf_cli.protocol.codec import DataMessage
-    from kapudf_cli.tools.replay.windows import Windows
+    from kapudf_cli.protocol.udf_pb2 import EdgeType
+
+#: Points that all open windows together may hold. A point takes about 1 KB.
+MAX_HELD_POINTS: Final = 1_000_000
+
+
+@dataclass
+class _Window:
+    """The open window of a group: its name, the time at which it ends, and what is in it."""
+
+    name: str
+    end_ns: int
+    points: list[Point] = field(default_factory=list)
+
+
+class Windows:
+    """Cuts a stream into batches, as `|window().period(p).every(p)` does for each group.
+
+    The first window of a group begins with its first point. One is emitted when a point
+    comes that is no longer of it, and the next begins with that point (`windowByTime` in
+    Kapacitor's window.go). What the last windows hold is never emitted.
+
+    Attributes:
+        held: how many points are in windows that are still open.
+    """
+
+    def __init__(self, period_ns: int) -> None:
+        """Cut windows of this length, in nanoseconds."""
+        self.held = 0
+        self._period_ns = period_ns
+        self._windows: dict[str, _Window] = {}
+
+    def cut(self, points: Iterable[Point]) -> Iterator[Batch]:
+        """Yield a batch for each window that closes.
+
+        Raises:
+            WindowsTooFullError: the open windows hold more than MAX_HELD_POINTS.
+        """
+        for point in points:
+            window = self._windows.get(point.group)
+            if window is None:
+                window = _Window(point.name, point.time + self._period_ns)
+                self._windows[point.group] = window
+            elif point.time >= window.end_ns:
+                yield self._close(window, point)
+                window.end_ns = point.time + self._period_ns
+            window.points.append(point)
+            self.held += 1
+            if self.held > MAX_HELD_POINTS:
+                message = f"more than {MAX_HELD_POINTS} points in open windows; cut shorter ones"
+                raise WindowsTooFullError(message)
+
+    def _close(self, window: _Window, point: Point) -> Batch:
+        """Return what is in a window as a batch, `point` being of the same group."""
+        batch = Batch(
+            name=window.name,
+            points=[_in_batch(each) for each in window.points],
+            tags={tag: point.tags.get(tag, "") for tag in point.dimensions},
+            group=point.group,
+            tmax_ns=window.end_ns,
+            by_name=point.byName,
+        )
+        self.held -= len(window.points)
+        window.points = []
+        return batch
+
+
+def _in_batch(point: Point) -> Point:
+    """Return a point as it stands in a batch: with time, group, tags and fields only."""
+    bare = Point()
+    bare.CopyFrom(point)
+    for name in ("name", "database", "retentionPolicy", "dimensions", "byName"):
+        bare.ClearField(name)
+    return bare
 
 
 @dataclass(frozen=True)
@@ -121,3 +197,29 @@ def _paced(records: Iterable[Point | Batch], speed: float) -> Iterator[Point | B
         if wait_s > 0:
             time.sleep(wait_s)
         yield record
+
+
+def check_compatible(wants: EdgeType, kind: Kind, feed: Feed) -> None:
+    """Check that a UDF which wants this edge can be sent a recording of this kind.
+
+    Raises:
+        IncompatibleError: it cannot; the message says what to change.
+    """
+    if wants not in {STREAM, BATCH}:
+        raise IncompatibleError(f"the UDF wants an {edge_name(wants)}; it must be STREAM or BATCH")
+    if kind is Kind.BATCH:
+        grouping = feed.grouping
+        if feed.windows is not None or grouping.tags != () or grouping.by_name:
+            raise IncompatibleError(
+                f"this is {kind.value}, which has its groups and is cut already"
+            )
+        if feed.selection.database is not None or feed.selection.retention_policy is not None:
+            raise IncompatibleError(f"this is {kind.value}, which does not name databases")
+        if wants == STREAM:
+            raise IncompatibleError(f"the UDF wants a stream, and this is {kind.value}")
+    elif wants == BATCH and feed.windows is None:
+        raise IncompatibleError(
+            f"the UDF wants batches, and this is {kind.value}; cut it with --window 10s"
+        )
+    elif wants == STREAM and feed.windows is not None:
+        raise IncompatibleError("the UDF wants a stream; leave --window out")

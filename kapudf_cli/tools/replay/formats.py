@@ -1,27 +1,39 @@
-"""What came back, as line protocol or as JSON.
+"""How a replay shows what comes back: line protocol, JSON, a table, or differences.
 
-Where a batch begins and ends, line protocol has comments, which InfluxDB and replay pass
-over. In JSON a batch is one line, of the form that a batch recording has.
+For the begin and end of a batch, line protocol has comments, which InfluxDB and replay skip.
+In JSON a batch is one line, of the form that a batch recording has.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from kapudf_cli.handler.points import get_fields
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
-from kapudf_cli.system.terminal_text import printable, printable_json
+from kapudf_cli.system.terminal_text import counted, printable, printable_json
 from kapudf_cli.tools.recordings.errors import LineProtocolError
-from kapudf_cli.tools.recordings.line_protocol import write
+from kapudf_cli.tools.recordings.line_protocol import show_value, write
 from kapudf_cli.tools.recordings.rfc3339 import write_time
+from kapudf_cli.tools.replay.differences import Difference, Differences, Fate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.protocol.codec import DataMessage
+
+_HEADER: Final = ("time", "measurement", "tags", "fields")
+#: Widths are those of the first rows, and grow with what comes later.
+_HELD_ROWS: Final = 20
+#: What each fate is called when they are counted.
+_WORDS = {
+    Fate.SAME: "as they were",
+    Fate.CHANGED: "changed",
+    Fate.LOST: "did not come back",
+    Fate.NEW: "new",
+}
 
 
 class Format(Protocol):
@@ -144,3 +156,124 @@ def _content(point: Point) -> dict[str, object]:
 
 def _json(content: object) -> str:
     return printable_json(msgspec.json.encode(content).decode())
+
+
+class TableFormat:
+    """A row a point; a batch has a line of its own before its points and one after them."""
+
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        """Hand each line to `emit`."""
+        self._emit = emit
+        self._held: list[tuple[str, ...] | str] | None = [_HEADER]
+        self._widths = [0] * len(_HEADER)
+        self._batch: BeginBatch | None = None
+        self._points = 0
+
+    def take(self, message: DataMessage) -> None:
+        """Show a point, or where a batch begins or ends."""
+        match message:
+            case Point():
+                self._points += 1
+                name = message.name if self._batch is None else self._batch.name
+                self._row(
+                    (write_time(message.time), printable(name), _tags(message), _fields(message))
+                )
+            case BeginBatch():
+                self._batch, self._points = message, 0
+                self._row(f"batch {series(message.name, message.tags)}")
+            case EndBatch():
+                self._batch = None
+                points = counted(self._points, "point")
+                self._row(f"end   {series(message.name, message.tags)} {end_of(message)} {points}")
+
+    def finish(self) -> None:
+        """Show the rows that were held back for their widths."""
+        held, self._held = self._held or [], None
+        if held == [_HEADER]:
+            return
+        for row in held:
+            self._widen(row)
+        for row in held:
+            self._show(row)
+
+    def _row(self, row: tuple[str, ...] | str) -> None:
+        if self._held is None:
+            self._widen(row)
+            self._show(row)
+            return
+        self._held.append(row)
+        if len(self._held) > _HELD_ROWS:
+            self.finish()
+
+    def _widen(self, row: tuple[str, ...] | str) -> None:
+        if not isinstance(row, str):
+            self._widths = [
+                max(width, len(cell)) for width, cell in zip(self._widths, row, strict=True)
+            ]
+
+    def _show(self, row: tuple[str, ...] | str) -> None:
+        if not isinstance(row, str):
+            cells = (cell.ljust(width) for cell, width in zip(row, self._widths, strict=True))
+            row = "  ".join(cells).rstrip()
+        self._emit(row)
+
+
+def _tags(point: Point) -> str:
+    return printable(" ".join(f"{tag}={value}" for tag, value in sorted(point.tags.items())))
+
+
+def _fields(point: Point) -> str:
+    fields = sorted(get_fields(point).items())
+    return printable(" ".join(f"{name}={show_value(value)}" for name, value in fields))
+
+
+class DifferenceFormat:
+    """A line for each point that was sent or came back: its fate, its series, what changed.
+
+    `=` came back as it was, `~` changed, `-` did not come back, `+` was not sent.
+    """
+
+    def __init__(
+        self, emit: Callable[[str], None], paint: Callable[[str, Fate | None], str]
+    ) -> None:
+        """Hand each line to `emit`, which any thread may call, coloured by `paint`.
+
+        `paint` is given a text and the fate that it tells of, None for a batch's lines.
+        """
+        self._emit = emit
+        self._paint = paint
+        self.differences = Differences(self._show)
+
+    def take(self, message: DataMessage) -> None:
+        """Take what came back."""
+        self.differences.received(message)
+
+    def finish(self) -> None:
+        """Show what did not come back, and how many points had each fate."""
+        self.differences.finish()
+        counts = self.differences.counts
+        fates = [f"{counts[fate]:,} {words}" for fate, words in _WORDS.items() if counts[fate]]
+        if fates:
+            self._emit(self._paint(f"# {', '.join(fates)}", None))
+
+    def _show(self, told: Difference | BeginBatch | EndBatch) -> None:
+        match told:
+            case BeginBatch():
+                self._emit(self._paint(f"# begin {series(told.name, told.tags)}", None))
+            case EndBatch():
+                end = f"# end {series(told.name, told.tags)} {end_of(told)}"
+                self._emit(self._paint(end, None))
+            case Difference():
+                self._emit(self._line(told))
+
+    def _line(self, told: Difference) -> str:
+        which = f"{series(told.name, told.point.tags)} {write_time(told.point.time)}"
+        changes = printable("  ".join(told.changes))
+        line = f"{told.fate.value} {which}"
+        if told.fate is Fate.NEW:
+            fields = sorted(get_fields(told.point).items())
+            shown = "  ".join(f"{name}={show_value(value)}" for name, value in fields)
+            line = f"{line}  {printable(shown)}".rstrip()
+        if told.fate is Fate.CHANGED:
+            return f"{line}  {self._paint(changes, told.fate)}"
+        return self._paint(line, told.fate)

@@ -1,15 +1,17 @@
-"""Checks of snapshots and of restoring them."""
+"""The checks of snapshots and of restoring them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kapudf_cli.client.errors import UdfFaultError
+from kapudf_cli.client.session import drain
+from kapudf_cli.protocol.udf_pb2 import RestoreRequest, RestoreResponse
 from kapudf_cli.tools.check.data import batch, points
-from kapudf_cli.tools.check.errors import NotApplicableError, RuleBrokenError
-from kapudf_cli.tools.check.model import Check
+from kapudf_cli.tools.check.trial import Check, NotApplicableError
 
 if TYPE_CHECKING:
-    from kapudf_cli.tools.check.conversation import Conversation
+    from kapudf_cli.client.session import Session
     from kapudf_cli.tools.check.trial import Trial
 
 _ASKED: Final = (
@@ -21,92 +23,89 @@ _GIVEN_BACK: Final = (
     "Restore in udf/server.go"
 )
 _COUNT: Final = 100
+_AFTER_RESTORE: Final = "a keepalive behind points that followed Restore"
 
 
 def _before_data(trial: Trial) -> None:
-    with trial.started() as conversation:
-        conversation.snapshot()
-        conversation.keepalive()
+    with trial.started() as session:
+        drain(session.snapshot())
+        drain(session.exchange())
 
 
 def _after_data(trial: Trial) -> None:
-    with trial.started() as conversation:
-        conversation.exchange(trial.data(_COUNT), f"a keepalive behind {_COUNT} points")
-        conversation.snapshot()
-        conversation.exchange(
-            trial.data(_COUNT), "a keepalive behind points that followed a snapshot"
-        )
+    with trial.shared() as session:
+        drain(session.exchange(trial.data(_COUNT), f"a keepalive behind {_COUNT} points"))
+        drain(session.snapshot())
+        what = "a keepalive behind points that followed a snapshot"
+        drain(session.exchange(trial.data(_COUNT), what))
 
 
 def _inside_a_batch(trial: Trial) -> None:
     trial.needs_batches()
-    options = trial.options or ()
-    messages = list(batch(list(points(10, options))))
-    with trial.started() as conversation:
-        conversation.send(*messages[:5])
-        conversation.snapshot()
-        conversation.exchange(messages[5:], "a keepalive after a batch with a snapshot inside")
+    messages = list(batch(list(points(10, trial.options or ()))))
+    with trial.shared() as session:
+        session.post(*messages[:5])
+        drain(session.snapshot())
+        what = "a keepalive after a batch with a snapshot inside"
+        drain(session.exchange(messages[5:], what))
 
 
 def _restores_an_unused_one(trial: Trial) -> None:
-    with trial.started() as conversation:
-        snapshot = conversation.snapshot()
-    _needs_bytes(snapshot)
-    with trial.started() as conversation:
-        _restore(conversation, snapshot)
-        conversation.exchange(trial.data(_COUNT), "a keepalive behind points that followed Restore")
+    unused, _ = trial.snapshots(_COUNT)
+    with trial.started() as session:
+        _restore(session, unused)
+        drain(session.exchange(trial.data(_COUNT), _AFTER_RESTORE))
 
 
 def _restores_a_used_one(trial: Trial) -> None:
-    with trial.started() as conversation:
-        conversation.exchange(trial.data(_COUNT), f"a keepalive behind {_COUNT} points")
-        snapshot = conversation.snapshot()
-    _needs_bytes(snapshot)
-    with trial.started() as conversation:
-        _restore(conversation, snapshot)
-        conversation.exchange(trial.data(_COUNT), "a keepalive behind points that followed Restore")
-        conversation.snapshot()
+    _, used = trial.snapshots(_COUNT)
+    with trial.started() as session:
+        _restore(session, used)
+        drain(session.exchange(trial.data(_COUNT), _AFTER_RESTORE))
+        drain(session.snapshot())
 
 
 def _keeps_what_was_restored(trial: Trial) -> None:
-    with trial.started() as conversation:
-        unused = conversation.snapshot()
-        conversation.exchange(trial.data(_COUNT), f"a keepalive behind {_COUNT} points")
-        used = conversation.snapshot()
+    unused, used = trial.snapshots(_COUNT)
     if used == unused:
         raise NotApplicableError("its snapshot is the same before and after data")
-    _needs_bytes(used)
-    with trial.started() as conversation:
-        _restore(conversation, used)
-        restored = conversation.snapshot()
+    with trial.started() as session:
+        _restore(session, used)
+        restored = drain(session.snapshot())
     if restored == unused:
         problem = (
             "took its own snapshot back with success, and forgot it: its next one is that of a "
             "task without any data"
         )
-        raise RuleBrokenError(problem)
+        raise UdfFaultError(problem)
 
 
 def _answers_a_foreign_one(trial: Trial) -> None:
     for snapshot in (b"\xff\xfe no snapshot of this UDF \x00" * 40, b"{}"):
-        with trial.started() as conversation:
-            response = conversation.restore(snapshot)
+        with trial.started() as session:
+            response = _answer(session, snapshot)
         if not response.success and not response.error.strip():
-            raise RuleBrokenError("refused a snapshot that is not its own without a reason")
+            raise UdfFaultError("refused a snapshot that is not its own without a reason")
 
 
-def _needs_bytes(snapshot: bytes) -> None:
-    """Raise NotApplicableError for an empty snapshot."""
+def _restore(session: Session, snapshot: bytes) -> None:
+    """Give a snapshot of the UDF back.
+
+    Raises:
+        NotApplicableError: it is empty.
+        UdfFaultError: the UDF refuses it.
+    """
     if not snapshot:
         raise NotApplicableError("its snapshot is empty, and Kapacitor never restores an empty one")
-
-
-def _restore(conversation: Conversation, snapshot: bytes) -> None:
-    response = conversation.restore(snapshot)
+    response = _answer(session, snapshot)
     if not response.success:
         reason = " ".join(response.error.split()) or "no reason given"
         problem = f"refused its own snapshot of {len(snapshot)} bytes: {reason:.300}"
-        raise RuleBrokenError(problem)
+        raise UdfFaultError(problem)
+
+
+def _answer(session: Session, snapshot: bytes) -> RestoreResponse:
+    return drain(session.ask(RestoreRequest(snapshot=snapshot), RestoreResponse, "Restore"))
 
 
 CHECKS: Final = (

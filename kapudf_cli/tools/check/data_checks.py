@@ -1,0 +1,304 @@
+"""The checks of data: points for a UDF that wants a stream, batches for one that wants those."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.client.session import drain
+from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM, BeginBatch, EndBatch, Point
+from kapudf_cli.tools.check.data import (
+    START_NS,
+    TEXT,
+    batch,
+    batches,
+    every_type,
+    extremes,
+    not_numbers,
+    points,
+)
+from kapudf_cli.tools.check.trial import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from kapudf_cli.protocol.codec import DataMessage
+    from kapudf_cli.protocol.udf_pb2 import EdgeType, Option
+    from kapudf_cli.tools.check.trial import Trial
+
+#: As much text as InfluxDB takes in a field is 64 KiB; a node before may have joined several.
+_LARGE_TEXT: Final = 1 << 20
+_MANY: Final = 20_000
+#: Where the rules come from that concern all data of an edge.
+_SOURCES: Final = {
+    STREAM: "The fields of Point in udf.proto; writePoint in udf/server.go",
+    BATCH: "BeginBatch, Point and EndBatch of udf.proto; writeBufferedBatch in udf/server.go",
+}
+_HINT: Final = "It is a hint, 0 where it is not known: SizeHint in edge/messages.go"
+_HUGE: Final = 20_000
+
+
+def _check(
+    name: str,
+    rule: str,
+    what: str,
+    make: Callable[[Sequence[Option]], Iterable[DataMessage]],
+    source: str | None = None,
+    *,
+    edge: EdgeType,
+) -> Check:
+    """Return the check that a UDF accepts data and its task goes on.
+
+    Args:
+        name: see `Check`.
+        rule: see `Check`.
+        what: the data, for error messages.
+        make: makes the data for a task with these options.
+        source: see `Check`; None for what all messages of the edge are read from.
+        edge: what the UDF must want.
+    """
+
+    def run(trial: Trial) -> None:
+        trial.needs(edge)
+        with trial.shared() as session:
+            drain(session.exchange(make(trial.options or ()), f"a keepalive behind {what}"))
+
+    return Check(name, rule, source or _SOURCES[edge], run)
+
+
+_stream_check = functools.partial(_check, edge=STREAM)
+_batch_check = functools.partial(_check, edge=BATCH)
+
+
+def _point_with_text(options: Sequence[Option]) -> Iterable[Point]:
+    (point,) = points(1, options)
+    point.name = point.database = point.retentionPolicy = TEXT
+    point.tags[TEXT] = TEXT
+    point.dimensions.append(TEXT)
+    point.group = f"host=server00,{TEXT}={TEXT}"
+    point.fieldsString[TEXT] = TEXT
+    return [point]
+
+
+def _point_without_the_field(options: Sequence[Option]) -> Iterable[Point]:
+    (point,) = points(1, options)
+    point.fieldsDouble.clear()
+    point.fieldsDouble["another"] = 1.0
+    return [point]
+
+
+def _point_of_another_type(options: Sequence[Option]) -> Iterable[Point]:
+    (point,) = points(1, options)
+    names = list(point.fieldsDouble)
+    point.fieldsDouble.clear()
+    for name in names:
+        point.fieldsString[name] = "no number"
+    return [point]
+
+
+def _large_point(options: Sequence[Option]) -> Iterable[Point]:
+    (point,) = points(1, options)
+    point.fieldsString["text"] = "x" * _LARGE_TEXT
+    return [point]
+
+
+def _points_out_of_order(options: Sequence[Option]) -> Iterable[Point]:
+    return reversed(list(points(20, options)))
+
+
+STREAM_CHECKS: Final = (
+    _stream_check(
+        "point-types",
+        "A point with a field of each type is taken.",
+        "a point with a field of each type",
+        lambda options: [every_type(options)],
+    ),
+    _stream_check(
+        "point-no-tags",
+        "A point without tags, dimensions or group is taken.",
+        "a point without tags",
+        lambda _: [Point(time=START_NS, name="cpu", fieldsDouble={"value": 1.0})],
+        "Most measurements of a task without groupBy: writePoint in udf/server.go",
+    ),
+    _stream_check(
+        "point-no-fields",
+        "A point without fields is taken.",
+        "a point without fields",
+        lambda _: [Point(time=START_NS, name="cpu", tags={"host": "a"})],
+        "|delete().field(…) can leave none: delete.go",
+    ),
+    _stream_check(
+        "point-lacks-field",
+        "A point without the field that options name is taken.",
+        "a point without the field that options name",
+        _point_without_the_field,
+        "Points of one measurement need not have the same fields: InfluxDB's line protocol",
+    ),
+    _stream_check(
+        "point-other-type",
+        "A point whose field is of another type than before is taken.",
+        "a point with text in the field that options name",
+        _point_of_another_type,
+        "Different databases may have different types; kapacitord does not check: writePoint in "
+        "udf/server.go",
+    ),
+    _stream_check(
+        "point-text",
+        "Text that is not ASCII, and text that needs escapes, is taken everywhere.",
+        "a point with text that is not ASCII",
+        _point_with_text,
+        "Strings of proto3 are UTF-8",
+    ),
+    _stream_check(
+        "point-extremes",
+        "The largest and smallest times, integers and doubles are taken.",
+        "points with the largest and smallest values",
+        extremes,
+        "int64 and double of udf.proto",
+    ),
+    _stream_check(
+        "point-no-number",
+        "Fields that are NaN or infinite are taken.",
+        "points with NaN and infinite fields",
+        not_numbers,
+        "An |eval() can give them: a lambda's division by zero",
+    ),
+    _stream_check(
+        "point-large",
+        "A point of a megabyte is taken.",
+        "a point of a megabyte",
+        _large_point,
+        "There is no limit on a message in udf/agent/io.go",
+    ),
+    _stream_check(
+        "point-order",
+        "Points that go back in time are taken.",
+        "points that go back in time",
+        _points_out_of_order,
+        "Kapacitor passes points on as they are written: no order is promised",
+    ),
+    _stream_check(
+        "point-many",
+        f"{_MANY} points at full speed are taken, while answers are read.",
+        f"{_MANY} points at full speed",
+        lambda options: points(_MANY, options),
+        "There is no flow control but that of the connection: udf/server.go",
+    ),
+)
+
+
+def _batch_with_text(options: Sequence[Option]) -> Iterable[DataMessage]:
+    (point,) = points(1, options)
+    point.tags[TEXT] = TEXT
+    point.fieldsString[TEXT] = TEXT
+    tags = {TEXT: TEXT}
+    group = f"{TEXT}={TEXT}"
+    yield BeginBatch(name=TEXT, group=group, tags=tags, size=1)
+    yield Point(
+        time=point.time, group=group, tags=point.tags,
+        fieldsDouble=point.fieldsDouble, fieldsString=point.fieldsString,
+    )  # fmt: skip
+    yield EndBatch(name=TEXT, group=group, tags=tags, tmax=point.time)
+
+
+def _bare_batch(options: Sequence[Option]) -> Iterable[DataMessage]:
+    yield BeginBatch(name="cpu", size=3)
+    for point in points(3, options):
+        yield Point(time=point.time)
+    yield EndBatch(name="cpu", tmax=1)
+
+
+def _batch_without_the_field(options: Sequence[Option]) -> Iterable[DataMessage]:
+    inside = list(points(3, options))
+    for point in inside:
+        names = list(point.fieldsDouble)
+        point.fieldsDouble.clear()
+        point.fieldsString.update(dict.fromkeys(names, "no number"))
+    inside[0].fieldsString.clear()
+    inside[0].fieldsDouble["another"] = 1.0
+    return batch(inside)
+
+
+BATCH_CHECKS: Final = (
+    _batch_check(
+        "batch-types",
+        "A batch whose points have fields of each type is taken.",
+        "a batch with fields of each type",
+        lambda options: batch([every_type(options)] * 3),
+    ),
+    _batch_check(
+        "batch-empty",
+        "A batch without points is taken.",
+        "a batch without points",
+        lambda _: batch([]),
+        "A query that finds nothing gives one: writeBufferedBatch in udf/server.go",
+    ),
+    _batch_check(
+        "batch-tiny",
+        "A batch of one point is taken.",
+        "a batch of one point",
+        lambda options: batch(list(points(1, options))),
+    ),
+    _batch_check(
+        "batch-huge",
+        f"A batch of {_HUGE} points is taken.",
+        f"a batch of {_HUGE} points",
+        lambda options: batch(list(points(_HUGE, options))),
+        "A window of a busy stream has as many; there is no limit in udf/server.go",
+    ),
+    _batch_check(
+        "batch-unknown-size",
+        "A batch of points whose begin says size 0 is taken.",
+        "a batch whose size was not known",
+        lambda options: batch(list(points(10, options)), size=0),
+        _HINT,
+    ),
+    _batch_check(
+        "batch-wrong-size",
+        "A batch with more points than its begin says is taken.",
+        "a batch with more points than announced",
+        lambda options: batch(list(points(10, options)), size=3),
+        _HINT,
+    ),
+    _batch_check(
+        "batch-bare",
+        "A batch without group or tags, of points without fields, is taken.",
+        "a batch of points without fields",
+        _bare_batch,
+        "A task without groupBy has no tags; |delete() can leave no field",
+    ),
+    _batch_check(
+        "batch-lacks-field",
+        "A batch whose points lack the field that options name, or have text in it, is taken.",
+        "a batch of points without the field that options name",
+        _batch_without_the_field,
+        "Points of one measurement need not have the same fields: InfluxDB's line protocol",
+    ),
+    _batch_check(
+        "batch-text",
+        "Text that is not ASCII, and text that needs escapes, is taken everywhere.",
+        "a batch with text that is not ASCII",
+        _batch_with_text,
+        "Strings of proto3 are UTF-8",
+    ),
+    _batch_check(
+        "batch-extremes",
+        "The largest and smallest values are taken, and NaN and infinite ones.",
+        "a batch with the largest and smallest values",
+        lambda options: batch([*extremes(options), *not_numbers(options)]),
+        "int64 and double of udf.proto; an |eval() can give what is no number",
+    ),
+    _batch_check(
+        "batch-by-name",
+        "A batch that is grouped by measurement is taken; its end does not say so.",
+        "a batch grouped by measurement",
+        lambda options: batch(list(points(3, options)), by_name=True),
+        "writeEndBatch in udf/server.go leaves byName out",
+    ),
+    _batch_check(
+        "batch-many",
+        "Batches of several groups in turn are taken.",
+        "400 batches of several groups",
+        lambda options: batches(400, 10, options),
+    ),
+)
