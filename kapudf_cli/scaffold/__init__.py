@@ -106,7 +106,7 @@ def write(names: Names, target: Path) -> list[Path]:
     Whatever goes wrong, nothing that was there is changed, and nothing is left over.
 
     Raises:
-        ProjectTargetError: the folder cannot be had, or holds something.
+        ProjectTargetError: the folder cannot be created, or is not empty.
     """
     fill = vars(names)
     written = []

@@ -28,7 +28,7 @@ _UNITS: Final[Mapping[str, int]] = {
     "d": 86_400 * 10**9,
     "w": 7 * 86_400 * 10**9,
 }
-#: The units to write with: none of weeks, which nobody reads easily. There is no `ns` in
+#: The units to write with: no weeks, which are hard to read. There is no `ns` in
 #: a TICKscript, but an error may have to show a duration that fits no unit.
 _WRITTEN_UNITS: Final = ("d", "h", "m", "s", "ms", "u")
 

@@ -211,7 +211,7 @@ def test_a_point_of_another_series_is_none_of_those_sent() -> None:
 
 def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A UDF that keeps everything to itself is told of as it goes."""
-    monkeypatch.setattr(differences, "MAX_UNDER_WAY", 3)
+    monkeypatch.setattr(differences, "MAX_PENDING", 3)
     told: list[str] = []
     shown = DifferenceFormat(told.append, lambda text, _: text)
     for point in stream(*(f"m,host=a x=1.0 {time}" for time in range(5))):

@@ -163,7 +163,7 @@ def batch(
     """Yield points as a batch.
 
     Args:
-        inside: the points, of which only what Kapacitor sends in a batch is used.
+        inside: the points; fields that Kapacitor leaves out of a batch's points are dropped.
         host: the group that the batch is of.
         size: what the begin announces, None for the number of points.
         by_name: whether it is grouped by measurement too.

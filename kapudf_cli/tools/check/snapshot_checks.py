@@ -19,7 +19,7 @@ _ASKED: Final = (
     "[task] snapshot-interval"
 )
 _GIVEN_BACK: Final = (
-    "Kapacitor gives it back when the task starts anew, and the task fails where that fails: "
+    "Kapacitor gives it back when the task starts again, and the task fails if that fails: "
     "Restore in udf/server.go"
 )
 _COUNT: Final = 100

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType, Option
 
-#: A check on one connection ends after so many timeouts, however lively the UDF is: one that
-#: sends keepalives for ever would hold the run up for ever.
+#: A check on one connection ends after so many timeouts. Otherwise a UDF that never stops
+#: sending keepalives would block the run.
 _MAX_TIMEOUTS: Final = 12
 
 

@@ -1,8 +1,8 @@
-"""What a UDF changed: each point that came back beside the one that was sent.
+"""What a UDF changed: each point that came back is compared with the one that was sent.
 
-A point that comes back is the one of the same group and time that was sent and has not
-come back yet. UDFs keep the order within a group, so that a point is lost once a later
-one of its group has come back; a batch's are once the batch has ended.
+A point that comes back is paired with the point of the same group and time that was sent and
+has not come back yet. UDFs keep the order within a group. So a point is lost once a later one of
+its group has come back, and a point of a batch is lost once the batch has ended.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from kapudf_cli.protocol.codec import DataMessage
 
-#: How many points may be under way at a time, about 1 KB each. One that has not come back
-#: when so many more have been sent counts as lost.
-MAX_UNDER_WAY: Final = 50_000
-#: How many points of the same time, but of other groups, are looked at.
+#: How many points may be pending, about 1 KB each. A point that has not come back when so many
+#: more have been sent counts as lost.
+MAX_PENDING: Final = 50_000
+#: How many points of the same time are compared with one that came back.
 _MAX_OF_A_TIME: Final = 64
 
 K = TypeVar("K")
@@ -34,7 +34,7 @@ V = TypeVar("V")
 
 
 class Fate(enum.Enum):
-    """What became of a point."""
+    """The result for one point."""
 
     SAME = "="
     CHANGED = "~"
@@ -47,10 +47,10 @@ class Difference:
     """A point as it was sent and as it came back; one of them is missing where it is lost or new.
 
     Attributes:
-        fate: what became of it.
+        fate: the result.
         point: the point as it came back, or as it was sent if it is lost.
         name: its measurement, which a point of a batch does not have itself.
-        changes: what is different, in words, a part each.
+        changes: what is different, one text each.
     """
 
     fate: Fate
@@ -61,7 +61,7 @@ class Difference:
 
 @dataclass(eq=False)
 class _Sent:
-    """A message under way: a point, or the end of a batch."""
+    """A pending message: a point, or the end of a batch."""
 
     message: Point | EndBatch
     group: str
@@ -78,23 +78,23 @@ class Differences:
     """
 
     def __init__(self, tell: Callable[[Difference | BeginBatch | EndBatch], None]) -> None:
-        """Tell each difference as it is known, and where batches that came back begin and end."""
+        """Call `tell` with each difference and each begin or end of a batch that came back."""
         self.counts = collections.Counter[Fate]()
         self._tell = tell
         self._lock = threading.Lock()
-        # What is under way, in order: all of it, and of each group.
+        # The pending messages in order: all of them, and those of each group.
         self._all: collections.deque[_Sent] = collections.deque()
         self._groups: dict[str, collections.deque[_Sent]] = {}
-        # The points of it by time, in their group and all together.
+        # The pending points by time: of each group, and of all groups.
         self._of_group_and_time: dict[tuple[str, int], list[_Sent]] = {}
         self._of_time: dict[int, list[_Sent]] = {}
-        # The ends of batches in it, by group and tmax.
+        # The pending ends of batches, by group and tmax.
         self._ends: dict[tuple[str, int], list[_Sent]] = {}
         self._sent_batch: BeginBatch | None = None
         self._received_batch: BeginBatch | None = None
 
     def sent(self, message: DataMessage) -> None:
-        """Note what is about to be sent; nothing of it may change any more."""
+        """Add a message that is about to be sent, and must not be changed any more."""
         with self._lock:
             match message:
                 case BeginBatch():
@@ -108,7 +108,7 @@ class Differences:
                     self._add(_Sent(message, message.group, name, in_batch=batch is not None))
 
     def received(self, message: DataMessage) -> None:
-        """Note what came back."""
+        """Add a message that came back."""
         with self._lock:
             match message:
                 case BeginBatch():
@@ -122,7 +122,7 @@ class Differences:
                     self._pair(message)
 
     def finish(self) -> None:
-        """Say that nothing more will come back."""
+        """Report all pending points as lost: nothing more will come back."""
         with self._lock:
             while self._all:
                 self._lose(self._all[0])
@@ -136,13 +136,13 @@ class Differences:
             time = sent.message.time
             self._of_group_and_time.setdefault((sent.group, time), []).append(sent)
             self._of_time.setdefault(time, []).append(sent)
-        while len(self._all) > MAX_UNDER_WAY:
+        while len(self._all) > MAX_PENDING:
             self._lose(self._all[0])
 
     def _pair(self, point: Point) -> None:
         batch = self._received_batch
         if batch is None:
-            # Kapacitor makes the group anew, whatever the UDF says of it.
+            # Kapacitor computes the group itself, and ignores what the UDF sends.
             dimensions = list(point.dimensions)
             group = group_id(point.name, point.tags, dimensions, by_name=point.byName)
             name = point.name
@@ -167,7 +167,7 @@ class Differences:
             others = self._of_time.get(point.time, [])[:_MAX_OF_A_TIME]
             candidates = [sent for sent in others if sent.name == name and _agree(sent, tags)]
         if self._received_batch is None:
-            # What is made of a batch as a whole is none of its points.
+            # A point that was computed from a whole batch is not one of its points.
             fields = get_fields(point).keys()
             candidates = [
                 sent
@@ -185,7 +185,7 @@ class Differences:
         return best
 
     def _end_batch(self, end: EndBatch) -> None:
-        """Lose what did not come back of the batch that ends, and of those before it."""
+        """Report the pending points of the batch that ends, and of those before it, as lost."""
         ends = self._ends.get((end.group, end.tmax))
         if ends is None:
             return
@@ -199,7 +199,7 @@ class Differences:
             self._report(Difference(Fate.LOST, sent.message, sent.name))
 
     def _forget(self, sent: _Sent) -> None:
-        """Take a message out of what is under way."""
+        """Remove a message from the pending ones."""
         sent.done = True
         if isinstance(sent.message, EndBatch):
             _remove(self._ends, (sent.group, sent.message.tmax), sent)
@@ -228,14 +228,14 @@ def _remove(index: dict[K, list[_Sent]], key: K, sent: _Sent) -> None:
 
 
 def _changes(sent: _Sent, after: Point, name: str, *, in_stream: bool) -> Iterator[str]:
-    """Yield what a point has that it had not, has no more, or has with another value."""
+    """Yield what was added, removed or changed in a point."""
     before = _point(sent)
     if sent.name != name:
         yield f"name: {sent.name} → {name}"
     yield from _changed("tag ", dict(before.tags), dict(after.tags), str)
     yield from _changed("", get_fields(before), get_fields(after), show_value)
     if in_stream:
-        # What joins and grouping after the UDF go by.
+        # Joins and grouping after the UDF use these.
         envelopes = (_envelope(before), _envelope(after))
         for key, value in envelopes[0].items():
             if envelopes[1][key] != value:

@@ -96,12 +96,12 @@ def _in_batch(point: Point) -> Point:
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a recording is sent. None stands for all.
+    """Which records of a recording are sent. None stands for all.
 
     Attributes:
         measurement: points and batches of this measurement only.
-        database: points of this database only; those that name none are given it.
-        retention_policy: likewise.
+        database: points of this database only. Points without a database get it.
+        retention_policy: points of this retention policy only. Points without one get it.
     """
 
     measurement: str | None = None
@@ -109,7 +109,7 @@ class Selection:
     retention_policy: str | None = None
 
     def takes(self, record: Point | Batch) -> bool:
-        """Return whether a record is sent; give it what it does not name."""
+        """Return whether a record is sent, and add the database and retention policy it lacks."""
         if self.measurement is not None and record.name != self.measurement:
             return False
         if isinstance(record, Batch):
@@ -126,7 +126,7 @@ class Selection:
 
 @dataclass
 class Feed:
-    """How a recording becomes what a task sends. It is used once.
+    """How the records of a recording become the messages of a task. It is used once.
 
     Attributes:
         selection: which records.
@@ -180,7 +180,7 @@ def _as_kapacitor_sends(batch: Batch) -> Iterator[DataMessage]:
 
 
 def _paced(records: Iterable[Point | Batch], speed: float) -> Iterator[Point | Batch]:
-    """Yield each record when its time has come, the first at once; one out of order does not wait.
+    """Yield each record when it is due, the first at once; one out of order is due at once.
 
     A batch's time is that of its last point (`replayBatchFromChan` in Kapacitor's replay.go).
     """

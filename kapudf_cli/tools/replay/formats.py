@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage
 
 _HEADER: Final = ("time", "measurement", "tags", "fields")
-#: Widths are those of the first rows, and grow with what comes later.
+#: Column widths are computed from so many rows, and grow with later ones.
 _HELD_ROWS: Final = 20
-#: What each fate is called when they are counted.
+#: How the summary names each fate.
 _WORDS = {
     Fate.SAME: "as they were",
     Fate.CHANGED: "changed",
@@ -37,31 +37,31 @@ _WORDS = {
 
 
 class Format(Protocol):
-    """Something that shows what comes back."""
+    """An output format."""
 
     def take(self, message: DataMessage, /) -> None:
-        """Show a message; of a batch's begin and end, the end's word counts."""
+        """Show a message. The values of a batch's end replace those of its begin."""
 
     def finish(self) -> None:
-        """Show what is still held back."""
+        """Show what is still buffered."""
 
 
 def series(name: str, tags: Any) -> str:
-    """Return a measurement and its tags in one line, to be read and not to be parsed."""
+    """Return a measurement and its tags as text for people."""
     text = ",".join([name, *(f"{tag}={value}" for tag, value in sorted(tags.items()))])
     return printable(text)
 
 
 class LineFormat:
-    """Line protocol: what `influx` and replay itself take in.
+    """Line protocol, which `influx` and replay read.
 
     Attributes:
-        unwritable: how many points line protocol could not hold.
+        unwritable: how many points line protocol cannot express.
         first_unwritable: what was wrong with the first of them.
     """
 
     def __init__(self, emit: Callable[[str], None]) -> None:
-        """Hand each line to `emit`."""
+        """Pass each line to `emit`."""
         self.unwritable = 0
         self.first_unwritable: LineProtocolError | None = None
         self._emit = emit
@@ -86,7 +86,7 @@ class LineFormat:
                 self._emit(f"# end {series(message.name, message.tags)} {end_of(message)}")
 
     def finish(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
 
 def end_of(end: EndBatch) -> str:
@@ -95,13 +95,13 @@ def end_of(end: EndBatch) -> str:
 
 
 class JsonFormat:
-    """JSON: an object a line, for each point of a stream, or for each batch.
+    """JSON: one object a line, for each point of a stream or each batch.
 
-    A batch is written as it comes, and its name and tags at its end: nothing is kept.
+    A batch is written as it comes, with its name and tags at its end, so that nothing is buffered.
     """
 
     def __init__(self, emit: Callable[[str], None], emit_part: Callable[[str], None]) -> None:
-        """Hand whole lines to `emit`, and parts of a line, which come first, to `emit_part`."""
+        """Pass the beginning of a line to `emit_part`, and the rest or a whole line to `emit`."""
         self._emit = emit
         self._emit_part = emit_part
         self._in_batch = False
@@ -143,7 +143,7 @@ class JsonFormat:
                 self._emit(f"],{_json(end)[1:]}")
 
     def finish(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
 
 def _content(point: Point) -> dict[str, object]:
@@ -159,10 +159,10 @@ def _json(content: object) -> str:
 
 
 class TableFormat:
-    """A row a point; a batch has a line of its own before its points and one after them."""
+    """A table: a row for each point, and a line before and after the points of a batch."""
 
     def __init__(self, emit: Callable[[str], None]) -> None:
-        """Hand each line to `emit`."""
+        """Pass each line to `emit`."""
         self._emit = emit
         self._held: list[tuple[str, ...] | str] | None = [_HEADER]
         self._widths = [0] * len(_HEADER)
@@ -187,7 +187,7 @@ class TableFormat:
                 self._row(f"end   {series(message.name, message.tags)} {end_of(message)} {points}")
 
     def finish(self) -> None:
-        """Show the rows that were held back for their widths."""
+        """Show the rows that were buffered to find their widths."""
         held, self._held = self._held or [], None
         if held == [_HEADER]:
             return
@@ -228,7 +228,7 @@ def _fields(point: Point) -> str:
 
 
 class DifferenceFormat:
-    """A line for each point that was sent or came back: its fate, its series, what changed.
+    """Differences: a line for each point, with its fate, its series and what changed.
 
     `=` came back as it was, `~` changed, `-` did not come back, `+` was not sent.
     """
@@ -236,16 +236,16 @@ class DifferenceFormat:
     def __init__(
         self, emit: Callable[[str], None], paint: Callable[[str, Fate | None], str]
     ) -> None:
-        """Hand each line to `emit`, which any thread may call, coloured by `paint`.
+        """Pass each line to `emit`, which several threads call, after `paint` has coloured it.
 
-        `paint` is given a text and the fate that it tells of, None for a batch's lines.
+        `paint` takes a text and the fate of its point, None for the lines of a batch.
         """
         self._emit = emit
         self._paint = paint
         self.differences = Differences(self._show)
 
     def take(self, message: DataMessage) -> None:
-        """Take what came back."""
+        """Compare what came back."""
         self.differences.received(message)
 
     def finish(self) -> None:

@@ -65,8 +65,8 @@ class Replay:
     ) -> Generator[DataMessage, None, None]:
         """Send everything and yield the points and batches that come back, until the UDF closes.
 
-        Close the generator before the connection if not all of it is wanted: it then reads
-        what is on its way.
+        To end early, close the generator before the connection: it then reads what the UDF
+        still sends.
 
         Args:
             init: the first request of the task.
