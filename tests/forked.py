@@ -197,7 +197,7 @@ def main(connection: socket.socket) -> None:
     gc.freeze()
     request = serve(connection)
     while request is not None:
-        if is_serve(request["arguments"]) and (connection_of_fork := fork_for_workers()):
+        if starts_others(request["arguments"]) and (connection_of_fork := fork_of_its_own()):
             request = serve(connection_of_fork)
         else:
             run(request["arguments"])
@@ -212,8 +212,8 @@ def import_everything() -> None:
                 importlib.import_module(module.name)
 
 
-def is_serve(arguments: list[str]) -> bool:
-    return arguments[1:4] == ["-m", "kapudf_cli", "serve"]
+def starts_others(arguments: list[str]) -> bool:
+    return arguments[1:3] == ["-m", "kapudf_cli"] and arguments[3:4] in (["serve"], ["check"])
 
 
 def serve(connection: socket.socket) -> dict[str, Any] | None:
@@ -268,10 +268,10 @@ def become(request: dict[str, Any], given: list[int], report: int) -> bool:
     return number == 0
 
 
-def fork_for_workers() -> socket.socket | None:
-    """Give `kapudf serve` a process of its own that forks its workers.
+def fork_of_its_own() -> socket.socket | None:
+    """Give a command that starts processes another process that forks them.
 
-    Returns the connection to serve in that process, and None in `kapudf serve`.
+    Returns the connection to serve in that process, and None in the command.
     """
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= _FIRST_FREE:
         return None  # The connection would take one of the few descriptors.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import json
 import os
 import re
@@ -85,12 +86,13 @@ def write_snippets(page: Path, folder: Path) -> list[Path]:
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModuleType]]:
     """Import a snippet from its file, as `--handler file.py:Class` would."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 
     def imported(name: str, page: Path = GUIDE) -> ModuleType:
         write_snippets(page, tmp_path)
-        return plugins._import_file(tmp_path / f"{name}.py")
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
 
     yield imported
     for module in set(sys.modules) - before:

@@ -98,6 +98,7 @@ def test_a_value_that_has_gone_leaves_no_trace(size: int, huge: float, before: i
     assert set(means[size - 1 :]) == {1.0}
 
 
+@pytest.mark.long
 def test_nothing_drifts_in_ten_million_points() -> None:
     size, rounds = 1000, 100
     # 100,003 is a prime: the cycle and the window's rounds never fall together.
