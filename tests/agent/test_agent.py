@@ -54,26 +54,26 @@ if TYPE_CHECKING:
 
 INIT = InitRequest(taskID="task", nodeID="node2")
 INITIALIZED = InitResponse(success=True)
-#: A point of about 64 KiB, some hundred of which no socket holds.
+#: A point of about 64 KiB. A socket cannot queue a hundred of these.
 LARGE = Point(name="x" * 65_536)
 
 
 class Mirror(Handler):
-    """The least that a handler can be, and send points back."""
+    """Sends points back: the smallest possible handler."""
 
     def point(self, point: Point, /) -> None:
         self.agent.write_point(point)
 
 
 class BatchMirror(Mirror):
-    """The same for batches."""
+    """Sends batches back."""
 
     wants = BATCH
     provides = BATCH
 
 
 class Recorder(Handler):
-    """Notes each call, and raises in one of them."""
+    """Records each call, and raises in one of them."""
 
     wants = BATCH
     provides = BATCH
@@ -122,7 +122,7 @@ class Recorder(Handler):
         self._note("stop")
 
 
-#: Leads to a call of every method of a handler, in the order of METHODS.
+#: Input that calls each method of a handler, in the order of METHODS.
 EVERYTHING: list[RequestMessage] = [
     InfoRequest(),
     INIT,
@@ -162,7 +162,7 @@ def play_until_error(served: ServedAgent, data: bytes) -> list[ResponseMessage]:
 
 
 def wait_for_bytes(served: ServedAgent) -> None:
-    """Wait until something has come from the agent, and leave it unread."""
+    """Wait until the agent has sent something, without reading it."""
     assert served.connection.recv(1, socket.MSG_PEEK)
 
 
@@ -301,11 +301,11 @@ def test_the_summary_reports_an_unfinished_batch() -> None:
     assert (summary.stats.batches_in, summary.stats.batches_out) == (1, 0)
 
 
-# --- when data leaves ---
+# --- when data is sent ---
 
 
 class Eager(Mirror):
-    """Writes wherever it is asked for something."""
+    """Writes in each method that returns an answer."""
 
     def init(self, request: InitRequest, /) -> InitResponse:
         self.agent.write_point(Point(name="init"))
@@ -550,7 +550,7 @@ def test_writes_in_stop_after_an_error_are_no_second_error() -> None:
 
 
 class UnprintableError(Exception):
-    """An exception whose text cannot be had."""
+    """An exception whose `str()` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError
@@ -665,7 +665,7 @@ def test_a_snapshot_over_the_frame_limit_ends_the_connection() -> None:
     )
 
 
-# --- no memory left ---
+# --- out of memory ---
 
 
 def test_a_memory_error_ends_the_connection_with_the_cause(
@@ -705,7 +705,7 @@ def test_a_lack_of_memory_for_decoding_is_no_handler_error(on_error: OnError) ->
     assert isinstance(summary.error, WorkerLostError)
 
 
-# --- writes that may not be ---
+# --- invalid writes ---
 
 
 def test_an_invalid_write_that_the_handler_does_not_catch_ends_the_connection() -> None:
@@ -803,9 +803,9 @@ def test_a_handler_of_batches_cannot_write_a_bare_point_before_init() -> None:
     assert len(refused) == 1
 
 
-# --- a peer that breaks the protocol ---
+# --- protocol errors of the peer ---
 
-#: Bytes after an Init, where among them the fault starts, and the error.
+#: Bytes after an Init, the offset of the fault in them, and the error.
 FAULTS: dict[str, tuple[bytes, int, type[ProtocolError]]] = {
     "a length of too many bits": (b"\xff\xff\xff\xff\x7f", 0, VarintTooLongError),
     "a frame over the limit": (b"\x81\x80\x01", 0, FrameTooLongError),
@@ -951,7 +951,7 @@ def test_the_reason_of_a_refusal_is_one_line_of_limited_length() -> None:
     assert summary.refusal == f"init was refused: {response.error}"
 
 
-# --- a peer that goes away ---
+# --- a peer that closes the connection ---
 
 
 @pytest.mark.parametrize("style", ["lets it out", "wraps it", "swallows it"])

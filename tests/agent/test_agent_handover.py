@@ -1,4 +1,4 @@
-"""A connection that one agent hands to another, or keeps: pause, go, release, and all around."""
+"""Handover of a connection between two agents: pause, go, release, cancel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Batches(Handler):
-    """Passes batches on."""
+    """Sends batches back."""
 
     wants = BATCH
     provides = BATCH
@@ -42,7 +42,7 @@ class Batches(Handler):
 
 
 def begun(task: JournaledTask) -> ServedAgent:
-    """Return an agent that has dealt with Init and the point of time 1."""
+    """Return an agent that has handled Init and one point with time 1."""
     served = task.serve()
     assert task.ask(INIT) == INITIALIZED
     assert task.ask(Point(time=1)) == counted(1, 1)
@@ -50,7 +50,7 @@ def begun(task: JournaledTask) -> ServedAgent:
 
 
 def paused(served: ServedAgent) -> None:
-    """Have an agent stand still."""
+    """Pause an agent."""
     stands = threading.Event()
     served.agent.pause(stands.set)
     assert stands.wait(PATIENCE_S)
@@ -311,7 +311,7 @@ def test_a_pause_can_be_requested_twice(tasks: Callable[..., JournaledTask]) -> 
     said = 0
 
     def has_gone_on() -> bool:
-        """Say once that it may, for each time that it has said that it stands still."""
+        """Call `go` once for each call of `on_paused`."""
         nonlocal said
         while said < len(stood):
             said += 1

@@ -1,4 +1,4 @@
-"""What becomes of an exception over data: the task fails, or goes on without that data."""
+"""`on_error`: exceptions over data fail the task, or drop the data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check(name: str) -> None:
 
 
 class Mirror(Handler):
-    """Sends points back, but for bad ones."""
+    """Sends points back; raises for bad ones."""
 
     def point(self, point: Point, /) -> None:
         check(point.name)
@@ -57,7 +57,7 @@ class Mirror(Handler):
 
 
 class RawMirror(Mirror):
-    """The same, with points as they come."""
+    """Handles raw points."""
 
     def setup(self) -> None:
         self.raw_point = self._raw_point
@@ -68,7 +68,7 @@ class RawMirror(Mirror):
 
 
 class Counter(Counting):
-    """Counts points and sends each back with its number."""
+    """Sends each point back with its number."""
 
     made: ClassVar[int] = 0
 
@@ -83,7 +83,7 @@ class Counter(Counting):
 
 
 class Batches(Handler):
-    """Passes batches on, and raises in the method that a name tells."""
+    """Sends batches back; raises in the method that a name selects."""
 
     wants = BATCH
     provides = BATCH
@@ -109,7 +109,7 @@ def check_in(place: str, name: str) -> None:
 
 
 class WholeBatches(BatchHandler):
-    """Sends batches back, but for bad ones."""
+    """Sends batches back; raises for bad ones."""
 
     def batch(self, batch: Batch, /) -> Batch:
         check(batch.name)
@@ -117,7 +117,7 @@ class WholeBatches(BatchHandler):
 
 
 class HalfBatches(BatchHandler):
-    """Writes a batch by itself and may fail in the midst of it."""
+    """Writes a batch of its own and may raise inside it."""
 
     def batch(self, batch: Batch, /) -> None:
         self.agent.write_begin_batch(BeginBatch(name=batch.name))
@@ -230,7 +230,7 @@ def test_an_exception_outside_of_data_always_fails_the_task(on_error: OnError, f
     assert summary.reason is Reason.HANDLER_ERROR
 
 
-# --- a handler made anew ---
+# --- restart ---
 
 
 def test_skip_keeps_the_state_of_the_handler() -> None:
@@ -250,7 +250,7 @@ def test_a_restarted_handler_has_the_state_of_the_last_snapshot() -> None:
             assert served.side.receive() is not None
         responses = play(served, messages)
         summary = served.summary()
-    # Two before the snapshot and two after it: the latter are forgotten by the new handler.
+    # Two before the snapshot and two after it. The new handler does not know the latter.
     assert responses == [Point(time=3), Point(time=4), Point(time=3)]
     assert Counter.made == 2
     assert (summary.stats.failures, summary.stats.restarts) == (1, 1)
@@ -323,7 +323,7 @@ def test_a_bad_point_of_a_batch_is_dropped_and_the_batch_goes_on(on_error: OnErr
     responses, summary = served_by(Batches, on_error, [*batch, *batch])
     if on_error == "skip":
         assert responses == [batch[0], *good, batch[-1]] * 2
-    # Without a journal, a new handler knows nothing of the begin, and the rest is left out.
+    # Without a journal, the new handler does not know the begin, and the rest is skipped.
     assert all(len(each) == 4 for each in whole_batches(responses))
     assert summary.stats.failures == 2
 
@@ -362,7 +362,7 @@ def test_a_batch_over_the_limit_is_dropped(on_error: OnError) -> None:
 
 
 def whole_batches(responses: Iterable[ResponseMessage]) -> list[list[ResponseMessage]]:
-    """Return the batches that Kapacitor would make of it; it drops one that is begun anew."""
+    """Return the batches that Kapacitor would collect; it drops an open batch at the next begin."""
     batches: list[list[ResponseMessage]] = []
     current: list[ResponseMessage] | None = None
     for response in responses:
@@ -383,7 +383,7 @@ def whole_batches(responses: Iterable[ResponseMessage]) -> list[list[ResponseMes
 def ask_each(
     served: ServedAgent, messages: Iterable[RequestMessage]
 ) -> list[ResponseMessage | None]:
-    """Send Init and each message, and return what it was answered with, Init left out."""
+    """Send Init and each message, and return the responses after the one to Init."""
     served.side.send(INIT)
     assert served.side.receive() == INITIALIZED
     answers = []
@@ -394,7 +394,7 @@ def ask_each(
 
 
 class BadSnapshots(Counter):
-    """Has a state that cannot be had while the last point was a bad one."""
+    """Raises in `snapshot` after a bad point."""
 
     def point(self, point: Point, /) -> None:
         self.count += 1
@@ -428,7 +428,7 @@ def test_the_last_good_snapshot_may_be_the_one_that_was_restored(on_error: OnErr
 
 
 class Growing(Counter):
-    """Has a snapshot that is longer each time."""
+    """Returns a longer snapshot each time."""
 
     def snapshot(self) -> SnapshotResponse:
         return SnapshotResponse(snapshot=json.dumps(self.count).encode() + 300 * self.count * b" ")
@@ -524,6 +524,6 @@ def test_output_of_a_snapshot_for_compaction_is_sent_at_once() -> None:
 
 @pytest.fixture(autouse=True)
 def captured_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Have every event of this module's agents."""
+    """Capture all log events of the agents."""
     with caplog.at_level(logging.DEBUG):
         yield

@@ -1,4 +1,4 @@
-"""A connection that goes from agent to agent, each of which dies over one mark of the journal."""
+"""Takeover of a connection by an agent after another has died at a commit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.counters import Counting, counted
-from tests.journal.connections import WorkerDiedError, close_as_dead
+from tests.journal.connections import WorkerDiedError
 from tests.peers import INIT, INITIALIZED, encoded, in_thread
 from tests.serve_process import PATIENCE_S
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Counter(Counting):
-    """Sends each point back with its number; raises over those named so."""
+    """Sends each point back with its number; raises for points with a certain name."""
 
     seen: ClassVar[list[int]] = []
 
@@ -56,14 +56,14 @@ class Counter(Counting):
 
 
 class Mirror(Handler):
-    """Sends points back as they came."""
+    """Sends points back unchanged."""
 
     def point(self, point: Point, /) -> None:
         self.agent.write_point(point)
 
 
 class RawMirror(Mirror):
-    """The same, undecoded."""
+    """Sends points back undecoded."""
 
     def setup(self) -> None:
         self.raw_point = self.agent.forward
@@ -78,7 +78,7 @@ class Sums(Counting, BatchHandler):
 
 
 class Batches(Handler):
-    """Passes batches on; raises over what is named so."""
+    """Sends batches back; raises for certain names."""
 
     wants = BATCH
     provides = BATCH
@@ -92,9 +92,9 @@ class Batches(Handler):
         super().end_batch(end)
 
 
-# --- at every mark in turn ---
+# --- a death at each commit ---
 
-#: What is sent in one write each, so that there are many marks.
+#: Pieces of input, each sent in one write, so that there are many commits.
 STREAM_INPUT: list[list[RequestMessage]] = [
     [INIT],
     [Point(time=1), Point(time=2)],
@@ -128,9 +128,9 @@ CASES: dict[str, tuple[type[Handler], list[list[RequestMessage]]]] = {
 def outcome(
     task: JournaledTask, pieces: list[list[RequestMessage]], survives: int | None, *, after: bool
 ) -> tuple[list[ResponseMessage], ConnectionSummary, int]:
-    """Play input, with an agent that dies over a mark, and others that do not.
+    """Play input with an agent that dies at a commit, and others that do not.
 
-    Returns what Kapacitor got, the last summary, and how many agents died.
+    Return what Kapacitor received, the last summary, and how many agents died.
     """
     served = task.serve(survives=survives, after=after)
     deaths = 0
@@ -204,20 +204,20 @@ def test_a_death_after_each_piece_is_invisible_to_kapacitor(
 
 
 class Growing(Batches):
-    """Passes batches on, and has so much to say of a point that it leaves at once."""
+    """Sends batches back, with points so long that they are flushed at once."""
 
     def point(self, point: Point, /) -> None:
         self.agent.write_point(Point(time=point.time, name=point.name * 120_000))
 
 
 class Talkative(Counter):
-    """Counts, raises, and has so long a snapshot that it leaves at once."""
+    """Counts, raises, and returns a snapshot so long that it is flushed at once."""
 
     def snapshot(self) -> SnapshotResponse:
         return SnapshotResponse(snapshot=super().snapshot().snapshot + b" " * 120_000)
 
 
-#: What one read brings, of which a part has left before the rest is dealt with.
+#: Input of one read, for which output is sent before all of it is handled.
 GROWING_INPUT: list[RequestMessage] = [
     BeginBatch(name="a"), Point(time=1), EndBatch(name="a"),
     BeginBatch(name="b"), Point(time=2), Point(time=3, name="x"), Point(time=4),
@@ -268,15 +268,15 @@ def test_two_deaths_during_partly_sent_output_are_invisible(
             assert receiving.result(PATIENCE_S) == expected, (first, second)
 
 
-# --- what another agent finds ---
+# --- what the next agent finds ---
 
 
 def died(
     task: JournaledTask, *messages: RequestMessage, survives: int, after: bool = True
 ) -> list[RequestMessage]:
-    """Have an agent die over one of its marks while it deals with messages sent one by one.
+    """Let an agent die at a commit while it handles messages sent one by one.
 
-    Returns those that were not sent any more.
+    Return the messages that were not sent.
     """
     served = task.serve(survives=survives, after=after)
     rest = list(messages)
@@ -317,7 +317,7 @@ def test_a_batch_without_a_sent_begin_is_skipped(
 ) -> None:
 
     class Late(Batches):
-        """Begins a batch only with its end; the last version had no batch at all by then."""
+        """Begins a batch only at its end, unlike the previous version."""
 
         def begin_batch(self, begin: BeginBatch, /) -> None:
             if begin.name != "late":
@@ -405,11 +405,11 @@ def test_no_heartbeat_splits_output_of_the_previous_agent(
     left = [Point(time=number, name="n" * 300) for number in range(1, 1501)]
     task = tasks(Mirror)
     task.send(INIT)
-    held = task._kept.open()
+    held = task.kept.open()
     assert held.receive(1000, 0)
     piece = b"".join(map(RESPONSES.encode, left))
     held.store(piece, Commit(0, stats=ConnectionStats(task.sent_bytes)))
-    close_as_dead(held)
+    task.kept.kill(held)
 
     wait_for_room = JournaledStream._wait_for_room
     waits, goes_on = threading.Event(), threading.Event()
@@ -433,7 +433,7 @@ def test_no_heartbeat_splits_output_of_the_previous_agent(
     assert served.summary().reason is Reason.CLOSED
 
 
-# --- frames that kill ---
+# --- poison messages ---
 
 
 def test_poison_messages_are_dropped_from_history_and_input(
@@ -450,7 +450,7 @@ def test_poison_messages_are_dropped_from_history_and_input(
         offsets.append(task.sent_bytes)
         task.sent_bytes += len(encoded([message]))
     task.sent_bytes = 0
-    # The first is dealt with up to the point of time 2, and then all of the rest has come.
+    # The first agent handles input up to the point with time 2; the rest has arrived by then.
     died(task, *messages[:4], survives=3)
     task.send(*messages[4:])
     Seen.seen.clear()
@@ -458,7 +458,7 @@ def test_poison_messages_are_dropped_from_history_and_input(
     served = task.take_over(until=task.sent_bytes, poison=poison)
     responses = [task.side.receive() for _ in range(6)]
     assert Seen.seen == [0, 2, 3, 5]
-    # The one that is history now was answered, by a handler that it did not kill.
+    # The message that is history now was answered, and killed no worker.
     assert [each.time for each in responses if isinstance(each, Point)] == [0, 1, 2, 3, 5]
     dropped = [record for record in caplog.records if "killed the worker" in record.getMessage()]
     assert [record.__dict__["offset"] for record in dropped] == [offsets[5]]
@@ -474,7 +474,7 @@ def test_a_restart_does_not_replay_poison_messages(tasks: Callable[..., Journale
         seen: ClassVar[list[int]] = []
 
     task = tasks(Seen, on_error="restart")
-    # Before anything is in force: else a cut would be due at once.
+    # Before the first commit. Otherwise a compaction would be due at once.
     died(task, INIT, survives=0, after=False)
     task.send(Point(time=1))
     poison = {task.sent_bytes}
@@ -518,7 +518,7 @@ def test_a_snapshot_request_that_kills_is_answered_with_the_last_snapshot(
     tasks: Callable[..., JournaledTask],
 ) -> None:
     task = tasks(Counter, snapshot_interval_s=0.0)
-    # Three marks each: the answer, what the snapshot has written, and the cut.
+    # Three commits each: the answer, the output of the snapshot, and the compaction.
     died(task, INIT, Point(time=1), survives=5)
     poison = {task.sent_bytes}
     task.send(SnapshotRequest(), Point(time=2))

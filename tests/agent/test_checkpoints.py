@@ -1,4 +1,4 @@
-"""What is kept of a handler that may be made anew."""
+"""Checkpoints: nothing, or the last snapshot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kapudf_cli.agent.checkpoints import Checkpoints, LastSnapshot, NoCheckpoint
 
 @pytest.fixture
 def kept() -> LastSnapshot:
-    """Give a keeper that wants a snapshot every hundred seconds."""
+    """Return checkpoints with a snapshot interval of a hundred seconds."""
     return LastSnapshot(100.0)
 
 

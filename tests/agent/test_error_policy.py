@@ -1,4 +1,4 @@
-"""What is said of data that was dropped for an exception."""
+"""The log of dropped data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The handler as an agent calls it: each call answered, or somebody's fault."""
+"""Calls to the handler, and what its exceptions become."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Mirror(Handler):
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, SocketStream]]:
-    """Give both ends of a connection: Kapacitor's, and the outbox's."""
+    """Return both ends of a connection: Kapacitor's, and the outbox's."""
     ours, theirs = socket.socketpair()
     stream = SocketStream(theirs)
     yield ours, stream
@@ -45,13 +45,13 @@ def ends() -> Iterator[tuple[socket.socket, SocketStream]]:
 
 @pytest.fixture
 def outbox(ends: tuple[socket.socket, SocketStream]) -> Outbox:
-    """Give an outbox that nobody reads from."""
+    """Return an outbox whose peer does not read."""
     _, stream = ends
     return Outbox(stream, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_failure=stream.interrupt)
 
 
 def break_off(ends: tuple[socket.socket, SocketStream], outbox: Outbox) -> None:
-    """Let the outbox find out that nobody is at the other end."""
+    """Close the peer's end, so that the outbox is broken."""
     ends[0].close()
     outbox.answer(InitResponse())
     with pytest.raises(ConnectionClosedError):

@@ -1,4 +1,4 @@
-"""An agent stands still until it is decided who serves the connection."""
+"""Handover: an agent waits for the decision which agent serves the connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way back: what leaves, when, and in which order."""
+"""The outbox: what is sent, when, and in which order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 from kapudf_cli.transport import SocketStream
 from kapudf_cli.transport.commit import Commit, ConnectionStats
-from tests.peers import in_thread
+from tests.peers import in_thread, is_full
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ FLUSH_BYTES = 96 * 1024
 
 
 class Ends:
-    """An outbox of this thread, and the socket that its bytes arrive at."""
+    """An outbox owned by this thread, and both ends of its connection."""
 
     def __init__(self) -> None:
-        self.peer, theirs = socket.socketpair()
+        self.peer, self.connection = socket.socketpair()
         self.peer.settimeout(PATIENCE_S)
-        self.stream = SocketStream(theirs)
+        self.stream = SocketStream(self.connection)
         self.outbox = self.outbox_of(DEFAULT_MAX_FRAME_BYTES)
         #: How often the outbox has reported a failure.
         self.failures = 0
@@ -64,18 +64,18 @@ class Ends:
         return Outbox(self.stream, max_frame_bytes=max_frame_bytes, on_failure=self._count_failure)
 
     def opened(self, provides: EdgeType = STREAM) -> Outbox:
-        """Return the outbox, open for data."""
+        """Return the outbox after `send_data`."""
         with self.outbox.changing() as output:
             output.declare(provides)
         self.outbox.send_data()
         return self.outbox
 
     def nothing_has_left(self) -> bool:
-        """Say whether the peer would have to wait for a byte."""
+        """Return whether the peer has received nothing."""
         return not select.select([self.peer], [], [], 0)[0]
 
     def receive(self, count: int) -> list[ResponseMessage]:
-        """Wait for so many messages; there must be no more of them."""
+        """Wait for exactly `count` messages."""
         messages: list[ResponseMessage] = []
         while len(messages) < count:
             data = self.peer.recv(1 << 20)
@@ -90,7 +90,7 @@ class Ends:
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
-    """Give an outbox on a socket pair."""
+    """Return an outbox on a socket pair."""
     ends = Ends()
     yield ends
     ends.stream.abort()
@@ -99,7 +99,7 @@ def ends() -> Iterator[Ends]:
 
 
 class WatchedCondition(threading.Condition):
-    """A condition that tells when somebody waits for it."""
+    """A condition that signals when a thread waits for it."""
 
     def __init__(self, lock: threading.Lock) -> None:
         super().__init__(lock)
@@ -111,23 +111,23 @@ class WatchedCondition(threading.Condition):
 
 
 def watch(outbox: Outbox) -> threading.Event:
-    """Return an event that is set once a thread waits for the outbox to take data."""
+    """Return an event that is set once a thread waits in the outbox."""
     condition = WatchedCondition(outbox._lock)
     outbox._changed = condition
     return condition.waited_for
 
 
 def times(messages: Sequence[ResponseMessage]) -> list[int]:
-    """Return when each point was; there must be nothing but points."""
+    """Return the times of points; all messages must be points."""
     points = [message for message in messages if isinstance(message, Point)]
     assert len(points) == len(messages)
     return [point.time for point in points]
 
 
 def fill(outbox: Outbox) -> int:
-    """Write points until the outbox holds all that it may; return how many."""
+    """Write points until the backlog is full; return how many."""
     count = 0
-    while not outbox._output.is_full:
+    while not is_full(outbox):
         outbox.write_point(Point(time=count, name="x" * 10_000))
         count += 1
     return count
@@ -210,7 +210,7 @@ def test_another_thread_waits_while_the_backlog_is_full(ends: Ends, release: str
     writing.result(PATIENCE_S)
 
 
-# --- when it leaves ---
+# --- when it is sent ---
 
 
 def test_the_owners_writes_are_sent_in_order_by_the_next_flush(ends: Ends) -> None:
@@ -302,7 +302,7 @@ def test_sent_messages_are_counted(ends: Ends) -> None:
     assert outbox.bytes_sent == len(ends.peer.recv(1000))
 
 
-# --- what may not leave ---
+# --- invalid writes ---
 
 INVALID: dict[str, tuple[EdgeType, Callable[[Outbox], None], str]] = {
     "a begin on a stream": (
@@ -492,13 +492,13 @@ def test_a_closed_outbox_refuses_data_of_any_thread(ends: Ends, opened: str) -> 
     assert ends.failures == 0
 
 
-# --- input that is repeated ---
+# --- replay ---
 
 NOTHING_SENT = ConnectionStats()
 
 
 def suppressed(ends: Ends, provides: EdgeType = STREAM) -> Outbox:
-    """Return an outbox that is muted in the midst of a connection."""
+    """Return an outbox that starts to suppress during a connection."""
     outbox = ends.opened(provides)
     with outbox.changing() as output:
         output.suppress()
@@ -648,7 +648,7 @@ def test_a_heartbeat_is_sent_at_once_with_pending_output(ends: Ends) -> None:
 
 def test_a_heartbeat_is_omitted_where_it_is_not_allowed_or_needed(ends: Ends) -> None:
     outbox = ends.opened()
-    with outbox._lock:
+    with outbox.changing():
         outbox.heartbeat()
     with outbox.changing() as output:
         output.defer_others()
@@ -661,10 +661,10 @@ def test_a_heartbeat_is_omitted_where_it_is_not_allowed_or_needed(ends: Ends) ->
 
 def test_a_heartbeat_does_not_wait_for_the_peer(ends: Ends) -> None:
     outbox = ends.opened()
-    ends.stream._socket.settimeout(0)
+    ends.connection.settimeout(0)
     with contextlib.suppress(BlockingIOError):
         while True:
-            ends.stream._socket.send(bytes(1000))
+            ends.connection.send(bytes(1000))
     in_thread(outbox.heartbeat).result(PATIENCE_S)
     assert outbox.bytes_sent == 0
 
@@ -677,7 +677,7 @@ def test_a_heartbeat_on_a_broken_connection_is_no_error(ends: Ends) -> None:
         outbox.flush(ConnectionStats())
 
 
-# --- writes that are refused ---
+# --- refused writes ---
 
 
 def write_after_the_end(outbox: Outbox, count: int) -> None:

@@ -61,7 +61,7 @@ class Out:
     def write_batch(
         self, name: str, size: int = 1, *, by_owner: bool = True
     ) -> list[ResponseMessage]:
-        """Write a batch whole, and return what it is."""
+        """Write a whole batch, and return its messages."""
         batch: list[DataMessage] = [
             BeginBatch(name=name), *(Point(time=time) for time in range(size)), EndBatch(name=name),
         ]  # fmt: skip
@@ -73,21 +73,21 @@ class Out:
         self.output.answer(type(message), RESPONSES.encode(message))
 
     def sent(self) -> list[ResponseMessage]:
-        """Return what has been let out since the last time."""
+        """Return the messages sent since the last call."""
         frames = [*self.output.frames]
         self.output.frames.clear()
         return [RESPONSES.decode(frame[1:]) for frame in frames]
 
 
 def opened(provides: EdgeType = STREAM) -> Out:
-    """Return what lets data out."""
+    """Return an output that sends data."""
     out = Out(provides)
     out.output.send_data()
     return out
 
 
 def suppressed(provides: EdgeType = STREAM) -> Out:
-    """Return what is muted in the midst of a connection."""
+    """Return an output that starts to suppress during a connection."""
     out = opened(provides)
     out.output.suppress()
     out.output.send_data()
@@ -146,7 +146,7 @@ def test_an_edge_that_does_not_fit_data_held_back_raises() -> None:
         out.output.declare(STREAM)
 
 
-# --- input that is repeated ---
+# --- replay ---
 
 
 def test_suppressed_messages_are_neither_sent_nor_counted() -> None:
@@ -214,7 +214,7 @@ def test_a_batch_without_a_sent_begin_is_skipped_to_its_end(
     sent: int,
 ) -> None:
     out = suppressed(BATCH)
-    # The handler does not what the one before it did, which had ended its batch by then.
+    # Unlike the previous handler, this one has not ended its batch here.
     out.output.suppress_next(sent, in_batch=False, stats=NOTHING_SENT)
     out.write_batch("left out", 3)
     batch = out.write_batch("whole", 2)

@@ -1,4 +1,4 @@
-"""Points that a handler passes on undecoded, and what may not be passed on."""
+"""Forwarding of raw points, and what cannot be forwarded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POINTS = lines("m,h=a x=1.5 10", "m,h=b y=2i 20", 'm s="t" 30', "m z=true 40")
 
 
 class EveryOther(Handler):
-    """Forwards every other point untouched, and marks the rest."""
+    """Forwards every other point unchanged, and changes the rest."""
 
     def setup(self) -> None:
         self.count = 0
@@ -49,7 +49,7 @@ class EveryOther(Handler):
 
 
 class Hoarder(Handler):
-    """Keeps a raw point and forwards it when the next one has come."""
+    """Forwards a raw point when the next one has come."""
 
     def setup(self) -> None:
         self.kept: RawPoint | None = None
@@ -65,7 +65,7 @@ class Hoarder(Handler):
 
 
 class Forger(Hoarder):
-    """Forwards bytes of its own making."""
+    """Forwards bytes that it has created."""
 
     def keep(self, raw: RawPoint) -> None:
         self.agent.forward(RawPoint(bytes(bytearray(raw))))

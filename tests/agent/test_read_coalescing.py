@@ -1,4 +1,4 @@
-"""When a reader pauses, shown on the reads of whole traffics."""
+"""Read coalescing, for sequences of reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MICROSECOND = 1e-6
 
 
 def pauses(linger: ReadCoalescing, reads: list[tuple[float, int]]) -> list[float]:
-    """Return the pause after each read, given the time since the one before and what it brought."""
+    """Return the pause after each read, given its interval and number of messages."""
     now_s = 100.0
     found = []
     for gap_s, messages in reads:

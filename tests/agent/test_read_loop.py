@@ -1,4 +1,4 @@
-"""Input taken piece by piece."""
+"""The read loop, given input in pieces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import InitResponse, KeepaliveRequest, KeepaliveResponse, Point
-from tests.agent.read_loops import INIT, Loop, batch
+from tests.agent.parts import INIT, AgentParts, batch
 from tests.counters import Counter, counted
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ class Mirror(Handler):
 
 
 @pytest.fixture
-def loops() -> Iterator[list[Loop]]:
-    loops: list[Loop] = []
-    yield loops
-    for loop in loops:
-        loop.close()
+def all_parts() -> Iterator[list[AgentParts]]:
+    all_parts: list[AgentParts] = []
+    yield all_parts
+    for parts in all_parts:
+        parts.close()
 
 
 def points(*times: int) -> bytes:
@@ -40,36 +40,36 @@ def points(*times: int) -> bytes:
 
 @pytest.mark.parametrize("handler", [Counter, Mirror])
 def test_completed_frames_are_handled_and_counted(
-    loops: list[Loop], handler: type[Handler]
+    all_parts: list[AgentParts], handler: type[Handler]
 ) -> None:
-    loop = Loop(handler=handler)
-    loops.append(loop)
+    parts = AgentParts(handler).create_handler()
+    all_parts.append(parts)
     keepalive = REQUESTS.encode(KeepaliveRequest(time=7))
-    assert loop.take(INIT + points(1, 2)[:-1]) == 2
-    assert loop.take(points(2)[-1:] + points(3) + keepalive + points(4, 5)) == 5
-    assert loop.stats.points_in == 5
+    assert parts.read(INIT + points(1, 2)[:-1]) == 2
+    assert parts.read(points(2)[-1:] + points(3) + keepalive + points(4, 5)) == 5
+    assert parts.stats.points_in == 5
     expected = [
         counted(time, time) if handler is Counter else Point(time=time) for time in range(1, 6)
     ]
-    assert loop.answers() == [
+    assert parts.responses() == [
         InitResponse(success=True), *expected[:3], KeepaliveResponse(time=7), *expected[3:],
     ]  # fmt: skip
 
 
 class Forgetful(Handler):
-    """Returns what it should have written."""
+    """Returns the point instead of writing it."""
 
     def point(self, point: Point, /) -> Point:  # type: ignore[override]  # that is the mistake
         return point
 
 
 def test_a_returned_point_is_logged_once(
-    loops: list[Loop], caplog: pytest.LogCaptureFixture
+    all_parts: list[AgentParts], caplog: pytest.LogCaptureFixture
 ) -> None:
-    loop = Loop(handler=Forgetful)
-    loops.append(loop)
-    loop.take(INIT + points(1, 2, 3))
-    assert loop.answers() == [InitResponse(success=True)]
+    parts = AgentParts(Forgetful).create_handler()
+    all_parts.append(parts)
+    parts.read(INIT + points(1, 2, 3))
+    assert parts.responses() == [InitResponse(success=True)]
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "write it with self.agent" in record.message
@@ -77,27 +77,29 @@ def test_a_returned_point_is_logged_once(
 
 
 @pytest.mark.parametrize("handler", [Counter, Mirror])
-def test_careful_handling_records_each_frame(loops: list[Loop], handler: type[Handler]) -> None:
-    loop = Loop(handler=handler)
-    loops.append(loop)
+def test_careful_handling_records_each_frame(
+    all_parts: list[AgentParts], handler: type[Handler]
+) -> None:
+    parts = AgentParts(handler).create_handler()
+    all_parts.append(parts)
     data = INIT + points(1, 2, 3)
     offsets = [0, len(INIT), len(INIT + points(1)), len(INIT + points(1, 2))]
-    assert loop.read_loop.handle_carefully(data, poison={offsets[2]}) == 4
-    assert loop.kept.current_frame == offsets
-    assert (loop.stats.points_in, loop.stats.failures) == (3, 1)
+    assert parts.read_loop.handle_carefully(data, poison={offsets[2]}) == 4
+    assert parts.checkpoints.current_frame == offsets
+    assert (parts.stats.points_in, parts.stats.failures) == (3, 1)
     expected = {
         Counter: [counted(1, 1), counted(3, 2)], Mirror: [Point(time=1), Point(time=3)],
     }  # fmt: skip
-    assert loop.answers() == [InitResponse(success=True), *expected[handler]]
+    assert parts.responses() == [InitResponse(success=True), *expected[handler]]
 
 
-def test_normal_handling_follows_careful_handling(loops: list[Loop]) -> None:
-    loop = Loop()
-    loops.append(loop)
-    loop.kept.wants = False
+def test_normal_handling_follows_careful_handling(all_parts: list[AgentParts]) -> None:
+    parts = AgentParts().create_handler()
+    all_parts.append(parts)
+    parts.checkpoints.wants = False
     whole = batch(0, "a", "b", "c")
-    loop.read_loop.handle_carefully(INIT + whole[:-20], ())
-    noted = len(loop.kept.current_frame)
-    loop.take(whole[-20:] + batch(1, "a"))
-    assert len(loop.kept.current_frame) == noted
-    assert loop.answers()[1:] == [counted(0, 3), counted(1, 4)]
+    parts.read_loop.handle_carefully(INIT + whole[:-20], ())
+    noted = len(parts.checkpoints.current_frame)
+    parts.read(whole[-20:] + batch(1, "a"))
+    assert len(parts.checkpoints.current_frame) == noted
+    assert parts.responses()[1:] == [counted(0, 3), counted(1, 4)]

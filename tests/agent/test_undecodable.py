@@ -1,4 +1,4 @@
-"""Frames that cannot be decoded, above all text that is not UTF-8: `on_error` goes for them too."""
+"""Frames that cannot be decoded, such as text that is not UTF-8, and `on_error`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ each_way_on = pytest.mark.parametrize("on_error", ["skip", "restart"])
 
 
 def latin(message: RequestMessage) -> bytes:
-    """Return a frame in which each `#e` is a Latin-1 e with an acute accent, and a letter."""
+    """Return a frame with a Latin-1 e acute and a letter in place of each `#e`."""
     return encoded([message]).replace(b"#e", b"\xe9e")
 
 
@@ -58,7 +58,7 @@ class RawMirror(Mirror):
 
 
 class RawPatched(Mirror):
-    """Forwards by a method of its own, which needs the point decoded."""
+    """Decodes each raw point before it forwards it."""
 
     def setup(self) -> None:
         self.raw_point = self.take

@@ -1,4 +1,4 @@
-"""Batches as a whole: from and to streams, and from batch to batch."""
+"""Handlers of whole batches: batch to batch, batch to stream, stream to batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from kapudf_cli.testing import Task
 
-#: As Kapacitor sends it behind a window: EndBatch says nothing of byName.
+#: As Kapacitor sends it after a window node: EndBatch has no byName.
 BEGIN = BeginBatch(name="cpu", group="cpu\nhost=a", tags={"host": "a"}, size=3, byName=True)
 END = EndBatch(name="cpu", group="cpu\nhost=a", tags={"host": "a"}, tmax=1_000)
 
@@ -50,7 +50,7 @@ def batch_points(*values: float) -> list[Point]:
 
 
 def exchange(handler: type[Handler], *requests: RequestMessage) -> list[ResponseMessage]:
-    """Return all that a handler answers after Init."""
+    """Return all responses of a handler after Init."""
     with served(handler, timeout_s=PATIENCE_S) as side:
         answers = list(side.play([InitRequest(), *requests]))
     assert answers[0] == InitResponse(success=True)
@@ -58,7 +58,7 @@ def exchange(handler: type[Handler], *requests: RequestMessage) -> list[Response
 
 
 class Returning(BatchHandler):
-    """Returns what a test wants returned."""
+    """Returns what the test has set."""
 
     result: ClassVar[Callable[[Batch], Any]]
 
@@ -136,7 +136,7 @@ def test_the_size_of_a_generators_batch_is_known() -> None:
 
 
 class Generating(BatchHandler):
-    """A generator function, as people would write it."""
+    """Implements `batch` as a generator function."""
 
     def batch(self, batch: Batch, /) -> Iterable[Point]:
         for point in batch.points:
@@ -272,7 +272,7 @@ def test_another_batchs_points_go_to_the_stream_with_its_envelope(
 
 
 class Pairs(Handler):
-    """Makes a batch of every two points of the stream."""
+    """Writes a batch of every two points of the stream."""
 
     provides = BATCH
 
@@ -306,7 +306,7 @@ def test_a_stream_becomes_batches(udf: Callable[..., Task]) -> None:
 
 
 class Wrong(Pairs):
-    """Says that it provides a stream, and writes batches."""
+    """Declares a stream, and writes batches."""
 
     provides = STREAM
 
@@ -319,11 +319,11 @@ def test_a_batch_from_a_handler_that_provides_a_stream_is_refused(
         task.send(Point(), Point())
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 class Short(BatchHandler):
-    """Keeps few points."""
+    """Has a low limit of points."""
 
     max_batch_points = 3
 
@@ -343,7 +343,7 @@ def test_a_batch_of_too_many_points_fails_the_task(udf: Callable[..., Task]) -> 
 
 
 class Lenient(BatchHandler):
-    """Goes on after errors, as a subclass may; a batch of two points is one."""
+    """Catches the error of a batch that is too long; the limit is two points."""
 
     max_batch_points = 3
 
@@ -377,7 +377,7 @@ class Counted(State):
 
 
 class Counting(BatchHandler):
-    """Numbers its batches, across restarts."""
+    """Numbers batches, also across restarts."""
 
     state: Counted
 
@@ -401,7 +401,7 @@ def test_a_snapshot_in_the_middle_of_a_batch_disturbs_neither() -> None:
 
 
 class Nothing(BatchHandler):
-    """Has all but what must be written."""
+    """Lacks the method `batch`."""
 
 
 def test_a_batch_handler_must_have_a_batch_method() -> None:
@@ -410,7 +410,7 @@ def test_a_batch_handler_must_have_a_batch_method() -> None:
 
 
 class ByHost(BatchHandler):
-    """Yields a batch for each host in the one that came."""
+    """Yields a batch for each host."""
 
     def batch(self, batch: Batch, /) -> Iterator[Batch]:
         for host in ("a", "b"):
@@ -428,7 +428,7 @@ def test_a_batch_may_become_several(udf: Callable[..., Task]) -> None:
 
 
 class Confused(BatchHandler):
-    """Returns what is no batch, as the field `kind` of the first point says."""
+    """Returns a wrong value, selected by the field `kind` of the first point."""
 
     def batch(self, batch: Batch, /) -> Any:
         match get_field(batch.points[0], "kind"):

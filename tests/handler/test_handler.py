@@ -1,4 +1,4 @@
-"""A handler's options and state, through the agent that serves it."""
+"""Options and state of a handler, tested with an agent."""
 # ruff: noqa: RUF012 - the fields of a msgspec struct: their defaults are copied
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def counts(task: Task, *points: Point) -> list[object]:
 
 
 def foreign(handler: str = "Count", version: int = 0, count: int = 7) -> bytes:
-    """Return a snapshot that is not of version 1 of Count."""
+    """Return a snapshot of another handler or version than Count 1."""
     return dump(Seen(count=count), handler=handler, version=version)
 
 
@@ -299,13 +299,13 @@ class NarrowOptions(ScaleOptions, kw_only=True):
 
 
 class NarrowScale(Scale):
-    """Has more options than what it inherits from."""
+    """Has more options than its base class."""
 
     options: NarrowOptions
 
 
 class NestedOptions(Handler):
-    """Has its options beside what uses them, and an import for type checkers beside those."""
+    """Nests its options, and has an annotation for type checkers only."""
 
     class Options(Options):
         text: str = "default"
@@ -478,7 +478,7 @@ def test_a_foreign_snapshot_is_refused_where_the_handler_says_so(
 
 
 class NewCount(Count):
-    """Of a second version; knows the first, by another name, which kept a number alone."""
+    """Version 2; migrates version 1, which had another name and stored only a number."""
 
     state_version = 2
 
@@ -567,7 +567,7 @@ def test_a_migration_that_raises_leaves_its_traceback_in_the_log(
 
 
 class NewGroups(CountGroups):
-    """Doubles what each group of version 1 had."""
+    """Doubles the counts of version 1."""
 
     state_version = 2
     state_limit = 5

@@ -1,4 +1,4 @@
-"""How an option is read off its annotation, and what an author of a handler did wrong."""
+"""Option declarations: annotations, and errors in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def struct_with(annotation: object) -> type[msgspec.Struct]:
 
 
 class Declares(msgspec.Struct):
-    """One option of each shape."""
+    """One option of each form."""
 
     one: int
     pair: tuple[str, float]

@@ -1,4 +1,4 @@
-"""Options: what Kapacitor is told of them, and what a TICKscript's author is told."""
+"""Options: their declaration for Kapacitor, and errors for authors of TICKscripts."""
 # ruff: noqa: RUF012 - the fields of a msgspec struct: their defaults are copied
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def call(name: str, *values: OptionValue) -> Option:
 
 
 def options_with(annotation: Any, **default: object) -> type[Options]:
-    """Return options with one field, `name`, of an annotation."""
+    """Return an options class with one field, `name`, with this annotation."""
     field = ("name", annotation, default["default"]) if default else ("name", annotation)
     made = msgspec.defstruct("Made", [field], bases=(Options,), kw_only=True)
     return cast("type[Options]", made)
 
 
 def refusal(options: type[Options], *calls: Option) -> str:
-    """Return what a TICKscript's author is told of the calls."""
+    """Return the error for calls of a TICKscript."""
     with pytest.raises(OptionsError) as caught:
         parse(options, calls)
     return str(caught.value)
@@ -121,7 +121,7 @@ def test_each_annotation_is_declared_called_and_parsed(
 
 
 class Everything(Options, kw_only=True):
-    """One of each."""
+    """One option of each type."""
 
     text: str
     whole: int
@@ -309,7 +309,7 @@ def test_a_flag_that_is_false_makes_no_call() -> None:
     assert calls_of(options_with(Flag)(name=False)) == []
 
 
-# --- what a TICKscript's author is told ---
+# --- errors for authors of TICKscripts ---
 
 
 class Average(Options, kw_only=True):

@@ -1,4 +1,4 @@
-"""Tests of kapudf_cli.handler.patch: patched bytes are what setting on the decoded point gives."""
+"""Patches: patched bytes equal the decoded, changed and encoded point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.testing import Task
 
-# Few names, so that they collide; one is part of another, one is empty.
+# Few names, so that they collide. One is part of another, and one is empty.
 names = st.sampled_from(["a", "ab", "b", "", "é", "value"]) | st.text(max_size=4)
 texts = st.sampled_from(["a", "\x01a", "\n\x01a", ""]) | st.text(max_size=200)
 doubles = st.floats(allow_nan=False, allow_infinity=False)
@@ -30,7 +30,7 @@ values = st.booleans() | integers | doubles | texts
 
 @st.composite
 def points(draw: st.DrawFn) -> Point:
-    """Return any point: one name may even be in several maps."""
+    """Draw any point; a name may be in several maps."""
     return Point(
         time=draw(integers),
         name=draw(names),
@@ -45,7 +45,7 @@ def points(draw: st.DrawFn) -> Point:
 
 
 def patched(point: Point, patch: PointPatch) -> Point:
-    """Return the point as it would leave: by its bytes where the patch can do that."""
+    """Return the point as it would be sent: patched as bytes if possible."""
     raw = RawPoint(encode_point(point))
     frame = patch.extend(raw)
     if frame is not None:
@@ -127,7 +127,7 @@ def test_a_value_that_no_field_can_have_is_refused(value: object) -> None:
 
 
 class CommitRecord(Handler):
-    """Patches each point that it is given raw."""
+    """Patches each raw point."""
 
     def setup(self) -> None:
         self.patch = PointPatch({"x": 1.5}, {"t": "u"})

@@ -1,4 +1,4 @@
-"""Points: their fields, tags and times, and copies of their envelopes."""
+"""Functions for points: fields, tags, times and copies."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ INFINITY = math.inf
 
 
 def maps_with(point: Point, name: str) -> list[str]:
-    """Return the maps of a point that have a field."""
+    """Return the names of the maps that contain a field."""
     maps = ["fieldsBool", "fieldsDouble", "fieldsInt", "fieldsString"]
     return [each for each in maps if name in getattr(point, each)]
 
 
 def full() -> Point:
-    """Return a point with everything that a point can have."""
+    """Draw a point with all its fields set."""
     return Point(
         time=123,
         name="cpu",
@@ -75,7 +75,7 @@ class Level(enum.IntEnum):
 
 
 class Metres(float):
-    """A float of another name."""
+    """A subclass of float."""
 
 
 TAKEN: dict[str, tuple[object, str, object]] = {
@@ -114,7 +114,7 @@ def test_a_value_becomes_a_field_of_its_type(value: object, where: str, expected
     set_field(point, "f", value)
     assert maps_with(point, "f") == [where]
     found = get_field(point, "f")
-    # As text, since zero equals negative zero.
+    # Compared as text, because zero equals negative zero.
     assert (type(found), repr(found)) == (type(expected), repr(expected))
 
 
@@ -360,7 +360,7 @@ def test_any_time_is_a_datetime_to_the_microsecond(nanoseconds: int) -> None:
 
 
 class Zoneless(dt.tzinfo):
-    """A zone that does not know its offset: to Python, a naive time."""
+    """A time zone without an offset. Python treats times in it as naive."""
 
     def utcoffset(self, when: dt.datetime | None, /) -> None:
         del when

@@ -1,4 +1,4 @@
-"""State: what a snapshot holds, what is taken back from one, and what is forgotten."""
+"""State: snapshots, restoring them, and dropping groups."""
 # ruff: noqa: RUF012 - the fields of a msgspec struct: their defaults are copied
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SECOND_NS = 1_000_000_000
 
 
 class Seen(State):
-    """The least that is worth keeping."""
+    """The smallest useful state."""
 
     count: int = 0
     values: list[float] = []
@@ -100,11 +100,11 @@ def loaded(state: State | PerGroup[Any], snapshot: bytes) -> Any:
 
 
 def contents(state: PerGroup[Any]) -> dict[str, Any]:
-    """Return the groups' states, without using any."""
+    """Return the states of groups without marking them as used."""
     return {group: entry.state for group, entry in state._entries.items()}
 
 
-# --- made from an annotation ---
+# --- created from an annotation ---
 
 
 def test_a_plain_state_is_made_with_its_defaults() -> None:
@@ -149,7 +149,7 @@ class Right(State):
 
 
 class Ambiguous(State):
-    """JSON does not tell which of the two it is."""
+    """A state with a field of two types that are the same in JSON."""
 
     side: Left | Right | None = None
 
@@ -169,7 +169,7 @@ def test_a_type_that_json_cannot_hold_is_refused() -> None:
         dumped(Odd())
 
 
-# --- there and back ---
+# --- round trips ---
 
 
 @given(RICH)
@@ -234,7 +234,7 @@ def test_a_reformatted_snapshot_is_accepted() -> None:
     assert loaded(Seen(), pretty) == Seen(count=4)
 
 
-# --- what is not taken back ---
+# --- invalid snapshots ---
 
 
 GOOD = dumped(Seen(count=3, values=[1.5]))
@@ -336,7 +336,7 @@ def test_a_plain_snapshot_does_not_fit_groups_and_the_reverse() -> None:
 # --- plain Python, for a migration ---
 
 
-#: Fresh kinds of state, each restored for the first time by eight threads at once.
+#: New state classes, each restored for the first time by eight threads at once.
 FIRST_USES = """
 import sys, threading
 from kapudf_cli.handler.state import PerGroup, State, create, dump, load

@@ -1,13 +1,14 @@
-"""A connection with its memory, as the supervisor keeps it, and workers that die over it."""
+"""A connection with a journal, as the supervisor keeps it, and workers that die."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 from typing import TYPE_CHECKING
 
 from kapudf_cli.journal import journal
-from kapudf_cli.journal.header import Header
+from kapudf_cli.journal.header import HEADER_BYTES, Header
 from kapudf_cli.journal.journal import Journal
 from kapudf_cli.journal.stream import JournaledStream
 from tests.serve_process import PATIENCE_S
@@ -22,60 +23,20 @@ MAX_FRAME_BYTES = 1024 * 1024
 
 
 class WorkerDiedError(BaseException):
-    """A worker has come to its end, between two instructions of its."""
-
-
-class JournaledConnection:
-    """A connection and its memory, which outlive the journals that are opened on them."""
-
-    def __init__(
-        self, *, journal_bytes: int = JOURNAL_BYTES, max_frame_bytes: int = MAX_FRAME_BYTES
-    ) -> None:
-        self.peer, self.connection = socket.socketpair()
-        self.peer.settimeout(PATIENCE_S)
-        self.connection.settimeout(0)
-        self.memory = journal.create(
-            self.connection, journal_bytes=journal_bytes, max_frame_bytes=max_frame_bytes
-        )
-
-    def open(self) -> Journal:
-        """Open the journal as another worker would, with descriptors of its own."""
-        return Journal(os.dup(self.memory), self.connection.dup())
-
-    def serve(
-        self, *, journal_bytes: int = JOURNAL_BYTES, snapshot_interval_s: float = 3600.0
-    ) -> JournaledStream:
-        """Take the connection over as another worker would."""
-        held = self.open()
-        return JournaledStream(
-            held._connection,
-            held,
-            journal_bytes=journal_bytes,
-            snapshot_interval_s=snapshot_interval_s,
-        )
-
-    def close(self) -> None:
-        self.peer.close()
-        self.connection.close()
-        os.close(self.memory)
-
-
-def close_as_dead(held: Journal) -> None:
-    """Close what a worker's death closes, and change nothing else."""
-    held._connection.close()
-    held.close()
+    """A worker dies between two instructions."""
 
 
 class DyingHeader(Header):
-    """A ledger with which a worker dies over a store, just before it or just after.
+    """A header with which a worker dies at a store, just before it or just after.
 
-    From then on it stores nothing more, whatever becomes of the exception.
+    From then on the worker stores nothing more, whatever catches the exception.
     """
 
     __slots__ = ("_after", "_left", "_over", "has_died")
 
     def __init__(self, held: Journal, *, over: str, after: bool, survives: int = 0) -> None:
-        super().__init__(held._memory)
+        """Die at the store named `over` ("commit" or "received"), after surviving some."""
+        super().__init__(mmap.mmap(held.descriptor, HEADER_BYTES))
         self._over = over
         self._after = after
         self._left = survives
@@ -103,3 +64,65 @@ class DyingHeader(Header):
             store()
         if self.has_died:
             raise WorkerDiedError
+
+
+class JournaledConnection:
+    """A connection and its memory, which outlive the journals that are opened on them.
+
+    Attributes:
+        peer: Kapacitor's end of the connection.
+        connection: the other end.
+        memory: the descriptor of the journal's memory.
+        header: the header in it, as the supervisor sees it.
+    """
+
+    def __init__(
+        self, *, journal_bytes: int = JOURNAL_BYTES, max_frame_bytes: int = MAX_FRAME_BYTES
+    ) -> None:
+        self.peer, self.connection = socket.socketpair()
+        self.peer.settimeout(PATIENCE_S)
+        self.connection.settimeout(0)
+        self.memory = journal.create(
+            self.connection, journal_bytes=journal_bytes, max_frame_bytes=max_frame_bytes
+        )
+        self._header_map = mmap.mmap(self.memory, HEADER_BYTES)
+        self.header = Header(self._header_map)
+        self._opened: dict[Journal, socket.socket] = {}
+
+    def open(self) -> Journal:
+        """Open the journal as another worker would, with descriptors of its own."""
+        connection = self.connection.dup()
+        held = Journal(os.dup(self.memory), connection)
+        self._opened[held] = connection
+        return held
+
+    def connection_of(self, held: Journal) -> socket.socket:
+        """Return the socket of a worker that has opened the journal."""
+        return self._opened[held]
+
+    def kill(self, held: Journal) -> None:
+        """Close what a worker's death closes, and change nothing else."""
+        self._opened.pop(held).close()
+        held.close()
+
+    def serve(
+        self,
+        *,
+        journal_bytes: int = JOURNAL_BYTES,
+        snapshot_interval_s: float = 3600.0,
+        held: Journal | None = None,
+    ) -> JournaledStream:
+        """Take the connection over as another worker would, with a journal from `open`."""
+        held = held or self.open()
+        return JournaledStream(
+            self.connection_of(held),
+            held,
+            journal_bytes=journal_bytes,
+            snapshot_interval_s=snapshot_interval_s,
+        )
+
+    def close(self) -> None:
+        self.peer.close()
+        self.connection.close()
+        self._header_map.close()
+        os.close(self.memory)

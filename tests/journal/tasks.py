@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import socket
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.client.driver import KapacitorSide
-from kapudf_cli.journal.header import HEADER_BYTES, Header
 from tests.journal.connections import DyingHeader, JournaledConnection, WorkerDiedError
 from tests.peers import encoded, in_thread
 from tests.serve_process import PATIENCE_S
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ServedAgent:
-    """One agent at work on a connection that may outlive it."""
+    """An agent that serves a connection which may outlive it."""
 
     def __init__(
         self,
@@ -40,7 +38,9 @@ class ServedAgent:
         resume_plan: ResumePlan | None,
     ) -> None:
         self.stream = stream
-        #: Why it could not take over, None if it could.
+        #: The header with which it dies, None if it lives on.
+        self.dying_header: DyingHeader | None = None
+        #: Why the agent could not take over, None if it could.
         self.resumed: Future[str | None] = Future()
         self.agent = Agent(
             stream,
@@ -57,16 +57,15 @@ class ServedAgent:
 
     @property
     def has_died(self) -> bool:
-        """Whether it has stored the mark over which it was to die."""
-        header = self.stream._journal.header
-        return isinstance(header, DyingHeader) and header.has_died
+        """Whether it has come to the commit at which it dies."""
+        return self.dying_header is not None and self.dying_header.has_died
 
     def summary(self) -> ConnectionSummary:
         return self.ended.result(PATIENCE_S)
 
 
 class JournaledTask:
-    """A task's connection as the supervisor has it, with Kapacitor's side at the other end."""
+    """The journaled connection of a task, with Kapacitor's side at the other end."""
 
     def __init__(
         self,
@@ -75,20 +74,19 @@ class JournaledTask:
         on_error: OnError = DEFAULT_ON_ERROR,
         snapshot_interval_s: float = 3600.0,
     ) -> None:
-        self._kept = JournaledConnection()
+        self.kept = JournaledConnection()
         self._handler = handler
         self._on_error = on_error
         self._snapshot_interval_s = snapshot_interval_s
-        self._map = mmap.mmap(self._kept.memory, HEADER_BYTES)
-        self.header = Header(self._map)
-        self.side = KapacitorSide(self._kept.peer, timeout_s=PATIENCE_S)
+        self.header = self.kept.header
+        self.side = KapacitorSide(self.kept.peer, timeout_s=PATIENCE_S)
         self.sent_bytes = 0
         self._agents: list[ServedAgent] = []
 
     # --- agents ---
 
     def serve(self, *, survives: int | None = None, after: bool = True) -> ServedAgent:
-        """Have a first agent serve it, which dies over a mark if `survives` says after how many."""
+        """Serve it with a first agent, which dies at a commit after `survives` others."""
         return self._serve(None, survives, after=after)
 
     def take_over(
@@ -102,7 +100,7 @@ class JournaledTask:
         give_up: str | None = None,
         handler: HandlerFactory | None = None,
     ) -> ServedAgent:
-        """Have another agent take it over, as a worker does; with `waits` it waits for a word."""
+        """Take it over with another agent; with `waits` that agent waits for `go`."""
         resumption = ResumePlan(until, tuple(poison), waits, give_up)
         served = self._serve(resumption, survives, after=after, handler=handler)
         if not waits:
@@ -117,13 +115,15 @@ class JournaledTask:
         after: bool,
         handler: HandlerFactory | None = None,
     ) -> ServedAgent:
-        stream = self._kept.serve(snapshot_interval_s=self._snapshot_interval_s)
+        held = self.kept.open()
+        dying = None
         if survives is not None:
-            held = stream._journal
-            held.header = DyingHeader(held, over="commit", after=after, survives=survives)
+            dying = held.header = DyingHeader(held, over="commit", after=after, survives=survives)
+        stream = self.kept.serve(snapshot_interval_s=self._snapshot_interval_s, held=held)
         served = ServedAgent(
             stream, handler or self._handler, on_error=self._on_error, resume_plan=resumption
         )
+        served.dying_header = dying
         self._agents.append(served)
         served.start()
         return served
@@ -140,22 +140,22 @@ class JournaledTask:
         return self.side.receive()
 
     def await_dealt_with(self, served: ServedAgent) -> bool:
-        """Wait until all that was sent is dealt with; return False if the agent died over it."""
+        """Wait until all input is handled; return False if the agent died instead."""
         wait_until(
             lambda: self.header.record.stats.offset >= self.sent_bytes or served.ended.done()
         )
-        # It may have noted that with its last breath, and come to its end only now.
+        # The agent may have committed this with its last store, and end only now.
         if served.has_died:
             served.ended.exception(PATIENCE_S)
         return not served.ended.done()
 
     def end(self) -> None:
-        """Say that no more will come."""
+        """End the input."""
         self.side.half_close()
 
     def hang_up(self) -> None:
-        """Let Kapacitor see the end, once the last agent has come to it."""
-        self._kept.connection.shutdown(socket.SHUT_RDWR)
+        """Let Kapacitor see the end of the output, once the last agent has ended."""
+        self.kept.connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         for served in self._agents:
@@ -165,5 +165,4 @@ class JournaledTask:
             with contextlib.suppress(WorkerDiedError):
                 served.summary()
             served.stream.close()
-        self._map.close()
-        self._kept.close()
+        self.kept.close()

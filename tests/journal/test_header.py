@@ -1,4 +1,4 @@
-"""The marks of a connection: all in force at once, for whoever has the memory."""
+"""The header of a journal: fields and commit records in shared memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ some_marks = st.builds(
 
 @pytest.fixture
 def memory() -> Iterator[mmap.mmap]:
-    """Give memory as the supervisor and a worker share it."""
+    """Return memory like the one that the supervisor and a worker share."""
     with mmap.mmap(-1, HEADER_BYTES) as memory:
         yield memory
 

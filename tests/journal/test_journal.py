@@ -1,4 +1,4 @@
-"""The journal of a connection: nothing is lost and nothing doubled, wherever a worker dies."""
+"""The journal: nothing is lost and nothing is sent twice, wherever a worker dies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from tests.journal.connections import (
     JournaledConnection,
     WorkerDiedError,
 )
-from tests.journal.connections import close_as_dead as kill
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -38,21 +37,21 @@ if TYPE_CHECKING:
     from kapudf_cli.journal.journal import Journal
 
 RING_SEGMENT_BYTES = journal._RING_SEGMENT_BYTES
-#: As much of the input as the journal holds before it is outgrown, or a little more.
+#: At least as much input as a segment holds.
 SEGMENT_BYTES = 4 * JOURNAL_BYTES + 2 * MAX_FRAME_BYTES
 READ_BYTES = 96 * 1024
 
 
 @pytest.fixture
 def held(kept: JournaledConnection) -> Iterator[Journal]:
-    """Give its journal, as the first worker has it."""
+    """Return the journal as the first worker opens it."""
     held = kept.open()
     yield held
-    kill(held)
+    kept.kill(held)
 
 
 def content(size: int, seed: int) -> bytes:
-    """Return bytes that are no part of others."""
+    """Return random bytes that differ for each seed."""
     return random.Random(seed).randbytes(size)  # noqa: S311 - nothing is secret
 
 
@@ -63,7 +62,7 @@ def put(
 
 
 def send_all(held: Journal, kept: JournaledConnection, at_once: int = 1 << 20) -> bytes:
-    """Send what is in force; where there is no room, the peer reads a little. Return that."""
+    """Send committed output; when the socket is full, the peer reads. Return what it has read."""
     read = bytearray()
     while unsent := held.unsent:
         try:
@@ -74,7 +73,7 @@ def send_all(held: Journal, kept: JournaledConnection, at_once: int = 1 << 20) -
 
 
 def read_rest(kept: JournaledConnection) -> bytes:
-    """Return what has been sent and not read."""
+    """Return what was sent and the peer has not read."""
     read = bytearray()
     kept.peer.settimeout(0)
     with contextlib.suppress(BlockingIOError):
@@ -84,7 +83,7 @@ def read_rest(kept: JournaledConnection) -> bytes:
 
 
 def feed(held: Journal, kept: JournaledConnection, data: bytes) -> None:
-    """Have the journal receive so much, in what pieces it comes."""
+    """Send data to the journal and receive all of it, in pieces of any size."""
     place = 0
     while place < len(data):
         place += kept.peer.send(data[place : place + READ_BYTES])
@@ -131,7 +130,7 @@ def test_a_closed_journal_can_be_closed_again(held: Journal) -> None:
     assert states == [False, True, True]
 
 
-# --- the way in ---
+# --- input ---
 
 
 def test_input_is_kept_until_compaction(kept: JournaledConnection, held: Journal) -> None:
@@ -172,14 +171,14 @@ def test_input_read_by_a_worker_that_died_is_known(
     held.header = DyingHeader(held, over="received", after=after)
     with pytest.raises(WorkerDiedError):
         held.receive(4, 0)
-    kill(held)
+    kept.kill(held)
 
     held = kept.open()
     assert held.received == held.header.received == 11
     assert held.unprocessed() == b"noted, not "
     assert held.receive(READ_BYTES, 0) == b"noted"
     assert held.unprocessed() == b"noted, not noted"
-    kill(held)
+    kept.kill(held)
 
 
 def test_a_full_journal_is_incomplete_and_goes_on_reading(
@@ -221,12 +220,12 @@ def test_a_death_during_compaction_leaves_the_old_or_the_new_state(
     held.header = DyingHeader(held, over="commit", after=after)
     with pytest.raises(WorkerDiedError):
         held.compact(b"Init", b", rest")
-    kill(held)
+    kept.kill(held)
 
     held = kept.open()
     assert held.history(9) == (b"Init" if after else b"processed")
     assert held.unprocessed() == b", rest"
-    kill(held)
+    kept.kill(held)
 
 
 def test_compaction_fails_if_more_input_was_received(
@@ -262,7 +261,7 @@ def test_forgetting_input_releases_memory(
     assert held.history(held.received) == b"Initmore"
 
 
-# --- the way back ---
+# --- output ---
 
 
 def test_the_next_worker_sends_the_rest_of_committed_output(kept: JournaledConnection) -> None:
@@ -270,13 +269,13 @@ def test_the_next_worker_sends_the_rest_of_committed_output(kept: JournaledConne
     put(held, b"0123456789")
     assert held.unsent == 10
     assert held.send(4) == 4
-    kill(held)
+    kept.kill(held)
     held = kept.open()
     assert held.unsent == 6
     assert held.send(6) == 6
     assert held.unsent == 0
     assert read_rest(kept) == b"0123456789"
-    kill(held)
+    kept.kill(held)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed"])
@@ -289,12 +288,12 @@ def test_output_that_is_not_committed_is_never_sent(
     held.header = DyingHeader(held, over="commit", after=after)
     with pytest.raises(WorkerDiedError):
         put(held, b"second", stats=ConnectionStats(7))
-    kill(held)
+    kept.kill(held)
     held = kept.open()
     assert held.record.stats.offset == (7 if after else 0)
     send_all(held, kept)
     assert read_rest(kept) == (b"firstsecond" if after else b"first")
-    kill(held)
+    kept.kill(held)
 
 
 def test_sent_messages_are_counted_until_their_input_is_handled(
@@ -372,11 +371,11 @@ def test_a_death_after_each_piece_loses_nothing(
         put(held, piece)
         with contextlib.suppress(BlockingIOError):
             held.send(held.unsent // 2 + 1)
-        kill(held)
+        kept.kill(held)
     held = kept.open()
     arrived += send_all(held, kept) + read_rest(kept)
     assert arrived == written
-    kill(held)
+    kept.kill(held)
 
 
 def test_long_pieces_reuse_memory(kept: JournaledConnection, held: Journal) -> None:
@@ -392,19 +391,19 @@ def test_long_pieces_reuse_memory(kept: JournaledConnection, held: Journal) -> N
 
 
 class AnySteps(RuleBasedStateMachine):
-    """A connection and its workers, beside lists of the bytes that went in and out."""
+    """A connection and its workers, with a model of the bytes in both directions."""
 
     @initialize()
     def begin(self) -> None:
         self.kept = JournaledConnection()
         self.kept.peer.settimeout(0)
         self.held = self.kept.open()
-        #: All that the peer has sent, and how much of it was taken and processed.
+        #: All that the peer has sent, and how much of it was received and handled.
         self.input = bytearray()
         self.received = self.offset = 0
-        #: What the journal has to give for a history up to `offset`, while it can.
+        #: The expected history up to `offset`, while the journal is complete.
         self.prefix, self.cut_at, self.complete = b"", 0, True
-        #: All that was put in force, and what the peer has read of it.
+        #: All committed output, and what the peer has read of it.
         self.output = bytearray()
         self.arrived = bytearray()
         self.seed = 0
@@ -414,11 +413,11 @@ class AnySteps(RuleBasedStateMachine):
         return content(size, self.seed)
 
     def die(self) -> None:
-        kill(self.held)
+        self.kept.kill(self.held)
         self.held = self.kept.open()
 
     def note_received(self) -> None:
-        """Note what a read took, be it known to the worker or not."""
+        """Record what a read took, even if the worker died before it knew."""
         self.received = self.held.received
         self.complete = bool(self.held.record.complete)
 
@@ -525,7 +524,7 @@ class AnySteps(RuleBasedStateMachine):
     def worker_dies(self) -> None:
         self.die()
 
-    # --- what holds after every step ---
+    # --- invariants ---
 
     @invariant()
     def nothing_read_is_lost(self) -> None:
@@ -547,7 +546,7 @@ class AnySteps(RuleBasedStateMachine):
         try:
             assert self.arrived == self.output
         finally:
-            kill(self.held)
+            self.kept.kill(self.held)
             self.kept.close()
 
 

@@ -1,4 +1,4 @@
-"""Limits of the process: errors that they cause name them."""
+"""Resource limits: checks, and errors that name them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTINGS = Settings(functions={"f": FunctionSettings(handler="mirror", socket="/
 
 @pytest.fixture(params=[1_000_000, resource.RLIM_INFINITY], ids=["limited", "unlimited"])
 def limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Give the soft limit of everything."""
+    """Set the soft limit of all resources."""
     soft: int = request.param
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, resource.RLIM_INFINITY))
     return soft

@@ -1,4 +1,4 @@
-"""A stream that a worker may leave at any moment, and another take over."""
+"""The journaled stream, which another worker can take over at any moment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.transport import ReadPaused
 from kapudf_cli.transport.commit import Commit, ConnectionStats
 from tests.journal.connections import JOURNAL_BYTES, MAX_FRAME_BYTES, JournaledConnection
-from tests.peers import in_thread
+from tests.peers import in_thread, is_full
 from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
     from kapudf_cli.journal.stream import JournaledStream
 
-#: More than any socket takes of a peer that does not read.
+#: More than a socket queues for a peer that does not read.
 MUCH = random.Random(0).randbytes(3 * 1024 * 1024)  # noqa: S311 - nothing is secret
 
 
 @pytest.fixture(autouse=True)
 def stalls_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a write read ahead as soon as it has to wait."""
+    """Let a waiting write read ahead at once."""
     monkeypatch.setattr("kapudf_cli.transport.input._STALLED_S", 0.001)
     monkeypatch.setattr("kapudf_cli.transport.input._STALLED_MAX_S", 0.001)
 
 
 @pytest.fixture
 def stream(kept: JournaledConnection) -> Iterator[JournaledStream]:
-    """Give the stream of its first worker."""
+    """Return the stream of the first worker."""
     stream = kept.serve()
     yield stream
     stream.close()
@@ -58,10 +58,12 @@ def read_all(kept: JournaledConnection, count: int) -> bytes:
     return bytes(read)
 
 
-def stalled_write(stream: JournaledStream, stats: ConnectionStats | None = None) -> Future[None]:
-    """Begin to write more than a peer takes that does not read."""
+def stalled_write(
+    kept: JournaledConnection, stream: JournaledStream, stats: ConnectionStats | None = None
+) -> Future[None]:
+    """Start a write that waits because the peer does not read."""
     writing = in_thread(lambda: stream.write(MUCH, Commit(1, stats=stats)))
-    wait_until(lambda: stream._journal.header.waits_for_peer)
+    wait_until(lambda: bool(kept.header.waits_for_peer))
     return writing
 
 
@@ -89,12 +91,12 @@ def test_the_next_worker_reads_unhandled_input(
 def test_the_next_worker_sends_committed_output(
     kept: JournaledConnection,
 ) -> None:
-    first = kept.serve()
-    writing = stalled_write(first)
-    # As good as dead: it sends nothing more, and lets go of its lock.
-    first._socket.close()
+    held = kept.open()
+    writing = stalled_write(kept, kept.serve(held=held))
+    # Like a death: the stream sends nothing more and releases its lock.
+    kept.connection_of(held).close()
     assert isinstance(writing.exception(PATIENCE_S), OSError | ValueError)
-    first._journal.close()
+    kept.kill(held)
     second = kept.serve()
     sending = in_thread(second.send_rest)
     assert read_all(kept, len(MUCH)) == MUCH
@@ -125,8 +127,10 @@ def test_a_peer_that_is_gone_breaks_the_write(
         stream.send_rest()
 
 
-def test_an_abort_ends_a_write_that_waits(stream: JournaledStream) -> None:
-    writing = stalled_write(stream)
+def test_an_abort_ends_a_write_that_waits(
+    kept: JournaledConnection, stream: JournaledStream
+) -> None:
+    writing = stalled_write(kept, stream)
     stream.abort()
     with pytest.raises(BrokenPipeError):
         writing.result(PATIENCE_S)
@@ -144,13 +148,13 @@ def test_a_pause_is_noticed_while_input_is_waited_for(
     assert stream.read() == b"input"
 
 
-# --- what whoever looks on can see ---
+# --- what the supervisor can see ---
 
 
 def test_the_header_shows_whether_it_waits_for_input(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    header = stream._journal.header
+    header = kept.header
     stream.record_current_frame(9)
     assert header.busy_since_ns > 0
     reading = in_thread(stream.read)
@@ -164,16 +168,16 @@ def test_the_header_shows_whether_it_waits_for_input(
 def test_the_header_shows_whether_it_waits_for_its_peer(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    writing = stalled_write(stream)
+    writing = stalled_write(kept, stream)
     assert read_all(kept, len(MUCH)) == MUCH
     writing.result(PATIENCE_S)
-    assert not stream._journal.header.waits_for_peer
+    assert not kept.header.waits_for_peer
 
 
 def test_a_seen_frame_does_not_overwrite_the_agents_record(
     kept: JournaledConnection, stream: JournaledStream
 ) -> None:
-    header = stream._journal.header
+    header = kept.header
     stream.record_seen_frame(3)
     assert header.current_frame == 3
     stream.record_current_frame(5)
@@ -209,7 +213,7 @@ def test_compaction_waits_for_input_that_was_read_ahead(
     first = kept.serve(snapshot_interval_s=0.0)
     kept.peer.sendall(b"Init")
     assert first.read() == b"Init"
-    writing = stalled_write(first, stats=ConnectionStats(4))
+    writing = stalled_write(kept, first, stats=ConnectionStats(4))
     kept.peer.sendall(b"ahead")
     wait_until(lambda: first.input.ahead_bytes == 5)
     assert read_all(kept, len(MUCH)) == MUCH
@@ -245,10 +249,8 @@ def test_compaction_is_due_after_the_interval(
     stream.read()
     stream.write(b"", Commit(stats=ConnectionStats(4)))
     assert [is_due(50), is_due(200)] == [False, True]
-    now_s = time.monotonic() + 150
-    stream._due_s = time.monotonic() - 1
     stream.postpone()
-    assert [is_due(-100), is_due(0)] == [False, True]
+    assert [is_due(50), is_due(200)] == [False, True]
     stream.close()
 
 
@@ -344,7 +346,7 @@ def test_a_full_backlog_fits_into_the_journal(max_frame_bytes: int) -> None:
     outbox = Outbox(stream, max_frame_bytes=max_frame_bytes, on_failure=stream.interrupt)
     point = Point(name="x" * (max_frame_bytes - 100))
     count = 1
-    while not outbox._output.is_full:
+    while not is_full(outbox):
         outbox.write_point(point)
         count += 1
     outbox.send_data()

@@ -1,4 +1,4 @@
-"""System calls that keep the interpreter do what those of the standard library do."""
+"""The system calls that hold the GIL work like those of the standard library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Tries to lock the descriptor that it is given, as the supervisor does.
+#: Tries to lock the given descriptor, as the supervisor does.
 TRY_LOCK = """
 import fcntl, sys
 try:
@@ -94,14 +94,14 @@ def test_a_file_is_sent_from_its_position(memory: int) -> None:
         assert theirs.recv(10) == b"456"
         assert os.lseek(memory, 0, os.SEEK_CUR) == 7
         os.ftruncate(memory, 1 << 24)
-        # More than a socket has room for, of which there is no more than a part.
+        # More than a socket queues, and more than the file has.
         assert 0 < syscalls.send_file(ours.fileno(), memory, 1 << 24) < 1 << 24
         with pytest.raises(BlockingIOError):
             syscalls.send_file(ours.fileno(), memory, 1)
 
 
 class Piece:
-    """What a caller has in hand while it sends."""
+    """An object that the caller refers to while it sends."""
 
 
 def test_an_error_keeps_no_reference_to_its_callers(memory: int) -> None:

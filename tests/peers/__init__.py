@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.checkpoints import Checkpoints
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
+    from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.protocol.codec import RequestMessage
 
@@ -35,22 +36,28 @@ INITIALIZED = InitResponse(success=True)
 
 
 def encoded(messages: Iterable[RequestMessage]) -> bytes:
-    """Return what Kapacitor sends for them."""
+    """Return requests as frames."""
     return b"".join(map(REQUESTS.encode, messages))
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:
-    """Start `call` in a thread that holds up nobody; what it gives or raises is in the future."""
+    """Start `call` in a daemon thread; its result or exception is in the future."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+        except BaseException as error:  # noqa: BLE001 - the future raises it
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def is_full(outbox: Outbox) -> bool:
+    """Return whether the outbox has reached the limit of its backlog."""
+    with outbox.changing() as output:
+        return output.is_full
 
 
 @dataclass(frozen=True)

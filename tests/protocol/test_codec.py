@@ -1,4 +1,4 @@
-"""Messages out of frames and into them: the fast path and the slow one give the same."""
+"""Encoding and decoding of messages: the fast and the general way give the same result."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def field(number: int, value: bytes) -> bytes:
 
 
 def point_of_size(size: int) -> bytes:
-    """Return the bytes of a point that are `size` in number."""
+    """Return the bytes of a point, `size` bytes long."""
     for name_length in range(size, -1, -1):
         body = Point(name="n" * name_length).SerializeToString()
         if len(body) == size:
@@ -146,7 +146,7 @@ def unframed(data: bytes) -> bytes:
 
 
 def decoded_by_protobuf(frame: bytes) -> RequestMessage:
-    """Return what is set in a Request, the straight way."""
+    """Return the message in a Request, decoded by protobuf."""
     envelope = Request.FromString(frame)
     which = envelope.WhichOneof("message")
     assert which is not None
@@ -227,7 +227,7 @@ ODD_FRAMES = {
     "a length of 2 in three bytes": b"\x8a\x01\x82\x80\x00\x08\x05",
     "a length of 0 in two bytes": b"\x8a\x01\x80\x00",
     "a length of 0 in two bytes, and more": b"\x8a\x01\x80\x00" + KEEPALIVE,
-    # Read as two bytes, the length would run to the very end of the frame.
+    # If only two bytes of it were read, the length would reach the end of the frame.
     "a length of 0 in three bytes, and much more": b"\x8a\x01\x80\x80\x00"
     + field(99, b"x" * 16_379),
     "the point's tag in three bytes": b"\x8a\x81\x00\x02\x08\x05",
@@ -337,7 +337,7 @@ def test_any_bytes_are_decoded_or_refused_as_protobuf_does(frame: bytes) -> None
         return
     decoded, expected = REQUESTS.decode(frame), getattr(envelope, which)
     assert type(decoded) is type(expected)
-    # Compared as bytes, for a field may be NaN, which equals nothing.
+    # Compared as bytes, because a field may be NaN.
     assert decoded.SerializeToString(deterministic=True) == expected.SerializeToString(
         deterministic=True
     )

@@ -1,4 +1,4 @@
-"""What may follow what, in each direction, spelled out."""
+"""The order of messages in both directions, as a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 
 BEFORE_INIT, READY, IN_BATCH = Incoming.BEFORE_INIT, Incoming.READY, Incoming.IN_BATCH
 
-#: Where each message leads from each state; None where it may not come.
+#: The state after each message, for each state; None if it is not allowed.
 TABLE: dict[type, dict[Incoming, Incoming | None]] = {
     InfoRequest: {BEFORE_INIT: BEFORE_INIT, READY: READY, IN_BATCH: IN_BATCH},
     InitRequest: {BEFORE_INIT: READY, READY: None, IN_BATCH: None},
@@ -40,7 +40,7 @@ TABLE: dict[type, dict[Incoming, Incoming | None]] = {
     BeginBatch: {BEFORE_INIT: None, READY: IN_BATCH, IN_BATCH: None},
     Point: {BEFORE_INIT: None, READY: READY, IN_BATCH: IN_BATCH},
     EndBatch: {BEFORE_INIT: None, READY: None, IN_BATCH: READY},
-    # What only a UDF sends.
+    # Messages that only a UDF sends.
     InitResponse: {BEFORE_INIT: None, READY: None, IN_BATCH: None},
     KeepaliveResponse: {BEFORE_INIT: None, READY: None, IN_BATCH: None},
 }

@@ -1,4 +1,4 @@
-"""Frames out of bytes: one table of vectors, and what holds for any bytes at all."""
+"""Framing: a table of vectors, and properties for any bytes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from kapudf_cli.protocol.framing import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Takes a varint of three bytes, so that the table reaches the limit with each kind of length.
+#: Has a varint of three bytes, so that the table reaches it with lengths of each size.
 LIMIT = 20_000
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The frame that a vector ends in: the facts of its error, and what would complete it."""
+    """The incomplete or invalid frame at the end of a vector, and its expected error."""
 
     received: int
     expected: int | None
@@ -45,7 +45,7 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Vector:
-    """Some input, the frames in it, and the offset at which the reader stands after them."""
+    """Input, the frames in it, and the reader's offset after them."""
 
     data: bytes
     frames: tuple[bytes, ...] = ()
@@ -91,7 +91,7 @@ VECTORS = {
     "0 in six bytes": Vector(b"\x80\x80\x80\x80\x80\x00", error=VarintTooLongError),
     "terabytes": Vector(b"\x80\x80\x80\x80\x80\x80\x01", error=VarintTooLongError),
     "a sixth byte is due": Vector(b"\x01a\xff\xff\xff\xff\xff", (b"a",), 2, VarintTooLongError),
-    # Frames whose end has not come.
+    # Incomplete frames.
     "a length breaks off": Vector(b"\x83", unfinished=Unfinished(1, None, b"\x00abc", b"abc")),
     "a length breaks off before its fifth byte": Vector(
         b"\x83\x80\x80\x80", unfinished=Unfinished(4, None, b"\x00abc", b"abc")
@@ -129,7 +129,7 @@ def byte_by_byte(data: bytes) -> Iterator[bytes]:
 
 
 def in_sevens(data: bytes) -> Iterator[bytes]:
-    """Yield seven bytes at a time, with nothing at all before each."""
+    """Yield pieces of seven bytes, each after an empty piece."""
     for place in range(0, len(data), 7):
         yield b""
         yield data[place : place + 7]
@@ -145,7 +145,7 @@ def framed(frame: bytes) -> bytes:
 def read_up_to_error(
     reader: FrameReader[bytes], pieces: Iterator[bytes]
 ) -> tuple[list[bytes], ProtocolError | None]:
-    """Return the frames, and the error that ended them if one did."""
+    """Return the frames, and the error after them, if any."""
     frames: list[bytes] = []
     try:
         for piece in pieces:
@@ -156,7 +156,7 @@ def read_up_to_error(
 
 
 def check_error(error: ProtocolError | None, vector: Vector) -> None:
-    """Compare what `feed` raised with what the vector says of it."""
+    """Compare the error of `feed` with the vector."""
     assert type(error) is (vector.error or type(None))
     if error is not None:
         assert error.offset == vector.offset
@@ -325,7 +325,7 @@ def test_an_invalid_length_is_not_encoded(value: int) -> None:
 
 @st.composite
 def cut_frames(draw: st.DrawFn) -> tuple[list[bytes], list[bytes]]:
-    """Draw some frames, and their bytes in pieces cut anywhere."""
+    """Draw frames, and their bytes in pieces of any size."""
     frames = draw(st.lists(st.binary(max_size=300), max_size=8))
     data = b"".join(map(framed, frames))
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=12)))

@@ -1,4 +1,4 @@
-"""Requests read in runs, raw or decoded: the same as frame by frame, whatever comes."""
+"""The request reader: runs, raw and decoded points give the same as single frames."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def frame(body: bytes) -> bytes:
     return encode_varint(len(body)) + body
 
 
-# The lengths around which heads change, and those of usual points.
+# Lengths at which the form of heads changes, and lengths of usual points.
 sizes = st.integers(0, 20) | st.integers(115, 135) | st.integers(300, 305) | st.just(9000)
 point_frames = sizes.map(lambda size: REQUESTS.encode(Point(name="n" * size)))
-# A point that is none, a point twice, a length written longer than need be, no message.
+# An invalid point, two points, a length with too many bytes, no message.
 odd_frames = st.sampled_from(
     [
         point_head(200) + b"\xff" * 200,
@@ -48,12 +48,12 @@ cuts = st.lists(st.integers(0, 1 << 20), max_size=8)
 
 
 def shown(message: object) -> object:
-    """Return a message, or what an error says, as something that can be compared."""
+    """Return a message or an error in a form that can be compared."""
     return (type(message), str(message)) if isinstance(message, ProtocolError) else message
 
 
 def decoding(decode: Decode[Any]) -> Decode[Any]:
-    """Return the error of a frame that cannot be decoded in its place."""
+    """Decode a frame; return the error if that fails."""
 
     def decode_or_error(data: bytes, start: int, end: int) -> object:
         try:
@@ -65,7 +65,7 @@ def decoding(decode: Decode[Any]) -> Decode[Any]:
 
 
 def told(reader: FrameReader[Any], pieces: list[bytes]) -> list[tuple[int, object]]:
-    """Return each message with the offset it was given at, and the error it ended with."""
+    """Return each message with its offset, and the final error."""
     found: list[tuple[int, object]] = []
     try:
         for piece in pieces:

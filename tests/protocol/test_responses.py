@@ -1,4 +1,4 @@
-"""What a UDF may send, and what Kapacitor would do about the rest."""
+"""The check of a UDF's messages."""
 
 from __future__ import annotations
 

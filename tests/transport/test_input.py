@@ -1,4 +1,4 @@
-"""Input on its way to its reader, over real pipes."""
+"""The input of a stream, over real pipes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEBIBYTE = bytes(1 << 20)
 
 
 class Piped:
-    """A pipe whose one end is an input, and how often room was asked for in vain."""
+    """An input on a pipe, and the timeouts of waits for the peer."""
 
     def __init__(self) -> None:
         self.readable, self.writable = os.pipe()
@@ -61,7 +61,7 @@ class Piped:
 
 @pytest.fixture
 def piped() -> Iterator[Piped]:
-    """Give a pipe that nothing has come through yet."""
+    """Return an unused pipe."""
     piped = Piped()
     yield piped
     piped.close()

@@ -1,4 +1,4 @@
-"""How a connection settles, over real pipes and sockets."""
+"""The wait before a connection is closed, over real pipes and sockets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ends(NamedTuple):
 
 @pytest.fixture(params=["pipes", "socket"])
 def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
-    """Give both ends of a connection; who closes one of the peer's need not close it again."""
+    """Return both ends of a connection; a test may close the peer's."""
     if request.param == "pipes":
         (requests, to_us), (from_us, responses) = os.pipe(), os.pipe()
         ends = Ends(requests, responses, to_us, from_us)
@@ -42,7 +42,7 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
 
 
 class Looks:
-    """A peer that has read everything when it is looked at for the so-many-th time."""
+    """A peer that has read everything at the n-th check."""
 
     def __init__(self, ends: Ends, *, read_at: int) -> None:
         self._ends = ends

@@ -24,7 +24,7 @@ TOO_MUCH = b"x" * (16 << 20)
 
 @pytest.fixture
 def ends() -> Iterator[tuple[SocketStream, socket.socket]]:
-    """Give a stream, and the socket at its other end."""
+    """Return a stream, and the socket at its other end."""
     ours, theirs = socket.socketpair()
     ours.settimeout(PATIENCE_S)
     stream = SocketStream(theirs)
@@ -35,7 +35,7 @@ def ends() -> Iterator[tuple[SocketStream, socket.socket]]:
 
 
 def read_to_the_end(stream: SocketStream) -> bytes:
-    """Return all that the stream gives until it says that it has ended."""
+    """Read until the end of input."""
     data = b""
     while piece := stream.read():
         data += piece
@@ -43,7 +43,7 @@ def read_to_the_end(stream: SocketStream) -> bytes:
 
 
 def reader_that_waits(stream: SocketStream, peer: socket.socket) -> Future[bytes]:
-    """Return a thread's next read, begun after it has read all that there was."""
+    """Start a read in a thread, which waits because there is no input."""
     one_read = threading.Event()
 
     def read() -> bytes:
@@ -140,7 +140,7 @@ def test_an_interrupted_reader_gets_all_that_had_arrived(
     peer.sendall(data)
     stream.interrupt()
     first = stream.read()
-    peer.settimeout(0.0)  # a send that waits, waits until most of the socket is free
+    peer.settimeout(0.0)  # a blocked send waits until most of the queue is free
     peer.sendall(b"late")
     assert first + read_to_the_end(stream) == data
     assert stream.close() == len(b"late")
@@ -187,7 +187,7 @@ def test_interrupt_can_be_called_repeatedly(ends: tuple[SocketStream, socket.soc
 def test_an_abort_ends_a_blocked_write(ends: tuple[SocketStream, socket.socket]) -> None:
     stream, peer = ends
     writing = in_thread(lambda: stream.write(TOO_MUCH))
-    assert peer.recv(1) == b"x"  # the write has begun, and cannot end
+    assert peer.recv(1) == b"x"  # the write has started and cannot complete
     stream.abort()
     with pytest.raises(BrokenPipeError):
         writing.result(PATIENCE_S)
@@ -203,7 +203,7 @@ def test_an_abort_ends_a_blocked_read(ends: tuple[SocketStream, socket.socket]) 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a write that waits read ahead soon."""
+    """Let a waiting write read ahead soon."""
     monkeypatch.setattr("kapudf_cli.transport.input._STALLED_S", 0.01)
     monkeypatch.setattr("kapudf_cli.transport.input._STALLED_MAX_S", 0.01)
 
@@ -302,8 +302,9 @@ def test_close_returns_the_number_of_unread_bytes(ends: tuple[SocketStream, sock
 def test_close_ends_the_connection_and_leaves_no_descriptor_open() -> None:
     ours, theirs = socket.socketpair()
     with ours:
-        stream = SocketStream(theirs)
-        descriptors = (theirs.fileno(), stream._waker._readable, stream._waker._writable)
+        wake = os.pipe()
+        stream = SocketStream(theirs, wake)
+        descriptors = (theirs.fileno(), *wake)
         stream.close()
         assert ours.recv(1) == b""
         for descriptor in descriptors:
@@ -313,8 +314,9 @@ def test_close_ends_the_connection_and_leaves_no_descriptor_open() -> None:
 
 def test_calls_after_close_touch_no_descriptor() -> None:
     ours, theirs = socket.socketpair()
-    stream = SocketStream(theirs)
-    numbers = (theirs.fileno(), stream._waker._readable, stream._waker._writable)
+    wake = os.pipe()
+    stream = SocketStream(theirs, wake)
+    numbers = (theirs.fileno(), *wake)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ours)
         stranger, its_peer = map(stack.enter_context, socket.socketpair())

@@ -44,7 +44,7 @@ class Kapacitor:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[StdioStream, Kapacitor]]:
-    """Give a stream, and Kapacitor's ends of it."""
+    """Return a stream, and Kapacitor's ends of it."""
     requests, to_udf = os.pipe()
     from_udf, responses = os.pipe()
     stream = StdioStream(requests, responses)

@@ -1,4 +1,4 @@
-"""The pipe that makes a reader look up."""
+"""The pipe that wakes a reader."""
 
 from __future__ import annotations
 

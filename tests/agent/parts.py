@@ -1,12 +1,13 @@
-"""A read loop with all that it works on, for the tests of its parts."""
+"""The parts of an agent on a socket pair, and a handler of batches, for tests of the parts."""
 
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from kapudf_cli.agent.checkpoints import NoCheckpoints
 from kapudf_cli.agent.dispatcher import Dispatcher
+from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.agent.read_loop import ReadLoop
@@ -28,7 +29,7 @@ INIT = REQUESTS.encode(InitRequest(taskID="task"))
 
 
 class CountsBatches(Counting):
-    """Says at the end of each batch how many points there have been; some it cannot bear."""
+    """Writes at the end of each batch how many points there were; raises for some points."""
 
     wants = BATCH
 
@@ -45,16 +46,17 @@ class CountsBatches(Counting):
 
 
 class RecordedCheckpoints(NoCheckpoints):
-    """Wants a cut whenever it is asked, and notes them; keeps all input for a new handler.
+    """Records compactions, and stores all input for a new handler.
 
     Attributes:
-        cuts: the prefix and the remainder of each.
-        declines: whether there is no room for any.
-        current_frame: the frames that were noted before they were given to the handler.
+        compactions: the prefix and the remainder of each.
+        declines: whether there is no room for a compaction.
+        wants: whether a compaction is always due, or never.
+        current_frame: the frames recorded before they were given to the handler.
     """
 
     def __init__(self) -> None:
-        self.cuts: list[tuple[bytes, bytes]] = []
+        self.compactions: list[tuple[bytes, bytes]] = []
         self.declines = False
         self.wants = True
         self.input = b""
@@ -65,7 +67,7 @@ class RecordedCheckpoints(NoCheckpoints):
         return self.wants
 
     def compact(self, prefix: bytes, remainder: bytes) -> bool:
-        self.cuts.append((prefix, remainder))
+        self.compactions.append((prefix, remainder))
         return not self.declines
 
     def history(self, until: int) -> bytes:
@@ -75,37 +77,56 @@ class RecordedCheckpoints(NoCheckpoints):
         self.current_frame.append(offset)
 
 
-class Loop:
-    """A read loop with all that it works on, and the peer's end of the socket."""
+class AgentParts:
+    """The parts of an agent without its thread, and the peer's end of the connection.
 
-    def __init__(self, on_error: OnError = "fail", handler: type[Handler] = CountsBatches) -> None:
+    Attributes:
+        checkpoints: records what the agent stores.
+    """
+
+    def __init__(
+        self, handler: type[Handler] = CountsBatches, on_error: OnError = DEFAULT_ON_ERROR
+    ) -> None:
         self.peer, theirs = socket.socketpair()
         self.peer.settimeout(0)
-        stream = self.stream = SocketStream(theirs)
+        self.stream = SocketStream(theirs)
         self.outbox = Outbox(
-            stream, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_failure=stream.interrupt
+            self.stream, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_failure=self.stream.interrupt
         )
-        self.kept = RecordedCheckpoints()
+        self.checkpoints = RecordedCheckpoints()
         self.dispatcher = Dispatcher(
             HandlerCaller(handler, self.outbox), self.outbox, on_error=on_error
         )
-        self.recovery = Recovery(self.dispatcher, RequestReader(DEFAULT_MAX_FRAME_BYTES), self.kept)
-        self.read_loop = ReadLoop(stream, self.dispatcher, self.recovery, linger_ms=0)
+        self.recovery = Recovery(
+            self.dispatcher, RequestReader(DEFAULT_MAX_FRAME_BYTES), self.checkpoints
+        )
+        self.read_loop = ReadLoop(self.stream, self.dispatcher, self.recovery, linger_ms=0)
+
+    def create_handler(self) -> Self:
         self.dispatcher.caller.create()
+        return self
+
+    @property
+    def handler(self) -> Handler:
+        return self.dispatcher.caller.handler
 
     @property
     def stats(self) -> ConnectionStats:
         return self.recovery.stats()
 
-    def take(self, data: bytes) -> int:
-        self.kept.input += data
+    def read(self, data: bytes) -> int:
+        """Handle input that was read; return how many requests it completed."""
+        self.checkpoints.input += data
         return self.read_loop.handle(data)
 
-    def answers(self) -> list[ResponseMessage]:
-        """Flush, and return what has left."""
+    def responses(self) -> list[ResponseMessage]:
+        """Flush, and return what the peer has received since the last call."""
         self.outbox.flush()
-        frames = FrameReader(RESPONSES.decode_in)
-        return list(frames.feed(self.peer.recv(1 << 20)))
+        try:
+            data = self.peer.recv(1 << 20)
+        except BlockingIOError:
+            return []
+        return list(FrameReader(RESPONSES.decode_in).feed(data))
 
     def close(self) -> None:
         self.stream.close()
