@@ -47,10 +47,9 @@ class MovingAverageOptions(Options, kw_only=True):
 class Window(State, dict=True):
     """The last values of a group, in a ring, with sums that accumulate no rounding error.
 
-    The ring's sum is that of the values that came since the ring began anew and
-    that of the older ones. The former only ever grows, and the latter is read
-    off sums made once a round, so that nothing is subtracted: no rounding error
-    outlives a round, however many points come.
+    The sum of the ring has two parts: the values written in this round, and the older ones. The
+    first part is only added to. The second is looked up in sums that are computed once per round.
+    Nothing is subtracted, so a rounding error lasts at most one round.
     """
 
     size: int = 0
@@ -71,7 +70,7 @@ class Window(State, dict=True):
         newer = self.values[: self.oldest] if is_ring else self.values
         older = self.values[self.oldest :] if is_ring else []
         self.new_sum: float = functools.reduce(operator.add, newer, 0.0)
-        #: For each place, the sum of the values from there to the ring's end.
+        #: For each index, the sum of the values from there to the end of the ring.
         self.old_sums: list[float] = [0.0] * self.oldest + _sums_to_end(older)
 
     def mean_with(self, value: float, size: int) -> float:
