@@ -96,7 +96,8 @@ class Dispatcher:
         order: the state of the conversation.
         init_frame: the last Init, as a frame; empty before one.
         stateless: whether the handler that got it keeps no state.
-        points_in: points received; likewise batches_in.
+        points_in: points received.
+        batches_in: batches received to their end.
         failures: exceptions of the handler that `on_error` passed over.
         task: the names of the task and the node, empty before Init.
     """

@@ -32,7 +32,7 @@ class ConnectionSummary:
         reason: why it ended.
         error: the cause, where `reason` names a fault.
         task_id: the task, empty before Init.
-        node_id: the node of the task, likewise.
+        node_id: the node of the task, empty before Init.
         stats: what the connection did.
         bytes_in: bytes received, handled or not.
         unprocessed_bytes: bytes that arrived and were not handled, the frame at fault included.

@@ -91,7 +91,7 @@ def _word(offset: int) -> _Word:
         return value
 
     def write(header: Header, value: int) -> None:
-        _WORD.pack_into(header._memory, offset, value)  # noqa: SLF001 - likewise
+        _WORD.pack_into(header._memory, offset, value)  # noqa: SLF001 - a method of it
 
     return cast("_Word", property(read, write))
 

@@ -94,7 +94,7 @@ def test_a_file_is_sent_from_its_position(memory: int) -> None:
         assert theirs.recv(10) == b"456"
         assert os.lseek(memory, 0, os.SEEK_CUR) == 7
         os.ftruncate(memory, 1 << 24)
-        # More than a socket queues, and more than the file has.
+        # More than a socket queues, so that only a part is sent.
         assert 0 < syscalls.send_file(ours.fileno(), memory, 1 << 24) < 1 << 24
         with pytest.raises(BlockingIOError):
             syscalls.send_file(ours.fileno(), memory, 1)
