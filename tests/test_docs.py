@@ -600,6 +600,8 @@ def events_in_source() -> set[str]:
         text = file.read_text(encoding="utf-8")
         calls = re.findall(r'\.(?:info|warning|error|exception)[(,]\s*"([^"]+)"', text)
         found |= {call.replace(": %s", ": …") for call in calls}
+        for either in re.findall(r'\bevent = "([^"]+)" if \w+ else "([^"]+)"', text):
+            found |= set(either)
     return found - {"%s dropped: …"} | {
         f"{what} dropped: …" for what in ("point", "batch", "request", "snapshot")
     }
