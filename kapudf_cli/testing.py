@@ -38,8 +38,8 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
-from kapudf_cli.tools.recordings.grouping import Grouping
 from kapudf_cli.tools.recordings.line_parser import parse
+from kapudf_cli.tools.recordings.notation import Grouping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence

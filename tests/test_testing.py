@@ -86,7 +86,6 @@ class EchoBatches(BatchHandler):
 
 
 def test_points_go_in_and_what_comes_of_them_comes_out(udf: Callable[..., Task]) -> None:
-    """In order, and nothing of what was sent before."""
     task = udf(Mark, MarkOptions(text="x"))
     output = task.send(Point(time=1), Point(name="swallow"), Point(time=2))
     assert output == Output(
@@ -97,7 +96,6 @@ def test_points_go_in_and_what_comes_of_them_comes_out(udf: Callable[..., Task])
 
 
 def test_sending_nothing_gives_nothing(udf: Callable[..., Task]) -> None:
-    """And does no harm."""
     task = udf(Mark)
     assert task.send() == Output()
     assert task.send() == Output()
@@ -105,21 +103,18 @@ def test_sending_nothing_gives_nothing(udf: Callable[..., Task]) -> None:
 
 
 def test_what_is_sent_stays_as_it_was(udf: Callable[..., Task]) -> None:
-    """A handler has a copy, as it came over the wire."""
     point = Point(time=1)
     udf(Mark).send(point)
     assert point == Point(time=1)
 
 
 def test_the_rest_comes_at_the_end(udf: Callable[..., Task]) -> None:
-    """As of a replay that has no more data: whatever the handler writes in `stop`."""
     task = udf(Mark)
     task.send(Point())
     assert task.finish() == Output(points=[Point(name="flushed")])
 
 
 def test_a_task_says_what_the_handler_declares(udf: Callable[..., Task]) -> None:
-    """Edges and options, before Init and after."""
     expected = InfoResponse(
         wants=STREAM, provides=STREAM, options={"text": OptionInfo(valueTypes=[STRING])}
     )
@@ -129,14 +124,12 @@ def test_a_task_says_what_the_handler_declares(udf: Callable[..., Task]) -> None
 
 
 def test_a_task_can_be_had_without_the_fixture() -> None:
-    """It is not past Init then."""
     with Task.of(Mark) as task:
         task.init(MarkOptions(text="y"))
         assert task.send(Point()).points == [Point(fieldsString={"mark": "y"})]
 
 
 def test_a_task_can_be_started_with_calls_as_kapacitor_sends_them() -> None:
-    """Also with such as no options could be."""
     value = OptionValue(type=STRING, stringValue="z")
     with Task.of(Mark) as task:
         task.init_raw(InitRequest(options=[Option(name="text", values=[value])]))
@@ -147,7 +140,6 @@ def test_a_task_can_be_started_with_calls_as_kapacitor_sends_them() -> None:
 
 
 def test_several_tasks_run_side_by_side(udf: Callable[..., Task]) -> None:
-    """Each has its own handler, and ends with the test."""
     tasks = [udf(Mark, MarkOptions(text=str(number))) for number in range(5)]
     record = [get_field(task.send(Point()).points[0], "mark") for task in tasks]
     assert record == ["0", "1", "2", "3", "4"]
@@ -157,7 +149,6 @@ def test_several_tasks_run_side_by_side(udf: Callable[..., Task]) -> None:
 
 
 def test_a_batch_goes_in_and_comes_out_whole(udf: Callable[..., Task]) -> None:
-    """With its envelope; begin and end are made for it."""
     batch = Batch("cpu", [Point(time=1)], {"host": "a"}, "host=a", tmax_ns=9, by_name=True)
     assert udf(EchoBatches).send(batch, Batch(tmax_ns=0)) == Output(
         batches=[batch, Batch(tmax_ns=0)]
@@ -165,7 +156,6 @@ def test_a_batch_goes_in_and_comes_out_whole(udf: Callable[..., Task]) -> None:
 
 
 def test_a_batch_of_many_points_comes_out_whole(udf: Callable[..., Task]) -> None:
-    """It is sent in parts, and stays one batch."""
     batch = Batch("cpu", [Point(time=time) for time in range(10_000)], tmax_ns=10_000)
     assert udf(EchoBatches).send(batch).batches == [batch]
 
@@ -182,7 +172,6 @@ class EndSays(Handler):
 
 
 def test_of_begin_and_end_the_ends_word_counts(udf: Callable[..., Task]) -> None:
-    """As in Kapacitor, so that a test sees what it would."""
     assert udf(EndSays).send(Point(time=1)).batches == [
         Batch("end", [Point(time=1)], {"e": "e"}, "e", tmax_ns=3)
     ]
@@ -202,14 +191,12 @@ class BatchOverPoints(Handler):
 
 
 def test_a_batch_may_be_begun_in_one_call_and_ended_in_another(udf: Callable[..., Task]) -> None:
-    """It comes out of the call in which it ended."""
     task = udf(BatchOverPoints)
     assert task.send(Point(time=1)) == Output()
     assert task.send(Point(time=2)).batches == [Batch("m", [Point(time=1)], tmax_ns=2)]
 
 
 def test_a_point_outside_a_batch_is_in_none(udf: Callable[..., Task]) -> None:
-    """Kapacitor never sends one to a UDF that wants batches, but a test's author may."""
     batch = Batch("m", [Point(time=1)], tmax_ns=2)
     assert udf(EchoBatches).send(Point(time=9), batch) == Output(batches=[batch])
 
@@ -220,7 +207,6 @@ def test_a_point_outside_a_batch_is_in_none(udf: Callable[..., Task]) -> None:
 def test_a_handler_that_answers_each_point_with_a_thousand_does_not_hang(
     udf: Callable[..., Task],
 ) -> None:
-    """What it writes is read while more is sent."""
     output = udf(Copies).send(*[Point(time=time) for time in range(100)])
     assert [point.time for point in output.points[::1000]] == list(range(100))
     assert [get_field(point, "number") for point in output.points[-1000:]] == list(range(1000))
@@ -228,7 +214,6 @@ def test_a_handler_that_answers_each_point_with_a_thousand_does_not_hang(
 
 @pytest.mark.parametrize("as_batch", [False, True], ids=["points", "a batch"])
 def test_large_points_do_not_hang(monkeypatch: pytest.MonkeyPatch, as_batch: bool) -> None:  # noqa: FBT001 - a parameter
-    """More than a socket holds goes each way at once."""
     monkeypatch.setattr("kapudf_cli.testing._TIMEOUT_S", 5.0)
     points = [Point(time=time, tags={"host": "x" * 65_536}) for time in range(100)]
     with Task.of(Echo) as task:
@@ -261,7 +246,6 @@ class Counts(Handler):
 
 
 def test_a_snapshot_is_given_back(udf: Callable[..., Task]) -> None:
-    """As bytes, to the same or to another task."""
     task = udf(Counts)
     task.send(Point(), Point())
     assert task.snapshot() == b"2"
@@ -271,7 +255,6 @@ def test_a_snapshot_is_given_back(udf: Callable[..., Task]) -> None:
 
 
 def test_a_refused_restore_fails_the_task(udf: Callable[..., Task]) -> None:
-    """With the handler's words."""
     with pytest.raises(TaskFailedError, match=r"^no number$"):
         udf(Counts).restore(b"x")
 
@@ -292,7 +275,6 @@ class WritesAnytime(Counts):
 
 
 def test_no_point_is_lost_whenever_it_is_written(udf: Callable[..., Task]) -> None:
-    """What comes before an answer is in the output of the next call that has one."""
     task = udf(WritesAnytime)
     task.restore(b"1")
     task.snapshot()
@@ -304,20 +286,17 @@ def test_no_point_is_lost_whenever_it_is_written(udf: Callable[..., Task]) -> No
 
 
 def test_a_handler_that_raises_fails_the_task(udf: Callable[..., Task]) -> None:
-    """With the text that Kapacitor would show, in one line."""
     with pytest.raises(TaskFailedError) as caught:
         udf(Mark).send(Point(), Point(name="raise"), Point())
     assert str(caught.value) == "Mark.point raised ValueError: bad point"
 
 
 def test_a_handler_that_exits_fails_the_task(udf: Callable[..., Task]) -> None:
-    """The test's own process goes on."""
     with pytest.raises(TaskFailedError, match=r"^Mark\.point raised SystemExit: 3$"):
         udf(Mark).send(Point(name="exit"))
 
 
 def test_a_handler_that_raises_early_in_much_data_fails_the_task(udf: Callable[..., Task]) -> None:
-    """And not with a broken pipe, though there was more to send."""
     points = [Point(name="raise"), *[Point()] * 10_000]
     with pytest.raises(TaskFailedError, match=r"^Mark\.point raised ValueError"):
         udf(Mark).send(*points)
@@ -366,7 +345,6 @@ CALLS: dict[str, tuple[str, Callable[[Task], object]]] = {
 def test_a_failure_in_any_method_is_told(
     where: str, method: str, call: Callable[[Task], object]
 ) -> None:
-    """By the call that led to it."""
     handler = type("Fails", (FailsIn,), {"where": where})
     with Task.of(handler) as task:
         if where not in {"setup", "info"}:
@@ -382,7 +360,6 @@ class Refuses(Echo):
 
 
 def test_a_refused_init_fails_the_task(udf: Callable[..., Task]) -> None:
-    """With the handler's words."""
     with pytest.raises(TaskFailedError, match=r"^no test$"):
         udf(Refuses)
 
@@ -394,7 +371,6 @@ class Unmade(Echo):
 
 
 def test_a_handler_that_cannot_be_made_fails_the_task(udf: Callable[..., Task]) -> None:
-    """As in Kapacitor: it was asked for Init, and an error came."""
     with pytest.raises(TaskFailedError, match=r"^Unmade\.__init__ raised ValueError: not today$"):
         udf(Unmade)
 
@@ -407,7 +383,6 @@ def test_a_handler_that_cannot_be_made_fails_the_task(udf: Callable[..., Task]) 
 def test_whatever_follows_a_failure_fails_as_well(
     udf: Callable[..., Task], call: Callable[[Task], object]
 ) -> None:
-    """With the same error each time, not with one of the socket."""
     task = udf(Mark)
     with pytest.raises(TaskFailedError):
         task.send(Point(name="raise"))
@@ -417,7 +392,6 @@ def test_whatever_follows_a_failure_fails_as_well(
 
 
 def test_a_task_that_has_ended_takes_no_more(udf: Callable[..., Task]) -> None:
-    """A test that sends after the end is told so in words, not by a broken pipe."""
     task = udf(Mark)
     task.finish()
     with pytest.raises(TaskFailedError):
@@ -425,7 +399,6 @@ def test_a_task_that_has_ended_takes_no_more(udf: Callable[..., Task]) -> None:
 
 
 def test_data_before_init_fails_the_task() -> None:
-    """A test that forgot to start its task is told so."""
     with Task.of(Mark) as task, pytest.raises(TaskFailedError, match="a Point may not come before"):
         task.send(Point())
 
@@ -434,7 +407,6 @@ def test_data_before_init_fails_the_task() -> None:
 
 
 def test_a_line_becomes_a_point() -> None:
-    """With its measurement, tags, fields of all types, and time."""
     (point,) = lines('cpu,host=a,region=eu usage=0.5,count=3i,up=true,note="so so" 1000')
     assert point == Point(
         time=1000,
@@ -450,7 +422,6 @@ def test_a_line_becomes_a_point() -> None:
 
 
 def test_database_and_retention_policy_can_be_given() -> None:
-    """For all of the lines."""
     points = lines("m v=1", "m v=2", database="db", retention_policy="rp")
     assert {(point.database, point.retentionPolicy) for point in points} == {("db", "rp")}
 
@@ -474,7 +445,6 @@ def test_database_and_retention_policy_can_be_given() -> None:
     ],
 )
 def test_a_field_has_its_type_and_its_text(text: str, fields: dict[str, object]) -> None:
-    """Escapes are undone, and only a line's end ends a line."""
     (point,) = lines(text)
     found = get_fields(point)
     assert found == fields
@@ -484,19 +454,16 @@ def test_a_field_has_its_type_and_its_text(text: str, fields: dict[str, object])
 
 
 def test_escapes_in_measurement_and_tags_are_undone() -> None:
-    """Commas, spaces and equals signs belong to names too."""
     (point,) = lines("c\\,pu\\ x,a\\ b=c\\,d\\=e v=1 1")
     assert point.name == "c,pu x"
     assert dict(point.tags) == {"a b": "c,d=e"}
 
 
 def test_a_line_without_a_time_is_at_0() -> None:
-    """A negative time is one before 1970."""
     assert [point.time for point in lines("m v=1", "m v=1 0", "m v=1 -5")] == [0, 0, -5]
 
 
 def test_lines_may_stand_in_one_text_or_in_several() -> None:
-    """Empty ones, indents and comments are passed over."""
     points = lines(
         """
         m v=1 1
@@ -537,7 +504,6 @@ def test_lines_may_stand_in_one_text_or_in_several() -> None:
     ],
 )
 def test_what_is_no_line_protocol_is_refused_with_the_line(line: str) -> None:
-    """So that a test's author sees which one it is."""
     with pytest.raises(ValueError, match="not line protocol: ") as caught:
         lines("m v=1", line)
     assert repr(line.strip()) in str(caught.value)
@@ -545,7 +511,6 @@ def test_what_is_no_line_protocol_is_refused_with_the_line(line: str) -> None:
 
 @pytest.mark.parametrize("line", ["m v=1u", "m v=18446744073709551615u"])
 def test_an_unsigned_integer_is_refused(line: str) -> None:
-    """Kapacitor's points have none, so that no handler ever gets one."""
     with pytest.raises(ValueError, match="v"):
         lines(line)
 
@@ -554,7 +519,6 @@ def test_an_unsigned_integer_is_refused(line: str) -> None:
 
 
 def test_points_are_grouped_as_kapacitor_groups_them() -> None:
-    """By one tag or more; Kapacitor sorts these by name."""
     points = grouped(lines("m,host=a,cpu=0 v=1", "m,host=b,cpu=1 v=2"), "host")
     assert [point.group for point in points] == ["host=a", "host=b"]
     assert [list(point.dimensions) for point in points] == [["host"], ["host"]]
@@ -564,13 +528,11 @@ def test_points_are_grouped_as_kapacitor_groups_them() -> None:
 
 
 def test_points_can_be_ungrouped() -> None:
-    """By no tag, all are of one group."""
     points = grouped(grouped(lines("m,host=a v=1"), "host"))
     assert [(point.group, list(point.dimensions)) for point in points] == [("", [])]
 
 
 def test_grouping_by_a_tag_that_is_absent_adds_none() -> None:
-    """The group has it empty, as in Kapacitor; the point's tags are its own."""
     (point,) = grouped(lines("m,host=a v=1"), "region")
     assert point.group == "region="
     assert list(point.dimensions) == ["region"]
@@ -612,7 +574,6 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def test_the_fixture_is_there_without_an_import(tmp_path: Path) -> None:
-    """Wherever kapudf is installed; a task's failure is the test's, in its own words."""
     (tmp_path / "test_mirror.py").write_text(TEST_FILE, encoding="utf-8")
     run = run_pytest(tmp_path, "-W", "error")
     assert "1 failed, 2 passed" in run.stdout, run.stdout + run.stderr
@@ -620,6 +581,5 @@ def test_the_fixture_is_there_without_an_import(tmp_path: Path) -> None:
 
 
 def test_the_fixture_is_listed_with_what_it_does(tmp_path: Path) -> None:
-    """As `pytest --fixtures` shows it."""
     run = run_pytest(tmp_path, "--fixtures")
     assert "Start tasks: `udf(Handler, options)` gives a Task that is past Init." in run.stdout

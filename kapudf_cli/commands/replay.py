@@ -199,7 +199,7 @@ def replay(
     from kapudf_cli.protocol.udf_pb2 import InitRequest
     from kapudf_cli.tickscript.calls import check_calls, read_calls
     from kapudf_cli.tools.recordings import Kind, open_recording
-    from kapudf_cli.tools.recordings.grouping import Grouping
+    from kapudf_cli.tools.recordings.notation import Grouping
     from kapudf_cli.tools.replay.feed import Feed, Selection, Windows, check_compatible
     from kapudf_cli.tools.replay.formats import DifferenceFormat
     from kapudf_cli.tools.replay.replay import Replay

@@ -106,7 +106,6 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_udf_is_found_by_the_check_that_is_for_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In words that say what it did, and, where Kapacitor would suffer, how."""
     monkeypatch.setattr("kapudf_cli.client.command_target._EXIT_S", 0.1)
     if name == "keepalives_for_ever":
         monkeypatch.setattr("kapudf_cli.tools.check.trial._MAX_TIMEOUTS", 1)
@@ -121,7 +120,6 @@ def test_a_broken_udf_is_found_by_the_check_that_is_for_it(
 
 
 def test_every_broken_udf_is_in_the_list() -> None:
-    """A new script is given the check that finds it."""
     scripts = {path.stem for path in PEERS.glob("*.py")} - {
         "__init__", "plain_udf", "go_agent_server"
     }  # fmt: skip
@@ -139,7 +137,6 @@ class WithoutState(Handler):
 
 
 def test_an_empty_snapshot_is_not_restored() -> None:
-    """Kapacitor would not restore it either, so refusing it breaks no rule."""
     chosen = [check for check in CHECKS if check.name in {"info", "init"} or check in SNAPSHOTS]
     trial = Trial(HandlerTarget("without-state", WithoutState), PATIENCE_S)
     found = {result.check.name: result for result in run(trial, chosen)}
@@ -149,7 +146,6 @@ def test_an_empty_snapshot_is_not_restored() -> None:
 
 
 def test_a_udf_that_does_everything_right_fails_nothing() -> None:
-    """Though it shares no code with kapudf's agent but the codec."""
     found = [*run(Trial(peer("plain_udf"), PATIENCE_S))]
     assert [result for result in found if result.outcome is Outcome.FAILED] == []
     not_applicable = {

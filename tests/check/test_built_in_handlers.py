@@ -47,19 +47,16 @@ def failures(target: Target, checks: Iterable[Check] = CHECKS) -> list[str]:
 
 
 def test_there_are_handlers_to_check() -> None:
-    """The list is that of the distribution."""
     assert {"mirror", "batch-mirror", "default"} <= set(HANDLERS)
 
 
 @pytest.mark.parametrize("name", HANDLERS)
 def test_a_built_in_handler_conforms_in_this_process(name: str) -> None:
-    """Served by the agent over a socket pair."""
     assert failures(HandlerTarget(name, plugins.find(name).load())) == []
 
 
 @pytest.mark.parametrize("name", ["mirror", pytest.param("outliers", marks=pytest.mark.long)])
 def test_a_built_in_handler_conforms_as_a_process(name: str) -> None:
-    """As Kapacitor starts it, over pipes."""
     command = (*KAPUDF, "exec", "--handler", name, "--log-level", "error")
     assert failures(CommandTarget(name, command), OF_A_PROCESS) == []
 
@@ -68,7 +65,6 @@ def test_a_built_in_handler_conforms_as_a_process(name: str) -> None:
 def test_a_built_in_handler_conforms_at_a_socket(
     name: str, serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """As `kapudf serve` serves it; nothing of what was cut off was an error to it."""
     process = serve(name)
     assert failures(SocketTarget(socket_path)) == []
     assert process.stop() == 0

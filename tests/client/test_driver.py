@@ -88,7 +88,6 @@ def answering(data: bytes) -> Callable[[socket.socket], None]:
 
 
 def test_a_udf_that_answers_is_described(socket_path: str) -> None:
-    """The answer is what it declared."""
     with udf(socket_path, answering(RESPONSES.encode(INFO))):
         answer = probe(socket_path, timeout_s=PATIENCE_S)
     assert answer.info == INFO
@@ -96,7 +95,6 @@ def test_a_udf_that_answers_is_described(socket_path: str) -> None:
 
 
 def test_a_probe_sends_info_and_closes_after_the_answer(socket_path: str) -> None:
-    """Some UDFs drop an answer that is not written when their input ends."""
     received: list[bytes] = []
 
     def serve(connection: socket.socket) -> None:
@@ -114,7 +112,6 @@ def test_a_probe_sends_info_and_closes_after_the_answer(socket_path: str) -> Non
 
 
 def test_an_answer_in_pieces_is_an_answer(socket_path: str) -> None:
-    """A UDF may write as it likes."""
 
     def serve(connection: socket.socket) -> None:
         for byte in RESPONSES.encode(INFO):
@@ -158,7 +155,6 @@ BAD_ANSWERS = {
 def test_a_udf_that_does_not_answer_as_it_should_fails_the_probe(
     data: bytes, problem: str, socket_path: str
 ) -> None:
-    """The error starts with the path and says what came instead, in one line."""
     with udf(socket_path, answering(data)), pytest.raises(ProbeError) as caught:
         probe(socket_path, timeout_s=PATIENCE_S)
     assert str(caught.value).startswith(f"{socket_path}: {problem}")
@@ -166,7 +162,6 @@ def test_a_udf_that_does_not_answer_as_it_should_fails_the_probe(
 
 
 def test_a_udf_that_hangs_up_without_reading_fails_the_probe(socket_path: str) -> None:
-    """A reset, or a broken pipe, is a connection closed without an answer."""
     asked = threading.Event()
 
     def serve(connection: socket.socket) -> None:
@@ -179,7 +174,6 @@ def test_a_udf_that_hangs_up_without_reading_fails_the_probe(socket_path: str) -
 
 
 def test_a_udf_that_does_not_answer_in_time_fails_the_probe(socket_path: str) -> None:
-    """It took the connection, so the error asks whether it is stuck."""
     given_up = threading.Event()
 
     def serve(connection: socket.socket) -> None:
@@ -193,7 +187,6 @@ def test_a_udf_that_does_not_answer_in_time_fails_the_probe(socket_path: str) ->
 
 
 def test_a_udf_that_does_not_accept_fails_the_probe(socket_path: str) -> None:
-    """A full queue of connections is waited for, and not for ever."""
     with contextlib.ExitStack() as stack:
         fill_queue(stack, socket_path)
         with pytest.raises(ProbeError, match=r"no answer within 0\.1 s"):
@@ -215,13 +208,11 @@ def fill_queue(stack: contextlib.ExitStack, path: str) -> socket.socket:
 
 
 def test_there_being_no_socket_fails_the_probe(socket_path: str) -> None:
-    """The error asks whether the UDF runs."""
     with pytest.raises(ProbeError, match=f"^{socket_path}: there is no such socket"):
         probe(socket_path, timeout_s=PATIENCE_S)
 
 
 def test_a_socket_that_nobody_serves_fails_the_probe(socket_path: str) -> None:
-    """A socket that was left over is told from none."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left_over:
         left_over.bind(socket_path)
     with pytest.raises(ProbeError, match=f"^{socket_path}: connection refused; no process serves"):
@@ -229,7 +220,6 @@ def test_a_socket_that_nobody_serves_fails_the_probe(socket_path: str) -> None:
 
 
 def test_what_is_no_socket_fails_the_probe(short_folder: Path) -> None:
-    """A file and a folder refuse connections as a socket without a server does."""
     file = short_folder / "file"
     file.touch()
     for path in (file, short_folder):
@@ -238,7 +228,6 @@ def test_what_is_no_socket_fails_the_probe(short_folder: Path) -> None:
 
 
 def test_a_socket_of_another_type_fails_the_probe(socket_path: str) -> None:
-    """A datagram socket cannot carry a stream."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
         datagrams.bind(socket_path)
         with pytest.raises(ProbeError, match=f"^{socket_path}: this is not a stream socket$"):
@@ -246,7 +235,6 @@ def test_a_socket_of_another_type_fails_the_probe(socket_path: str) -> None:
 
 
 def test_a_path_through_a_file_fails_the_probe(short_folder: Path) -> None:
-    """What is wrong is the path, not the UDF."""
     (short_folder / "file").touch()
     path = str(short_folder / "file" / "udf.sock")
     with pytest.raises(ProbeError, match=f"^{path}: a part of this path is not a folder$"):
@@ -254,7 +242,6 @@ def test_a_path_through_a_file_fails_the_probe(short_folder: Path) -> None:
 
 
 def test_a_path_that_no_socket_can_have_fails_the_probe(short_folder: Path) -> None:
-    """What else the system says is handed on."""
     path = str(short_folder / ("x" * 200))
     with pytest.raises(ProbeError, match=f"^{path}: cannot connect: AF_UNIX path too long$"):
         probe(path, timeout_s=PATIENCE_S)
@@ -263,7 +250,6 @@ def test_a_path_that_no_socket_can_have_fails_the_probe(short_folder: Path) -> N
 def test_a_socket_that_may_not_be_used_fails_the_probe(
     short_folder: Path, socket_path: str
 ) -> None:
-    """The error speaks of mode and group, for those must be put right."""
     short_folder.chmod(0o755)
     imports = "import sys\nfrom kapudf_cli.client.driver import probe\n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -279,7 +265,6 @@ def test_a_socket_that_may_not_be_used_fails_the_probe(
 
 
 def test_a_connection_waits_for_room_in_the_queue(socket_path: str) -> None:
-    """Once a connection is accepted, there is room for the next one."""
     with contextlib.ExitStack() as stack:
         listener = fill_queue(stack, socket_path)
         connecting = in_thread(lambda: KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S))
@@ -298,7 +283,6 @@ def ends() -> Iterator[tuple[KapacitorSide, socket.socket]]:
 
 
 def test_requests_are_sent_as_frames(ends: tuple[KapacitorSide, socket.socket]) -> None:
-    """Messages and bytes go out in order, and then the end."""
     side, peer = ends
     side.send(InitRequest(taskID="t"))
     side.send_bytes(b"anything")
@@ -311,7 +295,6 @@ def test_requests_are_sent_as_frames(ends: tuple[KapacitorSide, socket.socket]) 
 def test_responses_are_received_one_by_one_up_to_the_end(
     ends: tuple[KapacitorSide, socket.socket],
 ) -> None:
-    """Several in a piece, or one over several pieces; after the end there is none."""
     side, peer = ends
     sent: list[ResponseMessage] = [INFO, BeginBatch(size=1), Point(name="x" * 200)]
     data = b"".join(map(RESPONSES.encode, sent))
@@ -336,7 +319,6 @@ def test_responses_are_received_one_by_one_up_to_the_end(
 def test_what_is_no_response_is_refused(
     ends: tuple[KapacitorSide, socket.socket], data: bytes, kind: type[Exception]
 ) -> None:
-    """Good responses before it are received."""
     side, peer = ends
     peer.sendall(RESPONSES.encode(INFO) + data)
     peer.close()
@@ -348,7 +330,6 @@ def test_what_is_no_response_is_refused(
 def test_a_broken_connection_is_an_error_to_the_receiver(
     ends: tuple[KapacitorSide, socket.socket],
 ) -> None:
-    """A reset is no end of input."""
     side, peer = ends
     side.send(InfoRequest())
     peer.close()
@@ -357,7 +338,6 @@ def test_a_broken_connection_is_an_error_to_the_receiver(
 
 
 def test_every_wait_is_bounded(ends: tuple[KapacitorSide, socket.socket]) -> None:
-    """Neither a peer that sends nothing nor one that reads nothing holds it up."""
     side, _ = ends
     side.extend(0.05)
     with pytest.raises(TimeoutError):
@@ -370,7 +350,6 @@ def test_every_wait_is_bounded(ends: tuple[KapacitorSide, socket.socket]) -> Non
 def test_no_wait_begins_once_the_time_is_over(
     ends: tuple[KapacitorSide, socket.socket],
 ) -> None:
-    """The time counts for all that is done in it, not for each call anew."""
     side, peer = ends
     peer.sendall(RESPONSES.encode(INFO))
     side.extend(0.0)
@@ -383,7 +362,6 @@ def test_no_wait_begins_once_the_time_is_over(
 def test_a_connection_that_timed_out_goes_on_after_more_time_was_given(
     ends: tuple[KapacitorSide, socket.socket],
 ) -> None:
-    """None means that the UDF has closed, and it has not."""
     side, peer = ends
     data = RESPONSES.encode(INFO)
     peer.sendall(data[:2])

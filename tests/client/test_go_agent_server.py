@@ -112,7 +112,6 @@ class NeverRests(Handler):
 def test_a_udf_that_never_stops_sending_is_not_waited_for_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The replay says that output may be missing."""
     monkeypatch.setattr("kapudf_cli.client.session._SETTLE_TIMEOUTS", 0.2 / PATIENCE_S)
     with HandlerTarget("never-rests", NeverRests).open(timeout_s=PATIENCE_S) as connection:
         other_agent = dataclasses.replace(connection, drains=False)

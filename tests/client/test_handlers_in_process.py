@@ -39,7 +39,6 @@ class Described(Handler):
 
 
 def test_a_handler_in_this_process_is_spoken_to_as_kapacitor_speaks() -> None:
-    """Requests reach it, and its answers and points come back."""
     with served(Described, timeout_s=PATIENCE_S) as side:
         side.send(InitRequest(taskID="t"))
         side.send(Point(time=1))
@@ -60,7 +59,6 @@ class Leaves(Handler):
 
 
 def test_a_handler_in_this_process_is_stopped_at_the_end() -> None:
-    """When the block is left, the handler's last method has returned."""
     Leaves.stopped = threading.Event()
     with served(Leaves, timeout_s=PATIENCE_S) as side:
         side.send(InitRequest())
@@ -70,7 +68,6 @@ def test_a_handler_in_this_process_is_stopped_at_the_end() -> None:
 
 
 def test_a_handler_in_this_process_is_stopped_after_an_error_in_the_block() -> None:
-    """The error of whoever used it comes out, and the handler is let go."""
     Leaves.stopped = threading.Event()
     with pytest.raises(LookupError), served(Leaves, timeout_s=PATIENCE_S):
         raise LookupError
@@ -78,7 +75,6 @@ def test_a_handler_in_this_process_is_stopped_after_an_error_in_the_block() -> N
 
 
 def test_a_handler_says_what_it_is() -> None:
-    """Its edges and its options, just as Kapacitor would be told."""
     assert describe(Described) == InfoResponse(
         wants=BATCH,
         provides=STREAM,
@@ -107,7 +103,6 @@ class NoHandler(Described):
 def test_a_handler_that_fails_to_say_what_it_is_is_named(
     handler: type[Handler], method: str
 ) -> None:
-    """The error names the class, the method and the cause."""
     with pytest.raises(
         ProbeError, match=f"error: {handler.__name__}.{method} raised ValueError: no idea$"
     ):
@@ -117,7 +112,6 @@ def test_a_handler_that_fails_to_say_what_it_is_is_named(
 def test_a_handler_that_takes_for_ever_to_say_what_it_is_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It would fail the start of Kapacitor as well."""
     monkeypatch.setattr("kapudf_cli.client.target._DESCRIBE_TIMEOUT_S", 0.1)
     let_go, stopped = threading.Event(), threading.Event()
 

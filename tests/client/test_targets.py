@@ -41,7 +41,6 @@ def python(code: str, **more: object) -> CommandTarget:
 def test_a_socket_can_be_opened_several_times(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """Each connection has its own conversation, and the process at the other end is known."""
     process = serve("mirror")
     target = SocketTarget(socket_path)
     with contextlib.ExitStack() as connections:
@@ -54,7 +53,6 @@ def test_a_socket_can_be_opened_several_times(
 
 
 def test_a_handler_in_this_process_is_a_target() -> None:
-    """It is served by the agent, and tells how it ended."""
     target = HandlerTarget("mirror", Mirror)
     for _ in range(2):
         with target.open(timeout_s=PATIENCE_S) as connection:
@@ -67,7 +65,6 @@ def test_a_handler_in_this_process_is_a_target() -> None:
 
 
 def test_a_handler_that_raises_tells_so_at_its_end() -> None:
-    """The text names the class, the method and the cause."""
 
     class Raises(Handler):
         def point(self, point: Point, /) -> None:
@@ -85,7 +82,6 @@ def test_a_handler_that_raises_tells_so_at_its_end() -> None:
 
 
 def test_a_command_speaks_on_its_stdin_and_stdout() -> None:
-    """Bytes go both ways, also more than a pipe holds, and the end of input reaches it."""
     with python(ECHO).open(timeout_s=PATIENCE_S) as connection:
         points = [Point(time=number, tags={"tag": "x" * 1000}) for number in range(1000)]
         assert list(connection.side.play(points)) == points
@@ -96,7 +92,6 @@ def test_a_command_speaks_on_its_stdin_and_stdout() -> None:
 
 
 def test_a_command_is_started_anew_for_each_connection() -> None:
-    """No two connections share a process."""
     pids = set()
     target = python(ECHO)
     with contextlib.ExitStack() as connections:
@@ -119,7 +114,6 @@ def test_a_command_is_started_anew_for_each_connection() -> None:
     ids=["opens /dev/stdin", "closes stdout first"],
 )
 def test_a_command_has_pipes_as_kapacitor_gives_it(code: str) -> None:
-    """What works with Kapacitor's pipes works here, though it would not with a socket."""
     with python(code).open(timeout_s=PATIENCE_S) as connection:
         connection.side.send(Point(time=7))
         if "/dev/stdin" in code:
@@ -136,7 +130,6 @@ def test_a_command_has_pipes_as_kapacitor_gives_it(code: str) -> None:
     ids=["status", "signal"],
 )
 def test_the_end_of_a_command_is_told(code: str, told: str) -> None:
-    """With its exit status, or the signal that ended it."""
     with python(code).open(timeout_s=PATIENCE_S) as connection:
         assert connection.side.receive() is None
         ending = connection.ending(PATIENCE_S)
@@ -146,7 +139,6 @@ def test_the_end_of_a_command_is_told(code: str, told: str) -> None:
 
 
 def test_what_a_command_says_on_stderr_is_passed_on_and_its_end_kept() -> None:
-    """All of it is passed on, and a bounded number of its last lines goes with its end."""
     heard = io.BytesIO()
     code = "import sys\nfor n in range(1000): print('line', n, file=sys.stderr)\nsys.exit(1)"
     with python(code, stderr=heard).open(timeout_s=PATIENCE_S) as connection:
@@ -160,7 +152,6 @@ def test_what_a_command_says_on_stderr_is_passed_on_and_its_end_kept() -> None:
 def test_a_command_that_ignores_everything_has_ended_when_the_block_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The end of its input and SIGTERM are tried first, and then it is killed."""
     monkeypatch.setattr("kapudf_cli.client.command_target._EXIT_S", 0.1)
     code = (
         "import os, signal, time\n"
@@ -178,7 +169,6 @@ def test_a_command_that_ignores_everything_has_ended_when_the_block_is_left(
 
 
 def test_a_command_that_does_not_read_holds_a_sender_up_for_a_bounded_time() -> None:
-    """The pipe is full, and the time-out says so."""
     with (
         python("import time; time.sleep(60)").open(timeout_s=0.2) as connection,
         pytest.raises(TimeoutError),
@@ -187,7 +177,6 @@ def test_a_command_that_does_not_read_holds_a_sender_up_for_a_bounded_time() -> 
 
 
 def test_a_closed_pipe_is_not_written_to() -> None:
-    """Another file may have its descriptor by then."""
     with python("import time; time.sleep(60)").open(timeout_s=PATIENCE_S) as connection:
         pass
     with pytest.raises(BrokenPipeError):
@@ -205,13 +194,11 @@ def test_a_closed_pipe_is_not_written_to() -> None:
     ],
 )
 def test_a_command_that_is_none_is_refused(command: str, problem: str) -> None:
-    """In words for whoever typed it."""
     with pytest.raises(TargetError, match=problem):
         CommandTarget.parse(command)
 
 
 def test_a_program_that_is_not_there_is_named() -> None:
-    """Not with a traceback, and no descriptor is left open."""
     before = len(os.listdir("/proc/self/fd"))
     with (
         pytest.raises(TargetError, match="there is no program 'no-such-program' here or on the P"),
@@ -222,7 +209,6 @@ def test_a_program_that_is_not_there_is_named() -> None:
 
 
 def test_a_file_that_is_no_program_is_named(tmp_path: Path) -> None:
-    """Its mode does not allow it to be run."""
     file = tmp_path / "notes.txt"
     file.touch()
     with (
@@ -233,7 +219,6 @@ def test_a_file_that_is_no_program_is_named(tmp_path: Path) -> None:
 
 
 def test_a_socket_that_is_not_there_is_named(socket_path: str) -> None:
-    """With the way out."""
     with (
         pytest.raises(TargetError, match=f"^{socket_path}: there is no such socket; is the UDF"),
         SocketTarget(socket_path).open(timeout_s=1),
@@ -242,7 +227,6 @@ def test_a_socket_that_is_not_there_is_named(socket_path: str) -> None:
 
 
 def test_a_socket_that_nobody_serves_is_named(socket_path: str) -> None:
-    """It is left over from somebody."""
     with socket.socket(socket.AF_UNIX) as left_over:
         left_over.bind(socket_path)
     with (
@@ -256,7 +240,6 @@ def test_a_socket_that_nobody_serves_is_named(socket_path: str) -> None:
     "target", [HandlerTarget("mirror", Mirror), python(ECHO)], ids=["handler", "command"]
 )
 def test_opening_many_times_leaves_no_descriptor_behind(target: Target) -> None:
-    """Whatever a connection was made of is released with it."""
     with target.open(timeout_s=PATIENCE_S):
         pass
     before = len(os.listdir("/proc/self/fd"))
@@ -267,7 +250,6 @@ def test_opening_many_times_leaves_no_descriptor_behind(target: Target) -> None:
 
 
 def test_a_command_stays_in_a_group_of_its_own() -> None:
-    """What a shell script starts is ended with it, and Ctrl-C at a terminal is not theirs."""
     with python(ECHO).open(timeout_s=PATIENCE_S) as connection:
         assert connection.pid is not None
         assert os.getpgid(connection.pid) == connection.pid != os.getpgid(0)

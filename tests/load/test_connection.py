@@ -14,7 +14,6 @@ NANOSECONDS = st.lists(st.integers(0, 10**12), min_size=1, max_size=300)
 
 @given(NANOSECONDS)
 def test_a_percentile_is_off_by_less_than_a_hundredth(values: list[int]) -> None:
-    """And never below what it should be."""
     latencies = Latencies()
     for value in values:
         latencies.add(value)
@@ -28,7 +27,6 @@ def test_a_percentile_is_off_by_less_than_a_hundredth(values: list[int]) -> None
 
 @given(NANOSECONDS, st.integers(1, 1000))
 def test_many_at_once_are_as_many_one_by_one(values: list[int], count: int) -> None:
-    """The count is a weight."""
     at_once, singly = Latencies(), Latencies()
     for value in values:
         at_once.add(value, count)
@@ -39,21 +37,18 @@ def test_many_at_once_are_as_many_one_by_one(values: list[int], count: int) -> N
 
 
 def test_no_latencies_have_percentiles_of_nothing() -> None:
-    """As when every point was swallowed."""
     latencies = Latencies()
     assert [latencies.percentile_ns(percent) for percent in PERCENTILES] == [0, 0, 0, 0]
     assert latencies.max_ns == 0
 
 
 def test_a_clock_that_goes_back_does_no_harm() -> None:
-    """It counts as no time at all."""
     latencies = Latencies()
     latencies.add(-5)
     assert (latencies.count, latencies.max_ns) == (1, 0)
 
 
 def test_memory_does_not_grow_with_the_number_of_values() -> None:
-    """A million different ones share some hundred buckets."""
     latencies = Latencies()
     for value in range(1_000_000, 2_000_000, 7):
         latencies.add(value)

@@ -52,7 +52,6 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_point_comes_back_and_is_timed(
     target: Target, connections: int, *, bulk: bool
 ) -> None:
-    """At full speed, over one connection or several."""
     measured = run(target, points=5000, connections=connections, bulk=bulk)
     assert measured.sent >= 5000
     assert measured.returned == measured.sent == measured.latencies.count
@@ -63,21 +62,18 @@ def test_every_point_comes_back_and_is_timed(
 
 
 def test_a_rate_is_kept() -> None:
-    """The points take as long as they should at the least."""
     measured = run(MIRROR, points=200, rate=1000.0)
     assert measured.returned == measured.sent == 200
     assert measured.elapsed_s >= 0.199
 
 
 def test_a_duration_ends_a_run() -> None:
-    """However many points it was."""
     measured = run(MIRROR, points=None, duration_s=0.2)
     assert measured.elapsed_s >= 0.2
     assert measured.returned == measured.sent > 0
 
 
 def test_a_rate_that_cannot_be_kept_ends_with_the_duration() -> None:
-    """Nothing piles up here for it: what finds no room is not handed over."""
     measured = run(MIRROR, points=None, duration_s=0.3, rate=1e8)
     assert measured.elapsed_s >= 0.3
     assert measured.returned == measured.sent < 0.3e8
@@ -85,7 +81,6 @@ def test_a_rate_that_cannot_be_kept_ends_with_the_duration() -> None:
 
 
 def test_a_udf_that_no_longer_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it owes is not remembered without end."""
     monkeypatch.setattr("kapudf_cli.tools.load.connection._MAX_DUE", 1000)
 
     class Tires(Handler):
@@ -101,7 +96,6 @@ def test_a_udf_that_no_longer_answers_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_batches_are_sent_whole_and_timed_by_their_ends() -> None:
-    """Points are what is counted."""
     measured = run(HandlerTarget("batch-mirror", BatchMirror), BATCHES, rate=20_000.0)
     assert measured.timed == "batches"
     assert measured.returned == measured.sent == 1000
@@ -116,7 +110,6 @@ class Swallows(Handler):
 
 
 def test_where_nothing_comes_back_keepalives_are_timed() -> None:
-    """They go through the UDF behind the points."""
     measured = run(HandlerTarget("swallows", Swallows), rate=10_000.0)
     assert measured.timed == "keepalives"
     assert measured.returned == 0
@@ -139,7 +132,6 @@ class WaitsOnce(Handler):
 
 
 def test_points_that_had_to_wait_show_as_late() -> None:
-    """A pause is not one late point but all that were due meanwhile: no coordinated omission."""
     WaitsOnce.held, WaitsOnce.go = threading.Event(), threading.Event()
 
     def let_go() -> None:
@@ -157,7 +149,6 @@ def test_points_that_had_to_wait_show_as_late() -> None:
 def test_the_processes_at_a_socket_are_what_is_measured(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """Theirs is the processor time and the memory."""
     process = serve("mirror")
     measured = run(SocketTarget(socket_path), points=20_000, bulk=True)
     assert measured.pids == (process.pid,)
@@ -167,7 +158,6 @@ def test_the_processes_at_a_socket_are_what_is_measured(
 
 
 def test_a_run_can_be_watched() -> None:
-    """Now and then, with what there is by then."""
     watched = []
     plan = Plan(duration_s=0.6, timeout_s=PATIENCE_S)
     Engine(MIRROR, POINTS, plan).run(lambda measured: watched.append(measured.sent))
@@ -176,7 +166,6 @@ def test_a_run_can_be_watched() -> None:
 
 
 def test_ctrl_c_ends_the_sending_and_what_was_measured_is_kept() -> None:
-    """What was sent by then is answered first."""
 
     def interrupt(measured: Measured) -> None:
         if measured.sent:
@@ -191,7 +180,6 @@ def test_ctrl_c_ends_the_sending_and_what_was_measured_is_kept() -> None:
 def test_an_interrupt_inside_a_send_leaves_no_frame_half_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The rest of the frame is sent, and sent once, before the run ends."""
     writes = 0
     write = os.write
 
@@ -228,7 +216,6 @@ class Refuses(Handler):
     ],
 )
 def test_a_udf_that_fails_at_once_is_told(target: Target, options: list[Option], told: str) -> None:
-    """In words for its author."""
     with pytest.raises(UdfFaultError, match=told):
         run(target, Work(POINTS.messages, options))
 
@@ -261,7 +248,6 @@ Dies().run()
 def test_a_udf_that_fails_under_load_is_told(
     how: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the run ends."""
     monkeypatch.setattr("kapudf_cli.client.command_target._EXIT_S", 0.1)
     target = CommandTarget("dies", (sys.executable, "-c", DIES.format(how=how)))
     with pytest.raises(UdfFaultError, match=told):
@@ -269,7 +255,6 @@ def test_a_udf_that_fails_under_load_is_told(
 
 
 def test_no_descriptor_is_left_open() -> None:
-    """After runs that went well and runs that did not."""
     run(MIRROR)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):

@@ -53,7 +53,6 @@ def exchange(path: str, work: Work) -> Iterator[Exchange]:
 def test_what_comes_back_for_a_block_is_learnt_from_the_first(
     serve: Serve, socket_path: str, handler: str, work: Work
 ) -> None:
-    """From a mirror, as much as was sent: and so much is waited for, over each connection."""
     process = serve(handler)
     with exchange(socket_path, work) as one, exchange(socket_path, work) as other:
         assert one.answer_bytes == other.answer_bytes == len(one.block)
@@ -67,7 +66,6 @@ def test_what_comes_back_for_a_block_is_learnt_from_the_first(
 
 
 def test_an_answer_may_be_longer_than_what_it_answers(serve: Serve, socket_path: str) -> None:
-    """By a field that the handler sets."""
     serve("mirror")
     values = [
         OptionValue(type=STRING, stringValue="more"),
@@ -81,7 +79,6 @@ def test_an_answer_may_be_longer_than_what_it_answers(serve: Serve, socket_path:
 
 @pytest.mark.parametrize("interval_s", [0.0, 0.001])
 def test_points_are_timed_one_by_one(serve: Serve, socket_path: str, interval_s: float) -> None:
-    """At rest, or each when it is due, which takes as long as that."""
     process = serve("mirror")
     started = time.perf_counter()
     with exchange(socket_path, POINTS) as made:
@@ -103,7 +100,6 @@ def test_points_are_timed_one_by_one(serve: Serve, socket_path: str, interval_s:
 def test_a_udf_that_does_not_get_through_the_first_block_is_told_of(
     serve: Serve, socket_path: str, handler: str, said: str
 ) -> None:
-    """What would be measured is nothing."""
     serve(plugin(handler))
     work = Work([Point(time=number) for number in range(50)])
     with pytest.raises(RuntimeError, match=said), exchange(socket_path, work):
@@ -111,7 +107,6 @@ def test_a_udf_that_does_not_get_through_the_first_block_is_told_of(
 
 
 def test_what_is_waited_for_must_come() -> None:
-    """An end before that is none of the measured kind."""
     ours, theirs = socket.socketpair()
     with ours:
         theirs.sendall(b"four")
@@ -122,7 +117,6 @@ def test_what_is_waited_for_must_come() -> None:
 
 
 def test_a_wait_ends_when_it_is_time() -> None:
-    """Not before, and at once if that is over."""
     due = time.perf_counter() + 0.01
     wait_until(due)
     assert time.perf_counter() >= due
@@ -131,7 +125,6 @@ def test_a_wait_ends_when_it_is_time() -> None:
 
 @pytest.mark.parametrize("size", [0, 50, 100, 20_000])
 def test_a_head_is_what_says_how_long_the_frame_is(size: int) -> None:
-    """The rest is the body."""
     frame = REQUESTS.encode(Point(name="x" * size))
     head = head_bytes(frame)
     length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(frame[:head]))

@@ -10,7 +10,6 @@ from kapudf_cli.tools.load.work import Shape, Work
 
 
 def test_the_default_is_telegrafs_cpu() -> None:
-    """Ten double fields and two tags, of eight hosts, 374 bytes or so each."""
     points = list(Shape().points(100))
     assert {len(point.fieldsDouble) for point in points} == {10}
     assert {tuple(sorted(point.tags)) for point in points} == {("cpu", "host")}
@@ -20,14 +19,12 @@ def test_the_default_is_telegrafs_cpu() -> None:
 
 
 def test_points_are_the_same_in_every_run() -> None:
-    """Or two runs could not be compared."""
     assert list(Shape().points(50)) == list(Shape().points(50))
 
 
 @pytest.mark.parametrize("fields", [1, 3, 10, 25])
 @pytest.mark.parametrize("tags", [0, 1, 2, 5])
 def test_a_point_has_as_many_fields_and_tags_as_asked_for(fields: int, tags: int) -> None:
-    """Its group is made of its tags."""
     point = next(Shape(fields=fields, tags=tags, groups=3).points(1))
     assert len(point.fieldsDouble) == fields
     assert len(point.tags) == tags
@@ -35,7 +32,6 @@ def test_a_point_has_as_many_fields_and_tags_as_asked_for(fields: int, tags: int
 
 
 def test_batches_are_whole_and_of_one_group_each() -> None:
-    """Begun with their size, and ended with the time of their last point."""
     messages = list(Shape(groups=3).batches(30, 10))
     begins = [message for message in messages if isinstance(message, BeginBatch)]
     ends = [message for message in messages if isinstance(message, EndBatch)]
@@ -49,7 +45,6 @@ def test_batches_are_whole_and_of_one_group_each() -> None:
 
 
 def test_what_is_due_at_one_moment_is_a_point_or_a_whole_batch() -> None:
-    """Together the units are the block."""
     shape = Shape()
     points = Work(list(shape.points(5)))
     assert [unit.points for unit in points.units] == [1] * 5

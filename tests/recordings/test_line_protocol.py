@@ -53,7 +53,6 @@ def records(text: str) -> list[str]:
 
 
 def test_every_line_is_read_as_kapacitor_reads_it() -> None:
-    """Odd ones, malformed ones, and what is between."""
     wrong: list[tuple[Any, Any]] = []
     for row in KAPACITOR:
         read: list[dict[str, Any]] = []
@@ -82,7 +81,6 @@ def test_every_line_is_read_as_kapacitor_reads_it() -> None:
 
 @pytest.mark.parametrize("letter", ["k", "é"])
 def test_measurement_and_tags_take_65535_bytes(letter: str) -> None:
-    """Bytes, not characters."""
     room = MAX_KEY_BYTES - len("m,=v")
     tag = letter * (room // len(letter.encode()))
     assert dict(parse(f"m,{tag}=v x=1").tags) == {tag: "v"}
@@ -107,7 +105,6 @@ def test_measurement_and_tags_take_65535_bytes(letter: str) -> None:
 )
 @pytest.mark.timeout(10)
 def test_a_line_costs_time_in_proportion_to_its_length(line: str, reason: str | None) -> None:
-    """Whether it is taken or refused; what was quadratic took minutes."""
     if reason is None:
         assert parse(line).name == "m"
         return
@@ -125,7 +122,6 @@ def test_a_line_costs_time_in_proportion_to_its_length(line: str, reason: str | 
 def test_what_is_written_reads_back_as_it_was(
     name: str, time: int, tags: dict[str, str], fields: dict[str, object]
 ) -> None:
-    """Every name, tag, type and value, or a refusal."""
     original = point(name, time, tags, fields)
     try:
         line = write(original)
@@ -139,7 +135,6 @@ def test_what_is_written_reads_back_as_it_was(
 
 @given(st.dictionaries(st.just("x"), VALUES, min_size=1))
 def test_every_value_of_a_field_reads_back_with_its_type(fields: dict[str, object]) -> None:
-    """An integer stays one, a float as well, down to the sign of zero."""
     read = get_fields(parse(write(point("m", 1, {}, fields))))
     assert [(type(value), repr(value)) for value in read.values()] == [
         (type(value), repr(value)) for value in fields.values()
@@ -148,7 +143,6 @@ def test_every_value_of_a_field_reads_back_with_its_type(fields: dict[str, objec
 
 @given(STRINGS)
 def test_a_record_ends_with_the_line_after_which_no_string_is_open(text: str) -> None:
-    """It goes on over every line feed in a string."""
     line = write(point("m,1", 1, {"a": '"'}, {"x": text, "y": 1}))
     pieces = line.split("\n")
     end = RecordEnd()
@@ -169,14 +163,12 @@ def test_a_record_ends_with_the_line_after_which_no_string_is_open(text: str) ->
     ],
 )
 def test_each_spelling_of_a_value(line: str, value: object) -> None:
-    """As InfluxDB's reference has them."""
     (read,) = get_fields(parse(line)).values()
     assert (type(read), read) == (type(value), value)
 
 
 @pytest.mark.parametrize(("precision", "unit"), PRECISIONS.items())
 def test_a_time_counts_in_its_precision(precision: str, unit: int) -> None:
-    """And becomes nanoseconds."""
     assert parse("m x=1 -17", precision=precision).time == -17 * unit
     assert parse("m x=1", precision=precision).time == 0
 
@@ -211,7 +203,6 @@ def test_a_time_counts_in_its_precision(precision: str, unit: int) -> None:
     ],
 )
 def test_what_is_no_line_protocol_is_refused_with_the_reason(line: str, reason: str) -> None:
-    """The error has the line as well."""
     with pytest.raises(LineProtocolError) as refused:
         parse(line)
     assert refused.value.reason == reason
@@ -219,20 +210,17 @@ def test_what_is_no_line_protocol_is_refused_with_the_reason(line: str, reason: 
 
 
 def test_a_time_out_of_range_names_the_precision() -> None:
-    """Nanoseconds taken for seconds leave the range of 64 bits."""
     with pytest.raises(LineProtocolError, match="out of range; is the precision right"):
         parse("m x=1 1600000000000000000", precision="s")
 
 
 def test_a_point_of_a_batch_is_written_with_the_batch_s_name() -> None:
-    """Such a point has none of its own."""
     assert write(point("", 5, {"b": "2", "a": "1"}, {"y": 1, "x": 2.0}), name="cpu") == (
         "cpu,a=1,b=2 x=2.0,y=1i 5"
     )
 
 
 def test_an_empty_tag_is_left_out() -> None:
-    """To InfluxDB it is absent."""
     assert write(point("m", 5, {"a": ""}, {"x": True})) == "m x=true 5"
 
 
@@ -253,7 +241,6 @@ def test_an_empty_tag_is_left_out() -> None:
     ],
 )
 def test_what_line_protocol_cannot_hold_is_refused(unwritable: Point, reason: str) -> None:
-    """Rather than written as something else."""
     with pytest.raises(LineProtocolError) as refused:
         write(unwritable)
     assert refused.value.reason.startswith(reason)

@@ -65,7 +65,6 @@ def batch(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_stream_recording_of_kapacitor() -> None:
-    """550 points, the first as `kapacitor record` wrote it."""
     kind, records, faults = read(recordings.STREAM)
     assert (kind, len(records), faults) == (Kind.STREAM, 550, [])
     first = records[0]
@@ -85,7 +84,6 @@ def test_the_stream_recording_of_kapacitor() -> None:
 
 
 def test_the_batch_recording_of_kapacitor() -> None:
-    """30 batches of 20 points; a number is a float."""
     kind, records, faults = read(recordings.BATCH)
     assert (kind, len(records), faults) == (Kind.BATCH, 30, [])
     first = records[0]
@@ -125,14 +123,12 @@ def test_what_a_file_is_is_told_by_its_content(
     kind: Kind,
     packed: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """Its name says nothing."""
     path = tmp_path / "recording"
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     assert read(path)[0] is kind
 
 
 def test_every_form_of_one_recording_reads_the_same(tmp_path: Path) -> None:
-    """Plain or compressed; as lines without database and retention policy."""
     plain = tmp_path / "plain"
     plain.write_bytes(gzip.decompress(recordings.STREAM.read_bytes()))
     expected = points(recordings.STREAM)
@@ -165,12 +161,10 @@ CASES = Path(__file__).parent / "cases"
     ],
 )
 def test_files_as_other_tools_write_them(case: str, expected: list[str]) -> None:
-    """No point is lost, and none is read as another one."""
     assert [write(point) for point in points(CASES / case)] == expected
 
 
 def test_the_header_of_an_export_names_database_and_retention_policy(tmp_path: Path) -> None:
-    """As `influx -import` takes it; both may change later on."""
     path = tmp_path / "export"
     path.write_text(
         "# INFLUXDB EXPORT: 1677-09-21T00:12:43Z - 2262-04-11T23:47:16Z\r\n# DDL\r\n"
@@ -200,7 +194,6 @@ def test_the_header_of_an_export_names_database_and_retention_policy(tmp_path: P
 def test_a_format_that_is_named_is_not_detected(
     tmp_path: Path, content: str, kind: Kind, times: list[int]
 ) -> None:
-    """What does not fit is an error."""
     path = tmp_path / "recording"
     path.write_text(content)
     found, records, faults = read(path, kind=kind)
@@ -222,7 +215,6 @@ LINES_OF_FILES = st.sampled_from(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(st.lists(LINES_OF_FILES, min_size=1, max_size=12), st.sampled_from([None, *Kind]))
 def test_every_line_is_accounted_for(tmp_path: Path, lines: list[str], kind: Kind | None) -> None:
-    """It is part of a record, passed over, or refused; and each record that is counted is given."""
     path = tmp_path / "recording"
     path.write_text("\n".join((*lines, "m x=1 1")), newline="", encoding="utf-8")
     _, records, faults = read(path, kind=kind)
@@ -253,7 +245,6 @@ def test_every_line_is_accounted_for(tmp_path: Path, lines: list[str], kind: Kin
 def test_a_file_without_anything_to_read_is_an_error(
     tmp_path: Path, content: bytes, reason: str
 ) -> None:
-    """And not a recording of no points."""
     path = tmp_path / "recording"
     path.write_bytes(content)
     with pytest.raises(RecordingError) as refused:
@@ -269,7 +260,6 @@ def test_a_file_without_anything_to_read_is_an_error(
 def test_strings_over_several_lines_read_back(
     tmp_path: Path, strings: list[tuple[str, str]]
 ) -> None:
-    """In both kinds of files, though Kapacitor itself cannot replay what it recorded then."""
     originals = []
     for number, (one, other) in enumerate(strings):
         point = Point(name="m", time=number, database="db", retentionPolicy="rp")
@@ -286,7 +276,6 @@ def test_strings_over_several_lines_read_back(
 
 
 def test_a_time_counts_in_the_precision(tmp_path: Path) -> None:
-    """Of every line."""
     path = tmp_path / "lines"
     path.write_text("m x=1 1600000000\n", encoding="utf-8")
     _, (point,), _ = read(path, "s")
@@ -295,7 +284,6 @@ def test_a_time_counts_in_the_precision(tmp_path: Path) -> None:
 
 
 def test_lines_end_as_on_windows(tmp_path: Path) -> None:
-    """A carriage return is no part of a database's name."""
     path = tmp_path / "recording"
     path.write_bytes(b'db\r\nrp\r\nm x="a"\r\n')
     (point,) = points(path)
@@ -335,7 +323,6 @@ def test_lines_end_as_on_windows(tmp_path: Path) -> None:
 def test_the_lines_around_an_ill_formed_one_are_read(
     tmp_path: Path, content: bytes, faults: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fault has its line's number and the reason."""
     monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_POINT_BYTES", 1000)
     path = tmp_path / "recording"
     path.write_bytes(content)
@@ -345,7 +332,6 @@ def test_the_lines_around_an_ill_formed_one_are_read(
 
 
 def test_a_string_that_is_never_closed_is_not_looked_for_for_ever(tmp_path: Path) -> None:
-    """Its line is passed over, and the thousands after it are read."""
     path = tmp_path / "lines"
     path.write_text('m x="open\n' + "m x=1 1\n" * 5000, encoding="utf-8")
     _, records, faults = read(path)
@@ -354,7 +340,6 @@ def test_a_string_that_is_never_closed_is_not_looked_for_for_ever(tmp_path: Path
 
 @pytest.mark.timeout(20)
 def test_strings_that_are_never_closed_cost_time_in_proportion_to_the_file(tmp_path: Path) -> None:
-    """A line that was looked at in vain for a string's end is not looked at from each line."""
     path = tmp_path / "lines"
     # Read as the inside of a string, the line leaves one open; so does it read on its own.
     path.write_text('m p=",",r="\n' + 'm p=",",r="a",s="\n' * 10_000, encoding="utf-8")
@@ -363,7 +348,6 @@ def test_strings_that_are_never_closed_cost_time_in_proportion_to_the_file(tmp_p
 
 
 def test_an_error_ends_the_reading_where_that_is_wanted(tmp_path: Path) -> None:
-    """With the file, the line and the reason."""
     path = tmp_path / "lines"
     path.write_text("m x=1 1\nm\n", encoding="utf-8")
 
@@ -407,7 +391,6 @@ def test_an_error_ends_the_reading_where_that_is_wanted(tmp_path: Path) -> None:
     ],
 )
 def test_an_ill_formed_batch_is_told(tmp_path: Path, line: str, fault: str) -> None:
-    """And those around it are read."""
     path = tmp_path / "recording"
     path.write_text(f"{json.dumps(batch())}\n{line}\n\n{json.dumps(batch())}\n", encoding="utf-8")
     _, records, faults = read(path)
@@ -419,7 +402,6 @@ def test_an_ill_formed_batch_is_told(tmp_path: Path, line: str, fault: str) -> N
 
 
 def test_a_batch_is_read_as_kapacitor_reads_it(tmp_path: Path) -> None:
-    """Tags of a point, the group, the end, and what has no points."""
     path = tmp_path / "recording"
     late = {"fields": {"x": 1}, "time": "2020-09-13T12:27:41Z"}
     path.write_text(
@@ -436,7 +418,6 @@ def test_a_batch_is_read_as_kapacitor_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_batch_without_tmax_ends_with_its_last_point(tmp_path: Path) -> None:
-    """Kapacitor writes one, others may not."""
     path = tmp_path / "recording"
     row = batch()
     del row["tmax"]
@@ -447,7 +428,6 @@ def test_a_batch_without_tmax_ends_with_its_last_point(tmp_path: Path) -> None:
 
 
 def test_the_queries_of_a_zip_are_merged_by_time(tmp_path: Path) -> None:
-    """Each is a member, and its batches stay in order."""
     path = tmp_path / "recording"
     ends = {"0": [1, 4, 5], "1": [2, 3], "10": [6]}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -484,7 +464,6 @@ def test_the_queries_of_a_zip_are_merged_by_time(tmp_path: Path) -> None:
     ],
 )
 def test_damage_is_told_and_ends_the_reading(tmp_path: Path, content: bytes, reason: str) -> None:
-    """Whatever is to be done with ill-formed lines."""
     path = tmp_path / "recording"
     path.write_bytes(content)
     with pytest.raises(RecordingError) as refused:
@@ -493,7 +472,6 @@ def test_damage_is_told_and_ends_the_reading(tmp_path: Path, content: bytes, rea
 
 
 def test_a_zip_with_a_damaged_member_is_told(tmp_path: Path) -> None:
-    """Its checksum says so."""
     path = tmp_path / "recording"
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
@@ -504,7 +482,6 @@ def test_a_zip_with_a_damaged_member_is_told(tmp_path: Path) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    """The message has the path."""
     with pytest.raises(RecordingError, match="/nothing: cannot be read: No such file"):
         read(tmp_path / "nothing")
 
@@ -518,7 +495,6 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_a_bomb_ends_the_reading(
     tmp_path: Path, unit: bytes, pack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what has no record for long, no more than a bounded part is unpacked."""
     monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_GAP_BYTES", 2 * 1024 * 1024)
     monkeypatch.setattr("kapudf_cli.tools.recordings.recording.MAX_BATCH_BYTES", 1024 * 1024)
     monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_BATCH_BYTES", 1024 * 1024)
@@ -534,7 +510,6 @@ def test_a_bomb_ends_the_reading(
 
 
 def test_a_zip_has_a_bounded_number_of_members(tmp_path: Path) -> None:
-    """A batch of each is held in memory."""
     path = tmp_path / "recording"
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(257):
@@ -546,7 +521,6 @@ def test_a_zip_has_a_bounded_number_of_members(tmp_path: Path) -> None:
 def test_the_first_line_has_the_limit_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In line protocol and in batches."""
     monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_POINT_BYTES", 1000)
     monkeypatch.setattr("kapudf_cli.tools.recordings.lines.MAX_BATCH_BYTES", 4000)
     path = tmp_path / "recording"
@@ -565,7 +539,6 @@ def test_the_first_line_has_the_limit_of_the_others(
 
 
 def test_a_long_file_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
-    """A line is gone once the next one is read."""
     path = tmp_path / "lines"
     path.write_text("".join(f"m x={number}.0 {number}\n" for number in range(50_000)))
     with open_recording(str(path), precision="ns", refuse=lambda _: None) as recording:

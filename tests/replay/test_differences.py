@@ -48,7 +48,6 @@ POINTS = stream("m,host=a x=1.0 1", "m,host=b x=2.0 1", "m,host=a x=3.0 2", "m,h
 
 
 def test_what_comes_back_as_it_was() -> None:
-    """One line each, and how many there were."""
     assert differing(POINTS[:2], POINTS[:2]) == [
         "= m,host=a 1970-01-01T00:00:00.000000001Z",
         "= m,host=b 1970-01-01T00:00:00.000000001Z",
@@ -75,7 +74,6 @@ def test_what_comes_back_as_it_was() -> None:
     ],
 )
 def test_each_change_is_told(change: Callable[[Point], object], told: str | None) -> None:
-    """Fields, tags, and what joins after the UDF go by; the group Kapacitor makes anew."""
     (line, count) = differing(POINTS[:1], [changed(POINTS[0], change)])
     if told is None:
         assert (line[0], count) == ("=", "# 1 as they were")
@@ -86,7 +84,6 @@ def test_each_change_is_told(change: Callable[[Point], object], told: str | None
 
 
 def test_several_changes_of_a_point_stand_in_one_line() -> None:
-    """Tags first."""
     after = changed(POINTS[0], lambda p: p.tags.update({"dc": "1"}))
     set_field(after, "y", 1)
     (line, _) = differing(POINTS[:1], [after])
@@ -94,7 +91,6 @@ def test_several_changes_of_a_point_stand_in_one_line() -> None:
 
 
 def test_a_point_that_is_dropped_stands_where_it_was() -> None:
-    """It is known once a later point of its group comes back, or at the end."""
     told = differing(POINTS, [POINTS[1], POINTS[2]])
     assert [line[:10] for line in told] == [
         "= m,host=b",
@@ -107,7 +103,6 @@ def test_a_point_that_is_dropped_stands_where_it_was() -> None:
 
 
 def test_a_point_that_was_not_sent_is_new() -> None:
-    """Its time tells."""
     (new,) = stream("m,host=a mean=1.0 99")
     assert differing(POINTS[:1], [POINTS[0], new])[1:] == [
         "+ m,host=a 1970-01-01T00:00:00.000000099Z  mean=1.0",
@@ -116,7 +111,6 @@ def test_a_point_that_was_not_sent_is_new() -> None:
 
 
 def test_points_of_one_time_without_groups_are_told_apart_by_their_tags() -> None:
-    """Whatever was added to them."""
     points = lines("m,host=a x=1.0 1", "m,host=b x=2.0 1", "m,host=c x=3.0 1")
     back = [changed(point, lambda p: p.tags.update({"dc": "1"})) for point in points[1:]]
     time = "1970-01-01T00:00:00.000000001Z"
@@ -139,7 +133,6 @@ def batch(host: str, tmax: int, *times: int) -> Batch:
 
 
 def test_what_did_not_come_back_of_a_batch_stands_before_its_end() -> None:
-    """Within a batch the order may be another."""
     sent = batch("a", 9, 1, 2, 3, 4)
     back = sent.copy_with([sent.points[3], sent.points[1]])
     told = differing(batch_messages(sent), batch_messages(back))
@@ -156,7 +149,6 @@ def test_what_did_not_come_back_of_a_batch_stands_before_its_end() -> None:
 
 
 def test_batches_of_groups_are_told_apart() -> None:
-    """Points of one time and two groups; a batch that does not come back at all."""
     one, other, lost, last = (
         batch("a", 9, 1, 2),
         batch("b", 9, 1, 2),
@@ -185,7 +177,6 @@ def test_batches_of_groups_are_told_apart() -> None:
 
 
 def test_a_batch_that_becomes_a_point() -> None:
-    """A UDF that wants batches and provides a stream: all of the batch is gone, one is new."""
     new = Point(name="m", time=9, tags={"host": "a"}, dimensions=["host"], group="host=a")
     set_field(new, "t", 1.5)
     told = differing(batch_messages(batch("a", 8, 1, 9)), [new])
@@ -194,14 +185,12 @@ def test_a_batch_that_becomes_a_point() -> None:
 
 
 def test_points_of_a_batch_that_become_a_stream() -> None:
-    """With what a batch's points lack, they are the same."""
     sent = batch("a", 9, 1, 2)
     told = differing(batch_messages(sent), sent.as_stream(sent.points))
     assert [line[0] for line in told] == ["=", "=", "#"]
 
 
 def test_a_point_of_another_series_is_none_of_those_sent() -> None:
-    """Though its time is the same."""
     (other,) = stream("m,host=c x=1.0 1")
     assert [line[0] for line in differing(POINTS[:1], [other])] == ["+", "-", "#"]
 
@@ -210,7 +199,6 @@ def test_a_point_of_another_series_is_none_of_those_sent() -> None:
 
 
 def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A UDF that keeps everything to itself is told of as it goes."""
     monkeypatch.setattr(differences, "MAX_PENDING", 3)
     told: list[str] = []
     shown = DifferenceFormat(told.append, lambda text, _: text)
@@ -222,7 +210,6 @@ def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.booleans()), max_size=30))
 def test_nothing_is_kept_of_what_is_over(sent: list[tuple[str, int, bool]]) -> None:
-    """Every point has one fate, and the tables are empty at the end."""
     points = stream(*(f"m,host={host} x=1.0 {time}" for host, time, _ in sent))
     kept = [point for point, (_, _, keep) in zip(points, sent, strict=True) if keep]
     told: list[str] = []
@@ -240,7 +227,6 @@ def test_nothing_is_kept_of_what_is_over(sent: list[tuple[str, int, bool]]) -> N
 
 
 def test_colours_are_the_caller_s() -> None:
-    """Each part is painted by its fate: a change alone, of what is lost or new the whole line."""
     painted: list[tuple[str, Fate | None]] = []
 
     def paint(text: str, fate: Fate | None) -> str:
@@ -259,14 +245,12 @@ def test_colours_are_the_caller_s() -> None:
 
 
 def test_begin_and_end_are_messages_of_their_own() -> None:
-    """An empty batch is to be seen."""
     told = differing([], [BeginBatch(name="m"), EndBatch(name="m", tmax=0)])
     assert told == ["# begin m", "# end m tmax=1970-01-01T00:00:00Z"]
 
 
 @pytest.mark.timeout(20)
 def test_an_end_that_no_batch_had_costs_no_search_through_all_batches() -> None:
-    """A UDF may give every batch another end; each was looked for among all under way."""
     sent = [
         message
         for time in range(8000)

@@ -49,20 +49,17 @@ def times(windows_of: Windows, *times_s: int) -> list[tuple[list[int], int]]:
 
 
 def test_a_window_begins_with_its_first_point() -> None:
-    """And the next one with the point that closes it, not where the last one ended."""
     cut = Windows(10 * SECOND)
     assert times(cut, 3, 12, 13, 14, 40) == [([3, 12], 13), ([13, 14], 23)]
     assert cut.held == 1
 
 
 def test_a_late_point_is_in_the_window_that_is_open() -> None:
-    """As in Kapacitor, which looks at the first point of its buffer only."""
     assert times(Windows(10 * SECOND), 20, 5, 30) == [([20, 5], 30)]
 
 
 @given(st.lists(st.integers(0, 50), max_size=40))
 def test_no_point_is_lost_or_doubled(seconds: list[int]) -> None:
-    """Each is in one window, or held."""
     cut = Windows(5 * SECOND)
     windowed = times(cut, *seconds)
     together = [time for inside, _ in windowed for time in inside]
@@ -71,7 +68,6 @@ def test_no_point_is_lost_or_doubled(seconds: list[int]) -> None:
 
 
 def test_points_of_a_batch_have_time_group_tags_and_fields() -> None:
-    """The batch has the name and the tags that it is grouped by."""
     points = grouped(lines("m,host=a,cpu=0 x=1i 0", "m,host=a x=2i 9000000000"), "host", "dc")
     (batch,) = Windows(SECOND).cut(points)
     assert batch.points == [
@@ -81,7 +77,6 @@ def test_points_of_a_batch_have_time_group_tags_and_fields() -> None:
 
 
 def test_windows_that_never_close_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many groups, or a long period, end in an error that says what to do."""
     monkeypatch.setattr(feed, "MAX_HELD_POINTS", 3)
     with pytest.raises(WindowsTooFullError, match="more than 3 points in open windows; cut"):
         times(Windows(100 * SECOND), 1, 2, 3, 4)

@@ -50,7 +50,6 @@ def read(path: Path, text: str) -> tuple[Kind, list[Point | Batch]]:
 
 
 def test_line_protocol_goes_back_into_replay(tmp_path: Path) -> None:
-    """All of a stream but what line protocol does not have."""
     points = recordings.read_stream(recordings.STREAM)
     kind, again = read(tmp_path / "lines", written("lines", [*grouped(points, "host")]))
     for point in points:
@@ -61,7 +60,6 @@ def test_line_protocol_goes_back_into_replay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("capture", BATCHES)
 def test_batches_are_comments_and_points_of_line_protocol(tmp_path: Path, capture: str) -> None:
-    """The comments say where batches begin and end, and what reads lines passes them over."""
     messages = data_of(capture)
     text = written("lines", messages)
     begins = [message for message in messages if isinstance(message, BeginBatch)]
@@ -79,7 +77,6 @@ def test_batches_are_comments_and_points_of_line_protocol(tmp_path: Path, captur
 
 @pytest.mark.parametrize("capture", BATCHES)
 def test_batches_as_json_are_a_batch_recording(tmp_path: Path, capture: str) -> None:
-    """A line each, which replay takes in again; numbers are floats then, as in Kapacitor."""
     messages = data_of(capture)
     kind, again = read(tmp_path / "json", written("json", messages))
     assert kind is Kind.BATCH
@@ -97,7 +94,6 @@ def test_batches_as_json_are_a_batch_recording(tmp_path: Path, capture: str) -> 
 
 
 def test_a_point_of_a_stream_as_json_has_everything() -> None:
-    """Integers and floats are told apart by the point."""
     (point,) = grouped(lines('m,host=a x=1i,y=1,z=true,s="é" 1600000000000000001'), "host")
     point.fieldsDouble["nan"] = float("nan")
     text = written("json", [point])
@@ -116,7 +112,6 @@ def test_a_point_of_a_stream_as_json_has_everything() -> None:
 
 
 def test_what_line_protocol_cannot_hold_is_counted() -> None:
-    """And what was wrong with the first is kept; the others are written."""
     told: list[str] = []
     shown = LineFormat(told.append)
     for message in (
@@ -130,7 +125,6 @@ def test_what_line_protocol_cannot_hold_is_counted() -> None:
 
 
 def test_a_table_has_columns() -> None:
-    """With a header, and a line before and after each batch."""
     points = lines("cpu,host=a,dc=1 usage=1 1", "m x=2i 20")
     set_field(points[0], "state", "a\nb")
     assert written("table", [*points]) == (
@@ -152,7 +146,6 @@ def test_a_table_has_columns() -> None:
 
 
 def test_a_long_table_is_shown_as_it_comes() -> None:
-    """Rows are held back only until there is a width to go by; a longer cell widens the rest."""
     told: list[str] = []
     shown = TableFormat(told.append)
     for number in range(30):
@@ -165,5 +158,4 @@ def test_a_long_table_is_shown_as_it_comes() -> None:
 
 
 def test_a_table_of_nothing_is_nothing() -> None:
-    """Not even a header."""
     assert written("table", []) == ""

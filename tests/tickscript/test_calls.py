@@ -42,12 +42,10 @@ CALLS = st.lists(
 
 @given(CALLS)
 def test_calls_that_are_written_read_back_as_they_were(calls: list[Option]) -> None:
-    """In their order, with every value."""
     assert [call.option for call in read_calls(write_calls(calls))] == calls
 
 
 def test_the_calls_of_the_manual() -> None:
-    """As a script has them, over lines or in one, with the function's name or without."""
     expected = [
         Option(
             name="field",
@@ -69,7 +67,6 @@ def test_the_calls_of_the_manual() -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "@mirror()"])
 def test_no_calls(text: str) -> None:
-    """A UDF without options is called with none."""
     assert read_calls(text) == []
 
 
@@ -89,7 +86,6 @@ def test_no_calls(text: str) -> None:
     ],
 )
 def test_what_is_no_call_is_refused_with_its_place(text: str, column: int, reason: str) -> None:
-    """The first character is 1."""
     with pytest.raises(CallError) as refused:
         read_calls(text)
     assert refused.value.column == column
@@ -117,14 +113,12 @@ def test_what_is_no_call_is_refused_with_its_place(text: str, column: int, reaso
     ],
 )
 def test_calls_that_the_udf_does_not_declare(text: str, column: int, reason: str) -> None:
-    """The message has the option, what it expects, what it got, and where."""
     with pytest.raises(CallError) as refused:
         check_calls(read_calls(text), INFO)
     assert (refused.value.column, refused.value.reason) == (column, reason)
 
 
 def test_a_type_that_has_no_name_is_expected_in_vain() -> None:
-    """A UDF of another make may declare one."""
     info = InfoResponse.FromString(b"\x1a\x08\n\x01x\x12\x03\n\x01\x09")
     with pytest.raises(CallError, match=r"\.x\(\) expects an unknown type, got 1, a whole number"):
         check_calls(read_calls(".x(1)"), info)

@@ -23,13 +23,11 @@ from kapudf_cli.tickscript.identifiers import IDENTIFIER, identifier
     ],
 )
 def test_a_name_is_the_nearest_that_can_be_called(text: str, name: str) -> None:
-    """What cannot be in a name becomes an underscore, and a digit is not the first."""
     assert identifier(text) == name
 
 
 @given(st.text())
 def test_every_text_has_a_name_that_can_be_called(text: str) -> None:
-    """Whatever a socket is called, the snippet can be pasted, and a good name stays as it is."""
     name = identifier(text)
     assert IDENTIFIER.fullmatch(name)
     assert identifier(name) == name

@@ -37,7 +37,6 @@ def read(text: str) -> OptionValue:
 
 @given(VALUES)
 def test_what_is_written_reads_back_as_it_was(value: OptionValue) -> None:
-    """Type and value, quotes, backslashes and the last digit of a float included."""
     assert read(write_literal(value)) == value
 
 
@@ -57,7 +56,6 @@ def test_what_is_written_reads_back_as_it_was(value: OptionValue) -> None:
     ],
 )
 def test_strings(text: str, value: str) -> None:
-    """In single quotes only a quote is escaped, in triple quotes nothing is."""
     assert read(text) == OptionValue(type=STRING, stringValue=value)
 
 
@@ -66,7 +64,6 @@ def test_strings(text: str, value: str) -> None:
     [("0", 0), ("42", 42), ("-42", -42), ("- 42", -42), ("010", 8), (str(2**63 - 1), 2**63 - 1)],
 )
 def test_whole_numbers(text: str, value: int) -> None:
-    """One that begins with 0 is octal, as in Kapacitor."""
     assert read(text) == OptionValue(type=INT, intValue=value)
 
 
@@ -74,7 +71,6 @@ def test_whole_numbers(text: str, value: int) -> None:
     ("text", "value"), [("1.5", 1.5), (".5", 0.5), ("5.", 5.0), ("-0.25", -0.25), ("010.0", 10.0)]
 )
 def test_floats(text: str, value: float) -> None:
-    """The point makes the float."""
     assert read(text) == OptionValue(type=DOUBLE, doubleValue=value)
 
 
@@ -92,7 +88,6 @@ def test_floats(text: str, value: float) -> None:
     ],
 )
 def test_each_unit_of_a_duration(unit: str, nanoseconds: int) -> None:
-    """In both directions of time."""
     value = OptionValue(type=DURATION, durationValue=3 * nanoseconds)
     assert read(f"3{unit}") == value
     assert read(f"-3{unit}") == OptionValue(type=DURATION, durationValue=-3 * nanoseconds)
@@ -101,7 +96,6 @@ def test_each_unit_of_a_duration(unit: str, nanoseconds: int) -> None:
 
 
 def test_a_duration_below_a_microsecond_is_shown() -> None:
-    """No TICKscript has it, but a message may."""
     assert write_duration(1001) == "1001ns"
 
 
@@ -125,7 +119,6 @@ def test_a_duration_below_a_microsecond_is_shown() -> None:
     ],
 )
 def test_what_is_no_literal_is_refused(text: str, problem: str) -> None:
-    """In words that say what to write instead."""
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared whole
         read_literal(text, 0)
     assert str(refused.value) == problem

@@ -31,18 +31,15 @@ UNKNOWN = InfoResponse.FromString(
 
 
 def test_edges_have_the_names_of_a_tickscript() -> None:
-    """They are written as TICKscript and Kapacitor's log write them."""
     assert [edge_name(STREAM), edge_name(BATCH)] == ["stream", "batch"]
 
 
 def test_an_edge_without_a_name_is_its_number() -> None:
-    """A UDF may send any number, and is shown rather than refused."""
     assert edge_name(UNKNOWN.wants) == "unknown edge 7"
     assert edge_name(UNKNOWN.provides) == "unknown edge 8"
 
 
 def test_options_are_listed_by_name_with_their_types() -> None:
-    """Their order on the wire, which is that of a hash map, does not matter."""
     described = info(
         size=(INT,), field=(STRING, DOUBLE), every=(DURATION,), enabled=(BOOL,), empty=()
     )
@@ -56,12 +53,10 @@ def test_options_are_listed_by_name_with_their_types() -> None:
 
 
 def test_a_type_without_a_name_is_its_number() -> None:
-    """It is shown beside the known ones."""
     assert signatures(UNKNOWN) == ["odd(unknown type 9, STRING)"]
 
 
 def test_a_snippet_has_a_literal_for_each_type() -> None:
-    """Each argument is one that TICKscript takes for its type."""
     described = info(
         size=(INT,), field=(STRING, DOUBLE), every=(DURATION,), enabled=(BOOL,), empty=()
     )
@@ -71,15 +66,12 @@ def test_a_snippet_has_a_literal_for_each_type() -> None:
 
 
 def test_a_snippet_without_options_is_the_call_alone() -> None:
-    """A UDF that takes nothing is called with nothing."""
     assert snippet("mirror", InfoResponse()) == "@mirror()"
 
 
 def test_a_snippet_calls_a_name_that_can_be_called() -> None:
-    """A socket's name may be none."""
     assert snippet("my-mirror", InfoResponse()) == "@my_mirror()"
 
 
 def test_a_snippet_leaves_a_gap_for_a_type_without_a_name() -> None:
-    """Nobody knows its literals."""
     assert snippet("odd", UNKNOWN) == "@odd().odd(…, '…')"

@@ -15,8 +15,7 @@ import msgspec
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.handler.points import set_field
 from kapudf_cli.protocol.udf_pb2 import Point
-from kapudf_cli.tools.recordings.grouping import group_id
-from kapudf_cli.tools.recordings.rfc3339 import read_time
+from kapudf_cli.tools.recordings.notation import group_id, read_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

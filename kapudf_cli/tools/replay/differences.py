@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from kapudf_cli.handler.points import get_fields
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
-from kapudf_cli.tools.recordings.grouping import group_id
 from kapudf_cli.tools.recordings.line_protocol import show_value
+from kapudf_cli.tools.recordings.notation import group_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -11,7 +11,7 @@ from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM, EndBatch, Point
 from kapudf_cli.tickscript.snippets import edge_name
 from kapudf_cli.tools.recordings import Kind
-from kapudf_cli.tools.recordings.grouping import Grouping
+from kapudf_cli.tools.recordings.notation import Grouping
 from kapudf_cli.tools.replay.errors import IncompatibleError, WindowsTooFullError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system.terminal_text import counted, printable, printable_json
 from kapudf_cli.tools.recordings.errors import LineProtocolError
 from kapudf_cli.tools.recordings.line_protocol import show_value, write
-from kapudf_cli.tools.recordings.rfc3339 import write_time
+from kapudf_cli.tools.recordings.notation import write_time
 from kapudf_cli.tools.replay.differences import Difference, Differences, Fate
 
 if TYPE_CHECKING:
