@@ -1,4 +1,4 @@
-"""Handlers' code, watched while it is written; `kapudf serve --reload`.
+"""Watches the files of handlers for `kapudf serve --reload`.
 
 Needs the extra `kapudf[reload]`.
 """
@@ -23,21 +23,20 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
-# It would tell of each change itself, beside the event that says which file it was.
+# The event "code changed" names each file already.
 logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
-#: How long no file must change until it is told: an editor saves in several steps, and a
-#: checkout changes many files.
+#: Debounce interval: an editor saves in several steps, and a checkout changes many files.
 _QUIET_MS = 100
-#: It is told after so long, whatever goes on.
+#: The longest delay, while files go on changing.
 _LONGEST_MS = 2_000
 
 
 class CodeWatch:
-    """Tells when files of code change, from a thread of its own."""
+    """Watches files of code in its own thread."""
 
     def __init__(self, on_change: Callable[[], None], log: BoundLogger) -> None:
-        """Have `on_change` called, in that thread, and log what has changed."""
+        """Call `on_change` in that thread after each change, and log the files."""
         self._on_change = on_change
         self._log = log
         self._files: frozenset[str] = frozenset()
@@ -46,7 +45,7 @@ class CodeWatch:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Begin, with nothing to watch."""
+        """Begin with no files."""
         return self
 
     def __exit__(
@@ -59,11 +58,11 @@ class CodeWatch:
         self._end()
 
     def follow(self, files: Iterable[str], *, new_files: bool = False) -> None:
-        """Watch these files from now on; cheap if they are as before.
+        """Watch these files instead of others; cheap if they are the same.
 
         Args:
-            files: the code that is loaded.
-            new_files: whether a Python file that appears beside them counts as well.
+            files: the files of the loaded code.
+            new_files: whether new Python files in their folders count too.
         """
         self._new_files = new_files
         wanted = frozenset(files)
@@ -87,7 +86,7 @@ class CodeWatch:
             self._thread = None
 
     def _watch(self, files: frozenset[str], stop: threading.Event) -> None:
-        # The folders are watched, because an editor may put a new file in the place of one.
+        # Watch the folders: an editor may replace a file by a new one.
         folders = sorted({os.path.dirname(file) for file in files})
 
         def counts(change: watchfiles.Change, path: str) -> bool:
@@ -106,12 +105,12 @@ class CodeWatch:
                 rust_timeout=_QUIET_MS,
                 yield_on_timeout=True,
             ):
-                # Only what is saved from here on is seen.
+                # Changes are seen from now on only.
                 if not is_up:
                     self._log.info("watching code", folders=folders)
                     is_up = True
                 if changes:
                     self._log.info("code changed", files=sorted({path for _, path in changes}))
                     self._on_change()
-        except Exception as error:  # noqa: BLE001 - a lost folder, or no more watches to be had
+        except Exception as error:  # noqa: BLE001 - a folder that is gone, or no watches left
             self._log.error("code is watched no more", error=describe(error))

@@ -1,4 +1,4 @@
-"""A connection as the supervisor has it: duplicates of its descriptors, and its history."""
+"""A connection as the supervisor keeps it: descriptors, heartbeats and causes of deaths."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from kapudf_cli.supervisor.routes import Give
     from kapudf_cli.system.socket_file import PeerCredentials
 
-#: For so long a worker that reads nothing is only slow.
+#: A worker that reads nothing for this time is not just slow.
 _NOT_READING_S: Final = 1.0
-#: A worker that has not run for so long, and does not answer, is frozen.
+#: A worker that neither runs nor answers for this time is frozen.
 _FROZEN_S: Final = 10.0
-#: It waits for a worker's reply or for a worker.
+#: No worker handles its input in these states.
 _BETWEEN_WORKERS: Final = {
     ConnectionState.WAITING,
     ConnectionState.PAUSING,
     ConnectionState.MOVING,
 }
-#: Over how long a rate is taken.
+#: The period over which `points_per_s` is measured.
 _RATE_S: Final = 1.0
 
 
@@ -65,7 +65,7 @@ class SupervisedConnection:
         *,
         busy_limit_s: float,
     ) -> None:
-        """Keep a connection's socket and memory; they are this object's to close."""
+        """Keep a connection's socket and memory, and close them in the end."""
         self.number = number
         self.route = RoutedConnection(number)
         self.peer = peer
@@ -122,14 +122,14 @@ class SupervisedConnection:
 
     @property
     def points(self) -> int:
-        """How many points have come."""
+        """How many points were received."""
         return self.header.record.stats.points_in
 
     def on_assigned(self) -> None:
         """Reset what is counted for each worker: another one serves it now."""
         self.points_before = self.points
         self.is_hanging = False
-        self.watch.begin()
+        self.watch.reset()
 
     def on_resumed(self, worker: int) -> None:
         """Note that a worker goes on; its thread is the current one again if it had paused."""
@@ -145,12 +145,12 @@ class SupervisedConnection:
 
     @property
     def is_careful(self) -> bool:
-        """Whether its worker deals with one frame at a time, for one killed the last worker."""
+        """Whether its worker handles one frame at a time, because one killed the last worker."""
         return self.header.record.stats.offset < self.poison_detector.until
 
     @property
     def is_movable(self) -> bool:
-        """Whether another worker could take it over now, though it need not."""
+        """Whether another worker could take it over now without need."""
         return bool(self.header.record.complete) and not self.is_careful
 
     def note_death(
@@ -160,8 +160,7 @@ class SupervisedConnection:
 
         Args:
             how: what happened to the worker, as "died by SIGKILL".
-            accused: whether the death came from its own thread, None where that is not
-                known, as of a kill.
+            accused: whether its own thread caused the death, None if unknown, as after a kill.
             alone: whether it was the only careful connection of that worker.
             drops_poison: whether a frame that kills workers is dropped, and the connection
                 goes on, or the connection is given up.
@@ -187,14 +186,14 @@ class SupervisedConnection:
     # --- while its handler is busy ---
 
     def tick(self, now_s: float) -> None:
-        """See whether the handler is busy."""
+        """Update what is known of its handler and its worker."""
         header = self.header
         record = header.record
         at_work = header.busy_since_ns != 0 and not header.waits_for_peer
         busy = at_work or self.route.state in _BETWEEN_WORKERS
-        # A worker that another handler holds up, or that is stopped, cannot even note that
-        # something has come for this one. Kapacitor is told at the first look that finds that:
-        # it asks after half of its time-out, and gives up after the other half.
+        # A worker that is stopped, or held up by another handler, cannot record that it has work.
+        # The first tick that finds unread input sends a heartbeat: Kapacitor has then waited for
+        # half of its time-out already.
         received = header.received
         reads = busy or received != self._received_before
         self.is_neglected = not reads and self._has_work_left()
@@ -213,7 +212,7 @@ class SupervisedConnection:
 
     @property
     def needs_heartbeat(self) -> bool:
-        """Whether Kapacitor should be told that the connection is alive.
+        """Whether Kapacitor should get a heartbeat.
 
         A connection without a worker waits without a limit: the import of a handler may take
         longer than one frame ever does, and without a heartbeat the task would fail. A worker
@@ -223,7 +222,7 @@ class SupervisedConnection:
 
     @property
     def is_not_reading(self) -> bool:
-        """Whether its worker has left something undone for longer than a slow machine explains."""
+        """Whether its worker has left work undone for longer than a slow machine explains."""
         return self.is_neglected and self.watch.busy_s >= _NOT_READING_S
 
     @property
@@ -237,18 +236,18 @@ class SupervisedConnection:
         return self.route.state is ConnectionState.WAITING
 
     def is_silent(self, for_s: float) -> bool:
-        """Return whether no Python code has run in its worker for so long."""
+        """Return whether no Python code has run in its worker for this time."""
         return time.monotonic_ns() - self.header.heartbeat_ns >= for_s * 1e9
 
     @property
     def is_not_pausing(self) -> bool:
-        """Whether its worker only has to stop waiting for a handover, and does not even run."""
+        """Whether its idle worker should pause, and does not run at all."""
         is_pausing = self.route.state is ConnectionState.PAUSING
         return is_pausing and not self.is_at_work and self.is_silent(_FROZEN_S)
 
     @property
     def state(self) -> str:
-        """What it is doing, in words."""
+        """What it is doing, for `kapudf status`."""
         if self.is_waiting:
             return "waiting for a worker"
         if self.route.state in _BETWEEN_WORKERS:
@@ -260,7 +259,7 @@ class SupervisedConnection:
         return "busy" if self.header.busy_since_ns else "idle"
 
     def _has_work_left(self) -> bool:
-        """Return whether a worker that waits has no reason to."""
+        """Return whether there is input to read or room for output, although its worker waits."""
         if self.header.waits_for_peer:
             if self._sent_until() == self.header.record.output_end:
                 return False
@@ -272,25 +271,25 @@ class SupervisedConnection:
     def _send_rest(self) -> None:
         """Send what the last worker has committed and not sent, as far as there is room.
 
-        The next worker would, but may import its handler for long, and no heartbeat may come
-        in the middle of a message.
+        The next worker would, but it may take long to start, and a heartbeat must not be sent
+        inside a message.
         """
         record = self.header.record
         at = self._sent_until()
         if not record.output_start <= at <= record.output_end:
-            # The worker died before it began with the last piece, which lies elsewhere.
+            # The worker died before it began to send the last output.
             at = os.lseek(self._memory, record.output_start, os.SEEK_SET)
         while at < record.output_end:
             at += os.sendfile(self._socket.fileno(), self._memory, None, record.output_end - at)
 
     def _sent_until(self) -> int:
-        """Return up to where in the memory output was sent."""
+        """Return the offset in the memory up to which output was sent."""
         return os.lseek(self._memory, 0, os.SEEK_CUR)
 
     def beat(self) -> None:
-        """Send a heartbeat, if that is not in the midst of a message."""
+        """Send a heartbeat, unless part of a message is still unsent."""
         with contextlib.suppress(OSError):
-            # A worker that is about to send has it locked.
+            # A worker locks the memory while it sends.
             fcntl.lockf(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 if self.is_waiting:
@@ -301,7 +300,7 @@ class SupervisedConnection:
                 fcntl.lockf(self._memory, fcntl.LOCK_UN)
 
     def log_abandoned(self, log: BoundLogger) -> None:
-        """Log the one event that says how it went, in the place of the worker that cannot."""
+        """Log the event that sums it up, because no worker will."""
         stats = self.header.record.stats
         task_id, node_id = self.header.task
         log.error(
@@ -321,10 +320,10 @@ class SupervisedConnection:
         )
 
     def close(self) -> None:
-        """Close it, on this side."""
+        """Close the socket and the memory."""
         self._map.close()
         os.close(self._memory)
         with contextlib.suppress(OSError):
-            # So that it ends, even if a child of a handler's has it too.
+            # So that the peer sees the end even if a handler's child process has the socket too.
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

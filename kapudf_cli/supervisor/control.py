@@ -1,7 +1,7 @@
-"""The control socket beside a function's own: JSON in, JSON out, one line each.
+"""The control socket of a function: a JSON object in, a JSON object out, one line each.
 
-It has the access rights of the function's socket: whoever may feed a UDF may ask how it
-does, and have its code reloaded.
+It has the access rights of the function's socket: a process that may use the UDF may ask for
+its status and reload it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from kapudf_cli.supervisor.errors import ControlError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: A request is one short word; nobody needs more.
+#: The longest request; it holds one short command.
 _REQUEST_BYTES: Final = 4096
-#: Whoever has not been answered by then is a client that does not read, or asks nothing.
-_PATIENCE_S: Final = 600.0
-#: For more at once, the ones that have asked nothing are dropped, or the oldest.
+#: A client that has not been answered after this time does not read, or asks nothing.
+_CLIENT_TIMEOUT_S: Final = 600.0
+#: Beyond this, a client that has asked nothing is dropped for a new one, or else the oldest.
 _MOST_CLIENTS: Final = 32
 _READ_BYTES: Final = 64 * 1024
 
@@ -40,7 +40,7 @@ class ControlClients:
         self._clients: dict[ControlClient, float] = {}
 
     def add(self, connection: socket.socket, command: Command) -> None:
-        """Serve a new client; if there are too many, drop another one for it."""
+        """Serve a new client; if there are too many, drop another one."""
         if len(self._clients) >= _MOST_CLIENTS:
             # They are in the order in which they came.
             idle = (each for each in self._clients if each.is_idle)
@@ -49,13 +49,13 @@ class ControlClients:
         self._clients[client] = time.monotonic()
 
     def tick(self, now_s: float) -> None:
-        """Let go of those who take too long."""
+        """Drop the clients that take too long."""
         for client, since_s in list(self._clients.items()):
-            if now_s - since_s > _PATIENCE_S:
+            if now_s - since_s > _CLIENT_TIMEOUT_S:
                 client.close()
 
     def close(self) -> None:
-        """Let go of all."""
+        """Drop all clients."""
         for client in list(self._clients):
             client.close()
 
@@ -113,13 +113,13 @@ class ControlClient:
         if not data or len(self._request) > _REQUEST_BYTES:
             self.close()
         elif b"\n" in self._request:
-            # What is asked may take its time; it is not to be asked again meanwhile.
+            # A command may take long; nothing more is read meanwhile.
             self._selector.unregister(self._socket)
             self._asked = True
             try:
                 self._command(self, _command_of(self._request))
             except BaseException:
-                self.close()  # Nobody will answer.
+                self.close()  # There will be no answer.
                 raise
 
     def reply(self, answer: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ class ControlClient:
 
 
 def _command_of(request: bytes) -> str:
-    """Return what is asked, or nothing for what is no request."""
+    """Return the command of a request, "" if it is not valid."""
     try:
         asked = json.loads(request.partition(b"\n")[0])
     except (ValueError, RecursionError):

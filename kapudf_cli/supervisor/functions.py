@@ -1,4 +1,4 @@
-"""The functions that are served: started, listened on when they are ready, replaced and removed."""
+"""All functions: their sockets, and how they are started, changed and removed."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from kapudf_cli.supervisor.acceptance import DescriptorReserve
     from kapudf_cli.worker.listeners import Listeners
 
-#: More functions are not started while so many workers load their handlers: they would only
+#: No further function is started while this many workers load their handlers: they would only
 #: take the processors from each other, and from the workers that serve.
 _MOST_STARTING: Final = max(4, 2 * (os.cpu_count() or 1))
 
 
 class FunctionSockets:
-    """The sockets at one path: Kapacitor's, and the control socket beside it.
+    """The sockets at one path: Kapacitor's, and the control socket.
 
     A reload may pass them from one function to another; they stay bound meanwhile.
 
     Attributes:
-        socket_file: where Kapacitor connects.
-        control_file: where status and reload are asked for, None if it cannot be bound.
-        user: the function that takes the connections, None before the first.
-        listens: whether connections are taken from `socket_file`.
+        socket_file: Kapacitor's socket.
+        control_file: the socket for status and reload, None if it cannot be bound.
+        user: the function that accepts the connections, None before the first one.
+        listens: whether connections are accepted from `socket_file`.
         access: the permission bits and the group.
     """
 
@@ -48,9 +48,9 @@ class FunctionSockets:
         """Bind the sockets.
 
         Args:
-            name: of the function that they are for.
-            settings: of that function.
-            log: where it is said that there is no control socket.
+            name: the function's name.
+            settings: the function's settings.
+            log: where a missing control socket is logged.
 
         Raises:
             SocketPathError: the path for Kapacitor cannot be bound.
@@ -63,8 +63,8 @@ class FunctionSockets:
             mode=settings.mode,
             group=settings.group,
             remove_stale=settings.remove_stale,
-            # Kapacitor tries again for minutes where it is refused, and waits only for its
-            # timeout where it is connected and not answered.
+            # Kapacitor retries a refused connection for minutes, but waits for an answer only
+            # for its time-out.
             listens=False,
         )
         self.control_file: SocketFile | None = None
@@ -80,7 +80,7 @@ class FunctionSockets:
         return self.socket_file.path if self.user is None else self.user.pool.name
 
     def is_at(self, path: str) -> bool:
-        """Return whether a path, however it is spelled, is that of these sockets."""
+        """Return whether a path leads to these sockets."""
         return os.path.realpath(path) == os.path.realpath(self.socket_file.path)
 
     def set_access(self, access: tuple[int, str | None]) -> None:
@@ -96,7 +96,7 @@ class FunctionSockets:
             self.access = access
 
     def restore_access(self, access: tuple[int, str | None] | None) -> None:
-        """Undo `set_access`, also where only one of the sockets was changed."""
+        """Undo `set_access`, also if it changed only one of the sockets."""
         self.access = None
         if access is not None:
             with contextlib.suppress(SocketPathError):
@@ -111,12 +111,12 @@ class FunctionSockets:
 
 @dataclass(eq=False)
 class ServedFunction:
-    """A function's workers, and where it is to be reached.
+    """A function's workers and sockets.
 
     Attributes:
         pool: the workers.
-        sockets: where it is to be reached, None if it is no longer in the settings. Another
-            function is their user until the workers of this one are ready.
+        sockets: the sockets that it is to use, None if it is no longer in the settings. Another
+            function uses them until the workers of this one are ready.
     """
 
     pool: Pool
@@ -125,12 +125,12 @@ class ServedFunction:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of what is served, prepared so far that nothing of it can fail.
+    """A prepared change of the settings, which cannot fail any more.
 
     Attributes:
-        settings: what is to be served.
-        sockets: of each function in them, bound and with their mode and group.
-        renamed: the new name of each function that has one.
+        settings: the new settings.
+        sockets: the bound sockets of each function, with their mode and group.
+        renamed: the new names of functions that are renamed, by their old names.
     """
 
     settings: Settings
@@ -142,10 +142,10 @@ class Functions:
     """All functions, by name.
 
     Attributes:
-        settings: what is served, and how it logs.
-        is_up: whether all that there were at the start have been ready; then whatever fails
-            ends nothing else.
-        ends: whether `stop_listening` was called; then nothing new begins.
+        settings: the current settings.
+        is_up: whether all first functions have been ready; after that, a failure of one does not
+            end the others.
+        ends: whether `stop_listening` was called; nothing new is started after that.
     """
 
     def __init__(
@@ -163,13 +163,13 @@ class Functions:
         Args:
             settings: what to serve.
             selector: workers are registered with it, with a callable as data.
-            listeners: has Kapacitor's connections accepted, once a function is ready.
-            control_listeners: has those accepted who ask for status or reload.
+            listeners: accept Kapacitor's connections, once a function is ready.
+            control_listeners: accept control clients.
             reserve: descriptors for starting workers.
             log: where events go.
 
         Raises:
-            SocketPathError: one cannot be bound; none is kept then.
+            SocketPathError: a socket cannot be bound; all are released.
         """
         self.settings = settings
         self.is_up = False
@@ -181,10 +181,9 @@ class Functions:
         self._log = log
         self._worker_numbers = itertools.count(1)
         self._connection_numbers = itertools.count(1)
-        # Those that are in the settings, and those that go as soon as another one can take
-        # their place.
+        # Functions in the settings, and removed ones whose successor is not ready yet.
         self._served: dict[str, ServedFunction] = {}
-        # Those that accept no connection any more, until their last worker has ended.
+        # Removed functions, until their last worker has ended.
         self._leaving: list[ServedFunction] = []
         self._sockets: list[FunctionSockets] = []
         self._unstarted: collections.deque[ServedFunction] = collections.deque()
@@ -195,17 +194,17 @@ class Functions:
         return self._served.get(name)
 
     def names(self) -> frozenset[str]:
-        """Return the functions that are in the settings."""
+        """Return the names of the functions in the settings."""
         return frozenset(name for name, each in self._served.items() if each.sockets)
 
     def pools(self) -> list[Pool]:
-        """Return the workers of each, and of those that leave."""
+        """Return the worker pools of all functions, removed ones included."""
         return [each.pool for each in (*self._served.values(), *self._leaving)]
 
     # --- as they start ---
 
     def start(self) -> None:
-        """Start the first workers, of as many functions as there is room for.
+        """Start the first workers of as many functions as there is room for.
 
         Raises:
             WorkerStartError: the system has no process, memory or descriptor left.
@@ -235,7 +234,7 @@ class Functions:
             return
         served = [each for each in self._served.values() if each.sockets]
         if not self.is_up and not all(each.pool.is_settled for each in served):
-            return  # If one cannot be served at all, none is.
+            return  # At the start, one function that cannot be served ends kapudf.
         for function in served:
             sockets = function.sockets
             if sockets is None or not function.pool.is_ready:
@@ -261,10 +260,10 @@ class Functions:
     # --- as the settings change ---
 
     def prepare(self, settings: Settings) -> Change:
-        """Prepare to serve what `settings` say; if that fails, everything is as it was.
+        """Prepare a change to new settings; if that fails, nothing has changed.
 
         Raises:
-            SocketPathError: a path, mode or group cannot be had.
+            SocketPathError: a path, mode or group cannot be used.
         """
         sockets: dict[str, FunctionSockets] = {}
         with contextlib.ExitStack() as undo:
@@ -281,10 +280,10 @@ class Functions:
         return Change(settings, sockets, self._renamed(settings))
 
     def change(self, change: Change) -> list[str]:
-        """Serve what was prepared, and return the functions that are still to load new code.
+        """Apply a prepared change; return the functions that are still to load new code.
 
-        A function that is added is served once its workers are ready. The sockets of another
-        one, it takes over only then.
+        An added function is served once its workers are ready. Only then does it take over the
+        sockets of another function.
         """
         stay = []
         self.settings = change.settings
@@ -316,7 +315,7 @@ class Functions:
         return stay
 
     def _renamed(self, settings: Settings) -> dict[str, str]:
-        """Return the new names of functions: the same handler, at the same path."""
+        """Return the new name of each function that keeps its handler and path, by the old one."""
         renamed = {}
         for new, wanted in settings.functions.items():
             for old, function in self._served.items():
@@ -332,7 +331,7 @@ class Functions:
         return renamed
 
     def _dismiss_replaced(self) -> None:
-        """Release the sockets that are not wanted, and stop the functions without sockets."""
+        """Release unused sockets, and stop the functions without sockets."""
         wanted = [each.sockets for each in self._served.values()]
         for sockets in [each for each in self._sockets if each not in wanted]:
             self._close(sockets)
@@ -348,7 +347,7 @@ class Functions:
                 self._leaving.append(function)
 
     def _close(self, sockets: FunctionSockets) -> None:
-        """Accept what is in the queue of sockets, and then nothing more."""
+        """Accept the connections that wait, and then no more."""
         if sockets.listens:
             sockets.listens = False
             self._listeners.remove(sockets)
@@ -356,7 +355,7 @@ class Functions:
             self._control_listeners.remove(sockets)
 
     def forget_ended(self) -> None:
-        """Forget the functions that leave and have no worker left."""
+        """Forget removed functions whose last worker has ended."""
         for function in [each for each in self._leaving if each.pool.is_empty]:
             self._leaving.remove(function)
             self._log.info("function removed", function=function.pool.name)
@@ -376,7 +375,7 @@ class Functions:
     # --- at the end ---
 
     def stop_listening(self) -> None:
-        """Accept who is in the queues, for they were connected before, and then nobody."""
+        """Accept the connections that wait, because they came before the stop, and then no more."""
         self.ends = True
         self._unstarted.clear()
         for sockets in self._sockets:

@@ -1,8 +1,8 @@
 """Which frame of a connection kills workers, if one does; sans-I/O.
 
-A worker that dies leaves several connections, each with frames that had come and were not
-dealt with. The next worker of each deals with those one at a time, each noted before the
-handler gets it, so that if that one dies too, it is known over which.
+A worker that dies leaves several connections, each with frames that were received and not
+handled. The next worker of each handles them one at a time, and records each before the handler
+gets it. If that worker dies too, the record shows at which frame.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import Final
 
 from kapudf_cli.journal.header import NO_FRAME
 
-#: So many deaths over one frame, dealt with by itself, make it poison. After a fault,
-#: such as a segmentation fault, one is enough; a kill may have hit it by chance, and on a
-#: machine that is short of everything even the next one, for there a frame is long in hand.
+#: How many deaths at one frame, handled by itself, make it poison. After a fault, such as a
+#: segmentation fault, one is enough. A kill may hit a frame by chance, several times on a slow
+#: machine, where each frame takes long.
 _DEATHS_BY_FAULT: Final = 1
 _DEATHS_BY_KILL: Final = 3
-#: So many deaths in a row without a step forward, and the connection is given up: it
-#: would take down every worker there is. A kill may be somebody else's doing: of those,
-#: so many and over so long a time.
+#: After this many deaths in a row without progress, the connection is given up, because it would
+#: kill all workers. Kills may have another cause: they must be more, and go on for longer.
 _MOST_FAULTS: Final = 6
 _MOST_DEATHS: Final = 20
 _LONGEST_DYING_S: Final = 600.0
@@ -27,14 +26,14 @@ _LONGEST_DYING_S: Final = 600.0
 
 @dataclass(frozen=True)
 class DeathScene:
-    """Where a connection stood when its worker died.
+    """The progress of a connection when its worker died.
 
     Attributes:
-        offset: that of the first frame that is not noted as dealt with.
-        current_frame: that of the frame that the handler was given, or what the ledger has in
-            its place.
-        received: how much input had come.
-        input_start: where the journal begins.
+        offset: the offset of the first frame that is not recorded as handled.
+        current_frame: the offset of the frame that the handler was given, or one of the special
+            values of `Header.current_frame`.
+        received: how many bytes of input were received.
+        input_start: the offset at which the journal begins.
         was_busy: whether it did not wait for input.
     """
 
@@ -46,28 +45,28 @@ class DeathScene:
 
 
 class PoisonDetector:
-    """What the deaths of one connection's workers say about its frames.
+    """Finds frames of one connection that kill workers.
 
     Attributes:
-        until: frames before this offset are dealt with one at a time.
-        poison: the offsets of frames that killed workers, and are not given to the next.
-        give_up: why the connection is to be failed, None if it is not.
-        isolated: whether it is not to be with others that are suspected as it is, so that
-            the next death tells them apart.
+        until: frames before this offset are handled one at a time.
+        poison: the offsets of frames that killed workers and are not given to the next one.
+        give_up: why the connection is failed, None if it is not.
+        isolated: whether it must not share a worker with another isolated connection, so that
+            the next death shows which of them is the cause.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing that is suspected."""
+        """Begin without a suspect."""
         self.until = 0
         self.poison: set[int] = set()
         self.give_up: str | None = None
         self.isolated = False
-        # Since the connection last got a step forward: deaths, those of them by its own
-        # fault, where they were, and since when.
+        # Since the last progress: all deaths, those that its own thread caused, their offset, and
+        # the time of the first one.
         self._deaths = self._faults = 0
         self._died_at = -1
         self._dying_since_s = 0.0
-        # How many were over the frame there, which was dealt with by itself.
+        # How many of them were at the frame at that offset, handled by itself.
         self._over_frame = 0
 
     def note_death(
@@ -86,19 +85,18 @@ class PoisonDetector:
             scene: where the connection stood.
             how: what happened to the worker, as "died by SIGKILL".
             now_s: a monotonic clock's time, in seconds.
-            accused: whether the death came from its own thread, None where that is not
-                known, as of a kill.
-            alone: whether no other connection of that worker was dealt with frame by frame.
+            accused: whether its own thread caused the death, None if unknown, as after a kill.
+            alone: whether no other connection of that worker was handled frame by frame.
             drops_poison: whether a frame that kills workers is dropped, and the connection
                 goes on, or the connection is given up.
         """
         self.poison = {place for place in self.poison if place >= scene.input_start}
         waited = not scene.was_busy and scene.current_frame == NO_FRAME
         if scene.offset > self._died_at or waited:
-            self._begin_anew()
+            self._reset()
             self._over_frame = 0
         if waited or accused is False:
-            return  # Whatever the cause was, it is not here.
+            return  # This connection is not the cause.
         was_careful = scene.offset < self.until
         if not self._deaths:
             self._dying_since_s = now_s
@@ -116,15 +114,15 @@ class PoisonDetector:
         if self._faults >= _MOST_FAULTS or killed:
             self.give_up = f"it ended {self._deaths} workers, the last one {how}"
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self._deaths = self._faults = 0
         self.isolated = False
 
     def _convict(self, offset: int, how: str, *, drops_poison: bool) -> None:
-        """Have a frame dropped that was found to kill workers, or the connection given up."""
+        """Drop a frame that was found to kill workers, or give the connection up."""
         if drops_poison:
             self.poison.add(offset)
-            self._begin_anew()
+            self._reset()
         else:
             self.give_up = (
                 f"the frame at byte {offset} ended {_workers(self._deaths)}, "

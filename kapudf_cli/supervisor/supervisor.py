@@ -1,7 +1,7 @@
-"""The supervisor: sockets, signals and worker processes, in one small loop.
+"""The supervisor: one loop over sockets, signals and worker processes.
 
-It imports no handler and no protobuf, so that no plugin can hurt it. It keeps a
-duplicate of every connection, so that a connection outlives the workers that serve it.
+It imports no handler and no protobuf, so that no plugin can crash it. It keeps a duplicate of
+every connection, so that connections outlive the workers that serve them.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from kapudf_cli.system.signals import SignalQueue
     from kapudf_cli.system.socket_file import SocketFile
 
-#: How often everything is looked after, while there is anything to look after.
-_LOOK_S: Final = 0.25
-#: How often PID 1 of a container reaps children of others, while it has nothing else to do.
+#: The interval of the loop while pools need ticks.
+_TICK_S: Final = 0.25
+#: How often PID 1 of a container reaps orphans while it is idle.
 _REAP_S: Final = 5.0
 #: How long workers have to end after a kill.
 _KILL_WAIT_S: Final = 5.0
 #: The pause of the loop after a step that failed unexpectedly.
 _PAUSE_AFTER_FAILURE_S: Final = 0.1
-#: How long a failure of the same kind, at the same line, is not logged again.
+#: How long a failure of the same type at the same line is not logged again.
 _SAME_FAILURE_S: Final = 60.0
 
 T = TypeVar("T")
@@ -66,12 +66,12 @@ class Supervisor:
 
         Args:
             settings: what to serve.
-            read_settings: reads the settings anew; raises KapudfError if they are wrong.
+            read_settings: reads the settings again; raises KapudfError if they are wrong.
             log: where events go.
-            code_watch: is told where the handlers' code is, if there is one.
+            code_watch: watches the files of the handlers, if given.
 
         Raises:
-            SocketPathError: one cannot be had; none is kept then.
+            SocketPathError: a socket cannot be bound; all are released.
         """
         self._log = log
         self._code_watch = code_watch
@@ -81,7 +81,7 @@ class Supervisor:
             self._selector, self._accept, log, may_accept=self._may_accept
         )
         self._control_listeners: Listeners[FunctionSockets] = Listeners(
-            self._selector, self._greet, log
+            self._selector, self._accept_control, log
         )
         self._clients = ControlClients(self._selector)
         self._functions = Functions(
@@ -116,7 +116,7 @@ class Supervisor:
             first = self._serve_until_signal(signals)
             systemd.notify("STOPPING=1")
             hurried = self._drain(first, signals)
-            # Only now it is final which connections have been logged as finished by workers.
+            # Workers may log finished connections until they have ended.
             self._end_workers()
             abandoned = sum(pool.abandon() for pool in self._functions.pools())
         finally:
@@ -134,7 +134,7 @@ class Supervisor:
         while True:
             self._turn()
             taken = self._attempt(signals.take) or []
-            # A stop comes first, and several reloads are one.
+            # A stop comes before a reload, and several reloads are one.
             for number in taken:
                 if number is not signal.SIGHUP:
                     return number
@@ -142,13 +142,13 @@ class Supervisor:
                 self._attempt(self._reloading.reload_all)
 
     def _turn(self, longest_s: float | None = None) -> None:
-        """Wait for something to happen, for `longest_s` at most, and deal with it."""
+        """Wait for events, for `longest_s` at most, and handle them."""
         if self._has_failed:
             # What caused the failure is still there: without a pause, the loop would spin.
             self._has_failed = False
             time.sleep(_PAUSE_AFTER_FAILURE_S)
         for key, _ in self._attempt(functools.partial(self._wait, longest_s)) or []:
-            # Asked by its number: what was dealt with before may have closed it.
+            # An earlier callback of this turn may have closed the descriptor.
             if key.data is not None and self._selector.get_map().get(key.fd) is key:
                 self._attempt(key.data)
         now_s = time.monotonic()
@@ -182,7 +182,7 @@ class Supervisor:
             os.waitpid(ended.si_pid, os.WNOHANG)
 
     def _wait(self, longest_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready, after `longest_s` or the next look at the latest."""
+        """Wait until something is ready, a tick is due or `longest_s` is over; return what is."""
         now_s = time.monotonic()
         rests_s = [each.wait_s(now_s) for each in (self._listeners, self._control_listeners)]
         needs_ticks = (
@@ -190,13 +190,13 @@ class Supervisor:
             or self._reloading.is_waiting
             or any(pool.needs_ticks for pool in self._functions.pools())
         )
-        look_s = _LOOK_S if needs_ticks else None
+        tick_s = _TICK_S if needs_ticks else None
         reap_s = _REAP_S if os.getpid() == 1 else None
-        waits = [each for each in (*rests_s, look_s, reap_s, longest_s) if each is not None]
+        waits = [each for each in (*rests_s, tick_s, reap_s, longest_s) if each is not None]
         return self._selector.select(max(min(waits), 0.0) if waits else None)
 
     def _follow_code(self, code_watch: CodeWatch) -> None:
-        """Watch the code of all functions; after a failure, a new file may be what it lacks."""
+        """Watch the code of all functions; after a failed import, also for new files."""
         pools = self._functions.pools()
         code_watch.follow(
             (file for pool in pools for file in pool.code_files),
@@ -204,10 +204,10 @@ class Supervisor:
         )
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
-        """Do one step of the loop; None if it fails, which ends nothing else.
+        """Do one step of the loop; return None if it fails, and log why.
 
-        The end of this process would be the end of every connection. Only at the very start,
-        with nothing served yet, a failure is raised.
+        If this process ended, every connection would end. Only at the start, before anything is
+        served, a failure is raised.
         """
         try:
             return step()
@@ -224,7 +224,7 @@ class Supervisor:
         return None
 
     def _log_failure(self, error: Exception) -> None:
-        """Log an unexpected failure, and the same one again only after a while."""
+        """Log an unexpected failure, unless the same one was logged shortly before."""
         frames = traceback.extract_tb(error.__traceback__)
         place = (type(error), frames[-1].filename, frames[-1].lineno)
         now_s = time.monotonic()
@@ -235,14 +235,14 @@ class Supervisor:
     # --- who connects ---
 
     def _may_accept(self, sockets: FunctionSockets) -> bool:
-        """Return whether the workers of a function keep up with its connections."""
+        """Return whether the workers of a function keep up with new connections."""
         return sockets.user is not None and sockets.user.pool.may_accept
 
     def _accept(self, sockets: FunctionSockets, socket_file: SocketFile) -> bool:
-        """Serve the next connection of Kapacitor's, if there is one; see `Listeners`."""
+        """Serve Kapacitor's next connection, if there is one; see `Listeners`."""
         return sockets.user is not None and sockets.user.pool.accept(socket_file)
 
-    def _greet(self, sockets: FunctionSockets, control_file: SocketFile) -> bool:
+    def _accept_control(self, sockets: FunctionSockets, control_file: SocketFile) -> bool:
         """Serve the next control client, if there is one; see `Listeners`."""
         with self._reserve.lent():
             connection = control_file.accept()
@@ -282,7 +282,7 @@ class Supervisor:
         return False
 
     def _end_workers(self) -> None:
-        """See to it that no worker is left."""
+        """Kill all workers, and wait for their ends."""
         deadline = time.monotonic() + _KILL_WAIT_S
         pools = self._functions.pools
         for pool in pools():

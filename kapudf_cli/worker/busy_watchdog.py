@@ -1,23 +1,22 @@
-"""Whether a handler is at work, and for how long with the same frame; sans-I/O."""
+"""The busy watchdog: how long a handler has been busy with one frame; sans-I/O."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: How often is looked, and how often a heartbeat is sent. Kapacitor's shortest sensible
-#: time-out is a few seconds.
+#: The interval of ticks and heartbeats. Kapacitor's shortest sensible time-out is a few seconds.
 HEARTBEAT_INTERVAL_S: Final = 0.5
 
 
 class BusyWatchdog:
-    """Watches one connection, look by look.
+    """Watches the handler of one connection, tick by tick.
 
     Attributes:
-        beats: whether a heartbeat is due: the handler is at work, nothing has been sent
-            since the last look, and the limit is not passed.
-        busy_s: how long the current frame has been seen, in seconds; 0 if there is none.
-        limit_s: how long there is to be a beat with one frame, in seconds.
-        has_just_passed_limit: whether this look is the first after the limit.
+        beats: whether a heartbeat is due: the handler is busy, nothing was sent since the last
+            tick, and the limit is not passed.
+        busy_s: how long it has been busy with the current frame, in seconds; 0 without a frame.
+        limit_s: how long heartbeats are sent for one frame, in seconds.
+        has_just_passed_limit: whether this tick is the first after the limit.
     """
 
     __slots__ = (
@@ -31,7 +30,7 @@ class BusyWatchdog:
     )
 
     def __init__(self, limit_s: float) -> None:
-        """Beat for at most `limit_s` seconds with one frame."""
+        """Ask for heartbeats for at most `limit_s` seconds with one frame."""
         self.limit_s = limit_s
         self._current_frame: object = None
         self._sent: object = None
@@ -40,18 +39,18 @@ class BusyWatchdog:
         self.beats = False
         self.has_just_passed_limit = False
 
-    def begin(self) -> None:
-        """Forget the current frame: another worker has it from now on."""
+    def reset(self) -> None:
+        """Forget the current frame, because another worker handles it from now on."""
         self._current_frame = None
         self.busy_s = 0.0
 
     def tick(self, now_s: float, *, current_frame: object, sent: object) -> None:
-        """Note what is to be seen now.
+        """Update the attributes.
 
         Args:
             now_s: a monotonic clock's time, in seconds.
-            current_frame: anything that differs from frame to frame, None while there is none.
-            sent: anything that differs whenever something was sent.
+            current_frame: a value that changes with each frame, None without a frame.
+            sent: a value that changes whenever something is sent.
         """
         before_s = self.busy_s
         if current_frame is None or current_frame != self._current_frame:

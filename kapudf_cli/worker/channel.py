@@ -1,7 +1,15 @@
-"""What the supervisor and a worker say to each other, and the descriptors that go with it.
+"""The channel between the supervisor and a worker: all messages, in both directions.
 
 A message is one datagram on a pair of Unix sockets: JSON, and descriptors beside it.
 Either side notices the other's death by the end of its input.
+
+    supervisor → worker                          worker → supervisor
+    Start (first message)                        Ready or Failed
+    Serve                                        with `resume`: TakenOver or Refused
+    Pause                                        Paused, unless the connection ends before
+    Resume, Release (after Paused or TakenOver)
+    Stop, Abort
+                                                 Finished (each connection once)
 """
 
 from __future__ import annotations
@@ -24,19 +32,19 @@ from kapudf_cli.system.logs import LogFormat, LogLevel  # noqa: TC001 - likewise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Far more than any message; a datagram that does not fit is cut, and then no JSON.
+#: More than any message has; a longer datagram would be cut, and not be valid JSON.
 _LARGEST_BYTES: Final = 128 * 1024
 _INT_BYTES: Final = array.array("i").itemsize
-#: Room for two: a connection's socket and its memory.
+#: Room for two descriptors, such as a connection's socket and its memory.
 _DESCRIPTORS_BYTES: Final = socket.CMSG_LEN(2 * _INT_BYTES)
-#: Longer texts, of an error say, are cut before they are sent.
+#: Longer texts, such as errors, are cut before they are sent.
 TEXT_CHARACTERS: Final = 16_000
 #: An entry of a `FinishList`.
 _NUMBER: Final = struct.Struct("@q")
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
-    """One message; its class is its tag."""
+    """A message; its class name is its tag."""
 
 
 # --- from the supervisor --------------------------------------------------------
@@ -46,7 +54,7 @@ class Start(_Message, frozen=True, tag=True):
     """Load the handler; the first message that a worker gets.
 
     Attributes:
-        folder: the working folder; a name that may lead to another place by now.
+        folder: the path of the working folder; a symbolic link may point to another one by now.
     """
 
     name: str
@@ -75,36 +83,36 @@ class Serve(_Message, frozen=True, tag=True):
 
 
 class Resume(_Message, frozen=True, tag=True):
-    """Go on with a connection that was paused, or that was taken over and waits."""
+    """Go on with a connection after Paused, or after TakenOver with `resume.waits`."""
 
     connection: int
 
 
 class Pause(_Message, frozen=True, tag=True):
-    """Stop a connection at the next frame's boundary, and answer Paused."""
+    """Pause a connection at the next frame boundary, and answer Paused."""
 
     connection: int
 
 
 class Release(_Message, frozen=True, tag=True):
-    """Let go of a paused connection: another worker serves it."""
+    """Forget a paused connection, because another worker serves it."""
 
     connection: int
 
 
 class Stop(_Message, frozen=True, tag=True):
-    """Let every connection process what has arrived and end, and then exit."""
+    """Let every connection process what was received, end it, and then exit."""
 
 
 class Abort(_Message, frozen=True, tag=True):
-    """Break every connection that is left, after Stop: time is over."""
+    """Abort every connection that is left after Stop, because the grace period is over."""
 
 
 # --- from a worker --------------------------------------------------------------
 
 
 class Code(msgspec.Struct, frozen=True):
-    """The file of a handler, as it was loaded.
+    """The file that a handler was loaded from.
 
     Attributes:
         path: with symbolic links resolved.
@@ -117,7 +125,7 @@ class Code(msgspec.Struct, frozen=True):
     sha256: str
 
     def __str__(self) -> str:
-        """Return it as the log says it."""
+        """Return the text for the log."""
         saved = dt.datetime.fromtimestamp(self.modified_s).astimezone()
         return f"{self.path}, saved {saved:%Y-%m-%d %H:%M:%S}, sha256 {self.sha256}"
 
@@ -140,7 +148,7 @@ class Failed(_Message, frozen=True, tag=True):
     """The handler cannot be loaded.
 
     Attributes:
-        is_usage_error: whether the request itself is wrong, so that trying again cannot help.
+        is_usage_error: whether the name of the handler is wrong, so that a retry cannot help.
     """
 
     problem: str
@@ -148,22 +156,22 @@ class Failed(_Message, frozen=True, tag=True):
 
 
 class Paused(_Message, frozen=True, tag=True):
-    """A connection stands at a frame's boundary, and nothing of it is read or written."""
+    """A connection is paused at a frame boundary; nothing is read or written."""
 
     connection: int
 
 
 class TakenOver(_Message, frozen=True, tag=True):
-    """A new handler has the state of the old one."""
+    """A new handler has the state of the last one."""
 
     connection: int
 
 
 class Refused(_Message, frozen=True, tag=True):
-    """The state could not be had in the new handler; nothing was changed.
+    """A connection cannot be served or taken over; the worker keeps nothing of it.
 
     Attributes:
-        retry: whether only descriptors, memory or threads were missing.
+        retry: whether only descriptors, memory or threads are short.
     """
 
     connection: int
@@ -172,7 +180,7 @@ class Refused(_Message, frozen=True, tag=True):
 
 
 class Finished(_Message, frozen=True, tag=True):
-    """A connection has ended, and been logged."""
+    """A connection has ended and was logged."""
 
     connection: int
 
@@ -185,7 +193,7 @@ _DECODER: Final = msgspec.json.Decoder(Order | Report)
 
 
 class Channel:
-    """One end of the conversation between the supervisor and a worker."""
+    """One end of a channel between the supervisor and a worker."""
 
     def __init__(self, end: socket.socket) -> None:
         """Take over one end of a pair of SOCK_SEQPACKET sockets."""
@@ -195,7 +203,7 @@ class Channel:
     def pair(cls) -> tuple[Channel, socket.socket]:
         """Return the supervisor's end, and the socket of the worker's."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # A worker that reads nothing must not hold the supervisor up.
+        # A worker that does not read must not block the supervisor.
         ours.settimeout(0)
         return cls(ours), theirs
 
@@ -225,10 +233,10 @@ class Channel:
         socket.send_fds(self._socket, [_ENCODER.encode(message)], list(descriptors))
 
     def receive(self) -> tuple[Any, list[int]] | None:
-        """Wait for a message; return it with its descriptors, None once the other side is gone."""
+        """Receive a message and its descriptors; None once the other side is closed."""
         try:
-            # Not recv_fds(): up to Python 3.11 it forgets the flag, and whatever a handler
-            # starts would keep the connection open.
+            # Not recv_fds(): up to Python 3.11 it drops the flag, so that child processes of a
+            # handler would keep the connection open.
             data, ancillary, _, _ = self._socket.recvmsg(
                 _LARGEST_BYTES, _DESCRIPTORS_BYTES, socket.MSG_CMSG_CLOEXEC
             )

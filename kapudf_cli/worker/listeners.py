@@ -1,4 +1,4 @@
-"""Listening sockets in a loop: connections are accepted as fast as they can be served."""
+"""Listening sockets of a loop, which accept connections only as fast as they can be served."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     from kapudf_cli.system.socket_file import SocketFile
 
-#: How long no connection is accepted after one could not be, for want of
-#: descriptors, memory, threads or processes. They wait in the kernel's queue meanwhile.
+#: The pause after a connection could not be accepted, because descriptors, memory, threads or
+#: processes are short. Connections wait in the kernel's queue meanwhile.
 _PAUSE_S = 0.5
-#: As long as it fails, the log says so once in this time.
+#: How often a failure that goes on is logged.
 _SAME_PROBLEM_S = 30.0
-#: So that a flood of connections keeps no signal and no worker waiting.
+#: How many connections are accepted at once, so that signals and workers get their turn.
 _AT_ONCE = 64
 
 K = TypeVar("K")
 
 
 class Listeners(Generic[K]):
-    """Sockets that are listened on, each for somebody; for use with a selector."""
+    """Listening sockets, each with a key; for use with a selector."""
 
     def __init__(
         self,
@@ -40,13 +40,14 @@ class Listeners(Generic[K]):
         *,
         may_accept: Callable[[K], bool] = lambda _: True,
     ) -> None:
-        """Register with `selector`, with a callable as data, and have connections served.
+        """Begin without sockets.
 
         Args:
-            selector: whoever runs the loop calls each ready key's data.
-            serve: takes one connection off a socket and serves it; returns False if none
-                waits. It raises OSError, RuntimeError or MemoryError if it cannot.
-            log: where it is said that none could be taken.
+            selector: sockets are registered with it, with a callable as data, which the loop
+                calls when the socket is ready.
+            serve: accepts one connection and serves it; returns False if none waits. It raises
+                OSError, RuntimeError or MemoryError if it cannot.
+            log: where failures go.
             may_accept: whether more connections should be accepted; otherwise they wait in the
                 kernel's queue.
         """
@@ -65,20 +66,20 @@ class Listeners(Generic[K]):
         self._update(key)
 
     def remove(self, key: K) -> None:
-        """Accept all that wait in a socket's queue, and then listen on it no more."""
+        """Accept the connections in a socket's queue, and then stop listening on it."""
         socket_file = self._sockets.pop(key)
         self._update(key, socket_file)
-        with self._resting_if_it_fails(key):
+        with self._pausing_on_failure(key):
             for _ in range(BACKLOG):
                 if not self._serve(key, socket_file):
                     break
         socket_file.close()
 
     def wait_s(self, now_s: float) -> float | None:
-        """Return how long the loop may wait, None for ever; to be called before each wait.
+        """Update the selector; return how long the loop may wait, None without a limit.
 
-        It listens where connections may be accepted, and nowhere else: a listener that is not
-        read stays readable, and the loop would spin.
+        To be called before each wait. Only sockets whose connections may be accepted are
+        registered: others would stay readable, and the loop would spin.
         """
         if self._resume_at is not None and now_s >= self._resume_at:
             self._resume_at = None
@@ -87,7 +88,7 @@ class Listeners(Generic[K]):
         return None if self._resume_at is None else self._resume_at - now_s
 
     def _update(self, key: K, gone: SocketFile | None = None) -> None:
-        """Register or unregister a socket, as it should be now."""
+        """Register or unregister a socket, as `may_accept` says."""
         wanted = gone is None and self._resume_at is None and self._may_accept(key)
         if wanted and key not in self._listening:
             self._listening.add(key)
@@ -99,20 +100,19 @@ class Listeners(Generic[K]):
             self._selector.unregister((gone or self._sockets[key]).listener)
 
     def _accept(self, key: K) -> None:
-        """Serve some of the connections that wait on a socket."""
-        with self._resting_if_it_fails(key):
+        """Serve some of the connections in a socket's queue."""
+        with self._pausing_on_failure(key):
             for _ in range(_AT_ONCE):
                 if not self._may_accept(key) or not self._serve(key, self._sockets[key]):
                     return
 
     @contextlib.contextmanager
-    def _resting_if_it_fails(self, key: K) -> Iterator[None]:
-        """Listen nowhere for a while if the system has no room for a connection."""
+    def _pausing_on_failure(self, key: K) -> Iterator[None]:
+        """Stop listening for a while if the system has no room for a connection."""
         try:
             yield
         except (OSError, RuntimeError, MemoryError) as error:
-            # No descriptors, no memory, no threads. RuntimeError is what
-            # Thread.start raises where the system refuses another thread.
+            # Thread.start raises RuntimeError if the system refuses another thread.
             now_s = time.monotonic()
             if now_s - self._logged_s >= _SAME_PROBLEM_S:
                 self._logged_s = now_s

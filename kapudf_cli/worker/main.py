@@ -1,9 +1,9 @@
-"""A worker: the process that imports a handler and runs its agents, as the supervisor says.
+"""A worker process: imports a handler, and serves the connections that the supervisor sends.
 
     python -m kapudf_cli.worker.main DESCRIPTOR
 
-where DESCRIPTOR is its end of the channel. It serves one function, and ends when it is
-told to and its last connection has ended.
+where DESCRIPTOR is its end of the channel. It serves one function. It exits once it was told to
+stop and its last connection has ended.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ if TYPE_CHECKING:
     from kapudf_cli.worker.channel import Report
     from kapudf_cli.worker.connections import Connection
 
-#: The supervisor has a worker write where its threads are, and reads it: faulthandler can
-#: do that even while a handler holds the interpreter.
+#: Makes faulthandler write the stacks of all threads, for the supervisor to read; it can do that
+#: even while a handler holds the interpreter.
 DUMP_SIGNAL = signal.SIGUSR1
-#: As many of its files are told of as fit into a message.
+#: The names of code files in `Ready` may take this much of the message.
 _FILES_BYTES = 48 * 1024
 
 
-#: A connection's socket and its memory.
+#: Serve comes with a connection's socket and its memory.
 _DESCRIPTORS_OF_TAKE = 2
 
 
 class Worker:
-    """Serves connections that it is handed, and reports on them."""
+    """Serves the connections that the supervisor sends, and reports on them."""
 
     def __init__(
         self,
@@ -85,18 +85,18 @@ class Worker:
         self._function = function
         self._log = log
         self._connections = Connections(log, self._on_end, on_logged=finishes.add)
-        # Reports of connections' threads go out from the main one, so that the end of the
-        # supervisor is noticed in one place.
+        # The main thread sends the reports of all threads, so that the end of the supervisor is
+        # noticed in one place.
         self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self._stopping = False
         self._orphaned = False
 
     def run(self) -> None:
-        """Serve until told to stop, or until nobody is left to tell and nothing to serve."""
-        # How long a handler may be busy, the supervisor says.
+        """Serve until told to stop; without a supervisor, until the last connection has ended."""
+        # The supervisor watches the limit.
         heartbeats = Heartbeats(self._connections, lambda _: float("inf"))
-        # The supervisor says when to stop; a Ctrl-C or a systemd that tells every process
-        # of the service must not do so by itself.
+        # Only the supervisor stops a worker: not a Ctrl-C, and not systemd, which signals every
+        # process of the service.
         with (
             SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as self._signals,
             selectors.DefaultSelector() as selector,
@@ -114,7 +114,7 @@ class Worker:
                     selector.unregister(self._channel)
                     self._become_orphan()
                 self._send_reports()
-            # The last end may have come after the last look.
+            # The last connection may have ended after the last reports were sent.
             self._send_reports()
             heartbeats.stop()
 
@@ -122,7 +122,7 @@ class Worker:
         return (self._stopping or self._orphaned) and not self._connections.current()
 
     def _handle_order(self) -> bool:
-        """Do as the supervisor says; return False once it is gone."""
+        """Handle a message of the supervisor; return False once it is gone."""
         received = self._channel.receive()
         if received is None:
             return False
@@ -131,7 +131,7 @@ class Worker:
             case Serve() if len(descriptors) == _DESCRIPTORS_OF_TAKE:
                 self._take(order, *descriptors)
             case Serve():
-                # The system had none left for this process, and closed what it had.
+                # This process had no descriptor left, so that the kernel dropped some of them.
                 for descriptor in descriptors:
                     os.close(descriptor)
                 problem = "no file descriptors are left; raise the limit (LimitNOFILE=)"
@@ -145,7 +145,7 @@ class Worker:
                     )
                     each.agent.abort()
             case Resume() | Pause() | Release():
-                # One that has ended meanwhile is reported already.
+                # A connection that has ended meanwhile is reported already.
                 if (connection := self._connections.get(order.connection)) is not None:
                     self._steer(connection, order)
         return True
@@ -191,7 +191,7 @@ class Worker:
                 checkpoints=stream,
                 resume_plan=order.resume,
                 age_s=order.age_s,
-                # By the thread itself: the handler may fault before this one goes on.
+                # By that thread: its handler may fault before this thread goes on.
                 on_thread=lambda: stream.record_thread(threading.get_ident()),
                 on_task=stream.record_task,
                 on_resumed=on_resumed,
@@ -200,13 +200,13 @@ class Worker:
         except RuntimeError as error:
             self._report(Refused(number, str(error), retry=True))
             return
-        # A connection that begins here waits for no word; one left over would be taken, at
-        # its first handover, for the answer to come.
+        # After a death, nothing is waited for. A new connection must not get this call: it would
+        # count as the answer to its first handover.
         started = self._connections.get(number)
         if started is not None and order.resume is not None and not order.resume.waits:
             started.agent.go()
         if self._stopping:
-            # Another worker has died since.
+            # This worker was told to stop before; the connection is of a worker that died.
             self._stop()
 
     def _stream(self, connection: int, memory: int) -> JournaledStream:
@@ -231,7 +231,7 @@ class Worker:
             connection.agent.stop()
 
     def _become_orphan(self) -> None:
-        """Go on without a supervisor: the tasks that are served shall not stop for that."""
+        """Go on without a supervisor, so that the tasks do not stop."""
         self._orphaned = True
         connections = self._connections.current()
         self._log.warning(

@@ -64,7 +64,7 @@ def test_another_worker_has_the_whole_limit_for_the_same_frame(watch: BusyWatchd
     """It begins with it anew."""
     watch.tick(0.0, current_frame=1, sent=0)
     watch.tick(9.0, current_frame=1, sent=0)
-    watch.begin()
+    watch.reset()
     watch.tick(12.0, current_frame=1, sent=0)
     assert (watch.busy_s, watch.has_just_passed_limit) == (0.0, False)
     watch.tick(21.0, current_frame=1, sent=0)
