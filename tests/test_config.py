@@ -1,4 +1,4 @@
-"""Settings: what a file may say, and what is said about one that is wrong."""
+"""Settings and the configuration file: valid values and error messages."""
 
 from __future__ import annotations
 

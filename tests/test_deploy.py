@@ -1,4 +1,4 @@
-"""What is shipped for running kapudf in production is valid."""
+"""The files for production are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The snippets of README and docs do what the text around them says."""
+"""The snippets in the README and the docs work as described."""
 
 from __future__ import annotations
 

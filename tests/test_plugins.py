@@ -1,4 +1,4 @@
-"""Handlers by name, from distributions and files that are really there."""
+"""Finding and loading handlers, from real distributions and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kapudf check` as a command: its table, its JSON, its exit status, and what it refuses."""
+"""`kapudf check`: its table, JSON, exit status and errors."""
 
 from __future__ import annotations
 

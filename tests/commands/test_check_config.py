@@ -1,4 +1,4 @@
-"""`kapudf check-config`: OK, or everything that is wrong; and the section for Kapacitor."""
+"""`kapudf check-config`: its result, its errors, and the sections for kapacitor.conf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that are ended by a signal: by it, and with all that they have started."""
+"""A signal ends a command and the processes that it has started."""
 
 from __future__ import annotations
 

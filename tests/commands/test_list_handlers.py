@@ -1,4 +1,4 @@
-"""`kapudf list-handlers`, with real distributions, good and broken."""
+"""`kapudf list-handlers`, with real distributions, valid and broken."""
 
 from __future__ import annotations
 

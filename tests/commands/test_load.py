@@ -1,4 +1,4 @@
-"""`kapudf load` as a command: its table, its JSON, and what it refuses."""
+"""`kapudf load`: its table, JSON and errors."""
 
 from __future__ import annotations
 

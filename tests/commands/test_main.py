@@ -1,4 +1,4 @@
-"""The command line as a whole: what there is, and how failures look."""
+"""The list of commands, the help, and the form of errors."""
 
 from __future__ import annotations
 

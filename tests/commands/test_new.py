@@ -1,4 +1,4 @@
-"""`kapudf new`: projects that work as they are written, and names and folders that are refused."""
+"""`kapudf new`: working projects, and refused names and folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No text of others controls the terminal, or makes a line or a row of its own."""
+"""Text from others cannot control the terminal or forge lines and rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kapudf probe`, against `kapudf serve` and against peers that are each wrong in their own way."""
+"""`kapudf probe`, against `kapudf serve` and against faulty UDFs."""
 
 from __future__ import annotations
 

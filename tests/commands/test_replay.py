@@ -1,4 +1,4 @@
-"""`kapudf replay`: recordings through handlers, sockets and processes, and what may fail."""
+"""`kapudf replay`: recordings through handlers, sockets and processes; errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BATCH = str(recordings.BATCH)
 def replay(
     *arguments: str, stdin: bytes | IO[bytes] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command; stdin is nothing, bytes or a file."""
+    """Run the command; stdin is empty, bytes or a file."""
     given = stdin if stdin is not None and not isinstance(stdin, bytes) else None
     result = subprocess.run(
         [*KAPUDF, "replay", *arguments],
@@ -399,7 +399,7 @@ def test_the_summary_has_points_batches_and_errors() -> None:
 
 
 def on_terminal(*arguments: str, stdout: IO[bytes] | None = None) -> tuple[int, str]:
-    """Run the command on a terminal, stdout elsewhere perhaps; return its status and screen."""
+    """Run the command on a terminal, with stdout optionally elsewhere; return status and screen."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*KAPUDF, "replay", *arguments],
@@ -701,7 +701,7 @@ def test_a_process_that_dies(handlers: str) -> None:
     command = " ".join([*KAPUDF, "exec", "--handler", f"{handlers}:Exits"])
     problem = failure(STREAM, "--exec", command, "--speed", "0.1")
     assert problem.startswith("the UDF closed the connection before the end of the data")
-    # What it printed is an event of the log of `kapudf exec`.
+    # Its print is an event in the log of `kapudf exec`.
     assert "; it exited with status 7, after saying: " in problem
     assert "out of memory" in problem
     assert problem.endswith("`kapacitor reload TASK` starts it again")

@@ -1,4 +1,4 @@
-"""`kapudf serve`: what its flags, its environment and its file make of it, and what it refuses."""
+"""`kapudf serve`: flags, environment, configuration file and errors."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Sources:
     """Each setting's value in the file, in the environment and on the command line."""
 
     def __init__(self, folder: Path) -> None:
-        """Have different values everywhere, sockets in `folder`."""
+        """Set each setting to different values in the file, the environment and the flags."""
         self.folder = folder
         by_file, by_environment, by_flag = groups()
         captured = plugin("captured.py")

@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, or cannot hold every letter."""
+"""Commands with closed standard streams, or streams in a limited encoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.serve_process import ServeProcess
 
-#: The shell closes them, as some who start services do.
+#: Redirections with which a shell closes the streams.
 CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&-"}
 
 

@@ -1,4 +1,4 @@
-"""`kapudf status`: how a function, its workers and its connections do."""
+"""`kapudf status`: its tables, JSON and errors."""
 
 from __future__ import annotations
 

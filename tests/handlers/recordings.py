@@ -1,4 +1,4 @@
-"""The recordings that `kapacitor record` made, whole."""
+"""Whole recordings made by `kapacitor record`."""
 
 from __future__ import annotations
 

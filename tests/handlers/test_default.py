@@ -1,4 +1,4 @@
-"""The defaults: fields and tags that are set where there are none."""
+"""The handler `default`: missing fields and tags are set."""
 
 from __future__ import annotations
 

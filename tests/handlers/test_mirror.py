@@ -1,4 +1,4 @@
-"""The mirror and the batch mirror."""
+"""The handlers `mirror` and `batch-mirror`."""
 
 from __future__ import annotations
 

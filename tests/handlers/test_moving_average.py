@@ -1,4 +1,4 @@
-"""The moving average: its figures, and what it remembers."""
+"""The handler `moving-average`: its results and its state."""
 
 from __future__ import annotations
 

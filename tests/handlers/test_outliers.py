@@ -1,4 +1,4 @@
-"""The outliers: quartiles, fences, and the batches that come back."""
+"""The handler `outliers`: quartiles, fences and returned batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every handler in a real `kapudf serve` process, with real traffic and real recordings."""
+"""Every built-in handler in a real `kapudf serve`, with real traffic and recordings."""
 
 from __future__ import annotations
 

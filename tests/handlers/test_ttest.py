@@ -1,4 +1,4 @@
-"""The t-test: its figures, its history, and the points that it sends."""
+"""The handler `ttest`: its results, its history and its points."""
 
 from __future__ import annotations
 

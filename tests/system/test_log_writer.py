@@ -1,4 +1,4 @@
-"""A log that holds nobody up."""
+"""The log writer never blocks its caller."""
 
 from __future__ import annotations
 

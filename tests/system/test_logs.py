@@ -1,4 +1,4 @@
-"""What a log looks like, on a terminal and elsewhere, from real processes."""
+"""The format and content of the log, from real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What processes cost, as /proc tells."""
+"""CPU time, memory and descendants of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals as something to wait for."""
+"""The queue of signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may have a socket's path, and who may connect: with real sockets and real processes."""
+"""Socket files: ownership of a path, and permissions; with real sockets and processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers' code is compiled from its source, also where Python would use its stale cache."""
+"""Handlers are compiled from source if Python's bytecode cache is stale."""
 
 from __future__ import annotations
 

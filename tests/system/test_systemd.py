@@ -1,4 +1,4 @@
-"""What systemd is told, on a real socket such as systemd's."""
+"""Notifications to systemd, received on a real socket."""
 
 from __future__ import annotations
 
