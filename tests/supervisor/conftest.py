@@ -22,6 +22,6 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    """Give somebody who starts workers."""
+    """Give an object that starts workers."""
     with Workers() as starter:
         yield starter

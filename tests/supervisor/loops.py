@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """A selector whose callables are called, and pools that are looked after."""
+    """A loop over a selector and pools, as the supervisor has it."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
@@ -48,11 +48,11 @@ class Loop:
         self._undo.close()
 
     def turn_until(self, is_done: Callable[[], bool]) -> None:
-        """Deal with what happens, until a condition is met."""
+        """Handle events until a condition is met."""
         self.turns_until(is_done)
 
     def turns_until(self, is_done: Callable[[], bool]) -> list[float]:
-        """Likewise; return how long each turn took, in seconds."""
+        """Handle events until a condition is met; return how long each turn took, in seconds."""
         turns_s = []
         started_s = time.monotonic()
         while not is_done():

@@ -48,7 +48,7 @@ class Count(Handler):
 
 
 class Code:
-    """The file of a handler, written anew for each version of it."""
+    """The file of a handler, which is rewritten for each version."""
 
     def __init__(self, folder: Path) -> None:
         """Write the first version into `folder`."""
@@ -196,7 +196,7 @@ def serving_pid(path: str) -> int:
 def await_status(path: str, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Ask for the status until it is as wanted, and return it.
 
-    A supervisor tells nobody when something has changed, so somebody must ask.
+    The supervisor does not announce changes, so poll its status.
     """
     pause = threading.Event()
     for _ in range(round(PATIENCE_S / 0.02)):

@@ -72,7 +72,7 @@ def play(path: str, data: Iterable[RequestMessage], *, task: str = "task") -> li
         try:
             came.extend(side.play(data))
         except ConnectionResetError:
-            # A task that failed is closed while there may be input on its way.
+            # A failed task is closed although input may still come.
             assert isinstance(came[-1], ErrorResponse)
         return came
 

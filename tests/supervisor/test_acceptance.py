@@ -31,7 +31,7 @@ def socket_file(socket_path: str) -> Iterator[SocketFile]:
 
 @pytest.fixture
 def peer(socket_file: SocketFile) -> Iterator[socket.socket]:
-    """Give somebody who has connected."""
+    """Give a client that has connected."""
     with socket.socket(socket.AF_UNIX) as made:
         made.settimeout(PATIENCE_S)
         made.connect(socket_file.path)
@@ -50,7 +50,6 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
 def test_a_connection_knows_its_number_and_who_is_at_the_other_end(
     socket_file: SocketFile, peer: socket.socket
 ) -> None:
-    """And its memory is made: nothing of it was received, and its handler is being made."""
     numbers = itertools.count(7)
     served = accept(socket_file, SETTINGS, numbers)
     assert served is not None
@@ -65,7 +64,6 @@ def test_a_connection_knows_its_number_and_who_is_at_the_other_end(
 
 
 def test_where_nobody_waits_there_is_none(socket_file: SocketFile) -> None:
-    """And no number is used up for it, and no descriptor kept."""
     numbers, before = itertools.count(1), descriptors()
     assert accept(socket_file, SETTINGS, numbers) is None
     assert descriptors() == before
@@ -75,7 +73,6 @@ def test_where_nobody_waits_there_is_none(socket_file: SocketFile) -> None:
 def test_where_descriptors_are_scarce_a_connection_waits_in_the_queue(
     socket_file: SocketFile, peer: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not taken by somebody who cannot serve it, and served later."""
     before = descriptors()
     with monkeypatch.context() as scarce:
         scarce.setattr("os.dup", refuse)
@@ -100,7 +97,6 @@ def test_a_connection_that_cannot_be_served_is_closed(
     part: object,
     name: str,
 ) -> None:
-    """With all that was made for it."""
     before = descriptors()
     monkeypatch.setattr(part, name, refuse)
     with pytest.raises(OSError, match="Too many open files"):

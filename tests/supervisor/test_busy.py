@@ -86,10 +86,6 @@ class StrictKapacitor:
 
 
 def test_kapacitor_never_waits_as_long_as_its_time_out(short_folder: Path) -> None:
-    """While a handler is busy three times as long, and neither does a task beside it.
-
-    In Python, in one process and in a worker; and in C, where it keeps the interpreter.
-    """
     cases = [("python", "0"), ("python", "1"), ("holding the interpreter", "1")]
     with contextlib.ExitStack() as processes:
         tasks = []
@@ -151,7 +147,6 @@ def await_keepalives(peer: StrictKapacitor, last: int, point: Point | None = Non
 def test_a_handler_that_hangs_while_it_holds_the_interpreter_is_replaced(
     serve: Serve, socket_path: str
 ) -> None:
-    """The supervisor needs nothing of the worker for that; the log has where it hung."""
     process = serve(plugin("laden.py:Busy"), "--busy-limit", "1", "--on-error", "skip")
     short = Point(time=2, fieldsInt={"s": 0}, tags={"how": "python"})
     with StrictKapacitor(socket_path) as peer:
@@ -169,7 +164,6 @@ def test_a_handler_that_hangs_while_it_holds_the_interpreter_is_replaced(
 def test_a_handler_that_hangs_while_it_takes_over_from_an_idle_one_is_replaced(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The idle one had noted that it waits for input; that says nothing of the one after it."""
     monkeypatch.setenv("GATE", str(tmp_path / "gate"))
     process = serve(plugin("laden.py:HeldUp"), "--busy-limit", "1")
     with StrictKapacitor(socket_path) as peer:
@@ -192,7 +186,6 @@ def test_a_handler_that_hangs_while_it_takes_over_from_an_idle_one_is_replaced(
 def test_a_task_that_has_nothing_to_do_gets_heartbeats_where_its_worker_does_not_even_read(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    """Its keepalive lies in the socket, and is answered as soon as that is over."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     monkeypatch.setenv("GATE", str(gate))
@@ -228,7 +221,6 @@ def test_a_task_that_has_nothing_to_do_gets_heartbeats_where_its_worker_does_not
 def test_a_task_that_fails_for_a_hang_is_told_where_and_for_how_long(
     serve: Serve, socket_path: str
 ) -> None:
-    """Its author finds the call in Kapacitor's log."""
     serve(plugin("laden.py:Busy"), "--busy-limit", "1")
     with StrictKapacitor(socket_path) as peer:
         peer.send(Point(time=1, fieldsInt={"s": 600}, tags={"how": "python"}))
@@ -243,7 +235,6 @@ def test_a_task_that_fails_for_a_hang_is_told_where_and_for_how_long(
 def test_a_worker_that_is_stopped_between_two_frames_is_replaced(
     serve: Serve, socket_path: str
 ) -> None:
-    """No frame is blamed, though both tasks have input, and the log says what it was."""
     process = serve(plugin("laden.py:Busy"), "--busy-limit", "2", "--on-error", "skip")
     point = Point(time=2, fieldsInt={"s": 0}, tags={"how": "python"})
     with StrictKapacitor(socket_path) as peer, StrictKapacitor(socket_path) as beside:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 def test_saved_code_is_served_at_once(serve: Serve, socket_path: str, tmp_path: Path) -> None:
-    """Each version takes over the task that runs, also after one that could not be loaded."""
     code = Code(tmp_path)
     process = serve(code.handler, "--reload")
     process.event("watching code", folders=[str(tmp_path)])
@@ -49,7 +48,6 @@ def test_saved_code_is_served_at_once(serve: Serve, socket_path: str, tmp_path: 
 
 
 def test_a_module_beside_the_handler_is_watched_too(serve: Serve, tmp_path: Path) -> None:
-    """What the handler imports from its own folder is its code; what it does not is not."""
     beside = tmp_path / "beside.py"
     beside.write_text("")
     code = Code(tmp_path)
@@ -66,7 +64,6 @@ def test_a_module_beside_the_handler_is_watched_too(serve: Serve, tmp_path: Path
 
 
 def test_without_watchfiles_a_line_says_how_to_get_it(socket_path: str) -> None:
-    """It is an extra, for those who develop."""
     code = "from kapudf_cli.commands import main; main()"
     arguments = ["serve", "--socket", socket_path, "--handler", "mirror", "--reload"]
     result = subprocess.run(
@@ -84,7 +81,6 @@ def test_without_watchfiles_a_line_says_how_to_get_it(socket_path: str) -> None:
 
 
 def test_in_one_process_there_is_nothing_to_reload(socket_path: str) -> None:
-    """Which is a wrong call."""
     arguments = ["--socket", socket_path, "--handler", "mirror", "--workers", "0", "--reload"]
     result = subprocess.run(
         [sys.executable, "-m", "kapudf_cli", "serve", *arguments],
@@ -101,7 +97,6 @@ def test_in_one_process_there_is_nothing_to_reload(socket_path: str) -> None:
 def test_the_code_of_a_package_is_what_is_imported_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The handler's own file comes first; no other package's file is there."""
     inner = tmp_path / "watched_pkg" / "handlers"
     (inner.parent / "unused").mkdir(parents=True)
     inner.mkdir()

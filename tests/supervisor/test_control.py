@@ -1,4 +1,4 @@
-"""The control socket: whoever asks is answered, and nobody holds up anybody."""
+"""The control socket: each client is answered, and none blocks another."""
 
 from __future__ import annotations
 
@@ -79,7 +79,6 @@ def request(command: object) -> bytes:
 
 
 def test_a_client_asks_is_answered_and_let_go(loop: Loop) -> None:
-    """Once, and now or later."""
     with loop.connect() as client:
         client.sendall(request("status"))
         loop.turn()
@@ -95,7 +94,6 @@ def test_a_client_asks_is_answered_and_let_go(loop: Loop) -> None:
 
 
 def test_a_client_that_sends_byte_by_byte_is_answered(loop: Loop) -> None:
-    """Nobody waits for it meanwhile."""
     with loop.connect() as client:
         for byte in request("reload"):
             assert not loop.asked
@@ -111,7 +109,6 @@ def test_a_client_that_sends_byte_by_byte_is_answered(loop: Loop) -> None:
     ids=repr,
 )  # fmt: skip
 def test_garbage_asks_for_nothing(loop: Loop, line: bytes) -> None:
-    """Which no command has as its name; whoever knows the commands says so."""
     with loop.connect() as client:
         client.sendall(line)
         loop.turn()
@@ -120,7 +117,6 @@ def test_garbage_asks_for_nothing(loop: Loop, line: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"x" * 5000, request("x" * 5000)], ids=["endless", "long"])
 def test_a_client_that_sends_more_than_anybody_asks_is_let_go(loop: Loop, data: bytes) -> None:
-    """Its words are not kept."""
     with loop.connect() as client:
         client.sendall(data)
         for _ in range(3):
@@ -131,7 +127,6 @@ def test_a_client_that_sends_more_than_anybody_asks_is_let_go(loop: Loop, data: 
 
 @pytest.mark.parametrize("said", [b"", b'{"command": "status"}'])
 def test_a_client_that_ends_before_its_line_does_is_let_go(loop: Loop, said: bytes) -> None:
-    """It asks nothing."""
     client = loop.connect()
     client.sendall(said)
     client.shutdown(socket.SHUT_WR)
@@ -144,7 +139,6 @@ def test_a_client_that_ends_before_its_line_does_is_let_go(loop: Loop, said: byt
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_client_that_is_gone_when_it_is_answered_does_no_harm(loop: Loop, when: str) -> None:
-    """The answer is nobody's."""
     client = loop.connect()
     client.sendall(request("reload"))
     loop.turn()
@@ -158,7 +152,6 @@ def test_a_client_that_is_gone_when_it_is_answered_does_no_harm(loop: Loop, when
 
 
 def test_a_command_that_fails_lets_its_client_go(loop: Loop) -> None:
-    """Nobody will answer it; whoever runs the loop gets the error."""
     ours, theirs = socket.socketpair()
 
     def fail(client: ControlClient, command: str) -> None:
@@ -174,7 +167,6 @@ def test_a_command_that_fails_lets_its_client_go(loop: Loop) -> None:
 
 
 def test_an_answer_after_everybody_was_let_go_does_no_harm(loop: Loop) -> None:
-    """As of a reload that is over when the supervisor ends."""
     with loop.connect() as client:
         client.sendall(request("reload"))
         loop.turn()
@@ -184,7 +176,6 @@ def test_an_answer_after_everybody_was_let_go_does_no_harm(loop: Loop) -> None:
 
 
 def test_a_client_that_reads_slowly_gets_all_and_holds_up_nobody(loop: Loop) -> None:
-    """A long answer leaves as there is room."""
     with loop.connect() as slow, loop.connect() as other:
         slow.sendall(request("status"))
         loop.turn()
@@ -205,7 +196,6 @@ def test_a_client_that_reads_slowly_gets_all_and_holds_up_nobody(loop: Loop) -> 
 def test_a_client_that_is_silent_or_does_not_read_is_let_go_in_the_end(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its time is over; of others it is not."""
     now_s = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now_s)
     with loop.connect() as silent, loop.connect() as deaf:
@@ -226,7 +216,6 @@ def test_a_client_that_is_silent_or_does_not_read_is_let_go_in_the_end(
 
 
 def test_idle_clients_shut_nobody_out(loop: Loop) -> None:
-    """However many there are, those that have sent no request are dropped first."""
     with contextlib.ExitStack() as clients:
         asks = [clients.enter_context(loop.connect()) for _ in range(3)]
         # Of these, one has been read, one has not, and one has sent a part of its request.
@@ -249,7 +238,6 @@ def test_idle_clients_shut_nobody_out(loop: Loop) -> None:
 
 
 def test_the_oldest_client_makes_room_where_none_is_idle(loop: Loop) -> None:
-    """It may wait for a reload that takes long, or not read its answer."""
     with contextlib.ExitStack() as clients:
         ask = [clients.enter_context(loop.connect()) for _ in range(control._MOST_CLIENTS)]
         for client in ask:
@@ -266,7 +254,7 @@ def test_the_oldest_client_makes_room_where_none_is_idle(loop: Loop) -> None:
             assert json.loads(client.recv(100)) == {"answer": 1}
 
 
-# --- whoever asks ---
+# --- the client ---
 
 
 @contextlib.contextmanager
@@ -287,8 +275,6 @@ def answering(path: str, answer: Callable[[socket.socket], None]) -> Iterator[No
 
 
 def test_whoever_asks_gets_the_answer(socket_path: str) -> None:
-    """However long it is."""
-
     def answer(connection: socket.socket) -> None:
         assert json.loads(connection.recv(100)) == {"command": "status"}
         connection.sendall(json.dumps({"answer": LONG}).encode() + b"\n")
@@ -310,8 +296,6 @@ def test_whoever_asks_gets_the_answer(socket_path: str) -> None:
     ids=["nothing", "a part", "too deep", "no text", "an error", "no object"],
 )
 def test_an_answer_that_is_none_is_told(socket_path: str, said: bytes, problem: str) -> None:
-    """In one line that names the socket."""
-
     def answer(connection: socket.socket) -> None:
         connection.recv(100)
         connection.sendall(said)
@@ -326,7 +310,6 @@ def test_an_answer_that_is_none_is_told(socket_path: str, said: bytes, problem: 
 def test_a_supervisor_that_does_not_answer_is_waited_for_no_longer_than_asked(
     socket_path: str,
 ) -> None:
-    """It may be stopped."""
     over = threading.Event()
 
     def answer(connection: socket.socket) -> None:
@@ -345,7 +328,6 @@ def test_a_supervisor_that_does_not_answer_is_waited_for_no_longer_than_asked(
 def test_where_nobody_can_be_asked_that_is_told(
     socket_path: str, problem: str, *, there: bool
 ) -> None:
-    """With what to do about it, where that is known."""
     if there:
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(socket_path + CONTROL_SUFFIX)

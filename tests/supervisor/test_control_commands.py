@@ -71,7 +71,6 @@ def asked(socket_path: str) -> Iterator[Asked]:
 
 
 def test_the_status_is_answered_at_once(asked: Asked, socket_path: str) -> None:
-    """It is that of the function, its workers and the supervisor."""
     asked.start()
     asked.ask("status")
     (status,) = asked.answers
@@ -81,7 +80,6 @@ def test_the_status_is_answered_at_once(asked: Asked, socket_path: str) -> None:
 
 
 def test_a_reload_is_answered_once_it_is_known_what_came_of_it(asked: Asked) -> None:
-    """And once, with how many connections the new code serves."""
     asked.start()
     asked.ask("reload")
     assert not asked.answers
@@ -92,7 +90,6 @@ def test_a_reload_is_answered_once_it_is_known_what_came_of_it(asked: Asked) -> 
 
 
 def test_a_reload_that_fails_is_answered_with_why(asked: Asked, socket_path: str) -> None:
-    """The old code goes on."""
     asked.start()
     asked.settings = asked.with_handler("no-such-handler", socket_path)
     asked.ask("reload")
@@ -104,14 +101,12 @@ def test_a_reload_that_fails_is_answered_with_why(asked: Asked, socket_path: str
 
 
 def test_a_reload_that_cannot_begin_is_answered_at_once(asked: Asked, socket_path: str) -> None:
-    """With the reason alone."""
     asked.settings = asked.with_handler("mirror", socket_path + "2")
     asked.ask("reload")
     assert asked.answers == [{"error": "the socket of f is another one now; SIGHUP moves it"}]
 
 
 def test_a_function_that_is_served_no_more_says_so(asked: Asked) -> None:
-    """To who had connected before it went."""
     asked.start()
     nothing = Settings(functions={}, log_format="json")
     asked.functions.change(asked.functions.prepare(nothing))
@@ -123,6 +118,5 @@ def test_a_function_that_is_served_no_more_says_so(asked: Asked) -> None:
 
 @pytest.mark.parametrize("command", ["", "stop", "STATUS"])
 def test_what_is_unknown_is_answered_with_what_is_known(asked: Asked, command: str) -> None:
-    """Whatever it may be."""
     asked.ask(command)
     assert asked.answers == [{"error": "unknown command; there are status and reload"}]

@@ -37,7 +37,6 @@ def drain(pool: Pool) -> Drain:
 
 
 def test_it_is_over_once_every_worker_has_ended(loop: Loop, pool: Pool) -> None:
-    """Each was told to, and nothing else is done."""
     drained = drain(pool)
     assert drained.wait_s(102.0) == 8.0
     loop.turn_until(lambda: pool.is_empty)
@@ -46,7 +45,6 @@ def test_it_is_over_once_every_worker_has_ended(loop: Loop, pool: Pool) -> None:
 
 
 def test_where_no_worker_is_there_is_nothing_to_wait_for() -> None:
-    """Not even for a moment."""
     nobody = Drain(
         [],
         grace_period_s=10.0,
@@ -60,7 +58,6 @@ def test_where_no_worker_is_there_is_nothing_to_wait_for() -> None:
 def test_who_does_not_end_in_time_is_pressed_step_by_step(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its connections are broken, it is asked where it hangs, and that is logged."""
     (worker,) = pool.workers
     os.kill(worker.pid, signal.SIGSTOP)
     steps: list[Order | str] = []

@@ -25,7 +25,7 @@ LOUD = plugin("talkative.py:Loud")
 
 @pytest.fixture
 def full_pipe() -> Iterator[int]:
-    """Give the end to write to of a pipe that is full, and that nobody reads."""
+    """Give the writing end of a full pipe that is not read."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
@@ -61,7 +61,6 @@ def answer_points(side: KapacitorSide) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "0"])
 def test_a_server_serves_and_ends(socket_path: str, full_pipe: int, workers: str) -> None:
-    """Whatever its handlers print and log."""
     command = [*KAPUDF, "serve", "--socket", socket_path, "--handler", LOUD, "--workers", workers]
     with running(command, subprocess.DEVNULL, None, full_pipe) as process:
         wait_until(lambda: is_listening(socket_path))
@@ -72,7 +71,6 @@ def test_a_server_serves_and_ends(socket_path: str, full_pipe: int, workers: str
 
 
 def test_a_process_udf_serves_and_ends(full_pipe: int) -> None:
-    """Its stdin stays open, so nothing but the signal ends it."""
     ours, theirs = socket.socketpair()
     command = [*KAPUDF, "exec", "--handler", LOUD]
     with (

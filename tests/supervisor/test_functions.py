@@ -52,7 +52,6 @@ def listening(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def test_if_one_cannot_be_bound_none_is(short_folder: Path, loop: Loop) -> None:
-    """What was bound before it is given up."""
     wanted = settings(short_folder, a="mirror", b="mirror")
     os.mkdir(short_folder / "b")
     with pytest.raises(SocketPathError):
@@ -63,7 +62,6 @@ def test_if_one_cannot_be_bound_none_is(short_folder: Path, loop: Loop) -> None:
 def test_none_is_listened_on_while_one_may_be_impossible_to_serve(
     short_folder: Path, tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then each, in one go; and systemd is told once that all are."""
     notice, gate, slow = str(short_folder / "notify"), tmp_path / "gate", tmp_path / "slow.py"
     slow.write_text(SLOW.format(gate=str(gate)), encoding="utf-8")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, capture_logs() as events:
@@ -91,7 +89,6 @@ def test_none_is_listened_on_while_one_may_be_impossible_to_serve(
 def test_who_waits_when_nobody_is_listened_to_any_more_is_served(
     short_folder: Path, loop: Loop
 ) -> None:
-    """They had connected before."""
     functions = loop.bind_functions(settings(short_folder, a="mirror"))
     functions.start()
     (pool,) = functions.pools()
@@ -109,7 +106,6 @@ def test_who_waits_when_nobody_is_listened_to_any_more_is_served(
 
 
 def test_one_that_is_ready_only_then_is_listened_on_no_more(short_folder: Path, loop: Loop) -> None:
-    """Who connects to it then would come just in time to be turned away."""
     functions = loop.bind_functions(settings(short_folder, a="mirror"))
     functions.start()
     with capture_logs() as events:
@@ -124,7 +120,6 @@ def test_one_that_is_ready_only_then_is_listened_on_no_more(short_folder: Path, 
 def test_a_worker_that_the_system_cannot_start_is_told_with_the_reason(
     short_folder: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the very start, when there is nobody yet for whom to try again."""
     functions = loop.bind_functions(settings(short_folder, a="mirror"))
     python = str(short_folder / "no-python")
     monkeypatch.setattr(sys, "executable", python)
@@ -139,7 +134,6 @@ def test_a_worker_that_the_system_cannot_start_is_told_with_the_reason(
 def test_a_function_without_a_control_socket_is_served_all_the_same(
     short_folder: Path, loop: Loop
 ) -> None:
-    """As where something else is at that path; the log says so."""
     os.mkdir(short_folder / "a.control")
     with capture_logs() as events:
         functions = loop.bind_functions(settings(short_folder, a="mirror"))

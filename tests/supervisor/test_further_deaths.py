@@ -47,7 +47,7 @@ def echoed(side: KapacitorSide, number: int) -> Point:
 
 
 def slow_points(count: int, *, ms: int) -> list[Point]:
-    """Return points for each of which `mortal.Slow` takes so many milliseconds."""
+    """Return points that take `mortal.Slow` so many milliseconds each."""
     made = list(points(count))
     for point in made:
         point.fieldsInt["ms"] = ms
@@ -69,7 +69,6 @@ def the_worker(path: str) -> int:
 def test_a_second_death_before_all_is_repeated_that_was_sent_doubles_nothing(
     serve: Serve, socket_path: str
 ) -> None:
-    """The first worker had sent much that was not noted as dealt with, and was to be muted."""
     process = serve(plugin("mortal.py:Slow"))
     first, *others = sent = slow_points(1_500, ms=1)
     # By the time that it is dealt with, all others have come, and many are read at once. They
@@ -105,7 +104,6 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_child_that_outlives_a_worker_hides_neither_its_death_nor_the_end(
     socket_path: str, children: Path
 ) -> None:
-    """It holds the connection and the worker's channel open, and nobody waits for it."""
     with ServeProcess("--socket", socket_path, "--handler", plugin("unruly.py:Parent")) as process:
         process.ready()
         try:
@@ -138,7 +136,6 @@ os.execv(sys.executable, [sys.executable, "-m", "kapudf_cli", *sys.argv[1:]])
 def test_children_that_a_dead_worker_leaves_do_not_become_zombies(
     socket_path: str, children: Path
 ) -> None:
-    """As in a container, where the supervisor is PID 1; workers' own ends are still known."""
     kapudf = (sys.executable, "-c", SUBREAPER)
     with ServeProcess(
         "--socket", socket_path, "--handler", plugin("unruly.py:Parent"), kapudf=kapudf
@@ -168,7 +165,6 @@ def children_of(file: Path, count: int) -> list[str]:
 def test_a_neighbour_of_a_point_that_kills_workers_loses_nothing(
     serve: Serve, socket_path: str, poison: str
 ) -> None:
-    """It is slow, and so it is at work at each death; the point is found all the same."""
     process = serve(plugin("mortal.py:Slow"), "--on-error", "skip")
     slow, sent = slow_points(1_000, ms=2), list(points(20))
     bad = Point(time=-1, name="m", group="g0", tags={"poison": poison}, fieldsDouble={"x": 1})
@@ -187,14 +183,13 @@ def test_a_neighbour_of_a_point_that_kills_workers_loses_nothing(
 def test_a_connection_goes_on_whose_supervisor_dies_while_it_is_taken_over(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker that repeats its history has nobody to tell, and serves it to its end."""
     monkeypatch.setenv("GATE", str(tmp_path / "gate"))
     gate = tmp_path / "gate.restore"
     process = serve(plugin("laden.py:HeldUp"), "--snapshot-interval", "0.1")
     with started_task(socket_path) as side:
         echoed(side, 1)
         os.kill(the_worker(socket_path), signal.SIGKILL)
-        # Whoever takes it over cuts the journal as soon as it can.
+        # The next worker compacts the journal as soon as it can.
         process.event("connection taken over")
         echoed(side, 2)
         os.mkfifo(gate)

@@ -30,7 +30,6 @@ def descriptors(pid: int) -> int:
 def test_connections_that_come_and_go_in_a_burst_leave_nothing_behind(
     serve: Serve, socket_path: str
 ) -> None:
-    """No worker dies of them, and no descriptor is kept."""
     process = serve("mirror")
     before = descriptors(process.pid)
     for _ in range(MANY):
@@ -47,7 +46,6 @@ def test_connections_that_come_and_go_in_a_burst_leave_nothing_behind(
 def test_many_tasks_survive_the_deaths_of_their_workers_and_are_spread_again(
     serve: Serve, socket_path: str
 ) -> None:
-    """All workers die at once; each task answers again, and every worker serves some."""
     raise_descriptor_limit()
     process = serve("mirror", "--workers", "2")
     with contextlib.ExitStack() as ends:

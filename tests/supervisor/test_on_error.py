@@ -1,4 +1,4 @@
-"""Exceptions over data, where the task shall go on: what comes back, and what is told."""
+"""Exceptions over data where `on_error` lets the task go on: the output, and the log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ BAD = range(37, COUNT, 100)
 def test_one_percent_of_failures_leave_all_other_points(
     serve: Serve, socket_path: str, on_error: str, workers: str
 ) -> None:
-    """They come back in order; the failures are counted, and logged now and then."""
     process = serve(plugin("laden.py:Clumsy"), "--on-error", on_error, "--workers", workers)
     back = [each for each in play(socket_path, points(COUNT)) if isinstance(each, Point)]
     assert [each.time for each in back] == [n for n in range(COUNT) if n not in BAD]
@@ -60,7 +59,6 @@ def test_one_percent_of_failures_leave_all_other_points(
 
 
 def test_without_on_error_the_first_failure_ends_the_task(serve: Serve, socket_path: str) -> None:
-    """As the protocol foresees."""
     serve(plugin("laden.py:Clumsy"))
     *back, error = play(socket_path, points(COUNT))
     assert len(back) == 37
@@ -69,7 +67,6 @@ def test_without_on_error_the_first_failure_ends_the_task(serve: Serve, socket_p
 
 
 def test_failures_show_in_the_status(serve: Serve, socket_path: str) -> None:
-    """While the task runs, in the table and as JSON."""
     serve(plugin("laden.py:Clumsy"), "--on-error", "skip")
     with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
         side.send(InitRequest(taskID="t", nodeID="n"))
@@ -85,7 +82,6 @@ def test_failures_show_in_the_status(serve: Serve, socket_path: str) -> None:
 def test_a_long_batch_of_which_many_points_fail_keeps_all_others(
     serve: Serve, socket_path: str
 ) -> None:
-    """Each failure makes the handler anew, from the batch's begin; none is met twice for it."""
     process = serve(plugin("unruly.py:ClumsyWithBatches"), "--on-error", "restart")
     begin, *back, end = play(socket_path, batches(1, 1_000))
     assert (type(begin), type(end)) == (BeginBatch, EndBatch)

@@ -65,7 +65,6 @@ def count_of(response: object) -> int:
 def test_a_reload_leaves_an_outgrown_journal_to_the_old_worker(
     serve: Serve, socket_path: str
 ) -> None:
-    """Which goes on, and the log says why; a kill of that worker fails the task with the reason."""
     process = serve(plugin("unruly.py:Unkept"), *SMALL)
     with started_task(socket_path) as side:
         outgrow(side, 0)
@@ -100,7 +99,6 @@ def check_that_a_kill_fails_the_task(path: str, side: KapacitorSide) -> None:
 def test_a_batch_may_be_longer_than_the_journal(
     serve: Serve, socket_path: str, *, dies: bool
 ) -> None:
-    """A reload in its midst leaves it with the old worker; after it, the journal is cut again."""
     process = serve(plugin("mortal.py:CountBatches"), *SMALL, "--snapshot-interval", "0.1")
     with started_task(socket_path) as side:
         side.send(BeginBatch(name="m", group="g", size=COUNT))
@@ -125,7 +123,6 @@ def test_a_batch_may_be_longer_than_the_journal(
 def test_a_handler_is_made_anew_from_the_last_snapshot_where_more_is_not_kept(
     serve: Serve, socket_path: str
 ) -> None:
-    """As `on_error: restart` does; what came since then is not in its state."""
     process = serve(plugin("unruly.py:Unkept"), *SMALL, "--on-error", "restart")
     with started_task(socket_path) as side:
         for number in range(MOST_KEPT):
@@ -147,7 +144,6 @@ def test_a_handler_is_made_anew_from_the_last_snapshot_where_more_is_not_kept(
 def test_batches_that_follow_each_other_without_a_pause_do_not_outgrow_it(
     serve: Serve, socket_path: str, handler: str
 ) -> None:
-    """Though hardly a read ends between two: a kill in the midst of the last costs nothing."""
     serve(handler, *SMALL)
     count, size = 120, 20
     points = [Point(time=n, fieldsString={"s": BALLAST}) for n in range(size)]

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 def test_a_worker_that_has_had_its_time_is_replaced_under_load(
     serve: Serve, socket_path: str, limit: tuple[str, str]
 ) -> None:
-    """Again and again, without a point lost; what it had leaked is gone."""
     process = serve(plugin("laden.py:Leaking"), *limit)
     with OngoingTask(socket_path) as task:
         recycled = process.await_events("worker is recycled", 2)
@@ -44,7 +43,6 @@ def test_a_worker_that_has_had_its_time_is_replaced_under_load(
 
 
 def test_points_of_connections_that_have_ended_count_too(serve: Serve, socket_path: str) -> None:
-    """Many short tasks wear a worker out as one long one does, once it is looked at."""
     process = serve("mirror", "--max-points", "1000")
     with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S):
         for _ in range(4):
@@ -57,7 +55,6 @@ def test_points_of_connections_that_have_ended_count_too(serve: Serve, socket_pa
 def test_a_worker_that_cannot_be_replaced_goes_on(
     serve: Serve, socket_path: str, tmp_path: Path
 ) -> None:
-    """The log says why, once and not at every look; the task goes on."""
     code = Code(tmp_path)
     process = serve(code.handler, "--max-points", "100")
     with OngoingTask(socket_path) as task:
@@ -100,14 +97,12 @@ def wear(
 def test_the_first_that_has_reached_a_limit_is_chosen(
     settings: FunctionSettings, chosen: str | None
 ) -> None:
-    """Either limit; 0 is none."""
     workers = [wear("new"), wear("busy", points=1000), wear("large", rss_mb=90.0)]
     worn = Recycling().choose(workers, settings, 100.0)
     assert (None if worn is None else worn.worker) == chosen
 
 
 def test_a_young_worker_is_let_live() -> None:
-    """Or one that needs more memory than it may have would be replaced for ever."""
     recycling, settings = Recycling(), limits(max_rss_mb=90)
     assert recycling.choose([wear("young", age_s=1.9, rss_mb=500.0)], settings, 100.0) is None
     grown = wear("grown", age_s=2.0, rss_mb=500.0)
@@ -116,7 +111,6 @@ def test_a_young_worker_is_let_live() -> None:
 
 
 def test_none_is_chosen_for_a_while_after_one_could_not_be_replaced() -> None:
-    """So that the log says so now and then, and not at every look."""
     recycling, settings, worn = Recycling(), limits(max_points=1), wear("worn", points=1)
     recycling.pause(100.0)
     assert recycling.choose([worn], settings, 129.9) is None
@@ -124,6 +118,5 @@ def test_none_is_chosen_for_a_while_after_one_could_not_be_replaced() -> None:
 
 
 def test_workers_are_not_even_measured_where_there_is_no_limit() -> None:
-    """It takes a file of each, a few times a second."""
     measured = (wear(pytest.fail(f"{name} was measured")) for name in ["any"])
     assert Recycling().choose(measured, limits(), 100.0) is None

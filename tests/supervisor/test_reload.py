@@ -1,4 +1,4 @@
-"""New code and new settings while tasks run: nothing is lost, doubled or begun anew."""
+"""New code and settings while tasks run: no point is lost or repeated, and no state is reset."""
 
 from __future__ import annotations
 
@@ -78,7 +78,6 @@ def configured(short_folder: Path, code: Code) -> Iterator[Configured]:
 def test_new_code_goes_on_with_the_state_of_the_old(
     configured: Configured, code: Code, how: str
 ) -> None:
-    """However it is asked for: every point comes back once, counted on, and none waits long."""
     path = configured.path("first")
     with OngoingTask(path) as task:
         task.await_version(1)
@@ -108,7 +107,6 @@ def test_new_code_goes_on_with_the_state_of_the_old(
 def test_many_reloads_under_load_lose_and_double_nothing(
     serve: Serve, code: Code, socket_path: str, reloads: int
 ) -> None:
-    """Each serves several tasks with two workers; in the end all counts are exact."""
     process = serve(code.handler, "--workers", "2", "--snapshot-interval", "0.2")
     tasks = [OngoingTask(socket_path, f"task-{number}") for number in range(3)]
     for version in range(2, reloads + 2):
@@ -128,7 +126,6 @@ def test_many_reloads_under_load_lose_and_double_nothing(
 def test_a_worker_of_old_code_ends_once_it_serves_nobody(
     serve: Serve, code: Code, socket_path: str
 ) -> None:
-    """After a reload, there is one worker, and it is another."""
     serve(code.handler)
     before = status_of(socket_path)["workers"][0]["pid"]
     with OngoingTask(socket_path) as task:
@@ -143,7 +140,6 @@ def test_a_worker_of_old_code_ends_once_it_serves_nobody(
 def test_a_working_folder_that_is_a_link_is_followed_again(
     short_folder: Path, socket_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deployment replaces `current`: configuration and handler come from the new folder."""
     current = short_folder / "current"
     for name in ("1", "2"):
         (short_folder / name).mkdir()
@@ -203,7 +199,6 @@ REFUSES_RESTORE = """
 def test_where_new_code_cannot_be_loaded_the_old_goes_on(
     serve: Serve, code: Code, socket_path: str, more: str, cause: str
 ) -> None:
-    """The command and the log say why, and once the code is mended, it is taken."""
     process = serve(code.handler)
     with OngoingTask(socket_path) as task:
         code.change(more)
@@ -234,7 +229,6 @@ def test_where_new_code_cannot_be_loaded_the_old_goes_on(
 def test_where_new_code_cannot_take_the_state_the_old_goes_on(
     serve: Serve, code: Code, socket_path: str, more: str, cause: str
 ) -> None:
-    """For the connections that there are; and once the code is mended, it takes those too."""
     process = serve(code.handler)
     with OngoingTask(socket_path) as task:
         task.await_version(1)
@@ -265,7 +259,6 @@ def test_sigterm_in_the_middle_of_a_reload_ends_it_well(
     tmp_path: Path,
     held_up: str,
 ) -> None:
-    """While the new code is loaded, or takes the state: what has arrived is answered."""
     reached, gate = tmp_path / "reached", tmp_path / "gate"
     os.mkfifo(reached)
     os.mkfifo(gate)
@@ -295,7 +288,6 @@ def test_sigterm_in_the_middle_of_a_reload_ends_it_well(
 def test_the_last_of_several_reloads_counts(
     serve: Serve, code: Code, socket_path: str, tmp_path: Path
 ) -> None:
-    """One that is still under way is given up for the next, and whoever asked for it is told."""
     reached = tmp_path / "reached"
     os.mkfifo(reached)
     process = serve(code.handler)
@@ -317,7 +309,6 @@ def test_the_last_of_several_reloads_counts(
 def test_functions_come_and_go_and_others_do_not_notice(
     configured: Configured, short_folder: Path
 ) -> None:
-    """One is added, one removed; a task of a third goes on, with its worker's code reloaded."""
     process = configured.process
     with (
         OngoingTask(configured.path("first")) as task,
@@ -344,7 +335,6 @@ def test_functions_come_and_go_and_others_do_not_notice(
 def test_functions_change_names_and_sockets_while_tasks_run(
     configured: Configured, code: Code
 ) -> None:
-    """The tasks go on; where there was a socket before and afterwards, there is one throughout."""
     first, second, moved = (configured.path(name) for name in ("first", "second", "moved"))
     with OngoingTask(first) as task:
         task.await_version(1)
@@ -375,7 +365,6 @@ def test_functions_change_names_and_sockets_while_tasks_run(
 def test_a_function_that_is_gone_from_the_file_is_not_reloaded_by_its_socket(
     configured: Configured,
 ) -> None:
-    """Whoever asks is told what removes it, and it is served meanwhile."""
     del configured.functions["second"]
     configured.write()
     said = kapudf("reload", "--socket", configured.path("second"), status=1)
@@ -384,7 +373,6 @@ def test_a_function_that_is_gone_from_the_file_is_not_reloaded_by_its_socket(
 
 
 def test_changed_settings_count_from_then_on(configured: Configured, code: Code) -> None:
-    """Workers, the socket's permissions and on_error, of a task that runs."""
     path = configured.path("first")
     with OngoingTask(path) as task:
         task.await_version(1)
@@ -407,7 +395,6 @@ def test_changed_settings_count_from_then_on(configured: Configured, code: Code)
 def test_one_worker_of_two_takes_the_connections_of_both(
     serve: Serve, code: Code, short_folder: Path, socket_path: str
 ) -> None:
-    """Fewer workers than before are a setting as any other."""
     del serve
     file = short_folder / "kapudf.yaml"
     function = {"handler": code.handler, "socket": socket_path, "workers": 2}
@@ -447,7 +434,6 @@ def test_one_worker_of_two_takes_the_connections_of_both(
 def test_settings_that_cannot_be_change_nothing(
     configured: Configured, change: dict[str, object], event: str, cause: str
 ) -> None:
-    """Whoever asks for the reload is told at once, and so is the log."""
     path = configured.path("first")
     with OngoingTask(path) as task:
         configured.functions["first"] |= change
@@ -466,7 +452,6 @@ def test_settings_that_cannot_be_change_nothing(
 
 
 def test_workers_cannot_be_turned_off_while_they_serve(configured: Configured, code: Code) -> None:
-    """`workers: 0` for all functions needs a restart, which the log says."""
     with OngoingTask(configured.path("first")) as task:
         for function in configured.functions.values():
             function["workers"] = 0

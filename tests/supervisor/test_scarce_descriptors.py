@@ -58,7 +58,6 @@ def echo(side: KapacitorSide) -> None:
 def test_a_supervisor_without_descriptors_replaces_workers_and_answers_who_asks(
     serve: Serve, socket_path: str
 ) -> None:
-    """It keeps some in reserve for that; new connections wait until there are more."""
     process = serve(plugin("mortal.py:Count"))
     with started_task(socket_path) as task:
         with few_descriptors(process.pid, 0):
@@ -82,7 +81,6 @@ def test_a_supervisor_without_descriptors_replaces_workers_and_answers_who_asks(
 def test_a_supervisor_with_too_few_descriptors_answers_in_the_end(
     serve: Serve, socket_path: str, spare: int
 ) -> None:
-    """Whoever could be accepted, and no more, is not turned away for it."""
     process = serve(plugin("mortal.py:Count"))
     with started_task(socket_path) as task:
         with few_descriptors(process.pid, spare):
@@ -103,7 +101,6 @@ def test_a_supervisor_with_too_few_descriptors_answers_in_the_end(
 def test_a_worker_without_descriptors_serves_on_and_takes_others_later(
     serve: Serve, socket_path: str, spare: int
 ) -> None:
-    """A connection takes it four: two that it is handed, and two of its own."""
     process = serve(plugin("mortal.py:Count"))
     with started_task(socket_path) as task:
         (worker,) = status_of(socket_path)["workers"]
@@ -120,7 +117,6 @@ def test_a_worker_without_descriptors_serves_on_and_takes_others_later(
 
 @pytest.mark.usefixtures("_processes_start_by_exec")
 def test_limits_are_raised_as_far_as_they_may_be(serve: Serve) -> None:
-    """The supervisor's and those of its workers; the usual soft limit is for other programs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lower = min(soft, 256)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lower, hard))

@@ -72,7 +72,6 @@ def responses(connection: socket.socket) -> Iterator[ResponseMessage]:
 def test_nothing_is_connected_before_it_can_be_answered(
     short_folder: Path, slow: SlowImport, comes: str, workers: str
 ) -> None:
-    """Kapacitor tries again for minutes then; a socket that does not answer ends it."""
     if (comes, workers) == ("by a reload", "0"):
         pytest.skip("there is no reload without workers")
     path = f"{short_folder}/slow.sock"
@@ -104,7 +103,6 @@ def test_nothing_is_connected_before_it_can_be_answered(
 def test_a_slow_import_after_a_death_fails_no_task_and_no_start_of_kapacitor(
     socket_path: str, slow: SlowImport
 ) -> None:
-    """Both get heartbeats for longer than one frame may take, and then their answers."""
     arguments = ("--socket", socket_path, "--handler", slow.handler, "--busy-limit", "1")
     with ServeProcess(*arguments) as process:
         process.ready()

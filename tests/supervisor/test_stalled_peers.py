@@ -115,10 +115,6 @@ def long_points(count: int) -> list[Point]:
 def test_what_was_read_ahead_for_a_peer_that_stalls_outlives_every_worker(
     serve: Serve, socket_path: str, handler: str
 ) -> None:
-    """Three die while the peer does not read, after it has read a little and the journal was cut.
-
-    What a dead worker left is sent first, and every point comes back once.
-    """
     process = serve(plugin(f"mortal.py:{handler}"), "--snapshot-interval", "0.1")
     sent = list(points(WORDY_COUNT))
     back: list[ResponseMessage | None] = []
@@ -146,7 +142,6 @@ def test_what_was_read_ahead_for_a_peer_that_stalls_outlives_every_worker(
 def test_a_reload_waits_for_a_peer_that_stalls(
     serve: Serve, socket_path: str, *, dies: bool
 ) -> None:
-    """It is done once the peer reads; were the old worker to die, the new one goes on."""
     process = serve(plugin("mortal.py:Count"), "--snapshot-interval", "0.1")
     sent = long_points(COUNT)
     with StallingPeer(socket_path) as peer:
@@ -168,7 +163,6 @@ def test_a_reload_waits_for_a_peer_that_stalls(
 def test_heartbeats_while_a_state_is_repeated_come_between_messages(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last worker died in the midst of one; its rest is sent first, and then they come."""
     monkeypatch.setenv("GATE", str(tmp_path / "gate"))
     gate = tmp_path / "gate.restore"
     os.mkfifo(gate)

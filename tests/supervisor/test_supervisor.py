@@ -81,7 +81,6 @@ def loaded(pid: int) -> str:
 def test_the_supervisor_loads_neither_protobuf_nor_a_handler(
     serve: Serve, socket_path: str, tmp_path: Path
 ) -> None:
-    """Not even after it has served, reloaded and buried; so no plugin can hurt it."""
     trace = tmp_path / "imported"
     code = Code(tmp_path)
     code.change(f"import os\nopen({str(trace)!r}, 'a').write(f'{{os.getpid()}}\\n')\n")
@@ -105,7 +104,6 @@ def test_the_supervisor_loads_neither_protobuf_nor_a_handler(
 def test_a_worker_and_its_child_that_end_at_once_are_one_death(
     serve: Serve, socket_path: str, tmp_path: Path
 ) -> None:
-    """The worker's channel, which the child had open, is found closed when it is buried already."""
     file, child_file = tmp_path / "forking.py", tmp_path / "child"
     file.write_text(FORKING.format(file=str(child_file)), encoding="utf-8")
     process = serve(f"{file}:Forking")
@@ -122,7 +120,6 @@ def test_a_worker_and_its_child_that_end_at_once_are_one_death(
 
 
 def test_the_supervisor_is_small(socket_path: str) -> None:
-    """With several tasks under way, it has less memory than a worker that does nothing."""
     # Coverage measures this in the other tests.
     uncovered = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
     with ServeProcess("--socket", socket_path, "--handler", "mirror", env=uncovered) as process:
@@ -141,7 +138,6 @@ def test_the_supervisor_is_small(socket_path: str) -> None:
 
 
 def test_connections_go_to_the_worker_with_the_fewest(serve: Serve, socket_path: str) -> None:
-    """With two workers, of four tasks each gets two."""
     serve("mirror", "--workers", "2")
     tasks = [OngoingTask(socket_path, f"task-{number}") for number in range(4)]
     status = status_of(socket_path)
@@ -153,7 +149,6 @@ def test_connections_go_to_the_worker_with_the_fewest(serve: Serve, socket_path:
 
 @pytest.mark.usefixtures("_processes_start_by_exec")
 def test_without_workers_there_is_one_process(serve: Serve, socket_path: str) -> None:
-    """It serves, and has no socket for status and reload, which the commands say."""
     process = serve("mirror", "--workers", "0")
     assert probe(socket_path, timeout_s=PATIENCE_S).info.options
     assert not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
@@ -168,7 +163,6 @@ def test_without_workers_there_is_one_process(serve: Serve, socket_path: str) ->
 def test_a_worker_that_is_killed_while_idle_is_replaced(
     serve: Serve, code: Code, socket_path: str
 ) -> None:
-    """The next point finds a new one, with the state of the old."""
     process = serve(code.handler)
     with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
         side.send(InitRequest(taskID="task", nodeID="node"))
@@ -189,7 +183,6 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(
 
 
 def test_tasks_outlive_a_killed_supervisor(serve: Serve, code: Code, socket_path: str) -> None:
-    """Their workers serve them to the end; a new supervisor serves new tasks meanwhile."""
     first = serve(code.handler, "--workers", "2")
     with OngoingTask(socket_path, "old") as old:
         old.await_version(1)
@@ -213,7 +206,6 @@ def test_tasks_outlive_a_killed_supervisor(serve: Serve, code: Code, socket_path
 def test_orphans_end_at_a_signal_as_a_supervisor_does(
     serve: Serve, code: Code, socket_path: str
 ) -> None:
-    """Whoever stops the service reaches them too: what has arrived is answered."""
     process = serve(code.handler)
     (worker,) = status_of(socket_path)["workers"]
     with OngoingTask(socket_path) as task:
@@ -230,7 +222,6 @@ def test_orphans_end_at_a_signal_as_a_supervisor_does(
 def test_workers_that_die_at_their_start_are_started_more_and_more_rarely(
     code: Code, socket_path: str
 ) -> None:
-    """A crash while the handler is imported; once the code is mended, it is served."""
     code.change("import os\nos.abort()\n")
     with ServeProcess("--socket", socket_path, "--handler", code.handler) as process:
         died = process.await_events("worker died", 3)
@@ -246,7 +237,6 @@ def test_workers_that_die_at_their_start_are_started_more_and_more_rarely(
 
 
 def test_connections_that_end_together_at_a_stop_end_once(socket_path: str, tmp_path: Path) -> None:
-    """The worker ends with the last of them, and has told of each, so that none is taken over."""
     file = tmp_path / "late.py"
     file.write_text(LATE, encoding="utf-8")
     with (
@@ -264,7 +254,6 @@ def test_connections_that_end_together_at_a_stop_end_once(socket_path: str, tmp_
 
 
 def test_a_second_signal_ends_the_workers_too(serve: Serve, socket_path: str) -> None:
-    """Even one that hangs leaves no process behind."""
     process = serve(plugin("laden.py:Busy"))
     (worker,) = status_of(socket_path)["workers"]
     with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:

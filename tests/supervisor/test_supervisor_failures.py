@@ -80,7 +80,6 @@ def serve(
 def test_a_step_that_fails_again_and_again_is_logged_once_and_delays_nobody(
     socket_path: str,
 ) -> None:
-    """The loop makes a pause after a failure, so that it does not spin."""
     watch = Watch()
 
     def fail() -> None:
@@ -102,7 +101,6 @@ def test_a_step_that_fails_again_and_again_is_logged_once_and_delays_nobody(
 def test_a_reload_that_cannot_be_prepared_changes_nothing(
     socket_path: str, error: Exception
 ) -> None:
-    """Whatever the reading of the settings raises; who asks is told, and the log."""
     reads = []
 
     def read_settings() -> Settings:
@@ -128,7 +126,6 @@ def test_a_reload_that_cannot_be_prepared_changes_nothing(
 
 
 def test_where_several_functions_cannot_be_started_nothing_is_left(short_folder: Path) -> None:
-    """The first failure is raised; the others hinder no cleaning up."""
     functions = {
         name: FunctionSettings(handler="no-such-handler", socket=str(short_folder / name))
         for name in ("a", "b", "c")

@@ -1,4 +1,4 @@
-"""Workers that die: no connection notices but by a pause, wherever it happens."""
+"""Workers that die at any step: connections go on after a pause, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -103,7 +103,6 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    """Every point comes back once, in order, with the count of an undisturbed run."""
     monkeypatch.setenv("DIE_AT", step)
     process = serve(plugin("mortal.py:Count"), "--snapshot-interval", "0.1")
     sent = list(points(6_000))
@@ -136,7 +135,6 @@ def test_batches_stay_whole_wherever_a_worker_dies(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    """Each begins and ends once, with all of its points, and none is counted twice."""
     monkeypatch.setenv("DIE_AT", step)
     serve(plugin("mortal.py:CountBatches"), "--snapshot-interval", "0.1")
     back = play(socket_path, batches(60, 100))
@@ -151,7 +149,6 @@ def test_batches_stay_whole_wherever_a_worker_dies(
 def test_workers_killed_at_random_change_nothing_for_eight_tasks(
     serve: Serve, socket_path: str, kills: int
 ) -> None:
-    """Under load, on two workers; every task gets every point once, with its count."""
     process = serve(plugin("mortal.py:Count"), "--workers", "2", "--snapshot-interval", "0.3")
     chance = random.Random(7)  # noqa: S311 - the same choices in every run
     pause = threading.Event()
@@ -193,7 +190,7 @@ def test_workers_killed_at_random_change_nothing_for_eight_tasks(
 
 
 def kill_one(path: str, chance: random.Random, pause: threading.Event) -> set[int]:
-    """Kill a worker that serves somebody, after a moment; return its number, if there was one."""
+    """Kill a worker that serves a connection, after a moment; return its pid, if there is one."""
     status = control.ask(path, "status", timeout_s=PATIENCE_S)
     serving = [
         worker["pid"]
@@ -221,7 +218,6 @@ def kill_one(path: str, chance: random.Random, pause: threading.Event) -> set[in
 def test_a_point_that_kills_workers_is_dropped_and_all_others_come_back(
     serve: Serve, socket_path: str, poison: str, how: str
 ) -> None:
-    """It is found, and logged; the counts are those of a run without it."""
     process = serve(plugin("mortal.py:Poisoned"), "--on-error", "skip")
     sent = list(points(1_000))
     bad = Point(time=-1, name="m", group="g0", tags={"poison": poison}, fieldsDouble={"x": 1})
@@ -235,7 +231,6 @@ def test_a_point_that_kills_workers_is_dropped_and_all_others_come_back(
 def test_a_point_that_kills_workers_fails_the_task_where_errors_do(
     serve: Serve, socket_path: str
 ) -> None:
-    """What came before it is answered, the error names it, and other connections go on."""
     process = serve(plugin("mortal.py:Poisoned"))
     sent = list(points(300))
     bad = Point(time=-1, name="m", group="g0", tags={"poison": "abort"}, fieldsDouble={"x": 1})
@@ -253,7 +248,6 @@ def test_a_point_that_kills_workers_fails_the_task_where_errors_do(
 def test_a_handler_that_hangs_is_replaced_and_the_log_says_where(
     serve: Serve, socket_path: str
 ) -> None:
-    """The point that it hangs at is dropped in the end, where errors are skipped."""
     process = serve(plugin("mortal.py:Poisoned"), "--on-error", "skip", "--busy-limit", "1")
     sent = list(points(100))
     bad = Point(time=-1, name="m", group="g0", tags={"poison": "hang"}, fieldsDouble={"x": 1})

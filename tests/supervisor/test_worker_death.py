@@ -30,7 +30,6 @@ RETIRING, DISMISSED, DEAD = WorkerState.RETIRING, WorkerState.DISMISSED, WorkerS
 
 
 def test_a_worker_that_was_told_to_end_has_ended_well(workers: Workers) -> None:
-    """It leaves nothing to be read, and what it was good for is known."""
     worker = workers.start_ready()
     worker.send(Stop())
     death = WorkerDeath.of(worker, RETIRING)
@@ -38,7 +37,6 @@ def test_a_worker_that_was_told_to_end_has_ended_well(workers: Workers) -> None:
 
 
 def test_a_fault_says_where(workers: Workers) -> None:
-    """The log has it, and how many connections it has left alone."""
     worker = workers.start_ready()
     os.kill(worker.pid, signal.SIGSEGV)
     death = WorkerDeath.of(worker, SERVING)
@@ -75,7 +73,6 @@ class Faulting(Handler):
 def test_a_fault_is_that_of_a_connection_from_its_threads_first_moment(
     workers: Workers, kept: JournaledConnection, tmp_path: Path
 ) -> None:
-    """As of a handler that faults as soon as it is made, which no kill by chance explains."""
     file = tmp_path / "faulting.py"
     file.write_text(FAULTING, encoding="utf-8")
     worker = workers.start_ready(f"{file}:Faulting")
@@ -90,7 +87,6 @@ def test_a_fault_is_that_of_a_connection_from_its_threads_first_moment(
 
 
 def test_a_kill_has_no_stacks_to_log(workers: Workers) -> None:
-    """Then the field is not there at all."""
     worker = workers.start()
     worker.kill()
     death = WorkerDeath.of(worker, SERVING)
@@ -118,7 +114,6 @@ def test_a_kill_has_no_stacks_to_log(workers: Workers) -> None:
 def test_an_end_is_expected_of_who_was_told_to_end(
     state: WorkerState, how: str, *, expected: bool, expected_at_stop: bool
 ) -> None:
-    """If it went well, or if it served nobody yet at a stop; DEAD is one that has said so."""
     death = WorkerDeath(1, 2, state, how, "")
     assert death.is_expected(stopping=False) is expected
     assert death.is_expected(stopping=True) is expected_at_stop
@@ -208,7 +203,6 @@ DUMP = "import faulthandler; faulthandler.dump_traceback()"
 
 @pytest.mark.parametrize("thread", ["main", "another"])
 def test_the_thread_of_a_fault_is_found(thread: str) -> None:
-    """As Python itself names it."""
     process = subprocess.run(
         [sys.executable, "-c", FAULT, thread], capture_output=True, text=True, check=False
     )
@@ -220,12 +214,10 @@ def test_the_thread_of_a_fault_is_found(thread: str) -> None:
     "text", ["", "Thread 0x00007f498c1c1b80 (most recent call first):\n"], ids=["killed", "asked"]
 )
 def test_where_no_fault_was_there_is_no_thread_of_it(text: str) -> None:
-    """As after a kill, which nothing is written of."""
     assert faulty_thread(text) is None
 
 
 def test_as_much_is_shown_as_a_log_can_bear() -> None:
-    """The beginning, which is where the fault is; all, if it is short."""
     dump = subprocess.run([sys.executable, "-c", DUMP], capture_output=True, text=True, check=True)
     assert dump.stderr
     assert beginning(dump.stderr) == dump.stderr.strip("\n")
@@ -234,7 +226,6 @@ def test_as_much_is_shown_as_a_log_can_bear() -> None:
 
 
 def test_where_a_thread_was_is_a_line() -> None:
-    """The innermost calls first, of that thread only."""
     code = "import faulthandler, threading\nprint(threading.get_ident(), flush=True)\n"
     code += "def inner(): faulthandler.dump_traceback()\ndef outer(): inner()\nouter()\n"
     process = subprocess.run(

@@ -50,7 +50,6 @@ def numbered(count: int) -> list[Point]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_well(serve: Serve, socket_path: str, number: signal.Signals) -> None:
-    """The socket and its lock go, the log says that it listened and stopped, the status is 0."""
     process = serve("mirror")
     assert stat.S_ISSOCK(os.lstat(socket_path).st_mode)
     process.signal(number)
@@ -60,7 +59,6 @@ def test_a_signal_ends_it_well(serve: Serve, socket_path: str, number: signal.Si
 
 
 def test_sighup_without_workers_ends_nothing(serve: Serve, socket_path: str) -> None:
-    """There is nothing to reload with, and the log says so."""
     process = serve("mirror", "--workers", "0")
     with started_task(socket_path) as side:
         process.signal(signal.SIGHUP)
@@ -74,7 +72,6 @@ def test_sighup_without_workers_ends_nothing(serve: Serve, socket_path: str) -> 
 def test_what_had_arrived_before_sigterm_is_answered(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Points that wait in the socket while the handler is busy come back, before the end."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     monkeypatch.setenv("GATE", str(gate))
@@ -95,7 +92,6 @@ def test_what_had_arrived_before_sigterm_is_answered(
 
 
 def test_sigterm_under_load_loses_nothing_that_was_taken(serve: Serve, socket_path: str) -> None:
-    """While a peer sends without end, every point that the handler took is answered."""
     process = serve("mirror")
     with started_task(socket_path) as side:
         flooding = threading.Event()
@@ -133,7 +129,6 @@ def test_sigterm_under_load_loses_nothing_that_was_taken(serve: Serve, socket_pa
 def test_handlers_are_stopped_once_and_what_they_flush_arrives(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At SIGTERM `stop` is called once, nothing is called after it, and its last point leaves."""
     record = tmp_path / "record"
     monkeypatch.setenv("RECORD", str(record))
     process = serve(plugin("lifecycle.py:Recorder"))
@@ -147,7 +142,6 @@ def test_handlers_are_stopped_once_and_what_they_flush_arrives(
 
 
 def test_a_second_signal_ends_it_at_once(serve: Serve, socket_path: str) -> None:
-    """With a handler that hangs, a second SIGTERM gives status 1 and still removes the socket."""
     process = serve(plugin("lifecycle.py:Stuck"), "--grace-period", "600")
     with started_task(socket_path) as side:
         side.send(Point())
@@ -162,7 +156,6 @@ def test_a_second_signal_ends_it_at_once(serve: Serve, socket_path: str) -> None
 def test_a_handler_that_hangs_is_given_up_after_the_grace_period(
     serve: Serve, socket_path: str
 ) -> None:
-    """The log names the line at which it hangs, and the status is 0 as for any stop."""
     process = serve(plugin("lifecycle.py:Stuck"), "--grace-period", "0.2")
     with started_task(socket_path) as side:
         side.send(Point())
@@ -178,7 +171,6 @@ def test_a_handler_that_hangs_is_given_up_after_the_grace_period(
 def test_a_peer_that_does_not_read_holds_the_stop_up_no_longer_than_the_grace_period(
     serve: Serve, socket_path: str
 ) -> None:
-    """An agent that waits in a write is freed, and its connection accounted for."""
     process = serve("mirror", "--grace-period", "0.2")
     with started_task(socket_path) as side:
         fill(side)
@@ -187,7 +179,6 @@ def test_a_peer_that_does_not_read_holds_the_stop_up_no_longer_than_the_grace_pe
 
 
 def test_a_peer_that_does_not_read_takes_no_memory(serve: Serve, socket_path: str) -> None:
-    """Once the sockets are full nothing more is read, and all of it comes back in the end."""
     process = serve("mirror")
     before = process.rss_bytes()
     with started_task(socket_path) as side:
@@ -205,12 +196,12 @@ def fill(side: KapacitorSide) -> int:
     frame = REQUESTS.encode(Point(name="cpu", fieldsString={"text": "x" * 1000}))
     assert isinstance(side._socket, socket.socket)
     sent = 0
-    # The socket that stays full for a second is one that nobody reads.
+    # A socket that stays full for a second is not being read.
     while select.select([], [side._socket], [], 1.0)[1]:
         side._socket.settimeout(0)
         taken = side._socket.send(frame)
         sent += 1
-        assert sent < 100_000, "it reads for ever"
+        assert sent < 100_000, "it reads without end"
         if taken < len(frame):
             rest = frame[taken:]
             side._socket.settimeout(PATIENCE_S)
@@ -220,7 +211,6 @@ def fill(side: KapacitorSide) -> int:
 
 
 def test_two_hundred_connections_are_served_side_by_side(serve: Serve, socket_path: str) -> None:
-    """All are open at once, each has its own handler, and each gets its own points back."""
     process = serve("mirror")
     with contextlib.ExitStack() as sides:
         tasks = [
@@ -241,7 +231,6 @@ def test_two_hundred_connections_are_served_side_by_side(serve: Serve, socket_pa
 
 
 def test_a_connection_that_fails_harms_no_other(serve: Serve, socket_path: str) -> None:
-    """The faulty one is told its error and closed; its neighbour goes on."""
     process = serve(plugin("lifecycle.py:Fragile"))
     with started_task(socket_path, "good") as good, started_task(socket_path, "bad") as bad:
         bad.send(Point(name="fine"))
@@ -261,7 +250,6 @@ def test_a_connection_that_fails_harms_no_other(serve: Serve, socket_path: str) 
 
 
 def test_bytes_that_are_no_frames_end_only_their_connection(serve: Serve, socket_path: str) -> None:
-    """The log has the reason and the place, and the next connection is served."""
     process = serve("mirror")
     with started_task(socket_path) as side:
         side.send_bytes(b"\xff" * 100)
@@ -279,7 +267,6 @@ def test_bytes_that_are_no_frames_end_only_their_connection(serve: Serve, socket
 def test_each_connection_is_logged_with_who_is_at_its_other_end(
     serve: Serve, socket_path: str
 ) -> None:
-    """Its start and its end name number, process and user; its end has the counts."""
     process = serve("mirror")
     points = numbered(3)
     with started_task(socket_path, "a task") as side:
@@ -308,7 +295,6 @@ def test_each_connection_is_logged_with_who_is_at_its_other_end(
 
 
 def test_the_probes_of_kapacitors_start_are_ordinary(serve: Serve, socket_path: str) -> None:
-    """An Info-only connection, and one that says nothing at all, end as `closed` at level info."""
     process = serve("mirror")
     probe(socket_path, timeout_s=PATIENCE_S)
     with socket.socket(socket.AF_UNIX) as silent:
@@ -318,7 +304,6 @@ def test_the_probes_of_kapacitors_start_are_ordinary(serve: Serve, socket_path: 
 
 
 def test_a_disabled_task_is_an_ordinary_end(serve: Serve, socket_path: str) -> None:
-    """A peer that closes with answers on their way to it leaves no error in the log."""
     process = serve("mirror")
     with started_task(socket_path) as side:
         for point in numbered(2000):
@@ -328,7 +313,6 @@ def test_a_disabled_task_is_an_ordinary_end(serve: Serve, socket_path: str) -> N
 
 
 def test_a_keepalive_comes_back_with_its_time(serve: Serve, socket_path: str) -> None:
-    """The answer is there at once, with no data to push it out."""
     serve("mirror")
     with started_task(socket_path) as side:
         side.send(KeepaliveRequest(time=1234567890))
@@ -336,7 +320,6 @@ def test_a_keepalive_comes_back_with_its_time(serve: Serve, socket_path: str) ->
 
 
 def test_it_lives_on_when_it_runs_out_of_descriptors(serve: Serve, socket_path: str) -> None:
-    """It says so in the log, and accepts again once others have closed."""
     process = serve("mirror")
     in_use = len(os.listdir(f"/proc/{process.pid}/fd"))
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
@@ -352,7 +335,6 @@ def test_it_lives_on_when_it_runs_out_of_descriptors(serve: Serve, socket_path: 
 
 
 def test_many_functions_are_served_by_one_process(socket_path: str, short_folder: Path) -> None:
-    """Each function of a configuration file has its own socket and handler."""
     second = f"{short_folder}/second.sock"
     config = short_folder / "config.yaml"
     config.write_text(
@@ -370,7 +352,6 @@ def test_many_functions_are_served_by_one_process(socket_path: str, short_folder
 
 
 def test_frames_leave_whole(serve: Serve, socket_path: str) -> None:
-    """A raw reader sees nothing but whole frames, up to the very end."""
     serve("mirror")
     with started_task(socket_path) as side:
         for point in numbered(100):

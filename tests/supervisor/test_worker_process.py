@@ -1,4 +1,4 @@
-"""What a loop finds of its workers: their reports, in order, and their ends, once."""
+"""Worker processes in a loop: reports in order, one end each, and queued messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Forking(Handler):
 
 
 class Watched:
-    """Workers that are watched, and what was told of them."""
+    """Watched workers, and their reports and ends."""
 
     def __init__(self, loop: Loop) -> None:
         self.selector = loop.selector
@@ -62,7 +62,6 @@ def watched() -> Iterator[Watched]:
 
 
 def test_each_worker_reports_under_its_own_name(watched: Watched, workers: Workers) -> None:
-    """As soon as it has something to say."""
     good, bad = workers.start("mirror"), workers.start("no-such-handler")
     for worker in (good, bad):
         watched.reports.watch(worker)
@@ -75,7 +74,6 @@ def test_each_worker_reports_under_its_own_name(watched: Watched, workers: Worke
 def test_what_a_worker_reported_is_dealt_with_before_its_end(
     watched: Watched, workers: Workers
 ) -> None:
-    """Though both are found at once; the end is told once, and nothing stays registered."""
     worker = workers.start("no-such-handler")
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     watched.reports.watch(worker)
@@ -89,7 +87,6 @@ def test_what_a_worker_reported_is_dealt_with_before_its_end(
 def test_an_end_is_noticed_though_a_child_has_the_channel_open(
     watched: Watched, workers: Workers, tmp_path: Path
 ) -> None:
-    """What handlers start is not ours to know of."""
     file, child = tmp_path / "forking.py", tmp_path / "child"
     file.write_text(FORKING.format(file=str(child)), encoding="utf-8")
     worker = workers.start(f"{file}:Forking")
@@ -107,7 +104,6 @@ def test_an_end_is_noticed_though_a_child_has_the_channel_open(
 def test_orders_to_a_worker_that_does_not_read_are_queued(
     watched: Watched, workers: Workers
 ) -> None:
-    """It is sent them all once it reads again, and nothing spins or dies meanwhile."""
     worker = workers.start("mirror")
     watched.reports.watch(worker)
     watched.turn_until(lambda: bool(watched.told))

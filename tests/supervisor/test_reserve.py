@@ -46,7 +46,6 @@ def reserve() -> Iterator[DescriptorReserve]:
 
 
 def test_what_is_lent_is_free_where_all_others_are_used(reserve: DescriptorReserve) -> None:
-    """And is taken back afterwards."""
     with all_used():
         assert _free() == 0
         with reserve.lent():
@@ -58,7 +57,6 @@ def test_what_is_lent_is_free_where_all_others_are_used(reserve: DescriptorReser
 def test_the_reserve_is_not_whole_until_what_was_used_of_it_is_free_again(
     reserve: DescriptorReserve,
 ) -> None:
-    """Meanwhile no connection is accepted."""
     with all_used():
         with reserve.lent():
             used = os.dup(0)
@@ -71,7 +69,6 @@ def test_the_reserve_is_not_whole_until_what_was_used_of_it_is_free_again(
 def test_where_there_are_descriptors_the_reserve_takes_them_first(
     reserve: DescriptorReserve,
 ) -> None:
-    """A connection must not have them."""
     with all_used():
         with reserve.lent():
             used = [os.dup(0) for _ in range(3)]

@@ -215,7 +215,6 @@ CHANGES: dict[str, tuple[Served, Served, dict[str, str | None]]] = {
 def test_no_path_is_unserved_for_a_moment(
     file: File, before: Served, after: Served, continued: dict[str, str | None]
 ) -> None:
-    """Each socket passes to the function that is to have it, once that one is ready."""
     file.serve(before)
     pools = {name: file.pool(name) for name in before}
     kept = {path for path, _ in before.values()} & {path for path, _ in after.values()}
@@ -245,7 +244,6 @@ def test_no_path_is_unserved_for_a_moment(
 
 
 def test_a_function_whose_successor_never_gets_ready_goes_on(file: File) -> None:
-    """And it comes back to its path where the next settings have it again."""
     file.serve({"f": ("1", "a")})
     pool = file.pool("f")
     file.write({"g": ("1", "b")})
@@ -270,7 +268,6 @@ def test_a_function_whose_successor_never_gets_ready_goes_on(file: File) -> None
 def test_a_reload_that_cannot_be_prepared_for_one_changes_nothing_for_any(
     file: File, changes: dict[str, str], said: str
 ) -> None:
-    """Neither sockets nor their mode, nor names; the log has one line."""
     file.serve({"f": ("1", "a"), "g": ("2", "a")})
     before, pools = file.functions.settings, file.functions.pools()
     file.write({"new": ("3", "a"), "renamed": ("1", "a"), "g": ("2", "a")}, socket_mode="0600")
@@ -292,7 +289,6 @@ def test_a_reload_that_cannot_be_prepared_for_one_changes_nothing_for_any(
 
 
 def test_the_access_rights_are_those_of_the_settings(file: File) -> None:
-    """For both sockets of a function that stays."""
     file.serve({"f": ("1", "a")})
     file.write({"f": ("1", "a")}, socket_mode="0600")
     file.reloading.reload_all()
@@ -326,7 +322,6 @@ def broken() -> Settings:
 def test_settings_that_cannot_be_change_nothing(
     file: File, read: Callable[[], Settings], kind: type[Exception], said: str
 ) -> None:
-    """Whether one function is asked for or all."""
     file.serve({"f": ("1", "a")})
     before = file.functions.settings
     file.reloading = Reloader[int](file.functions, read, logs.get_logger())
@@ -344,7 +339,6 @@ def test_settings_that_cannot_be_change_nothing(
 
 
 def test_one_alone_is_neither_removed_nor_moved(file: File) -> None:
-    """That is for all, by a signal."""
     file.serve({"a": ("1", "a"), "b": ("2", "a")})
     file.write({"b": ("moved", "a")})
     gone = "a is no longer in the configuration; SIGHUP removes or renames it"
@@ -357,7 +351,6 @@ def test_one_alone_is_neither_removed_nor_moved(file: File) -> None:
 
 
 def test_one_alone_that_cannot_be_prepared_is_logged_and_told(file: File) -> None:
-    """Its sockets are as they were."""
     file.serve({"a": ("1", "a")})
     file.write({"a": ("1", "a")}, socket_group="no-such-group", socket_mode="0600")
     with capture_logs() as events, pytest.raises(SocketPathError, match="no-such-group"):
@@ -372,7 +365,6 @@ def test_one_alone_that_cannot_be_prepared_is_logged_and_told(file: File) -> Non
 
 
 def test_reloads_of_all_that_come_during_one_are_one_more(file: File) -> None:
-    """It reads the settings again when it begins."""
     file.serve({"a": ("1", "a"), "b": ("2", "a")})
     reads = []
 
@@ -394,7 +386,6 @@ def test_reloads_of_all_that_come_during_one_are_one_more(file: File) -> None:
 def test_each_who_asks_for_one_function_is_told_of_a_reload_that_began_afterwards(
     file: File,
 ) -> None:
-    """All who ask while one is under way share the next one."""
     file.serve({"a": ("1", "a")})
     for number in range(5):
         file.reloading.reload_one("a", number)
@@ -408,7 +399,6 @@ def test_each_who_asks_for_one_function_is_told_of_a_reload_that_began_afterward
 
 
 def test_a_few_functions_start_at_once(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start and at a reload; the others follow as these are ready."""
     monkeypatch.setattr(functions_module, "_MOST_STARTING", 4)
     served = {f"f{number}": (str(number), "a") for number in range(60)}
     file.write(served)
@@ -427,7 +417,6 @@ def test_a_few_functions_start_at_once(file: File, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_stop_comes_before_the_reloads_that_wait(file: File) -> None:
-    """Those who wait for one are told, and nothing more begins."""
     file.serve({"a": ("1", "a")})
     file.reloading.reload_one("a", 1)
     file.reloading.reload_one("a", 2)

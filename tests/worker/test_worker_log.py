@@ -19,7 +19,6 @@ COUNT = 1_000
 
 
 def test_a_reader_of_the_log_that_stops_holds_no_task_up(socket_path: str) -> None:
-    """Every point comes back, though no more of what the handler logs is read."""
     command = [*KAPUDF, "serve", "--socket", socket_path, "--log-format", "json"]
     with subprocess.Popen(
         [*command, "--handler", plugin("unruly.py:Chatty")], stderr=subprocess.PIPE
@@ -36,7 +35,6 @@ def test_a_reader_of_the_log_that_stops_holds_no_task_up(socket_path: str) -> No
 def test_what_a_handler_logs_right_before_its_worker_dies_is_in_the_log(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
-    """Whoever looks for the cause has nothing else."""
     process = serve(plugin("unruly.py:Chatty"), "--on-error", "skip")
     first, last, after = points(3)
     last.name = "last"

@@ -39,7 +39,7 @@ class Slow(Handler):
 
 
 class Seen(NoCheckpoints):
-    """Notes which frames were seen in hand."""
+    """Records the frames that were seen with the handler."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -116,7 +116,6 @@ def read_exactly(peer: socket.socket, count: int) -> bytes:
 
 
 def test_a_busy_handlers_connection_gets_heartbeats_until_it_is_done(hearted: Hearted) -> None:
-    """Each whole, and after them the answer; which frame it was is noted."""
     peer = hearted.connect()
     hearted.heart.start()
     send(peer, Point(name="slow"))
@@ -128,7 +127,6 @@ def test_a_busy_handlers_connection_gets_heartbeats_until_it_is_done(hearted: He
 
 
 def test_an_idle_connection_gets_none(hearted: Hearted) -> None:
-    """While another one does."""
     idle, busy = hearted.connect(), hearted.connect()
     hearted.heart.start()
     send(busy, Point(name="slow"))
@@ -140,7 +138,6 @@ def test_an_idle_connection_gets_none(hearted: Hearted) -> None:
 
 
 def test_a_peer_that_does_not_read_holds_up_nobody_elses_heartbeats(hearted: Hearted) -> None:
-    """Nor does one that is gone."""
     deaf, gone, busy = hearted.connect(), hearted.connect(), hearted.connect()
     deaf_stream = hearted.connections.get(1)
     assert deaf_stream is not None
@@ -159,7 +156,6 @@ def test_a_peer_that_does_not_read_holds_up_nobody_elses_heartbeats(hearted: Hea
 def test_a_handler_that_hangs_gets_no_more_heartbeats_and_is_told_of_once(
     hearted: Hearted,
 ) -> None:
-    """With where it hangs."""
     hearted.limit_s = 0.1
     peer = hearted.connect()
     with structlog.testing.capture_logs() as events:
@@ -183,7 +179,6 @@ def test_a_handler_that_hangs_gets_no_more_heartbeats_and_is_told_of_once(
 
 
 def test_a_connection_that_has_ended_is_watched_no_more(hearted: Hearted) -> None:
-    """What a later one with another number does is its own."""
     first = hearted.connect()
     hearted.heart.start()
     first.shutdown(socket.SHUT_WR)

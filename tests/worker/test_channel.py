@@ -50,7 +50,6 @@ def ends() -> Iterator[tuple[Channel, Channel]]:
 
 @given(st.lists(messages, max_size=5))
 def test_messages_arrive_as_they_were_sent(several: list[orders.Order | orders.Report]) -> None:
-    """Of every kind, in their order, either way."""
     ours, theirs = Channel.pair()
     worker = Channel(theirs)
     try:
@@ -65,7 +64,6 @@ def test_messages_arrive_as_they_were_sent(several: list[orders.Order | orders.R
 
 
 def test_descriptors_arrive_with_their_message(ends: tuple[Channel, Channel]) -> None:
-    """In their order, as duplicates, and inherited by no process that a handler starts."""
     ours, worker = ends
     reading, writing = os.pipe()
     ours.send(orders.Resume(1))
@@ -87,7 +85,6 @@ def test_descriptors_arrive_with_their_message(ends: tuple[Channel, Channel]) ->
 
 
 def test_the_end_of_the_other_side_is_noticed(ends: tuple[Channel, Channel]) -> None:
-    """After what it said, and by whoever sends, too."""
     ours, worker = ends
     worker.send(orders.TakenOver(1))
     worker.close()
@@ -100,7 +97,6 @@ def test_the_end_of_the_other_side_is_noticed(ends: tuple[Channel, Channel]) -> 
 def test_the_end_of_a_side_that_left_messages_unread_is_an_end(
     ends: tuple[Channel, Channel],
 ) -> None:
-    """Linux says that it was reset."""
     ours, worker = ends
     ours.send(orders.Stop())
     worker.close()
@@ -108,7 +104,6 @@ def test_the_end_of_a_side_that_left_messages_unread_is_an_end(
 
 
 def test_the_supervisor_waits_for_no_worker(ends: tuple[Channel, Channel]) -> None:
-    """Neither for one that says nothing, nor for one that reads nothing."""
     ours, worker = ends
     with pytest.raises(BlockingIOError):
         ours.receive()
@@ -128,7 +123,6 @@ def test_the_supervisor_waits_for_no_worker(ends: tuple[Channel, Channel]) -> No
 
 
 def test_a_worker_waits_for_its_orders(ends: tuple[Channel, Channel]) -> None:
-    """It has nothing else to do."""
     ours, worker = ends
     receiving = in_thread(worker.receive)
     ours.send(orders.Stop())
@@ -138,7 +132,6 @@ def test_a_worker_waits_for_its_orders(ends: tuple[Channel, Channel]) -> None:
 def test_descriptors_that_there_is_no_room_for_do_not_arrive(
     ends: tuple[Channel, Channel],
 ) -> None:
-    """The message does, so that the other side can be told."""
     ours, worker = ends
     ours.send(orders.Resume(1), [0, 1])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -159,7 +152,6 @@ def test_descriptors_that_there_is_no_room_for_do_not_arrive(
 
 
 def test_the_longest_text_that_is_sent_fits(ends: tuple[Channel, Channel]) -> None:
-    """Even if each of its characters takes as much as can be."""
     ours, worker = ends
     problem = "\N{GRINNING FACE}" * TEXT_CHARACTERS
     worker.send(orders.Failed(problem, is_usage_error=False))

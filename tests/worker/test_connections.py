@@ -112,7 +112,6 @@ def held() -> Iterator[Held]:
 
 
 def test_a_connection_is_there_until_it_has_ended(held: Held) -> None:
-    """Whoever asked is told as its last deed."""
     side = held.connect(number=7)
     connection = held.connections.get(7)
     assert connection is not None
@@ -127,7 +126,6 @@ def test_a_connection_is_there_until_it_has_ended(held: Held) -> None:
 
 
 def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) -> None:
-    """A worker ends when it finds none left, and must have nothing more to tell by then."""
     told: list[bool] = []
 
     def tick() -> None:
@@ -149,7 +147,6 @@ def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) ->
 
 
 def test_what_is_logged_of_a_connection_says_which_one_it_is(held: Held) -> None:
-    """What its handler logs, too."""
     side = held.connect(number=7)
     side.send(INIT)
     side.send(Point(time=1))
@@ -167,7 +164,6 @@ def test_what_is_logged_of_a_connection_says_which_one_it_is(held: Held) -> None
 
 
 def test_a_handler_made_anew_is_not_a_task_that_connects(held: Held) -> None:
-    """Though it is given Init again; the finish event has the counts."""
     side = held.connect(on_error="restart")
     side.send(INIT)
     for name in ("bad", "good", "bad"):
@@ -180,7 +176,6 @@ def test_a_handler_made_anew_is_not_a_task_that_connects(held: Held) -> None:
 
 
 def test_a_connection_that_was_taken_over_neither_starts_nor_connects(held: Held) -> None:
-    """It did that before; what it has done is counted on."""
     history = REQUESTS.encode(INIT)
     problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     side = held.connect(
@@ -204,7 +199,6 @@ def test_a_connection_that_was_taken_over_neither_starts_nor_connects(held: Held
 
 
 def test_a_connection_that_is_handed_over_is_not_finished(held: Held) -> None:
-    """It is somebody else's to log; whoever asked is told all the same."""
     held.connect()
     connection = held.connections.get(1)
     assert connection is not None
@@ -218,7 +212,6 @@ def test_a_connection_that_is_handed_over_is_not_finished(held: Held) -> None:
 
 
 def test_a_number_may_be_taken_anew_while_the_old_agent_lets_go(held: Held) -> None:
-    """A worker may get back what it has handed over; the end of the one is not the other's."""
     held.connect()
     old = held.connections.get(1)
     assert old is not None
@@ -236,8 +229,6 @@ def test_a_number_may_be_taken_anew_while_the_old_agent_lets_go(held: Held) -> N
 def test_where_no_thread_is_left_the_connection_is_closed(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And forgotten; whoever started it is told."""
-
     def fail(_: threading.Thread) -> None:
         problem = "can't start new thread"
         raise RuntimeError(problem)
@@ -257,6 +248,5 @@ def test_where_no_thread_is_left_the_connection_is_closed(
 def test_a_snapshot_is_kept_only_where_a_handler_may_be_made_anew(
     on_error: OnError, kind: type
 ) -> None:
-    """In a process that no other takes over from."""
     settings = FunctionSettings(handler="mirror", socket="unused", on_error=on_error)
     assert type(checkpoints_for(settings)) is kind

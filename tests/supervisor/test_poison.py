@@ -1,4 +1,4 @@
-"""Which frame kills workers, and which deaths say nothing about any."""
+"""Poison detection: which frame kills workers, and which deaths have another cause."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kapudf_cli.supervisor.poison import DeathScene, PoisonDetector
 
 
 class Deaths:
-    """A connection of which workers die, with a clock that goes on by a second each time."""
+    """A connection whose workers die, with a clock that advances by a second each time."""
 
     def __init__(self) -> None:
         self.poison_detector = PoisonDetector()
@@ -75,7 +75,7 @@ def _scene(
 
 @pytest.fixture
 def deaths() -> Deaths:
-    """Give a connection of which no worker has died."""
+    """Give a connection whose workers have not died."""
     return Deaths()
 
 
@@ -83,13 +83,11 @@ def deaths() -> Deaths:
 
 
 def test_after_a_death_frames_that_had_come_are_dealt_with_one_by_one(deaths: Deaths) -> None:
-    """One of them may be the cause."""
     after = deaths.fault(40, received=90)
     assert (after.until, after.poison, after.give_up) == (90, set(), None)
 
 
 def test_a_frame_that_faults_by_itself_is_poison(deaths: Deaths) -> None:
-    """The first fault could have been any frame's; the second is that of the one in hand."""
     deaths.fault(40)
     after = deaths.fault(52)
     assert (after.poison, after.give_up) == ({52}, None)
@@ -97,13 +95,11 @@ def test_a_frame_that_faults_by_itself_is_poison(deaths: Deaths) -> None:
 
 
 def test_a_kill_may_have_hit_a_frame_by_chance(deaths: Deaths) -> None:
-    """Of those it takes more."""
     for poison in (set(), set(), set(), {40}):
         assert deaths.kill(40).poison == poison
 
 
 def test_kills_at_one_frame_after_the_other_find_no_poison(deaths: Deaths) -> None:
-    """Somebody kills workers, and each time they have got further."""
     for offset in range(0, 90, 3):
         after = deaths.kill(offset)
         assert (after.poison, after.give_up) == (set(), None)
@@ -111,13 +107,11 @@ def test_kills_at_one_frame_after_the_other_find_no_poison(deaths: Deaths) -> No
 
 @pytest.mark.parametrize("current_frame", [REPLAYING_HISTORY, NO_FRAME, 20])
 def test_a_frame_that_is_not_in_hand_is_not_poison(deaths: Deaths, current_frame: int) -> None:
-    """A death while history is repeated, say, or before the next frame was begun with."""
     for _ in range(source._MOST_FAULTS - 1):
         assert deaths.fault(40, current_frame=current_frame).poison == set()
 
 
 def test_a_step_forward_takes_suspicion_away(deaths: Deaths) -> None:
-    """A frame that was dealt with killed nobody."""
     for _ in range(source._DEATHS_BY_KILL):
         deaths.kill(40)
     for _ in range(source._DEATHS_BY_KILL - 1):
@@ -126,14 +120,12 @@ def test_a_step_forward_takes_suspicion_away(deaths: Deaths) -> None:
 
 
 def test_poison_that_is_no_history_any_more_is_forgotten(deaths: Deaths) -> None:
-    """Once the journal is cut past it."""
     deaths.fault(40)
     assert deaths.fault(40).poison == {40}
     assert deaths.fault(80, input_start=41).poison == {80}
 
 
 def test_where_poison_is_not_dropped_the_connection_is_given_up_for_it(deaths: Deaths) -> None:
-    """The reason says where it was, how it ended, and what would help."""
     deaths.drops_poison = False
     deaths.fault(40)
     after = deaths.fault(40)
@@ -148,21 +140,18 @@ def test_where_poison_is_not_dropped_the_connection_is_given_up_for_it(deaths: D
 
 
 def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(deaths: Deaths) -> None:
-    """However often that happens."""
     for _ in range(30):
         after = deaths.while_it_waits(100)
         assert (after.until, after.poison, after.give_up) == (0, set(), None)
 
 
 def test_a_connection_that_is_known_not_to_be_the_cause_is_not_suspected(deaths: Deaths) -> None:
-    """However busy it was: the fault came from another's thread."""
     for _ in range(30):
         after = deaths.neighbour(40)
         assert (after.until, after.poison, after.give_up) == (0, set(), None)
 
 
 def test_where_several_might_be_the_cause_none_is_found_guilty(deaths: Deaths) -> None:
-    """They are put apart, so that the next death tells."""
     assert not deaths.kill(40).isolated
     for _ in range(5):
         after = deaths.kill(40, alone=False)
@@ -174,7 +163,6 @@ def test_where_several_might_be_the_cause_none_is_found_guilty(deaths: Deaths) -
 
 
 def test_faults_without_a_frame_to_blame_end_in_giving_up(deaths: Deaths) -> None:
-    """It would take down every worker there is."""
     for _ in range(source._MOST_FAULTS - 1):
         assert deaths.fault(40, current_frame=REPLAYING_HISTORY).give_up is None
     after = deaths.fault(40, current_frame=REPLAYING_HISTORY)
@@ -182,7 +170,6 @@ def test_faults_without_a_frame_to_blame_end_in_giving_up(deaths: Deaths) -> Non
 
 
 def test_kills_end_in_giving_up_only_if_they_go_on_for_long(deaths: Deaths) -> None:
-    """They may be somebody else's doing, as where memory is short."""
     for _ in range(2 * source._MOST_DEATHS):
         assert deaths.kill(40, current_frame=REPLAYING_HISTORY).give_up is None
     deaths.now_s += source._LONGEST_DYING_S

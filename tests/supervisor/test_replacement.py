@@ -14,7 +14,7 @@ def backoff() -> RestartBackoff:
 
 
 def pause_s(backoff: RestartBackoff, now_s: float) -> float:
-    """Return how long it waits after a worker has come to nothing, to a twentieth of a second."""
+    """Return the pause after a vain start, to a twentieth of a second."""
     backoff.note_death(now_s, age_s=0.5, has_worked=False)
     steps = 0
     while not backoff.take_due(now_s + steps / 20):
@@ -23,13 +23,11 @@ def pause_s(backoff: RestartBackoff, now_s: float) -> float:
 
 
 def test_without_a_death_there_is_nobody_to_replace(backoff: RestartBackoff) -> None:
-    """However late it is."""
     assert not backoff.is_pending
     assert not backoff.take_due(1e9)
 
 
 def test_a_worker_that_has_worked_is_replaced_at_once(backoff: RestartBackoff) -> None:
-    """However short its life was; and once, not at every look."""
     backoff.note_death(5.0, age_s=0.1, has_worked=True)
     assert backoff.take_due(5.0)
     assert not backoff.is_pending
@@ -37,21 +35,18 @@ def test_a_worker_that_has_worked_is_replaced_at_once(backoff: RestartBackoff) -
 
 
 def test_a_worker_that_has_lived_long_is_replaced_at_once(backoff: RestartBackoff) -> None:
-    """Though nobody gave it anything to do."""
     backoff.note_death(5.0, age_s=10.0, has_worked=False)
     assert backoff.take_due(5.0)
     assert backoff.vain_starts == 0
 
 
 def test_the_pause_doubles_up_to_half_a_minute(backoff: RestartBackoff) -> None:
-    """As long as one worker after another comes to nothing."""
     pauses = [pause_s(backoff, 1000.0 + 60.0 * number) for number in range(11)]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
     assert backoff.vain_starts == 11
 
 
 def test_it_is_tried_for_as_long_as_it_takes(backoff: RestartBackoff) -> None:
-    """A night of workers that come to nothing; doubling must not go on for ever."""
     for number in range(3000):
         now_s = number * 30.0
         backoff.note_death(now_s, age_s=0.5, has_worked=False)
@@ -60,7 +55,6 @@ def test_it_is_tried_for_as_long_as_it_takes(backoff: RestartBackoff) -> None:
 
 
 def test_a_worker_that_comes_to_something_ends_the_row(backoff: RestartBackoff) -> None:
-    """The next that does not is replaced as the first was."""
     first = pause_s(backoff, 1000.0)
     assert pause_s(backoff, 1060.0) > first
     backoff.note_death(2000.0, age_s=0.5, has_worked=True)
@@ -81,7 +75,6 @@ def test_a_worker_that_comes_to_something_ends_the_row(backoff: RestartBackoff) 
 def test_workers_of_one_generation_that_die_are_one_failure(
     backoff: RestartBackoff, deaths: list[tuple[float, float]], failures: int, due_s: float
 ) -> None:
-    """Deaths, each with its time and the worker's age, lead to one pause, not to a longer one."""
     for now_s, age_s in deaths:
         backoff.note_death(now_s, age_s=age_s, has_worked=False)
     assert backoff.vain_starts == failures
@@ -92,7 +85,6 @@ def test_workers_of_one_generation_that_die_are_one_failure(
 def test_a_worker_that_dies_late_is_replaced_though_its_failure_is_over(
     backoff: RestartBackoff,
 ) -> None:
-    """The others of its generation have been replaced already."""
     backoff.note_death(5.0, age_s=2.0, has_worked=False)
     assert backoff.take_due(5.2)
     backoff.note_death(6.0, age_s=3.0, has_worked=False)
@@ -101,7 +93,6 @@ def test_a_worker_that_dies_late_is_replaced_though_its_failure_is_over(
 
 
 def test_a_worker_that_has_worked_shortens_the_pause_of_another(backoff: RestartBackoff) -> None:
-    """All that are missing are started then."""
     backoff.note_death(5.0, age_s=0.5, has_worked=False)
     assert not backoff.take_due(5.0)
     assert backoff.is_pending
@@ -110,7 +101,6 @@ def test_a_worker_that_has_worked_shortens_the_pause_of_another(backoff: Restart
 
 
 def test_it_is_tried_again_where_there_is_room_for_no_process(backoff: RestartBackoff) -> None:
-    """Soon, and without calling it the code's fault."""
     backoff.retry(7.0)
     assert not backoff.take_due(7.05)
     assert backoff.take_due(7.1)
@@ -118,7 +108,6 @@ def test_it_is_tried_again_where_there_is_room_for_no_process(backoff: RestartBa
 
 
 def test_nobody_is_replaced_once_it_is_cancelled(backoff: RestartBackoff) -> None:
-    """As at a stop."""
     backoff.note_death(5.0, age_s=0.5, has_worked=False)
     backoff.cancel()
     assert not backoff.is_pending

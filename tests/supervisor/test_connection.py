@@ -1,4 +1,4 @@
-"""A connection as the supervisor has it: whose fault a death is, and heartbeats."""
+"""The supervisor's side of a connection: causes of deaths, heartbeats and states."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Kept(JournaledConnection):
         )
 
     def got_to(self, offset: int, *, current_frame: int | None = None, received: int = 100) -> None:
-        """Have a worker be busy with a frame, having dealt with all before an offset."""
+        """Have a worker be busy with a frame, after handling all input before an offset."""
         header = self.served.header
         header.commit(header.record._replace(stats=ConnectionStats(offset)))
         header.current_frame = offset if current_frame is None else current_frame
@@ -89,7 +89,6 @@ def kept() -> Iterator[Kept]:
 
 
 def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Kept) -> None:
-    """From where on it may go at full speed, what to leave out, and whether to give up."""
     kept.got_to(40, received=90)
     order = kept.dies()
     assert order == ResumePlan(careful_until=90)
@@ -105,7 +104,6 @@ def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Kept) 
 
 
 def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
-    """Once the journal is cut past it."""
     for _ in range(2):
         kept.got_to(40)
         order = kept.dies()
@@ -119,7 +117,6 @@ def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
 def test_a_worker_that_dies_before_it_has_a_frame_in_hand_does_not_make_it_poison(
     kept: Kept,
 ) -> None:
-    """The frame is one that the last worker had in hand, not this one."""
     for _ in range(3):
         kept.got_to(40)
         assert kept.dies(accused=None, how="SIGKILL").poison == ()
@@ -131,7 +128,6 @@ def test_a_worker_that_dies_before_it_has_a_frame_in_hand_does_not_make_it_poiso
 
 
 def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept: Kept) -> None:
-    """However often that happens."""
     for _ in range(30):
         kept.got_to(100)
         kept.waits()
@@ -141,7 +137,6 @@ def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept:
 
 
 def test_what_the_owner_gives_up_is_given_up(kept: Kept) -> None:
-    """As where a state cannot be had any more."""
     kept.served.give_up("Restore was refused")
     assert kept.give().give_up == "Restore was refused"
 
@@ -158,7 +153,6 @@ def read(kept: Kept) -> bytes:
 
 
 def test_a_heartbeat_is_sent_between_messages(kept: Kept) -> None:
-    """Before the first one, and after all that is in force was sent."""
     held = kept.open()
     kept.served.beat()
     held.store(b"answer", Commit(1))
@@ -174,7 +168,6 @@ def test_a_heartbeat_is_sent_between_messages(kept: Kept) -> None:
 def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
     kept: Kept, sent: int, size: int
 ) -> None:
-    """It would be a part of a message; nor after a long one that follows one as long."""
     kept.be(ConnectionState.SERVED)
     held = kept.open()
     received = bytearray()
@@ -203,7 +196,6 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
 def test_what_a_dead_worker_has_not_sent_leaves_before_the_next_heartbeat(
     kept: Kept, sent: int, earlier: int
 ) -> None:
-    """Without it there could be no heartbeat until the next worker has imported its handler."""
     held = kept.open()
     if earlier:
         held.store(bytes(earlier), Commit(1))
@@ -230,7 +222,6 @@ signal.pause()
 
 
 def test_no_heartbeat_is_sent_while_a_worker_is_sending(kept: Kept) -> None:
-    """It has the memory locked, be it between two of its steps."""
     command = [sys.executable, "-c", LOCKING, str(kept.memory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[kept.memory]) as worker:
         assert worker.stdout is not None
@@ -245,7 +236,6 @@ def test_no_heartbeat_is_sent_while_a_worker_is_sending(kept: Kept) -> None:
 
 
 def test_a_heartbeat_waits_for_nobody(kept: Kept) -> None:
-    """A peer that does not read or is gone holds up no other connection."""
     try:
         while True:
             kept.connection.send(bytes(1000))
@@ -260,8 +250,6 @@ def test_a_heartbeat_waits_for_nobody(kept: Kept) -> None:
 
 
 def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
-    """Not while it waits for input, or for Kapacitor to read."""
-
     def beats() -> bool:
         kept.served.tick(1.0)
         kept.served.tick(2.0)
@@ -288,7 +276,6 @@ def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
 
 
 def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: Kept) -> None:
-    """Whatever the last one waited for when it died: it may hang over what it repeats."""
     kept.waits()
     kept.served.header.waits_for_peer = 1
     order = kept.dies(accused=None, how="SIGKILL")
@@ -301,7 +288,6 @@ def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: K
 
 
 def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
-    """Its worker may be stopped, or held up by another handler."""
     kept.be(ConnectionState.SERVED)
     kept.waits()
 
@@ -322,7 +308,6 @@ def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
 
 
 def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(kept: Kept) -> None:
-    """Input that is not read, and output that is not sent though there is room for it."""
     served = kept.served
     kept.be(ConnectionState.SERVED)
     kept.waits()
@@ -336,7 +321,7 @@ def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(
     assert after(1.0) == ("idle", False), "it may be about to be read"
     assert after(2.5) == ("not reading", False)
     assert served.needs_heartbeat
-    # A worker that reads anything at all, or goes on after SIGCONT, is given the whole time anew.
+    # The limit starts again when the worker reads anything, or goes on after SIGCONT.
     served.header.received += 1
     assert after(9.0) == ("idle", False)
     assert after(10.0, 19.5) == ("not reading", False)
@@ -359,7 +344,6 @@ def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(
 def test_a_connection_without_a_worker_gets_heartbeats_without_a_limit(
     kept: Kept, takes_s: float
 ) -> None:
-    """The import of a handler may take longer than a frame ever may."""
     for now_s in (1.0, 1.5, takes_s, takes_s + 0.5):
         kept.served.tick(now_s)
         assert kept.served.needs_heartbeat
@@ -378,7 +362,6 @@ def test_a_connection_without_a_worker_gets_heartbeats_without_a_limit(
 def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
     kept: Kept, pulse_s_ago: float, *, at_work: bool, paused: bool, frozen: bool
 ) -> None:
-    """One that is at work has as long as one frame may take."""
     kept.be(ConnectionState.SERVED)
     kept.served.header.heartbeat_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
     kept.served.header.busy_since_ns = int(at_work)
@@ -391,7 +374,6 @@ def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
 def test_after_a_handover_the_thread_is_that_of_the_worker_that_goes_on(
     kept: Kept, worker: int, thread: int
 ) -> None:
-    """A fault of that thread is the connection's, and of no other."""
     kept.served.header.thread = 11
     kept.served.route.worker = 1
     kept.give(waits=True)
@@ -402,7 +384,6 @@ def test_after_a_handover_the_thread_is_that_of_the_worker_that_goes_on(
 
 
 def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:
-    """Taken about once a second."""
     started_s = kept.served.started_s
     header = kept.served.header
     header.commit(header.record._replace(stats=ConnectionStats(points_in=300)))
@@ -415,7 +396,6 @@ def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:
 
 
 def test_the_peer_sees_the_end_once_it_is_closed(kept: Kept) -> None:
-    """Even if some other process has the socket too, such as a handler's child."""
     child = kept.connection.dup()
     kept.served.close()
     assert kept.peer.recv(1) == b""
@@ -426,7 +406,6 @@ def test_the_peer_sees_the_end_once_it_is_closed(kept: Kept) -> None:
 
 
 def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -> None:
-    """In the words of the one event that there is for each."""
     events: list[tuple[str, dict[str, Any]]] = []
 
     class Log:
@@ -446,7 +425,6 @@ def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -
 
 
 def test_a_connection_gets_heartbeats_until_the_worker_that_hangs_is_replaced(kept: Kept) -> None:
-    """A kapacitord with a short time-out would fail the task meanwhile."""
     kept.be(ConnectionState.SERVED)
     kept.served.is_hanging = True
     for now_s in (1.0, 1e6):

@@ -58,7 +58,6 @@ def bound(folder: Path, name: str) -> SocketFile:
 def test_a_socket_can_be_removed_where_nobody_can_be_accepted(
     short_folder: Path, selector: selectors.BaseSelector, *, rests: bool
 ) -> None:
-    """It is closed and nothing of it stays registered; the others are listened on again later."""
     accepting = Accepting()
     listeners: Listeners[str] = Listeners(selector, accepting, logs.get_logger())
     sockets = {name: bound(short_folder, name) for name in ("going", "staying")}
@@ -88,7 +87,6 @@ def test_a_socket_can_be_removed_where_nobody_can_be_accepted(
 def test_connections_wait_in_the_queue_until_they_may_be_accepted(
     short_folder: Path, selector: selectors.BaseSelector
 ) -> None:
-    """Nothing is registered meanwhile, so that the loop does not spin; others are accepted."""
     accepting, full = Accepting(), {"busy"}
     accepting.fails = False
     listeners: Listeners[str] = Listeners(
@@ -115,7 +113,6 @@ def test_connections_wait_in_the_queue_until_they_may_be_accepted(
 def test_a_problem_that_goes_on_is_logged_now_and_then(
     short_folder: Path, selector: selectors.BaseSelector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not at every attempt, of which there are two a second."""
     now_s = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now_s)
     listeners: Listeners[str] = Listeners(selector, Accepting(), logs.get_logger())

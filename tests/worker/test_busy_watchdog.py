@@ -14,14 +14,12 @@ def watch() -> BusyWatchdog:
 
 
 def test_nothing_beats_while_nothing_is_in_hand(watch: BusyWatchdog) -> None:
-    """However long that lasts."""
     for now_s in (0.0, 5.0, 100.0):
         watch.tick(now_s, current_frame=None, sent=0)
         assert (watch.beats, watch.busy_s, watch.has_just_passed_limit) == (False, 0.0, False)
 
 
 def test_a_handler_that_sends_needs_no_beats(watch: BusyWatchdog) -> None:
-    """What it sends says as much."""
     for now_s in range(9):
         watch.tick(float(now_s), current_frame=1, sent=now_s)
         assert not watch.beats
@@ -30,7 +28,6 @@ def test_a_handler_that_sends_needs_no_beats(watch: BusyWatchdog) -> None:
 
 
 def test_it_beats_until_the_limit_and_tells_once_that_it_passed(watch: BusyWatchdog) -> None:
-    """From then on the handler is thought to hang."""
     seen = []
     for now_s in (0.0, 1.0, 9.9, 10.0, 11.0, 30.0):
         watch.tick(now_s, current_frame=7, sent=0)
@@ -41,7 +38,6 @@ def test_it_beats_until_the_limit_and_tells_once_that_it_passed(watch: BusyWatch
 
 
 def test_each_frame_has_the_whole_limit(watch: BusyWatchdog) -> None:
-    """A handler that is always busy, with one frame after another, does not hang."""
     for number in range(10):
         watch.tick(number * 9.0, current_frame=number, sent=0)
         assert watch.busy_s == 0.0
@@ -51,7 +47,6 @@ def test_each_frame_has_the_whole_limit(watch: BusyWatchdog) -> None:
 
 
 def test_the_limit_is_told_again_for_another_frame(watch: BusyWatchdog) -> None:
-    """Passing it once says nothing of what comes after."""
     told = 0
     for frame in (1, 2):
         for second in range(0, 20, 5):
@@ -61,7 +56,6 @@ def test_the_limit_is_told_again_for_another_frame(watch: BusyWatchdog) -> None:
 
 
 def test_another_worker_has_the_whole_limit_for_the_same_frame(watch: BusyWatchdog) -> None:
-    """It begins with it anew."""
     watch.tick(0.0, current_frame=1, sent=0)
     watch.tick(9.0, current_frame=1, sent=0)
     watch.reset()
@@ -74,7 +68,6 @@ def test_another_worker_has_the_whole_limit_for_the_same_frame(watch: BusyWatchd
 
 
 def test_a_limit_that_was_lowered_meanwhile_counts(watch: BusyWatchdog) -> None:
-    """As after a reload."""
     watch.tick(0.0, current_frame=1, sent=0)
     watch.tick(5.0, current_frame=1, sent=0)
     watch.limit_s = 6.0

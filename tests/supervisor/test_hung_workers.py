@@ -1,4 +1,4 @@
-"""Workers that hang are asked where, and killed; by a clock of the test's own."""
+"""Workers that hang write where, and are then killed; the clock is the test's own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,6 @@ def await_stacks(worker: WorkerProcess) -> str:
 def test_a_worker_that_hangs_writes_where_before_it_is_killed(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
-    """It has a moment to, and no more."""
     hanging = HungWorkers()
     hanging.note(served[0], worker, 100.0, LOG)
     assert "worker/main.py" in await_stacks(worker)
@@ -79,7 +78,6 @@ def test_a_worker_that_hangs_writes_where_before_it_is_killed(
 def test_each_handler_that_hangs_is_told_of_once(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
-    """Its worker is known to hang for them, and the second one buys it no time."""
     hanging = HungWorkers()
     with capture_logs() as events:
         for now_s in (100.0, 100.25):
@@ -100,7 +98,6 @@ def test_each_handler_that_hangs_is_told_of_once(
 def test_a_worker_that_dies_meanwhile_is_forgotten(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
-    """Nobody looks after the dead; and one that never hung can be forgotten too."""
     hanging = HungWorkers()
     hanging.forget(worker)
     hanging.note(served[0], worker, 100.0, LOG)
@@ -115,7 +112,6 @@ def test_a_worker_that_dies_meanwhile_is_forgotten(
 def test_a_worker_that_is_frozen_is_killed_and_no_connection_is_blamed(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
-    """However many connections show it, the log says so once."""
     hanging = HungWorkers()
     with capture_logs() as events:
         for each in served:
