@@ -2,7 +2,7 @@
 
 A `Session` asks and awaits answers, sends data while it receives, sends keepalives, waits
 until everything is answered, and ends the connection. It checks each response against the
-protocol. Whatever the UDF does wrong is a `UdfFaultError`, worded here for all commands.
+protocol. Whatever the UDF does wrong is a `UdfFaultError`, worded in `faults.py`.
 
 All of it runs in the caller's thread. Methods that wait for the UDF are generators: they
 yield the data that comes meanwhile, and return the answer. `drain` is for callers that do
@@ -19,8 +19,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from kapudf_cli.client import faults
 from kapudf_cli.client.driver import Event
 from kapudf_cli.client.errors import UdfFaultError
+from kapudf_cli.client.faults import Wait
 from kapudf_cli.protocol.errors import ProtocolError, ResponseFaultError, TruncatedFrameError
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
 from kapudf_cli.protocol.response_order import ResponseOrder, fault_of
@@ -66,16 +68,6 @@ _SETTLE_TIMEOUTS: Final = 6
 #: than that.
 _PART_QUIET_S: Final = 0.2
 _PART_S: Final = 1.0
-#: How long a process may take to exit after it has closed its connection.
-_EXIT_S: Final = 2.0
-
-_TASK_FAILS: Final = "In Kapacitor the task fails; `kapacitor reload TASK` starts it again"
-#: What to look for in a UDF from which nothing comes.
-STUCK: Final = "Is it stuck in a call, or does it not flush what it writes?"
-_HEARTBEATS: Final = (
-    "When served, kapudf tells Kapacitor that the handler is busy, and the task goes on until "
-    "busy_limit_s, five minutes by default. To wait longer here, raise --timeout"
-)
 
 
 @dataclass
@@ -167,14 +159,14 @@ class Session:
         """Send Init, and fail if the UDF refuses it."""
         answer = yield from self.ask(init, InitResponse, "Init")
         if not answer.success:
-            raise refused("Init", answer.error)
+            raise faults.refused("Init", answer.error)
 
     def restore(self, snapshot: bytes) -> Generator[DataMessage, None, None]:
         """Give a snapshot back, and fail if the UDF refuses it."""
         request = RestoreRequest(snapshot=snapshot)
         answer = yield from self.ask(request, RestoreResponse, "Restore")
         if not answer.success:
-            raise refused("Restore", answer.error)
+            raise faults.refused("Restore", answer.error)
 
     def snapshot(self, *, at_most_s: float = math.inf) -> Generator[DataMessage, None, bytes]:
         """Ask for a snapshot, and return it."""
@@ -194,7 +186,7 @@ class Session:
             at_most_s: how long the answer may take, however lively the UDF is.
         """
         self._queue([request])
-        wait = self._answering(what)
+        wait = faults.answering(what, self._timeout_s)
         until_s = time.monotonic() + at_most_s
         while not isinstance(response := self._receive(wait), answer):
             if response is None:
@@ -230,7 +222,7 @@ class Session:
             self._unsettled = what
         keepalive = self._keepalive()
         self._queue([*messages, keepalive])
-        wait = self._answering(what)
+        wait = faults.answering(what, self._timeout_s)
         while self._unanswered and self._unanswered[0] <= keepalive.time:
             response = self._receive(wait)
             if response is None:
@@ -248,7 +240,7 @@ class Session:
         """
         self._unsettled = "a keepalive behind the data"
         self._side.queue(source)
-        wait = self._sending()
+        wait = faults.sending(self._timeout_s)
         while (step := self._step(wait)) is not Event.SENT:
             if step is Event.CLOSED:
                 raise self._closed(wait)
@@ -281,7 +273,7 @@ class Session:
     ) -> Generator[DataMessage, None, bool]:
         """Wait until nothing has come for so long; return False if it never was quiet."""
         until_s = time.monotonic() + at_most_s
-        wait = _Wait("", "while nothing was asked of it")
+        wait = Wait("", "while nothing was asked of it")
         while time.monotonic() < until_s:
             try:
                 response = self._receive(wait, quiet_s)
@@ -300,7 +292,7 @@ class Session:
         """
         yield from self.settle()
         self._queue(data)
-        wait = self._sending()
+        wait = faults.sending(self._timeout_s)
         while self._side.has_unsent and (step := self._step(wait)) is not Event.SENT:
             if step is Event.CLOSED:
                 raise self._closed(wait)
@@ -309,11 +301,7 @@ class Session:
         with contextlib.suppress(OSError):
             self._side.half_close()
         self._input_ended = True
-        wait = _Wait(
-            f"did not close the connection within {self._timeout_s:g} s of the end of its input",
-            "before it had answered everything",
-            "At the end of its input it must flush what it has and close; Kapacitor waits for that",
-        )
+        wait = faults.closing(self._timeout_s)
         while (response := self._receive(wait)) is not None:
             if isinstance(response, DATA):
                 yield response
@@ -334,7 +322,7 @@ class Session:
     def post_bytes(self, data: bytes) -> None:
         """Send bytes as they are."""
         self._side.extend(self._timeout_s)
-        wait = self._sending()
+        wait = faults.sending(self._timeout_s)
         try:
             self._side.send_bytes(data)
         except TimeoutError:
@@ -395,12 +383,12 @@ class Session:
         while self._unanswered.popleft() != keepalive.time:
             pass
 
-    def _receive(self, wait: _Wait, quiet_s: float | None = None) -> ResponseMessage | None:
+    def _receive(self, wait: Wait, quiet_s: float | None = None) -> ResponseMessage | None:
         while (step := self._step(wait, quiet_s)) is Event.SENT:
             pass
         return None if step is Event.CLOSED else step
 
-    def _step(self, wait: _Wait, quiet_s: float | None = None) -> Step:
+    def _step(self, wait: Wait, quiet_s: float | None = None) -> Step:
         """Take a step of the connection; a response has been checked and counted.
 
         Args:
@@ -414,7 +402,7 @@ class Session:
             self._order.receive(step)
         match step:
             case ErrorResponse():
-                raise failed(step.error)
+                raise faults.failed(step.error)
             case BeginBatch() | Point() | EndBatch():
                 self.counts.received(step)
             case KeepaliveResponse():
@@ -446,7 +434,7 @@ class Session:
     # --- error messages ---
 
     @contextlib.contextmanager
-    def _explained(self, wait: _Wait, *, time_out_is_fault: bool) -> Iterator[None]:
+    def _explained(self, wait: Wait, *, time_out_is_fault: bool) -> Iterator[None]:
         """Turn errors of the connection into a UdfFaultError."""
         try:
             yield
@@ -462,52 +450,23 @@ class Session:
         except OSError as error:
             raise self._closed(wait) from error
 
-    def _answering(self, what: str) -> _Wait:
-        return _Wait(
-            f"gave no answer to {what} within {self._timeout_s:g} s",
-            f"instead of answering {what}",
-            STUCK,
-        )
-
-    def _sending(self) -> _Wait:
-        return _Wait(
-            f"sent nothing for {self._timeout_s:g} s, not even an answer to a keepalive",
-            "before the end of the data",
-            f"{STUCK} Kapacitor aborts such a task",
-        )
-
-    def _silent(self, wait: _Wait) -> UdfFaultError:
+    def _silent(self, wait: Wait) -> UdfFaultError:
         unfinished = f"; {self._side.unfinished}" if self._side.unfinished else ""
         in_process = self._connection.pid == os.getpid()
         return UdfFaultError(
             f"{wait.silent}{self._progress()}{unfinished}",
-            advice=_HEARTBEATS if in_process else wait.advice,
+            advice=faults.HEARTBEATS if in_process else wait.advice,
         )
 
-    def _closed(self, wait: _Wait) -> UdfFaultError:
-        return closed(self._connection, f"{wait.closed}{self._progress()}")
+    def _closed(self, wait: Wait) -> UdfFaultError:
+        return faults.closed(self._connection, f"{wait.closed}{self._progress()}")
 
     def _ended(self) -> str:
-        ending = self._connection.ending(_EXIT_S)
+        ending = self._connection.ending(faults.EXIT_S)
         return f"; it {ending}" if ending is not None else ""
 
     def _progress(self) -> str:
         return f" ({self.counts})" if self.counts.points_sent else ""
-
-
-@dataclass(frozen=True)
-class _Wait:
-    """What is awaited, for error messages.
-
-    Attributes:
-        silent: what a UDF did that sent nothing for too long.
-        closed: when a UDF closed that closes now: `instead of answering Info`.
-        advice: what to look for in a silent UDF.
-    """
-
-    silent: str
-    closed: str
-    advice: str = ""
 
 
 def drain(waiting: Generator[object, None, R]) -> R:
@@ -517,24 +476,3 @@ def drain(waiting: Generator[object, None, R]) -> R:
             next(waiting)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
-
-
-def closed(connection: Connection, when: str) -> UdfFaultError:
-    """Return the error for a UDF that closed too early, with how its process ended."""
-    ending = connection.ending(_EXIT_S)
-    if ending is None:
-        advice = f"Its log may say why. {_TASK_FAILS}"
-        return UdfFaultError(f"closed the connection {when}", advice=advice)
-    return UdfFaultError(f"closed the connection {when}; it {ending}", advice=_TASK_FAILS)
-
-
-def refused(what: str, reason: str) -> UdfFaultError:
-    """Return the error for an answer without success."""
-    text = " ".join(reason.split()) or "it gives no reason; set `error` in its answer"
-    return UdfFaultError(f"refused {what}: {text:.500}")
-
-
-def failed(text: str) -> UdfFaultError:
-    """Return the error for an ErrorResponse."""
-    line = " ".join(text.split()) or "(no text)"
-    return UdfFaultError(f"failed the task: {line:.500}", reported=text)

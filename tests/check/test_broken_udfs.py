@@ -145,6 +145,30 @@ def test_an_empty_snapshot_is_not_restored() -> None:
         assert "Kapacitor never restores an empty one" in found[name].reason
 
 
+class Overflows(WithoutState):
+    """Fails after more points than one check sends."""
+
+    points = 0
+
+    def point(self, point: Point, /) -> None:
+        self.points += 1
+        if self.points > 2004:
+            raise OverflowError
+        super().point(point)
+
+
+def test_a_check_is_not_blamed_for_the_data_of_earlier_ones_without_saying_so() -> None:
+    names = {"info", "init", "keepalive-busy", "flush", "point-types"}
+    chosen = [check for check in CHECKS if check.name in names]
+    trial = Trial(HandlerTarget("overflows", Overflows), PATIENCE_S)
+    found = {result.check.name: result for result in run(trial, chosen)}
+    assert [name for name, each in found.items() if each.outcome is Outcome.FAILED] == ["flush"]
+    assert found["flush"].reason == (
+        "failed the task: Overflows.point raised OverflowError; "
+        "this did not happen without the data of earlier checks"
+    )
+
+
 def test_a_udf_that_does_everything_right_fails_nothing() -> None:
     found = [*run(Trial(peer("plain_udf"), PATIENCE_S))]
     assert [result for result in found if result.outcome is Outcome.FAILED] == []

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.client.errors import UdfFaultError
-from kapudf_cli.client.session import closed, failed
+from kapudf_cli.client.faults import closed, failed
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import FrameReader

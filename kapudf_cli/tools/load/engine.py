@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.client.errors import UdfFaultError
-from kapudf_cli.client.session import SETTLE_KEEPALIVES, SETTLE_QUIET_S, STUCK, Session, drain
+from kapudf_cli.client.faults import STUCK
+from kapudf_cli.client.session import SETTLE_KEEPALIVES, SETTLE_QUIET_S, Session, drain
 from kapudf_cli.protocol.udf_pb2 import EndBatch, InitRequest, Point
 from kapudf_cli.system import processes
 from kapudf_cli.tools.load.connection import END, KEEPALIVE, POINT, Latencies, LoadConnection
