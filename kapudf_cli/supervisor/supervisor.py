@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from kapudf_cli.supervisor.acceptance import DescriptorReserve
 from kapudf_cli.supervisor.control import ControlClients
 from kapudf_cli.supervisor.control_commands import ControlCommands
-from kapudf_cli.supervisor.drain import Drain
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.functions import Functions
 from kapudf_cli.supervisor.reload import Reloader
+from kapudf_cli.supervisor.worker_death import beginning
 from kapudf_cli.system import systemd
+from kapudf_cli.worker.channel import Abort
 from kapudf_cli.worker.listeners import Listeners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from structlog.stdlib import BoundLogger
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kapudf_cli.supervisor.code_watch import CodeWatch
     from kapudf_cli.supervisor.control import ControlClient
     from kapudf_cli.supervisor.functions import FunctionSockets
+    from kapudf_cli.supervisor.pool import Pool
     from kapudf_cli.system.signals import SignalQueue
     from kapudf_cli.system.socket_file import SocketFile
 
@@ -47,6 +49,11 @@ _KILL_WAIT_S: Final = 5.0
 _PAUSE_AFTER_FAILURE_S: Final = 0.1
 #: How long a failure of the same type at the same line is not logged again.
 _SAME_FAILURE_S: Final = 60.0
+
+#: How long a connection may take to end after it is aborted.
+_ABORT_WAIT_S: Final = 1.0
+#: How long a worker has to write where it hangs.
+_DUMP_WAIT_S: Final = 0.25
 
 T = TypeVar("T")
 
@@ -272,7 +279,7 @@ class Supervisor:
             attempt=self._attempt,
             log=self._log,
         )
-        while (wait_s := drain.wait_s(time.monotonic())) is not None:
+        while (wait_s := drain.advance(time.monotonic())) is not None:
             self._turn(wait_s)
             taken = self._attempt(signals.take) or []
             if any(number is not signal.SIGHUP for number in taken):
@@ -290,3 +297,78 @@ class Supervisor:
         while not all(pool.is_empty for pool in pools()) and time.monotonic() < deadline:
             self._turn(deadline - time.monotonic())
         self._clients.close()
+
+
+class Drain:
+    """The end of serving: connections finish, or are aborted step by step; without a clock."""
+
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        *,
+        grace_period_s: float,
+        now_s: float,
+        attempt: Callable[[Callable[[], None]], object],
+        log: BoundLogger,
+    ) -> None:
+        """Tell every worker to process what was received, and to end.
+
+        Args:
+            pools: those of the workers.
+            grace_period_s: how long the workers may take.
+            now_s: a monotonic clock's time, in seconds.
+            attempt: executes one step, and does not raise if it fails.
+            log: where workers that hang are logged.
+        """
+        self._pools = pools
+        self._attempt = attempt
+        self._log = log
+        self._due_s = now_s + grace_period_s
+        # The next steps, and how long each may take.
+        self._steps: list[tuple[Callable[[Pool], None], float]] = [
+            (_abort, _ABORT_WAIT_S),
+            (_ask_for_stacks, _DUMP_WAIT_S),
+            (self._log_hanging, 0.0),
+        ]
+        for pool in pools:
+            attempt(pool.stop)
+
+    def advance(self, now_s: float) -> float | None:
+        """Do the step that is due; return how long to wait for the next one, None at the end.
+
+        The end is when no worker or no step is left.
+        """
+        if all(pool.is_empty for pool in self._pools):
+            return None
+        if now_s >= self._due_s:
+            if not self._steps:
+                return None
+            step, patience_s = self._steps.pop(0)
+            for pool in self._pools:
+                self._attempt(functools.partial(step, pool))
+            self._due_s = now_s + patience_s
+        return self._due_s - now_s
+
+    def _log_hanging(self, pool: Pool) -> None:
+        """Log where each worker hangs that has not even aborted its connections."""
+        for worker in pool.all_workers():
+            self._log.error(
+                "worker hangs at the end, and is killed",
+                function=pool.name,
+                worker=worker.number,
+                pid=worker.pid,
+                connections=pool.connections_of(worker),
+                stacks=beginning(worker.stacks()),
+            )
+
+
+def _abort(pool: Pool) -> None:
+    """Abort the connections that are left."""
+    for worker in pool.all_workers():
+        worker.send(Abort())
+
+
+def _ask_for_stacks(pool: Pool) -> None:
+    """Have every worker write the stacks of its threads."""
+    for worker in pool.all_workers():
+        worker.ask_for_stacks()

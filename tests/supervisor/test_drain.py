@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from kapudf_cli.supervisor.drain import Drain
+from kapudf_cli.supervisor.supervisor import Drain
 from kapudf_cli.system import logs
 from kapudf_cli.worker.channel import Abort, Order, Stop
 from tests.supervisor.workers import SETTINGS
@@ -38,9 +38,9 @@ def drain(pool: Pool) -> Drain:
 
 def test_it_is_over_once_every_worker_has_ended(loop: Loop, pool: Pool) -> None:
     drained = drain(pool)
-    assert drained.wait_s(102.0) == 8.0
+    assert drained.advance(102.0) == 8.0
     loop.turn_until(lambda: pool.is_empty)
-    assert drained.wait_s(103.0) is None
+    assert drained.advance(103.0) is None
     assert pool.deaths == 0
 
 
@@ -52,7 +52,7 @@ def test_where_no_worker_is_there_is_nothing_to_wait_for() -> None:
         attempt=lambda step: step(),
         log=logs.get_logger(),
     )
-    assert nobody.wait_s(100.0) is None
+    assert nobody.advance(100.0) is None
 
 
 def test_who_does_not_end_in_time_is_pressed_step_by_step(
@@ -67,16 +67,16 @@ def test_who_does_not_end_in_time_is_pressed_step_by_step(
     with capture_logs() as events:
         drained = drain(pool)
         assert steps == [Stop()]
-        assert drained.wait_s(109.5) == 0.5
+        assert drained.advance(109.5) == 0.5
         assert steps == [Stop()]
-        assert drained.wait_s(110.0) == 1.0
+        assert drained.advance(110.0) == 1.0
         assert steps == [Stop(), Abort()]
-        assert drained.wait_s(110.5) == 0.5
-        assert drained.wait_s(111.0) == 0.25
+        assert drained.advance(110.5) == 0.5
+        assert drained.advance(111.0) == 0.25
         assert steps == [Stop(), Abort(), "asked"]
         assert not events
-        assert drained.wait_s(111.5) == 0.0
-        assert drained.wait_s(111.5) is None
+        assert drained.advance(111.5) == 0.0
+        assert drained.advance(111.5) is None
     assert events == [
         {
             "event": "worker hangs at the end, and is killed",
