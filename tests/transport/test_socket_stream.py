@@ -166,8 +166,10 @@ def test_an_interrupt_leaves_the_connection_usable_for_the_answers(
     assert peer.recv(100) == b"answer"
 
 
-def test_interrupt_can_be_called_repeatedly(ends: tuple[SocketStream, socket.socket]) -> None:
-    stream, peer = ends
+def test_interrupt_can_be_called_repeatedly() -> None:
+    peer, theirs = socket.socketpair()
+    wake = os.pipe()
+    stream = SocketStream(theirs, wake)
     peer.sendall(b"arrived")
 
     def interrupt() -> None:
@@ -181,7 +183,9 @@ def test_interrupt_can_be_called_repeatedly(ends: tuple[SocketStream, socket.soc
         assert stream.read() == b""
     finally:
         while not interrupting.done():
-            os.read(stream._waker._readable, 1 << 16)
+            os.read(wake[0], 1 << 16)
+        stream.close()
+        peer.close()
 
 
 def test_an_abort_ends_a_blocked_write(ends: tuple[SocketStream, socket.socket]) -> None:
