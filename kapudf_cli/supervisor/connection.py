@@ -148,10 +148,15 @@ class SupervisedConnection:
         """Whether its worker handles one frame at a time, because one killed the last worker."""
         return self.header.record.stats.offset < self.poison_detector.until
 
-    @property
-    def is_movable(self) -> bool:
-        """Whether another worker could take it over now without need."""
-        return bool(self.header.record.complete) and not self.is_careful
+    def observed(self) -> tuple[bool, bool, bool]:
+        """Return what the router needs to know; see `RoutedConnection`.
+
+        Returns:
+            Whether it is isolated, is careful, and could be moved.
+        """
+        record = self.header.record
+        is_careful = record.stats.offset < self.poison_detector.until
+        return self.poison_detector.isolated, is_careful, bool(record.complete) and not is_careful
 
     def note_death(
         self, how: str, *, accused: bool | None, alone: bool, drops_poison: bool

@@ -118,11 +118,12 @@ class Dispatch:
             self._observe(connection)
 
     def _observe(self, connection: SupervisedConnection) -> None:
+        is_isolated, is_careful, is_movable = connection.observed()
         self.router.observe(
             connection.number,
-            is_isolated=connection.poison_detector.isolated,
-            is_careful=connection.is_careful,
-            is_movable=connection.is_movable,
+            is_isolated=is_isolated,
+            is_careful=is_careful,
+            is_movable=is_movable,
         )
 
     def _warn_of_waiting(self) -> None:

@@ -18,7 +18,7 @@ from kapudf_cli.worker import channel
 
 if TYPE_CHECKING:
     import selectors
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from structlog.stdlib import BoundLogger
 
@@ -55,7 +55,6 @@ class Pool:
     Attributes:
         name: what a TICKscript calls.
         settings: of the function.
-        connections: those that have not ended, by number.
         deaths: how many workers have died unexpectedly.
         has_failed: whether the code that was loaded last could not be imported.
     """
@@ -94,7 +93,6 @@ class Pool:
         self._root_log = log
         self._log = log.bind(function=name)
         self._dispatch = Dispatch(self._log)
-        self.connections = self._dispatch.connections
         self.deaths = 0
         # What the workers have loaded that serve, and those of a replacement to come.
         self._loaded: channel.Ready | None = None
@@ -103,7 +101,7 @@ class Pool:
         self._was_ready = False
         self._backoff = RestartBackoff()
         self._recycling = Recycling()
-        # Whether the result of a reload is not known yet, and the results nobody has taken.
+        # Whether a reload has no result yet, and the results that were not taken yet.
         self._reload_pending = False
         self._reload_results: list[Reloaded] = []
         self._stopping = self._killing = self._told_to_stop = False
@@ -112,6 +110,11 @@ class Pool:
         self._tick_s = _TICK_S
 
     # --- queries ---
+
+    @property
+    def connections(self) -> Mapping[int, SupervisedConnection]:
+        """The connections that have not ended, by number."""
+        return self._dispatch.connections
 
     @property
     def workers(self) -> list[WorkerProcess]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.worker.channel import Order, Report, Serve
 
-#: How much is read of what a worker writes of its threads; a handler may have many.
+#: How much of the stacks that a worker writes is read; a handler may have many threads.
 _DUMP_BYTES: Final = 32 * 1024
 #: Makes faulthandler write each thread's stack; see `worker.main`.
 _DUMP_SIGNAL: Final = signal.SIGUSR1
@@ -49,7 +49,7 @@ class WorkerProcess:
     """
 
     def __init__(self, begin: Start) -> None:
-        """Start a worker, with what it is to load.
+        """Start a worker, and send it `begin`.
 
         Raises:
             OSError: the system has no process, memory or descriptor left.
@@ -82,7 +82,7 @@ class WorkerProcess:
                     [*command, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    # So that a Ctrl-C reaches the supervisor alone.
+                    # A Ctrl-C must reach only the supervisor.
                     process_group=0,
                 )
             self.channel.send(begin, [self._dump, self._finishes])
@@ -95,36 +95,36 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process id."""
         return self._process.pid
 
     @property
     def age_s(self) -> float:
-        """How long ago it was started, in seconds."""
+        """Its age in seconds."""
         return time.monotonic() - self.started_s
 
     def rss_bytes(self) -> int:
-        """Return the memory that it has resident, shared memory included; 0 once it is gone."""
+        """Return its resident memory, shared memory included; 0 once it is gone."""
         return processes.rss_bytes(self.pid)
 
-    # --- orders ---
+    # --- messages to it ---
 
     def send(self, order: Order) -> None:
-        """Send an order, or queue it until the worker has read earlier ones."""
+        """Send a message, or queue it until the worker has read earlier ones."""
         self._queue.append(order)
         self.send_queued()
 
     def send_queued(self) -> None:
-        """Send what is queued, as far as there is room."""
+        """Send queued messages, as far as there is room."""
         while self._queue:
             if not self._try(self._queue[0], ()):
                 return
             self._queue.popleft()
 
     def hand_over(self, order: Serve, descriptors: Sequence[int]) -> bool:
-        """Send the order to serve a connection now, or not at all; return whether it was sent.
+        """Send a connection now or not at all; return whether it was sent.
 
-        Such an order is not queued: its descriptors may be closed meanwhile.
+        The message is not queued, because its descriptors may be closed meanwhile.
         """
         return self.check_room() and self._try(order, descriptors)
 
@@ -142,21 +142,21 @@ class WorkerProcess:
 
     @property
     def lacks_room(self) -> bool:
-        """Whether something waits until it has read more of its orders."""
+        """Whether messages wait until it has read earlier ones."""
         return self._lacks_room
 
     @property
     def blocked_s(self) -> float:
-        """For how long it has read no orders though some wait, in seconds; 0 if none do."""
+        """How long it has read no messages while some wait, in seconds; 0 if none wait."""
         return time.monotonic() - self._blocked_since_s if self._lacks_room else 0.0
 
     def note_room(self) -> None:
-        """Note that the channel can be written to, and send what is queued."""
+        """Note that the channel has room, and send queued messages."""
         self._lacks_room = False
         self.send_queued()
 
     def rest(self) -> float | None:
-        """Give it no connections for a while: it, or the system, lacks something for them.
+        """Give it no connections for a while, because it or the system is short of something.
 
         Returns:
             How long, in seconds; None if it rests already.
@@ -169,17 +169,17 @@ class WorkerProcess:
         return rest_s
 
     def end_rest(self) -> None:
-        """Give it connections again: one of its own has ended, so there is room."""
+        """Give it connections again, because one of its own has ended."""
         self.rests_until_s, self._rest_s = 0.0, _FIRST_REST_S
 
     def _try(self, order: Order, descriptors: Sequence[int]) -> bool:
-        """Send an order; return whether that is done with."""
+        """Send a message; return False if it is to be sent later."""
         if self.channel_lost_s is not None:
             return True
         try:
             self.channel.send(order, descriptors)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # It is dead. Its end is handled where its channel is read.
+            pass  # It is dead; `WorkerReports` handles that.
         except BlockingIOError:
             self._note_blocked()
             return False
@@ -196,12 +196,12 @@ class WorkerProcess:
     # --- its end ---
 
     def ask_for_stacks(self) -> None:
-        """Have it write where its threads are, which takes a moment."""
+        """Ask it to write the stacks of its threads, which takes a moment."""
         with contextlib.suppress(OSError):
             self._process.send_signal(_DUMP_SIGNAL)
 
     def stacks(self) -> str:
-        """Return what was written of its threads since the last call."""
+        """Return the stacks that it has written since the last call."""
         with contextlib.suppress(OSError):
             text = os.pread(self._dump, _DUMP_BYTES, self._dump_read)
             self._dump_read += len(text)
@@ -219,7 +219,7 @@ class WorkerProcess:
             self._process.kill()
 
     def lose_channel(self) -> None:
-        """Close the channel, whose other end is closed; the process may live on for a while."""
+        """Close the channel after the worker has closed its end; the process may still run."""
         self.channel_lost_s = time.monotonic()
         self._queue.clear()
         self._lacks_room = False
@@ -231,7 +231,7 @@ class WorkerProcess:
         return self._process.poll() is not None
 
     def reap(self) -> str:
-        """Wait for its end and return in words what it was."""
+        """Wait for its end; return the exit status or the signal in words."""
         self.channel.close()
         status = self._process.wait()
         if status >= 0:
@@ -253,7 +253,7 @@ class WorkerProcess:
 
 
 class WorkerReports:
-    """The channels of some workers, read and written as they allow; for use with a selector."""
+    """Reads the reports of workers, and notices their ends; for use with a selector."""
 
     def __init__(
         self,
@@ -262,25 +262,26 @@ class WorkerReports:
         on_report: Callable[[WorkerProcess, Report], None],
         on_end: Callable[[WorkerProcess], None],
     ) -> None:
-        """Register with `selector`, with a callable as data.
+        """Watch no worker yet.
 
         Args:
-            selector: the loop calls each ready key's data.
-            on_report: is given each report.
-            on_end: is called once a worker's process has ended, after all that it reported; it
-                must `unwatch` the worker.
+            selector: channels are registered with it, with a callable as data, which the loop
+                calls when the channel is ready.
+            on_report: called with each report.
+            on_end: called once a worker's process has ended, after its last report; it must
+                call `unwatch`.
         """
         self._selector = selector
         self._on_report = on_report
         self._on_end = on_end
 
     def watch(self, worker: WorkerProcess) -> None:
-        """Handle what a worker reports, and its end."""
+        """Watch a worker."""
         self._selector.register(
             worker.channel, selectors.EVENT_READ, lambda: self._read_some(worker)
         )
         if worker.exit_notice >= 0:
-            # A child that a handler has forked may keep the channel open.
+            # A child process of a handler may keep the channel open after the worker's end.
             self._selector.register(
                 worker.exit_notice, selectors.EVENT_READ, lambda: self._read_rest(worker)
             )
@@ -293,7 +294,7 @@ class WorkerReports:
             self._selector.unregister(worker.exit_notice)
 
     def update(self, worker: WorkerProcess) -> None:
-        """Wait for room in a worker's channel if something is to be sent, and only then."""
+        """Wait for room in a worker's channel while messages are queued."""
         if worker.channel_lost_s is not None:
             return
         key = self._selector.get_key(worker.channel)
@@ -306,7 +307,7 @@ class WorkerReports:
             )
 
     def tick(self, worker: WorkerProcess) -> None:
-        """Notice the end of a worker whose channel is closed, where the system gives no notice."""
+        """Notice the end of a worker with a closed channel, if there is no exit notice."""
         if worker.channel_lost_s is not None and worker.has_exited:
             self._on_end(worker)
 
@@ -316,22 +317,22 @@ class WorkerReports:
         self._read_some(worker)
 
     def _read_some(self, worker: WorkerProcess) -> None:
-        """Handle what a worker reports, or a channel that is closed."""
+        """Handle some reports, or the end of the channel."""
         for _ in range(_MAX_REPORTS):
             try:
                 received = worker.channel.receive()
             except BlockingIOError:
                 return
             if received is None:
-                # The process ends, or its handler has closed the descriptor. Other workers
-                # must not take over before it has ended.
+                # The process ends, or its handler has closed the descriptor. Its connections are
+                # not taken over before the process has ended.
                 self._selector.unregister(worker.channel)
                 worker.lose_channel()
                 return
             self._on_report(worker, received[0])
 
     def _read_rest(self, worker: WorkerProcess) -> None:
-        """Handle the exit of a worker, after what it reported before."""
+        """Handle the exit of a worker, after its last reports."""
         while worker.channel_lost_s is None:
             try:
                 received = worker.channel.receive()

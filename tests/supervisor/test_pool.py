@@ -177,8 +177,8 @@ def test_workers_that_could_not_be_started_at_first_are_later(
     (pool,) = functions.pools()
     assert len(pool.workers) == 1
     room.left = 1
-    loop.turn_until(lambda: pool.is_ready)
-    assert states_of(pool) == [WorkerState.SERVING] * 2
+    loop.turn_until(lambda: states_of(pool) == [WorkerState.SERVING] * 2)
+    assert pool.is_ready
 
 
 def test_a_reload_that_is_followed_by_another_has_a_result(loop: Loop) -> None:
