@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import socket
 from typing import TYPE_CHECKING
 
 from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
 from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
@@ -17,6 +21,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     Point,
     SnapshotRequest,
 )
+from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -71,18 +76,32 @@ def interspersed(data: Iterable[RequestMessage], every: int) -> Iterator[Request
 def play(path: str, data: Iterable[RequestMessage], *, task: str = "task") -> list[ResponseMessage]:
     """Connect, send Init and data, half-close, and return what comes after Init.
 
-    Heartbeats are left out: on a busy machine they may come at any time.
+    Data is sent from a thread, as Kapacitor does: taking it may wait for the worker, which may
+    wait until its output is read. Heartbeats are left out: on a busy machine they may come at
+    any time.
     """
     with KapacitorSide.connect(path, timeout_s=PATIENCE_S * 4) as side:
         side.send(InitRequest(taskID=task, nodeID="node"))
         assert side.receive() == InitResponse(success=True)
+        assert isinstance(side.connection, socket.socket)
+        sending = in_thread(functools.partial(_send, side.connection.dup(), data))
         came: list[ResponseMessage] = []
         try:
-            came.extend(each for each in side.play(data) if each != HEARTBEAT)
+            came.extend(side.responses())
         except ConnectionResetError:
             # A failed task is closed although input may still come.
             assert isinstance(came[-1], ErrorResponse)
+        with contextlib.suppress(OSError):
+            sending.result(PATIENCE_S)
         return came
+
+
+def _send(connection: socket.socket, data: Iterable[RequestMessage]) -> None:
+    with connection:
+        connection.settimeout(PATIENCE_S * 4)
+        for message in data:
+            connection.sendall(REQUESTS.encode(message))
+        connection.shutdown(socket.SHUT_WR)
 
 
 def of_type(responses: Iterable[ResponseMessage], *kinds: type) -> list[ResponseMessage]:
