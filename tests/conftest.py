@@ -89,7 +89,7 @@ def kept() -> Iterator[JournaledConnection]:
 
 @pytest.fixture
 def tasks() -> Iterator[Callable[..., JournaledTask]]:
-    """Give a way to have tasks' connections, all of which are closed in the end."""
+    """Give a function that connects tasks; all connections are closed in the end."""
     with contextlib.ExitStack() as made:
 
         def make(*arguments: Any, **more: Any) -> JournaledTask:

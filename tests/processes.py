@@ -15,5 +15,5 @@ def is_alive(pid: int) -> bool:
 
 
 def await_end(pid: int) -> None:
-    """Wait until a process has ended, be it buried or not."""
+    """Wait until a process has ended, reaped or not."""
     wait_until(lambda: not is_alive(pid))

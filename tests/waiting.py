@@ -1,4 +1,4 @@
-"""Waiting for what somebody else brings about, and tells nobody of."""
+"""Wait for conditions that other threads or processes bring about."""
 
 from __future__ import annotations
 

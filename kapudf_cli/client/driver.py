@@ -428,7 +428,7 @@ def ask_info(side: KapacitorSide) -> InfoResponse:
 #: What an error of connect means to the user who named the path.
 _REFUSALS = {
     errno.ENOENT: "there is no such socket; is the UDF running?",
-    errno.ECONNREFUSED: "connection refused; no process serves this path",
+    errno.ECONNREFUSED: "connection refused; no process serves this path, or it is still starting",
     errno.EACCES: "permission denied; the socket's mode or group keeps this user out",
     errno.EPROTOTYPE: "this is not a stream socket",
     errno.ENOTDIR: "a part of this path is not a folder",

@@ -26,7 +26,7 @@ def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]
     """Return the handler's class that `spec` names; see `plugins.find`.
 
     Raises:
-        PluginError: it cannot be had. The traceback of a failed import is in the log at
+        PluginError: it cannot be loaded. The traceback of a failed import is in the log at
             debug level, and a note on the error says so.
     """
     process = os.getpid()

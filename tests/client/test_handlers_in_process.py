@@ -24,7 +24,7 @@ from tests.serve_process import PATIENCE_S
 
 
 class Described(Handler):
-    """Has edges and an option to tell of."""
+    """Declares edges and an option."""
 
     wants = BATCH
     provides = STREAM

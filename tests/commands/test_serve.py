@@ -69,7 +69,7 @@ def groups() -> list[str]:
 
 
 def leave_stale(path: str) -> None:
-    """Leave a socket at a path that nobody serves."""
+    """Leave a stale socket at a path."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
 
@@ -537,7 +537,7 @@ def test_a_path_that_is_served_is_a_line_with_the_process(socket_path: str) -> N
         assert probe(socket_path, timeout_s=PATIENCE_S).info.options
 
 
-# --- handlers that cannot be had ---
+# --- handlers that cannot be loaded ---
 
 
 def serve_with(folder: Path, handler: str, *arguments: str, status: int) -> str:

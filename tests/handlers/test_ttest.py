@@ -298,7 +298,7 @@ def test_it_declares_its_edges_and_options(udf: StartTask) -> None:
 
 
 def without_scipy(folder: Path) -> dict[str, str]:
-    """Return the environment of a process in which scipy is not to be had."""
+    """Return the environment of a process in which scipy cannot be imported."""
     package = folder / "scipy"
     package.mkdir()
     package.joinpath("__init__.py").write_text(

@@ -275,7 +275,7 @@ class KapacitorDaemon:
     def wait_for(self, condition: Callable[[], T | None], what: str) -> T:
         """Call `condition` again and again until it gives something true, and return that.
 
-        kapacitord tells nobody when something has changed, so somebody must poll;
+        kapacitord does not report changes, so tests must poll;
         it is done here, and ends when kapacitord does.
         """
         assert self._process is not None

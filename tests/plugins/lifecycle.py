@@ -34,7 +34,7 @@ class Recorder(Handler):
 
 
 class Gated(Handler):
-    """Opens the named pipe $GATE at its first point, and so waits until somebody writes there."""
+    """Opens the named pipe $GATE at its first point, and so waits until a process writes there."""
 
     def __init__(self, agent: Writer) -> None:
         super().__init__(agent)

@@ -90,7 +90,7 @@ def _wrap(name: str, original: Any, reaper: Reaper) -> None:
         try:
             if name == "send" and arguments[1] > 1:
                 reaper.at("before")
-                # A part of it only, so that a death comes in the midst of a message, too.
+                # Only a part, so that some deaths come inside a message.
                 done = original(arguments[0], arguments[1] // 2)
                 reaper.at("half")
                 return done

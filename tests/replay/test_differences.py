@@ -1,4 +1,4 @@
-"""What a UDF changed: which point is which, and what is told of each."""
+"""What a UDF changed: how points are matched, and how each is reported."""
 
 from __future__ import annotations
 

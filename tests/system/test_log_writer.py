@@ -49,7 +49,7 @@ class Reader:
 
 @pytest.fixture(params=["pipe", "socket", "terminal", "shared pipe"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    """Give a reader of each kind; the last is one that this user may not open once more."""
+    """Give a reader of each kind; the last is one that this user may not reopen."""
     if request.param == "shared pipe":
 
         def refuse(path: str, flags: int) -> int:
@@ -81,7 +81,7 @@ def test_a_reader_that_stops_holds_nobody_up_and_what_is_lost_is_counted(
         writer.write(LINE)
     lost = writer.lost
     assert lost > 0
-    writer.finish()  # It does not wait for ever, either.
+    writer.finish()  # Its wait is bounded.
     reading = threading.Thread(target=reader.read, args=[b"end\n"])
     reading.start()
     wait_until(lambda: reader.lost == [lost])
@@ -142,7 +142,7 @@ def test_a_record_that_cannot_be_formatted_raises_nothing(
     monkeypatch.setattr(logging, "raiseExceptions", False)
     reader = Reader("pipe")
     output = LineHandler(LogWriter(reader.writable, reader.lost.append), logging.Formatter())
-    logger = logging.Logger("alone")  # noqa: LOG001 - no other test shall see it
+    logger = logging.Logger("alone")  # noqa: LOG001 - no other test sees it
     logger.addHandler(output)
     logger.info("%d", "no number")
     logger.info("fine")

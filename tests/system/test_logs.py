@@ -57,7 +57,7 @@ def on_terminal(code: str, log_format: str) -> str:
     ) as process:
         os.close(theirs)
         written = b""
-        # Once nobody has the other end any more, reading fails with EIO.
+        # Once the other end is closed everywhere, reading fails with EIO.
         with contextlib.suppress(OSError):
             while data := os.read(ours, 4096):
                 written += data

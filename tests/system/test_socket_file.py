@@ -163,14 +163,14 @@ def tell(process: subprocess.Popen[str], line: str) -> None:
 
 
 def leave_stale(path: str) -> None:
-    """Leave a socket at a path that nobody serves."""
+    """Leave a stale socket at a path."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
 
 
 def fingerprint(path: str) -> tuple[object, ...]:
-    """Return whatever would be different if somebody had touched what is at a path."""
+    """Return what changes when a process touches the file at a path."""
     found = os.lstat(path)
     content: object = None
     if stat.S_ISREG(found.st_mode):
@@ -425,7 +425,7 @@ def make_dangling_link(path: str) -> None:
 
 
 def make_link_to_stale_socket(path: str) -> None:
-    """Make a symbolic link to a socket that nobody serves."""
+    """Make a symbolic link to a stale socket."""
     leave_stale(f"{path}.stale")
     os.symlink(f"{path}.stale", path)
 
@@ -466,7 +466,7 @@ def test_a_link_to_a_live_socket_is_left_alone(socket_path: str, *, remove_stale
         assert server_pid(target) == server.pid
 
 
-# --- a path that cannot be had ---
+# --- paths that cannot be used ---
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "漢", "😀"])
@@ -561,7 +561,7 @@ def test_a_group_that_may_not_be_given_leaves_nothing_behind(short_folder: Path)
 
 
 def make_socket(path: str) -> None:
-    """Make a socket that nobody serves."""
+    """Make a stale socket."""
     leave_stale(path)
 
 

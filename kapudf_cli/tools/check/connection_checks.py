@@ -272,7 +272,7 @@ KEEPALIVE_CHECKS: Final = (
 _REPLAY: Final = (
     "A replay half-closes when all is sent, and reads until the UDF closes: Stop in udf/server.go"
 )
-_DISABLED: Final = "A disabled task's connection is cut, whatever is on its way"
+_DISABLED: Final = "A disabled task's connection is cut, whatever was sent and not read yet"
 _COUNT: Final = 1_000
 _PIECES: Final = 10
 _CONNECTIONS: Final = 4
@@ -318,7 +318,7 @@ def _survives_a_cut(trial: Trial) -> None:
         session.post(*trial.data(100))
         session.cut()
         _ending(trial, session)
-    _still_serves(trial, "a connection that was cut with data on its way")
+    _still_serves(trial, "a connection that was cut with unread data")
 
 
 def _survives_a_cut_frame(trial: Trial) -> None:
@@ -438,7 +438,7 @@ END_CHECKS: Final = (
     ),
     Check(
         "cut-in-data",
-        "A connection that is cut with data on its way ends alone.",
+        "A connection that is cut with unread data ends alone.",
         _DISABLED,
         _survives_a_cut,
         cuts=True,
