@@ -222,7 +222,7 @@ class KapacitorSide:
     def play(self, requests: Iterable[RequestMessage]) -> Iterator[ResponseMessage]:
         """Send requests, half-close, and yield the responses until the UDF closes."""
         self.queue(requests)
-        while (step := self.step(self._left_s)) is not Event.CLOSED:
+        while (step := self._step_in_time()) is not Event.CLOSED:
             if step is not Event.SENT:
                 yield step
             else:
@@ -243,7 +243,7 @@ class KapacitorSide:
             TimeoutError: nothing came in time.
             OSError: the connection broke.
         """
-        while (step := self.step(self._left_s)) is Event.SENT or _is_heartbeat(step):
+        while (step := self._step_in_time()) is Event.SENT or _is_heartbeat(step):
             pass
         return None if isinstance(step, Event) else step
 
@@ -257,6 +257,13 @@ class KapacitorSide:
         """Yield every response until the UDF closes; raises as `receive` does."""
         while (response := self.receive()) is not None:
             yield response
+
+    def _step_in_time(self) -> Step:
+        """Do what `step` does before the deadline; heartbeats do not extend it."""
+        left_s = self._left_s
+        if left_s <= 0:
+            raise TimeoutError(errno.ETIMEDOUT, "timed out")
+        return self.step(left_s)
 
     def step(self, timeout_s: float) -> Step:
         """Send what is queued until a response comes, the queue is sent, or the UDF closes.

@@ -23,6 +23,8 @@ _FIXED_BYTES: Final[Mapping[int, int]] = {1: 8, 5: 4}
 #: The field number of the key in an entry of a map.
 _KEY: Final = 1
 _LONGEST_VARINT: Final = 10
+#: A tag is an unsigned number of 32 bits, a length a signed one.
+_MAX_TAG: Final = 2**32 - 1
 #: How many bytes to show before and after the first invalid one.
 _SHOWN_BEFORE: Final = 24
 _SHOWN_AFTER: Final = 8
@@ -82,6 +84,8 @@ def _fields(data: bytes, path: str) -> Iterator[tuple[int, bytes | None]]:
     place = 0
     while place < len(data):
         tag, place = _varint(data, place)
+        if tag > _MAX_TAG:
+            raise _Fault(f"{path} has a field of number {tag >> 3}, which is too high")
         content = None
         wire_type = tag & 7
         if wire_type == _VARINT:

@@ -268,6 +268,7 @@ GARBAGE = {
     "a length above all bounds": b"\x8a\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
     "a group that ends unopened": b"\x0c",
     "a wire type that is none": b"\x07",
+    "a tag of more than 32 bits": b"\xbd\x80\x80\x80\x10\x00\x00\x00\x00",
     "text": b"GET / HTTP/1.1\r\n\r\n",
     "broken bytes inside the point": field(17, b"\x12\x05n"),
     "a point's name that is no UTF-8": field(17, b"\x12\x02\xff\xfe"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.client.driver import Event, KapacitorSide
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
 from kapudf_cli.protocol.udf_pb2 import (
@@ -179,9 +179,11 @@ def test_heartbeats_while_a_state_is_repeated_come_between_messages(
         process.event("worker died")
         counts = []
         heartbeats = 0
-        while (response := peer.side.receive_within(PATIENCE_S)) is not None:
+        while (response := peer.side.step(PATIENCE_S)) is not Event.CLOSED:
             if isinstance(response, Point):
                 counts.append((response.time, response.fieldsInt["count"]))
+                continue
+            if response is Event.SENT:
                 continue
             assert response == KeepaliveResponse(time=HEARTBEAT_TIME)
             heartbeats += 1

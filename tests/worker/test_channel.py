@@ -32,7 +32,8 @@ messages = st.one_of(
     ),
     st.builds(orders.Resume, numbers), st.builds(orders.Pause, numbers),
     st.builds(orders.Release, numbers), st.just(orders.Stop()), st.just(orders.Abort()),
-    st.builds(orders.Ready, texts), st.builds(orders.Failed, texts, st.booleans()),
+    st.builds(orders.Ready, texts, st.builds(orders.Code, texts, st.floats(0, 1e12), texts)),
+    st.builds(orders.Failed, texts, st.booleans()),
     st.builds(orders.Paused, numbers), st.builds(orders.TakenOver, numbers),
     st.builds(orders.Refused, numbers, texts, st.booleans()), st.builds(orders.Finished, numbers),
 )  # fmt: skip
