@@ -116,6 +116,7 @@ class Session:
         timeout_s: float,
         provides: EdgeType | None = None,
         limit_s: float = math.inf,
+        limit_messages: float = math.inf,
         settle_limit_s: float | None = None,
         keepalives: bool = False,
     ) -> None:
@@ -127,6 +128,7 @@ class Session:
                 response restarts it.
             provides: the edge that the UDF has declared, None if that is not known.
             limit_s: how long the whole session may take, however lively it is.
+            limit_messages: how many points and batches the UDF may send.
             settle_limit_s: how long `settle` waits for a UDF that keeps sending, None for
                 several timeouts.
             keepalives: whether to send a keepalive every half of the timeout.
@@ -137,6 +139,7 @@ class Session:
         self._side = connection.side
         self._timeout_s = timeout_s
         self._limit_s = limit_s
+        self._limit_messages = limit_messages
         self._until_s = time.monotonic() + limit_s
         self._settle_limit_s = settle_limit_s or _SETTLE_TIMEOUTS * timeout_s
         self._order = ResponseOrder(provides)
@@ -405,6 +408,9 @@ class Session:
                 raise faults.failed(step.error)
             case BeginBatch() | Point() | EndBatch():
                 self.counts.received(step)
+                came = self.counts.points_received + self.counts.batches_received
+                if came > self._limit_messages:
+                    raise UdfFaultError(f"sent more than {self._limit_messages} messages")
             case KeepaliveResponse():
                 self._answered(step)
         return step

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: A check on one connection ends after so many timeouts. Otherwise a UDF that never stops
 #: sending keepalives would block the run.
 _MAX_TIMEOUTS: Final = 12
+#: The longest check sends some ten thousand messages. A UDF that answers each with a hundred
+#: is not known.
+_MAX_MESSAGES: Final = 2_000_000
 
 
 class NotApplicableError(KapudfError):
@@ -128,6 +131,7 @@ class Trial:
                 timeout_s=self.timeout_s,
                 provides=None if self.info is None else self.info.provides,
                 limit_s=self.timeout_s * _MAX_TIMEOUTS,
+                limit_messages=_MAX_MESSAGES,
                 settle_limit_s=self.timeout_s,
             )
             yield session
