@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import describe
+from kapudf_cli.handler import definition
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.plugin_errors import (
     AmbiguousHandlerError,
@@ -117,7 +118,7 @@ class Plugin:
             problem = f"handler '{self.name}': {self.target} does not define {missing}()"
             raise NotAHandlerError(problem)
         try:
-            found.check_definition()
+            definition.check(found)
         except Exception as error:
             # Otherwise each task would fail, or lose data.
             problem = f"handler '{self.name}': {self.target} cannot be used: {describe(error)}"

@@ -23,6 +23,7 @@ from kapudf_cli.client.errors import UdfFaultError
 from kapudf_cli.client.session import Session
 from kapudf_cli.client.target import Connection, served
 from kapudf_cli.errors import KapudfError
+from kapudf_cli.handler import definition
 from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.handler.options import Options, calls_of
 from kapudf_cli.protocol.udf_pb2 import (
@@ -95,7 +96,7 @@ class Task:
         Raises:
             TypeError: `kapudf serve` would refuse the class.
         """
-        handler.check_definition()
+        definition.check(handler)
         with served(handler, timeout_s=_TIMEOUT_S) as side:
             yield cls(side)
 

@@ -41,6 +41,7 @@ from kapudf_cli import (
 from kapudf_cli.client.target import describe
 from kapudf_cli.commands import main
 from kapudf_cli.config import check
+from kapudf_cli.handler.declared import options_class
 from kapudf_cli.handler.options import declare
 from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
 from kapudf_cli.tickscript.snippets import edge_name, signatures
@@ -484,7 +485,7 @@ def test_the_page_of_the_handlers_has_each_with_its_options_and_its_snippet(name
     assert f"| [{name}](#{name}) | {edges}" in sections[0]
     rows = re.findall(r"^\| `(.+?)` \| (.*?) ?\|", section, re.MULTILINE)
     assert sorted(call for call, _ in rows) == signatures(info)
-    options = handler._options_type()
+    options = options_class(handler)
     assert options is not None
     declared = {field.encode_name: field for field in msgspec.structs.fields(options)}
     for call, default in rows:

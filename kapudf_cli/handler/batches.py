@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from kapudf_cli.handler.errors import BatchTooLongError
-from kapudf_cli.handler.handler import Handler, refuse_async
+from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.udf_pb2 import BATCH, BeginBatch, EndBatch, Point
 
@@ -120,12 +120,6 @@ class BatchHandler(Handler):
         super().__init__(agent)
         self._begin = BeginBatch()
         self._points: list[Point] = []
-
-    @classmethod
-    def check_definition(cls) -> None:
-        """Check the class; `batch` may be a generator, unlike other methods."""
-        super().check_definition()
-        refuse_async(f"{cls.__name__}.batch", cls.batch)
 
     @abc.abstractmethod
     def batch(self, batch: Batch, /) -> Iterable[Point] | Iterable[Batch] | Batch | None:

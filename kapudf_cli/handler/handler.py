@@ -25,13 +25,11 @@ logged, sent to Kapacitor, and ends that connection only.
 from __future__ import annotations
 
 import abc
-import inspect
-import sys
-import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from kapudf_cli.errors import describe
 from kapudf_cli.handler import options, state
+from kapudf_cli.handler.declared import annotation_of, fresh_state, options_class
 from kapudf_cli.handler.errors import OptionsError, StateError
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
@@ -127,8 +125,9 @@ class Handler(abc.ABC):
     state_expiry: ClassVar[dt.timedelta | None] = None
     foreign_state: ClassVar[ForeignState] = "discard"
 
-    options: Any
-    state: Any
+    if TYPE_CHECKING:  # at run time, only annotations of subclasses declare something
+        options: Any
+        state: Any
 
     def __init__(self, agent: Writer) -> None:
         """Keep the agent. Do expensive work in `setup`.
@@ -137,7 +136,7 @@ class Handler(abc.ABC):
         created for that connection too.
         """
         self.agent = agent
-        fresh = self._fresh_state()
+        fresh = fresh_state(type(self))
         if fresh is not None:
             self.state = fresh
 
@@ -152,7 +151,7 @@ class Handler(abc.ABC):
 
         It must always return the same; it is also called before `init`.
         """
-        declaration = self._options_type()
+        declaration = options_class(type(self))
         return InfoResponse(
             wants=self.wants,
             provides=self.provides,
@@ -162,7 +161,7 @@ class Handler(abc.ABC):
     def init(self, request: InitRequest, /) -> InitResponse:
         """Handle Init, with the options of the TICKscript. `success=False` fails the task."""
         try:
-            declaration = self._options_type()
+            declaration = options_class(type(self))
             if declaration is not None:
                 self.options = options.parse(declaration, request.options)
             self.setup()
@@ -172,7 +171,7 @@ class Handler(abc.ABC):
 
     def snapshot(self) -> SnapshotResponse:
         """Return the state as bytes for `restore`; empty if no state is declared."""
-        if _declared(type(self), "state") is None:
+        if annotation_of(type(self), "state") is None:
             return SnapshotResponse()
         content = state.dump(self.state, handler=type(self).__name__, version=self.state_version)
         return SnapshotResponse(snapshot=content)
@@ -229,56 +228,11 @@ class Handler(abc.ABC):
     def keeps_state(cls) -> bool:
         """Return whether the class declares a state or overrides `snapshot`."""
         of_its_own = cls.snapshot is not Handler.snapshot
-        return of_its_own or _declared(cls, "state") is not None
-
-    @classmethod
-    def check_definition(cls) -> None:
-        """Check the class before any task uses it.
-
-        Raises:
-            TypeError: an edge, an option, the state or a method is invalid.
-            NameError: an annotation uses a name that its module does not have at run time.
-        """
-        for name in ("wants", "provides"):
-            if (edge := getattr(cls, name)) not in EdgeType.values():
-                message = f"{cls.__name__}.{name}: {edge!r} is neither STREAM nor BATCH"
-                raise TypeError(message)
-        declaration = cls._options_type()
-        if declaration is not None:
-            options.declare(declaration)
-        if cls._fresh_state() is None and isinstance(
-            getattr(cls, "state", None), state.State | state.PerGroup
-        ):
-            message = f"{cls.__name__}.state is not annotated, so no snapshot would have it"
-            raise TypeError(message)
-        for name, method in inspect.getmembers(cls, inspect.isfunction):
-            if hasattr(Handler, name):
-                refuse_async(f"{cls.__name__}.{name}", method)
-                if inspect.isgeneratorfunction(method):
-                    problem = "has a yield and would never run; write with self.agent instead"
-                    message = f"{cls.__name__}.{name} {problem}"
-                    raise TypeError(message)
-
-    @classmethod
-    def _options_type(cls) -> type[options.Options] | None:
-        annotation = _declared(cls, "options")
-        if annotation is None:
-            return None
-        if isinstance(annotation, type) and issubclass(annotation, options.Options):
-            return annotation
-        message = f"{cls.__name__}.options: {annotation!r} is not a subclass of kapudf_cli.Options"
-        raise TypeError(message)
-
-    @classmethod
-    def _fresh_state(cls) -> state.AnyState | None:
-        annotation = _declared(cls, "state")
-        if annotation is None:
-            return None
-        return state.create(annotation, limit=cls.state_limit, expiry=cls.state_expiry)
+        return of_its_own or annotation_of(cls, "state") is not None
 
     def _state_to_fill(self) -> state.AnyState | None:
         """Return the state to restore a snapshot into, None if none is declared."""
-        fresh = self._fresh_state()
+        fresh = fresh_state(type(self))
         # `setup` may have created a state with a limit and an expiry of the options.
         if isinstance(fresh, state.PerGroup) and isinstance(self.state, state.PerGroup):
             return self.state
@@ -304,33 +258,3 @@ class Handler(abc.ABC):
             return RestoreResponse(error=reason)
         _log.warning("snapshot discarded, starting afresh: %s", reason)
         return RestoreResponse(success=True)
-
-
-def refuse_async(name: str, method: object) -> None:
-    """Raise TypeError for an async method: it is never awaited, so its body would never run."""
-    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
-        message = f"{name} is async; it is called and never awaited, so write a plain def"
-        raise TypeError(message)
-
-
-def _declared(handler: type[Handler], attribute: str) -> object | None:
-    """Return the annotation of an attribute of a handler's class, None if it has none.
-
-    Other annotations are not evaluated: they may use names that are imported only for type
-    checkers.
-
-    Raises:
-        NameError: the annotation uses a name that its module does not have.
-    """
-    for owner in handler.__mro__:
-        if owner is Handler:
-            return None
-        annotation = inspect.get_annotations(owner).get(attribute)
-        if annotation is None:
-            continue
-        holder = type("Holder", (), {"__annotations__": {attribute: annotation}})
-        module = vars(sys.modules[owner.__module__])
-        hints = typing.get_type_hints(holder, module, dict(vars(owner)), include_extras=True)
-        evaluated: object = hints[attribute]
-        return evaluated
-    return None

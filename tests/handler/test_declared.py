@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import pytest
 
 from kapudf_cli import Handler, Options, PerGroup, Point, State, Writer
+from kapudf_cli.handler import definition
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -82,7 +83,7 @@ class Unknown(Base):
 
 
 def options_of(handler: type[Handler]) -> list[str]:
-    handler.check_definition()
+    definition.check(handler)
     return list(handler(cast("Writer", None)).info().options)
 
 
@@ -119,7 +120,7 @@ def test_a_base_or_a_mixin_can_declare_the_state(
 
 def test_the_error_of_an_annotation_for_type_checkers_names_it() -> None:
     with pytest.raises(NameError, match="'Decimal'"):
-        Unknown.check_definition()
+        definition.check(Unknown)
 
 
 SOURCE = """
