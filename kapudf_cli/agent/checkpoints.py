@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.transport.stream import ConnectionStats
 
 #: The longest message that protobuf can parse.
 MAX_MESSAGE_BYTES: Final = 2**31 - 1

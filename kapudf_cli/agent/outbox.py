@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.raw_points import RawPoint
     from kapudf_cli.protocol.udf_pb2 import EdgeType, SnapshotResponse
     from kapudf_cli.transport import Stream
-    from kapudf_cli.transport.commit import ConnectionStats
+    from kapudf_cli.transport.stream import ConnectionStats
 
 _log = loggers.get(__name__)
 

@@ -31,13 +31,13 @@ from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.order import OutgoingOrder
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
-from kapudf_cli.transport.commit import Commit
+from kapudf_cli.transport.stream import Commit
 
 if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage, ResponseMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType
     from kapudf_cli.transport import Stream
-    from kapudf_cli.transport.commit import ConnectionStats
+    from kapudf_cli.transport.stream import ConnectionStats
 
 #: Flush from this size on: as much as a read brings, so that a write call is cheap beside
 #: the points in it. It also bounds what is kept for a peer that does not read.

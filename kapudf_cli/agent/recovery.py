@@ -19,7 +19,7 @@ from kapudf_cli.protocol.order import Incoming
 from kapudf_cli.protocol.request_reader import RequestReader
 from kapudf_cli.protocol.udf_pb2 import RestoreRequest
 from kapudf_cli.system import loggers
-from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.transport.stream import ConnectionStats
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.transport.stream import ConnectionStats
 
 if TYPE_CHECKING:
     from kapudf_cli.agent.errors import HandlerError

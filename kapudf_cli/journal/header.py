@@ -16,7 +16,7 @@ import mmap
 import struct
 from typing import NamedTuple, Protocol, cast
 
-from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.transport.stream import ConnectionStats
 
 #: The first page. The rest of the memory holds input and output: see `Journal`.
 HEADER_BYTES = mmap.PAGESIZE

@@ -39,7 +39,7 @@ from kapudf_cli.transport.descriptors import unsent_bytes
 if TYPE_CHECKING:
     import socket
 
-    from kapudf_cli.transport.commit import Commit
+    from kapudf_cli.transport.stream import Commit
 
 #: One of the two segments of the ring. Linux queues about 250 KiB on a Unix socket whose peer
 #: does not read, so nothing of one segment is in flight once the other one is full.

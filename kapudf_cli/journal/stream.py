@@ -12,7 +12,7 @@ from kapudf_cli.journal import syscalls
 from kapudf_cli.journal.header import NO_FRAME, REPLAYING_HISTORY
 from kapudf_cli.system import loggers
 from kapudf_cli.transport import SocketStream
-from kapudf_cli.transport.commit import Commit
+from kapudf_cli.transport.stream import Commit
 
 if TYPE_CHECKING:
     import socket

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.handler.handler import Handler
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
-    from kapudf_cli.transport.commit import ConnectionStats
+    from kapudf_cli.transport.stream import ConnectionStats
 
 INIT = REQUESTS.encode(InitRequest(taskID="task"))
 

@@ -27,7 +27,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
-from kapudf_cli.transport.commit import Commit, ConnectionStats
+from kapudf_cli.transport.stream import Commit, ConnectionStats
 from tests.counters import Counting, counted
 from tests.journal.connections import WorkerDiedError
 from tests.peers import INIT, INITIALIZED, encoded, in_thread

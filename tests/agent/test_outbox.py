@@ -34,7 +34,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotResponse,
 )
 from kapudf_cli.transport import SocketStream
-from kapudf_cli.transport.commit import Commit, ConnectionStats
+from kapudf_cli.transport.stream import Commit, ConnectionStats
 from tests.peers import in_thread, is_full
 from tests.serve_process import PATIENCE_S
 

@@ -20,7 +20,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     KeepaliveResponse,
     Point,
 )
-from kapudf_cli.transport.commit import Commit, ConnectionStats
+from kapudf_cli.transport.stream import Commit, ConnectionStats
 
 if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage, ResponseMessage

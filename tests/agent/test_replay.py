@@ -20,7 +20,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     RestoreRequest,
     RestoreResponse,
 )
-from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.transport.stream import ConnectionStats
 from tests.agent.parts import AgentParts
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from kapudf_cli.journal import header as layout
 from kapudf_cli.journal.header import HEADER_BYTES, CommitRecord, Header
-from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.transport.stream import ConnectionStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from kapudf_cli.journal import journal
 from kapudf_cli.journal.header import NO_FRAME, Header
-from kapudf_cli.transport.commit import Commit, ConnectionStats
+from kapudf_cli.transport.stream import Commit, ConnectionStats
 from tests.journal.connections import (
     JOURNAL_BYTES,
     MAX_FRAME_BYTES,

@@ -14,7 +14,7 @@ from kapudf_cli.journal.header import NO_FRAME, REPLAYING_HISTORY
 from kapudf_cli.protocol.codec import RESPONSES
 from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.transport import ReadPaused
-from kapudf_cli.transport.commit import Commit, ConnectionStats
+from kapudf_cli.transport.stream import Commit, ConnectionStats
 from tests.journal.connections import JOURNAL_BYTES, MAX_FRAME_BYTES, JournaledConnection
 from tests.peers import in_thread, is_full
 from tests.serve_process import PATIENCE_S

@@ -16,7 +16,7 @@ from kapudf_cli.journal.header import NO_FRAME
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.routes import ConnectionState, Give
-from kapudf_cli.transport.commit import Commit, ConnectionStats
+from kapudf_cli.transport.stream import Commit, ConnectionStats
 from tests.journal.connections import JournaledConnection
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S

@@ -12,8 +12,7 @@ import pytest
 
 from kapudf_cli.transport import ReadPaused
 from kapudf_cli.transport.descriptors import unread_bytes, wait_for
-from kapudf_cli.transport.input import Input
-from kapudf_cli.transport.waker import Waker
+from kapudf_cli.transport.input import Input, Waker
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 

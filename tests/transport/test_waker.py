@@ -9,7 +9,7 @@ import pytest
 
 from kapudf_cli.transport import ReadPaused
 from kapudf_cli.transport.descriptors import wait_for
-from kapudf_cli.transport.waker import Waker
+from kapudf_cli.transport.input import Waker
 
 
 def wakes(waker: Waker) -> bool:

@@ -21,7 +21,7 @@ from kapudf_cli.protocol.udf_pb2 import InitResponse, Point
 from kapudf_cli.system import logs
 from kapudf_cli.system.socket_file import PeerCredentials
 from kapudf_cli.transport import SocketStream
-from kapudf_cli.transport.commit import ConnectionStats
+from kapudf_cli.transport.stream import ConnectionStats
 from kapudf_cli.worker.connections import Connections, Function, checkpoints_for
 from tests.peers import INIT
 from tests.serve_process import PATIENCE_S

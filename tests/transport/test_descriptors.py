@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from kapudf_cli.transport.settling import settle
+from kapudf_cli.transport.descriptors import settle
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
