@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kapudf_cli.commands import EXIT_FAILURE, options
+from kapudf_cli.commands.options import silenced, target_options
 from kapudf_cli.commands.output import json_text, own_stdout
-from kapudf_cli.commands.targets import silenced, target_options
 from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kapudf_cli.commands import options
-from kapudf_cli.commands.options import Number
+from kapudf_cli.commands.options import Number, silenced, target_options
 from kapudf_cli.commands.output import aligned, json_text, own_stdout, show_live
-from kapudf_cli.commands.targets import silenced, target_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -23,9 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import IO
 
+    from click._termui_impl import ProgressBar
+
+    from kapudf_cli.client.session import Counts
+    from kapudf_cli.tools.recordings import Recording
+
 _STREAM_MODES: Final = {"stdin": "r", "stdout": "w", "stderr": "w"}
 #: The errors of a file that takes no more data.
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+#: When a progress bar appears, and how often it changes.
+_PROGRESS_DELAY_S: Final = 1.0
+_PROGRESS_EVERY_S: Final = 0.2
 
 
 def say(line: str = "", *, err: bool = False) -> None:
@@ -41,11 +50,6 @@ def say_json(content: object, *, indent: int | None = None) -> None:
 def json_text(content: object, *, indent: int | None = None) -> str:
     """Return a value as JSON that is safe to print; text that is not ASCII stays readable."""
     return printable_json(json.dumps(content, indent=indent, ensure_ascii=False))
-
-
-def show_live(line: str) -> None:
-    """Replace the status line on stderr; an empty one removes it."""
-    click.echo(f"\r{printable(line)}\x1b[K", err=True, nl=False)
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -163,6 +167,65 @@ def own_stdout() -> Iterator[Stdout]:
         sys.stdout.flush()
         os.dup2(descriptor, sys.stdout.fileno())
         os.close(descriptor)
+
+
+# --- progress on stderr ---
+
+
+def show_live(line: str) -> None:
+    """Replace the status line on stderr; an empty one removes it."""
+    click.echo(f"\r{printable(line)}\x1b[K", err=True, nl=False)
+
+
+@contextlib.contextmanager
+def progress(recording: Recording, counts: Counts) -> Iterator[None]:
+    """Show how much of a recording has been read, while the block runs.
+
+    Nothing is shown unless stderr is a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    done = threading.Event()
+    complete = threading.Event()
+    thread = threading.Thread(
+        target=_show_progress, args=(done, complete, recording, counts), daemon=True
+    )
+    thread.start()
+    try:
+        yield
+        complete.set()
+    finally:
+        done.set()
+        thread.join()
+
+
+def _show_progress(
+    done: threading.Event, complete: threading.Event, recording: Recording, counts: Counts
+) -> None:
+    if done.wait(_PROGRESS_DELAY_S):
+        return
+    size = recording.size_bytes
+    if not size:
+        # A pipe has no known size: show the counts without a bar.
+        while True:
+            show_live(_label(counts))
+            if done.wait(_PROGRESS_EVERY_S):
+                show_live("")
+                return
+    bar: ProgressBar[int]
+    with click.progressbar(
+        length=size, file=sys.stderr, show_percent=True, item_show_func=lambda _: _label(counts)
+    ) as bar:
+        while not done.wait(_PROGRESS_EVERY_S):
+            # Input is read before it is processed: keep the bar below 100% until the end.
+            bar.update(max(min(recording.read_bytes, size - 1) - bar.pos, 0))
+        if complete.is_set():
+            bar.update(size - bar.pos)
+
+
+def _label(counts: Counts) -> str:
+    return f"{counts.points_received:,} of {counts.points_sent:,} points came back"
 
 
 # --- the standard streams of the process ---

@@ -14,10 +14,8 @@ import click
 from click.core import ParameterSource
 
 from kapudf_cli.commands import options
-from kapudf_cli.commands.options import Number
-from kapudf_cli.commands.output import own_stdout, say
-from kapudf_cli.commands.progress import progress
-from kapudf_cli.commands.targets import target_options
+from kapudf_cli.commands.options import Number, target_options
+from kapudf_cli.commands.output import own_stdout, progress, say
 from kapudf_cli.system.terminal_text import counted, printable
 
 if TYPE_CHECKING:

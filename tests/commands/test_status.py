@@ -193,7 +193,7 @@ def test_who_may_not_feed_the_function_may_not_ask(
     serve("mirror")
     asked = run_unprivileged(
         "import sys\nfrom kapudf_cli.commands import main\n"
-        "from kapudf_cli.commands import status\n"
+        "from kapudf_cli.commands import control\n"
         "from kapudf_cli.commands import output\nfrom kapudf_cli.supervisor import control",
         "main(['status', '--socket', sys.argv[1]])",
         socket_path,
