@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks import contenders, traffic
-from benchmarks.traffic import Connection
+from benchmarks.traffic import Connection, bulk, ping_pong
 from kapudf_cli.protocol.udf_pb2 import DOUBLE, INT, STRING, Option, OptionValue
-from kapudf_cli.tools.load.exchange import bulk, ping_pong
 from kapudf_cli.tools.load.work import Work
 
 if TYPE_CHECKING:

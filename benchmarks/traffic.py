@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +13,25 @@ from typing import TYPE_CHECKING
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import FrameReader
-from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
-from kapudf_cli.tools.load.exchange import Exchange, receive, send_as_kapacitor
-from kapudf_cli.tools.load.work import Shape
+from kapudf_cli.protocol.udf_pb2 import (
+    BeginBatch,
+    EndBatch,
+    ErrorResponse,
+    InitRequest,
+    InitResponse,
+    Point,
+)
+from kapudf_cli.tools.load.work import Shape, head_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kapudf_cli.tools.load.work import Work
 
 _TIMEOUT_S = 120.0
+_READ_BYTES = 256 * 1024
+#: A sleep overshoots by about this much; for a shorter wait, only yield.
+_SLEEP_UNTIL_S = 0.0002
 CAPTURE = Path(__file__).parent.parent / "tests" / "captures" / "stream-01.bin"
 
 
@@ -53,16 +65,142 @@ def batch(points: list[Point]) -> list[BeginBatch | Point | EndBatch]:
     return [begin, *inside, end]
 
 
-class Connection(Exchange):
-    """A task's connection to a UDF, or a plain one to the echo server."""
+class Connection:
+    """A task's connection to a UDF, or a plain one to the echo server.
+
+    Answers are awaited by counting bytes. That costs the load generator next to nothing, so
+    that it can measure a UDF which is faster than frames can be counted. But the UDF must
+    answer each block with the same number of bytes.
+
+    Attributes:
+        socket: the connection, past Init.
+        work: what is sent.
+        block: the bytes of one block of `work`.
+        answer_bytes: how many bytes come back for a block.
+    """
 
     def __init__(self, path: str, work: Work, *, echo: bool = False) -> None:
-        """Connect and, unless it is an echo, start a task and measure the answer to one block."""
-        side = KapacitorSide.connect(path, timeout_s=_TIMEOUT_S)
-        assert isinstance(side.connection, socket.socket)
-        super().__init__(side, side.connection, work)
+        """Connect and, unless it is an echo, start a task and measure the answer to one block.
+
+        Raises:
+            RuntimeError: the UDF refused, failed, or closed the connection.
+        """
+        self._side = KapacitorSide.connect(path, timeout_s=_TIMEOUT_S)
+        assert isinstance(self._side.connection, socket.socket)
+        self.socket = self._side.connection
+        self.work = work
+        self.block = b"".join(REQUESTS.encode(message) for message in work.messages)
+        self.answer_bytes = len(self.block)
         if not echo:
-            self.start(_TIMEOUT_S)
+            try:
+                self._start()
+            except BaseException:
+                self.close()
+                raise
+
+    def _start(self) -> None:
+        self._side.send(InitRequest(taskID="load", nodeID="udf1", options=self.work.options))
+        response = self._side.receive()
+        if response != InitResponse(success=True):
+            message = f"Init was answered with {response}"
+            raise RuntimeError(message)
+        # Of a stream, the points are counted; of batches, the ends.
+        batches = sum(isinstance(message, EndBatch) for message in self.work.messages)
+        counted, left = (EndBatch, batches) if batches else (Point, self.work.points)
+        self.answer_bytes = 0
+        self.socket.settimeout(_TIMEOUT_S)
+        sender = threading.Thread(target=self.socket.sendall, args=(self.block,))
+        sender.start()
+        while left:
+            match response := self._side.receive():
+                case None:
+                    message = "the UDF closed the connection"
+                    raise RuntimeError(message)
+                case ErrorResponse():
+                    message = f"the UDF failed: {response.error}"
+                    raise RuntimeError(message)
+            left -= isinstance(response, counted)
+            # Requests and responses of the same content have the same length.
+            self.answer_bytes += len(REQUESTS.encode(response))  # type: ignore[arg-type]
+        sender.join()
+        self.socket.settimeout(_TIMEOUT_S)
+
+    def bulk(self, blocks: int) -> None:
+        """Send blocks as fast as the UDF takes them, and return when all is answered."""
+        sender = threading.Thread(target=self._send, args=(blocks,))
+        sender.start()
+        receive(self.socket, self.answer_bytes * blocks)
+        sender.join()
+
+    def _send(self, blocks: int) -> None:
+        for _ in range(blocks):
+            self.socket.sendall(self.block)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.socket.close()
+
+
+def receive(connection: socket.socket, count: int) -> None:
+    """Read that many bytes and drop them.
+
+    Raises:
+        RuntimeError: the connection ended before.
+    """
+    buffer = bytearray(_READ_BYTES)
+    while count > 0:
+        got = connection.recv_into(buffer, min(count, len(buffer)))
+        if not got:
+            message = "the UDF closed the connection"
+            raise RuntimeError(message)
+        count -= got
+
+
+def bulk(connections: Sequence[Connection], blocks: int) -> float:
+    """Send blocks on all connections at once; return the seconds until all is answered."""
+    threads = [threading.Thread(target=each.bulk, args=(blocks,)) for each in connections[1:]]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    connections[0].bulk(blocks)
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started
+
+
+def ping_pong(connection: Connection, count: int, interval_s: float = 0.0) -> list[float]:
+    """Send points one at a time, as Kapacitor does; return the seconds until each came back.
+
+    With an interval, a point's time counts from when it was due. So a point that has to wait
+    for the one before it counts as late.
+    """
+    frame = connection.work.units[0].frames[0]
+    answers = connection.answer_bytes * len(frame) // len(connection.block)
+    times = []
+    due = time.perf_counter()
+    for _ in range(count):
+        if interval_s:
+            due += interval_s
+            wait_until(due)
+        else:
+            due = time.perf_counter()
+        _send_as_kapacitor(connection.socket, frame)
+        receive(connection.socket, answers)
+        times.append(time.perf_counter() - due)
+    return times
+
+
+def wait_until(due: float) -> None:
+    """Return at this time of time.perf_counter, in seconds, with little delay."""
+    while (left := due - time.perf_counter()) > 0:
+        time.sleep(left / 2 if left > _SLEEP_UNTIL_S else 0)
+
+
+def _send_as_kapacitor(connection: socket.socket, frame: bytes) -> None:
+    """Send a frame as Kapacitor does: the length, and then the body."""
+    head = head_bytes(frame)
+    connection.send(frame[:head])
+    connection.send(frame[head:])
 
 
 def at_a_rate(connection: Connection, points_per_s: int, duration_s: float) -> int:
@@ -83,6 +221,6 @@ def at_a_rate(connection: Connection, points_per_s: int, duration_s: float) -> i
         due += interval_s
         while time.perf_counter() < due:
             pass
-        send_as_kapacitor(connection.socket, frames[number % len(frames)])
+        _send_as_kapacitor(connection.socket, frames[number % len(frames)])
     os.waitpid(reader, 0)
     return total

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from kapudf_cli.commands.options import Decorator
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType
+    from kapudf_cli.tools.errors import RecordingError
     from kapudf_cli.tools.load.engine import Measured
     from kapudf_cli.tools.load.work import Shape
-    from kapudf_cli.tools.recordings.errors import RecordingError
 
 #: How many points are generated; they are sent repeatedly.
 _BLOCK_POINTS = 1_000
@@ -147,8 +147,8 @@ def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessag
 def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
     """Return the first messages of a recording, without an incomplete batch at the end."""
     from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
+    from kapudf_cli.tools.errors import IncompatibleError
     from kapudf_cli.tools.recordings import open_recording
-    from kapudf_cli.tools.replay.errors import IncompatibleError
     from kapudf_cli.tools.replay.feed import Feed, check_compatible
 
     def refuse(error: RecordingError) -> None:

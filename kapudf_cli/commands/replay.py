@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from kapudf_cli.client.session import Counts
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.codec import DataMessage
+    from kapudf_cli.tools.errors import RecordingError
     from kapudf_cli.tools.recordings import Recording
-    from kapudf_cli.tools.recordings.errors import RecordingError
     from kapudf_cli.tools.replay.differences import Differences, Fate
     from kapudf_cli.tools.replay.feed import Feed
     from kapudf_cli.tools.replay.formats import Format
@@ -353,7 +353,7 @@ def _check_that_points_were_sent(
     Raises:
         RecordingError: no point was sent, and --limit 0 was not given.
     """
-    from kapudf_cli.tools.recordings.errors import RecordingError
+    from kapudf_cli.tools.errors import RecordingError
 
     if counts.points_sent or ill_formed.count or feed.limit == 0:
         return

@@ -10,7 +10,7 @@ from kapudf_cli.tools.recordings import open_recording
 if TYPE_CHECKING:
     from kapudf_cli import Point
     from kapudf_cli.handler.batches import Batch
-    from kapudf_cli.tools.recordings.errors import RecordingError
+    from kapudf_cli.tools.errors import RecordingError
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 STREAM = RECORDINGS / "stream.srpl"

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kapudf_cli import Point, get_fields, set_field
-from kapudf_cli.tools.recordings.errors import LineProtocolError
+from kapudf_cli.tools.errors import LineProtocolError
 from kapudf_cli.tools.recordings.line_parser import MAX_KEY_BYTES, PRECISIONS, RecordEnd, parse
 from kapudf_cli.tools.recordings.line_protocol import write
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kapudf_cli import Point
 from kapudf_cli.testing import grouped, lines
+from kapudf_cli.tools.errors import WindowsTooFullError
 from kapudf_cli.tools.replay import feed
-from kapudf_cli.tools.replay.errors import WindowsTooFullError
 from kapudf_cli.tools.replay.feed import Feed, Windows
 from tests.captured import data_of, points_of
 

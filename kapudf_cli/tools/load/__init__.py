@@ -1,4 +1,1 @@
-"""Drives a UDF with data, and measures: how much, how late, and what it costs.
-
-`engine` is what `kapudf load` runs; `exchange` what the benchmark suite measures by.
-"""
+"""What `kapudf load` does: drive a UDF with data, and measure latency, throughput and cost."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import select
+import signal
+import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from kapudf_cli.client.errors import UdfFaultError
 from kapudf_cli.client.faults import STUCK
@@ -20,11 +22,11 @@ from kapudf_cli.client.session import SETTLE_KEEPALIVES, SETTLE_QUIET_S, Session
 from kapudf_cli.protocol.udf_pb2 import EndBatch, InitRequest, Point
 from kapudf_cli.system import processes
 from kapudf_cli.tools.load.connection import END, KEEPALIVE, POINT, Latencies, LoadConnection
-from kapudf_cli.tools.load.interrupts import HeldInterrupt
 from kapudf_cli.tools.load.work import head_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
 
     from kapudf_cli.client import Connection, Target
     from kapudf_cli.protocol.codec import RequestMessage
@@ -108,7 +110,7 @@ class Engine:
         self._heard_s = 0.0
         self._since_read = 0
         self._cpu_before_s = 0.0
-        self._interrupt = HeldInterrupt()
+        self._interrupt = _HeldInterrupt()
         self.measured = Measured()
 
     def run(self, watch: Callable[[Measured], None] = lambda _: None) -> Measured:
@@ -347,3 +349,38 @@ class Engine:
 
 def _number_of(kind: type, messages: Sequence[object]) -> int:
     return sum(isinstance(message, kind) for message in messages)
+
+
+class _HeldInterrupt:
+    """Holds the first SIGINT inside the block, until `check`; a second one raises as usual.
+
+    A KeyboardInterrupt in the middle of a send would leave a frame half sent. Where SIGINT does
+    not raise, and outside of the main thread, nothing is held.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._holds = False
+
+    def __enter__(self) -> Self:
+        raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if raises and threading.current_thread() is threading.main_thread():
+            self._holds = True
+            signal.signal(signal.SIGINT, self._hold)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._holds:
+            self._holds = False
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check(self) -> None:
+        """Raise the KeyboardInterrupt that was held."""
+        if self._came:
+            self._came = False
+            raise KeyboardInterrupt
+
+    def _hold(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)

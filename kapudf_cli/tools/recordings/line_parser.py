@@ -24,7 +24,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.protocol.udf_pb2 import Point
-from kapudf_cli.tools.recordings.errors import LineProtocolError
+from kapudf_cli.tools.errors import LineProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.handler.points import get_fields
-from kapudf_cli.tools.recordings.errors import LineProtocolError
+from kapudf_cli.tools.errors import LineProtocolError
 from kapudf_cli.tools.recordings.line_parser import MAX_KEY_BYTES, MAX_TIME_NS, MIN_TIME_NS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
-from kapudf_cli.tools.recordings.errors import RecordingError
+from kapudf_cli.tools.errors import RecordingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

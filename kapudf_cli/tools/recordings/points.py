@@ -7,7 +7,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.tools.recordings.errors import LineProtocolError
+from kapudf_cli.tools.errors import LineProtocolError
 from kapudf_cli.tools.recordings.line_parser import RecordEnd, parse
 
 if TYPE_CHECKING:

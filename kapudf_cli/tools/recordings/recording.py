@@ -17,8 +17,8 @@ import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from kapudf_cli.tools.errors import RecordingError
 from kapudf_cli.tools.recordings.batches import read_batches
-from kapudf_cli.tools.recordings.errors import RecordingError
 from kapudf_cli.tools.recordings.lines import MAX_BATCH_BYTES, MAX_POINT_BYTES, LineReader, Tally
 from kapudf_cli.tools.recordings.points import is_point, read_lines, read_stream
 

@@ -14,7 +14,7 @@ import msgspec
 from kapudf_cli.handler.points import get_fields
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system.terminal_text import counted, printable, printable_json
-from kapudf_cli.tools.recordings.errors import LineProtocolError
+from kapudf_cli.tools.errors import LineProtocolError
 from kapudf_cli.tools.recordings.line_protocol import show_value, write
 from kapudf_cli.tools.recordings.notation import write_time
 from kapudf_cli.tools.replay.differences import Difference, Differences, Fate

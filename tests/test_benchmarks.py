@@ -1,30 +1,23 @@
-"""Driving by counting bytes, on a UDF that answers, and on some that do not."""
+"""The load generator of the benchmarks, with UDFs that answer and some that fail."""
 
 from __future__ import annotations
 
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.client.driver import KapacitorSide
+from benchmarks.traffic import Connection, bulk, ping_pong, receive, wait_until
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import DOUBLE, STRING, Option, OptionValue, Point
-from kapudf_cli.tools.load.exchange import (
-    Exchange,
-    bulk,
-    ping_pong,
-    receive,
-    wait_until,
-)
 from kapudf_cli.tools.load.work import Shape, Work, head_bytes
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.serve_process import ServeProcess
 
@@ -34,19 +27,6 @@ POINTS = Work(list(Shape().points(200)))
 BATCHES = Work(list(Shape().batches(100, 20)))
 
 
-@contextmanager
-def exchange(path: str, work: Work) -> Iterator[Exchange]:
-    """Connect, and get through Init and the first block."""
-    side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
-    assert isinstance(side.connection, socket.socket)
-    made = Exchange(side, side.connection, work)
-    try:
-        made.start(PATIENCE_S)
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.mark.parametrize(
     ("handler", "work"), [("mirror", POINTS), ("batch-mirror", BATCHES)], ids=["points", "batches"]
 )
@@ -54,7 +34,10 @@ def test_what_comes_back_for_a_block_is_learnt_from_the_first(
     serve: Serve, socket_path: str, handler: str, work: Work
 ) -> None:
     process = serve(handler)
-    with exchange(socket_path, work) as one, exchange(socket_path, work) as other:
+    with (
+        closing(Connection(socket_path, work)) as one,
+        closing(Connection(socket_path, work)) as other,
+    ):
         assert one.answer_bytes == other.answer_bytes == len(one.block)
         assert bulk([one, other], 30) > 0
         for each in (one, other):
@@ -72,7 +55,7 @@ def test_an_answer_may_be_longer_than_what_it_answers(serve: Serve, socket_path:
         OptionValue(type=DOUBLE, doubleValue=1.0),
     ]
     work = Work(POINTS.messages, [Option(name="field", values=values)])
-    with exchange(socket_path, work) as made:
+    with closing(Connection(socket_path, work)) as made:
         assert made.answer_bytes > len(made.block)
         assert bulk([made], 3) > 0
 
@@ -81,7 +64,7 @@ def test_an_answer_may_be_longer_than_what_it_answers(serve: Serve, socket_path:
 def test_points_are_timed_one_by_one(serve: Serve, socket_path: str, interval_s: float) -> None:
     process = serve("mirror")
     started = time.perf_counter()
-    with exchange(socket_path, POINTS) as made:
+    with closing(Connection(socket_path, POINTS)) as made:
         times = ping_pong(made, 100, interval_s)
     assert time.perf_counter() - started >= 100 * interval_s
     assert len(times) == 100
@@ -97,13 +80,13 @@ def test_points_are_timed_one_by_one(serve: Serve, socket_path: str, interval_s:
         ("laden.py:Clumsy", "the UDF failed: .*point 37 is bad"),
     ],
 )
-def test_a_udf_that_does_not_get_through_the_first_block_is_told_of(
+def test_a_udf_that_fails_in_the_first_block_is_an_error(
     serve: Serve, socket_path: str, handler: str, said: str
 ) -> None:
     serve(plugin(handler))
     work = Work([Point(time=number) for number in range(50)])
-    with pytest.raises(RuntimeError, match=said), exchange(socket_path, work):
-        pass
+    with pytest.raises(RuntimeError, match=said):
+        Connection(socket_path, work)
 
 
 def test_what_is_waited_for_must_come() -> None:

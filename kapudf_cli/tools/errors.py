@@ -1,4 +1,4 @@
-"""Recordings and lines that cannot be read."""
+"""Errors of recordings: they cannot be read, or cannot be sent."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from kapudf_cli.errors import KapudfError
 
 
 class LineProtocolError(KapudfError, ValueError):
-    """A text is no line protocol, or a point cannot be written as such.
+    """A text is not line protocol, or a point cannot be written as line protocol.
 
     Attributes:
-        text: the text at fault.
+        text: the faulty text.
         reason: what is wrong, without the text.
     """
 
@@ -23,7 +23,7 @@ class RecordingError(KapudfError):
     """A recording cannot be read, or has an ill-formed line.
 
     Attributes:
-        place: the file, and the line in it where it is one line that is at fault.
+        place: the file, with the line if one line is ill-formed.
         reason: what is wrong, without the place.
     """
 
@@ -31,3 +31,13 @@ class RecordingError(KapudfError):
         super().__init__(f"{place}: {reason}")
         self.place = place
         self.reason = reason
+
+
+class WindowsTooFullError(KapudfError):
+    """The open windows over a stream hold too many points."""
+
+
+class IncompatibleError(KapudfError):
+    """A UDF, a recording and the options of the command cannot be used together."""
+
+    is_usage_error = True
