@@ -8,6 +8,7 @@ another agent may take the connection over.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import time
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS
 from kapudf_cli.agent.read_loop import ReadLoop
 from kapudf_cli.agent.recovery import Recovery
-from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.errors import KapudfError, describe
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
@@ -31,6 +31,7 @@ from kapudf_cli.protocol.raw_points import KNOWN_FRAMES
 from kapudf_cli.protocol.request_reader import RequestReader
 from kapudf_cli.protocol.udf_pb2 import STREAM
 from kapudf_cli.transport import ReadPaused
+from kapudf_cli.transport.stream import ConnectionStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,48 @@ if TYPE_CHECKING:
 #: earlier, Kapacitor's next write would fail with a broken pipe, and Kapacitor would drop
 #: what it has not read: answers, or the error that the task should fail with.
 _SETTLE_TIMEOUT_S = 1.0
+
+
+class Reason(enum.StrEnum):
+    """Why a connection ended, or left the agent that served it."""
+
+    CLOSED = "closed"
+    HANDLER_ERROR = "handler_error"
+    PROTOCOL_ERROR = "protocol_error"
+    STOPPED = "stopped"
+    #: Not an end: another worker serves it from here on.
+    HANDED_OVER = "handed_over"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectionSummary:
+    """How a connection went.
+
+    Attributes:
+        reason: why it ended.
+        error: the cause, where `reason` names a fault.
+        task_id: the task, empty before Init.
+        node_id: the node of the task, empty before Init.
+        stats: what the connection did.
+        bytes_in: bytes received, handled or not.
+        unprocessed_bytes: bytes that arrived and were not handled, the frame at fault included.
+        batch_unfinished: whether the handler left a batch open.
+        refusal: why the handler refused Init or Restore, None if it did not.
+        duration_s: from the first agent's start to the end, in seconds.
+        stop_error: what `stop` raised, where the connection ended for another reason.
+    """
+
+    reason: Reason = Reason.CLOSED
+    error: KapudfError | None = None
+    task_id: str = ""
+    node_id: str = ""
+    stats: ConnectionStats = dataclasses.field(default_factory=ConnectionStats)
+    bytes_in: int = 0
+    unprocessed_bytes: int = 0
+    batch_unfinished: bool = False
+    refusal: str | None = None
+    duration_s: float = 0.0
+    stop_error: HandlerError | None = None
 
 
 class Agent:

@@ -25,7 +25,7 @@ from kapudf_cli.client.errors import UdfFaultError
 from kapudf_cli.client.faults import Wait
 from kapudf_cli.protocol.errors import ProtocolError, ResponseFaultError, TruncatedFrameError
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
-from kapudf_cli.protocol.response_order import ResponseOrder, fault_of
+from kapudf_cli.protocol.order import ResponseOrder, fault_of
 from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
     EndBatch,

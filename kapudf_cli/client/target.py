@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.handler_caller import HandlerFactory
-    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.handler.handler import Handler
     from kapudf_cli.protocol.udf_pb2 import InfoResponse
 

@@ -76,7 +76,7 @@ def _faults_of_handlers(settings: Settings) -> list[str]:
 def _faults_here(settings: Settings) -> list[str]:
     """Return an error for each requirement of the settings that this machine does not meet."""
     from kapudf_cli.errors import ConfigError
-    from kapudf_cli.journal import limits
+    from kapudf_cli.journal import journal
     from kapudf_cli.system import socket_file
     from kapudf_cli.system.errors import SocketPathError
 
@@ -88,7 +88,7 @@ def _faults_here(settings: Settings) -> list[str]:
             faults.append(f"functions.{name}.socket: {error}")
     if not settings.in_one_process:
         try:
-            limits.check_journals(settings, source="")
+            journal.check_journals(settings, source="")
         except ConfigError as error:
             faults.extend(error.faults)
     return faults

@@ -96,10 +96,10 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     once, with status 1. SIGHUP reloads the configuration and the handlers' code while
     tasks run; without workers it has no effect.
     """
-    from kapudf_cli.journal import read_count
-    from kapudf_cli.journal.limits import raise_descriptor_limit
+    from kapudf_cli.journal import kernel
     from kapudf_cli.plugin_errors import PluginError
     from kapudf_cli.system import logs
+    from kapudf_cli.system.processes import raise_descriptor_limit
 
     given = {name: value for name, value in flags.items() if value is not None}
     if config_file is None and not {"socket", "handler"} <= given.keys():
@@ -111,7 +111,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
         raise click.UsageError("--reload needs workers; remove --workers 0")
     raise_descriptor_limit()
     alone = chosen.in_one_process
-    if not alone and not read_count.is_supported():
+    if not alone and not kernel.counts_reads():
         if watches_code:
             raise click.UsageError("--reload needs workers, which this system lacks (needs Linux)")
         log.warning("this system lacks what workers need, serving in one process (needs Linux)")
@@ -136,7 +136,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
 
 def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = False) -> Settings:
     """Return the settings of the file, the environment and the flags; see `config_file.read`."""
-    from kapudf_cli.journal.limits import check_journals
+    from kapudf_cli.journal.journal import check_journals
 
     raw: dict[str, Any] = {}
     source = "command line"

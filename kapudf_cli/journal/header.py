@@ -100,11 +100,11 @@ class Header:
     """The header's fields in shared memory. Each field has one writer at a time.
 
     Attributes:
-        received: bytes taken from the socket; possibly outdated after a death, see `read_count`.
+        received: bytes taken from the socket; possibly outdated after a death, see `kernel`.
         busy_since_ns: since when the worker has been handling input (CLOCK_MONOTONIC); 0
             while it waits for input.
         current_frame: the offset of the frame that the handler has, as last recorded.
-        peek_base: input bytes at the last reset of the kernel's count; see `read_count`.
+        peek_base: input bytes at the last reset of the kernel's count; see `kernel`.
         peek_reset: the same for a reset in progress; -1 if there is none.
         segment_bytes: the length of each of the two segments for input.
         thread: the identity of the thread that serves the connection, 0 if unknown.

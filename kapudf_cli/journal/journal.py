@@ -13,7 +13,7 @@ Nothing is lost and nothing is sent twice, wherever a worker dies, because the k
 in both directions:
 
 - Input is read from the socket straight into the segment. The kernel knows how much was
-  read even if the worker died before it could record that: see `read_count`.
+  read even if the worker died before it could record that: see `kapudf_cli.journal.kernel`.
 - Output is written to the ring, then committed together with the offset of the input that
   it answers, and only then sent, by sendfile(2) from the memory's own file position. The
   position belongs to the open file, not to a process, and advances with each byte sent. So
@@ -29,16 +29,19 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import resource
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.journal import read_count, syscalls
+from kapudf_cli.errors import ConfigError
+from kapudf_cli.journal import kernel
 from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, CommitRecord, Header
 from kapudf_cli.transport.descriptors import unsent_bytes
 
 if TYPE_CHECKING:
     import socket
 
+    from kapudf_cli.config import Settings
     from kapudf_cli.transport.stream import Commit
 
 #: One of the two segments of the ring. Linux queues about 250 KiB on a Unix socket whose peer
@@ -56,15 +59,12 @@ _OVERDRAFT: Final = 4
 #: Pages that are no longer used are released to the system only if there are more than this:
 #: allocating new pages costs more than copying their content.
 _KEPT_BYTES: Final = 512 * 1024
-
-
-def size(*, journal_bytes: int, max_frame_bytes: int) -> int:
-    """Return the size of a connection's memory, in bytes of address space; see `create`."""
-    return _sizes(journal_bytes, max_frame_bytes)[0]
+#: The address space of a worker with a small handler and one connection, without its journal.
+_WORKER_BYTES: Final = 130_000_000
 
 
 def _sizes(journal_bytes: int, max_frame_bytes: int) -> tuple[int, int]:
-    """Return the size of the memory and of one segment for input."""
+    """Return the size of the memory (address space) and of one segment for input, in bytes."""
     # Besides the input, a segment holds a snapshot and a frame of the longest length.
     segment = _OVERDRAFT * journal_bytes + 2 * max_frame_bytes + _SCRATCH_BYTES
     segment = -(-segment // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -72,6 +72,34 @@ def _sizes(journal_bytes: int, max_frame_bytes: int) -> tuple[int, int]:
     long = 2 * max_frame_bytes + _BACKLOG_BYTES
     long = -(-long // mmap.PAGESIZE) * mmap.PAGESIZE
     return _INPUT + 2 * segment + 2 * long, segment
+
+
+def check_journals(settings: Settings, *, source: str) -> None:
+    """Check that the limits of this process leave room for the journal of a connection.
+
+    Args:
+        settings: the functions, which are served by workers.
+        source: the settings file, for the error.
+
+    Raises:
+        ConfigError: it names each function for which they leave no room.
+    """
+    faults = []
+    for name, function in settings.functions.items():
+        memory, _ = _sizes(function.journal_bytes, function.max_frame_bytes)
+        for limit, flag, directive, needed in (
+            (resource.RLIMIT_FSIZE, "-f", "FSIZE", memory),
+            (resource.RLIMIT_AS, "-v", "AS", memory + _WORKER_BYTES),
+        ):
+            soft, _ = resource.getrlimit(limit)
+            if soft != resource.RLIM_INFINITY and soft < needed:
+                faults.append(
+                    f"functions.{name}: RLIMIT_{directive} is {soft} bytes, and a connection needs "
+                    f"{needed}, mostly without using memory; raise it (ulimit {flag}, "
+                    f"Limit{directive}=), or lower journal_mb and max_frame_bytes"
+                )
+    if faults:
+        raise ConfigError(source, faults)
 
 
 def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: int) -> int:
@@ -95,7 +123,7 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
             # Until it first waits for input, the worker is busy creating the handler.
             header.busy_since_ns = time.monotonic_ns()
             header.commit(CommitRecord(output_start=_RING[0], output_end=_RING[0]))
-            read_count.begin(connection, header)
+            kernel.begin_read_count(connection, header)
         os.lseek(descriptor, _RING[0], os.SEEK_SET)
     except BaseException:
         os.close(descriptor)
@@ -128,12 +156,12 @@ class Journal:
             # A page that was sent must not be part of a huge page that is written to.
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.record = self.header.record
-        self.received = self.header.received = read_count.total(connection, self.header)
+        self.received = self.header.received = kernel.read_count(connection, self.header)
         # Where in the memory the next input is written, and where the space for it ends.
         self._input_at = self._input_end = 0
         self._locate_input()
         # At how many bytes the kernel's count must be reset.
-        self._reset_at = read_count.keep_high(connection, self.header, self.received)
+        self._reset_at = kernel.keep_read_count_high(connection, self.header, self.received)
         # The file position, which the kernel advances with each byte sent.
         self._at = os.lseek(descriptor, 0, os.SEEK_CUR)
 
@@ -165,7 +193,7 @@ class Journal:
         self.header.received = received
         self._input_at = start + count
         if received >= self._reset_at:
-            self._reset_at = read_count.keep_high(self._connection, self.header, received)
+            self._reset_at = kernel.keep_read_count_high(self._connection, self.header, received)
         return bytes(self._view[start : start + count])
 
     @property
@@ -267,7 +295,7 @@ class Journal:
         record = self.record
         if not record.output_start <= self._at <= record.output_end:
             # The piece is not stored right after the one before it.
-            self._at = syscalls.seek(self.descriptor, record.output_start, os.SEEK_SET)
+            self._at = kernel.seek(self.descriptor, record.output_start, os.SEEK_SET)
         return record.output_end - self._at
 
     def send(self, count: int) -> int:
@@ -276,7 +304,7 @@ class Journal:
         Raises:
             OSError: as the socket does; BlockingIOError if it has no room.
         """
-        sent = syscalls.send_file(self._connection.fileno(), self.descriptor, count)
+        sent = kernel.send_file(self._connection.fileno(), self.descriptor, count)
         self._at += sent
         return sent
 

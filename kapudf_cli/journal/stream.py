@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.checkpoints import MAX_MESSAGE_BYTES, ResumePoint
-from kapudf_cli.journal import syscalls
+from kapudf_cli.journal import kernel
 from kapudf_cli.journal.header import NO_FRAME, REPLAYING_HISTORY
 from kapudf_cli.system import loggers
 from kapudf_cli.transport import SocketStream
@@ -124,7 +124,7 @@ class JournaledStream(SocketStream):
         memory = self._journal.descriptor
         # The lock keeps the supervisor's heartbeats out of the middle of a message. It is
         # released if this process dies.
-        if not syscalls.try_lock(memory):
+        if not kernel.try_lock(memory):
             fcntl.lockf(memory, fcntl.LOCK_EX)
         try:
             while unsent := self._journal.unsent:
@@ -135,7 +135,7 @@ class JournaledStream(SocketStream):
                     self._wait_for_room()
                     self._journal.header.waits_for_peer = 0
         finally:
-            syscalls.unlock(memory)
+            kernel.unlock(memory)
 
     def close(self) -> int:
         """Close the socket and the journal."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.config import CONTROL_SUFFIX
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.pool import Pool
-from kapudf_cli.system import systemd
+from kapudf_cli.system import processes
 from kapudf_cli.system.errors import SocketPathError
 from kapudf_cli.system.socket_file import SocketFile
 
@@ -255,7 +255,7 @@ class Functions:
         self._dismiss_replaced()
         if not self.is_up and all(each.sockets and each.sockets.listens for each in served):
             self.is_up = True
-            systemd.notify("READY=1")
+            processes.notify_systemd("READY=1")
 
     # --- as the settings change ---
 

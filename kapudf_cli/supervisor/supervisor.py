@@ -22,7 +22,7 @@ from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.functions import Functions
 from kapudf_cli.supervisor.reload import Reloader
 from kapudf_cli.supervisor.worker_death import beginning
-from kapudf_cli.system import systemd
+from kapudf_cli.system import processes
 from kapudf_cli.worker.channel import Abort
 from kapudf_cli.worker.listeners import Listeners
 
@@ -121,7 +121,7 @@ class Supervisor:
         try:
             self._functions.start()
             first = self._serve_until_signal(signals)
-            systemd.notify("STOPPING=1")
+            processes.notify_systemd("STOPPING=1")
             hurried = self._drain(first, signals)
             # Workers may log finished connections until they have ended.
             self._end_workers()

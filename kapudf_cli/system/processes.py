@@ -1,10 +1,16 @@
-"""Facts about processes: memory, processor time, descendants and the working folder."""
+"""This process and others: limits, memory, processor time, descendants, notices to systemd."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
+import resource
+import socket
 from typing import TYPE_CHECKING
+
+from kapudf_cli.errors import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,3 +83,51 @@ def working_folder() -> str:
         return os.getcwd()
     except OSError:
         return "."
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the descriptor limit of this process and its children to the hard limit.
+
+    A connection takes five in a worker and three in the supervisor. The usual soft limit of
+    1024 is for programs that use select(2); systemd's documentation of LimitNOFILE=
+    advises others to raise it like this.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def explain_limit(error: Exception) -> str:
+    """Return the text of an error, with the limit of this process that may have caused it."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError):
+        number = errno.ENOMEM
+    causes = {
+        errno.ENOMEM: (resource.RLIMIT_AS, "RLIMIT_AS", "bytes"),
+        errno.EFBIG: (resource.RLIMIT_FSIZE, "RLIMIT_FSIZE", "bytes"),
+        errno.EMFILE: (resource.RLIMIT_NOFILE, "RLIMIT_NOFILE", "descriptors"),
+    }
+    if number in causes:
+        limit, name, unit = causes[number]
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            return f"{describe(error)} ({name} is {soft} {unit})"
+    return str(error) or describe(error)
+
+
+def notify_systemd(state: str) -> None:
+    """Send a state such as "READY=1" to systemd, if systemd started this process.
+
+    See sd_notify(3), for services of Type=notify.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    # A notification that fails must not stop the service.
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
+    ):
+        channel.sendto(state.encode(), address)

@@ -86,7 +86,7 @@ def _installed() -> tuple[str, ...]:
         paths = sysconfig.get_paths()
         folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
         folders |= {*site.getsitepackages(), site.getusersitepackages()}
-        folders.add(os.path.dirname(__file__))
+        folders.add(os.path.dirname(os.path.dirname(__file__)))  # kapudf itself
         _folders = tuple(os.path.join(folder, "") for folder in sorted(folders))
     return _folders
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from kapudf_cli.agent.agent import Agent
+from kapudf_cli.agent.agent import Agent, ConnectionSummary, Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints
-from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.system import logs
 from kapudf_cli.worker.busy_watchdog import HEARTBEAT_INTERVAL_S, BusyWatchdog
 

@@ -8,7 +8,7 @@ import selectors
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from kapudf_cli.journal import limits
+from kapudf_cli.system import processes
 from kapudf_cli.system.socket_file import BACKLOG
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Listeners(Generic[K]):
                 self._log.error(
                     "cannot accept connections",
                     function=str(key),
-                    error=limits.explained(error),
+                    error=processes.explain_limit(error),
                     retry_s=_PAUSE_S,
                 )
             self._resume_at = now_s + _PAUSE_S

@@ -20,13 +20,12 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from kapudf_cli.agent.summary import ConnectionSummary, Reason
+from kapudf_cli.agent.agent import ConnectionSummary, Reason
 from kapudf_cli.errors import shorten
-from kapudf_cli.journal import limits
 from kapudf_cli.journal.journal import Journal
 from kapudf_cli.journal.stream import JournaledStream
 from kapudf_cli.plugin_errors import PluginError
-from kapudf_cli.system import logs
+from kapudf_cli.system import logs, processes
 from kapudf_cli.system.signals import SignalQueue
 from kapudf_cli.system.socket_file import PeerCredentials
 from kapudf_cli.worker.channel import (
@@ -165,7 +164,7 @@ class Worker:
         try:
             stream = self._stream(connection, memory)
         except OSError as error:
-            self._report(Refused(number, limits.explained(error), retry=True))
+            self._report(Refused(number, processes.explain_limit(error), retry=True))
             return
         if order.resume is not None and order.resume.waits and not stream.record.complete:
             stream.close()

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.system import systemd
+from kapudf_cli.system import processes
 from kapudf_cli.system.signals import SignalQueue
 from kapudf_cli.system.socket_file import peer_credentials
 from kapudf_cli.transport import SocketStream, StdioStream
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.agent.summary import ConnectionSummary
+    from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.system.socket_file import SocketFile
     from kapudf_cli.worker.connections import Connection, Function
 
@@ -64,10 +64,10 @@ class Server:
                     handler=function.handler.__name__,
                     socket=self._sockets[name].path,
                 )
-            systemd.notify("READY=1")
+            processes.notify_systemd("READY=1")
             self._heartbeats.start()
             first = self._accept_until_signal()
-            systemd.notify("STOPPING=1")
+            processes.notify_systemd("STOPPING=1")
             hurried = self._drain(first)
         finally:
             self._heartbeats.stop()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from kapudf_cli.agent.agent import ConnectionSummary, Reason
 from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError, WorkerLostError
-from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.errors import (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from kapudf_cli.agent.agent import Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot
-from kapudf_cli.agent.summary import Reason
 from kapudf_cli.handler.batches import Batch, BatchHandler
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import decode_point
@@ -31,8 +31,8 @@ from tests.peers import INIT, INITIALIZED, agent_with, encoded
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.handler.handler import Writer
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from kapudf_cli.protocol.raw_points import RawPoint

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from kapudf_cli.agent.summary import ConnectionSummary, Reason
+from kapudf_cli.agent.agent import ConnectionSummary, Reason
 from kapudf_cli.handler.batches import Batch, BatchHandler
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.journal.stream import JournaledStream

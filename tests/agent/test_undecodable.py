@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.agent.agent import Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot
-from kapudf_cli.agent.summary import Reason
 from kapudf_cli.handler.batches import Batch, BatchHandler
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import decode_point
@@ -34,8 +34,8 @@ from tests.counters import Counting
 from tests.peers import INIT, INITIALIZED, agent_with, encoded
 
 if TYPE_CHECKING:
+    from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from kapudf_cli.protocol.raw_points import RawPoint
 

@@ -37,7 +37,7 @@ ELSEWHERE = (
     sys.executable,
     "-c",
     (
-        "from kapudf_cli.journal import read_count as r; r._SO_PEEK_OFF = 9999; "
+        "from kapudf_cli.journal import kernel as r; r._SO_PEEK_OFF = 9999; "
         "from kapudf_cli.commands import main; main()"
     ),
 )

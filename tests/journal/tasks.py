@@ -19,9 +19,9 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
-    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.journal.stream import JournaledStream
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 

@@ -10,7 +10,8 @@ import pytest
 
 from kapudf_cli.config import FunctionSettings, Settings
 from kapudf_cli.errors import ConfigError
-from kapudf_cli.journal import limits
+from kapudf_cli.journal import journal
+from kapudf_cli.system import processes
 
 SETTINGS = Settings(functions={"f": FunctionSettings(handler="mirror", socket="/x")})
 
@@ -37,7 +38,7 @@ def limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 def test_an_error_names_the_limit_that_may_have_caused_it(
     limit: int, error: Exception, name: str | None
 ) -> None:
-    text = limits.explained(error)
+    text = processes.explain_limit(error)
     is_named = name is not None and limit != resource.RLIM_INFINITY
     assert text.startswith(str(error) or "MemoryError") or type(error).__name__ in text
     assert ("RLIMIT_" in text) == is_named
@@ -47,8 +48,8 @@ def test_an_error_names_the_limit_that_may_have_caused_it(
 
 def test_journals_are_checked_against_both_limits(limit: int) -> None:
     if limit == resource.RLIM_INFINITY:
-        limits.check_journals(SETTINGS, source="file")
+        journal.check_journals(SETTINGS, source="file")
         return
     with pytest.raises(ConfigError) as caught:
-        limits.check_journals(SETTINGS, source="file")
+        journal.check_journals(SETTINGS, source="file")
     assert [fault.split()[1] for fault in caught.value.faults] == ["RLIMIT_FSIZE", "RLIMIT_AS"]

@@ -21,11 +21,11 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.checkpoints import Checkpoints
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
     from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.agent.summary import ConnectionSummary
     from kapudf_cli.protocol.codec import RequestMessage
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import pytest
 from kapudf_cli.protocol.codec import RESPONSES
 from kapudf_cli.protocol.errors import ProtocolError, ResponseFaultError
 from kapudf_cli.protocol.framing import FrameReader
-from kapudf_cli.protocol.response_order import ResponseOrder, fault_of
+from kapudf_cli.protocol.order import ResponseOrder, fault_of
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,

@@ -9,8 +9,8 @@ import socket
 from typing import TYPE_CHECKING
 
 from kapudf_cli.client.driver import KapacitorSide
-from kapudf_cli.journal.limits import raise_descriptor_limit
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.system.processes import raise_descriptor_limit
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import await_status
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from structlog.testing import CapturingLogger
 
-from kapudf_cli.agent.summary import ConnectionSummary as Summary
-from kapudf_cli.agent.summary import Reason
+from kapudf_cli.agent.agent import ConnectionSummary as Summary
+from kapudf_cli.agent.agent import Reason
 from kapudf_cli.worker.connections import log_finish
 
 

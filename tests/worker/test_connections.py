@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
+from kapudf_cli.agent.agent import ConnectionSummary, Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints, ResumePlan, ResumePoint
-from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.config import FunctionSettings
 from kapudf_cli.handler.handler import Handler

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
+from kapudf_cli.agent.agent import ConnectionSummary, Reason
 from kapudf_cli.agent.checkpoints import NoCheckpoints
-from kapudf_cli.agent.summary import ConnectionSummary, Reason
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.config import FunctionSettings
 from kapudf_cli.handler.handler import Handler

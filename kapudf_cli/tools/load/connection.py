@@ -12,7 +12,7 @@ from kapudf_cli.client.faults import closed, failed
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import FrameReader
-from kapudf_cli.protocol.response_order import fault_of
+from kapudf_cli.protocol.order import fault_of
 from kapudf_cli.protocol.udf_pb2 import ErrorResponse, KeepaliveRequest
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.journal import syscalls
+from kapudf_cli.journal import kernel
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def another_can_lock(memory: int) -> bool:
 
 
 def test_a_lock_excludes_other_processes(memory: int) -> None:
-    assert syscalls.try_lock(memory)
-    assert syscalls.try_lock(memory), "a process has its own lock"
+    assert kernel.try_lock(memory)
+    assert kernel.try_lock(memory), "a process has its own lock"
     assert not another_can_lock(memory)
-    syscalls.unlock(memory)
+    kernel.unlock(memory)
     assert another_can_lock(memory)
 
 
@@ -61,43 +61,43 @@ def test_a_lock_of_another_process_is_respected(memory: int) -> None:
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == b"\n"
-        assert not syscalls.try_lock(memory)
+        assert not kernel.try_lock(memory)
         other.stdin.close()
         other.wait(PATIENCE_S)
-    assert syscalls.try_lock(memory)
+    assert kernel.try_lock(memory)
 
 
 def test_the_position_belongs_to_the_open_file(memory: int) -> None:
     duplicate = os.dup(memory)
-    assert syscalls.seek(memory, 3, os.SEEK_SET) == 3
+    assert kernel.seek(memory, 3, os.SEEK_SET) == 3
     assert os.lseek(duplicate, 0, os.SEEK_CUR) == 3
     os.close(duplicate)
 
 
 def test_failures_raise_the_systems_error(memory: int) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
-        syscalls.seek(memory, -1, os.SEEK_SET)
+        kernel.seek(memory, -1, os.SEEK_SET)
     ours, theirs = socket.socketpair()
     with ours:
         theirs.close()
-        syscalls.seek(memory, 0, os.SEEK_SET)
+        kernel.seek(memory, 0, os.SEEK_SET)
         with pytest.raises(BrokenPipeError):
-            syscalls.send_file(ours.fileno(), memory, 10)
+            kernel.send_file(ours.fileno(), memory, 10)
 
 
 def test_a_file_is_sent_from_its_position(memory: int) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(0)
-        syscalls.seek(memory, 4, os.SEEK_SET)
-        assert syscalls.send_file(ours.fileno(), memory, 3) == 3
+        kernel.seek(memory, 4, os.SEEK_SET)
+        assert kernel.send_file(ours.fileno(), memory, 3) == 3
         assert theirs.recv(10) == b"456"
         assert os.lseek(memory, 0, os.SEEK_CUR) == 7
         os.ftruncate(memory, 1 << 24)
         # More than a socket queues, so that only a part is sent.
-        assert 0 < syscalls.send_file(ours.fileno(), memory, 1 << 24) < 1 << 24
+        assert 0 < kernel.send_file(ours.fileno(), memory, 1 << 24) < 1 << 24
         with pytest.raises(BlockingIOError):
-            syscalls.send_file(ours.fileno(), memory, 1)
+            kernel.send_file(ours.fileno(), memory, 1)
 
 
 class Piece:
@@ -110,7 +110,7 @@ def test_an_error_keeps_no_reference_to_its_callers(memory: int) -> None:
     def send_without_room() -> weakref.ref[Piece]:
         piece = Piece()
         with pytest.raises(BlockingIOError):
-            syscalls.send_file(ours.fileno(), memory, 10)
+            kernel.send_file(ours.fileno(), memory, 10)
         return weakref.ref(piece)
 
     with ours, theirs:
