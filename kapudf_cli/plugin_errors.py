@@ -74,6 +74,24 @@ class HandlerImportError(PluginError):
         self.__cause__ = cause
 
 
+class WorkerSetupError(PluginError):
+    """The `setup_worker` of a handler raised.
+
+    Attributes:
+        cause: what it raised, also in `__cause__`.
+    """
+
+    def __init__(self, handler: str, cause: BaseException) -> None:
+        # The first frame is the caller's, the second one that of `setup_worker`.
+        trace = cause.__traceback__ and cause.__traceback__.tb_next
+        place = ""
+        if trace is not None:
+            place = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"
+        super().__init__(f"{handler}.setup_worker raised {describe(cause)}{place}")
+        self.cause = cause
+        self.__cause__ = cause
+
+
 class NotAHandlerError(PluginError):
     """The name does not refer to a usable handler class."""
 

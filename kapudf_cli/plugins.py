@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from kapudf_cli.plugin_errors import (
     HandlerImportError,
     NotAHandlerError,
     UnknownHandlerError,
+    WorkerSetupError,
 )
 from kapudf_cli.system.source_code import compile_from_source
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 ENTRY_POINT_GROUP = "kapudf.handlers"
+
+#: For each class, the `setup_worker` that was called. A test may replace the method.
+_set_up: weakref.WeakKeyDictionary[type[Handler], object] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,24 @@ class Plugin:
             problem = f"handler '{self.name}': {self.target} cannot be used: {describe(error)}"
             raise NotAHandlerError(problem) from error
         return found
+
+
+def set_up(handler: type[Handler]) -> None:
+    """Call a handler's `setup_worker`, unless this process has called it before.
+
+    Raises:
+        WorkerSetupError: it raised.
+    """
+    method = handler.setup_worker.__func__  # type: ignore[attr-defined]  # of a class method
+    if _set_up.get(handler) is method:
+        return
+    try:
+        shared = handler.setup_worker()
+    except (Exception, SystemExit) as error:
+        raise WorkerSetupError(handler.__name__, error) from error
+    if shared is not None:
+        handler.shared = shared
+    _set_up[handler] = method
 
 
 def discover() -> list[Plugin]:

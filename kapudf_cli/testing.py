@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import pytest
 
+from kapudf_cli import plugins
 from kapudf_cli.client.errors import UdfFaultError
 from kapudf_cli.client.session import Session
 from kapudf_cli.client.target import Connection, served
@@ -95,8 +96,10 @@ class Task:
 
         Raises:
             TypeError: `kapudf serve` would refuse the class.
+            WorkerSetupError: its `setup_worker` raised. It is called once in each process.
         """
         definition.check(handler)
+        plugins.set_up(handler)
         with served(handler, timeout_s=_TIMEOUT_S) as side:
             yield cls(side)
 

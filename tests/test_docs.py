@@ -399,6 +399,22 @@ def test_the_total_goes_up_and_everything_else_stays(
     assert get_field(out[1], "other") == 1
 
 
+def test_the_model_is_loaded_once_and_scores(
+    load: Callable[..., ModuleType],
+    udf: Callable[..., Task],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "model.json"
+    file.write_text('{"fields": ["a", "b"], "weights": [2.0, 0.5]}')
+    monkeypatch.setenv("SCORE_MODEL", str(file))
+    module = load("score")
+    first = udf(module.Score).send(*lines("m a=1.0,b=2i 10"))
+    file.unlink()
+    second = udf(module.Score).send(*lines("m a=1.0 20", "m a=0.0,b=4.0 30"))
+    assert values([*first.points, *second.points], "score") == [3.0, None, 2.0]
+
+
 def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(
     load: Callable[..., ModuleType], udf: Callable[..., Task]
 ) -> None:

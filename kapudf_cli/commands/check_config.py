@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 @click.option(
     "--elsewhere",
     is_flag=True,
-    help="The file is for another machine: skip the checks of the sockets' folders and groups, "
-    "and of this process's limits.",
+    help="The file is for another machine: call no setup_worker, and skip the checks of the "
+    "sockets' folders and groups, and of this process's limits.",
 )
 def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
     """Check a configuration file, and that this machine can serve it.
 
-    Checks the settings, imports the handlers, and looks for the sockets' folders and
-    groups. Prints OK and what it cannot check; otherwise lists all errors and exits
-    with 2.
+    Checks the settings, imports the handlers, calls their `setup_worker`, and looks for
+    the sockets' folders and groups. Prints OK and what it cannot check; otherwise lists
+    all errors and exits with 2.
     """
     from kapudf_cli import config, config_file
     from kapudf_cli.errors import ConfigError
     from kapudf_cli.system.terminal_text import counted
 
     settings = config.check(config_file.read(file), source=str(file))
-    faults = _faults_of_handlers(settings)
+    faults = _faults_of_handlers(settings, set_up=not elsewhere)
     if not elsewhere:
         faults += _faults_here(settings)
     if faults:
@@ -48,7 +48,7 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
     say(f"{file}: OK, {counted(len(settings.functions), 'function')}", err=as_kapacitor)
     unchecked = "permissions of the service's user, and whether another process serves the sockets"
     if elsewhere:
-        unchecked = f"the sockets' folders and groups, limits, {unchecked}"
+        unchecked = f"setup_worker, the sockets' folders and groups, limits, {unchecked}"
     say(f"not checked: {unchecked}", err=as_kapacitor)
     if as_kapacitor:
         for name, function in settings.functions.items():
@@ -59,15 +59,17 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
             say('    timeout = "10s"')
 
 
-def _faults_of_handlers(settings: Settings) -> list[str]:
-    """Return an error for each handler that cannot be loaded."""
+def _faults_of_handlers(settings: Settings, *, set_up: bool) -> list[str]:
+    """Return an error for each handler that cannot be loaded or, with `set_up`, be set up."""
     from kapudf_cli import plugins
     from kapudf_cli.plugin_errors import PluginError
 
     faults = []
     for name, function in settings.functions.items():
         try:
-            plugins.find(function.handler).load()
+            handler = plugins.find(function.handler).load()
+            if set_up:
+                plugins.set_up(handler)
         except PluginError as error:
             faults.append(f"functions.{name}.handler: {error}")
     return faults

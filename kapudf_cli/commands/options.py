@@ -160,7 +160,9 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
         plugin = plugins.find(handler)
         with own_stdout():
             # Output that a module prints at import is not a result.
-            return HandlerTarget(handler, plugin.load())
+            loaded = plugin.load()
+            plugins.set_up(loaded)
+            return HandlerTarget(handler, loaded)
     return SocketTarget(os.fspath(socket or ""))
 
 

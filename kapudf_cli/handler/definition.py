@@ -37,6 +37,10 @@ def check(handler: type[Handler]) -> None:
                 problem = "has a yield and would never run; write with self.agent instead"
                 message = f"{handler.__name__}.{name} {problem}"
                 raise TypeError(message)
+    if not inspect.ismethod(handler.setup_worker):
+        message = f"{handler.__name__}.setup_worker must be a class method; add @classmethod"
+        raise TypeError(message)
+    _refuse_async(handler, "setup_worker")
     if issubclass(handler, BatchHandler):
         _refuse_async(handler, "batch")
 

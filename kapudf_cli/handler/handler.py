@@ -104,6 +104,7 @@ class Handler(abc.ABC):
         provides: the edge that the handler writes, STREAM or BATCH.
         options: the options that the TICKscript sets.
         state: the state.
+        shared: what `setup_worker` returned, for all connections of the worker.
         state_version: increase it if this code would misread a snapshot of older code.
         state_limit: the most groups that a `PerGroup` keeps, None for no limit.
         state_expiry: a `PerGroup` drops a group when the times of points have advanced by
@@ -124,6 +125,7 @@ class Handler(abc.ABC):
     state_limit: ClassVar[int | None] = None
     state_expiry: ClassVar[dt.timedelta | None] = None
     foreign_state: ClassVar[ForeignState] = "discard"
+    shared: Any = None
 
     if TYPE_CHECKING:  # at run time, only annotations of subclasses declare something
         options: Any
@@ -139,6 +141,15 @@ class Handler(abc.ABC):
         fresh = fresh_state(type(self))
         if fresh is not None:
             self.state = fresh
+
+    @classmethod  # noqa: B027 - most handlers share nothing
+    def setup_worker(cls) -> Any:
+        """Prepare what all connections of a worker share, such as a model.
+
+        Called once in each worker process, after the import and before any connection. What it
+        returns, unless None, is the class attribute `shared`. If it raises, the worker does not
+        start.
+        """
 
     def setup(self) -> None:  # noqa: B027 - most handlers have nothing to prepare
         """Prepare for data. The options are known, and no data has come yet.

@@ -1,4 +1,4 @@
-"""A handler loaded for a function, with what the log and the user are told where it cannot be."""
+"""Load a handler and set it up for this process, and describe its code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli import plugins
 from kapudf_cli.agent.forks import end_child
-from kapudf_cli.plugin_errors import HandlerImportError, PluginError
+from kapudf_cli.plugin_errors import HandlerImportError, PluginError, WorkerSetupError
 from kapudf_cli.worker.channel import Code
 
 if TYPE_CHECKING:
@@ -23,23 +23,26 @@ _DIGITS: Final = 12
 
 
 def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]:
-    """Return the handler's class that `spec` names; see `plugins.find`.
+    """Return the handler's class that `spec` names, set up for this process.
+
+    See `plugins.find` and `plugins.set_up`.
 
     Raises:
-        PluginError: it cannot be loaded. The traceback of a failed import is in the log at
-            debug level, and a note on the error says so.
+        PluginError: it cannot be loaded or set up. The traceback of what its code raised is in
+            the log at debug level, and a note on the error says so.
     """
     process = os.getpid()
     try:
         handler = plugins.find(spec).load()
+        plugins.set_up(handler)
     except PluginError as error:
         error.function = function
-        if isinstance(error, HandlerImportError):
-            log.debug("handler cannot be imported", function=function, exc_info=error.cause)
+        if isinstance(error, HandlerImportError | WorkerSetupError):
+            log.debug("handler cannot be loaded", function=function, exc_info=error.cause)
             error.add_note("at level debug, the log has the traceback")
         raise
     if os.getpid() != process:
-        end_child()  # Its module has forked, and let the child return.
+        end_child()  # Its code has forked, and let the child return.
     return handler
 
 

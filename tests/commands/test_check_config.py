@@ -60,7 +60,7 @@ def test_a_good_file_is_ok(tmp_path: Path) -> None:
 def test_the_example_is_ok(tmp_path: Path) -> None:
     result = check_config(tmp_path, str(EXAMPLE), "--elsewhere")
     assert result.returncode == 0, result.stderr
-    assert "not checked: the sockets' folders and groups, limits, " in result.stdout
+    assert "not checked: setup_worker, the sockets' folders and groups, limits, " in result.stdout
 
 
 def test_every_fault_is_a_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A handler whose import takes as long as a test wants."""
+"""A handler whose import or `setup_worker` takes as long as a test wants."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Its import waits for as long as the file beside it exists.
+#: It waits for as long as the file beside it exists.
 SLOW = """
 import time
 from pathlib import Path
 from kapudf_cli import Handler
 
-while Path(__file__).with_suffix(".wait").exists():
-    time.sleep(0.01)
+def wait(part):
+    while part == {part!r} and Path(__file__).with_suffix(".wait").exists():
+        time.sleep(0.01)
+
+wait("import")
 
 class Slow(Handler):
+    @classmethod
+    def setup_worker(cls):
+        wait("setup_worker")
+
     def point(self, point):
         self.agent.write_point(point)
 """
 
 
 class SlowImport:
-    """A handler, and whether its import waits."""
+    """A handler, and whether its import or `setup_worker` waits."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, part: str = "import") -> None:
         self.path = folder / "slow.py"
-        self.path.write_text(SLOW)
+        self.path.write_text(SLOW.format(part=part))
         self.handler = f"{self.path}:Slow"
         self._wait = self.path.with_suffix(".wait")
 

@@ -1,4 +1,4 @@
-"""Handlers whose import takes long: what cannot be answered is refused, and no task fails."""
+"""Handlers that load slowly: what cannot be answered is refused, and no task fails."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ TIMEOUT_S = 3.0
 
 
 @pytest.fixture
-def slow(short_folder: Path) -> SlowImport:
-    """Give one whose import does not wait."""
-    return SlowImport(short_folder)
+def slow(short_folder: Path, request: pytest.FixtureRequest) -> SlowImport:
+    """Give one that does not wait."""
+    return SlowImport(short_folder, getattr(request, "param", "import"))
 
 
 def is_refused(path: str) -> bool:
@@ -100,6 +100,7 @@ def test_nothing_is_connected_before_it_can_be_answered(
             assert isinstance(ask_info(side), InfoResponse)
 
 
+@pytest.mark.parametrize("slow", ["import", "setup_worker"], indirect=True)
 def test_a_slow_import_after_a_death_fails_no_task_and_no_start_of_kapacitor(
     socket_path: str, slow: SlowImport
 ) -> None:
