@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class MarkOptions(Options, kw_only=True):
+class MarkOptions(Options):
     text: str = "marked"
 
 

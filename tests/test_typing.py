@@ -52,12 +52,17 @@ from kapudf_cli import (
 from kapudf_cli.testing import Task, grouped, lines
 
 
-class ScaleOptions(Options, kw_only=True):
-    field: str
+class ScaleOptions(Options):
     size: Annotated[int, Meta(ge=1)] = 10
+    field: str
     every: dt.timedelta = dt.timedelta(seconds=1)
     weight: list[tuple[str, float]] = []
     as_: str = "scaled"
+
+
+class DeclaredKeywordOnly(Options, kw_only=True):
+    size: int = 10
+    field: str
 
 
 class Seen(State):

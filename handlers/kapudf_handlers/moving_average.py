@@ -35,7 +35,7 @@ from kapudf_cli import (
 )
 
 
-class MovingAverageOptions(Options, kw_only=True):
+class MovingAverageOptions(Options):
     """The field to average, the number of points, and the name of the average."""
 
     field: str

@@ -30,7 +30,7 @@ from kapudf_cli import Batch, BatchHandler, Meta, Options, Point, get_number
 _FEWEST_VALUES = 2
 
 
-class OutliersOptions(Options, kw_only=True):
+class OutliersOptions(Options):
     """The field to examine, and how far out an outlier lies."""
 
     field: str

@@ -50,7 +50,7 @@ except ImportError as error:
 _FEWEST_VALUES = 2
 
 
-class TTestOptions(Options, kw_only=True):
+class TTestOptions(Options):
     """The field to test, the size of the history, and the significance level."""
 
     field: str

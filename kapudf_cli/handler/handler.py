@@ -2,7 +2,7 @@
 
     from kapudf_cli import Handler, Options, Point, get_number, set_field
 
-    class ScaleOptions(Options, kw_only=True):
+    class ScaleOptions(Options):
         field: str
         factor: float = 2.0
 

@@ -1,6 +1,6 @@
 """Options of a handler, declared as typed fields.
 
-    class AverageOptions(Options, kw_only=True):
+    class AverageOptions(Options):
         field: str
         size: Annotated[int, Meta(ge=1)]
         as_: str = "avg"
@@ -16,7 +16,7 @@ is checked by the same rules.
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -49,8 +49,18 @@ def tickscript_name(attribute: str) -> str:
     return first + "".join(part.capitalize() for part in others)
 
 
-class Options(msgspec.Struct, rename=tickscript_name):
-    """The options of a handler, one field for each. Subclass it with `kw_only=True`.
+class _KeywordOnlyMeta(msgspec.StructMeta):
+    """Makes the fields of each subclass keyword-only: in msgspec, `kw_only` is not inherited."""
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **settings: Any
+    ) -> _KeywordOnlyMeta:
+        return super().__new__(cls, name, bases, namespace, **{"kw_only": True, **settings})
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
+class Options(msgspec.Struct, metaclass=_KeywordOnlyMeta, rename=tickscript_name):
+    """The base class of a handler's options. A subclass has a field for each option.
 
     | annotation | TICKscript |
     | --- | --- |
@@ -64,9 +74,9 @@ class Options(msgspec.Struct, rename=tickscript_name):
     | `list[...]` of any of these | any number of calls |
     | `Flag` | `.name()`, or not called |
 
-    A field without a default is required. `Annotated[int, Meta(ge=1)]` declares a range. The
-    TICKscript name is the attribute's name in camel case; `msgspec.field(name=...)` sets
-    another one.
+    A field without a default is required. Fields are keyword-only, so they may have any order.
+    `Annotated[int, Meta(ge=1)]` declares a range. The TICKscript name is the attribute's name
+    in camel case; `msgspec.field(name=...)` sets another one.
     """
 
 

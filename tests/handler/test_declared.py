@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 
+import kapudf_cli
 from kapudf_cli import Handler, Options, PerGroup, Point, State, Writer
 from kapudf_cli.handler import definition
 
@@ -55,14 +56,14 @@ class Mixed(Mixin, Base):
 
 
 class Nested(Base):
-    class Options(Options):
+    class Options(kapudf_cli.Options):
         nested: int = 3
 
     options: Options
 
 
 class InheritsNested(Nested):
-    class Options(Options):
+    class Options(kapudf_cli.Options):
         """Another class of that name, which the inherited annotation does not mean."""
 
 

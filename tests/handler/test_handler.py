@@ -45,7 +45,7 @@ class Mirror(Handler):
         self.agent.write_point(point)
 
 
-class ScaleOptions(Options, kw_only=True):
+class ScaleOptions(Options):
     field: str
     factor: Annotated[float, Meta(gt=0.0)] = 2.0
     forbidden: str = ""
@@ -183,7 +183,7 @@ def test_setup_that_fails_is_named(udf: Callable[..., Task]) -> None:
         udf(BrokenSetup)
 
 
-class RangeOptions(Options, kw_only=True):
+class RangeOptions(Options):
     low: float
     high: float
 
@@ -294,7 +294,7 @@ class DoubleScale(Scale):
         super().point(point)
 
 
-class NarrowOptions(ScaleOptions, kw_only=True):
+class NarrowOptions(ScaleOptions):
     also: str = "w"
 
 
@@ -401,7 +401,7 @@ def test_a_handler_bounds_its_groups_by_number_and_age(udf: Callable[..., Task])
     assert kept() == ["host=d"]
 
 
-class GroupsOptions(Options, kw_only=True):
+class GroupsOptions(Options):
     groups: int
 
 

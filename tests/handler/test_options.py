@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from typing import Annotated, Any, Literal, cast
+import types
+from typing import Annotated, Any, Literal
 
 import hypothesis.strategies as st
 import msgspec
@@ -55,9 +56,10 @@ def call(name: str, *values: OptionValue) -> Option:
 
 def options_with(annotation: Any, **default: object) -> type[Options]:
     """Return an options class with one field, `name`, with this annotation."""
-    field = ("name", annotation, default["default"]) if default else ("name", annotation)
-    made = msgspec.defstruct("Made", [field], bases=(Options,), kw_only=True)
-    return cast("type[Options]", made)
+    namespace: dict[str, Any] = {"__annotations__": {"name": annotation}}
+    if default:
+        namespace["name"] = default["default"]
+    return types.new_class("Made", (Options,), exec_body=lambda body: body.update(namespace))
 
 
 def refusal(options: type[Options], *calls: Option) -> str:
@@ -120,7 +122,7 @@ def test_each_annotation_is_declared_called_and_parsed(
     assert type(parsed.name) is type(value)  # type: ignore[attr-defined]  # made above
 
 
-class Everything(Options, kw_only=True):
+class Everything(Options):
     """One option of each type."""
 
     text: str
@@ -268,7 +270,7 @@ class Parent(Options):
     other: int = msgspec.field(default=2, name="its own_Name")
 
 
-class Child(Parent, kw_only=True):
+class Child(Parent):
     as_: str
 
 
@@ -278,14 +280,33 @@ def test_a_subclass_keeps_the_names_and_adds_its_own() -> None:
     assert parse(Child, calls) == Child(as_="x", other=5)
 
 
+class KeywordOnly(Options):
+    size: int = 10
+    field: str
+
+
+class DeclaredKeywordOnly(Options, kw_only=True):
+    size: int = 10
+    field: str
+
+
+@pytest.mark.parametrize("options", [KeywordOnly, DeclaredKeywordOnly])
+def test_fields_are_keyword_only_and_may_have_any_order(options: type[Any]) -> None:
+    assert options(field="usage").size == 10
+    with pytest.raises(TypeError, match="positional"):
+        options(3, "usage")
+
+
 def test_the_python_name_is_no_option() -> None:
     assert refusal(Parent, call("window_size", whole(3))) == "there is no option .window_size()"
 
 
 def test_two_attributes_of_one_name_are_refused() -> None:
-    fields = [("window_size", int), ("windowSize", int)]
     with pytest.raises(ValueError, match="same name"):
-        msgspec.defstruct("Twice", fields, bases=(Options,))
+
+        class Twice(Options):
+            window_size: int
+            windowSize: int  # noqa: N815 - the mistake
 
 
 # --- flags ---
@@ -312,7 +333,7 @@ def test_a_flag_that_is_false_makes_no_call() -> None:
 # --- errors for authors of TICKscripts ---
 
 
-class Average(Options, kw_only=True):
+class Average(Options):
     field: str
     size: Annotated[int, Meta(ge=1)]
     as_: str = "avg"
