@@ -40,7 +40,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
-from kapudf_cli.tools.recordings.line_parser import parse
+from kapudf_cli.tools.recordings.line_protocol import parse
 from kapudf_cli.tools.recordings.notation import Grouping
 
 if TYPE_CHECKING:

@@ -148,7 +148,7 @@ def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
     """Return the first messages of a recording, without an incomplete batch at the end."""
     from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
     from kapudf_cli.tools.errors import IncompatibleError
-    from kapudf_cli.tools.recordings import open_recording
+    from kapudf_cli.tools.recordings.recording import open_recording
     from kapudf_cli.tools.replay.feed import Feed, check_compatible
 
     def refuse(error: RecordingError) -> None:

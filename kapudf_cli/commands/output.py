@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
     from kapudf_cli.client.session import Counts
-    from kapudf_cli.tools.recordings import Recording
+    from kapudf_cli.tools.recordings.recording import Recording
 
 _STREAM_MODES: Final = {"stdin": "r", "stdout": "w", "stderr": "w"}
 #: The errors of a file that takes no more data.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.tools.errors import RecordingError
-    from kapudf_cli.tools.recordings import Recording
+    from kapudf_cli.tools.recordings.recording import Recording
     from kapudf_cli.tools.replay.differences import Differences, Fate
     from kapudf_cli.tools.replay.feed import Feed
     from kapudf_cli.tools.replay.formats import Format
@@ -196,8 +196,8 @@ def replay(
     from kapudf_cli.errors import KapudfError
     from kapudf_cli.protocol.udf_pb2 import InitRequest
     from kapudf_cli.tickscript.calls import check_calls, read_calls
-    from kapudf_cli.tools.recordings import Kind, open_recording
     from kapudf_cli.tools.recordings.notation import Grouping
+    from kapudf_cli.tools.recordings.recording import Kind, open_recording
     from kapudf_cli.tools.replay.feed import Feed, Selection, Windows, check_compatible
     from kapudf_cli.tools.replay.formats import DifferenceFormat
     from kapudf_cli.tools.replay.replay import Replay
@@ -380,7 +380,7 @@ def _report_unwritable(shown: Format) -> int:
 
 def _report(run: Replay, seconds: float, errors: int, recording: Recording, feed: Feed) -> None:
     """Print to stderr which parts of the recording were not sent, and the summary."""
-    from kapudf_cli.tools.recordings import Kind
+    from kapudf_cli.tools.recordings.recording import Kind
 
     tally = recording.tally
     if tally.passed_over:

@@ -28,8 +28,8 @@ def check(*arguments: str) -> tuple[int, str, str]:
     return result.returncode, result.stdout, result.stderr
 
 
-def peer(name: str) -> str:
-    return f"{sys.executable} -m tests.peers.{name}"
+def broken_udf(name: str) -> str:
+    return f"{sys.executable} -m tests.peers.broken_udfs {name}"
 
 
 def test_a_handler_that_conforms_passes() -> None:
@@ -45,7 +45,7 @@ def test_a_handler_that_conforms_passes() -> None:
 
 
 def test_a_udf_that_does_not_conform_fails() -> None:
-    status, output, errors = check("--exec", peer("exits_with_1"))
+    status, output, errors = check("--exec", broken_udf("ExitsWith1"))
     assert (status, errors) == (1, "")
     (failed,) = [line for line in output.splitlines() if line.startswith("FAILED")]
     assert failed.split(maxsplit=2)[1:] == [
@@ -65,7 +65,7 @@ def test_the_rules_are_shown_on_request() -> None:
 
 
 def test_a_run_for_machines_has_everything() -> None:
-    status, output, errors = check("--exec", peer("refuses_in_silence"), "--json")
+    status, output, errors = check("--exec", broken_udf("RefusesInSilence"), "--json")
     assert (status, errors) == (1, "")
     run = json.loads(output)
     assert [each["name"] for each in run["checks"]] == [each.name for each in CHECKS]
@@ -76,7 +76,7 @@ def test_a_run_for_machines_has_everything() -> None:
     assert by_name["init-without-options"]["outcome"] == "failed"
     assert "without a reason" in by_name["init-without-options"]["reason"]
     assert by_name["batch-types"]["outcome"] == "not_applicable"
-    assert run["target"] == peer("refuses_in_silence")
+    assert run["target"] == broken_udf("RefusesInSilence")
 
 
 def test_the_names_of_checks_are_told_apart() -> None:

@@ -22,9 +22,8 @@ from kapudf_cli import Point, get_fields
 from kapudf_cli.commands.replay import replay as command
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.testing import grouped, lines
-from kapudf_cli.tools.recordings import open_recording
-from kapudf_cli.tools.recordings.line_parser import PRECISIONS
-from kapudf_cli.tools.recordings.line_protocol import write
+from kapudf_cli.tools.recordings.line_protocol import PRECISIONS, write
+from kapudf_cli.tools.recordings.recording import open_recording
 from tests.captured import points_of
 from tests.handlers import recordings
 from tests.serve_process import KAPUDF, PATIENCE_S
@@ -707,45 +706,43 @@ def test_a_process_that_dies(handlers: str) -> None:
     assert problem.endswith("`kapacitor reload TASK` starts it again")
 
 
-PEERS = {
-    "absurd_size": "the UDF sent a BeginBatch of size 1152921504606846976, not 0 (unknown) to "
+BROKEN = {
+    "AbsurdSize": "the UDF sent a BeginBatch of size 1152921504606846976, not 0 (unknown) to "
     "16777216; kapacitord would crash, and every task with it",
-    "announces_terabytes": ": the answer is not a UDF's: a frame's length takes more than 32 bits",
-    "answers_init_twice": "the UDF sent an InitResponse that was not requested; Kapacitor drops it",
-    "batches_into_a_stream": "the UDF sent a BeginBatch, and provides a stream; the task's next",
-    "begins_without_end": "the UDF sent a BeginBatch inside a batch; Kapacitor would drop",
-    "dies_at_snapshot": "the UDF closed the connection instead of answering a snapshot",
-    "empty_response": "the UDF sent a Response in which no message is set; kapacitord would crash",
-    "ends_what_was_not_begun": "the UDF sent an EndBatch without a BeginBatch before it; "
+    "AnnouncesTerabytes": ": the answer is not a UDF's: a frame's length takes more than 32 bits",
+    "AnswersInitTwice": "the UDF sent an InitResponse that was not requested; Kapacitor drops it",
+    "BatchesIntoAStream": "the UDF sent a BeginBatch, and provides a stream; the task's next",
+    "BeginsWithoutEnd": "the UDF sent a BeginBatch inside a batch; Kapacitor would drop",
+    "DiesAtSnapshot": "the UDF closed the connection instead of answering a snapshot",
+    "EmptyResponse": "the UDF sent a Response in which no message is set; kapacitord would crash",
+    "EndsWhatWasNotBegun": "the UDF sent an EndBatch without a BeginBatch before it; "
     "kapacitord would crash, and every task with it",
-    "exits_with_1": "the UDF ended badly, with 550 points back of 550 sent; it exited with",
-    "fails_without_field": "the UDF failed the task: KeyError: 'value'",
-    "garbage": ": no whole answer came in time; 35 bytes came that are not a whole frame: b'This",
-    "hangs_at_info": ": no answer to Info within 3 s; is the UDF stuck?",
-    "negative_size": "the UDF sent a BeginBatch of size -1, not 0 (unknown) to 16777216; kapac",
-    "points_without_batch": "the UDF sent a Point outside a batch, and provides batches; the",
-    "prints": "the UDF sent bytes that are not frames: ",
-    "refuses_in_silence": "the UDF refused Init: it gives no reason; set `error` in its answer",
-    "stays_at_the_end": "the UDF did not close the connection within 3 s of the end of its inp",
+    "ExitsWith1": "the UDF ended badly, with 550 points back of 550 sent; it exited with",
+    "FailsWithoutField": "the UDF failed the task: KeyError: 'value'",
+    "Garbage": ": no whole answer came in time; 35 bytes came that are not a whole frame: b'This",
+    "HangsAtInfo": ": no answer to Info within 3 s; is the UDF stuck?",
+    "NegativeSize": "the UDF sent a BeginBatch of size -1, not 0 (unknown) to 16777216; kapac",
+    "PointsWithoutBatch": "the UDF sent a Point outside a batch, and provides batches; the",
+    "Prints": "the UDF sent bytes that are not frames: ",
+    "RefusesInSilence": "the UDF refused Init: it gives no reason; set `error` in its answer",
+    "StaysAtTheEnd": "the UDF did not close the connection within 3 s of the end of its inp",
 }
-STAY_SILENT = {"garbage", "hangs_at_info", "stays_at_the_end"}
+STAY_SILENT = {"Garbage", "HangsAtInfo", "StaysAtTheEnd"}
 WANT_BATCHES = {
-    "absurd_size",
-    "begins_without_end",
-    "ends_what_was_not_begun",
-    "negative_size",
-    "points_without_batch",
+    "AbsurdSize",
+    "BeginsWithoutEnd",
+    "EndsWhatWasNotBegun",
+    "NegativeSize",
+    "PointsWithoutBatch",
 }
 
 
-@pytest.mark.parametrize(("peer", "problem"), PEERS.items())
-def test_a_udf_that_does_wrong_is_told_what_to_mend(
-    peer: str, problem: str, tmp_path: Path
-) -> None:
-    name = f"{sys.executable} -m tests.peers.{peer}"
-    windows = ("--window", "10s") if peer in WANT_BATCHES else ()
+@pytest.mark.parametrize(("udf", "problem"), BROKEN.items())
+def test_a_udf_that_does_wrong_is_told_what_to_mend(udf: str, problem: str, tmp_path: Path) -> None:
+    name = f"{sys.executable} -m tests.peers.broken_udfs {udf}"
+    windows = ("--window", "10s") if udf in WANT_BATCHES else ()
     # Python takes its time to start where much else runs.
-    timeout_s = "3" if peer in STAY_SILENT else str(PATIENCE_S)
+    timeout_s = "3" if udf in STAY_SILENT else str(PATIENCE_S)
     told = failure(
         *(STREAM, "--exec", name, "--group-by", "host", "--timeout", timeout_s, *windows),
         *("--snapshot-to", str(tmp_path / "snapshot")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from kapudf_cli.tools.recordings import open_recording
+from kapudf_cli.tools.recordings.recording import open_recording
 
 if TYPE_CHECKING:
     from kapudf_cli import Point

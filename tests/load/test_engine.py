@@ -32,8 +32,8 @@ BATCHES = Work(list(Shape().batches(200, 20)))
 MIRROR = HandlerTarget("mirror", Mirror)
 
 
-def peer(name: str) -> CommandTarget:
-    return CommandTarget(name, (sys.executable, "-m", f"tests.peers.{name}"))
+def peer(module: str, *arguments: str) -> CommandTarget:
+    return CommandTarget(module, (sys.executable, "-m", f"tests.peers.{module}", *arguments))
 
 
 def run(target: Target, work: Work = POINTS, **how: object) -> Measured:
@@ -211,8 +211,12 @@ class Refuses(Handler):
     ("target", "options", "told"),
     [
         (MIRROR, [Option(name="nothing")], "the UDF refused Init: there is no option"),
-        (peer("fails_without_field"), [], "the UDF failed the task: KeyError: 'value'"),
-        (peer("empty_response"), [], "the UDF sent a Response in which no"),
+        (
+            peer("broken_udfs", "FailsWithoutField"),
+            [],
+            "the UDF failed the task: KeyError: ",
+        ),
+        (peer("broken_udfs", "EmptyResponse"), [], "the UDF sent a Response in which no"),
     ],
 )
 def test_a_udf_that_fails_at_once_is_told(target: Target, options: list[Option], told: str) -> None:

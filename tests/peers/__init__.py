@@ -1,4 +1,4 @@
-"""The ends of a connection that a test holds itself, and an agent to put at the other."""
+"""Both ends of a connection for tests: Kapacitor's side, and agents or UDFs at the other end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How a task begins, and a handler that has nothing against it.
+#: The first request of a task, and its answer.
 INIT = InitRequest(taskID="task", nodeID="node")
 INITIALIZED = InitResponse(success=True)
 
@@ -62,7 +62,7 @@ def is_full(outbox: Outbox) -> bool:
 
 @dataclass(frozen=True)
 class ServedAgent:
-    """An agent at work, Kapacitor's end of its connection, and the socket under that end."""
+    """A running agent, Kapacitor's side of its connection, and the socket of that side."""
 
     agent: Agent
     side: KapacitorSide
@@ -70,7 +70,7 @@ class ServedAgent:
     ended: Future[ConnectionSummary]
 
     def summary(self) -> ConnectionSummary:
-        """Wait until the agent has ended; whatever `run` raised is raised here."""
+        """Wait until the agent has ended, and raise any exception of `run`."""
         return self.ended.result(PATIENCE_S)
 
 
@@ -83,7 +83,7 @@ def agent_with(
     checkpoints: Checkpoints | None = None,
     on_init: Callable[[str, str], None] | None = None,
 ) -> Iterator[ServedAgent]:
-    """Let an agent serve `handler` in a thread; its connection is closed on exit."""
+    """Serve `handler` with an agent in a thread; close the connection on exit."""
     ours, theirs = socket.socketpair()
     agent = Agent(
         SocketStream(theirs),
@@ -99,5 +99,5 @@ def agent_with(
             yield ServedAgent(agent, side, ours, ended)
         finally:
             if ended.done() and ended.exception():
-                # It should never raise. If it does, its socket must not fail the next test.
+                # `run` has raised: close its socket, or its warning would fail the next test.
                 theirs.close()

@@ -3,11 +3,11 @@
 It differs from other UDFs in three ways:
 
 - At the end of a connection's input it drops the answers that it has not written yet.
-- The whole server exits with status 1 when one connection fails in that way, or breaks off.
+- The whole server exits with status 1 when one connection fails in that way, or is cut.
 - The answer to a keepalive overtakes points that came before it.
 
-In the Go agent these depend on the scheduler. Here each answer is held back for a moment,
-so that they happen every time.
+In the Go agent these depend on the scheduler. Here each answer is delayed, so that they happen
+every time.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotResponse,
 )
 
-#: How long an answer waits before it is written, and how long a point does.
+#: The delays of answers and of points.
 ANSWER_S = 0.003
 POINT_S = 0.006
 
 
 class GoAgent:
-    """One connection: a thread that reads, and one that writes what is due."""
+    """One connection, with a thread that reads and a thread that writes."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection

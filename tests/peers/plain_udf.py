@@ -1,7 +1,4 @@
-"""A process UDF without kapudf's agent: a mirror that does everything right.
-
-The scripts beside it each do one thing wrong: `python -m tests.peers.NAME`.
-"""
+"""A process UDF that mirrors points, does everything right, and does not use kapudf's agent."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.framing import FrameReader
 from kapudf_cli.protocol.udf_pb2 import (
     STREAM,
+    STRING,
     BeginBatch,
     EdgeType,
     EndBatch,
@@ -22,6 +20,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     InitResponse,
     KeepaliveRequest,
     KeepaliveResponse,
+    OptionInfo,
     Point,
     RestoreRequest,
     RestoreResponse,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class PlainUdf:
-    """Reads stdin, writes stdout; a subclass changes the one thing that it does wrong."""
+    """Reads requests from stdin and writes responses to stdout."""
 
     edge: EdgeType = STREAM
 
@@ -51,7 +50,7 @@ class PlainUdf:
         self.end()
 
     def rest(self) -> None:
-        """There is nothing more to read for now."""
+        """Handle a pause in the input."""
         self.flush()
 
     def end(self) -> None:
@@ -80,6 +79,11 @@ class PlainUdf:
     def info(self) -> None:
         self.write(InfoResponse(wants=self.edge, provides=self.edge))
 
+    def declare(self, option: str) -> None:
+        """Answer Info, with an option that takes a string."""
+        options = {option: OptionInfo(valueTypes=[STRING])}
+        self.write(InfoResponse(wants=self.edge, provides=self.edge, options=options))
+
     def init(self, request: InitRequest) -> None:
         del request
         self.write(InitResponse(success=True))
@@ -97,7 +101,7 @@ class PlainUdf:
             (self.count,) = struct.unpack("!q", request.snapshot)
             self.write(RestoreResponse(success=True))
         else:
-            self.write(RestoreResponse(success=False, error="no snapshot of mine"))
+            self.write(RestoreResponse(success=False, error="not a snapshot of this UDF"))
 
     def begin(self, begin: BeginBatch) -> None:
         self.write(begin)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from kapudf_cli import Point, get_fields, set_field
 from kapudf_cli.tools.errors import LineProtocolError
-from kapudf_cli.tools.recordings.line_parser import MAX_KEY_BYTES, PRECISIONS, RecordEnd, parse
-from kapudf_cli.tools.recordings.line_protocol import write
+from kapudf_cli.tools.recordings.line_protocol import MAX_KEY_BYTES, PRECISIONS, parse, write
+from kapudf_cli.tools.recordings.readers import RecordEnd
 
 #: Lines, and what `ParsePointsWithPrecision` of influxdb, as vendored by Kapacitor 1.5.7, makes
 #: of each: `points`, and `refused` if it returned an error.

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from kapudf_cli import Point, get_fields, set_field
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.tools.errors import RecordingError
-from kapudf_cli.tools.recordings import Kind, open_recording
 from kapudf_cli.tools.recordings.line_protocol import write
 from kapudf_cli.tools.recordings.lines import Tally
+from kapudf_cli.tools.recordings.recording import Kind, open_recording
 from tests.handlers import recordings
 from tests.recordings.test_line_protocol import STRINGS
 

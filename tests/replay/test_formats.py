@@ -9,7 +9,7 @@ import pytest
 
 from kapudf_cli import BeginBatch, EndBatch, Point, set_field
 from kapudf_cli.testing import grouped, lines
-from kapudf_cli.tools.recordings import Kind, open_recording
+from kapudf_cli.tools.recordings.recording import Kind, open_recording
 from kapudf_cli.tools.replay.formats import JsonFormat, LineFormat, TableFormat
 from tests.captured import data_of
 from tests.handlers import recordings

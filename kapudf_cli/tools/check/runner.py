@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.client.errors import TargetError, UdfFaultError
-from kapudf_cli.tools.check import connection_checks, data_checks, snapshot_checks
+from kapudf_cli.tools.check import connection_checks, data_checks
 from kapudf_cli.tools.check.trial import Check, NotApplicableError, Outcome, Result
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ CHECKS: Final[Sequence[Check]] = (
     *connection_checks.INFO_CHECKS,
     *connection_checks.INIT_CHECKS,
     *connection_checks.KEEPALIVE_CHECKS,
-    *snapshot_checks.CHECKS,
+    *data_checks.SNAPSHOT_CHECKS,
     *data_checks.STREAM_CHECKS,
     *data_checks.BATCH_CHECKS,
     *connection_checks.END_CHECKS,

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from kapudf_cli.tools.errors import RecordingError
-from kapudf_cli.tools.recordings.batches import read_batches
 from kapudf_cli.tools.recordings.lines import MAX_BATCH_BYTES, MAX_POINT_BYTES, LineReader, Tally
-from kapudf_cli.tools.recordings.points import is_point, read_lines, read_stream
+from kapudf_cli.tools.recordings.readers import is_point, read_batches, read_lines, read_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,8 +11,8 @@ from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM, EndBatch, Point
 from kapudf_cli.tickscript.snippets import edge_name
 from kapudf_cli.tools.errors import IncompatibleError, WindowsTooFullError
-from kapudf_cli.tools.recordings import Kind
 from kapudf_cli.tools.recordings.notation import Grouping
+from kapudf_cli.tools.recordings.recording import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
