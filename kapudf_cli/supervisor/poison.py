@@ -68,6 +68,8 @@ class PoisonDetector:
         self._dying_since_s = 0.0
         # How many of them were at the frame at that offset, handled by itself.
         self._over_frame = 0
+        # For each death: how many bytes had been received, of those that are not handled yet.
+        self._received_at_deaths: list[int] = []
 
     def note_death(
         self,
@@ -95,6 +97,9 @@ class PoisonDetector:
         if scene.offset > self._died_at or waited:
             self._reset()
             self._over_frame = 0
+        self._received_at_deaths = [
+            received for received in self._received_at_deaths if received > scene.offset
+        ]
         if waited or accused is False:
             return  # This connection is not the cause.
         was_careful = scene.offset < self.until
@@ -103,6 +108,7 @@ class PoisonDetector:
         self._deaths += 1
         self._faults += accused is True
         self._died_at = scene.offset
+        self._received_at_deaths.append(scene.received)
         self.until = max(self.until, scene.received)
         self.isolated = self._deaths > 1
         if was_careful and scene.current_frame == scene.offset and (accused or alone):
@@ -123,9 +129,10 @@ class PoisonDetector:
         if drops_poison:
             self.poison.add(offset)
             self._reset()
+            self._received_at_deaths.clear()
         else:
             self.give_up = (
-                f"the frame at byte {offset} ended {_workers(self._deaths)}, "
+                f"the frame at byte {offset} ended {_workers(len(self._received_at_deaths))}, "
                 f"the last one {how}; on_error: skip would drop it"
             )
 

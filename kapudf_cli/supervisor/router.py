@@ -65,7 +65,8 @@ class Router:
         self._new: dict[int, RoutedConnection] = {}
         # Those that are pausing or moving.
         self._moving: dict[int, RoutedConnection] = {}
-        self._spreads = False
+        # Whether connections are to be spread over the workers, now or once one can be moved.
+        self._spreads = self._spreads_later = False
 
     # --- queries ---
 
@@ -130,11 +131,15 @@ class Router:
         connection = self.connections[number]
         connection.is_isolated = is_isolated
         connection.is_careful = is_careful
+        if is_movable and not connection.is_movable and self._spreads_later:
+            self._spreads, self._spreads_later = True, False
         connection.is_movable = is_movable
 
     def observe_frozen(self, workers: Collection[int]) -> None:
         """Note which workers are frozen; see `RoutedWorker`."""
         for worker in self.workers.values():
+            if worker.is_frozen and worker.number not in workers and self._spreads_later:
+                self._spreads, self._spreads_later = True, False
             worker.is_frozen = worker.number in workers
 
     def place(self, room: Collection[int]) -> list[Give]:
@@ -283,7 +288,7 @@ class Router:
 
     def abandon_moves(self) -> list[Order]:
         """Leave every connection with the worker that has it."""
-        self._spreads = False
+        self._spreads = self._spreads_later = False
         orders: list[Order] = []
         for connection in list(self._moving.values()):
             if connection.state is ConnectionState.MOVING:
@@ -464,7 +469,8 @@ class Router:
     def _spread(self, now_s: float, room: Collection[int]) -> list[Order]:
         """Hand connections over from the busiest worker to the least busy one.
 
-        That goes on until they serve equally many, or no other connection can be handed over.
+        That goes on until they serve equally many. If no connection can be handed over before,
+        it goes on once one can, or once a frozen worker runs again.
         """
         orders: list[Order] = []
         while self._may_move(now_s):
@@ -478,6 +484,7 @@ class Router:
             if pair is None:
                 # A handover that is under way may still fail.
                 self._spreads = bool(self._moving)
+                self._spreads_later = any(each.is_frozen for each in self.workers.values())
                 break
             busiest, target = pair
             served = self.served_by(busiest)
@@ -487,6 +494,7 @@ class Router:
             connection = next(movable, None)
             if connection is None:
                 self._spreads = any(each.target is not None for each in served)
+                self._spreads_later = True
                 break
             if target not in room:
                 break

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.supervisor.routes import WorkerState
+from kapudf_cli.system.processes import is_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,9 @@ class HungWorkers:
             now_s: a monotonic clock's time, in seconds.
             log: where events go.
         """
-        if connection.is_neglected or not connection.is_at_work:
+        # A worker may have been stopped after it took input and before it gave it to the handler.
+        is_idle = connection.is_neglected or not connection.is_at_work
+        if is_idle or is_stopped(worker.pid):
             self.note_frozen(connection, worker, now_s, log)
             return
         if connection.is_hanging:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: Indexes into the fields of /proc/PID/stat that follow the command's name; see proc(5).
-_PARENT = 1
+_STATE, _PARENT = 0, 1
 _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM = 11, 12, 13, 14
 
 
@@ -57,6 +57,12 @@ def rss_bytes(pid: int) -> int:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal or a debugger has stopped a process."""
+    fields = _stat(pid)
+    return fields is not None and fields[_STATE] in {"T", "t"}
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.routes import ConnectionState
 from kapudf_cli.supervisor.worker_death import HungWorkers
 from kapudf_cli.system import logs
+from kapudf_cli.system.processes import is_stopped
 from tests.journal.connections import JournaledConnection
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.workers import Workers
@@ -120,5 +122,21 @@ def test_a_worker_that_is_frozen_is_killed_and_no_connection_is_blamed(
             hanging.note_frozen(each, worker, 100.1, LOG)
     assert [each["event"] for each in events] == ["worker is frozen, it is replaced"]
     assert not any(each.is_hanging for each in served)
+    hanging.kill_due(100.5)
+    assert worker.reap() == "SIGKILL"
+
+
+def test_a_worker_that_is_stopped_with_a_frame_is_frozen_and_its_handler_does_not_hang(
+    worker: WorkerProcess, served: list[SupervisedConnection]
+) -> None:
+    os.kill(worker.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_stopped(worker.pid) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    hanging = HungWorkers()
+    with capture_logs() as events:
+        hanging.note(served[0], worker, 100.0, LOG)
+    assert [each["event"] for each in events] == ["worker is frozen, it is replaced"]
+    assert not served[0].is_hanging
     hanging.kill_due(100.5)
     assert worker.reap() == "SIGKILL"

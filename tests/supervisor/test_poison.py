@@ -136,6 +136,13 @@ def test_where_poison_is_not_dropped_the_connection_is_given_up_for_it(deaths: D
     )
 
 
+def test_each_worker_is_counted_that_had_received_the_frame(deaths: Deaths) -> None:
+    deaths.drops_poison = False
+    deaths.fault(0, received=30)
+    deaths.fault(0, received=100)
+    assert "the frame at byte 40 ended 2 workers" in (deaths.fault(40).give_up or "")
+
+
 # --- innocents ---
 
 

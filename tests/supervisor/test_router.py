@@ -344,6 +344,27 @@ def test_only_connections_that_can_be_moved_are_spread() -> None:
     function.start(2)
     assert function.move() == [3]
     assert function.move() == []
+    # They are spread as soon as one more can be moved.
+    function.router.observe(4, is_isolated=False, is_careful=False, is_movable=True)
+    assert function.router.needs_room
+    assert function.move() == [4]
+    assert function.loads() == {1: 2, 2: 2}
+    assert function.move() == []
+    assert not function.router.needs_room
+
+
+def test_connections_are_spread_once_a_frozen_worker_runs_again() -> None:
+    function = Function(100)
+    function.connect(4)
+    function.place()
+    function.start(2)
+    function.router.observe_frozen({2})
+    assert function.move() == []
+    assert not function.router.needs_room
+    function.router.observe_frozen(())
+    while function.move():
+        pass
+    assert function.loads() == {1: 2, 2: 2}
 
 
 # --- replacements ---

@@ -238,7 +238,7 @@ def test_a_point_that_kills_workers_fails_the_task_where_errors_do(
     assert of_type(back, Point) == tallied(sent)
     error = back[-1]
     assert isinstance(error, ErrorResponse)
-    assert "ended 1 worker" in error.error
+    assert "ended 2 workers" in error.error
     assert "SIGABRT" in error.error
     finished = process.event("connection finished")
     assert (finished["reason"], finished["task_id"]) == ("handler_error", "bad")
