@@ -24,7 +24,7 @@ _REQUEST_BYTES: Final = 4096
 #: A client that has not been answered after this time does not read, or asks nothing.
 _CLIENT_TIMEOUT_S: Final = 600.0
 #: Beyond this, a client that has asked nothing is dropped for a new one, or else the oldest.
-_MOST_CLIENTS: Final = 32
+_MAX_CLIENTS: Final = 32
 _READ_BYTES: Final = 64 * 1024
 
 #: Executes a command of a client, which gets the answer with `reply`, now or later.
@@ -41,7 +41,7 @@ class ControlClients:
 
     def add(self, connection: socket.socket, command: Command) -> None:
         """Serve a new client; if there are too many, drop another one."""
-        if len(self._clients) >= _MOST_CLIENTS:
+        if len(self._clients) >= _MAX_CLIENTS:
             # They are in the order in which they came.
             idle = (each for each in self._clients if each.is_idle)
             next(idle, next(iter(self._clients))).close()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: No further function is started while this many workers load their handlers: they would only
 #: take the processors from each other, and from the workers that serve.
-_MOST_STARTING: Final = max(4, 2 * (os.cpu_count() or 1))
+_MAX_STARTING: Final = max(4, 2 * (os.cpu_count() or 1))
 
 
 class FunctionSockets:
@@ -226,7 +226,7 @@ class Functions:
     @property
     def has_room(self) -> bool:
         """Whether the workers of one more function may be started."""
-        return sum(pool.starting for pool in self.pools()) < _MOST_STARTING
+        return sum(pool.starting for pool in self.pools()) < _MAX_STARTING
 
     def listen_where_ready(self) -> None:
         """Accept connections for the functions that are ready; tell systemd once all are."""

@@ -19,8 +19,8 @@ _DEATHS_BY_FAULT: Final = 1
 _DEATHS_BY_KILL: Final = 3
 #: After this many deaths in a row without progress, the connection is given up, because it would
 #: kill all workers. Kills may have another cause: they must be more, and go on for longer.
-_MOST_FAULTS: Final = 6
-_MOST_DEATHS: Final = 20
+_MAX_FAULTS: Final = 6
+_MAX_DEATHS: Final = 20
 _LONGEST_DYING_S: Final = 600.0
 
 
@@ -116,8 +116,8 @@ class PoisonDetector:
             if self._over_frame >= (_DEATHS_BY_FAULT if accused else _DEATHS_BY_KILL):
                 self._convict(scene.current_frame, how, drops_poison=drops_poison)
                 return
-        killed = self._deaths >= _MOST_DEATHS and now_s - self._dying_since_s >= _LONGEST_DYING_S
-        if self._faults >= _MOST_FAULTS or killed:
+        killed = self._deaths >= _MAX_DEATHS and now_s - self._dying_since_s >= _LONGEST_DYING_S
+        if self._faults >= _MAX_FAULTS or killed:
             self.give_up = f"it ended {self._deaths} workers, the last one {how}"
 
     def _reset(self) -> None:

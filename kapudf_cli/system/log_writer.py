@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: The limits of the queue. A line has about 300 bytes: a reader this far behind has stopped.
-_MOST_LINES: Final = 10_000
-_MOST_BYTES: Final = 16 * 1024 * 1024
+_MAX_LINES: Final = 10_000
+_MAX_BYTES: Final = 16 * 1024 * 1024
 #: How long the end of the process waits for the queue to be written.
 _PATIENCE_S: Final = 1.0
 #: How long `write` waits for the thread if only the thread writes.
@@ -67,7 +67,7 @@ class LogWriter:
                 data = self._write_some(data)
                 if not data:
                     return
-            elif len(self._queue) >= _MOST_LINES or self._queued_bytes >= _MOST_BYTES:
+            elif len(self._queue) >= _MAX_LINES or self._queued_bytes >= _MAX_BYTES:
                 self.lost += 1
                 return
             self._queue.append(data)

@@ -137,7 +137,7 @@ def outcome(
     receiving = in_thread(lambda: list(task.side.responses()))
     for piece in pieces:
         task.send(*piece)
-        while not task.await_dealt_with(served):
+        while not task.await_handled(served):
             with pytest.raises(WorkerDiedError):
                 served.summary()
             served.stream.close()
@@ -193,7 +193,7 @@ def test_a_death_after_each_piece_is_invisible_to_kapacitor(
     served = task.serve(survives=2)
     for piece in pieces:
         task.send(*piece)
-        while not task.await_dealt_with(served):
+        while not task.await_handled(served):
             served.stream.close()
             served = task.take_over(survives=3)
     served.agent.abort()
@@ -257,7 +257,7 @@ def test_two_deaths_during_partly_sent_output_are_invisible(
             task.send(INIT)
             task.send(*piece)
             survives = iter((second,))
-            while not task.await_dealt_with(served):
+            while not task.await_handled(served):
                 served.stream.close()
                 until = task.header.received if careful else 0
                 served = task.take_over(survives=next(survives, None), until=until)
@@ -282,7 +282,7 @@ def died(
     rest = list(messages)
     while rest:
         task.send(rest.pop(0))
-        if not task.await_dealt_with(served):
+        if not task.await_handled(served):
             break
     with pytest.raises(WorkerDiedError):
         served.summary()
@@ -481,7 +481,7 @@ def test_a_restart_does_not_replay_poison_messages(tasks: Callable[..., Journale
     task.send(Point(time=2))
     served = task.take_over(until=task.sent_bytes, poison=poison)
     assert [task.side.receive() for _ in range(2)] == [INITIALIZED, counted(1, 1)]
-    task.await_dealt_with(served)
+    task.await_handled(served)
     assert task.ask(Point(time=3)) == counted(3, 2)
     Seen.seen.clear()
     task.send(Point(time=4, name="raise"), Point(time=5))
@@ -564,7 +564,7 @@ def test_frames_up_to_careful_until_are_recorded_one_by_one(
     served = task.take_over(until=task.sent_bytes)
     assert [task.side.receive() for _ in range(5)] == [INITIALIZED, *points]
     assert noted == [(begin + number * size, begin + number * size) for number in range(4)]
-    task.await_dealt_with(served)
+    task.await_handled(served)
     noted.clear()
     task.send(*points)
     assert [task.side.receive() for _ in range(4)] == points
@@ -586,7 +586,7 @@ def test_a_new_handler_has_the_state_before_the_failed_point(
     points = [Point(time=time, name="raise" if time % 5 == 2 else "") for time in range(60)]
     for place in range(0, 60, 7):
         task.send(*points[place : place + 7])
-        task.await_dealt_with(served)
+        task.await_handled(served)
     good = [point.time for point in points if not point.name]
     expected = [counted(time, number) for number, time in enumerate(good, 1)]
     assert [task.side.receive() for _ in good] == expected
@@ -614,7 +614,7 @@ def test_an_exception_at_the_end_of_a_batch_affects_no_other_batch(
     names = ["a", "raise", "b", "raise", "raise", "c"]
     for name in names:
         task.send(BeginBatch(name=name), Point(time=1), EndBatch(name=name))
-        task.await_dealt_with(served)
+        task.await_handled(served)
     task.end()
     summary = served.summary()
     task.hang_up()
@@ -646,7 +646,7 @@ def test_a_restart_inside_a_batch_continues_the_batch(
     ]  # fmt: skip
     for message in messages:
         task.send(message)
-        task.await_dealt_with(served)
+        task.await_handled(served)
     responses = [task.side.receive() for _ in range(4)]
     assert responses == [BeginBatch(name="b"), Point(time=1), Point(time=2), EndBatch(name="b")]
     task.end()

@@ -23,19 +23,19 @@ MAX_FRAME_BYTES = 1024 * 1024
 
 
 class WorkerDiedError(BaseException):
-    """A worker dies between two instructions."""
+    """Raised where a worker of the test dies, between two instructions."""
 
 
 class DyingHeader(Header):
-    """A header with which a worker dies at a store, just before it or just after.
+    """A header that simulates a death: a worker dies right before or right after a store.
 
-    From then on the worker stores nothing more, whatever catches the exception.
+    After that, all stores fail, even if the exception was caught.
     """
 
     __slots__ = ("_after", "_left", "_over", "has_died")
 
     def __init__(self, held: Journal, *, over: str, after: bool, survives: int = 0) -> None:
-        """Die at the store named `over` ("commit" or "received"), after surviving some."""
+        """Die at the store named by `over` ("commit" or "received"), after `survives` others."""
         super().__init__(mmap.mmap(held.descriptor, HEADER_BYTES))
         self._over = over
         self._after = after
@@ -101,7 +101,7 @@ class JournaledConnection:
         return self._opened[held]
 
     def kill(self, held: Journal) -> None:
-        """Close what a worker's death closes, and change nothing else."""
+        """Close the descriptors that a worker's death closes; change nothing else."""
         self._opened.pop(held).close()
         held.close()
 
@@ -112,7 +112,7 @@ class JournaledConnection:
         snapshot_interval_s: float = 3600.0,
         held: Journal | None = None,
     ) -> JournaledStream:
-        """Take the connection over as another worker would, with a journal from `open`."""
+        """Return the stream of another worker, over a journal from `open`."""
         held = held or self.open()
         return JournaledStream(
             self.connection_of(held),

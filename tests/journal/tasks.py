@@ -1,4 +1,4 @@
-"""A connection with a journal, and one agent after the other that serves it."""
+"""A connection with a journal, served by one agent after another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ServedAgent:
-    """An agent that serves a connection which may outlive it."""
+    """One agent of a connection; the connection may outlive it."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class ServedAgent:
         resume_plan: ResumePlan | None,
     ) -> None:
         self.stream = stream
-        #: The header with which it dies, None if it lives on.
+        #: The header that makes it die, None if it does not die.
         self.dying_header: DyingHeader | None = None
         #: Why the agent could not take over, None if it could.
         self.resumed: Future[str | None] = Future()
@@ -57,7 +57,7 @@ class ServedAgent:
 
     @property
     def has_died(self) -> bool:
-        """Whether it has come to the commit at which it dies."""
+        """Whether it has died at its commit."""
         return self.dying_header is not None and self.dying_header.has_died
 
     def summary(self) -> ConnectionSummary:
@@ -86,7 +86,7 @@ class JournaledTask:
     # --- agents ---
 
     def serve(self, *, survives: int | None = None, after: bool = True) -> ServedAgent:
-        """Serve it with a first agent, which dies at a commit after `survives` others."""
+        """Start the first agent. With `survives`, it dies at the commit after so many others."""
         return self._serve(None, survives, after=after)
 
     def take_over(
@@ -100,7 +100,7 @@ class JournaledTask:
         give_up: str | None = None,
         handler: HandlerFactory | None = None,
     ) -> ServedAgent:
-        """Take it over with another agent; with `waits` that agent waits for `go`."""
+        """Take the connection over with another agent; with `waits`, it waits for `go`."""
         resumption = ResumePlan(until, tuple(poison), waits, give_up)
         served = self._serve(resumption, survives, after=after, handler=handler)
         if not waits:
@@ -139,12 +139,12 @@ class JournaledTask:
         self.send(message)
         return self.side.receive()
 
-    def await_dealt_with(self, served: ServedAgent) -> bool:
+    def await_handled(self, served: ServedAgent) -> bool:
         """Wait until all input is handled; return False if the agent died instead."""
         wait_until(
             lambda: self.header.record.stats.offset >= self.sent_bytes or served.ended.done()
         )
-        # The agent may have committed this with its last store, and end only now.
+        # The agent's last store may have committed this; it ends a moment later.
         if served.has_died:
             served.ended.exception(PATIENCE_S)
         return not served.ended.done()
@@ -154,7 +154,7 @@ class JournaledTask:
         self.side.half_close()
 
     def hang_up(self) -> None:
-        """Let Kapacitor see the end of the output, once the last agent has ended."""
+        """Shut the connection down, so that Kapacitor reads the end of the output."""
         self.kept.connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ READ_BYTES = 96 * 1024
 
 @pytest.fixture
 def held(kept: JournaledConnection) -> Iterator[Journal]:
-    """Return the journal as the first worker opens it."""
+    """Give the journal of the first worker."""
     held = kept.open()
     yield held
     kept.kill(held)
@@ -398,7 +398,7 @@ class AnySteps(RuleBasedStateMachine):
         self.kept = JournaledConnection()
         self.kept.peer.settimeout(0)
         self.held = self.kept.open()
-        #: All that the peer has sent, and how much of it was received and handled.
+        #: All input that the peer has sent, and how much of it was received and handled.
         self.input = bytearray()
         self.received = self.offset = 0
         #: The expected history up to `offset`, while the journal is complete.
@@ -417,7 +417,7 @@ class AnySteps(RuleBasedStateMachine):
         self.held = self.kept.open()
 
     def note_received(self) -> None:
-        """Record what a read took, even if the worker died before it knew."""
+        """Record how much a read took, even if the worker died right after it."""
         self.received = self.held.received
         self.complete = bool(self.held.record.complete)
 

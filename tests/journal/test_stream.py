@@ -32,7 +32,7 @@ MUCH = random.Random(0).randbytes(3 * 1024 * 1024)  # noqa: S311 - nothing is se
 
 @pytest.fixture(autouse=True)
 def stalls_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a waiting write read ahead at once."""
+    """Make a waiting write read ahead at once."""
     monkeypatch.setattr("kapudf_cli.transport.input._STALLED_S", 0.001)
     monkeypatch.setattr("kapudf_cli.transport.input._STALLED_MAX_S", 0.001)
 
@@ -93,7 +93,7 @@ def test_the_next_worker_sends_committed_output(
 ) -> None:
     held = kept.open()
     writing = stalled_write(kept, kept.serve(held=held))
-    # Like a death: the stream sends nothing more and releases its lock.
+    # As after a death: the stream sends nothing more, and its lock is released.
     kept.connection_of(held).close()
     assert isinstance(writing.exception(PATIENCE_S), OSError | ValueError)
     kept.kill(held)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of connections that outlive workers."""
+"""Fixtures for the tests of the supervisor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    """Give a loop."""
+    """Give an event loop for pools."""
     with Loop() as made:
         yield made
 
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    """Give an object that starts workers."""
+    """Give an object that starts workers, and ends them after the test."""
     with Workers() as starter:
         yield starter

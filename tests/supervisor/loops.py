@@ -1,4 +1,4 @@
-"""A supervisor's loop for tests of its parts: pools and functions with real workers."""
+"""An event loop like the supervisor's, for tests of pools and functions with real workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """A loop over a selector and pools, as the supervisor has it."""
+    """The supervisor's loop, reduced to a selector and pools."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
@@ -48,11 +48,11 @@ class Loop:
         self._undo.close()
 
     def turn_until(self, is_done: Callable[[], bool]) -> None:
-        """Handle events until a condition is met."""
+        """Run the loop until a condition is met."""
         self.turns_until(is_done)
 
     def turns_until(self, is_done: Callable[[], bool]) -> list[float]:
-        """Handle events until a condition is met; return how long each turn took, in seconds."""
+        """Run the loop until a condition is met; return the duration of each turn, in seconds."""
         turns_s = []
         started_s = time.monotonic()
         while not is_done():

@@ -1,4 +1,4 @@
-"""A task under load for as long as a test wants it, and handlers that are rewritten meanwhile."""
+"""A task that sends points until the test ends it, and handlers that change meanwhile."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-#: So many points are sent at once, and so long a pause is made after them.
+#: How many points are sent at once, and the pause after them.
 _AT_ONCE = 10
 _PAUSE_S = 0.002
 
-#: A handler that counts, and says which version of it did.
+#: A handler that counts points, and adds its version to each.
 COUNT = """
 from kapudf_cli import Handler, State, set_field
 
@@ -48,7 +48,7 @@ class Count(Handler):
 
 
 class Code:
-    """The file of a handler, which is rewritten for each version."""
+    """A handler's file, which `change` replaces by its next version."""
 
     def __init__(self, folder: Path) -> None:
         """Write the first version into `folder`."""
@@ -58,23 +58,23 @@ class Code:
 
     @property
     def handler(self) -> str:
-        """What `--handler` takes."""
+        """The value for `--handler`."""
         return f"{self.file}:Count"
 
     def change(self, more: str = "") -> int:
-        """Write the next version, with more code at its end; return its number."""
+        """Write the next version, with `more` code at its end; return its number."""
         self.version += 1
         self.file.write_text(COUNT.format(version=self.version) + more, encoding="utf-8")
-        # Compiled code must not be known by the time and the size of its source.
+        # Same time and size for all versions: a bytecode cache checked by these would be stale.
         os.utime(self.file, (1, 1))
         return self.version
 
 
 class OngoingTask:
-    """Sends numbered points until `finish`, and keeps what comes back."""
+    """Sends numbered points until `finish`, and collects the responses."""
 
     def __init__(self, path: str, task: str = "task") -> None:
-        """Connect to a UDF, say Init, and begin."""
+        """Connect, send Init, and start to send points."""
         self._side = KapacitorSide.connect(path, timeout_s=4 * PATIENCE_S)
         self._side.send(InitRequest(taskID=task, nodeID="node"))
         assert self._side.receive() == InitResponse(success=True)
@@ -82,7 +82,7 @@ class OngoingTask:
         self._changed = threading.Condition()
         self._ended = False
         self.sent = 0
-        #: What came back.
+        #: The responses, and an error if the connection broke.
         self.back: list[Any] = []
         self._threads = [
             threading.Thread(target=call, daemon=True) for call in (self._send, self._receive)
@@ -105,7 +105,7 @@ class OngoingTask:
         self._side.__exit__(kind, error, trace)
 
     def await_point(self, condition: Callable[[Point], bool]) -> None:
-        """Wait until a point comes back that is as wanted."""
+        """Wait for a point that meets a condition."""
         seen = len(self.back)
         deadline = time.monotonic() + PATIENCE_S
         while True:
@@ -120,16 +120,16 @@ class OngoingTask:
             assert time.monotonic() < deadline, self.back[-1:]
 
     def await_version(self, version: int) -> None:
-        """Wait for a point that a version of the code has dealt with."""
+        """Wait for a point that a version of the handler has handled."""
         self.await_point(lambda point: point.fieldsInt["version"] == version)
 
     def await_more(self) -> None:
-        """Wait until a point comes back that was not sent yet."""
+        """Wait until a point comes back that is sent after this call."""
         sent = self.sent
         self.await_point(lambda point: point.time > sent)
 
     def finish(self) -> list[Any]:
-        """Send no more, half-close, and return everything that came back, an error too."""
+        """Stop sending, half-close, and return `back` once the connection has ended."""
         self._ends.set()
         for thread in self._threads:
             thread.join(4 * PATIENCE_S)
@@ -158,10 +158,10 @@ class OngoingTask:
 
 
 def check_count(task: OngoingTask) -> list[int]:
-    """End a task of `Count`; check that each point came back once, in order, with its count.
+    """Finish a task of `Count`; check that each point came back once, in order, with its count.
 
     Returns:
-        The versions that dealt with them, each once, in their order.
+        The versions that handled the points, in order, without repetitions.
     """
     back = task.finish()
     odd = [each for place, each in enumerate(back) if not _is_right(each, place)]
@@ -175,7 +175,7 @@ def _is_right(back: Any, place: int) -> bool:
 
 
 def kapudf(*arguments: str, status: int = 0) -> str:
-    """Run a command of kapudf to its end; return what it said on the stream of its success."""
+    """Run a kapudf command and check its exit status; return its output, or its errors."""
     result = run_kapudf(*arguments)
     assert result.returncode == status, (result.stdout, result.stderr)
     assert "Traceback" not in result.stderr
@@ -188,15 +188,15 @@ def status_of(path: str) -> dict[str, Any]:
 
 
 def serving_pid(path: str) -> int:
-    """Return the process of the first worker that serves; one that retires may still be listed."""
+    """Return the pid of the first serving worker; retiring workers may be listed, too."""
     workers = status_of(path)["workers"]
     return next(int(worker["pid"]) for worker in workers if worker["state"] == "serving")
 
 
 def await_status(path: str, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    """Ask for the status until it is as wanted, and return it.
+    """Poll the status until it meets a condition, and return it.
 
-    The supervisor does not announce changes, so poll its status.
+    The supervisor does not announce changes.
     """
     pause = threading.Event()
     for _ in range(round(PATIENCE_S / 0.02)):

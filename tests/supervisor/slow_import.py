@@ -1,4 +1,4 @@
-"""A handler whose import or `setup_worker` takes as long as a test wants."""
+"""A handler whose import or `setup_worker` lasts until the test lets it finish."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: It waits for as long as the file beside it exists.
+#: It waits while the file beside it exists.
 SLOW = """
 import time
 from pathlib import Path
@@ -30,7 +30,7 @@ class Slow(Handler):
 
 
 class SlowImport:
-    """A handler, and whether its import or `setup_worker` waits."""
+    """The file of such a handler; `part` of it waits: "import" or "setup_worker"."""
 
     def __init__(self, folder: Path, part: str = "import") -> None:
         self.path = folder / "slow.py"

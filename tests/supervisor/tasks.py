@@ -1,4 +1,4 @@
-"""What tests of workers send, and what must come back, be the workers killed or not."""
+"""Input for tests of workers, and the expected output, whether workers are killed or not."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def batches(count: int, size: int) -> Iterator[BeginBatch | Point | EndBatch]:
 
 
 def interspersed(data: Iterable[RequestMessage], every: int) -> Iterator[RequestMessage]:
-    """Yield data with a keepalive and a snapshot asked for now and then, as Kapacitor does."""
+    """Yield data with a keepalive and a snapshot request after every `every` messages."""
     for number, message in enumerate(data, 1):
         yield message
         if number % every == 0:

@@ -1,4 +1,4 @@
-"""Connections taken from a function's socket: with all they need, or not at all."""
+"""Accepting connections: either with all descriptors that they need, or not at all."""
 
 from __future__ import annotations
 

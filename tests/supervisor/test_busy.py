@@ -1,4 +1,4 @@
-"""Handlers that take their time: Kapacitor is told, and one that hangs is replaced."""
+"""Slow handlers: Kapacitor gets heartbeats, and a worker whose handler hangs is replaced."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
-#: Kapacitor's time-out, as the peer here has it. It asks for a keepalive after half of it,
-#: and a heartbeat may take another half second, so that a second is left to a slow machine.
+#: The timeout of the peer in these tests. It requests a keepalive after half of it, and a
+#: heartbeat may take another half second, so a slow machine has a second to spare.
 TIMEOUT_S = 3.0
 
 
 class StrictKapacitor:
-    """A peer that gives up, as Kapacitor does, where nothing comes within its time-out."""
+    """A peer that gives up, as Kapacitor does, if it receives nothing within its timeout."""
 
     def __init__(self, path: str) -> None:
-        """Connect and get through Init; from then on a keepalive is asked for now and then."""
+        """Connect, send Init, and then request keepalives at intervals."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(path)
         self._frames = FrameReader(RESPONSES.decode_in, DEFAULT_MAX_FRAME_BYTES)
-        #: What comes; raises TimeoutError if nothing does in time.
+        #: The responses; the iterator raises TimeoutError if none comes in time.
         self.responses = self._receive()
         self._ends = threading.Event()
         self._keepalives = threading.Thread(target=self._ask, daemon=True)
@@ -80,7 +80,7 @@ class StrictKapacitor:
         self._socket.close()
 
     def _ask(self) -> None:
-        # Once the other side has closed, the test learns that by itself.
+        # If the other side closes, the test notices it when it reads.
         with contextlib.suppress(OSError):
             while not self._ends.wait(TIMEOUT_S / 2):
                 self.send(KeepaliveRequest(time=self.asked + 1))
@@ -98,12 +98,12 @@ def test_kapacitor_never_waits_as_long_as_its_time_out(short_folder: Path) -> No
             processes.enter_context(process).ready()
             tasks.append(in_thread(partial(keep_busy, path, how)))
         heartbeats = [task.result(PATIENCE_S) for task in tasks]
-    # Neither left out, nor one for each moment.
+    # Heartbeats come, and not at every turn of a loop.
     assert all(3 <= count <= 50 for count in heartbeats), heartbeats
 
 
 def keep_busy(path: str, how: str) -> int:
-    """Have a handler be busy, with a task beside it that is not; return the heartbeats' number."""
+    """Keep one of two handlers busy; return the number of heartbeats."""
     busy = Point(time=1, fieldsInt={"s": round(3 * TIMEOUT_S)}, tags={"how": how})
     short = Point(time=2, fieldsInt={"s": 0}, tags={"how": "python"})
     with StrictKapacitor(path) as beside, StrictKapacitor(path) as peer:
@@ -121,15 +121,15 @@ def keep_busy(path: str, how: str) -> int:
 
 
 def await_keepalives(peer: StrictKapacitor, last: int, point: Point | None = None) -> int:
-    """Take what comes until all keepalives up to `last` are answered, in order.
+    """Read responses until all keepalives up to `last` are answered, in order.
 
     Args:
-        peer: whose responses they are.
+        peer: the peer that reads.
         last: the number of the last keepalive.
-        point: sent, and again as soon as it has come back.
+        point: a point to send, and to send again each time it has come back.
 
     Returns:
-        How often that came back.
+        How often the point came back.
     """
     if point is not None:
         peer.send(point)
@@ -204,7 +204,7 @@ def test_a_task_that_has_nothing_to_do_gets_heartbeats_where_its_worker_does_not
                 lambda status: "busy" in [each["state"] for each in status["connections"]],
             )
         try:
-            # Each comes within the time-out; a keepalive that was read before is one answer.
+            # Each response comes within the timeout, an answer to an earlier keepalive included.
             heartbeats = 0
             while heartbeats < 5:
                 response = next(peer.responses)

@@ -1,4 +1,4 @@
-"""`kapudf serve --reload`: handlers' code is watched while it is written."""
+"""`kapudf serve --reload`: the files of handlers are watched for changes."""
 
 from __future__ import annotations
 

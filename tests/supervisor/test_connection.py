@@ -25,27 +25,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Kept(JournaledConnection):
-    """A connection with its supervisor's side, and steps that a worker would take."""
+class Connection(JournaledConnection):
+    """A connection with the supervisor's side of it, and methods for what its worker does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.served = SupervisedConnection(
+        self.supervised = SupervisedConnection(
             7, self.connection.dup(), os.dup(self.memory), None, busy_limit_s=10.0
         )
 
     def got_to(self, offset: int, *, current_frame: int | None = None, received: int = 100) -> None:
-        """Have a worker be busy with a frame, after handling all input before an offset."""
-        header = self.served.header
+        """Make the worker busy with a frame, after it handled all input before an offset."""
+        header = self.supervised.header
         header.commit(header.record._replace(stats=ConnectionStats(offset)))
         header.current_frame = offset if current_frame is None else current_frame
         header.received = received
         header.busy_since_ns = 1
 
     def waits(self) -> None:
-        """Have a worker wait for input."""
-        self.served.header.busy_since_ns = 0
-        self.served.header.current_frame = NO_FRAME
+        """Make the worker wait for input."""
+        self.supervised.header.busy_since_ns = 0
+        self.supervised.header.current_frame = NO_FRAME
 
     def dies(
         self,
@@ -55,31 +55,31 @@ class Kept(JournaledConnection):
         drops_poison: bool = True,
         how: str = "SIGSEGV",
     ) -> ResumePlan:
-        """Have the worker die; return how the next one is to take over."""
-        self.served.note_death(how, accused=accused, alone=alone, drops_poison=drops_poison)
+        """Let the worker die; return the plan for the next one."""
+        self.supervised.note_death(how, accused=accused, alone=alone, drops_poison=drops_poison)
         return self.give()
 
     def give(self, *, waits: bool = False) -> ResumePlan:
-        """Give it to another worker; return how that is to take it over."""
-        order, descriptors = self.served.prepare(Give(2, 7, takes_over=True, waits=waits))
+        """Send the connection to another worker; return its plan."""
+        order, descriptors = self.supervised.prepare(Give(2, 7, takes_over=True, waits=waits))
         assert len(descriptors) == 2
         assert order.resume is not None
         return order.resume
 
     def be(self, state: ConnectionState) -> None:
-        """Have the router say how it is served."""
-        self.served.route.state = state
+        """Set the state that the router decides on."""
+        self.supervised.route.state = state
 
     def close(self) -> None:
-        self.served.close()
+        self.supervised.close()
         super().close()
 
 
 @pytest.fixture
-def kept() -> Iterator[Kept]:
-    """Give a connection that a worker was told to serve."""
-    kept = Kept()
-    order, descriptors = kept.served.prepare(Give(1, 7))
+def kept() -> Iterator[Connection]:
+    """Give a connection that was sent to a worker."""
+    kept = Connection()
+    order, descriptors = kept.supervised.prepare(Give(1, 7))
     assert (order.connection, order.resume, len(descriptors)) == (7, None, 2)
     yield kept
     kept.close()
@@ -88,12 +88,12 @@ def kept() -> Iterator[Kept]:
 # --- deaths ---
 
 
-def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Kept) -> None:
+def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Connection) -> None:
     kept.got_to(40, received=90)
     order = kept.dies()
     assert order == ResumePlan(careful_until=90)
-    assert kept.served.takeovers == 1
-    assert kept.served.is_careful
+    assert kept.supervised.takeovers == 1
+    assert kept.supervised.is_careful
     kept.got_to(40)
     assert kept.dies().poison == (40,)
     for _ in range(2):
@@ -103,19 +103,19 @@ def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Kept) 
     assert "the frame at byte 64 ended 2 workers" in (order.give_up or "")
 
 
-def test_poison_that_is_no_history_any_more_is_forgotten(kept: Kept) -> None:
+def test_poison_that_is_no_history_any_more_is_forgotten(kept: Connection) -> None:
     for _ in range(2):
         kept.got_to(40)
         order = kept.dies()
     assert order.poison == (40,)
-    header = kept.served.header
+    header = kept.supervised.header
     header.commit(header.record._replace(input_start=41))
     kept.got_to(80)
     assert 40 not in kept.dies().poison
 
 
 def test_a_worker_that_dies_before_it_has_a_frame_in_hand_does_not_make_it_poison(
-    kept: Kept,
+    kept: Connection,
 ) -> None:
     for _ in range(3):
         kept.got_to(40)
@@ -127,24 +127,26 @@ def test_a_worker_that_dies_before_it_has_a_frame_in_hand_does_not_make_it_poiso
     assert kept.dies(accused=None, how="SIGKILL").poison == (40,)
 
 
-def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(kept: Kept) -> None:
+def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(
+    kept: Connection,
+) -> None:
     for _ in range(30):
         kept.got_to(100)
         kept.waits()
         order = kept.dies(accused=None)
         assert (order.careful_until, order.poison, order.give_up) == (0, (), None)
-    assert kept.served.takeovers == 30
+    assert kept.supervised.takeovers == 30
 
 
-def test_what_the_owner_gives_up_is_given_up(kept: Kept) -> None:
-    kept.served.give_up("Restore was refused")
+def test_what_the_owner_gives_up_is_given_up(kept: Connection) -> None:
+    kept.supervised.give_up("Restore was refused")
     assert kept.give().give_up == "Restore was refused"
 
 
 # --- heartbeats ---
 
 
-def read(kept: Kept) -> bytes:
+def read(kept: Connection) -> bytes:
     kept.peer.settimeout(0)
     try:
         return kept.peer.recv(1 << 20)
@@ -152,12 +154,12 @@ def read(kept: Kept) -> bytes:
         return b""
 
 
-def test_a_heartbeat_is_sent_between_messages(kept: Kept) -> None:
+def test_a_heartbeat_is_sent_between_messages(kept: Connection) -> None:
     held = kept.open()
-    kept.served.beat()
+    kept.supervised.beat()
     held.store(b"answer", Commit(1))
     held.send(held.unsent)
-    kept.served.beat()
+    kept.supervised.beat()
     held._connection.close()
     held.close()
     assert read(kept) == HEARTBEAT + b"answer" + HEARTBEAT
@@ -166,7 +168,7 @@ def test_a_heartbeat_is_sent_between_messages(kept: Kept) -> None:
 @pytest.mark.parametrize("sent", [0, 3])
 @pytest.mark.parametrize("size", [6, 1_000_000])
 def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
-    kept: Kept, sent: int, size: int
+    kept: Connection, sent: int, size: int
 ) -> None:
     kept.be(ConnectionState.SERVED)
     held = kept.open()
@@ -186,7 +188,7 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
         held.send(sent)
     held._connection.close()
     held.close()
-    kept.served.beat()
+    kept.supervised.beat()
     received += read(kept)
     assert bytes(received).strip(b"\0") == b"x" * sent
 
@@ -194,7 +196,7 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
 @pytest.mark.parametrize("sent", [0, 3])
 @pytest.mark.parametrize("earlier", [0, 10_000])
 def test_what_a_dead_worker_has_not_sent_leaves_before_the_next_heartbeat(
-    kept: Kept, sent: int, earlier: int
+    kept: Connection, sent: int, earlier: int
 ) -> None:
     held = kept.open()
     if earlier:
@@ -208,11 +210,11 @@ def test_what_a_dead_worker_has_not_sent_leaves_before_the_next_heartbeat(
     held._connection.close()
     held.close()
     for _ in range(2):
-        kept.served.beat()
+        kept.supervised.beat()
     assert read(kept) == bytes(earlier) + b"answer" + HEARTBEAT + HEARTBEAT
 
 
-#: Locks the memory, as a worker does while it sends, and waits to be killed.
+#: Locks the memory, as a worker that sends does, and waits until it is killed.
 LOCKING = """
 import fcntl, signal, sys
 fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX)
@@ -221,116 +223,118 @@ signal.pause()
 """
 
 
-def test_no_heartbeat_is_sent_while_a_worker_is_sending(kept: Kept) -> None:
+def test_no_heartbeat_is_sent_while_a_worker_is_sending(kept: Connection) -> None:
     command = [sys.executable, "-c", LOCKING, str(kept.memory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[kept.memory]) as worker:
         assert worker.stdout is not None
         try:
             assert worker.stdout.readline() == b"locked\n"
-            kept.served.beat()
+            kept.supervised.beat()
             assert read(kept) == b""
         finally:
             worker.kill()
-    kept.served.beat()
+    kept.supervised.beat()
     assert read(kept) == HEARTBEAT
 
 
-def test_a_heartbeat_waits_for_nobody(kept: Kept) -> None:
+def test_a_heartbeat_waits_for_nobody(kept: Connection) -> None:
     try:
         while True:
             kept.connection.send(bytes(1000))
     except BlockingIOError:
         pass
-    in_thread(kept.served.beat).result(PATIENCE_S)
+    in_thread(kept.supervised.beat).result(PATIENCE_S)
     kept.peer.close()
-    in_thread(kept.served.beat).result(PATIENCE_S)
+    in_thread(kept.supervised.beat).result(PATIENCE_S)
 
 
-# --- looks ---
+# --- ticks ---
 
 
-def test_it_beats_while_its_handler_is_busy(kept: Kept) -> None:
+def test_it_beats_while_its_handler_is_busy(kept: Connection) -> None:
     def beats() -> bool:
-        kept.served.tick(1.0)
-        kept.served.tick(2.0)
-        return kept.served.watch.beats
+        kept.supervised.tick(1.0)
+        kept.supervised.tick(2.0)
+        return kept.supervised.watch.beats
 
     kept.be(ConnectionState.SERVED)
     kept.got_to(40)
     assert beats()
-    assert kept.served.state == "busy"
-    kept.served.header.waits_for_peer = 1
+    assert kept.supervised.state == "busy"
+    kept.supervised.header.waits_for_peer = 1
     assert not beats()
-    assert kept.served.state == "waiting on Kapacitor"
-    kept.served.header.waits_for_peer = 0
+    assert kept.supervised.state == "waiting on Kapacitor"
+    kept.supervised.header.waits_for_peer = 0
     kept.waits()
     assert not beats()
-    assert kept.served.state == "idle"
+    assert kept.supervised.state == "idle"
     kept.be(ConnectionState.WAITING)
     assert beats()
-    assert kept.served.state == "waiting for a worker"
+    assert kept.supervised.state == "waiting for a worker"
     kept.be(ConnectionState.SERVED)
     kept.be(ConnectionState.MOVING)
     assert beats()
-    assert kept.served.state == "being handed over"
+    assert kept.supervised.state == "being handed over"
 
 
-def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: Kept) -> None:
+def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: Connection) -> None:
     kept.waits()
-    kept.served.header.waits_for_peer = 1
+    kept.supervised.header.waits_for_peer = 1
     order = kept.dies(accused=None, how="SIGKILL")
     assert not order.waits
     kept.be(ConnectionState.SERVED)
-    assert kept.served.state == "busy"
+    assert kept.supervised.state == "busy"
     for now_s in (1.0, 2.0, 12.0):
-        kept.served.tick(now_s)
-    assert kept.served.watch.has_just_passed_limit
+        kept.supervised.tick(now_s)
+    assert kept.supervised.watch.has_just_passed_limit
 
 
-def test_input_that_nobody_reads_is_noticed(kept: Kept) -> None:
+def test_input_that_nobody_reads_is_noticed(kept: Connection) -> None:
     kept.be(ConnectionState.SERVED)
     kept.waits()
 
     def is_neglected() -> bool:
-        kept.served.tick(1.0)
-        return kept.served.is_neglected
+        kept.supervised.tick(1.0)
+        return kept.supervised.is_neglected
 
     assert not is_neglected()
     kept.peer.send(b"input")
-    # Kapacitor may have asked half of its time-out after the last answer.
+    # Kapacitor may have sent a request half of its timeout after the last answer.
     assert is_neglected(), "it is noticed at the first look"
     kept.connection.recv(2)
-    kept.served.header.received += 2
+    kept.supervised.header.received += 2
     assert not is_neglected(), "its worker reads, and more has come meanwhile"
     assert is_neglected(), "it has read nothing since"
     kept.connection.recv(3)
     assert not is_neglected()
 
 
-def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(kept: Kept) -> None:
-    served = kept.served
+def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(
+    kept: Connection,
+) -> None:
+    connection = kept.supervised
     kept.be(ConnectionState.SERVED)
     kept.waits()
 
     def after(*times_s: float) -> tuple[str, bool]:
         for now_s in times_s:
-            served.tick(now_s)
-        return served.state, served.watch.has_just_passed_limit
+            connection.tick(now_s)
+        return connection.state, connection.watch.has_just_passed_limit
 
     kept.peer.send(b"input")
     assert after(1.0) == ("idle", False), "it may be about to be read"
     assert after(2.5) == ("not reading", False)
-    assert served.needs_heartbeat
-    # The limit starts again when the worker reads anything, or goes on after SIGCONT.
-    served.header.received += 1
+    assert connection.needs_heartbeat
+    # The limit starts again when the worker reads input, or continues after SIGCONT.
+    connection.header.received += 1
     assert after(9.0) == ("idle", False)
     assert after(10.0, 19.5) == ("not reading", False)
     assert after(20.0) == ("not reading", True)
     kept.connection.recv(5)
     assert after(21.0) == ("idle", False)
 
-    served.header.waits_for_peer = 1
-    served.header.commit(served.header.record._replace(output_end=1 << 20))
+    connection.header.waits_for_peer = 1
+    connection.header.commit(connection.header.record._replace(output_end=1 << 20))
     assert after(30.0, 39.5) == ("not reading", False), "Kapacitor would take output"
     assert after(40.0) == ("not reading", True)
     with contextlib.suppress(BlockingIOError):
@@ -342,11 +346,11 @@ def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(
 
 @pytest.mark.parametrize("takes_s", [0.0, 1e6])
 def test_a_connection_without_a_worker_gets_heartbeats_without_a_limit(
-    kept: Kept, takes_s: float
+    kept: Connection, takes_s: float
 ) -> None:
     for now_s in (1.0, 1.5, takes_s, takes_s + 0.5):
-        kept.served.tick(now_s)
-        assert kept.served.needs_heartbeat
+        kept.supervised.tick(now_s)
+        assert kept.supervised.needs_heartbeat
 
 
 @pytest.mark.parametrize(
@@ -360,63 +364,63 @@ def test_a_connection_without_a_worker_gets_heartbeats_without_a_limit(
     ids=["does not run", "runs", "may be long at work", "has paused"],
 )
 def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
-    kept: Kept, pulse_s_ago: float, *, at_work: bool, paused: bool, frozen: bool
+    kept: Connection, pulse_s_ago: float, *, at_work: bool, paused: bool, frozen: bool
 ) -> None:
     kept.be(ConnectionState.SERVED)
-    kept.served.header.heartbeat_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
-    kept.served.header.busy_since_ns = int(at_work)
-    assert not kept.served.is_not_pausing
+    kept.supervised.header.heartbeat_ns = time.monotonic_ns() - round(pulse_s_ago * 1e9)
+    kept.supervised.header.busy_since_ns = int(at_work)
+    assert not kept.supervised.is_not_pausing
     kept.be(ConnectionState.MOVING if paused else ConnectionState.PAUSING)
-    assert kept.served.is_not_pausing is frozen
+    assert kept.supervised.is_not_pausing is frozen
 
 
 @pytest.mark.parametrize(("worker", "thread"), [(1, 11), (2, 22)], ids=["old", "new"])
 def test_after_a_handover_the_thread_is_that_of_the_worker_that_goes_on(
-    kept: Kept, worker: int, thread: int
+    kept: Connection, worker: int, thread: int
 ) -> None:
-    kept.served.header.thread = 11
-    kept.served.route.worker = 1
+    kept.supervised.header.thread = 11
+    kept.supervised.route.worker = 1
     kept.give(waits=True)
-    assert kept.served.header.thread == 0
-    kept.served.header.thread = 22
-    kept.served.on_resumed(worker)
-    assert kept.served.header.thread == thread
+    assert kept.supervised.header.thread == 0
+    kept.supervised.header.thread = 22
+    kept.supervised.on_resumed(worker)
+    assert kept.supervised.header.thread == thread
 
 
-def test_a_rate_is_that_of_the_last_while(kept: Kept) -> None:
-    started_s = kept.served.started_s
-    header = kept.served.header
+def test_a_rate_is_that_of_the_last_while(kept: Connection) -> None:
+    started_s = kept.supervised.started_s
+    header = kept.supervised.header
     header.commit(header.record._replace(stats=ConnectionStats(points_in=300)))
-    kept.served.tick(started_s + 0.5)
-    assert kept.served.points_per_s == 0
-    kept.served.tick(started_s + 2.0)
-    assert kept.served.points_per_s == pytest.approx(150)
-    kept.served.tick(started_s + 4.0)
-    assert kept.served.points_per_s == 0
+    kept.supervised.tick(started_s + 0.5)
+    assert kept.supervised.points_per_s == 0
+    kept.supervised.tick(started_s + 2.0)
+    assert kept.supervised.points_per_s == pytest.approx(150)
+    kept.supervised.tick(started_s + 4.0)
+    assert kept.supervised.points_per_s == 0
 
 
-def test_the_peer_sees_the_end_once_it_is_closed(kept: Kept) -> None:
+def test_the_peer_sees_the_end_once_it_is_closed(kept: Connection) -> None:
     child = kept.connection.dup()
-    kept.served.close()
+    kept.supervised.close()
     assert kept.peer.recv(1) == b""
     child.close()
-    kept.served = SupervisedConnection(
+    kept.supervised = SupervisedConnection(
         8, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
     )
 
 
-def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -> None:
+def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Connection) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
 
     class Log:
         def error(self, event: str, **facts: Any) -> None:
             events.append((event, facts))
 
-    header = kept.served.header
+    header = kept.supervised.header
     header.task = ("task", "node")
     header.received = 99
     header.commit(header.record._replace(stats=ConnectionStats(90, points_in=3, points_out=2)))
-    kept.served.log_abandoned(Log())  # type: ignore[arg-type]
+    kept.supervised.log_abandoned(Log())  # type: ignore[arg-type]
     ((event, facts),) = events
     assert event == "connection finished"
     assert facts["reason"] == "abandoned"
@@ -424,10 +428,12 @@ def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Kept) -
     assert facts["bytes_in"] == 99
 
 
-def test_a_connection_gets_heartbeats_until_the_worker_that_hangs_is_replaced(kept: Kept) -> None:
+def test_a_connection_gets_heartbeats_until_the_worker_that_hangs_is_replaced(
+    kept: Connection,
+) -> None:
     kept.be(ConnectionState.SERVED)
-    kept.served.is_hanging = True
+    kept.supervised.is_hanging = True
     for now_s in (1.0, 1e6):
-        kept.served.tick(now_s)
-    assert not kept.served.watch.beats
-    assert kept.served.needs_heartbeat
+        kept.supervised.tick(now_s)
+    assert not kept.supervised.watch.beats
+    assert kept.supervised.needs_heartbeat

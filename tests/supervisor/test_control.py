@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
     Reply = Callable[[dict[str, Any]], None]
 
-#: An answer that no socket takes at once.
+#: An answer that is longer than a socket queues.
 LONG = "x" * 2_000_000
 
 
 class Loop:
-    """A loop as the supervisor's, run step by step, with its clients."""
+    """The supervisor's loop, run turn by turn, with control clients."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self.clients = ControlClients(self.selector)
-        #: What was asked, with whom to answer.
+        #: The requests, each with the client to answer.
         self.asked: list[tuple[str, Reply]] = []
 
     def connect(self) -> socket.socket:
-        """Return a client's end of a connection that is served."""
+        """Connect a client, and return its end."""
         ours, theirs = socket.socketpair()
         theirs.settimeout(PATIENCE_S)
         self.clients.add(ours, lambda client, command: self.asked.append((command, client.reply)))
         return theirs
 
     def turn(self) -> None:
-        """Deal with whatever is ready."""
+        """Handle all events that are ready."""
         for key, _ in self.selector.select(0):
             key.data()
 
@@ -58,14 +58,14 @@ class Loop:
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    """Give a loop without clients."""
+    """Give a loop that has no clients yet."""
     loop = Loop()
     yield loop
     loop.close()
 
 
 def has_ended(client: socket.socket) -> bool:
-    """Say whether the connection was closed without a word."""
+    """Return whether the connection was closed without an answer."""
     with contextlib.suppress(ConnectionResetError):
         return client.recv(1) == b""
     return True
@@ -218,12 +218,12 @@ def test_a_client_that_is_silent_or_does_not_read_is_let_go_in_the_end(
 def test_idle_clients_shut_nobody_out(loop: Loop) -> None:
     with contextlib.ExitStack() as clients:
         asks = [clients.enter_context(loop.connect()) for _ in range(3)]
-        # Of these, one has been read, one has not, and one has sent a part of its request.
+        # One request was read, one was not, and one has come only in part.
         asks[0].sendall(request("reload"))
         loop.turn()
         asks[1].sendall(request("status"))
         asks[2].send(b"{")
-        idle = [clients.enter_context(loop.connect()) for _ in range(2 * control._MOST_CLIENTS)]
+        idle = [clients.enter_context(loop.connect()) for _ in range(2 * control._MAX_CLIENTS)]
         newest = clients.enter_context(loop.connect())
         newest.sendall(request("status"))
         loop.turn()
@@ -239,7 +239,7 @@ def test_idle_clients_shut_nobody_out(loop: Loop) -> None:
 
 def test_the_oldest_client_makes_room_where_none_is_idle(loop: Loop) -> None:
     with contextlib.ExitStack() as clients:
-        ask = [clients.enter_context(loop.connect()) for _ in range(control._MOST_CLIENTS)]
+        ask = [clients.enter_context(loop.connect()) for _ in range(control._MAX_CLIENTS)]
         for client in ask:
             client.sendall(request("reload"))
         loop.turn()
@@ -259,7 +259,7 @@ def test_the_oldest_client_makes_room_where_none_is_idle(loop: Loop) -> None:
 
 @contextlib.contextmanager
 def answering(path: str, answer: Callable[[socket.socket], None]) -> Iterator[None]:
-    """Be a supervisor that answers one client somehow."""
+    """Run a server that sends one client a given answer."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path + CONTROL_SUFFIX)
         listener.listen()

@@ -1,4 +1,4 @@
-"""What may be asked for through a control socket, and what is answered."""
+"""The requests of a control socket, and their answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Asked:
-    """A function that is asked, and what it has answered."""
+    """A function that gets requests, and its answers."""
 
     def __init__(self, loop: Loop, socket_path: str) -> None:
         self.loop = loop
@@ -48,7 +48,7 @@ class Asked:
         self.answers.append(answer)
 
     def turn_until_answered(self) -> None:
-        """Do what the loop of the supervisor does until a reload is answered."""
+        """Run the supervisor's loop until a reload is answered."""
 
         def is_answered() -> bool:
             self._reloader.step()
@@ -65,7 +65,7 @@ class Asked:
 
 @pytest.fixture
 def asked(socket_path: str) -> Iterator[Asked]:
-    """Give a function that is asked."""
+    """Give a function that gets requests."""
     with Loop() as loop:
         yield Asked(loop, socket_path)
 

@@ -1,4 +1,4 @@
-"""The end of serving, by a clock of the test's own."""
+"""Draining, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def pool(loop: Loop) -> Pool:
-    """Give a pool that serves."""
+    """Give a pool with a serving worker."""
     return loop.start_pool(SETTINGS)
 
 
 def drain(pool: Pool) -> Drain:
-    """Begin at 100 s, with a grace period of 10 s."""
+    """Start to drain at 100 s, with a grace period of 10 s."""
     return Drain(
         [pool],
         grace_period_s=10.0,

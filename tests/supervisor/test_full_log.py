@@ -1,4 +1,4 @@
-"""A log whose reader has stopped: everything goes on, and a signal still ends the process."""
+"""A log whose reader has stopped: serving goes on, and a signal still ends the process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOUD = plugin("talkative.py:Loud")
 
 @pytest.fixture
 def full_pipe() -> Iterator[int]:
-    """Give the writing end of a full pipe that is not read."""
+    """Give the writing end of a full pipe without a reader."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
@@ -41,7 +41,7 @@ def full_pipe() -> Iterator[int]:
 def running(
     command: list[str], stdin: int, stdout: int | None, stderr: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command, and kill it at the end."""
+    """Run a command, and kill it when the block ends."""
     with subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr) as process:
         try:
             yield process
@@ -50,7 +50,7 @@ def running(
 
 
 def answer_points(side: KapacitorSide) -> None:
-    """Have a few points answered."""
+    """Send a few points, and check that they are answered."""
     side.send(InitRequest(taskID="task"))
     side.receive()
     points = [Point(time=number) for number in range(5)]

@@ -1,4 +1,4 @@
-"""Functions that are bound, listened on once they are ready, and let go."""
+"""The sockets of functions: bound, listened on once the function is ready, and released."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.supervisor.loops import Loop
 
 
-#: Is loaded once a file is there.
+#: A handler whose import waits for a file.
 SLOW = """
 import os, time
 from kapudf_handlers.mirror import Mirror
@@ -46,7 +46,7 @@ def settings(folder: Path, **handlers: str) -> Settings:
 
 
 def listening(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return which functions are listened on, and their handlers."""
+    """Return the functions that listen, and their handlers."""
     found = [each for each in events if each["event"] == "listening"]
     return [(each["function"], each["handler"]) for each in found]
 

@@ -1,4 +1,4 @@
-"""Deaths that come together with something else: another death, a child, a neighbour."""
+"""Deaths of workers combined with another event: a second death, a child process, a neighbour."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def started_task(path: str) -> KapacitorSide:
-    """Connect and get through Init."""
+    """Connect and send Init."""
     side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
     side.send(InitRequest(taskID="task", nodeID="node"))
     assert side.receive() == InitResponse(success=True)
@@ -38,7 +38,7 @@ def started_task(path: str) -> KapacitorSide:
 
 
 def echoed(side: KapacitorSide, number: int) -> Point:
-    """Send a point and return what comes back."""
+    """Send a point, and return the point that comes back."""
     side.send(Point(time=number))
     back = side.receive()
     assert isinstance(back, Point)
@@ -47,7 +47,7 @@ def echoed(side: KapacitorSide, number: int) -> Point:
 
 
 def slow_points(count: int, *, ms: int) -> list[Point]:
-    """Return points that take `mortal.Slow` so many milliseconds each."""
+    """Return points for which `mortal.Slow` needs `ms` milliseconds each."""
     made = list(points(count))
     for point in made:
         point.fieldsInt["ms"] = ms
@@ -55,13 +55,13 @@ def slow_points(count: int, *, ms: int) -> list[Point]:
 
 
 def points_in(status: dict[str, Any]) -> int:
-    """Return how many points the only connection is noted to have dealt with."""
+    """Return the number of points of the only connection."""
     (connection,) = status["connections"]
     return int(connection["points_in"])
 
 
 def the_worker(path: str) -> int:
-    """Return the process of the only worker."""
+    """Return the pid of the only worker."""
     (worker,) = status_of(path)["workers"]
     return int(worker["pid"])
 
@@ -71,8 +71,8 @@ def test_a_second_death_before_all_is_repeated_that_was_sent_doubles_nothing(
 ) -> None:
     process = serve(plugin("mortal.py:Slow"))
     first, *others = sent = slow_points(1_500, ms=1)
-    # By the time that it is dealt with, all others have come, and many are read at once. They
-    # come back longer than they went there, so that some leave before all of those are done.
+    # While the worker handles it, all others arrive, and the next read returns many. Output is
+    # longer than input, so it is flushed before all points of a read are handled.
     first.fieldsInt["ms"] = 200
     with started_task(socket_path) as side:
         side.send_bytes(b"".join(map(REQUESTS.encode, sent)))
@@ -92,7 +92,7 @@ def test_a_second_death_before_all_is_repeated_that_was_sent_doubles_nothing(
 
 @pytest.fixture
 def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give the file where `unruly.Parent` writes its children's processes, and end these."""
+    """Give the file where `unruly.Parent` writes the pids of its children; kill them in the end."""
     file = tmp_path / "children"
     monkeypatch.setenv("CHILDREN", str(file))
     yield file
@@ -118,12 +118,12 @@ def test_a_child_that_outlives_a_worker_hides_neither_its_death_nor_the_end(
             pids = [int(line) for line in children.read_text(encoding="ascii").splitlines()]
             assert [is_alive(pid) for pid in pids] == [True, True]
         finally:
-            # They hold the log open, too.
+            # They also hold the log open.
             for line in children.read_text(encoding="ascii").splitlines():
                 os.kill(int(line), signal.SIGKILL)
 
 
-#: Becomes the parent of orphans, as PID 1 is, and then `kapudf`.
+#: Becomes a subreaper, which gets orphans as PID 1 does, and then runs `kapudf`.
 SUBREAPER = """
 import ctypes, os, sys
 
@@ -156,7 +156,7 @@ def test_children_that_a_dead_worker_leaves_do_not_become_zombies(
 
 
 def children_of(file: Path, count: int) -> list[str]:
-    """Wait until so many children are noted, and return them."""
+    """Wait until the file has `count` pids, and return its lines."""
     wait_until(lambda: len(file.read_text(encoding="ascii").splitlines()) >= count)
     return file.read_text(encoding="ascii").splitlines()
 
@@ -195,7 +195,7 @@ def test_a_connection_goes_on_whose_supervisor_dies_while_it_is_taken_over(
         os.mkfifo(gate)
         await_status(socket_path, lambda status: status["connections"][0]["state"] == "idle")
         os.kill(the_worker(socket_path), signal.SIGKILL)
-        # This opens once the new worker has come there.
+        # Opening it waits until the new worker opens it, too.
         with open(in_thread(partial(os.open, gate, os.O_WRONLY)).result(PATIENCE_S), "wb"):
             process.signal(signal.SIGKILL)
             process.event("supervisor is gone, serving connections to their end")

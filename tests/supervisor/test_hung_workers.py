@@ -1,4 +1,4 @@
-"""Workers that hang write where, and are then killed; the clock is the test's own."""
+"""Workers that hang write their stacks, and are then killed; the clock is simulated."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LOG = logs.get_logger()
 
 @pytest.fixture
 def worker() -> Iterator[WorkerProcess]:
-    """Give a worker that can write where it is."""
+    """Give a worker that can write its stacks."""
     with Workers() as workers:
         yield workers.start_ready()
 
 
 @pytest.fixture
 def served() -> Iterator[list[SupervisedConnection]]:
-    """Give two connections, 1 and 2."""
+    """Give connections 1 and 2."""
     kept = [JournaledConnection() for _ in range(2)]
     both = [
         SupervisedConnection(
@@ -55,7 +55,7 @@ def served() -> Iterator[list[SupervisedConnection]]:
 
 
 def await_stacks(worker: WorkerProcess) -> str:
-    """Return what a worker writes of where it is; one that was killed writes nothing."""
+    """Return the stacks that a worker writes; a killed worker writes none."""
     deadline = time.monotonic() + PATIENCE_S
     while not (stacks := worker.stacks()) and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Hundreds of connections at once: none of them costs a worker its life."""
+"""Hundreds of connections at once: no worker dies of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
-#: More than fit into the channel to a worker at once, and than it reads in a moment.
+#: More than fit into the channel to a worker at once.
 MANY = int(os.environ.get("KAPUDF_SOAK_CONNECTIONS", "400"))
 
 

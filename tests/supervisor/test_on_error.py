@@ -43,10 +43,10 @@ def test_one_percent_of_failures_leave_all_other_points(
     assert [each.time for each in back] == [n for n in range(COUNT) if n not in BAD]
     counts = [each.fieldsInt["count"] for each in back]
     if on_error == "skip":
-        # What the handler had done before it raised stays done.
+        # Changes that the handler made before it raised are kept.
         assert counts == [each.time + 1 for each in back]
     elif workers == "1":
-        # The state is that from before the point that failed.
+        # The state is the one before the point that failed.
         assert counts == list(range(1, COUNT - len(BAD) + 1))
     finished = process.event("connection finished")
     assert (finished["reason"], finished["failures"]) == ("closed", len(BAD))

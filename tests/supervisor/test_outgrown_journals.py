@@ -1,4 +1,4 @@
-"""Journals that had to grow past what is kept: the connection goes on, and cannot be taken over."""
+"""Journals that outgrew their limit: the connection goes on, but cannot be taken over."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
-#: The smallest journal there is; with these frames, 2 MB are far more than it holds.
+#: The smallest journal; with these frames, it holds far less than 2 MB.
 SMALL = ("--journal-mb", "0.1", "--max-frame-bytes", "65536")
 COUNT = 2_000
 BALLAST = "b" * 1_000
@@ -41,7 +41,7 @@ CAUSE = "outgrown"
 
 
 def started_task(path: str) -> KapacitorSide:
-    """Connect and get through Init."""
+    """Connect and send Init."""
     side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
     side.send(InitRequest(taskID="task", nodeID="node"))
     assert side.receive() == InitResponse(success=True)
@@ -49,7 +49,7 @@ def started_task(path: str) -> KapacitorSide:
 
 
 def outgrow(side: KapacitorSide, first: int) -> None:
-    """Have `unruly.Unkept` deal with more than is kept, from its point `first` on."""
+    """Send `unruly.Unkept` more than its journal can keep, from point `first` on."""
     sent = (Point(time=n, fieldsString={"s": BALLAST}) for n in range(first, first + COUNT))
     with side.sending(sent):
         for number in range(first, first + COUNT):
@@ -57,7 +57,7 @@ def outgrow(side: KapacitorSide, first: int) -> None:
 
 
 def count_of(response: object) -> int:
-    """Return the count that a point came back with."""
+    """Return the count in a point that came back."""
     assert isinstance(response, Point), response
     return response.fieldsInt["count"]
 
@@ -83,7 +83,7 @@ def test_a_reload_leaves_an_outgrown_journal_to_the_old_worker(
 
 
 def check_that_a_kill_fails_the_task(path: str, side: KapacitorSide) -> None:
-    """Kill the worker that serves the only connection; see Kapacitor told why it ends."""
+    """Kill the worker of the only connection; check that Kapacitor gets the reason."""
     status = await_status(path, lambda status: status["connections"][0]["worker"] is not None)
     (connection,) = status["connections"]
     (pid,) = [each["pid"] for each in status["workers"] if each["worker"] == connection["worker"]]
@@ -128,7 +128,7 @@ def test_a_handler_is_made_anew_from_the_last_snapshot_where_more_is_not_kept(
         for number in range(MOST_KEPT):
             side.send(Point(time=number))
             assert count_of(side.receive()) == number + 1
-        side.send(SnapshotRequest())  # The journal is cut then.
+        side.send(SnapshotRequest())  # The journal is compacted then.
         assert isinstance(side.receive(), SnapshotResponse)
         outgrow(side, MOST_KEPT)
         side.send(Point(name="bad"))

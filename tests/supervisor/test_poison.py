@@ -25,7 +25,7 @@ class Deaths:
         received: int = 100,
         input_start: int = 0,
     ) -> PoisonDetector:
-        """Have a worker die by the connection's own thread, at the frame at an offset."""
+        """Let a worker die in the connection's own thread, at the frame at an offset."""
         scene = _scene(
             offset, current_frame=current_frame, received=received, input_start=input_start
         )
@@ -34,7 +34,7 @@ class Deaths:
     def kill(
         self, offset: int, *, current_frame: int | None = None, alone: bool = True
     ) -> PoisonDetector:
-        """Have a worker be killed while it deals with the frame at an offset."""
+        """Kill a worker while it handles the frame at an offset."""
         return self._note(
             _scene(offset, current_frame=current_frame),
             "died by SIGKILL",
@@ -43,11 +43,11 @@ class Deaths:
         )
 
     def neighbour(self, offset: int) -> PoisonDetector:
-        """Have a worker die by another connection's thread."""
+        """Let a worker die in another connection's thread."""
         return self._note(_scene(offset), "died by SIGSEGV", accused=False)
 
     def while_it_waits(self, offset: int) -> PoisonDetector:
-        """Have a worker be killed that has nothing to do for the connection."""
+        """Kill a worker that waits for input of the connection."""
         scene = DeathScene(offset, NO_FRAME, received=offset, input_start=0, was_busy=False)
         return self._note(scene, "died by SIGKILL", accused=None)
 
@@ -107,7 +107,7 @@ def test_kills_at_one_frame_after_the_other_find_no_poison(deaths: Deaths) -> No
 
 @pytest.mark.parametrize("current_frame", [REPLAYING_HISTORY, NO_FRAME, 20])
 def test_a_frame_that_is_not_in_hand_is_not_poison(deaths: Deaths, current_frame: int) -> None:
-    for _ in range(source._MOST_FAULTS - 1):
+    for _ in range(source._MAX_FAULTS - 1):
         assert deaths.fault(40, current_frame=current_frame).poison == set()
 
 
@@ -170,14 +170,14 @@ def test_where_several_might_be_the_cause_none_is_found_guilty(deaths: Deaths) -
 
 
 def test_faults_without_a_frame_to_blame_end_in_giving_up(deaths: Deaths) -> None:
-    for _ in range(source._MOST_FAULTS - 1):
+    for _ in range(source._MAX_FAULTS - 1):
         assert deaths.fault(40, current_frame=REPLAYING_HISTORY).give_up is None
     after = deaths.fault(40, current_frame=REPLAYING_HISTORY)
     assert after.give_up == "it ended 6 workers, the last one died by SIGSEGV"
 
 
 def test_kills_end_in_giving_up_only_if_they_go_on_for_long(deaths: Deaths) -> None:
-    for _ in range(2 * source._MOST_DEATHS):
+    for _ in range(2 * source._MAX_DEATHS):
         assert deaths.kill(40, current_frame=REPLAYING_HISTORY).give_up is None
     deaths.now_s += source._LONGEST_DYING_S
     after = deaths.kill(40, current_frame=REPLAYING_HISTORY)

@@ -37,7 +37,7 @@ def states_of(pool: Pool) -> list[WorkerState]:
 
 
 class Room:
-    """Room for some more processes, and no further one."""
+    """Room for a number of processes; starting more fails."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
         self.left = left
@@ -212,7 +212,7 @@ def test_a_worker_that_closed_its_channel_is_replaced_and_holds_nothing_up(loop:
     (worker,) = pool.workers
     os.kill(worker.pid, signal.SIGSTOP)
     with capture_logs() as events:
-        # What a handler does that closes all descriptors, as far as the supervisor can see.
+        # To the supervisor, this looks like a handler that closes all descriptors.
         worker.channel._socket.shutdown(socket.SHUT_RDWR)
         turns_s = loop.turns_until(lambda: worker not in pool.workers)
     assert max(turns_s) < 0.5
@@ -239,7 +239,7 @@ def test_a_retired_worker_that_exits_slowly_has_not_died(
     assert pool.deaths == 0
 
 
-#: Only one process can load it.
+#: A handler that only one process can load.
 FOR_ONE = """
 import os
 from kapudf_handlers.mirror import Mirror
@@ -295,7 +295,7 @@ def test_a_connection_that_a_dead_worker_logged_as_finished_is_not_taken_over(
         )
     loop.turn_until(lambda: pool.connections_of(worker) == 2)
     os.kill(worker.pid, signal.SIGSTOP)
-    # What the worker does after logging a finish; it dies before it reports it.
+    # The worker has logged the finish, and dies before it reports it.
     FinishList(worker._finishes).add(7)
     with capture_logs() as events:
         pool.kill()

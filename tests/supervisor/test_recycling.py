@@ -1,4 +1,4 @@
-"""Workers that are replaced for what they have done or grown to: which, and no task notices."""
+"""Recycling: which workers are replaced for their age or size, and that no task notices."""
 
 from __future__ import annotations
 

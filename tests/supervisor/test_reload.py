@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
-#: How many reloads in a row; `make soak` does more.
+#: The number of reloads of the long test; `make soak` does more.
 RELOADS = int(os.environ.get("KAPUDF_SOAK_RELOADS", "8"))
 
 
 @pytest.fixture
 def code(tmp_path: Path) -> Code:
-    """Give a handler's file, in its first version."""
+    """Give the file of a handler's first version."""
     return Code(tmp_path)
 
 
 class Configured:
-    """A configuration file with two functions, and what serves it."""
+    """A configuration file with two functions, and the server that uses it."""
 
     def __init__(self, folder: Path, code: Code) -> None:
-        """Serve `first` with `code`, `second` with mirror."""
+        """Start a server: function `first` with the handler of `code`, `second` with mirror."""
         self.folder = folder
         self.file = folder / "kapudf.yaml"
         self.functions: dict[str, dict[str, object]] = {
@@ -58,17 +58,17 @@ class Configured:
         return str(self.folder / f"{name}.sock")
 
     def write(self, **top: object) -> None:
-        """Write the file as the functions are now."""
+        """Write the configuration file with the current `functions`."""
         write_config(self.file, self.functions, **top)
 
 
 @pytest.fixture
 def configured(short_folder: Path, code: Code) -> Iterator[Configured]:
-    """Serve two functions of a file."""
-    served = Configured(short_folder, code)
-    with served.process:
-        served.process.await_events("listening", 2)
-        yield served
+    """Give a server of two functions."""
+    server = Configured(short_folder, code)
+    with server.process:
+        server.process.await_events("listening", 2)
+        yield server
 
 
 # --- new code ---

@@ -1,4 +1,4 @@
-"""Reloads: which sockets pass to which function, and when; no worker is started."""
+"""Reloads without worker processes: which sockets pass to which function, and when."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Served = dict[str, tuple[str, str]]
 
 
 class Workers:
-    """Stands for the workers of all pools: they start, and load new code, on demand.
+    """Replaces the workers of all pools: they start and reload when the test says so.
 
     Attributes:
         ready: the pools whose workers have loaded the handler.
@@ -77,12 +77,12 @@ class Workers:
         return bool(self._starting or self.reloads)
 
     def finish_starts(self) -> None:
-        """Have every pool that was started be ready."""
+        """Make every started pool ready."""
         self.ready |= self._starting
         self._starting.clear()
 
     def finish_reloads(self) -> None:
-        """Have every reload that is under way succeed."""
+        """Let every current reload succeed."""
         reloads, self.reloads = self.reloads, {}
         for pool, settings in reloads.items():
             pool.settings = settings
@@ -90,7 +90,7 @@ class Workers:
 
 
 class File:
-    """A configuration that is changed, and the functions that are served by it."""
+    """A configuration file that changes, and the functions that are served from it."""
 
     def __init__(self, folder: Path, loop: Loop, workers: Workers) -> None:
         self.folder = folder
@@ -118,14 +118,14 @@ class File:
         self.settings = Settings(functions=functions, grace_period_s=3.0)
 
     def turn(self) -> None:
-        """Do what the supervisor's loop does at each turn."""
+        """Run one turn of the supervisor's loop."""
         self.functions.start()
         self.reloading.step()
         self.functions.listen_where_ready()
         self.functions.forget_ended()
 
     def settle(self) -> None:
-        """Let everything that has begun come to its end."""
+        """Run the loop until all starts and reloads have finished."""
         while True:
             self.turn()
             if not self.workers.are_busy:
@@ -135,7 +135,7 @@ class File:
         self.turn()
 
     def users(self) -> dict[str, Pool]:
-        """Return who accepts the connections at each path."""
+        """Return the function that accepts the connections at each path."""
         return {
             os.path.basename(each.socket_file.path): each.user.pool
             for each in self.functions._sockets
@@ -143,7 +143,7 @@ class File:
         }
 
     def paths(self) -> set[str]:
-        """Return which functions' sockets are there, those for control aside."""
+        """Return the paths of the functions' sockets, without control sockets."""
         return {name for name in os.listdir(self.folder) if "." not in name}
 
     def pool(self, name: str) -> Pool:
@@ -154,16 +154,16 @@ class File:
 
 @pytest.fixture
 def file(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[File]:
-    """Give a configuration that serves nothing yet."""
+    """Give a configuration file that is not served yet."""
     with Loop() as loop:
         yield File(short_folder, loop, Workers(monkeypatch))
 
 
-#: A client of a reload that does not begin.
+#: The client of a reload that does not start.
 NOBODY = 0
 
-#: Functions before and after a reload; of each afterwards, which one it was before: its
-#: connections go on. None is a new one.
+#: Functions before and after a reload, and for each new one, the old function whose connections
+#: it keeps; None for none.
 CHANGES: dict[str, tuple[Served, Served, dict[str, str | None]]] = {
     "nothing": ({"f": ("1", "a")}, {"f": ("1", "a")}, {"f": "f"}),
     "another handler": ({"f": ("1", "a")}, {"f": ("1", "b")}, {"f": "f"}),
@@ -222,7 +222,7 @@ def test_no_path_is_unserved_for_a_moment(
     file.write(after)
     file.reloading.reload_all()
     file.turn()
-    # New functions are not ready: those that were there serve all paths that stay.
+    # New functions are not ready, so the old ones still serve all paths that stay.
     users = file.users()
     assert kept <= users.keys()
     assert all(pool in file.workers.ready for pool in users.values())
@@ -399,7 +399,7 @@ def test_each_who_asks_for_one_function_is_told_of_a_reload_that_began_afterward
 
 
 def test_a_few_functions_start_at_once(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions_module, "_MOST_STARTING", 4)
+    monkeypatch.setattr(functions_module, "_MAX_STARTING", 4)
     served = {f"f{number}": (str(number), "a") for number in range(60)}
     file.write(served)
     file.functions = file.loop.bind_functions(file.settings)

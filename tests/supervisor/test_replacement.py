@@ -1,4 +1,4 @@
-"""When dead workers are replaced, by a clock of the test's own."""
+"""When dead workers are replaced, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kapudf_cli.supervisor.replacement import RestartBackoff
 
 @pytest.fixture
 def backoff() -> RestartBackoff:
-    """Give one that has seen no death."""
+    """Give a back-off that has seen no death."""
     return RestartBackoff()
 
 
 def pause_s(backoff: RestartBackoff, now_s: float) -> float:
-    """Return the pause after a vain start, to a twentieth of a second."""
+    """Return the pause after a failed start, in steps of 0.05 s."""
     backoff.note_death(now_s, age_s=0.5, has_worked=False)
     steps = 0
     while not backoff.take_due(now_s + steps / 20):

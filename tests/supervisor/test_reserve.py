@@ -1,4 +1,4 @@
-"""Descriptors that are kept in reserve, in a process that has hardly any."""
+"""The reserve of descriptors, in a process that has few left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def all_used() -> Iterator[None]:
 
 
 def _free() -> int:
-    """Return how many descriptors this process may still have."""
+    """Return how many descriptors this process can still open."""
     with contextlib.ExitStack() as held:
         for count in range(10_000):
             try:

@@ -31,7 +31,7 @@ from kapudf_cli.worker.channel import Pause, Release, Resume, Stop
 
 
 class Function:
-    """A router with workers, each with room for so many connections."""
+    """A router with workers that have room for `room` connections each."""
 
     def __init__(self, *rooms: int) -> None:
         self.router = Router()
@@ -59,14 +59,14 @@ class Function:
         return {number for number, room in self.room.items() if room}
 
     def place(self) -> None:
-        """Place all connections that there is room for."""
+        """Place all connections for which there is room."""
         while gives := self.router.place(self.with_room()):
             for give in gives:
                 self.room[give.worker] -= 1
                 self.given[give.worker].append(give.connection)
 
     def isolate(self, *numbers: int) -> None:
-        """Have connections be suspected of killing workers."""
+        """Mark connections as suspected of killing workers."""
         for number in numbers:
             self.router.observe(number, is_isolated=True, is_careful=True, is_movable=False)
 
@@ -78,7 +78,7 @@ class Function:
         }
 
     def move(self) -> list[int]:
-        """Begin the handovers that may begin, and complete them; return the connections."""
+        """Start and complete all handovers that may start; return the connections."""
         moved = []
         for order in self.router.move(200.0, self.with_room()):
             assert isinstance(order, Tell)
@@ -294,7 +294,7 @@ def test_a_limited_number_of_connections_is_paused_at_once() -> None:
     first = function.router.move(100.0, {2})
     assert len(first) == 16
     assert function.router.move(100.4, {2}) == []
-    # Connections that have not paused by then are busy, and hold up no others.
+    # Connections that have not paused by then are busy, and do not delay others.
     assert len(function.router.move(101.0, {2})) == 16
     for order in first:
         assert isinstance(order, Tell)
@@ -433,7 +433,7 @@ def test_only_one_planned_replacement_is_under_way() -> None:
 
 
 class Process:
-    """A worker process of the model: what it was told, and what it has."""
+    """A worker process of the model: its orders, and its connections."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -457,7 +457,7 @@ class Process:
 
 
 class RouterMachine(RuleBasedStateMachine):
-    """Workers that carry out orders in their own time, die, and refuse."""
+    """Model of workers that carry out orders at any time, die, and refuse."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -527,7 +527,7 @@ class RouterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.tasks())
     @rule(data=st.data(), count=st.integers(1, 6))
     def work(self, data: st.DataObject, count: int) -> None:
-        """Have workers do what they were told to: load, pause, restore."""
+        """Let workers carry out orders: load, pause, restore."""
         for _ in range(count):
             if tasks := self.tasks():
                 process, number, state = data.draw(st.sampled_from(tasks))
@@ -565,7 +565,7 @@ class RouterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.having("runs", "to pause"))
     @rule(data=st.data(), finished=st.booleans())
     def end(self, data: st.DataObject, *, finished: bool) -> None:
-        """Have a connection end, or be refused, at a worker that runs it."""
+        """Let a connection end, or be refused, at its worker."""
         process, number = data.draw(st.sampled_from(self.having("runs", "to pause")))
         del process.connections[number]
         if finished:
@@ -576,7 +576,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     @rule()
     def die_again_and_again(self) -> None:
-        """Have all workers die, and suspect all connections that they leave."""
+        """Let all workers die repeatedly, so that all their connections are suspected."""
         for number in list(self.processes):
             del self.processes[number]
             self.execute(self.router.on_exit(number))
@@ -597,11 +597,11 @@ class RouterMachine(RuleBasedStateMachine):
 
     @rule()
     def find_no_room(self) -> None:
-        """Have the channels of all workers be full when connections are sent."""
+        """Fill the channels of all workers before connections are sent."""
         self.execute(list(reversed(self.router.place(set(self.processes)))), room=False)
 
     def tick(self) -> None:
-        """Place and move what can be, as the pool does after each event."""
+        """Place and move connections, as the pool does after each event."""
         suspects = {
             number
             for number in self.serving()
@@ -621,7 +621,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.execute(self.router.move(self.now_s, set(self.processes)))
 
     def tasks(self) -> list[tuple[Process, int, str]]:
-        """Return what workers were told to do and have not done."""
+        """Return the orders that workers have not carried out yet."""
         return [
             *((self.processes[number], 0, "loading") for number in self.loading()),
             *(
@@ -631,7 +631,7 @@ class RouterMachine(RuleBasedStateMachine):
         ]
 
     def having(self, *states: str) -> list[tuple[Process, int]]:
-        """Return what processes have in some states."""
+        """Return the connections of all processes that are in some states."""
         return [
             (process, number)
             for process in self.processes.values()
@@ -640,7 +640,7 @@ class RouterMachine(RuleBasedStateMachine):
         ]
 
     def loading(self) -> list[int]:
-        """Return the workers that may get ready."""
+        """Return the workers that are loading."""
         return [
             each.number
             for each in self.router.workers.values()
@@ -672,7 +672,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_connection_stays_paused(self) -> None:
-        """A paused one is being taken over; each other one has a worker that runs it."""
+        """Each paused connection is being taken over; each other one runs at a worker."""
         for connection in self.router.connections.values():
             has = connection.worker
             state = None if has is None else self.processes[has].connections[connection.number]

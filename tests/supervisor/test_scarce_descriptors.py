@@ -1,4 +1,4 @@
-"""No descriptor left, in the supervisor or in a worker: what is served goes on."""
+"""No descriptor is left, in the supervisor or in a worker: existing connections go on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def few_descriptors(pid: int, spare: int) -> Iterator[None]:
-    """Leave a process so many descriptors; only the soft limit, so that it can be undone."""
+    """Leave a process `spare` descriptors. Sets only the soft limit, which can be raised again."""
     taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
     free = (number for number in range(1_000) if number not in taken)
     limit = [next(free) for _ in range(spare + 1)][-1]
@@ -42,7 +42,7 @@ def few_descriptors(pid: int, spare: int) -> Iterator[None]:
 
 
 def started_task(path: str) -> KapacitorSide:
-    """Connect and get through Init."""
+    """Connect and send Init."""
     side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
     side.send(InitRequest(taskID="task", nodeID="node"))
     assert side.receive() == InitResponse(success=True)
@@ -50,7 +50,7 @@ def started_task(path: str) -> KapacitorSide:
 
 
 def echo(side: KapacitorSide) -> None:
-    """Send a point and see that it comes back."""
+    """Send a point, and check that it comes back."""
     side.send(Point(time=1))
     assert isinstance(side.receive(), Point)
 

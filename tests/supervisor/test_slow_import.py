@@ -1,4 +1,4 @@
-"""Handlers that load slowly: what cannot be answered is refused, and no task fails."""
+"""Handlers that load slowly: connections that cannot be served are refused; no task fails."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import ResponseMessage
 
 HEARTBEAT = KeepaliveResponse(time=HEARTBEAT_TIME)
-#: Kapacitor's timeout, as the peer here has it.
+#: The timeout of the peer in these tests.
 TIMEOUT_S = 3.0
 
 
 @pytest.fixture
 def slow(short_folder: Path, request: pytest.FixtureRequest) -> SlowImport:
-    """Give one that does not wait."""
+    """Give a handler that does not wait yet."""
     return SlowImport(short_folder, getattr(request, "param", "import"))
 
 
 def is_refused(path: str) -> bool:
-    """Return whether a connection is refused, as where no server is."""
+    """Return whether a connection is refused, as without a server."""
     with socket.socket(socket.AF_UNIX) as trial:
         try:
             trial.connect(path)
@@ -53,7 +53,7 @@ def is_refused(path: str) -> bool:
 
 
 def connected(path: str) -> socket.socket:
-    """Return a connection of a Kapacitor that gives up where nothing comes within its timeout."""
+    """Connect as a Kapacitor that gives up if nothing comes within its timeout."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     connection.settimeout(TIMEOUT_S)
@@ -61,7 +61,7 @@ def connected(path: str) -> socket.socket:
 
 
 def responses(connection: socket.socket) -> Iterator[ResponseMessage]:
-    """Yield what comes; raise TimeoutError where nothing does."""
+    """Yield the responses; raise TimeoutError if none comes in time."""
     frames = FrameReader(RESPONSES.decode_in, DEFAULT_MAX_FRAME_BYTES)
     while data := connection.recv(65536):
         yield from frames.feed(data)
@@ -89,7 +89,7 @@ def test_nothing_is_connected_before_it_can_be_answered(
             process.signal(signal.SIGHUP)
             process.event("new workers serve")
         if workers == "1":
-            # The path is taken, and its lock, so that no other server gets it meanwhile.
+            # The path and its lock exist, so that no other server takes the path.
             wait_until(lambda: not is_refused(f"{path}.control"))
             await_status(path, lambda status: status["workers"])
             assert os.path.exists(path)

@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
-#: With `long_points`, more than all buffers on the way hold, and what is read ahead.
+#: So many `long_points` are more than all buffers hold, input read ahead included.
 COUNT = 10_000
 AT_ONCE = 1_000
-#: The same, for what a wordy handler makes of it.
+#: The same for the output of a wordy handler.
 WORDY_COUNT = 8_000
 
 
 class StallingPeer:
-    """Sends all that it is given from a thread, and reads only when it is told to."""
+    """Sends messages from a thread, and reads only when a method is called."""
 
     def __init__(self, path: str) -> None:
-        """Connect, and get through Init."""
+        """Connect and send Init."""
         self._path = path
         self.side = KapacitorSide.connect(path, timeout_s=PATIENCE_S * 2)
         self.side.send(InitRequest(taskID="task", nodeID="node"))
@@ -61,7 +61,7 @@ class StallingPeer:
         self.side.__exit__(None, None, None)
 
     def begin_to_send(self, messages: Iterable[RequestMessage]) -> None:
-        """Send from now on, and half-close in the end."""
+        """Start to send messages, and half-close after the last one."""
         in_thread(lambda: self._send(messages))
 
     def _send(self, messages: Iterable[RequestMessage]) -> None:
@@ -71,15 +71,15 @@ class StallingPeer:
         self.side.half_close()
 
     def read(self, count: int) -> list[ResponseMessage | None]:
-        """Return the next responses, but for heartbeats."""
+        """Return the next responses, without heartbeats."""
         return [self.side.receive() for _ in range(count)]
 
     def stall(self) -> int:
-        """Wait until the worker waits for this peer, and has read ahead; return its process."""
+        """Wait until the worker waits for this peer and has read ahead; return its pid."""
         pause = threading.Event()
         status = await_status(self._path, _waits_for_peer)
         before = -1
-        while before != self._sent:  # What is left of the buffers is filled.
+        while before != self._sent:  # Until all buffers are full.
             before = self._sent
             pause.wait(0.1)
         for _ in range(round(PATIENCE_S / 0.02)):
@@ -98,7 +98,7 @@ def _waits_for_peer(status: dict[str, list[dict[str, object]]]) -> bool:
 
 
 def points_in(status: dict[str, Any]) -> int:
-    """Return how many points the only connection is noted to have dealt with."""
+    """Return the number of points of the only connection."""
     (connection,) = status["connections"]
     return int(connection["points_in"])
 
@@ -122,7 +122,7 @@ def test_what_was_read_ahead_for_a_peer_that_stalls_outlives_every_worker(
         peer.begin_to_send(sent)
         for deaths in range(1, 4):
             peer.stall()
-            # Until what was read in one piece is dealt with, and what was read ahead is next.
+            # Until the points of one read are handled, and input read ahead comes next.
             noted = points_in(status_of(socket_path))
             while points_in(status_of(socket_path)) == noted:
                 back += peer.read(20)
@@ -171,7 +171,7 @@ def test_heartbeats_while_a_state_is_repeated_come_between_messages(
     with StallingPeer(socket_path) as peer:
         for point in sent[:3]:
             peer.side.send(point)
-            peer.side.send(SnapshotRequest())  # The journal is cut then.
+            peer.side.send(SnapshotRequest())  # The journal is compacted then.
             assert isinstance(peer.side.receive(), Point)
             assert isinstance(peer.side.receive(), SnapshotResponse)
         peer.begin_to_send(sent[3:])

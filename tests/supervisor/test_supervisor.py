@@ -1,4 +1,4 @@
-"""The supervisor and its workers as processes: who imports what, who survives whom."""
+"""The supervisor and its workers as processes: what each imports, and what each survives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: 28 to 30 MiB; a first start, which compiles the modules, takes a little more.
 MOST_RSS_BYTES = 33 * 2**20
 
-#: The first worker that loads it leaves a child behind that has everything open which it had.
+#: The first worker that loads it leaves a child process that inherits all its descriptors.
 FORKING = """
 import os, time
 from kapudf_cli import Handler
@@ -43,8 +43,8 @@ class Forking(Handler):
         self.agent.write_point(point)
 """
 
-#: Each end is reported a little later than the one before, as where a thread has to wait for
-#: the interpreter.
+#: Each end is reported a little later than the previous one, as if the thread waited for the
+#: GIL.
 LATE = """
 import sys, time
 from kapudf_cli import Handler
@@ -68,12 +68,12 @@ class Late(Handler):
 
 @pytest.fixture
 def code(tmp_path: Path) -> Code:
-    """Give a handler's file, in its first version."""
+    """Give the file of a handler's first version."""
     return Code(tmp_path)
 
 
 def loaded(pid: int) -> str:
-    """Return the files that a process has mapped."""
+    """Return the files that a process has mapped into memory."""
     return Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
 
 
@@ -198,7 +198,7 @@ def test_tasks_outlive_a_killed_supervisor(serve: Serve, code: Code, socket_path
             assert check_count(new) == [2]
         old.await_more()
         assert check_count(old) == [1]
-    # Its log ends once its last worker has.
+    # Its log ends when its last worker has ended.
     assert first.wait() == -signal.SIGKILL
     assert first.event("connection finished", task_id="old")["reason"] == "closed"
 

@@ -1,4 +1,4 @@
-"""Steps of the supervisor's loop that fail: everything else goes on."""
+"""Failing steps of the supervisor's loop: all other steps go on."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict
 
-#: How long a step fails; it is done ten times a second then.
+#: How long a step fails; it is tried ten times a second meanwhile.
 _FAILING_S = 0.5
 
 
 class Watch:
-    """A watch of code that fails on demand."""
+    """A code watch that fails on demand."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -53,7 +53,7 @@ def serve(
     watch: Any = None,
     read_settings: Callable[[], Settings] | None = None,
 ) -> tuple[int, list[EventDict]]:
-    """Serve in this thread while another one does something; return the status and the log."""
+    """Serve, and run `meanwhile` in another thread; return the exit status and the log."""
     settings = Settings(
         functions={"f": FunctionSettings(handler="mirror", socket=socket_path)}, log_format="json"
     )

@@ -1,4 +1,4 @@
-"""Workers that die at any step: connections go on after a pause, and nothing is lost."""
+"""Workers that die at any step: their connections go on, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: How many workers the long test kills at random; `make soak` kills more.
 KILLS = int(os.environ.get("KAPUDF_SOAK_KILLS", "20"))
-#: And how long that may take on the average.
+#: How long each kill may take on average.
 MOST_S_A_KILL = 2.0
 
 #: Every step of the journal, before and after.
@@ -61,7 +61,7 @@ STEPS = [
     "other.busy.before",
     "other.busy.after",
 ]
-#: One on each side of what the journal commits, and one with half of the output written.
+#: Before and after a commit, and in the middle of writing output.
 FIRST_STEPS = {
     "receive.received.after", "store.commit.before", "store.commit.after", "send.half",
     "compact.commit.after",
@@ -70,7 +70,7 @@ FIRST_STEPS = {
 
 @pytest.fixture
 def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the file where workers note their deaths."""
+    """Give the file where workers record their deaths."""
     file = tmp_path / "deaths"
     file.touch()
     monkeypatch.setenv("DEATHS", str(file))
@@ -78,14 +78,14 @@ def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def deaths_of(process: ServeProcess) -> list[tuple[int, str]]:
-    """Return which workers died, as the log has it, and how."""
+    """Return the deaths in the log: how each worker died."""
     return [
         (event["pid"], event["how"]) for event in process.events if event["event"] == "worker died"
     ]
 
 
 def with_rests(data: Iterable[RequestMessage], path: str, every: int) -> Iterator[RequestMessage]:
-    """Yield data, and now and then wait until the worker has nothing left to do."""
+    """Yield data, with pauses in which the worker handles all of it."""
     for number, message in enumerate(data, 1):
         yield message
         if number % every == 0:
@@ -106,7 +106,7 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(
     monkeypatch.setenv("DIE_AT", step)
     process = serve(plugin("mortal.py:Count"), "--snapshot-interval", "0.1")
     sent = list(points(6_000))
-    # How often a worker waits by itself depends on how fast input comes.
+    # How often a worker waits depends on how fast input comes.
     back = play(socket_path, with_rests(interspersed(sent, 100), socket_path, 1_500))
     assert of_type(back, Point) == tallied(sent)
     assert [each.time for each in of_type(back, KeepaliveResponse)] == [*range(100, 6_001, 100)]  # type: ignore[union-attr]
@@ -155,12 +155,12 @@ def test_workers_killed_at_random_change_nothing_for_eight_tasks(
     killed = threading.Event()
 
     def run(task: str) -> int:
-        """Send points until there were kills enough; return how many, all of them back."""
+        """Send points until enough workers were killed; return how many points came back."""
         sent: list[Point] = []
 
         def until_killed() -> Iterator[Point]:
             for point in points(10_000_000):
-                # Below what the workers could do, so that they keep up.
+                # Slower than the workers, so that they keep up.
                 if point.time % 500 == 0 and killed.wait(0.02):
                     return
                 sent.append(point)
@@ -174,8 +174,8 @@ def test_workers_killed_at_random_change_nothing_for_eight_tasks(
     with ThreadPoolExecutor(8) as threads:
         tasks = [threads.submit(run, f"task-{number}") for number in range(8)]
         dead: set[int] = set()
-        # On a machine that is short of everything, many die before they have come to
-        # anything, and are replaced ever more slowly.
+        # On an overloaded machine, many die before they have done anything, and are then
+        # replaced more and more slowly.
         enough_s = time.monotonic() + kills * MOST_S_A_KILL
         while len(dead) < kills and time.monotonic() < enough_s:
             dead |= kill_one(socket_path, chance, pause)
@@ -190,7 +190,7 @@ def test_workers_killed_at_random_change_nothing_for_eight_tasks(
 
 
 def kill_one(path: str, chance: random.Random, pause: threading.Event) -> set[int]:
-    """Kill a worker that serves a connection, after a moment; return its pid, if there is one."""
+    """Kill a worker that serves a connection, after a pause; return its pid, if there is one."""
     status = control.ask(path, "status", timeout_s=PATIENCE_S)
     serving = [
         worker["pid"]

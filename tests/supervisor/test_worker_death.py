@@ -1,4 +1,4 @@
-"""How a worker ended, and whether that was to be expected."""
+"""How a worker ended, and whether its death was expected."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_fault_says_where(workers: Workers) -> None:
     }
 
 
-#: A handler that faults at the first thing that is asked of it.
+#: A handler that crashes at the first request.
 FAULTING = """
 import ctypes
 from kapudf_cli import Handler
@@ -119,7 +119,7 @@ def test_an_end_is_expected_of_who_was_told_to_end(
     assert death.is_expected(stopping=True) is expected_at_stop
 
 
-# --- whose fault it is ---
+# --- which connection caused it ---
 
 STACKS = """\
 Thread 0x000000000000000b (most recent call first):
@@ -185,7 +185,7 @@ def test_a_death_is_blamed_on_a_connection_only_if_it_must_be_its_own(
 
 # --- what faulthandler writes ---
 
-#: Says which thread it dies in, and dies there.
+#: Prints the identity of a thread, and crashes in it.
 FAULT = """
 import ctypes, faulthandler, sys, threading
 faulthandler.enable()

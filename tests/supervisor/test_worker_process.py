@@ -1,4 +1,4 @@
-"""Worker processes in a loop: reports in order, one end each, and queued messages."""
+"""Worker processes in a loop: ordered reports, one exit each, and queued messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kapudf_cli.worker.channel import Report
     from tests.supervisor.workers import Workers
 
-#: Loads, and leaves a child behind that has everything open which its parent had.
+#: A handler that leaves a child process, which inherits all descriptors.
 FORKING = """
 import os, time
 from kapudf_cli import Handler
@@ -38,7 +38,7 @@ class Forking(Handler):
 
 
 class Watched:
-    """Watched workers, and their reports and ends."""
+    """Workers that are watched, with their reports and exits."""
 
     def __init__(self, loop: Loop) -> None:
         self.selector = loop.selector
@@ -56,7 +56,7 @@ class Watched:
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
-    """Give a loop without workers."""
+    """Give a loop that has no workers yet."""
     with Loop() as loop:
         yield Watched(loop)
 
@@ -117,7 +117,7 @@ def test_orders_to_a_worker_that_does_not_read_are_queued(
     assert worker.blocked_s > 0.0
     assert not watched.selector.select(0)
     os.kill(worker.pid, signal.SIGCONT)
-    # That it ends well says that it read the last of them.
+    # Its exit status shows that it read the last message.
     watched.turn_until(lambda: (worker, None) in watched.told)
     assert worker.blocked_s == 0.0
     assert worker.reap() == "exit status 0"

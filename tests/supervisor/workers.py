@@ -1,4 +1,4 @@
-"""Worker processes as the supervisor starts them, for tests of what looks after them."""
+"""Worker processes as the supervisor starts them, for tests of the code that watches them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = FunctionSettings(handler="mirror", socket="/unused")
 
 
 class Workers:
-    """Starts workers, and leaves none behind."""
+    """Starts workers, and ends them all on exit."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -36,14 +36,14 @@ class Workers:
         self._left.close()
 
     def start(self, handler: str = "mirror") -> WorkerProcess:
-        """Start one, which loads its handler meanwhile."""
+        """Start a worker; it loads its handler in the background."""
         settings = FunctionSettings(handler=handler, socket="/unused")
         worker = WorkerProcess(Start("f", next(self._numbers), settings, "json", "info"))
         self._left.callback(_end, worker)
         return worker
 
     def start_ready(self, handler: str = "mirror") -> WorkerProcess:
-        """Start one, and wait until it has loaded its handler."""
+        """Start a worker, and wait until it has loaded its handler."""
         worker = self.start(handler)
         worker.channel._socket.settimeout(PATIENCE_S)
         received = worker.channel.receive()

@@ -1,4 +1,4 @@
-"""Whether a handler is at work, look by look."""
+"""The busy watchdog, tick by tick."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kapudf_cli.worker.busy_watchdog import BusyWatchdog
 
 @pytest.fixture
 def watch() -> BusyWatchdog:
-    """Give a watch that beats for ten seconds."""
+    """Give a watchdog with a limit of ten seconds."""
     return BusyWatchdog(10.0)
 
 
@@ -32,7 +32,7 @@ def test_it_beats_until_the_limit_and_tells_once_that_it_passed(watch: BusyWatch
     for now_s in (0.0, 1.0, 9.9, 10.0, 11.0, 30.0):
         watch.tick(now_s, current_frame=7, sent=0)
         seen.append((watch.beats, watch.has_just_passed_limit))
-    # Nothing was seen before the first look, so nothing is known to be late.
+    # Before the first tick nothing was seen, so nothing is late.
     assert seen[0][1] is False
     assert seen[1:] == [(True, False), (True, False), (False, True), (False, False), (False, False)]
 

@@ -1,4 +1,4 @@
-"""What the supervisor and a worker say to each other, and the descriptors that go with it."""
+"""The messages between supervisor and worker, and the descriptors sent with them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ messages = st.one_of(
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, Channel]]:
-    """Give the supervisor's end and the worker's."""
+    """Give the supervisor's end and the worker's end."""
     ours, theirs = Channel.pair()
     worker = Channel(theirs)
     yield ours, worker
@@ -138,7 +138,7 @@ def test_descriptors_that_there_is_no_room_for_do_not_arrive(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
-    # The first goes there; for the second there is no room.
+    # The first one fits into the socket; there is no room for the second.
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
     try:
         received = worker.receive()

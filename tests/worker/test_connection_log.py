@@ -1,4 +1,4 @@
-"""What the log says of a connection that has ended."""
+"""The log event of a finished connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections being served: an agent each, in a thread each, with what the log says of them."""
+"""Connections of a worker: each with an agent and a thread of its own, and its log events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Mirror(Handler):
-    """Sends points back, but for bad ones."""
+    """Sends points back; raises for bad ones."""
 
     def point(self, point: Point, /) -> None:
         if point.name == "bad":
@@ -43,7 +43,7 @@ class Mirror(Handler):
 
 
 class Stored(NoCheckpoints):
-    """What another agent has stored of a connection."""
+    """The checkpoint that another agent left."""
 
     def __init__(self, history: bytes, stats: ConnectionStats) -> None:
         self._history = history
@@ -58,7 +58,7 @@ class Stored(NoCheckpoints):
 
 
 class Held:
-    """Connections with Kapacitor's side of each, and what was logged."""
+    """Connections, with Kapacitor's side and the log events of each."""
 
     def __init__(self, events: list[Any]) -> None:
         self.events = events
@@ -86,7 +86,7 @@ class Held:
         return side
 
     def end(self) -> None:
-        """Let every connection come to its end."""
+        """End the input of every connection, and wait until all have ended."""
         connections = self.connections.current()
         for side in self.sides:
             with contextlib.suppress(OSError):
@@ -101,7 +101,7 @@ class Held:
 
 @pytest.fixture
 def held() -> Iterator[Held]:
-    """Give connections whose events are kept."""
+    """Give connections whose log events are recorded."""
     processors = [logs.merge_facts]
     with structlog.testing.capture_logs(processors=processors) as events:
         held = Held(events)
@@ -136,7 +136,7 @@ def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) ->
 
     def tell(number: int, summary: ConnectionSummary) -> None:
         looker.start()
-        looker.join(0.1)  # It needs less, where nothing holds it up.
+        looker.join(0.1)  # It needs less time if nothing delays it.
         held.ended[number] = summary
 
     held.connections._on_end = tell

@@ -33,15 +33,15 @@ PLACES = ["point", "raise", "write", "thread", "point"]
 
 
 def check_task(side: KapacitorSide) -> None:
-    """Play a task; each call of its handler is answered once, by the parent."""
+    """Run a task; check that only the parent answers, once for each call of the handler."""
     side.send(InitRequest(taskID="task"))
     assert side.receive() == InitResponse(success=True)
-    # More than one point in a piece: the child must not go on with the next.
+    # More than one point in a read: the child must not handle the next one.
     side.send_bytes(encoded(Point(time=time, name=name) for time, name in enumerate(PLACES)))
     for name in ("__init__", "init", *PLACES):
         response = side.receive()
         assert isinstance(response, Point)
-        # A thread ends the process by its own end, as it is the child's only one.
+        # It is the child's only thread, so the process ends with it.
         assert response.fieldsInt["status"] == (0 if name == "thread" else 1)
         assert response.name == name
     side.send_bytes(encoded([SnapshotRequest(), KeepaliveRequest(time=7)]))
@@ -52,7 +52,7 @@ def check_task(side: KapacitorSide) -> None:
     assert keepalive == KeepaliveResponse(time=7)
     side.half_close()
     rest = [response.name for response in side.responses() if isinstance(response, Point)]
-    # A worker takes snapshots of its own.
+    # A worker also takes snapshots without a request.
     assert rest == ["snapshot"] * (len(rest) - 1) + ["stop"]
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Slow(Handler):
-    """Is at work with a point until it is let go on."""
+    """Handles a slow point until `go_on` is set."""
 
     go_on = threading.Event()
 
@@ -39,7 +39,7 @@ class Slow(Handler):
 
 
 class Seen(NoCheckpoints):
-    """Records the frames that were seen with the handler."""
+    """Records the frames that heartbeats see at the handler."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -49,19 +49,19 @@ class Seen(NoCheckpoints):
             self.seen.append(offset)
 
 
-class Hearted:
-    """Connections with a heart, and Kapacitor's end of each."""
+class Beating:
+    """Connections with heartbeats, and Kapacitor's end of each."""
 
     def __init__(self) -> None:
         self.limit_s = PATIENCE_S
         self.ended: dict[int, ConnectionSummary] = {}
         self.connections = Connections(structlog.get_logger(), self.ended.__setitem__)
-        self.heart = Heartbeats(self.connections, lambda _: self.limit_s)
+        self.heartbeats = Heartbeats(self.connections, lambda _: self.limit_s)
         self.peers: list[socket.socket] = []
         self.seen: list[Seen] = []
 
     def connect(self) -> socket.socket:
-        """Have a task served, and return Kapacitor's end."""
+        """Serve a task, and return Kapacitor's end."""
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE_S)
         settings = FunctionSettings(handler="slow", socket="unused")
@@ -81,7 +81,7 @@ class Hearted:
         return ours
 
     def close(self) -> None:
-        self.heart.stop()
+        self.heartbeats.stop()
         Slow.go_on.set()
         for connection in self.connections.current():
             connection.agent.abort()
@@ -91,13 +91,13 @@ class Hearted:
 
 
 @pytest.fixture
-def hearted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hearted]:
-    """Give connections whose heart beats fast."""
+def beating(monkeypatch: pytest.MonkeyPatch) -> Iterator[Beating]:
+    """Give connections with frequent heartbeats."""
     monkeypatch.setattr(source, "HEARTBEAT_INTERVAL_S", 0.005)
     Slow.go_on.clear()
-    hearted = Hearted()
-    yield hearted
-    hearted.close()
+    beating = Beating()
+    yield beating
+    beating.close()
 
 
 def send(peer: socket.socket, *points: Point) -> None:
@@ -115,33 +115,33 @@ def read_exactly(peer: socket.socket, count: int) -> bytes:
     return read
 
 
-def test_a_busy_handlers_connection_gets_heartbeats_until_it_is_done(hearted: Hearted) -> None:
-    peer = hearted.connect()
-    hearted.heart.start()
+def test_a_busy_handlers_connection_gets_heartbeats_until_it_is_done(beating: Beating) -> None:
+    peer = beating.connect()
+    beating.heartbeats.start()
     send(peer, Point(name="slow"))
     assert read_exactly(peer, 5 * len(HEARTBEAT)) == 5 * HEARTBEAT
     Slow.go_on.set()
     side = KapacitorSide(peer, timeout_s=PATIENCE_S)
     assert side.receive() == Point(name="slow")
-    assert len(set(hearted.seen[0].seen)) == 1
+    assert len(set(beating.seen[0].seen)) == 1
 
 
-def test_an_idle_connection_gets_none(hearted: Hearted) -> None:
-    idle, busy = hearted.connect(), hearted.connect()
-    hearted.heart.start()
+def test_an_idle_connection_gets_none(beating: Beating) -> None:
+    idle, busy = beating.connect(), beating.connect()
+    beating.heartbeats.start()
     send(busy, Point(name="slow"))
     read_exactly(busy, 5 * len(HEARTBEAT))
     idle.settimeout(0)
     with pytest.raises(BlockingIOError):
         idle.recv(1)
-    assert hearted.seen[0].seen == []
+    assert beating.seen[0].seen == []
 
 
-def test_a_peer_that_does_not_read_holds_up_nobody_elses_heartbeats(hearted: Hearted) -> None:
-    deaf, gone, busy = hearted.connect(), hearted.connect(), hearted.connect()
-    deaf_stream = hearted.connections.get(1)
+def test_a_peer_that_does_not_read_holds_up_nobody_elses_heartbeats(beating: Beating) -> None:
+    deaf, gone, busy = beating.connect(), beating.connect(), beating.connect()
+    deaf_stream = beating.connections.get(1)
     assert deaf_stream is not None
-    # As full as it gets, before the handler is busy.
+    # As full as possible, before the handler is busy.
     descriptor = deaf_stream.agent._stream._socket  # type: ignore[attr-defined]
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -149,17 +149,17 @@ def test_a_peer_that_does_not_read_holds_up_nobody_elses_heartbeats(hearted: Hea
     for peer in (deaf, gone, busy):
         send(peer, Point(name="slow"))
     gone.close()
-    hearted.heart.start()
+    beating.heartbeats.start()
     assert read_exactly(busy, 10 * len(HEARTBEAT)) == 10 * HEARTBEAT
 
 
 def test_a_handler_that_hangs_gets_no_more_heartbeats_and_is_told_of_once(
-    hearted: Hearted,
+    beating: Beating,
 ) -> None:
-    hearted.limit_s = 0.1
-    peer = hearted.connect()
+    beating.limit_s = 0.1
+    peer = beating.connect()
     with structlog.testing.capture_logs() as events:
-        hearted.heart.start()
+        beating.heartbeats.start()
         send(peer, Point(name="slow"))
         read_exactly(peer, len(HEARTBEAT))
         told = threading.Event()
@@ -178,15 +178,15 @@ def test_a_handler_that_hangs_gets_no_more_heartbeats_and_is_told_of_once(
     assert " < point (" in event["where"]
 
 
-def test_a_connection_that_has_ended_is_watched_no_more(hearted: Hearted) -> None:
-    first = hearted.connect()
-    hearted.heart.start()
+def test_a_connection_that_has_ended_is_watched_no_more(beating: Beating) -> None:
+    first = beating.connect()
+    beating.heartbeats.start()
     first.shutdown(socket.SHUT_WR)
-    thread = hearted.connections.get(1)
+    thread = beating.connections.get(1)
     if thread is not None:
         thread.thread.join(PATIENCE_S)
-    assert hearted.ended[1].reason is Reason.CLOSED
-    busy = hearted.connect()
+    assert beating.ended[1].reason is Reason.CLOSED
+    busy = beating.connect()
     send(busy, Point(name="slow"))
     read_exactly(busy, 2 * len(HEARTBEAT))
-    assert set(hearted.heart._watches) == {2}
+    assert set(beating.heartbeats._watches) == {2}

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Long after any rest is over.
+#: A time long after any pause.
 LATER_S = 60.0
 
 
 class Accepting:
-    """Takes connections off sockets, or fails as the system does without descriptors."""
+    """Accepts connections, or fails as accept() does without descriptors."""
 
     def __init__(self) -> None:
         self.taken: list[str] = []
@@ -44,13 +44,13 @@ class Accepting:
 
 @pytest.fixture
 def selector() -> Iterator[selectors.BaseSelector]:
-    """Give a selector with nothing registered."""
+    """Give an empty selector."""
     with selectors.DefaultSelector() as made:
         yield made
 
 
 def bound(folder: Path, name: str) -> SocketFile:
-    """Listen at a path."""
+    """Give a socket file that listens."""
     return SocketFile.bind(str(folder / name))
 
 

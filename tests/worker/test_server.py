@@ -1,4 +1,4 @@
-"""The server as a process: signals, draining, many connections, peers that misbehave."""
+"""`kapudf serve` as a process: signals, draining, many connections, faulty peers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def started_task(path: str, task: str = "task") -> KapacitorSide:
-    """Connect and get through Init, as an enabled task does."""
+    """Connect and send Init, as an enabled task does."""
     side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
     side.send(InitRequest(taskID=task, nodeID="node"))
     assert side.receive() == InitResponse(success=True)
@@ -78,7 +78,7 @@ def test_what_had_arrived_before_sigterm_is_answered(
     process = serve(plugin("lifecycle.py:Gated"))
     points = numbered(500)
     with started_task(socket_path) as side:
-        # In one write: the kernel counts each against the socket's small buffer.
+        # In one write: many small ones would fill the socket's buffer.
         side.send_bytes(b"".join(map(REQUESTS.encode, points)))
         process.signal(signal.SIGTERM)
         process.event("stopping")
@@ -96,14 +96,14 @@ def test_sigterm_under_load_loses_nothing_that_was_taken(serve: Serve, socket_pa
     with started_task(socket_path) as side:
         flooding = threading.Event()
 
-        def send_for_ever() -> None:
+        def send_forever() -> None:
             with contextlib.suppress(OSError):
                 for number in itertools.count():
                     side.send(Point(time=number))
                     if number == 1000:
                         flooding.set()
 
-        sender = threading.Thread(target=send_for_ever)
+        sender = threading.Thread(target=send_forever)
         sender.start()
         answers: list[int] = []
 
@@ -191,17 +191,17 @@ def test_a_peer_that_does_not_read_takes_no_memory(serve: Serve, socket_path: st
 def fill(side: KapacitorSide) -> int:
     """Send points without reading until the UDF takes no more; return how many.
 
-    The last one may be cut short: a thread sends the rest once there is room.
+    If the last one was sent in part, a thread sends the rest once there is room.
     """
     frame = REQUESTS.encode(Point(name="cpu", fieldsString={"text": "x" * 1000}))
     assert isinstance(side._socket, socket.socket)
     sent = 0
-    # A socket that stays full for a second is not being read.
+    # A socket that stays full for a second is not read.
     while select.select([], [side._socket], [], 1.0)[1]:
         side._socket.settimeout(0)
         taken = side._socket.send(frame)
         sent += 1
-        assert sent < 100_000, "it reads without end"
+        assert sent < 100_000, "the UDF reads without a limit"
         if taken < len(frame):
             rest = frame[taken:]
             side._socket.settimeout(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""A worker's log: it holds no task up, and has what was said right before a death."""
+"""A worker's log: it delays no task, and has the lines from right before a death."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.serve_process import ServeProcess
 
-#: At a kilobyte each, far more than a pipe holds.
+#: With a kilobyte each, far more than a pipe holds.
 COUNT = 1_000
 
 
