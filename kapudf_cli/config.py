@@ -21,7 +21,7 @@ from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS, MAX_LINGER_MS
 from kapudf_cli.errors import ConfigError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
 from kapudf_cli.system import logs  # noqa: TC001 - msgspec reads the annotations at run time
-from kapudf_cli.tickscript.identifiers import IDENTIFIER, identifier
+from kapudf_cli.tickscript.identifiers import identifier, name_problem
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -231,11 +231,9 @@ def _check_functions(entries: dict[Any, Any], faults: list[str]) -> dict[str, Fu
     functions: dict[str, FunctionSettings] = {}
     for name, entry in entries.items():
         place = f"functions.{_name(name)}"
-        if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
-            faults.append(
-                f"{place}: a TICKscript cannot call this name; "
-                "use letters, digits and underscores, and do not start with a digit"
-            )
+        problem = name_problem(name) if isinstance(name, str) else "a name is a string"
+        if problem is not None:
+            faults.append(f"{place}: a TICKscript cannot call this name; {problem}")
         if not isinstance(entry, dict):
             faults.append(
                 f"{place}: expected settings such as handler and socket, got {_shown(entry)}"

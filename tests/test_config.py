@@ -270,12 +270,20 @@ def test_an_empty_file_has_no_functions(faults: Callable[[str], list[str]], text
     assert fault.startswith("functions: missing; expected one entry or more")
 
 
-@pytest.mark.parametrize("name", ["my-mirror", "1st", "mirror.one", "", "ö", "a b", "mirror\n"])
+@pytest.mark.parametrize(
+    "name", ["my-mirror", "1st", "_mirror", "mirror.one", "", "a b", "mirror\n"]
+)
 def test_a_name_that_no_tickscript_can_call_is_refused(name: str) -> None:
     raw = {"functions": {name: {"handler": "mirror", "socket": "/x.sock"}}}
     (fault,) = faults_of_raw(raw)
     assert "a TICKscript cannot call this name; use letters, digits and underscores" in fault
     assert "\n" not in fault
+
+
+def test_a_keyword_of_tickscript_is_refused_as_a_name() -> None:
+    raw = {"functions": {"var": {"handler": "mirror", "socket": "/x.sock"}}}
+    expected = "functions.var: a TICKscript cannot call this name; var is a keyword of TICKscript"
+    assert faults_of_raw(raw) == [expected]
 
 
 @pytest.mark.parametrize("name", ["true", "on", "null"])

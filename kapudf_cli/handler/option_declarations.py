@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from kapudf_cli.protocol.udf_pb2 import BOOL, DOUBLE, DURATION, INT, STRING, ValueType
+from kapudf_cli.tickscript.identifiers import name_problem
 from kapudf_cli.tickscript.literals import TYPE_WORDS
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def declarations(options: type[msgspec.Struct]) -> tuple[OptionDeclaration, ...]
     """Return the options that the fields of a class declare.
 
     Raises:
-        TypeError: an annotation is not valid for an option.
+        TypeError: an annotation or a name is not valid for an option.
     """
     return tuple(_read(options, field) for field in msgspec.structs.fields(options))
 
@@ -108,6 +109,12 @@ def expected_words(kind: ValueType, annotation: Any) -> str:
 
 def _read(options: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> OptionDeclaration:
     """Return the declaration of a field."""
+    if (problem := name_problem(field.encode_name)) is not None:
+        message = (
+            f"{options.__name__}.{field.name}: no TICKscript can call .{field.encode_name}(); "
+            f"{problem}"
+        )
+        raise TypeError(message)
     annotation = _without_none(field.type)
     base, limits = _unwrap(annotation)
     repeated = typing.get_origin(base) is list

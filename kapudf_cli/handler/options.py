@@ -33,6 +33,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     OptionValue,
     ValueType,
 )
+from kapudf_cli.tickscript.identifiers import nearest
 from kapudf_cli.tickscript.literals import write_literal
 
 if TYPE_CHECKING:
@@ -120,7 +121,10 @@ def parse(options: type[O], request: Iterable[Option]) -> O:
             faults.append(f".{one.name}() is missing; call {one.call}")
         elif one.is_flag:
             values[one.attribute] = one.default
-    faults += [f"there is no option .{name}()" for name in calls]
+    for name in calls:
+        meant = nearest(name, [one.name for one in declarations(options)])
+        hint = "" if meant is None else f" (did you mean .{meant}()?)"
+        faults.append(f"there is no option .{name}(){hint}")
     if faults:
         raise OptionsError("; ".join(faults))
     return options(**values)

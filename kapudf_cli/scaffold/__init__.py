@@ -20,6 +20,7 @@ from typing import Final
 
 from kapudf_cli import plugins
 from kapudf_cli.scaffold.errors import ProjectNameError, ProjectTargetError
+from kapudf_cli.tickscript.identifiers import name_problem
 
 #: Each file of a project, and its template. The paths are templates as well.
 _FILES: Final = {
@@ -48,9 +49,6 @@ _IMPORTED: Final = {
     "Task",
     "TaskFailedError",
 }
-
-#: What Python would take and a TICKscript would not, as in @var().
-_TICKSCRIPT_KEYWORDS: Final = {"dbrp", "var"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ def names_of(name: str) -> Names:
     class_name = "".join(word[0].upper() + word[1:] for word in re.split("[-_]", name))
     if keyword.iskeyword(package) or keyword.iskeyword(class_name):
         raise ProjectNameError(name, "Python has it as a keyword")
-    if package in _TICKSCRIPT_KEYWORDS:
-        raise ProjectNameError(name, "TICKscript has it as a keyword")
+    if (problem := name_problem(package)) is not None:
+        raise ProjectNameError(name, problem)
     if class_name in _IMPORTED:
         raise ProjectNameError(name, f"its class would hide the {class_name} that it builds on")
     if package in sys.stdlib_module_names:

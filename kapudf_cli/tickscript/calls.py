@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.protocol.udf_pb2 import BOOL, Option, OptionValue
 from kapudf_cli.tickscript.errors import CallError
+from kapudf_cli.tickscript.identifiers import name_problem, nearest
 from kapudf_cli.tickscript.literals import TYPE_WORDS, read_literal, write_literal
 from kapudf_cli.tickscript.snippets import signatures
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 #: A script names the function before the calls; here the user has named it otherwise.
 _FUNCTION = re.compile(r"\s*@\s*\w+\s*\(\s*\)")
-_CALL = re.compile(r"\s*\.\s*([^\W\d]\w*)\s*\(")
+_CALL = re.compile(r"\s*\.\s*(\w+)\s*\(")
 _BLANK = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"\s*([,)])")
 
@@ -76,7 +77,9 @@ def check_calls(calls: Sequence[Call], info: InfoResponse) -> list[Option]:
         declared = info.options.get(call.name)
         if declared is None:
             known = " ".join(signatures(info)) or "none"
-            reason = f"the UDF has no option .{call.name}(); its options: {known}"
+            meant = nearest(call.name, info.options)
+            hint = "its options:" if meant is None else f"did you mean .{meant}()? Its options:"
+            reason = f"the UDF has no option .{call.name}(); {hint} {known}"
             raise CallError(call.columns[0], reason)
         expected = [TYPE_WORDS.get(kind, "an unknown type") for kind in declared.valueTypes]
         whole = f".{call.name}({', '.join(expected)})"
@@ -100,6 +103,9 @@ def _read_call(text: str, place: int) -> tuple[Call, int]:
     if head is None:
         reason = f"a call such as .name('text', 1.0) belongs here, not '{text[place:]:.20}'"
         raise CallError(place + 1, reason)
+    if (problem := name_problem(head[1])) is not None:
+        reason = f"a TICKscript cannot call .{head[1]}(); {problem}"
+        raise CallError(head.start(1) + 1, reason)
     values: list[OptionValue] = []
     columns = [head.start(1) + 1]
     place = _skip_blank(text, head.end())

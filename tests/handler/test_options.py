@@ -267,7 +267,7 @@ def test_names_follow_tickscript(attribute: str, name: str) -> None:
 
 class Parent(Options):
     window_size: int = 1
-    other: int = msgspec.field(default=2, name="its own_Name")
+    other: int = msgspec.field(default=2, name="its_own_Name")
 
 
 class Child(Parent):
@@ -275,8 +275,8 @@ class Child(Parent):
 
 
 def test_a_subclass_keeps_the_names_and_adds_its_own() -> None:
-    assert list(declare(Child)) == ["windowSize", "its own_Name", "as"]
-    calls = [call("as", text("x")), call("its own_Name", whole(5))]
+    assert list(declare(Child)) == ["windowSize", "its_own_Name", "as"]
+    calls = [call("as", text("x")), call("its_own_Name", whole(5))]
     assert parse(Child, calls) == Child(as_="x", other=5)
 
 
@@ -297,8 +297,34 @@ def test_fields_are_keyword_only_and_may_have_any_order(options: type[Any]) -> N
         options(3, "usage")
 
 
-def test_the_python_name_is_no_option() -> None:
-    assert refusal(Parent, call("window_size", whole(3))) == "there is no option .window_size()"
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("window_size", " (did you mean .windowSize()?)"), ("threshold", "")],
+)
+def test_an_unknown_option_is_refused_with_the_similar_one(name: str, hint: str) -> None:
+    assert refusal(Parent, call(name, whole(3))) == f"there is no option .{name}(){hint}"
+
+
+@pytest.mark.parametrize("name", ["var", "dbrp", "AND", "OR", "TRUE", "FALSE"])
+def test_a_keyword_of_tickscript_cannot_be_an_option(name: str) -> None:
+    options = types.new_class(
+        "Made", (Options,), exec_body=lambda body: body.update(__annotations__={f"{name}_": int})
+    )
+    problem = f"no TICKscript can call .{name}(); {name} is a keyword of TICKscript"
+    with pytest.raises(TypeError) as caught:
+        declare(options)
+    assert str(caught.value) == f"Made.{name}_: {problem}"
+
+
+@pytest.mark.parametrize("name", ["_size", "my-size", "my size", "1st", ""])
+def test_a_name_that_tickscript_does_not_have_cannot_be_an_option(name: str) -> None:
+    class Made(Options):
+        size: int = msgspec.field(name=name)
+
+    problem = "use letters, digits and underscores, and start with a letter"
+    with pytest.raises(TypeError) as caught:
+        declare(Made)
+    assert str(caught.value) == f"Made.size: no TICKscript can call .{name}(); {problem}"
 
 
 def test_two_attributes_of_one_name_are_refused() -> None:
@@ -436,7 +462,10 @@ FAULTS: dict[str, tuple[list[Option], str]] = {
             ".weight() expects a float, above 0.0 and below 1.0 as value 2, got 1.0"
         ),
     ),
-    "unknown": ([FIELD, SIZE, call("sise", whole(1))], "there is no option .sise()"),
+    "unknown": (
+        [FIELD, SIZE, call("sise", whole(1))],
+        "there is no option .sise() (did you mean .size()?)",
+    ),
     "several": (
         [call("field", whole(1)), call("as", text("a")), call("as", text("b")), call("x")],
         (

@@ -11,6 +11,7 @@ from tests.conftest import plugin
 from tests.kapacitor.daemon import RefusedError
 from tests.kapacitor.lines import BY_HOST, line
 from tests.serve_process import KAPUDF, PATIENCE_S, ServeProcess
+from tests.tickscript.test_identifiers import CALLABLE, KEYWORDS, UNCALLABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,6 +176,19 @@ def test_a_window_that_becomes_several_batches_is_several_groups(
         "b": {"mean": 10.0},
     }
     daemon.disable("split")
+
+
+def test_kapacitor_reads_the_same_words_as_names(
+    serve: Serve, kapacitor: Kapacitor, record: Path
+) -> None:
+    record.write_text(" ".join([*CALLABLE, *KEYWORDS]), encoding="utf-8")
+    serve(plugin("against_kapacitor.py:DeclaresNames"))
+    daemon = kapacitor()
+    calls = "".join(f".{name}(1)" for name in CALLABLE)
+    daemon.define("all-names", f"stream|from()@udf(){calls}|log()")
+    for number, name in enumerate([*KEYWORDS, *UNCALLABLE]):
+        with pytest.raises(RefusedError, match=r"invalid TICKscript: (parser|line)"):
+            daemon.define(f"name-{number}", f"stream|from()@udf().{name}(1)|log()")
 
 
 @pytest.mark.parametrize(

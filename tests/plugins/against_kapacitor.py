@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, cast
 
 from kapudf_cli import (
     BATCH,
+    INT,
     Batch,
     BatchHandler,
     BeginBatch,
     EndBatch,
     Handler,
+    InfoResponse,
     InitRequest,
     InitResponse,
+    OptionInfo,
     Point,
     RestoreRequest,
     RestoreResponse,
@@ -54,6 +57,19 @@ class Counter(Handler):
     def restore(self, request: RestoreRequest, /) -> RestoreResponse:
         self._count = int(request.snapshot)
         return RestoreResponse(success=True)
+
+
+class DeclaresNames(Handler):
+    """Has an option with an int for each name in the file $RECORD."""
+
+    def info(self) -> InfoResponse:
+        info = super().info()
+        for name in Path(os.environ["RECORD"]).read_text(encoding="utf-8").split():
+            info.options[name].CopyFrom(OptionInfo(valueTypes=[INT]))
+        return info
+
+    def point(self, point: Point, /) -> None:
+        self.agent.write_point(point)
 
 
 class ByHost(BatchHandler):

@@ -19,6 +19,7 @@ from kapudf_cli import (
 )
 from kapudf_cli.tickscript.calls import check_calls, read_calls, write_calls
 from kapudf_cli.tickscript.errors import CallError
+from kapudf_cli.tickscript.identifiers import name_problem
 from tests.tickscript.test_literals import VALUES
 
 INFO = InfoResponse(
@@ -28,12 +29,15 @@ INFO = InfoResponse(
         "every": OptionInfo(valueTypes=[DURATION]),
         "on": OptionInfo(valueTypes=[BOOL]),
         "empty": OptionInfo(),
+        "windowSize": OptionInfo(valueTypes=[INT]),
     }
 )
 CALLS = st.lists(
     st.builds(
         lambda name, values: Option(name=name, values=values),
-        st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True),
+        st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,8}", fullmatch=True).filter(
+            lambda name: name_problem(name) is None
+        ),
         st.lists(VALUES, max_size=4),
     ),
     max_size=5,
@@ -83,6 +87,8 @@ def test_no_calls(text: str) -> None:
         (".field('\udcff', 1.0)", 8, ".field(): a string is not UTF-8"),
         (".field(usage, 1.0)", 8, ".field(): 'usage' is not a value; a string stands in single"),
         (".field('usage, 1.0)", 8, ".field(): a string is not closed"),
+        (".size(1).var(1)", 10, "a TICKscript cannot call .var(); var is a keyword of TICKscript"),
+        ("._size(1)", 2, "a TICKscript cannot call ._size(); use letters, digits and underscores,"),
     ],
 )
 def test_what_is_no_call_is_refused_with_its_place(text: str, column: int, reason: str) -> None:
@@ -100,8 +106,24 @@ def test_what_is_no_call_is_refused_with_its_place(text: str, column: int, reaso
             ".size(1).feild('x', 1.0)",
             10,
             (
-                "the UDF has no option .feild(); its options: empty() every(DURATION) "
-                "field(STRING, DOUBLE) on(BOOL) size(INT)"
+                "the UDF has no option .feild(); did you mean .field()? Its options: empty() "
+                "every(DURATION) field(STRING, DOUBLE) on(BOOL) size(INT) windowSize(INT)"
+            ),
+        ),
+        (
+            ".threshold(1)",
+            2,
+            (
+                "the UDF has no option .threshold(); its options: empty() "
+                "every(DURATION) field(STRING, DOUBLE) on(BOOL) size(INT) windowSize(INT)"
+            ),
+        ),
+        (
+            ".window_size(1)",
+            2,
+            (
+                "the UDF has no option .window_size(); did you mean .windowSize()? Its options: "
+                "empty() every(DURATION) field(STRING, DOUBLE) on(BOOL) size(INT) windowSize(INT)"
             ),
         ),
         (".size()", 2, ".size() expects .size(a whole number), got 0 values"),

@@ -11,7 +11,7 @@ from kapudf_cli.client.session import drain
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import EdgeType, InitRequest, Option, ValueType
 from kapudf_cli.tickscript.calls import write_calls
-from kapudf_cli.tickscript.identifiers import IDENTIFIER
+from kapudf_cli.tickscript.identifiers import name_problem
 from kapudf_cli.tickscript.snippets import signatures
 from kapudf_cli.tools.check.data import mistyped, without_values
 from kapudf_cli.tools.check.trial import Check, NotApplicableError
@@ -40,8 +40,10 @@ def _declares_what_exists(trial: Trial) -> None:
         if edge not in EdgeType.values():
             raise UdfFaultError(f"{which} edge {edge}; there are 0 (stream) and 1 (batch)")
     for name, option in sorted(info.options.items()):
-        if not IDENTIFIER.fullmatch(name):
-            raise UdfFaultError(f"declares an option '{name}', which no TICKscript can call")
+        if (problem := name_problem(name)) is not None:
+            raise UdfFaultError(
+                f"declares an option '{name}', which no TICKscript can call; {problem}"
+            )
         for kind in option.valueTypes:
             if kind not in ValueType.values():
                 raise UdfFaultError(
