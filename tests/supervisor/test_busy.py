@@ -56,6 +56,8 @@ class StrictKapacitor:
         self._ends = threading.Event()
         self._keepalives = threading.Thread(target=self._ask, daemon=True)
         self.asked = 0
+
+    def _init(self) -> None:
         self.send(InitRequest(taskID="task", nodeID="node"))
         # On a slow machine, a heartbeat may come before.
         heartbeat = KeepaliveResponse(time=HEARTBEAT_TIME)
@@ -72,6 +74,11 @@ class StrictKapacitor:
             yield from self._frames.feed(data)
 
     def __enter__(self) -> Self:
+        try:
+            self._init()
+        except BaseException:
+            self._socket.close()
+            raise
         return self
 
     def __exit__(self, *failure: object) -> None:
