@@ -1,12 +1,12 @@
 """Tests of handlers without Kapacitor: a pytest plugin that is there once kapudf is installed.
 
-    def test_it_averages(udf):
+    def test_it_averages(udf: StartTask) -> None:
         task = udf(MovingAverage, MovingAverageOptions(field="value", size=2))
         out = task.send(*lines("m value=1.0 10", "m value=3.0 20"))
         assert [get_field(point, "avg") for point in out.points] == [1.0, 2.0]
 
-The handler runs in this process, driven by the very agent that serves it, over a
-real socket: what passes here passes the same checks as in production.
+The handler runs in this process, with the same agent as in production, over a real socket. So
+its output passes the same checks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import pytest
 
@@ -44,7 +44,7 @@ from kapudf_cli.tools.recordings.line_protocol import parse
 from kapudf_cli.tools.recordings.notation import Grouping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from kapudf_cli.client.driver import KapacitorSide
     from kapudf_cli.handler.handler import Handler
@@ -197,9 +197,21 @@ class Task:
                 output.batches.append(batch)
 
 
+class StartTask(Protocol):
+    """The type of the fixture `udf`."""
+
+    def __call__(self, handler: type[Handler], options: Options | None = None) -> Task:
+        """Start a task that calls this handler with these options; return it after Init.
+
+        Raises:
+            TaskFailedError: the handler refused, or raised.
+            TypeError: `kapudf serve` would refuse the class.
+        """
+
+
 @pytest.fixture
-def udf() -> Iterator[Callable[..., Task]]:
-    """Start tasks: `udf(Handler, options)` gives a Task that is past Init."""
+def udf() -> Iterator[StartTask]:
+    """Start tasks: `udf(Handler, options)` returns a Task that is past Init."""
     with contextlib.ExitStack() as tasks:
 
         def start(handler: type[Handler], options: Options | None = None) -> Task:

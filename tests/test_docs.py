@@ -43,7 +43,7 @@ from kapudf_cli.commands import main
 from kapudf_cli.config import check
 from kapudf_cli.handler.declared import options_class
 from kapudf_cli.handler.options import declare
-from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
+from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 from kapudf_cli.tickscript.snippets import edge_name, signatures
 from kapudf_cli.tools.check.runner import CHECKS
 from tests.serve_process import KAPUDF
@@ -144,7 +144,7 @@ def test_every_python_snippet_is_accepted_by_mypy(page: Path, tmp_path: Path) ->
 
 
 def test_the_handler_of_the_readme_is_short_and_scales(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     assert len(named_snippets(README)["scale"].splitlines()) <= 15
     module = load("scale", README)
@@ -155,15 +155,13 @@ def test_the_handler_of_the_readme_is_short_and_scales(
     assert values(udf(module.Scale).send(points[0]).points, "value") == [5.0]
 
 
-def test_the_smallest_handler_doubles(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
-) -> None:
+def test_the_smallest_handler_doubles(load: Callable[..., ModuleType], udf: StartTask) -> None:
     out = udf(load("double").Double).send(*lines("m value=2.5 1", "m value=2i 2", "m x=1 3"))
     assert values(out.points, "value") == [5.0, 4.0, None]
 
 
 def test_the_handler_with_options_scales_and_says_what_is_wrong(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     module = load("scale")
     task = udf(module.Scale, module.ScaleOptions(field="usage", factor=2.5, as_="scaled"))
@@ -194,7 +192,7 @@ def test_each_kind_of_option_is_called_as_its_comment_says(
 
 
 def test_a_field_changes_its_type_and_a_time_is_cut(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     out = udf(load("status").Status).send(
         *lines("m,host=a status=200i 3661000000001", "m x=1.0 1000000000")
@@ -205,9 +203,7 @@ def test_a_field_changes_its_type_and_a_time_is_cut(
     assert (second.tags["seen"], get_fields(second)) == ("nowhere 00:00", {"x": 1.0})
 
 
-def test_a_point_is_made_like_another(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
-) -> None:
+def test_a_point_is_made_like_another(load: Callable[..., ModuleType], udf: StartTask) -> None:
     points = grouped(lines('m,host=a x=1.5,up=true,n=2i,s="text" 7'), "host")
     out = udf(load("unpivot").Unpivot).send(*points)
     assert {get_field(p, "field"): get_field(p, "value") for p in out.points} == {
@@ -227,7 +223,7 @@ def test_what_no_field_can_hold_is_refused_in_the_words_of_the_page() -> None:
 
 
 def test_a_point_that_comes_with_nan_may_be_passed_on(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     module = load("scale")
     task = udf(module.Scale, module.ScaleOptions(field="usage"))
@@ -236,7 +232,7 @@ def test_a_point_that_comes_with_nan_may_be_passed_on(
 
 
 def test_the_handler_with_state_counts_across_a_restart(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     count = load("count").Count
     before = udf(count)
@@ -248,13 +244,13 @@ def test_the_handler_with_state_counts_across_a_restart(
 
 
 def test_a_handler_without_state_has_an_empty_snapshot(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     assert udf(load("double").Double).snapshot() == b""
 
 
 def test_the_rate_goes_by_group_unit_and_time(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     module = load("rate")
     call = module.RateOptions(field="value", unit=dt.timedelta(minutes=1), as_="per_minute")
@@ -275,7 +271,7 @@ def test_the_rate_goes_by_group_unit_and_time(
 
 
 def test_a_snapshot_of_the_first_version_is_migrated(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     first = udf(load("count").Count)
     first.send(*lines("m x=1 1", "m x=1 2"))
@@ -294,7 +290,7 @@ def test_a_snapshot_of_the_first_version_is_migrated(
 
 
 def test_the_state_of_groups_is_kept_as_the_page_says(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     module = load("rate")
     task = udf(module.Rate, module.RateOptions(field="value"))
@@ -305,9 +301,7 @@ def test_the_state_of_groups_is_kept_as_the_page_says(
     }
 
 
-def test_the_largest_of_a_batch_come_first(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
-) -> None:
+def test_the_largest_of_a_batch_come_first(load: Callable[..., ModuleType], udf: StartTask) -> None:
     module = load("largest")
     task = udf(module.Largest, module.LargestOptions(field="value", count=2))
     points = lines("cpu value=1.0 1", "cpu value=3i 2", 'cpu value="text" 3', "cpu value=2.0 4")
@@ -319,7 +313,7 @@ def test_the_largest_of_a_batch_come_first(
 
 
 def test_the_handler_that_keeps_what_is_large_passes_begin_and_end_on(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     points = lines("cpu value=1.0 1", "cpu value=91.0 2", "cpu x=99.0 3")
     (batch,) = udf(load("only_large").OnlyLarge).send(Batch("cpu", points, tmax_ns=9)).batches
@@ -327,7 +321,7 @@ def test_the_handler_that_keeps_what_is_large_passes_begin_and_end_on(
 
 
 def test_a_batch_becomes_a_point_of_a_stream(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     points = [Point(fieldsDouble={"value": 1.0}), Point(fieldsInt={"value": 4})]
     full = Batch("cpu", points, {"host": "a", "core": "1"}, "core=1,host=a", 9)
@@ -338,9 +332,7 @@ def test_a_batch_becomes_a_point_of_a_stream(
     assert (point.database, point.retentionPolicy) == ("", "")
 
 
-def test_points_are_collected_into_batches(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
-) -> None:
+def test_points_are_collected_into_batches(load: Callable[..., ModuleType], udf: StartTask) -> None:
     module = load("collect")
     task = udf(module.Collect, module.CollectOptions(size=2))
     points = lines("m,host=a x=1.0 1", "m,host=b x=2.0 2", "m,host=a x=3.0 3")
@@ -352,14 +344,14 @@ def test_points_are_collected_into_batches(
 
 
 def test_the_collector_survives_options_that_are_refused(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     module = load("collect")
     with pytest.raises(TaskFailedError, match="at least 1"):
         udf(module.Collect, module.CollectOptions(size=0))
 
 
-def test_columns_give_scores(load: Callable[..., ModuleType], udf: Callable[..., Task]) -> None:
+def test_columns_give_scores(load: Callable[..., ModuleType], udf: StartTask) -> None:
     pytest.importorskip("numpy")
     task = udf(load("zscore").ZScore)
     points = lines("m value=1.0 1", "m value=3i 2", "m x=1.0 3")
@@ -379,9 +371,7 @@ def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     assert "3 passed" in result.stdout
 
 
-def test_every_tenth_point_is_marked(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
-) -> None:
+def test_every_tenth_point_is_marked(load: Callable[..., ModuleType], udf: StartTask) -> None:
     points = [point for number in range(20) for point in lines(f"m x={number}.0 {number}")]
     out = udf(load("every_tenth").EveryTenth).send(*points).points
     marked = [number for number, mark in enumerate(values(out, "tenth")) if mark]
@@ -391,7 +381,7 @@ def test_every_tenth_point_is_marked(
 
 
 def test_the_total_goes_up_and_everything_else_stays(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     points = lines("m value=1.5 1", "m other=1i 2", "m value=2i 3")
     out = udf(load("total").Total).send(*points).points
@@ -401,7 +391,7 @@ def test_the_total_goes_up_and_everything_else_stays(
 
 def test_the_model_is_loaded_once_and_scores(
     load: Callable[..., ModuleType],
-    udf: Callable[..., Task],
+    udf: StartTask,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -416,7 +406,7 @@ def test_the_model_is_loaded_once_and_scores(
 
 
 def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(
-    load: Callable[..., ModuleType], udf: Callable[..., Task]
+    load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     handler = load("by_hand").ByHand
     factor = Option(name="factor", values=[OptionValue(type=DOUBLE, doubleValue=3.0)])

@@ -10,7 +10,7 @@ from kapudf_cli import Handler, plugins
 from kapudf_cli.client import CommandTarget
 from kapudf_cli.plugin_errors import NotAHandlerError, WorkerSetupError
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
-from kapudf_cli.testing import Task, lines
+from kapudf_cli.testing import StartTask, lines
 from tests.run_kapudf import run_kapudf
 from tests.serve_process import KAPUDF, PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import kapudf
@@ -118,7 +118,7 @@ class Counted(Handler):
         self.agent.write_point(point)
 
 
-def test_the_fixture_calls_it_once_for_all_tests(udf: Callable[..., Task]) -> None:
+def test_the_fixture_calls_it_once_for_all_tests(udf: StartTask) -> None:
     for _ in range(2):
         (point,) = udf(Counted).send(*lines("m value=1.0 10")).points
         assert point.fieldsInt["calls"] == 1
@@ -126,7 +126,7 @@ def test_the_fixture_calls_it_once_for_all_tests(udf: Callable[..., Task]) -> No
 
 
 def test_the_fixture_calls_what_a_test_has_put_in_its_place(
-    udf: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+    udf: StartTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Scored(Handler):
         @classmethod

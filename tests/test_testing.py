@@ -28,7 +28,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     RestoreResponse,
     SnapshotResponse,
 )
-from kapudf_cli.testing import Output, Task, TaskFailedError, grouped, lines
+from kapudf_cli.testing import Output, StartTask, Task, TaskFailedError, grouped, lines
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class EchoBatches(BatchHandler):
 # --- a task ---
 
 
-def test_points_go_in_and_what_comes_of_them_comes_out(udf: Callable[..., Task]) -> None:
+def test_points_go_in_and_what_comes_of_them_comes_out(udf: StartTask) -> None:
     task = udf(Mark, MarkOptions(text="x"))
     output = task.send(Point(time=1), Point(name="swallow"), Point(time=2))
     assert output == Output(
@@ -95,26 +95,26 @@ def test_points_go_in_and_what_comes_of_them_comes_out(udf: Callable[..., Task])
     assert task.send(Point(name="swallow")) == Output()
 
 
-def test_sending_nothing_gives_nothing(udf: Callable[..., Task]) -> None:
+def test_sending_nothing_gives_nothing(udf: StartTask) -> None:
     task = udf(Mark)
     assert task.send() == Output()
     assert task.send() == Output()
     assert len(task.send(Point()).points) == 1
 
 
-def test_what_is_sent_stays_as_it_was(udf: Callable[..., Task]) -> None:
+def test_what_is_sent_stays_as_it_was(udf: StartTask) -> None:
     point = Point(time=1)
     udf(Mark).send(point)
     assert point == Point(time=1)
 
 
-def test_the_rest_comes_at_the_end(udf: Callable[..., Task]) -> None:
+def test_the_rest_comes_at_the_end(udf: StartTask) -> None:
     task = udf(Mark)
     task.send(Point())
     assert task.finish() == Output(points=[Point(name="flushed")])
 
 
-def test_a_task_says_what_the_handler_declares(udf: Callable[..., Task]) -> None:
+def test_a_task_says_what_the_handler_declares(udf: StartTask) -> None:
     expected = InfoResponse(
         wants=STREAM, provides=STREAM, options={"text": OptionInfo(valueTypes=[STRING])}
     )
@@ -136,10 +136,10 @@ def test_a_task_can_be_started_with_calls_as_kapacitor_sends_them() -> None:
         assert task.send(Point()).points == [Point(fieldsString={"mark": "z"})]
     with Task.of(Mark) as task, pytest.raises(TaskFailedError) as caught:
         task.init_raw(InitRequest(options=[Option(name="txet", values=[value])]))
-    assert str(caught.value) == "there is no option .txet()"
+    assert str(caught.value) == "there is no option .txet() (did you mean .text()?)"
 
 
-def test_several_tasks_run_side_by_side(udf: Callable[..., Task]) -> None:
+def test_several_tasks_run_side_by_side(udf: StartTask) -> None:
     tasks = [udf(Mark, MarkOptions(text=str(number))) for number in range(5)]
     record = [get_field(task.send(Point()).points[0], "mark") for task in tasks]
     assert record == ["0", "1", "2", "3", "4"]
@@ -148,14 +148,14 @@ def test_several_tasks_run_side_by_side(udf: Callable[..., Task]) -> None:
 # --- batches ---
 
 
-def test_a_batch_goes_in_and_comes_out_whole(udf: Callable[..., Task]) -> None:
+def test_a_batch_goes_in_and_comes_out_whole(udf: StartTask) -> None:
     batch = Batch("cpu", [Point(time=1)], {"host": "a"}, "host=a", tmax_ns=9, by_name=True)
     assert udf(EchoBatches).send(batch, Batch(tmax_ns=0)) == Output(
         batches=[batch, Batch(tmax_ns=0)]
     )
 
 
-def test_a_batch_of_many_points_comes_out_whole(udf: Callable[..., Task]) -> None:
+def test_a_batch_of_many_points_comes_out_whole(udf: StartTask) -> None:
     batch = Batch("cpu", [Point(time=time) for time in range(10_000)], tmax_ns=10_000)
     assert udf(EchoBatches).send(batch).batches == [batch]
 
@@ -171,7 +171,7 @@ class EndSays(Handler):
         self.agent.write_end_batch(EndBatch(name="end", group="e", tags={"e": "e"}, tmax=3))
 
 
-def test_of_begin_and_end_the_ends_word_counts(udf: Callable[..., Task]) -> None:
+def test_of_begin_and_end_the_ends_word_counts(udf: StartTask) -> None:
     assert udf(EndSays).send(Point(time=1)).batches == [
         Batch("end", [Point(time=1)], {"e": "e"}, "e", tmax_ns=3)
     ]
@@ -190,13 +190,13 @@ class BatchOverPoints(Handler):
             self.agent.write_end_batch(EndBatch(name="m", tmax=point.time))
 
 
-def test_a_batch_may_be_begun_in_one_call_and_ended_in_another(udf: Callable[..., Task]) -> None:
+def test_a_batch_may_be_begun_in_one_call_and_ended_in_another(udf: StartTask) -> None:
     task = udf(BatchOverPoints)
     assert task.send(Point(time=1)) == Output()
     assert task.send(Point(time=2)).batches == [Batch("m", [Point(time=1)], tmax_ns=2)]
 
 
-def test_a_point_outside_a_batch_is_in_none(udf: Callable[..., Task]) -> None:
+def test_a_point_outside_a_batch_is_in_none(udf: StartTask) -> None:
     batch = Batch("m", [Point(time=1)], tmax_ns=2)
     assert udf(EchoBatches).send(Point(time=9), batch) == Output(batches=[batch])
 
@@ -205,7 +205,7 @@ def test_a_point_outside_a_batch_is_in_none(udf: Callable[..., Task]) -> None:
 
 
 def test_a_handler_that_answers_each_point_with_a_thousand_does_not_hang(
-    udf: Callable[..., Task],
+    udf: StartTask,
 ) -> None:
     output = udf(Copies).send(*[Point(time=time) for time in range(100)])
     assert [point.time for point in output.points[::1000]] == list(range(100))
@@ -245,7 +245,7 @@ class Counts(Handler):
         return RestoreResponse(success=True)
 
 
-def test_a_snapshot_is_given_back(udf: Callable[..., Task]) -> None:
+def test_a_snapshot_is_given_back(udf: StartTask) -> None:
     task = udf(Counts)
     task.send(Point(), Point())
     assert task.snapshot() == b"2"
@@ -254,7 +254,7 @@ def test_a_snapshot_is_given_back(udf: Callable[..., Task]) -> None:
     assert get_field(other.send(Point()).points[0], "count") == 3
 
 
-def test_a_refused_restore_fails_the_task(udf: Callable[..., Task]) -> None:
+def test_a_refused_restore_fails_the_task(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError, match=r"^no number$"):
         udf(Counts).restore(b"x")
 
@@ -274,7 +274,7 @@ class WritesAnytime(Counts):
         return super().restore(request)
 
 
-def test_no_point_is_lost_whenever_it_is_written(udf: Callable[..., Task]) -> None:
+def test_no_point_is_lost_whenever_it_is_written(udf: StartTask) -> None:
     task = udf(WritesAnytime)
     task.restore(b"1")
     task.snapshot()
@@ -285,18 +285,18 @@ def test_no_point_is_lost_whenever_it_is_written(udf: Callable[..., Task]) -> No
 # --- failures ---
 
 
-def test_a_handler_that_raises_fails_the_task(udf: Callable[..., Task]) -> None:
+def test_a_handler_that_raises_fails_the_task(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError) as caught:
         udf(Mark).send(Point(), Point(name="raise"), Point())
     assert str(caught.value) == "Mark.point raised ValueError: bad point"
 
 
-def test_a_handler_that_exits_fails_the_task(udf: Callable[..., Task]) -> None:
+def test_a_handler_that_exits_fails_the_task(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError, match=r"^Mark\.point raised SystemExit: 3$"):
         udf(Mark).send(Point(name="exit"))
 
 
-def test_a_handler_that_raises_early_in_much_data_fails_the_task(udf: Callable[..., Task]) -> None:
+def test_a_handler_that_raises_early_in_much_data_fails_the_task(udf: StartTask) -> None:
     points = [Point(name="raise"), *[Point()] * 10_000]
     with pytest.raises(TaskFailedError, match=r"^Mark\.point raised ValueError"):
         udf(Mark).send(*points)
@@ -359,7 +359,7 @@ class Refuses(Echo):
         return InitResponse(error=f"no {request.taskID}")
 
 
-def test_a_refused_init_fails_the_task(udf: Callable[..., Task]) -> None:
+def test_a_refused_init_fails_the_task(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError, match=r"^no test$"):
         udf(Refuses)
 
@@ -370,7 +370,7 @@ class Unmade(Echo):
         raise ValueError("not today")
 
 
-def test_a_handler_that_cannot_be_made_fails_the_task(udf: Callable[..., Task]) -> None:
+def test_a_handler_that_cannot_be_made_fails_the_task(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError, match=r"^Unmade\.__init__ raised ValueError: not today$"):
         udf(Unmade)
 
@@ -381,7 +381,7 @@ def test_a_handler_that_cannot_be_made_fails_the_task(udf: Callable[..., Task]) 
     ids=["send", "snapshot", "info", "restore"],
 )
 def test_whatever_follows_a_failure_fails_as_well(
-    udf: Callable[..., Task], call: Callable[[Task], object]
+    udf: StartTask, call: Callable[[Task], object]
 ) -> None:
     task = udf(Mark)
     with pytest.raises(TaskFailedError):
@@ -391,7 +391,7 @@ def test_whatever_follows_a_failure_fails_as_well(
             call(task)
 
 
-def test_a_task_that_has_ended_takes_no_more(udf: Callable[..., Task]) -> None:
+def test_a_task_that_has_ended_takes_no_more(udf: StartTask) -> None:
     task = udf(Mark)
     task.finish()
     with pytest.raises(TaskFailedError):
@@ -582,4 +582,4 @@ def test_the_fixture_is_there_without_an_import(tmp_path: Path) -> None:
 
 def test_the_fixture_is_listed_with_what_it_does(tmp_path: Path) -> None:
     run = run_pytest(tmp_path, "--fixtures")
-    assert "Start tasks: `udf(Handler, options)` gives a Task that is past Init." in run.stdout
+    assert "Start tasks: `udf(Handler, options)` returns a Task that is past Init." in run.stdout

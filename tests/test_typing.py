@@ -23,7 +23,7 @@ CODE = '''
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from kapudf_cli import (
@@ -49,7 +49,7 @@ from kapudf_cli import (
     set_field,
     write_batch,
 )
-from kapudf_cli.testing import Task, grouped, lines
+from kapudf_cli.testing import StartTask, grouped, lines
 
 
 class ScaleOptions(Options):
@@ -99,7 +99,7 @@ class Tidy(BatchHandler):
         return [like(point, {"size": len(batch.points)}) for point in batch.points]
 
 
-def test_it(udf: Callable[..., Task]) -> None:
+def test_it(udf: StartTask) -> None:
     task = udf(Scale, ScaleOptions(field="v"))
     out = task.send(*grouped(lines("m,host=a v=1"), "host"))
     assert [get_field(point, "scaled") for point in out.points] == [10.0]
@@ -265,6 +265,17 @@ class Wrong(Handler):
         "TEST",
         "task.send('m v=1')",
         'Argument 1 to "send" of "Task" has incompatible type "str"; expected "Point | Batch"',
+    ),
+    "a fixture that is given a dict": Mistake(
+        "TEST",
+        "udf(Scale, {'field': 'v'})",
+        'Argument 2 to "__call__" of "StartTask" has incompatible type "dict[str, str]"; expected',
+    ),
+    "a fixture that is given no handler": Mistake(
+        "TEST", "udf(ScaleOptions)", 'type "type[ScaleOptions]"; expected "type[Handler]"'
+    ),
+    "a misspelt method of the task of the fixture": Mistake(
+        "TEST", "udf(Scale).sned()", '"Task" has no attribute "sned"'
     ),
     "a task that is started with a dict": Mistake(
         "TEST",

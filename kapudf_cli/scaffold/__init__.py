@@ -39,14 +39,13 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*([-_][A-Za-z0-9]+)*")
 #: The classes that the templates import: another must not be called so.
 _IMPORTED: Final = {
     "Annotated",
-    "Callable",
     "Handler",
     "Meta",
     "Options",
     "PerGroup",
     "Point",
+    "StartTask",
     "State",
-    "Task",
     "TaskFailedError",
 }
 

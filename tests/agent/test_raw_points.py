@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,10 +19,7 @@ from kapudf_cli import (
 from kapudf_cli.protocol.codec import REQUESTS, raw_or_decode_in
 from kapudf_cli.protocol.errors import ProtocolError, UndecodableMessageError
 from kapudf_cli.protocol.udf_pb2 import KeepaliveRequest
-from kapudf_cli.testing import Task, TaskFailedError, lines
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from kapudf_cli.testing import StartTask, Task, TaskFailedError, lines
 
 POINTS = lines("m,h=a x=1.5 10", "m,h=b y=2i 20", 'm s="t" 30', "m z=true 40")
 
@@ -84,7 +79,7 @@ class BatchForwarder(Handler):
         self.agent.write_point(point)
 
 
-def test_the_current_point_can_be_forwarded_or_changed(udf: Callable[..., Task]) -> None:
+def test_the_current_point_can_be_forwarded_or_changed(udf: StartTask) -> None:
     out = udf(EveryOther).send(*POINTS)
     marked = ["marked" in point.fieldsBool for point in out.points]
     assert marked == [False, True, False, True]
@@ -92,16 +87,14 @@ def test_the_current_point_can_be_forwarded_or_changed(udf: Callable[..., Task])
     assert out.points[2] == POINTS[2]
 
 
-def test_the_points_of_a_batch_are_forwarded_inside_it(udf: Callable[..., Task]) -> None:
+def test_the_points_of_a_batch_are_forwarded_inside_it(udf: StartTask) -> None:
     batch = Batch(name="m", points=POINTS, tags={"h": "a"}, group="h=a", tmax_ns=99)
     out = udf(BatchForwarder).send(batch, batch)
     assert out.batches == [batch, batch]
 
 
 @pytest.mark.parametrize("handler", [Hoarder, Forger])
-def test_only_the_current_point_can_be_forwarded(
-    udf: Callable[..., Task], handler: type[Handler]
-) -> None:
+def test_only_the_current_point_can_be_forwarded(udf: StartTask, handler: type[Handler]) -> None:
     with pytest.raises(TaskFailedError, match="bytes that are not the current point"):
         udf(handler).send(*POINTS)
 

@@ -26,7 +26,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
-from kapudf_cli.testing import TaskFailedError, grouped, lines
+from kapudf_cli.testing import StartTask, TaskFailedError, grouped, lines
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from kapudf_cli.handler.handler import Writer
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
-    from kapudf_cli.testing import Task
 
 #: As Kapacitor sends it after a window node: EndBatch has no byName.
 BEGIN = BeginBatch(name="cpu", group="cpu\nhost=a", tags={"host": "a"}, size=3, byName=True)
@@ -120,7 +119,7 @@ RESULTS: dict[str, Callable[[Batch], Iterable[Point]]] = {
 @pytest.mark.parametrize("result", RESULTS.values(), ids=RESULTS)
 @pytest.mark.parametrize("provides", [BATCH, STREAM], ids=["to batch", "to stream"])
 def test_points_may_be_returned_in_any_iterable(
-    udf: Callable[..., Task], result: Callable[[Batch], Iterable[Point]], provides: int
+    udf: StartTask, result: Callable[[Batch], Iterable[Point]], provides: int
 ) -> None:
     task = udf(returning(result, provides=provides))
     output = task.send(Batch(name="cpu", points=batch_points(1.0, 2.0, 3.0)))
@@ -143,7 +142,7 @@ class Generating(BatchHandler):
             yield like(point, {"double": 2 * (get_number(point, "v") or 0.0)})
 
 
-def test_batch_may_be_a_generator_function(udf: Callable[..., Task]) -> None:
+def test_batch_may_be_a_generator_function(udf: StartTask) -> None:
     output = udf(Generating).send(Batch(name="cpu", points=batch_points(1.0, 2.5)))
     assert [get_field(point, "double") for point in output.batches[0].points] == [2.0, 5.0]
 
@@ -196,7 +195,7 @@ def test_a_batch_ends_when_it_says_or_with_its_latest_point(
     assert end == EndBatch(tmax=expected)
 
 
-def test_batches_are_independent(udf: Callable[..., Task]) -> None:
+def test_batches_are_independent(udf: StartTask) -> None:
     first = Batch("cpu", batch_points(1.0, 2.0), {"host": "a"}, "host=a", tmax_ns=5, by_name=True)
     second = Batch("mem", batch_points(3.0), tmax_ns=6)
     output = udf(returning(lambda batch: batch.points)).send(first, second, first)
@@ -204,7 +203,7 @@ def test_batches_are_independent(udf: Callable[..., Task]) -> None:
     assert output.points == []
 
 
-def test_a_returned_text_is_no_batch(udf: Callable[..., Task]) -> None:
+def test_a_returned_text_is_no_batch(udf: StartTask) -> None:
     task = udf(returning(lambda _: 3))  # type: ignore[arg-type,return-value]  # that is the mistake
     with pytest.raises(TaskFailedError, match=r"^Made\.end_batch raised TypeError: 'int' object"):
         task.send(Batch())
@@ -260,7 +259,7 @@ def test_a_batch_that_is_not_grouped_gives_a_stream_that_is_not() -> None:
 
 
 def test_another_batchs_points_go_to_the_stream_with_its_envelope(
-    udf: Callable[..., Task],
+    udf: StartTask,
 ) -> None:
     other = Batch("other", [Point(time=5)], tags={"a": "b"})
     output = udf(returning(lambda _: other, provides=STREAM)).send(Batch("cpu"))
@@ -296,7 +295,7 @@ class Pairs(Handler):
         self._kept = []
 
 
-def test_a_stream_becomes_batches(udf: Callable[..., Task]) -> None:
+def test_a_stream_becomes_batches(udf: StartTask) -> None:
     points = grouped(lines("cpu,host=a v=1 10", "cpu,host=a v=2 20", "cpu,host=a v=3 30"), "host")
     task = udf(Pairs)
     output = task.send(*points)
@@ -312,7 +311,7 @@ class Wrong(Pairs):
 
 
 def test_a_batch_from_a_handler_that_provides_a_stream_is_refused(
-    udf: Callable[..., Task],
+    udf: StartTask,
 ) -> None:
     task = udf(Wrong)
     with pytest.raises(TaskFailedError, match="declare that it provides BATCH"):
@@ -331,7 +330,7 @@ class Short(BatchHandler):
         return batch.points
 
 
-def test_a_batch_of_too_many_points_fails_the_task(udf: Callable[..., Task]) -> None:
+def test_a_batch_of_too_many_points_fails_the_task(udf: StartTask) -> None:
     task = udf(Short)
     assert len(task.send(Batch(points=batch_points(1.0, 2.0, 3.0))).batches[0].points) == 3
     with pytest.raises(TaskFailedError) as caught:
@@ -361,7 +360,7 @@ class Lenient(BatchHandler):
             super().end_batch(end)
 
 
-def test_points_of_a_batch_that_failed_are_not_in_the_next(udf: Callable[..., Task]) -> None:
+def test_points_of_a_batch_that_failed_are_not_in_the_next(udf: StartTask) -> None:
     batches = [
         Batch(name=name, points=batch_points(*values), tmax_ns=9)
         for name, values in [("long", (1.0, 2.0, 3.0, 4.0)), ("two", (1.0, 2.0)), ("one", (5.0,))]
@@ -418,7 +417,7 @@ class ByHost(BatchHandler):
             yield Batch(batch.name, points, {"host": host}, f"host={host}", batch.tmax_ns)
 
 
-def test_a_batch_may_become_several(udf: Callable[..., Task]) -> None:
+def test_a_batch_may_become_several(udf: StartTask) -> None:
     points = [Point(time=time, tags={"host": host}) for time, host in enumerate("abb")]
     output = udf(ByHost).send(Batch("m", points, tmax_ns=9))
     assert output.batches == [
@@ -450,21 +449,19 @@ class Confused(BatchHandler):
         ("both", "points beside batches; put the points into a Batch"),
     ],
 )
-def test_a_wrong_return_value_of_batch_raises(
-    udf: Callable[..., Task], kind: str, problem: str
-) -> None:
+def test_a_wrong_return_value_of_batch_raises(udf: StartTask, kind: str, problem: str) -> None:
     point = Point(fieldsString={"kind": kind})
     with pytest.raises(TaskFailedError) as caught:
         udf(Confused).send(Batch("m", [point]))
     assert str(caught.value) == f"Confused.end_batch raised InvalidWriteError: {problem}"
 
 
-def test_points_may_come_from_any_iterable(udf: Callable[..., Task]) -> None:
+def test_points_may_come_from_any_iterable(udf: StartTask) -> None:
     output = udf(Confused).send(Batch("m", [Point(time=1), Point(time=2)]))
     assert [point.time for point in output.batches[0].points] == [1, 2]
 
 
-def test_a_batch_with_anything_but_points_is_not_written(udf: Callable[..., Task]) -> None:
+def test_a_batch_with_anything_but_points_is_not_written(udf: StartTask) -> None:
 
     class Filled(BatchHandler):
         def batch(self, batch: Batch, /) -> Batch:

@@ -28,10 +28,10 @@ from kapudf_cli.protocol.udf_pb2 import (
     OptionValue,
     Point,
 )
-from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
+from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from decimal import Decimal
 
 
@@ -109,7 +109,7 @@ def foreign(handler: str = "Count", version: int = 0, count: int = 7) -> bytes:
 
 
 def test_a_handler_without_options_and_state_works(
-    udf: Callable[..., Task],
+    udf: StartTask,
 ) -> None:
     task = udf(Mirror)
     assert task.info() == InfoResponse(wants=STREAM, provides=STREAM)
@@ -118,7 +118,7 @@ def test_a_handler_without_options_and_state_works(
     assert task.send(Point(time=1)).points == [Point(time=1)]
 
 
-def test_options_are_declared_to_kapacitor(udf: Callable[..., Task]) -> None:
+def test_options_are_declared_to_kapacitor(udf: StartTask) -> None:
     info = udf(Scale, ScaleOptions(field="v")).info()
     assert dict(info.options) == {
         "field": OptionInfo(valueTypes=[STRING]),
@@ -127,7 +127,7 @@ def test_options_are_declared_to_kapacitor(udf: Callable[..., Task]) -> None:
     }
 
 
-def test_options_are_available_at_each_point(udf: Callable[..., Task]) -> None:
+def test_options_are_available_at_each_point(udf: StartTask) -> None:
     task = udf(Scale, ScaleOptions(field="v", factor=3.0))
     (point,) = task.send(*lines("m v=1.5")).points
     assert get_field(point, "v") == 4.5
@@ -135,7 +135,7 @@ def test_options_are_available_at_each_point(udf: Callable[..., Task]) -> None:
     assert get_field(point, "v") == 4.0
 
 
-def test_two_tasks_have_options_and_state_of_their_own(udf: Callable[..., Task]) -> None:
+def test_two_tasks_have_options_and_state_of_their_own(udf: StartTask) -> None:
     first = udf(Scale, ScaleOptions(field="v", factor=3.0))
     second = udf(Scale, ScaleOptions(field="w"))
     (point,) = first.send(*lines("m v=1,w=1")).points
@@ -148,7 +148,7 @@ def test_two_tasks_have_options_and_state_of_their_own(udf: Callable[..., Task])
 
 
 def test_every_fault_of_the_options_fails_the_task_in_one_sentence_each(
-    udf: Callable[..., Task],
+    udf: StartTask,
 ) -> None:
     del udf
     values = [OptionValue(type=INT, intValue=3)]
@@ -162,12 +162,12 @@ def test_every_fault_of_the_options_fails_the_task_in_one_sentence_each(
     )
 
 
-def test_a_range_is_checked_for_options_made_in_python_too(udf: Callable[..., Task]) -> None:
+def test_a_range_is_checked_for_options_made_in_python_too(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError, match=r"^\.factor\(\) expects .* above 0\.0, got -1\.0$"):
         udf(Scale, ScaleOptions(field="v", factor=-1.0))
 
 
-def test_setup_may_refuse_the_options(udf: Callable[..., Task]) -> None:
+def test_setup_may_refuse_the_options(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError) as caught:
         udf(Scale, ScaleOptions(field="v", forbidden="v"))
     assert str(caught.value) == ".field() must not be 'v'; choose another"
@@ -178,7 +178,7 @@ class BrokenSetup(Mirror):
         raise ValueError("no disk")
 
 
-def test_setup_that_fails_is_named(udf: Callable[..., Task]) -> None:
+def test_setup_that_fails_is_named(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError, match=r"^BrokenSetup\.init raised ValueError: no disk$"):
         udf(BrokenSetup)
 
@@ -198,7 +198,7 @@ class InRange(Mirror):
 
 
 def test_options_that_contradict_each_other_can_refuse_themselves(
-    udf: Callable[..., Task],
+    udf: StartTask,
 ) -> None:
     request = InitRequest(
         options=[
@@ -274,7 +274,7 @@ class AsyncBatch(BatchHandler):
     ],
 )
 def test_an_invalid_class_is_refused_at_the_start(
-    udf: Callable[..., Task], handler: type[Handler], message: str
+    udf: StartTask, handler: type[Handler], message: str
 ) -> None:
     with pytest.raises((TypeError, NameError)) as caught:
         udf(handler)
@@ -318,19 +318,19 @@ class NestedOptions(Handler):
         self.agent.write_point(point)
 
 
-def test_a_subclass_inherits_options_and_may_add_state(udf: Callable[..., Task]) -> None:
+def test_a_subclass_inherits_options_and_may_add_state(udf: StartTask) -> None:
     task = udf(DoubleScale, ScaleOptions(field="v"))
     (point,) = task.send(*lines("m v=1")).points
     assert get_field(point, "v") == 2.0
     assert peek(task.snapshot()) == ("DoubleScale", 1, {"count": 1, "names": []})
 
 
-def test_a_subclass_may_have_more_options(udf: Callable[..., Task]) -> None:
+def test_a_subclass_may_have_more_options(udf: StartTask) -> None:
     task = udf(NarrowScale, NarrowOptions(field="v", also="x"))
     assert set(task.info().options) == {"field", "factor", "forbidden", "also"}
 
 
-def test_options_may_be_nested_in_the_handler(udf: Callable[..., Task]) -> None:
+def test_options_may_be_nested_in_the_handler(udf: StartTask) -> None:
     task = udf(NestedOptions, NestedOptions.Options(text="mine"))
     assert get_field(task.send(Point()).points[0], "text") == "mine"
     assert set(task.info().options) == {"text"}
@@ -339,7 +339,7 @@ def test_options_may_be_nested_in_the_handler(udf: Callable[..., Task]) -> None:
 # --- state ---
 
 
-def test_state_is_there_from_the_start_and_comes_back(udf: Callable[..., Task]) -> None:
+def test_state_is_there_from_the_start_and_comes_back(udf: StartTask) -> None:
     task = udf(Count)
     assert peek(task.snapshot()) == ("Count", 1, {"count": 0, "names": []})
     assert counts(task, Point(), Point()) == [1, 2]
@@ -348,7 +348,7 @@ def test_state_is_there_from_the_start_and_comes_back(udf: Callable[..., Task]) 
     assert counts(restored) == [3]
 
 
-def test_the_state_of_groups_comes_back(udf: Callable[..., Task]) -> None:
+def test_the_state_of_groups_comes_back(udf: StartTask) -> None:
     points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=a v=1 3"), "host")
     task = udf(CountGroups)
     assert counts(task, *points) == [1, 1, 2]
@@ -358,7 +358,7 @@ def test_the_state_of_groups_comes_back(udf: Callable[..., Task]) -> None:
     assert counts(restored, *points) == [3, 2, 4]
 
 
-def test_a_snapshot_says_what_was_before_it(udf: Callable[..., Task]) -> None:
+def test_a_snapshot_says_what_was_before_it(udf: StartTask) -> None:
     one, other = udf(CountGroups), udf(CountGroups)
     points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2"), "host")
     one.send(*points)
@@ -370,7 +370,7 @@ def test_a_snapshot_says_what_was_before_it(udf: Callable[..., Task]) -> None:
 
 
 def test_an_empty_snapshot_leaves_a_fresh_state(
-    udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
+    udf: StartTask, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = udf(Count)
     with caplog.at_level(logging.DEBUG):
@@ -384,7 +384,7 @@ class FewGroups(CountGroups):
     state_expiry = dt.timedelta(seconds=10)
 
 
-def test_a_handler_bounds_its_groups_by_number_and_age(udf: Callable[..., Task]) -> None:
+def test_a_handler_bounds_its_groups_by_number_and_age(udf: StartTask) -> None:
     points = grouped(
         lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=c v=1 3"),
         "host",
@@ -416,7 +416,7 @@ class AsManyAsAsked(CountGroups):
         return content
 
 
-def test_a_limit_from_the_options_outlives_a_restart(udf: Callable[..., Task]) -> None:
+def test_a_limit_from_the_options_outlives_a_restart(udf: StartTask) -> None:
     points = grouped(lines(*[f"m,host={host} v=1 1" for host in "abcd"]), "host")
     before, of_another = udf(AsManyAsAsked, GroupsOptions(groups=9)), udf(CountGroups)
     before.send(*points)
@@ -456,7 +456,7 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("snapshot", "reason"), FOREIGN.values(), ids=FOREIGN)
 def test_a_foreign_snapshot_is_discarded_with_a_logged_reason(
-    udf: Callable[..., Task], caplog: pytest.LogCaptureFixture, snapshot: bytes, reason: str
+    udf: StartTask, caplog: pytest.LogCaptureFixture, snapshot: bytes, reason: str
 ) -> None:
     task = udf(Count)
     with caplog.at_level(logging.INFO):
@@ -469,7 +469,7 @@ def test_a_foreign_snapshot_is_discarded_with_a_logged_reason(
 
 @pytest.mark.parametrize(("snapshot", "reason"), FOREIGN.values(), ids=FOREIGN)
 def test_a_foreign_snapshot_is_refused_where_the_handler_says_so(
-    udf: Callable[..., Task], snapshot: bytes, reason: str
+    udf: StartTask, snapshot: bytes, reason: str
 ) -> None:
     task = udf(type("Count", (Count,), {"foreign_state": "refuse"}))
     with pytest.raises(TaskFailedError) as caught:
@@ -495,9 +495,7 @@ class NewCount(Count):
         return None
 
 
-def test_a_snapshot_can_be_migrated(
-    udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_snapshot_can_be_migrated(udf: StartTask, caplog: pytest.LogCaptureFixture) -> None:
     task = udf(NewCount)
     with caplog.at_level(logging.INFO):
         task.restore(foreign(version=1))
@@ -509,7 +507,7 @@ def test_a_snapshot_can_be_migrated(
     )
 
 
-def test_a_snapshot_of_ones_own_needs_no_migration(udf: Callable[..., Task]) -> None:
+def test_a_snapshot_of_ones_own_needs_no_migration(udf: StartTask) -> None:
     task = udf(NewCount)
     task.send(Point())
     restored = udf(NewCount)
@@ -535,7 +533,7 @@ def test_a_snapshot_of_ones_own_needs_no_migration(udf: Callable[..., Task]) -> 
 )
 @pytest.mark.parametrize("decision", ["discard", "refuse"])
 def test_a_failed_migration_is_like_a_missing_one(
-    udf: Callable[..., Task],
+    udf: StartTask,
     caplog: pytest.LogCaptureFixture,
     snapshot: bytes,
     reason: str,
@@ -555,7 +553,7 @@ def test_a_failed_migration_is_like_a_missing_one(
 
 
 def test_a_migration_that_raises_leaves_its_traceback_in_the_log(
-    udf: Callable[..., Task], caplog: pytest.LogCaptureFixture
+    udf: StartTask, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = udf(NewCount)
     with caplog.at_level(logging.INFO):
@@ -579,7 +577,7 @@ class NewGroups(CountGroups):
         return content
 
 
-def test_the_state_of_groups_can_be_migrated(udf: Callable[..., Task]) -> None:
+def test_the_state_of_groups_can_be_migrated(udf: StartTask) -> None:
     points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2", "m,host=a v=1 3"), "host")
     task = udf(CountGroups)
     task.send(*points)
@@ -588,7 +586,7 @@ def test_the_state_of_groups_can_be_migrated(udf: Callable[..., Task]) -> None:
     assert counts(restored, *points) == [5, 3, 6]
 
 
-def test_a_restored_state_takes_the_place_of_the_one_before(udf: Callable[..., Task]) -> None:
+def test_a_restored_state_takes_the_place_of_the_one_before(udf: StartTask) -> None:
     points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2"), "host")
     task = udf(CountGroups)
     task.send(points[0])
@@ -606,6 +604,6 @@ class Unsnapshotted(Mirror):
     state: Unready
 
 
-def test_a_state_that_json_cannot_represent_is_named(udf: Callable[..., Task]) -> None:
+def test_a_state_that_json_cannot_represent_is_named(udf: StartTask) -> None:
     with pytest.raises(TaskFailedError, match=r"^Unsnapshotted\.\w+ raised TypeError: .*complex"):
         udf(Unsnapshotted).snapshot()

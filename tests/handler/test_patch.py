@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -13,12 +12,7 @@ from kapudf_cli import FieldPatch, FieldValueError, Handler, PointPatch, decode_
 from kapudf_cli.protocol.codec import encode_point
 from kapudf_cli.protocol.raw_points import RawPoint
 from kapudf_cli.protocol.udf_pb2 import Point
-from kapudf_cli.testing import lines
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kapudf_cli.testing import Task
+from kapudf_cli.testing import StartTask, lines
 
 # Few names, so that they collide. One is part of another, and one is empty.
 names = st.sampled_from(["a", "ab", "b", "", "é", "value"]) | st.text(max_size=4)
@@ -140,7 +134,7 @@ class CommitRecord(Handler):
         raise AssertionError(point)
 
 
-def test_forwarded_points_have_what_the_patch_sets(udf: Callable[..., Task]) -> None:
+def test_forwarded_points_have_what_the_patch_sets(udf: StartTask) -> None:
     sent = lines("m a=1.0 1", "m x=7i 2", 'm,t=v x="text",y=true 3')
     out = udf(CommitRecord).send(*sent)
     for point in sent:

@@ -8,16 +8,12 @@ import pytest
 from kapudf_handlers.default import Default, DefaultOptions
 
 from kapudf_cli import STREAM, Point, get_fields
-from kapudf_cli.testing import grouped, lines
+from kapudf_cli.testing import StartTask, grouped, lines
 from tests.handlers import recordings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kapudf_cli import FieldValue
-    from kapudf_cli.testing import Task
 
-    StartTask = Callable[..., Task]
 
 #: The option for each type, with a value that line protocol writes as the text.
 OPTIONS: dict[str, tuple[DefaultOptions, FieldValue]] = {

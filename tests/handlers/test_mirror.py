@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from kapudf_handlers.mirror import BatchMirror, Mirror, MirrorOptions
 
 from kapudf_cli import BATCH, STREAM, Handler, Point, get_field, get_fields
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.protocol.udf_pb2 import INT, STRING, InitRequest, Option, OptionValue
-from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
+from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 from tests.handlers import recordings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    StartTask = Callable[..., Task]
 
 ALL_TYPES = 'cpu,host=a f=0.25,i=9007199254740993i,s="text",b=true 1700000000000000000'
 

@@ -15,13 +15,12 @@ from kapudf_handlers.moving_average import MovingAverage, MovingAverageOptions, 
 
 from kapudf_cli import STREAM, Point, get_field
 from kapudf_cli.protocol.udf_pb2 import DOUBLE, INT, STRING, InitRequest, Option, OptionValue
-from kapudf_cli.testing import Task, TaskFailedError, grouped, lines
+from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 from tests.handlers import recordings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    StartTask = Callable[..., Task]
 
 #: Far apart in size and of both signs, so that a sum that subtracts shows it.
 HARD = st.one_of(

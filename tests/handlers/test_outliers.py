@@ -15,15 +15,14 @@ from kapudf_handlers.outliers import Outliers, OutliersOptions
 
 from kapudf_cli import BATCH, Point, get_fields
 from kapudf_cli.handler.batches import Batch
-from kapudf_cli.testing import Task, TaskFailedError
+from kapudf_cli.testing import StartTask, Task, TaskFailedError
 from tests.handlers import recordings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from kapudf_cli import Writer
 
-    StartTask = Callable[..., Task]
 
 VALUES = st.lists(
     st.floats(min_value=-1e150, max_value=1e150, allow_subnormal=False), min_size=2, max_size=80

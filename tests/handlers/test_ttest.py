@@ -17,16 +17,15 @@ from scipy import special
 
 from kapudf_cli import BATCH, STREAM, Point
 from kapudf_cli.handler.batches import Batch
-from kapudf_cli.testing import Task, TaskFailedError
+from kapudf_cli.testing import StartTask, Task, TaskFailedError
 from tests.handlers import recordings
 from tests.plugins.distributions import environment
 from tests.run_kapudf import run_kapudf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    StartTask = Callable[..., Task]
 
 ORDINARY = [20.0, 21.0, 19.0, 20.5, 19.5, 20.25]
 STRANGE = [40.0, 41.0, 39.0, 40.5]
