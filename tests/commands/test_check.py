@@ -112,7 +112,7 @@ def test_options_that_a_udf_refuses_fail_the_check_of_init() -> None:
     ("options", "told"),
     [
         (".field('value'", "a comma or ) belongs after 'value', not nothing"),
-        (".feld('value')", "the UDF has no option .feld(); its options: "),
+        (".feld('value')", "the UDF has no option .feld(); did you mean .field()? Its options: "),
         (".field(1)", ".field() expects a string, got 1, a whole number"),
     ],
 )

@@ -516,7 +516,7 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
         ),
         (
             (STREAM, "--handler", "mirror", "--options", ".feild('x', 42.0)"),
-            "character 2 of the options: the UDF has no option .feild(); its options: field(",
+            "character 2 of the options: the UDF has no option .feild(); did you mean .field()?",
         ),
         (
             (STREAM, "--handler", "mirror", "--options", ".field(x)"),
