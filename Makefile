@@ -60,7 +60,7 @@ test: $(INSTALLED)
 # Its processes start as a user starts them, not by fork: see tests/forked.py.
 test-long: $(INSTALLED)
 	@echo 'The long tests take about 2 minutes on two cores.'
-	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m long --timeout 300 --durations 10
+	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m 'long or hypothesis' --hypothesis-profile long --timeout 300 --durations 10
 
 # Tracing doubles the time of the tests, and needs processes that start by exec.
 coverage: $(INSTALLED)

@@ -26,11 +26,17 @@ PLUGINS = Path(__file__).parent / "plugins"
 # Hypothesis times its tests in two ways, and neither says anything of what is tested: a deadline
 # for each example, which a busy machine misses, and a check that examples are drawn fast, which a
 # fresh clone fails: the first text drawn there makes the tables of Unicode for over a second.
-# All else stays as it is, so that CI keeps the profile that hypothesis has for it.
-settings.register_profile(
-    "untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("untimed")
+# All else stays as it is, so that CI keeps the profile that hypothesis has for it. `make test-long`
+# runs more examples.
+for profile, max_examples in {"short": 40, "long": 200}.items():
+    settings.register_profile(
+        profile,
+        settings(),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        max_examples=max_examples,
+    )
+settings.load_profile("short")
 
 # A shell starts background jobs with SIGINT ignored, and processes inherit that. Tests that send
 # SIGINT, to this process or to their own, need the default.

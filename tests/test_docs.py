@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -46,6 +47,7 @@ from kapudf_cli.handler.options import declare
 from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 from kapudf_cli.tickscript.snippets import edge_name, signatures
 from kapudf_cli.tools.check.runner import CHECKS
+from tests.run_kapudf import PYTEST
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:
@@ -365,7 +367,7 @@ def test_columns_give_scores(load: Callable[..., ModuleType], udf: StartTask) ->
 
 def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     write_snippets(GUIDE, tmp_path)
-    command = [KAPUDF[0], "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_rate.py"]
+    command = [*PYTEST, "test_rate.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert "3 passed" in result.stdout
@@ -544,7 +546,8 @@ def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
     assert len(shown) == 8
     for command, output in shown:
         result = subprocess.run(
-            ["/bin/sh", "-c", command],
+            # A process of its own takes a while to start, so a shell is used only where needed.
+            ["/bin/sh", "-c", command] if "|" in command else [*KAPUDF, *shlex.split(command)[1:]],
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
             capture_output=True,

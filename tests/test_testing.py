@@ -29,7 +29,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotResponse,
 )
 from kapudf_cli.testing import Output, StartTask, Task, TaskFailedError, grouped, lines
-from tests.serve_process import KAPUDF
+from tests.run_kapudf import PYTEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -569,8 +569,9 @@ def test_unfinished(udf):
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [KAPUDF[0], "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*PYTEST, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_fixture_is_there_without_an_import(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from kapudf_cli.commands import main
 from kapudf_cli.tickscript.identifiers import name_problem
 from tests.plugins.distributions import environment, install
 from tests.plugins.unprivileged import run_unprivileged
+from tests.run_kapudf import PYTEST
 from tests.serve_process import KAPUDF, PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -156,8 +157,7 @@ def test_one_name_gives_them_all(name: str) -> None:
 
 def test_the_project_passes_its_own_tests(project: Path, name: str) -> None:
     package, _ = NAMES[name]
-    options = ["-q", "-p", "no:cacheprovider", "-W", "error"]
-    result = run(project, sys.executable, "-m", "pytest", *options, paths=(project / "src",))
+    result = run(project, *PYTEST, "-W", "error", paths=(project / "src",))
     assert result.returncode == 0, result.stdout
     assert "4 passed" in result.stdout
     assert (project / "tests" / f"test_{package}.py").is_file()

@@ -750,22 +750,8 @@ def test_a_udf_that_does_wrong_is_told_what_to_mend(udf: str, problem: str, tmp_
     assert told.removeprefix(name).startswith(problem)
 
 
-def test_a_udf_that_hangs_is_told_of(tmp_path: Path) -> None:
-    script = tmp_path / "hangs.py"
-    script.write_text(
-        "import os\n"
-        "from kapudf_cli.protocol.udf_pb2 import Point\n"
-        "from tests.peers.plain_udf import PlainUdf\n"
-        "class Hangs(PlainUdf):\n"
-        "    def take(self, request):\n"
-        "        super().take(request)\n"
-        "        self.flush()\n"
-        "        if isinstance(request, Point):\n"
-        "            os.read(os.pipe()[0], 1)\n"
-        "Hangs().run()\n",
-        encoding="utf-8",
-    )
-    command = f"env PYTHONPATH=. {sys.executable} {script}"
+def test_a_udf_that_hangs_is_told_of() -> None:
+    command = f"{sys.executable} -m tests.peers.hangs_at_a_point"
     slow = (STREAM, "--exec", command, "--timeout", "3", "--speed", "0.1")
     assert failure(*slow) == (
         "the UDF sent nothing for 3 s, not even an answer to a keepalive "

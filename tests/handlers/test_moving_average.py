@@ -9,13 +9,14 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kapudf_handlers.moving_average import MovingAverage, MovingAverageOptions, Window
 
 from kapudf_cli import STREAM, Point, get_field
 from kapudf_cli.protocol.udf_pb2 import DOUBLE, INT, STRING, InitRequest, Option, OptionValue
 from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
+from tests.examples import examples
 from tests.handlers import recordings
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def test_the_average_is_the_mean_of_the_last_points(udf: StartTask, size: int) -
 @given(values=HARD_LISTS, size=SIZES)
 @example(values=[1e16, 1.0, 1.0, 1.0, 1.0], size=2)
 @example(values=[1.0, 1e16, -1e16, 1.0, 1.0, 1.0], size=3)
-@settings(deadline=None)
 def test_no_error_outlives_the_values_in_the_window(values: list[float], size: int) -> None:
     window = Window()
     for recent in windows(values, size):
@@ -87,7 +87,6 @@ def test_no_error_outlives_the_values_in_the_window(values: list[float], size: i
 
 
 @given(size=SIZES, huge=st.sampled_from([1e16, -1e16, 1e300, 1e-300]), before=st.integers(0, 30))
-@settings(deadline=None)
 def test_a_value_that_has_gone_leaves_no_trace(size: int, huge: float, before: int) -> None:
     window = Window()
     for _ in range(before):
@@ -121,7 +120,7 @@ def test_nothing_drifts_in_ten_million_points() -> None:
     size=SIZES,
     cut=st.integers(min_value=0, max_value=60),
 )
-@settings(deadline=None, max_examples=60)
+@examples(0.6)
 def test_a_restored_task_goes_on_as_an_undisturbed_one(
     values: list[float], size: int, cut: int
 ) -> None:
@@ -146,7 +145,7 @@ def test_a_restored_task_goes_on_as_an_undisturbed_one(
 )
 @example(values=[1.0, 2.0, 3.0, 4.0, 5.0], sizes=(3, 2), more=[6.0, 7.0, 8.0])
 @example(values=[1.0, 2.0, 3.0, 4.0, 5.0], sizes=(3, 5), more=[6.0, 7.0, 8.0])
-@settings(deadline=None, max_examples=60)
+@examples(0.6)
 def test_another_size_goes_on_with_the_last_values(
     values: list[float], sizes: tuple[int, int], more: list[float]
 ) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kapudf_handlers.outliers import Outliers, OutliersOptions
 
 from kapudf_cli import BATCH, Point, get_fields
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.testing import StartTask, Task, TaskFailedError
+from tests.examples import examples
 from tests.handlers import recordings
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ def outlying(task: Task, batch: Batch) -> list[float]:
 @example(values=[0.0, 1.0])
 @example(values=[1.0, 2.0, 3.0])
 @example(values=[1e150, -1e150, 1e-150])
-@settings(deadline=None)
 def test_the_quartiles_are_those_of_numpy(values: list[float]) -> None:
     # With a scale of 0, which no TICKscript may ask for, the fences are the quartiles.
     first, third = (float(each) for each in np.percentile(values, [25, 75]))
@@ -73,7 +73,7 @@ def test_the_quartiles_are_those_of_numpy(values: list[float]) -> None:
 
 @given(values=WHOLE_VALUES, scale=EXACT_SCALES)
 @example(values=[1, 2, 3, 4, 100], scale=1.5)
-@settings(deadline=None, max_examples=60)
+@examples(0.6)
 def test_the_outlying_are_those_beyond_numpy_s_fences(values: list[int], scale: float) -> None:
     low, high = numpy_fences(values, scale)
     with Task.of(Outliers) as task:
@@ -138,7 +138,6 @@ def test_of_few_values_none_is_an_outlier(udf: StartTask, values: list[float]) -
     value=st.floats(min_value=-1e300, max_value=1e300),
     count=st.integers(min_value=2, max_value=20),
 )
-@settings(deadline=None)
 def test_of_equal_values_none_is_an_outlier(value: float, count: int) -> None:
     low, high = fences([value] * count, 1.0)
     assert low <= value <= high

@@ -37,6 +37,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 from kapudf_cli.testing import grouped
 from tests.handlers import recordings
 from tests.serve_process import PATIENCE_S
+from tests.supervisor.tasks import HEARTBEAT
 from tests.test_captures import CAPTURES, requests_of
 
 if TYPE_CHECKING:
@@ -225,12 +226,15 @@ def play(
 
 
 def control(answers: Sequence[ResponseMessage]) -> list[ResponseMessage]:
-    """Return the answers that are no data; what is in a snapshot is the handler's own affair."""
+    """Return the answers to requests other than data and Info, without the content of snapshots.
+
+    Heartbeats are left out: they may come at any time.
+    """
     data = (BeginBatch, Point, EndBatch)
     return [
         SnapshotResponse() if isinstance(answer, SnapshotResponse) else answer
         for answer in answers
-        if not isinstance(answer, (*data, InfoResponse))
+        if not isinstance(answer, (*data, InfoResponse)) and answer != HEARTBEAT
     ]
 
 

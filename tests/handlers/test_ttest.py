@@ -10,7 +10,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from kapudf_handlers.ttest import TTest, TTestOptions
 from scipy import special
@@ -18,6 +18,7 @@ from scipy import special
 from kapudf_cli import BATCH, STREAM, Point
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.testing import StartTask, Task, TaskFailedError
+from tests.examples import examples
 from tests.handlers import recordings
 from tests.plugins.distributions import environment
 from tests.run_kapudf import run_kapudf
@@ -79,7 +80,7 @@ def test_a_batch_that_differs_gives_t_p_and_df(udf: StartTask) -> None:
 
 
 @given(history=SAMPLES, values=SAMPLES)
-@settings(deadline=None, max_examples=60)
+@examples(0.6)
 def test_the_figures_are_welch_s(history: list[float], values: list[float]) -> None:
     spread = max(statistics.stdev(history), statistics.stdev(values))
     assume(min(statistics.stdev(history), statistics.stdev(values)) > 1e-3 * spread > 0)
@@ -188,7 +189,7 @@ def test_alpha_is_where_a_batch_begins_to_differ(udf: StartTask) -> None:
 @example(value=-46.7, counts=[20, 5])
 @example(value=67.516, counts=[22, 5])
 @example(value=0.1, counts=[3, 5])
-@settings(deadline=None, max_examples=60)
+@examples(0.6)
 def test_constants_that_are_equal_do_not_differ(value: float, counts: list[int]) -> None:
     with Task.of(TTest) as task:
         task.init(options(alpha=0.999))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -22,6 +21,7 @@ from hypothesis.stateful import (
 from kapudf_cli.journal import journal
 from kapudf_cli.journal.header import NO_FRAME, Header
 from kapudf_cli.transport.stream import Commit, ConnectionStats
+from tests.examples import examples
 from tests.journal.connections import (
     JOURNAL_BYTES,
     MAX_FRAME_BYTES,
@@ -551,7 +551,7 @@ class AnySteps(RuleBasedStateMachine):
 
 
 TestAnySteps = AnySteps.TestCase
-TestAnySteps.settings = settings(max_examples=60, stateful_step_count=40)
+TestAnySteps.settings = examples(0.6, stateful_step_count=40)
 
 
 def test_another_process_can_read_the_header(kept: JournaledConnection, held: Journal) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES, Codec, encode_point
@@ -48,6 +48,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
+from tests.examples import examples
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
@@ -321,7 +322,7 @@ near_points = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@examples(5.0)
 @given(near_points)
 @example(b"\x8a\x01\x80\x00")
 def test_any_bytes_are_decoded_or_refused_as_protobuf_does(frame: bytes) -> None:
@@ -348,7 +349,6 @@ def framed(frame: bytes) -> bytes:
     return encode_varint(len(frame)) + frame
 
 
-@settings(deadline=None)
 @given(st.lists(near_points | near_points.map(framed), max_size=5).map(b"".join))
 def test_any_bytes_framed_or_not_give_requests_or_a_protocol_error(data: bytes) -> None:
     reader = FrameReader(frame_body, 1000)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kapudf_cli.protocol.errors import (
@@ -333,7 +333,6 @@ def cut_frames(draw: st.DrawFn) -> tuple[list[bytes], list[bytes]]:
     return frames, [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
-@settings(deadline=None)
 @given(cut_frames())
 def test_any_frames_cut_anywhere_come_back(sent: tuple[list[bytes], list[bytes]]) -> None:
     frames, pieces = sent
@@ -343,7 +342,6 @@ def test_any_frames_cut_anywhere_come_back(sent: tuple[list[bytes], list[bytes]]
     assert reader.offset == sum(map(len, pieces))
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.integers(0, 50))
 def test_any_bytes_give_frames_or_a_protocol_error(pieces: list[bytes], limit: int) -> None:
     data = b"".join(pieces)

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kapudf_cli.protocol.codec import REQUESTS, raw_or_decode_in
@@ -15,6 +15,7 @@ from kapudf_cli.protocol.framing import FrameReader, encode_varint
 from kapudf_cli.protocol.raw_points import KNOWN_FRAMES, point_head, point_run
 from kapudf_cli.protocol.request_reader import RequestReader
 from kapudf_cli.protocol.udf_pb2 import KeepaliveRequest, Point
+from tests.examples import examples
 
 if TYPE_CHECKING:
     from kapudf_cli.protocol.framing import Decode
@@ -82,7 +83,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(ends)]
 
 
-@settings(max_examples=300)
+@examples(3.0)
 @given(frames=streams, places=cuts, raw=st.booleans())
 def test_known_frames_decode_like_any_frames(
     *, frames: list[bytes], places: list[int], raw: bool
@@ -94,7 +95,7 @@ def test_known_frames_decode_like_any_frames(
     assert told(reader, pieces) == told(FrameReader(decoding(decode)), pieces)
 
 
-@settings(max_examples=300)
+@examples(3.0)
 @given(streams, cuts, st.integers(1, 3))
 def test_runs_are_the_points_that_would_have_come_one_by_one(
     frames: list[bytes], places: list[int], taken: int

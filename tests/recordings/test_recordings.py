@@ -212,7 +212,7 @@ LINES_OF_FILES = st.sampled_from(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(LINES_OF_FILES, min_size=1, max_size=12), st.sampled_from([None, *Kind]))
 def test_every_line_is_accounted_for(tmp_path: Path, lines: list[str], kind: Kind | None) -> None:
     path = tmp_path / "recording"

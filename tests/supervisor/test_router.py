@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -28,6 +27,7 @@ from kapudf_cli.supervisor.routes import (
     WorkerState,
 )
 from kapudf_cli.worker.channel import Pause, Release, Resume, Stop
+from tests.examples import examples
 
 
 class Function:
@@ -701,5 +701,5 @@ class RouterMachine(RuleBasedStateMachine):
             }
 
 
-RouterMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
+RouterMachine.TestCase.settings = examples(1.0, stateful_step_count=30)
 TestRouter = RouterMachine.TestCase
