@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from kapudf_cli.agent.errors import ConnectionClosedError as ConnectionClosedError
     from kapudf_cli.errors import KapudfError as KapudfError
+    from kapudf_cli.handler.batch_handler import BatchHandler as BatchHandler
     from kapudf_cli.handler.batches import Batch as Batch
-    from kapudf_cli.handler.batches import BatchHandler as BatchHandler
-    from kapudf_cli.handler.batches import write_batch as write_batch
     from kapudf_cli.handler.errors import FieldValueError as FieldValueError
     from kapudf_cli.handler.errors import OptionsError as OptionsError
     from kapudf_cli.handler.handler import Handler as Handler
-    from kapudf_cli.handler.handler import Writer as Writer
     from kapudf_cli.handler.option_declarations import Flag as Flag
     from kapudf_cli.handler.options import Options as Options
+    from kapudf_cli.handler.output import Writer as Writer
+    from kapudf_cli.handler.output import write_batch as write_batch
     from kapudf_cli.handler.patch import FieldPatch as FieldPatch
     from kapudf_cli.handler.patch import PointPatch as PointPatch
     from kapudf_cli.handler.points import FieldValue as FieldValue
@@ -70,14 +70,16 @@ __version__ = "0.1.0"
 #: The module of each public name. A test compares it with the imports above.
 _HOMES: Final = {
     "msgspec": ("Meta",),
-    "kapudf_cli.handler.batches": ("Batch", "BatchHandler", "write_batch"),
+    "kapudf_cli.handler.batch_handler": ("BatchHandler",),
+    "kapudf_cli.handler.batches": ("Batch",),
     "kapudf_cli.agent.errors": ("ConnectionClosedError",),
     "kapudf_cli.errors": ("KapudfError",),
     "kapudf_cli.handler.errors": ("FieldValueError", "OptionsError"),
     "kapudf_cli.protocol.errors": ("InvalidWriteError",),
-    "kapudf_cli.handler.handler": ("Handler", "Writer"),
+    "kapudf_cli.handler.handler": ("Handler",),
     "kapudf_cli.handler.option_declarations": ("Flag",),
     "kapudf_cli.handler.options": ("Options",),
+    "kapudf_cli.handler.output": ("Writer", "write_batch"),
     "kapudf_cli.handler.patch": ("FieldPatch", "PointPatch"),
     "kapudf_cli.handler.points": (
         "FieldValue",

@@ -119,7 +119,7 @@ class Plugin:
             )
             raise NotAHandlerError(problem)
         if inspect.isabstract(found):
-            missing = ", ".join(sorted(found.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
             problem = f"handler '{self.name}': {self.target} does not define {missing}()"
             raise NotAHandlerError(problem)
         try:

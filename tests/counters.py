@@ -9,7 +9,7 @@ from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import Point, RestoreRequest, RestoreResponse, SnapshotResponse
 
 if TYPE_CHECKING:
-    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.handler.output import Writer
 
 
 class Counting(Handler):

@@ -373,6 +373,16 @@ def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     assert "3 passed" in result.stdout
 
 
+def test_points_are_passed_on_with_a_mark_or_as_they_came(
+    load: Callable[..., ModuleType], udf: StartTask
+) -> None:
+    module = load("pass_on")
+    points = lines("m x=1.5 1", "m,mark=b x=2i 2")
+    assert udf(module.PassOn).send(*points).points == points
+    out = udf(module.PassOn, module.PassOnOptions(mark="a")).send(*points).points
+    assert [point.tags["mark"] for point in out] == ["a", "a"]
+
+
 def test_every_tenth_point_is_marked(load: Callable[..., ModuleType], udf: StartTask) -> None:
     points = [point for number in range(20) for point in lines(f"m x={number}.0 {number}")]
     out = udf(load("every_tenth").EveryTenth).send(*points).points

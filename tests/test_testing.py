@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.batch_handler import BatchHandler
+from kapudf_cli.handler.batches import Batch
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.options import Options
 from kapudf_cli.handler.points import get_field, get_fields, like, set_field

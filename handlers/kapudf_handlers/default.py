@@ -44,8 +44,8 @@ class Default(Handler):
         }
         self._tags = dict(chosen.tag)
 
-    def point(self, point: Point, /) -> None:
-        """Set missing fields and tags, and send the point on."""
+    def point(self, point: Point, /) -> Point:
+        """Set missing fields and tags."""
         for name, value in self._fields.items():
             if get_field(point, name) is None:
                 set_field(point, name, value)
@@ -53,4 +53,4 @@ class Default(Handler):
             # DefaultNode treats an empty tag as missing.
             if not point.tags.get(name):
                 point.tags[name] = text
-        self.agent.write_point(point)
+        return point

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from kapudf_cli import BATCH, Handler, Options, Point, PointPatch, RawPoint
+from kapudf_cli import BATCH, Handler, Options, PointPatch
 
 
 class MirrorOptions(Options):
@@ -29,22 +29,12 @@ class Mirror(Handler):
 
     options: MirrorOptions
 
+    passes_through: bool | PointPatch = True
+
     def setup(self) -> None:
-        """Handle encoded points: neither sending nor setting fields needs decoding."""
-        self.patch = PointPatch(dict(self.options.field), dict(self.options.tag))
+        """Have the fields and tags set on each point."""
         if self.options.field or self.options.tag:
-            self.raw_point = self.mark
-        else:
-            self.raw_point = self.agent.forward
-
-    def mark(self, raw: RawPoint, /) -> None:
-        """Send an encoded point back with the fields and tags set."""
-        self.agent.forward(raw, self.patch)
-
-    def point(self, point: Point, /) -> None:
-        """Send a decoded point back with the fields and tags set."""
-        self.patch.apply(point)
-        self.agent.write_point(point)
+            self.passes_through = PointPatch(dict(self.options.field), dict(self.options.tag))
 
 
 class BatchMirror(Mirror):

@@ -31,7 +31,6 @@ from kapudf_cli import (
     State,
     decode_point,
     get_number,
-    set_field,
 )
 
 
@@ -121,14 +120,16 @@ class MovingAverage(Handler):
     state_limit = 100_000
 
     def setup(self) -> None:
-        """Handle encoded points: they are decoded to be read, but not encoded again."""
+        """Prepare to add a field to an encoded point."""
         self.average = FieldPatch(self.options.as_)
-        self.raw_point = self.add_average
 
-    def add_average(self, raw: RawPoint, /) -> None:
-        """Add the average; a point without a number in the field passes through unchanged."""
+    def raw_point(self, raw: RawPoint, /) -> RawPoint | FieldPatch:
+        """Add the average to a point, which is decoded to be read, but not encoded again.
+
+        A point without a number in the field passes through unchanged.
+        """
         mean = self.mean_at(decode_point(raw))
-        self.agent.forward(raw, None if mean is None else self.average.to(mean))
+        return raw if mean is None else self.average.to(mean)
 
     def mean_at(self, point: Point) -> float | None:
         """Add the value of a point, and return the average, None if the point has none."""
@@ -138,10 +139,3 @@ class MovingAverage(Handler):
         mean = self.state.of(point).mean_with(value, self.options.size)
         # The sum of huge values may be infinite, which a field must not be.
         return mean if math.isfinite(mean) else None
-
-    def point(self, point: Point, /) -> None:
-        """Add the average to a decoded point."""
-        mean = self.mean_at(point)
-        if mean is not None:
-            set_field(point, self.options.as_, mean)
-        self.agent.write_point(point)

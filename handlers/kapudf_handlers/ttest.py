@@ -73,7 +73,7 @@ class TTest(BatchHandler):
     # More groups than this are a mistake, or no longer get points.
     state_limit = 100_000
 
-    def batch(self, batch: Batch, /) -> list[Point] | None:
+    def batch(self, batch: Batch, /) -> Point | None:
         """Test a batch against its group's history."""
         numbers = [get_number(point, self.options.field) for point in batch.points]
         values = [value for value in numbers if value is not None and math.isfinite(value)]
@@ -87,7 +87,7 @@ class TTest(BatchHandler):
                     # Two different constants give an infinite t, which a field must not be.
                     if math.isfinite(value):
                         set_field(point, name, value)
-                return [point]
+                return point
         history.values = [*history.values, *values][-self.options.size :]
         return None
 

@@ -14,6 +14,7 @@ from kapudf_cli.agent.errors import HandlerError, WorkerLostError
 from kapudf_cli.errors import describe, shorten
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.options import missing_values
+from kapudf_cli.handler.output import write_returned
 from kapudf_cli.protocol.codec import REQUESTS, decode_point
 from kapudf_cli.protocol.errors import DecodeMemoryError, InvalidWriteError, UndecodableMessageError
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerCaller
     from kapudf_cli.agent.outbox import Outbox
+    from kapudf_cli.handler.output import Returned
     from kapudf_cli.protocol.codec import DataMessage, RequestMessage, ResponseMessage
     from kapudf_cli.protocol.raw_points import RawPoint
     from kapudf_cli.protocol.request_reader import ReadRequest
@@ -207,10 +209,6 @@ class Dispatcher:
                 raise AssertionError(message)
         return Next.GO_ON
 
-    def decode_raw(self, raw: RawPoint) -> None:
-        """Give the handler a point that was read raw, decoded."""
-        self.caller.handler.point(decode_point(raw))
-
     def snapshot(self) -> bytes:
         """Return the handler's state.
 
@@ -330,13 +328,8 @@ class Dispatcher:
             self.order.takes_points = False
             return Next.GO_ON
         self.outbox.send_data()
-        handler = self.caller.handler
         try:
-            if isinstance(message, bytes):
-                self.outbox.current_frame = message
-                (handler.raw_point or self.decode_raw)(message)
-            else:
-                handler.point(message)
+            self.caller.give_point(message)
         except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
             method = "raw_point" if isinstance(message, bytes) else "point"
             return self.failed(method, error, offset)
@@ -345,12 +338,13 @@ class Dispatcher:
     def _give(
         self,
         method: str,
-        call: Callable[[BeginBatch], None] | Callable[[EndBatch], None],
+        call: Callable[[BeginBatch], Returned] | Callable[[EndBatch], Returned],
         message: DataMessage,
         offset: int,
     ) -> Next:
         try:
-            call(message)  # type: ignore[arg-type]  # the method fits the message
+            returned = call(message)  # type: ignore[arg-type]  # the method fits the message
+            write_returned(self.outbox, method, returned)
         except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
             return self.failed(method, error, offset)
         return Next.GO_ON
@@ -374,6 +368,8 @@ class Dispatcher:
             response = InitResponse(error="; ".join(faults))
         else:
             response = self.caller.ask(InitResponse, "init", handler.init, request)
+            if response.success:
+                self.caller.choose_form()
         self._answer_start("init", response)
         self._keepalives_since_init = 0
         self.init_frame = REQUESTS.encode(request)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from kapudf_cli.errors import KapudfError, describe
+from kapudf_cli.handler.errors import InvalidReturnError
 
 
 class HandlerError(KapudfError):
-    """A method of a handler raised; the exception is the `__cause__`.
+    """A method of a handler raised, or returned what cannot be written.
+
+    The exception is the `__cause__`.
 
     Attributes:
         handler: name of the handler's class.
@@ -15,7 +18,10 @@ class HandlerError(KapudfError):
     """
 
     def __init__(self, handler: str, method: str, cause: BaseException) -> None:
-        super().__init__(f"{handler}.{method} raised {describe(cause)}")
+        if isinstance(cause, InvalidReturnError):
+            super().__init__(f"{handler}.{cause}")
+        else:
+            super().__init__(f"{handler}.{method} raised {describe(cause)}")
         self.handler = handler
         self.method = method
         self.cause = cause

@@ -1,13 +1,22 @@
-"""Calls to the handler: what it raises becomes a HandlerError or a ConnectionClosedError."""
+"""Calls to the handler: what it returns is written, what it raises becomes an error.
+
+The error is a HandlerError or a ConnectionClosedError.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError
+from kapudf_cli.handler import deprecated
+from kapudf_cli.handler.definition import check_passes_through
+from kapudf_cli.handler.handler import Handler
+from kapudf_cli.handler.output import write_returned
 from kapudf_cli.protocol.udf_pb2 import (
     InfoResponse,
     InitResponse,
+    Point,
     RestoreResponse,
     SnapshotResponse,
 )
@@ -17,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.handler.handler import Handler, Writer
+    from kapudf_cli.handler.output import RawReturned, Writer
+    from kapudf_cli.handler.patch import PointPatch
+    from kapudf_cli.protocol.raw_points import RawPoint
 
 _log = loggers.get(__name__)
 
@@ -29,7 +40,18 @@ R = TypeVar("R")
 
 
 class HandlerCaller:
-    """Creates the handler of one connection, calls it, and can replace it by a new one."""
+    """Creates the handler of one connection, calls it, and can replace it by a new one.
+
+    Attributes:
+        reads_raw: whether the handler takes points undecoded.
+        passes_through: whether all points are sent on without the handler: False, True, or
+            the patch for each of them.
+        raw_point: handles an undecoded point, and returns what is written for it.
+    """
+
+    reads_raw: bool
+    passes_through: bool | PointPatch
+    raw_point: Callable[[RawPoint], RawReturned]
 
     def __init__(self, factory: HandlerFactory, outbox: Outbox) -> None:
         """Create handlers with `factory`; they write to `outbox`."""
@@ -52,7 +74,47 @@ class HandlerCaller:
 
     def create(self) -> None:
         """Create a handler. Raises as `call` does."""
-        self._handler = self.call("__init__", self._factory, self._outbox)
+        handler = self.call("__init__", self._factory, self._outbox)
+        self._handler = handler
+        self.reads_raw = self.passes_through = False
+        self.raw_point = handler.raw_point
+
+    def choose_form(self) -> None:
+        """Decide in which form the handler gets points. Call this once, after Init.
+
+        Raises:
+            HandlerError: `passes_through` has an invalid value.
+        """
+        handler = self.handler
+        self.passes_through = handler.passes_through
+        self.raw_point = handler.raw_point
+        self.reads_raw = type(handler).raw_point is not Handler.raw_point
+        if "raw_point" in vars(handler):
+            self._choose_assigned()
+        try:
+            check_passes_through(type(handler), self.passes_through)
+        except TypeError as error:
+            raise self.blame("setup", error) from error
+        if self.passes_through is not False:
+            self.reads_raw = True
+            self.raw_point = self._outbox.forward
+            if self.passes_through is not True:
+                self.raw_point = functools.partial(_forward, self._outbox, self.passes_through)
+
+    def _choose_assigned(self) -> None:
+        """Use a `raw_point` that `setup` has assigned, as older handlers do."""
+        handler = self.handler
+        assigned = vars(handler)["raw_point"]
+        deprecated.warn(
+            type(handler),
+            "raw_point is assigned; override the method raw_point, or set passes_through",
+        )
+        if assigned is None:
+            self.raw_point = functools.partial(Handler.raw_point, handler)
+        elif assigned == self._outbox.forward:
+            self.passes_through = True
+        else:
+            self.reads_raw = True
 
     def ask(
         self,
@@ -91,6 +153,19 @@ class HandlerCaller:
             return ConnectionClosedError(str(error))
         return HandlerError(self._name, method, error)
 
+    def give_point(self, message: Point | RawPoint) -> None:
+        """Call the handler with a point, and write what it returns.
+
+        Raises:
+            Exception: whatever the handler raises, and what is raised for what it returned.
+        """
+        if isinstance(message, Point):
+            write_returned(self._outbox, "point", self.handler.point(message))
+        else:
+            self._outbox.current_frame = message
+            returned = self.raw_point(message)
+            write_returned(self._outbox, "raw_point", returned, raw=message)
+
     def stop(self) -> None:
         """Call the handler's `stop` and forget the handler; do nothing if there is none."""
         handler, self._handler = self._handler, None
@@ -104,6 +179,10 @@ class HandlerCaller:
         except (HandlerError, ConnectionClosedError) as error:
             if not is_caused_by(error, ConnectionClosedError):
                 _log.warning("stop failed: %s", error, exc_info=error)
+
+
+def _forward(outbox: Outbox, patch: PointPatch, raw: RawPoint) -> None:
+    outbox.forward(raw, patch)
 
 
 def is_caused_by(error: BaseException, kind: type[BaseException]) -> bool:

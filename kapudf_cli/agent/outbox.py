@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
 from kapudf_cli.errors import shorten
+from kapudf_cli.handler.output import with_article, write_batch
 from kapudf_cli.protocol.codec import RESPONSES, decode_point, encode_point
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.framing import HEARTBEAT, encode_varint
@@ -26,6 +27,7 @@ from kapudf_cli.system.terminal_text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from kapudf_cli.handler.batches import Batch
     from kapudf_cli.handler.patch import PointPatch
     from kapudf_cli.protocol.codec import DataMessage, ResponseMessage
     from kapudf_cli.protocol.raw_points import RawPoint
@@ -122,7 +124,7 @@ class Outbox:
         self._refused: _RefusedLog | None = None
         self.failure: InvalidWriteError | None = None
 
-    # --- for handlers: see kapudf_cli.handler.handler.Writer ---
+    # --- for handlers: see kapudf_cli.handler.output.Writer ---
 
     def write_point(self, point: Point, /) -> None:
         """Send a point; see `Writer.write_point`."""
@@ -140,6 +142,10 @@ class Outbox:
                     self.flush()
                 return
         self._write(point, Point)
+
+    def write_batch(self, batch: Batch, /) -> None:
+        """Send a whole batch; see `Writer.write_batch`."""
+        write_batch(self, batch)
 
     def write_begin_batch(self, begin: BeginBatch, /) -> None:
         """Begin a batch; see `Writer.write_begin_batch`."""
@@ -204,19 +210,29 @@ class Outbox:
         """Whether the handler has begun a batch and not ended it."""
         return self._output.in_batch
 
-    def forward_run(self, frames: bytes, count: int) -> bool:
-        """Send points on as they came; return False where each needs a check instead.
+    def forward_run(
+        self, frames: bytes, count: int, patch: PointPatch | None = None
+    ) -> tuple[int, int]:
+        """Send points on as they came or patched; return how many, and their bytes in `frames`.
 
-        For the owner, and a handler that would forward each of these points. Flushes only
-        what was written before.
+        Both are less than given if the next point needs a check: forward it by itself. For the
+        owner, and a handler that would forward each of these points. Flushes only what was
+        written before.
         """
         if not self._passes_points:
-            return False
+            return 0, 0
         if self._output.size >= FLUSH_BYTES:
             self.flush()
+        size = len(frames)
+        if patch is not None:
+            patched, size = patch.extend_run(frames, self._max_written_bytes)
+            count = len(patched)
+            if not count:
+                return 0, 0
+            frames = b"".join(patched)
         with self._lock:
             self._output.write_run(frames, count)
-        return True
+        return count, size
 
     def answer(self, message: ResponseMessage) -> None:
         """Send an answer to a request, after all that was written before it.
@@ -339,7 +355,8 @@ class Outbox:
         by_owner = get_ident() == self._owner
         try:
             if type(message) is not expected:
-                raise _wrong_type(message, expected)
+                problem = f"{with_article(message)} instead of {with_article(expected())}"
+                raise InvalidWriteError(problem)
             with self._lock:
                 if not by_owner:
                     self._changed.wait_for(self._need_not_wait)
@@ -415,12 +432,3 @@ class Outbox:
         except ConnectionClosedError:
             self._passes_points = False
             raise
-
-
-def _wrong_type(message: object, expected: type) -> InvalidWriteError:
-    """Return the error for a message of another class than the method expects."""
-    kind = type(message)
-    # InfluxData's own classes have the same names.
-    same_name = kind.__name__ == expected.__name__
-    name = f"{kind.__module__}.{kind.__name__}" if same_name else kind.__name__
-    return InvalidWriteError(f"a {name} instead of a {expected.__name__}")

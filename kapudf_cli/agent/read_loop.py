@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from kapudf_cli.agent.dispatcher import Next, excerpt
 from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.read_coalescing import ReadCoalescing
+from kapudf_cli.handler.output import write_returned
+from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.order import Incoming
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, Point
 from kapudf_cli.system import loggers
@@ -53,7 +55,6 @@ class ReadLoop:
         self.bytes_in = 0
         # Points of the current read that were forwarded in runs.
         self._run_points = 0
-        self._has_warned = False
 
     def run(self, careful_until: int = 0, poison: Collection[int] = ()) -> None:
         """Handle input until it ends.
@@ -93,7 +94,7 @@ class ReadLoop:
             if pause_s:
                 time.sleep(pause_s)
 
-    def handle(self, data: bytes) -> int:
+    def handle(self, data: bytes) -> int:  # noqa: C901, PLR0912 - a call for each point costs time
         """Handle the requests that `data` completes; return how many.
 
         The hot path: what is done here for a point is done for every point, so that
@@ -105,13 +106,11 @@ class ReadLoop:
             ConnectionClosedError: the connection broke.
             RefusedError: the handler refused Init or Restore.
         """
-        dispatcher = self._dispatcher
+        dispatcher, outbox, requests = self._dispatcher, self._outbox, self._requests
+        caller = dispatcher.caller
         order = dispatcher.order
-        outbox = self._outbox
-        requests = self._requests
-        handler = dispatcher.caller.handler
-        point = handler.point
-        raw_point = handler.raw_point or dispatcher.decode_raw
+        write_point, forward = outbox.write_point, outbox.forward
+        point, raw_point = caller.handler.point, caller.raw_point
         points = others = counted = 0
         self._run_points = 0
         try:
@@ -121,14 +120,23 @@ class ReadLoop:
                     if kind is bytes and order.takes_points:
                         points += 1
                         outbox.current_frame = message  # type: ignore[assignment]  # bytes it is
-                        raw_point(message)  # type: ignore[arg-type]
+                        returned = raw_point(message)  # type: ignore[arg-type]
+                        if returned is None:
+                            continue
+                        if returned is message:
+                            forward(message)  # type: ignore[arg-type]
+                        elif isinstance(returned, PointPatch):
+                            forward(message, returned)  # type: ignore[arg-type]
+                        else:
+                            write_returned(outbox, "raw_point", returned, raw=message)  # type: ignore[arg-type]
                         continue
                     if kind is Point and order.takes_points:
                         points += 1
-                        # A point may be returned by mistake instead of written.
-                        returned: object = point(message)  # type: ignore[arg-type]
-                        if returned is not None:
-                            self._warn_of(returned)
+                        returned = point(message)  # type: ignore[arg-type]
+                        if type(returned) is Point:
+                            write_point(returned)
+                        elif returned is not None:
+                            write_returned(outbox, "point", returned)
                         continue
                 except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
                     method = "raw_point" if kind is bytes else "point"
@@ -143,9 +151,7 @@ class ReadLoop:
                 self._follow(following)
                 # The handler may be another one, or may have changed how it takes points.
                 order = dispatcher.order
-                handler = dispatcher.caller.handler
-                point = handler.point
-                raw_point = handler.raw_point or dispatcher.decode_raw
+                point, raw_point = caller.handler.point, caller.raw_point
                 self.choose_form()
         finally:
             outbox.current_frame = None
@@ -183,7 +189,7 @@ class ReadLoop:
                     self._recovery.skip_in_replays(offset)
                 else:
                     self._follow(dispatcher.dispatch(message, offset))
-                self._requests.raw = dispatcher.caller.handler.raw_point is not None
+                self._requests.raw = dispatcher.caller.reads_raw
                 count += 1
         finally:
             self._outbox.current_frame = None
@@ -192,11 +198,10 @@ class ReadLoop:
 
     def choose_form(self) -> None:
         """Have points read in the form in which the handler takes them: raw or decoded."""
-        raw_point = self._dispatcher.caller.handler.raw_point
-        self._requests.raw = raw_point is not None
-        # Points that a handler would forward one by one can be sent in one piece.
-        forwards = raw_point == self._outbox.forward and self._dispatcher.order.takes_points
-        self._requests.take_run = self._forward_run if forwards else None
+        caller = self._dispatcher.caller
+        self._requests.raw = caller.reads_raw
+        runs = caller.passes_through is not False and self._dispatcher.order.takes_points
+        self._requests.take_run = self._forward_run if runs else None
 
     def _follow(self, following: Next) -> None:
         if following is Next.RESTART_HANDLER:
@@ -204,17 +209,11 @@ class ReadLoop:
         elif following is Next.COMPACT:
             self._recovery.request_compaction()
 
-    def _forward_run(self, frames: bytes, count: int) -> bool:
-        """Send points on as they came, if that is possible; return whether it was."""
-        if not self._outbox.forward_run(frames, count):
-            return False
+    def _forward_run(self, frames: bytes, count: int) -> int:
+        """Send points on as they came or patched; return how many bytes of them were sent."""
+        patch = self._dispatcher.caller.passes_through
+        count, size = self._outbox.forward_run(
+            frames, count, patch if isinstance(patch, PointPatch) else None
+        )
         self._run_points += count
-        return True
-
-    def _warn_of(self, returned: object) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            _log.warning(
-                "point returned a value, which is ignored; write it with self.agent",
-                extra={"returned": type(returned).__name__},
-            )
+        return size

@@ -274,4 +274,4 @@ class Recovery:
                 self._dispatcher.drop(message)
             else:
                 self._dispatcher.dispatch(message, requests.offset)
-            requests.raw = self._caller.handler.raw_point is not None
+            requests.raw = self._caller.reads_raw

@@ -1,20 +1,14 @@
-"""Whole batches: the class `Batch`, and a handler that is called once per batch."""
+"""Whole batches: the class `Batch`, and its messages."""
 
 from __future__ import annotations
 
-import abc
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from kapudf_cli.handler.errors import BatchTooLongError
-from kapudf_cli.handler.handler import Handler
-from kapudf_cli.protocol.errors import InvalidWriteError
-from kapudf_cli.protocol.udf_pb2 import BATCH, BeginBatch, EndBatch, Point
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from kapudf_cli.handler.handler import Writer
 
 
 @dataclass
@@ -88,104 +82,3 @@ def batch_messages(batch: Batch) -> Iterator[BeginBatch | Point | EndBatch]:
         tmax=batch.end_ns,
         byName=batch.by_name,
     )
-
-
-def write_batch(agent: Writer, batch: Batch) -> None:
-    """Write the messages of a batch."""
-    for message in batch_messages(batch):
-        match message:
-            case BeginBatch():
-                agent.write_begin_batch(message)
-            case EndBatch():
-                agent.write_end_batch(message)
-            case _:
-                # Also for objects that are not points: write_point raises for them.
-                agent.write_point(message)
-
-
-class BatchHandler(Handler):
-    """A handler that is called with each batch as a whole. Implement `batch`.
-
-    Points that it returns are written as a batch like the one received, or as points of a
-    stream if `provides` is STREAM.
-    """
-
-    wants = BATCH
-    provides = BATCH
-    #: A batch with more points fails the task, to limit memory. A point takes about 1 KB.
-    max_batch_points: ClassVar[int] = 1_000_000
-
-    def __init__(self, agent: Writer) -> None:
-        """Create a handler without a batch."""
-        super().__init__(agent)
-        self._begin = BeginBatch()
-        self._points: list[Point] = []
-
-    @abc.abstractmethod
-    def batch(self, batch: Batch, /) -> Iterable[Point] | Iterable[Batch] | Batch | None:
-        """Handle a batch and return what to send: points, a batch, several batches, or None.
-
-        It may be a generator of points or of batches.
-        """
-
-    def begin_batch(self, begin: BeginBatch, /) -> None:
-        """Start to collect points."""
-        self._begin = begin
-        self._points = []
-
-    def point(self, point: Point, /) -> None:
-        """Collect a point."""
-        if len(self._points) >= self.max_batch_points:
-            raise BatchTooLongError(
-                f"a batch of more than {self.max_batch_points} points; "
-                "use a shorter period, or raise max_batch_points of the handler"
-            )
-        self._points.append(point)
-
-    def end_batch(self, end: EndBatch, /) -> None:
-        """Call `batch` and write what it returns."""
-        batch = Batch(
-            name=end.name,
-            points=self._points,
-            tags=dict(end.tags),
-            group=end.group,
-            tmax_ns=end.tmax,
-            # Kapacitor sets byName in BeginBatch only.
-            by_name=self._begin.byName,
-        )
-        self._points = []
-        for outgoing in _outgoing(batch, self.batch(batch)):
-            if self.provides == BATCH:
-                write_batch(self.agent, outgoing)
-            else:
-                for point in outgoing.as_stream(outgoing.points):
-                    self.agent.write_point(point)
-
-
-def _outgoing(
-    batch: Batch, result: Iterable[Point] | Iterable[Batch] | Batch | None
-) -> list[Batch]:
-    """Return the result of `BatchHandler.batch` as batches; points become a copy of `batch`.
-
-    Raises:
-        InvalidWriteError: it contains other objects, or both points and batches.
-    """
-    if result is None:
-        return []
-    if isinstance(result, Batch):
-        return [result]
-    points: list[Point] = []
-    batches: list[Batch] = []
-    found: Iterable[object] = result
-    for each in found:
-        match each:
-            case Point():
-                points.append(each)
-            case Batch():
-                batches.append(each)
-            case _:
-                problem = f"a {type(each).__name__} instead of a Point or a Batch"
-                raise InvalidWriteError(problem)
-        if points and batches:
-            raise InvalidWriteError("points beside batches; put the points into a Batch")
-    return batches or [batch.copy_with(points)]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from typing import Final
 
 from kapudf_cli.handler import options, state
-from kapudf_cli.handler.batches import BatchHandler
+from kapudf_cli.handler.batch_handler import BatchHandler
 from kapudf_cli.handler.declared import fresh_state, options_class
 from kapudf_cli.handler.handler import Handler
+from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.udf_pb2 import EdgeType
+
+#: The methods whose result is written. They may have a `yield`.
+_WRITTEN_METHODS: Final = frozenset({"begin_batch", "point", "raw_point", "end_batch"})
 
 
 def check(handler: type[Handler]) -> None:
@@ -30,12 +35,22 @@ def check(handler: type[Handler]) -> None:
     ):
         message = f"{handler.__name__}.state is not annotated, so no snapshot would have it"
         raise TypeError(message)
+    _check_methods(handler)
+
+
+def _check_methods(handler: type[Handler]) -> None:
+    check_passes_through(handler, handler.passes_through)
+    handles_points = (
+        handler.point is not Handler.point or handler.raw_point is not Handler.raw_point
+    )
+    if not handles_points and handler.passes_through is False:
+        message = f"{handler.__name__} does not define point()"
+        raise TypeError(message)
     for name, method in inspect.getmembers(handler, inspect.isfunction):
         if hasattr(Handler, name):
             _refuse_async(handler, name)
-            if inspect.isgeneratorfunction(method):
-                problem = "has a yield and would never run; write with self.agent instead"
-                message = f"{handler.__name__}.{name} {problem}"
+            if inspect.isgeneratorfunction(method) and name not in _WRITTEN_METHODS:
+                message = f"{handler.__name__}.{name} has a yield and would never run"
                 raise TypeError(message)
     if not inspect.ismethod(handler.setup_worker):
         message = f"{handler.__name__}.setup_worker must be a class method; add @classmethod"
@@ -43,6 +58,16 @@ def check(handler: type[Handler]) -> None:
     _refuse_async(handler, "setup_worker")
     if issubclass(handler, BatchHandler):
         _refuse_async(handler, "batch")
+
+
+def check_passes_through(handler: type[Handler], passes_through: object) -> None:
+    """Raise TypeError for a value that `passes_through` of a handler cannot have."""
+    name = f"{handler.__name__}.passes_through"
+    if not isinstance(passes_through, bool | PointPatch):
+        kind = type(passes_through).__name__
+        raise TypeError(f"{name} is of type {kind}; set True, False or a PointPatch")
+    if passes_through is not False and handler.wants != handler.provides:
+        raise TypeError(f"{name} is set, but wants and provides differ; write points instead")
 
 
 def _refuse_async(handler: type[Handler], name: str) -> None:

@@ -18,6 +18,20 @@ class FieldValueError(KapudfError, ValueError):
         self.value = value
 
 
+class InvalidReturnError(KapudfError, TypeError):
+    """A method of a handler returned what cannot be written.
+
+    Attributes:
+        method: the name of the method.
+        problem: what it did, to be written after its name.
+    """
+
+    def __init__(self, method: str, problem: str) -> None:
+        super().__init__(f"{method} {problem}")
+        self.method = method
+        self.problem = problem
+
+
 class StateError(KapudfError):
     """A snapshot of another state, or a damaged one."""
 

@@ -11,11 +11,11 @@
 
         options: ScaleOptions
 
-        def point(self, point: Point) -> None:
+        def point(self, point: Point) -> Point:
             value = get_number(point, self.options.field)
             if value is not None:
                 set_field(point, self.options.field, value * self.options.factor)
-            self.agent.write_point(point)
+            return point
 
 Each connection, that is each node of each task, has its own handler. Its methods are never
 called concurrently, and none is called after `stop`. An exception that a method raises is
@@ -24,13 +24,13 @@ logged, sent to Kapacitor, and ends that connection only.
 
 from __future__ import annotations
 
-import abc
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from kapudf_cli.errors import describe
 from kapudf_cli.handler import options, state
 from kapudf_cli.handler.declared import annotation_of, fresh_state, options_class
 from kapudf_cli.handler.errors import OptionsError, StateError
+from kapudf_cli.protocol.codec import decode_point
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,
@@ -44,8 +44,8 @@ from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable
 
+    from kapudf_cli.handler.output import RawReturned, Returned, Writer
     from kapudf_cli.handler.patch import PointPatch
     from kapudf_cli.protocol.raw_points import RawPoint
     from kapudf_cli.protocol.udf_pb2 import (
@@ -63,36 +63,12 @@ _log = loggers.get(__name__)
 ForeignState: TypeAlias = Literal["discard", "refuse"]
 
 
-class Writer(Protocol):
-    """Writes points and batches to Kapacitor: `self.agent` of a handler.
-
-    Each method may be called at any time and from any thread. Messages are sent in the order
-    of the calls. Before Kapacitor can take data, they are held back: Kapacitor reads no data
-    while it waits for the answer to Init or Restore.
-
-    Each method raises InvalidWriteError for a message that would harm Kapacitor, and
-    ConnectionClosedError once the connection has ended. The message is encoded during the
-    call, so it may be changed and written again afterwards.
-    """
-
-    def write_point(self, point: Point, /) -> None:
-        """Send a point, as part of the open batch if there is one."""
-
-    def write_begin_batch(self, begin: BeginBatch, /) -> None:
-        """Begin a batch; `size` is a hint at the number of points, 0 if unknown."""
-
-    def write_end_batch(self, end: EndBatch, /) -> None:
-        """End the open batch."""
-
-    def forward(self, raw: RawPoint, patch: PointPatch | None = None, /) -> None:
-        """Send the current point as it came, with the changes of `patch`; see `Handler.raw_point`.
-
-        `raw` itself is not changed.
-        """
-
-
-class Handler(abc.ABC):
+class Handler:
     """A user-defined function. Subclass it and implement `point`.
+
+    What `point`, `raw_point`, `begin_batch` and `end_batch` return is written: a point, a batch,
+    an iterable of these, or None for nothing. Each may have a `yield`: each point is written
+    as it is yielded. `self.agent` writes at other times.
 
     If the class annotates `options` with a subclass of `Options`, the options are declared to
     Kapacitor, checked, and available from `setup` on. If it annotates `state` with a subclass
@@ -111,14 +87,13 @@ class Handler(abc.ABC):
             this much since the group's last point; None for never. If an option sets the
             limit or the expiry, create the state in `setup`.
         foreign_state: what happens with a snapshot of another state.
-        raw_point: if set, in `setup` at the latest, it is called with each point undecoded,
-            and `point` is not called. Before it returns, it may give the bytes to
-            `agent.forward`, with a `PointPatch` that sets fields and tags. This is several
-            times cheaper than decoding and encoding the point. `decode_point` decodes it.
+        passes_through: True to send each point on as it came, or a `PointPatch` to send it on
+            with the same changes to each. Neither `point` nor `raw_point` is called then. It is
+            read once, after `init`: `setup` may set it, and a later change has no effect.
         agent: writes points and batches.
     """
 
-    raw_point: Callable[[RawPoint], None] | None = None
+    passes_through: bool | PointPatch = False
     wants: ClassVar[EdgeType] = STREAM
     provides: ClassVar[EdgeType] = STREAM
     state_version: ClassVar[int] = 1
@@ -142,7 +117,7 @@ class Handler(abc.ABC):
         if fresh is not None:
             self.state = fresh
 
-    @classmethod  # noqa: B027 - most handlers share nothing
+    @classmethod
     def setup_worker(cls) -> Any:
         """Prepare what all connections of a worker share, such as a model.
 
@@ -151,7 +126,7 @@ class Handler(abc.ABC):
         start.
         """
 
-    def setup(self) -> None:  # noqa: B027 - most handlers have nothing to prepare
+    def setup(self) -> None:
         """Prepare for data. The options are known, and no data has come yet.
 
         Raise OptionsError to fail the task with a message for the author of its TICKscript.
@@ -214,21 +189,36 @@ class Handler(abc.ABC):
         """
         del handler, version, content
 
-    def begin_batch(self, begin: BeginBatch, /) -> None:
+    def begin_batch(self, begin: BeginBatch, /) -> Returned:
         """Handle the begin of a batch. By default it is sent on, if both edges are BATCH."""
         if self.wants == BATCH and self.provides == BATCH:
             self.agent.write_begin_batch(begin)
+        return None
 
-    @abc.abstractmethod
-    def point(self, point: Point, /) -> None:
-        """Handle a point, of the stream or of the current batch."""
+    def point(self, point: Point, /) -> Returned:
+        """Handle a point, of the stream or of the current batch; return what is written."""
+        del point
+        message = f"{type(self).__name__} does not define point()"
+        raise NotImplementedError(message)
 
-    def end_batch(self, end: EndBatch, /) -> None:
+    def raw_point(self, raw: RawPoint, /) -> RawReturned:
+        """Handle an undecoded point. If a class overrides this, `point` is not called.
+
+        This is several times cheaper than decoding and encoding the point. Return `raw` to send
+        the point on as it came, or a `PointPatch` to send it on with these changes. To write
+        several, call `agent.forward`; `decode_point` decodes the point. By default, `point` is
+        called with the decoded point. Whether the class overrides this is decided once, after
+        `init`.
+        """
+        return self.point(decode_point(raw))
+
+    def end_batch(self, end: EndBatch, /) -> Returned:
         """Handle the end of a batch. By default it is sent on, if both edges are BATCH."""
         if self.wants == BATCH and self.provides == BATCH:
             self.agent.write_end_batch(end)
+        return None
 
-    def stop(self) -> None:  # noqa: B027 - most handlers have nothing to flush or release
+    def stop(self) -> None:
         """Write remaining output and release resources.
 
         Called once, as the last method, however the connection ends. After an error or a lost

@@ -2,10 +2,9 @@
 
     def setup(self) -> None:
         self.patch = PointPatch(fields={"checked": True}, tags={"by": "mirror"})
-        self.raw_point = self.mark
 
-    def mark(self, raw: RawPoint) -> None:
-        self.agent.forward(raw, self.patch)
+    def raw_point(self, raw: RawPoint) -> PointPatch:
+        return self.patch
 
 Protobuf adds map entries that are appended to the bytes of a message to its maps. But
 appending cannot remove a field of the same name and another type, which is in another map.
@@ -20,14 +19,20 @@ import struct
 from typing import TYPE_CHECKING, Self
 
 from kapudf_cli.handler.points import get_fields, set_field
+from kapudf_cli.protocol.codec import decode_point, encode_point
+from kapudf_cli.protocol.errors import UndecodableMessageError
 from kapudf_cli.protocol.framing import encode_varint
-from kapudf_cli.protocol.raw_points import extend_point
+from kapudf_cli.protocol.raw_points import (
+    KNOWN_FRAMES,
+    LONG_HEAD_BYTES,
+    SHORT_HEAD_BYTES,
+    RawPoint,
+    extend_point,
+)
 from kapudf_cli.protocol.udf_pb2 import Point
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from kapudf_cli.protocol.raw_points import RawPoint
 
 
 _DOUBLE = struct.Struct("<d")
@@ -74,6 +79,39 @@ class PointPatch:
             if raw.rfind(name.text) >= 0 and name.may_be_in(raw):
                 return None
         return extend_point(raw, self._entries)
+
+    def extend_run(self, frames: bytes, max_bytes: int) -> tuple[list[bytes], int]:
+        """Return the points of a run with the fields and tags set, and the bytes they took.
+
+        Args:
+            frames: points whose heads are known.
+            max_bytes: the longest frame to return. The run ends before a longer one, and before
+                one that cannot be decoded although it must be.
+        """
+        known = KNOWN_FRAMES.get
+        patched: list[bytes] = []
+        start = 0
+        while start < len(frames):
+            size = known(frames[start : start + LONG_HEAD_BYTES]) or known(
+                frames[start : start + SHORT_HEAD_BYTES]
+            )
+            if size is None:
+                break
+            raw = RawPoint(frames[start : start + size])
+            frame = self.extend(raw) or self._decode_and_extend(raw)
+            if frame is None or len(frame) > max_bytes:
+                break
+            patched.append(frame)
+            start += size
+        return patched, start
+
+    def _decode_and_extend(self, raw: RawPoint) -> bytes | None:
+        try:
+            point = decode_point(raw)
+        except UndecodableMessageError:
+            return None
+        self.apply(point)
+        return encode_point(point)
 
 
 class FieldPatch(PointPatch):

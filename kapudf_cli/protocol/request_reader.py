@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from kapudf_cli.protocol.codec import RequestMessage
 
-#: Gets the frames of `count` consecutive points; returns False if it did not handle them.
-TakeRun: TypeAlias = "Callable[[bytes, int], bool]"
+#: Gets the frames of `count` consecutive points; returns how many bytes of them it handled,
+#: which end with a frame. The next frame is yielded by itself.
+TakeRun: TypeAlias = "Callable[[bytes, int], int]"
 
 #: The longest run, so that output can be flushed between two. It is the size of a read; with a
 #: frame that began in the previous read there are two runs.
@@ -94,8 +95,9 @@ class RequestReader(FrameReader["ReadRequest"]):
                 following, count = point_run(data, start, min(end, start + _MAX_RUN_BYTES))
                 if count:
                     self.offset = base + start
-                    if self.take_run(data[start:following], count):
-                        start = following
+                    taken = self.take_run(data[start:following], count)
+                    start += taken
+                    if start == following:
                         continue
             size = known(data[start : start + LONG_HEAD_BYTES]) or known(
                 data[start : start + SHORT_HEAD_BYTES]

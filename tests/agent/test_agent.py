@@ -47,7 +47,7 @@ from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.handler.output import Writer
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from kapudf_cli.protocol.errors import ProtocolError
     from tests.peers import ServedAgent

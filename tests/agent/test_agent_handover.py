@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.handler.output import Writer
     from tests.journal.tasks import JournaledTask, ServedAgent
 
 

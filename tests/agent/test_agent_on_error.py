@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from kapudf_cli.agent.agent import Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot
-from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.batch_handler import BatchHandler
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import decode_point
 from kapudf_cli.protocol.udf_pb2 import (
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.error_policy import OnError
-    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.handler.batches import Batch
+    from kapudf_cli.handler.output import Writer
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from kapudf_cli.protocol.raw_points import RawPoint
     from tests.peers import ServedAgent
@@ -59,12 +60,33 @@ class Mirror(Handler):
 class RawMirror(Mirror):
     """Handles raw points."""
 
-    def setup(self) -> None:
-        self.raw_point = self._raw_point
-
-    def _raw_point(self, raw: RawPoint, /) -> None:
+    def raw_point(self, raw: RawPoint, /) -> None:
         check(decode_point(raw).name)
         self.agent.forward(raw)
+
+
+class Returns(Mirror):
+    """Returns points."""
+
+    def point(self, point: Point, /) -> Point:  # type: ignore[override]  # of the test's Mirror
+        check(point.name)
+        return point
+
+
+class Yields(Mirror):
+    """Yields points, after one that is never written if it raises."""
+
+    def point(self, point: Point, /) -> Iterator[Point]:  # type: ignore[override]  # of the test's Mirror
+        check(point.name)
+        yield point
+
+
+class RawReturns(Mirror):
+    """Returns raw points."""
+
+    def raw_point(self, raw: RawPoint, /) -> RawPoint:
+        check(decode_point(raw).name)
+        return raw
 
 
 class Counter(Counting):
@@ -156,7 +178,7 @@ GOOD = [point for point in MANY if point.name != BAD]
 
 
 @each_way_on
-@pytest.mark.parametrize("handler", [Mirror, RawMirror])
+@pytest.mark.parametrize("handler", [Mirror, Returns, Yields, RawMirror, RawReturns])
 def test_points_that_do_not_raise_come_back_in_order(
     handler: type[Handler], on_error: OnError, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,8 +191,35 @@ def test_points_that_do_not_raise_come_back_in_order(
     assert summary.stats.bytes_out == len(encoded(GOOD)) + len(b"\x04\x12\x02\x08\x01")
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) < summary.stats.failures
-    assert f"{handler.__name__}.{'raw_' * (handler is RawMirror)}point" in errors[0].getMessage()
+    method = "raw_point" if handler in {RawMirror, RawReturns} else "point"
+    assert f"{handler.__name__}.{method} raised" in errors[0].getMessage()
     assert errors[0].exc_info is not None
+
+
+@each_way_on
+def test_a_generator_that_raises_drops_only_the_rest_of_its_points(on_error: OnError) -> None:
+    class Twice(Mirror):
+        def point(self, point: Point, /) -> Iterator[Point]:  # type: ignore[override]  # of the test's Mirror
+            yield point
+            check(point.name)
+            yield point
+
+    points = [Point(time=1), Point(time=2, name=BAD), Point(time=3)]
+    responses, summary = served_by(Twice, on_error, points)
+    assert [point.time for point in responses if isinstance(point, Point)] == [1, 1, 2, 3, 3]
+    assert summary.stats.failures == 1
+
+
+@each_way_on
+def test_what_cannot_be_written_drops_its_point(on_error: OnError) -> None:
+    class Sometimes(Mirror):
+        def point(self, point: Point, /) -> Any:
+            return "text" if point.name == BAD else point
+
+    points = [Point(time=1), Point(time=2, name=BAD), Point(time=3)]
+    responses, summary = served_by(Sometimes, on_error, points)
+    assert responses == [points[0], points[2]]
+    assert summary.stats.failures == 1
 
 
 @each_way_on

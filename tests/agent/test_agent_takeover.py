@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from kapudf_cli.agent.agent import ConnectionSummary, Reason
-from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.batch_handler import BatchHandler
 from kapudf_cli.handler.handler import Handler
+from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.journal.stream import JournaledStream
 from kapudf_cli.protocol.codec import RESPONSES
 from kapudf_cli.protocol.udf_pb2 import (
@@ -34,10 +35,11 @@ from tests.peers import INIT, INITIALIZED, encoded, in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from kapudf_cli.agent.error_policy import OnError
+    from kapudf_cli.handler.batches import Batch
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from tests.journal.tasks import JournaledTask
 
@@ -65,8 +67,23 @@ class Mirror(Handler):
 class RawMirror(Mirror):
     """Sends points back undecoded."""
 
-    def setup(self) -> None:
-        self.raw_point = self.agent.forward
+    passes_through = True
+
+
+class Returns(Counting):
+    """Returns each point with its number, and every third point twice."""
+
+    def point(self, point: Point, /) -> Iterator[Point]:
+        self.count += 1
+        yield counted(point.time, self.count)
+        if self.count % 3 == 0:
+            yield counted(point.time, -self.count)
+
+
+class RawPatched(Mirror):
+    """Sets a field on each point without decoding it."""
+
+    passes_through: bool | PointPatch = PointPatch({"x": 1.5})
 
 
 class Sums(Counting, BatchHandler):
@@ -120,6 +137,8 @@ CASES: dict[str, tuple[type[Handler], list[list[RequestMessage]]]] = {
     "a count": (Counter, STREAM_INPUT),
     "no state": (Mirror, STREAM_INPUT),
     "no state and raw": (RawMirror, STREAM_INPUT),
+    "no state and patched": (RawPatched, STREAM_INPUT),
+    "a count in what is yielded": (Returns, STREAM_INPUT),
     "batches passed on": (Batches, BATCH_INPUT),
     "whole batches with a count": (Sums, BATCH_INPUT),
 }

@@ -328,12 +328,12 @@ INVALID: dict[str, tuple[EdgeType, Callable[[Outbox], None], str]] = {
     "an end written as a point": (
         STREAM,
         lambda outbox: outbox.write_point(EndBatch()),  # type: ignore[arg-type]
-        "a EndBatch instead of a Point",
+        "an EndBatch instead of a Point",
     ),
     "nothing written as an end": (
         BATCH,
         lambda outbox: outbox.write_end_batch(None),  # type: ignore[arg-type]
-        "a NoneType instead of a EndBatch",
+        "a NoneType instead of an EndBatch",
     ),
 }  # fmt: skip
 
@@ -522,11 +522,11 @@ def test_forwarded_points_are_suppressed_in_a_replay(ends: Ends) -> None:
     with outbox.changing() as output:
         output.suppress_next(2, in_batch=False, stats=NOTHING_SENT)
     frames = [RawPoint(RESPONSES.encode(Point(time=time))) for time in range(4)]
-    assert not outbox.forward_run(b"".join(frames[:2]), 2)
+    assert outbox.forward_run(b"".join(frames[:2]), 2) == (0, 0)
     for frame in frames[:3]:
         outbox.current_frame = frame
         outbox.forward(frame)
-    assert outbox.forward_run(frames[3], 1)
+    assert outbox.forward_run(frames[3], 1) == (1, len(frames[3]))
     outbox.flush()
     assert ends.receive(2) == [Point(time=2), Point(time=3)]
     assert outbox.points == 4

@@ -29,18 +29,14 @@ class EveryOther(Handler):
 
     def setup(self) -> None:
         self.count = 0
-        self.raw_point = self.choose
 
-    def choose(self, raw: RawPoint) -> None:
+    def raw_point(self, raw: RawPoint) -> RawPoint | Point:
         self.count += 1
         if self.count % 2:
-            self.agent.forward(raw)
-        else:
-            self.point(decode_point(raw))
-
-    def point(self, point: Point, /) -> None:
+            return raw
+        point = decode_point(raw)
         set_field(point, "marked", value=True)
-        self.agent.write_point(point)
+        return point
 
 
 class Hoarder(Handler):
@@ -48,21 +44,17 @@ class Hoarder(Handler):
 
     def setup(self) -> None:
         self.kept: RawPoint | None = None
-        self.raw_point = self.keep
 
-    def keep(self, raw: RawPoint) -> None:
+    def raw_point(self, raw: RawPoint) -> None:
         if self.kept is not None:
             self.agent.forward(self.kept)
         self.kept = raw
-
-    def point(self, point: Point, /) -> None:
-        self.agent.write_point(point)
 
 
 class Forger(Hoarder):
     """Forwards bytes that it has created."""
 
-    def keep(self, raw: RawPoint) -> None:
+    def raw_point(self, raw: RawPoint) -> None:
         self.agent.forward(RawPoint(bytes(bytearray(raw))))
 
 
@@ -71,12 +63,7 @@ class BatchForwarder(Handler):
 
     wants = BATCH
     provides = BATCH
-
-    def setup(self) -> None:
-        self.raw_point = self.agent.forward
-
-    def point(self, point: Point, /) -> None:
-        self.agent.write_point(point)
+    passes_through = True
 
 
 def test_the_current_point_can_be_forwarded_or_changed(udf: StartTask) -> None:

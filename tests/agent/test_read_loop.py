@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 class Mirror(Handler):
     """Sends points back, undecoded."""
 
-    def setup(self) -> None:
-        self.raw_point = self.agent.forward
+    passes_through = True
 
     def point(self, point: Point, /) -> None:
         raise AssertionError(point)
@@ -54,26 +53,6 @@ def test_completed_frames_are_handled_and_counted(
     assert parts.responses() == [
         InitResponse(success=True), *expected[:3], KeepaliveResponse(time=7), *expected[3:],
     ]  # fmt: skip
-
-
-class Forgetful(Handler):
-    """Returns the point instead of writing it."""
-
-    def point(self, point: Point, /) -> Point:  # type: ignore[override]  # that is the mistake
-        return point
-
-
-def test_a_returned_point_is_logged_once(
-    all_parts: list[AgentParts], caplog: pytest.LogCaptureFixture
-) -> None:
-    parts = AgentParts(Forgetful).create_handler()
-    all_parts.append(parts)
-    parts.read(INIT + points(1, 2, 3))
-    assert parts.responses() == [InitResponse(success=True)]
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert "write it with self.agent" in record.message
-    assert record.__dict__["returned"] == "Point"
 
 
 @pytest.mark.parametrize("handler", [Counter, Mirror])

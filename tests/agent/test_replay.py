@@ -26,7 +26,7 @@ from tests.agent.parts import AgentParts
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.handler.output import Writer
     from kapudf_cli.protocol.codec import RequestMessage
     from kapudf_cli.protocol.raw_points import RawPoint
 
@@ -61,10 +61,7 @@ class Notes(Handler):
 class RawNotes(Notes):
     """Handles raw points."""
 
-    def setup(self) -> None:
-        self.raw_point = self._raw_point
-
-    def _raw_point(self, raw: RawPoint, /) -> None:
+    def raw_point(self, raw: RawPoint, /) -> None:
         self.point(decode_point(raw))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kapudf_cli.agent.agent import Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot
-from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.batch_handler import BatchHandler
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import decode_point
 from kapudf_cli.protocol.errors import UndecodableMessageError
@@ -36,6 +36,7 @@ from tests.peers import INIT, INITIALIZED, agent_with, encoded
 if TYPE_CHECKING:
     from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.error_policy import OnError
+    from kapudf_cli.handler.batches import Batch
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from kapudf_cli.protocol.raw_points import RawPoint
 
@@ -53,18 +54,14 @@ class Mirror(Handler):
 
 
 class RawMirror(Mirror):
-    def setup(self) -> None:
-        self.raw_point = self.agent.forward
+    passes_through = True
 
 
 class RawPatched(Mirror):
-    """Decodes each raw point before it forwards it."""
+    """Returns each raw point."""
 
-    def setup(self) -> None:
-        self.raw_point = self.take
-
-    def take(self, raw: RawPoint, /) -> None:
-        self.agent.forward(raw)
+    def raw_point(self, raw: RawPoint, /) -> RawPoint:
+        return raw
 
 
 class Whole(BatchHandler):
@@ -272,10 +269,7 @@ def test_a_handler_that_forwards_bytes_passes_them_on(
 @each_way_on
 def test_a_raw_point_that_its_handler_decodes_is_dropped(on_error: OnError) -> None:
     class Decodes(Mirror):
-        def setup(self) -> None:
-            self.raw_point = self.take
-
-        def take(self, raw: RawPoint, /) -> None:
+        def raw_point(self, raw: RawPoint, /) -> None:
             self.point(decode_point(raw))
 
     data = encoded([INIT]) + latin(Point(name="#e")) + encoded([Point(time=1)])

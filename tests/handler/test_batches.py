@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 
 from kapudf_cli.client.target import served
-from kapudf_cli.handler.batches import Batch, BatchHandler, batch_messages, write_batch
+from kapudf_cli.handler.batch_handler import BatchHandler
+from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.handler.errors import BatchTooLongError
 from kapudf_cli.handler.handler import Handler
+from kapudf_cli.handler.output import write_batch
 from kapudf_cli.handler.points import get_field, get_number, like, set_field
 from kapudf_cli.handler.state import State
 from kapudf_cli.protocol.udf_pb2 import (
@@ -32,7 +34,7 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from kapudf_cli.handler.handler import Writer
+    from kapudf_cli.handler.output import Writer
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
 #: As Kapacitor sends it after a window node: EndBatch has no byName.
@@ -203,9 +205,9 @@ def test_batches_are_independent(udf: StartTask) -> None:
     assert output.points == []
 
 
-def test_a_returned_text_is_no_batch(udf: StartTask) -> None:
+def test_a_returned_number_is_no_batch(udf: StartTask) -> None:
     task = udf(returning(lambda _: 3))  # type: ignore[arg-type,return-value]  # that is the mistake
-    with pytest.raises(TaskFailedError, match=r"^Made\.end_batch raised TypeError: 'int' object"):
+    with pytest.raises(TaskFailedError, match=r"^Made\.batch returned an int; return a Point"):
         task.send(Batch())
 
 
@@ -426,6 +428,9 @@ def test_a_batch_may_become_several(udf: StartTask) -> None:
     ]
 
 
+ADVICE = "return a Point, a Batch, an iterable of these, or None"
+
+
 class Confused(BatchHandler):
     """Returns a wrong value, selected by the field `kind` of the first point."""
 
@@ -444,16 +449,16 @@ class Confused(BatchHandler):
 @pytest.mark.parametrize(
     ("kind", "problem"),
     [
-        ("none", "a NoneType instead of a Point or a Batch"),
-        ("text", "a str instead of a Point or a Batch"),
-        ("both", "points beside batches; put the points into a Batch"),
+        ("none", f"returned a list with a NoneType in it; {ADVICE}"),
+        ("text", f"returned a str; {ADVICE}"),
+        ("both", "returned points beside batches; put the points into a Batch"),
     ],
 )
 def test_a_wrong_return_value_of_batch_raises(udf: StartTask, kind: str, problem: str) -> None:
     point = Point(fieldsString={"kind": kind})
     with pytest.raises(TaskFailedError) as caught:
         udf(Confused).send(Batch("m", [point]))
-    assert str(caught.value) == f"Confused.end_batch raised InvalidWriteError: {problem}"
+    assert str(caught.value) == f"Confused.batch {problem}"
 
 
 def test_points_may_come_from_any_iterable(udf: StartTask) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pytest
 from msgspec import Meta
 
-from kapudf_cli.handler.batches import Batch, BatchHandler
+from kapudf_cli.handler.batch_handler import BatchHandler
 from kapudf_cli.handler.errors import OptionsError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.options import Options
@@ -33,6 +33,8 @@ from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from decimal import Decimal
+
+    from kapudf_cli.handler.batches import Batch
 
 
 LOG = "kapudf_cli.handler.handler"
@@ -241,9 +243,9 @@ class AsyncPoint(Mirror):
         self.agent.write_point(point)
 
 
-class YieldingPoint(Mirror):
-    def point(self, point: Point, /) -> Iterator[Point]:  # type: ignore[override]  # that is the mistake
-        yield point
+class YieldingStop(Mirror):
+    def stop(self) -> Iterator[Point]:  # type: ignore[override]  # that is the mistake
+        yield Point()
 
 
 class AsyncBatch(BatchHandler):
@@ -264,8 +266,8 @@ class AsyncBatch(BatchHandler):
             "AsyncPoint.point is async; it is called and never awaited, so write a plain def",
         ),
         (
-            YieldingPoint,
-            "YieldingPoint.point has a yield and would never run; write with self.agent instead",
+            YieldingStop,
+            "YieldingStop.stop has a yield and would never run",
         ),
         (
             AsyncBatch,
