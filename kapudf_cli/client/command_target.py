@@ -20,23 +20,23 @@ from kapudf_cli.client.target import Connection, Ending, is_fatal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: How much of what a child wrote to stderr is kept to be told with its end.
+#: How many lines of a child's stderr are kept, and the length of each.
 _LAST_LINES = 20
 _LINE_BYTES = 2000
-#: How long a child may take to exit once both pipes are closed, and once it was asked to.
+#: How long a child may take to exit after both pipes are closed, and after SIGTERM.
 _EXIT_S = 2.0
-#: How long whatever a child left behind may keep its stderr open.
+#: How long descendants of a child may keep its stderr open.
 _STDERR_S = 0.5
 
 
 class Lines(Protocol):
-    """Where a child's stderr is passed on to: a binary file, or what has its calls."""
+    """The file that a child's stderr is copied to: a binary file, or an object like it."""
 
     def write(self, line: bytes, /) -> Any:
         """Write a line, or a part of a long one."""
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush what was written."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CommandTarget:
     Attributes:
         name: the command as the user wrote it.
         arguments: the program and its arguments.
-        stderr: where the child's stderr is passed on to as it comes, None for nowhere.
+        stderr: where to copy the child's stderr, line by line; None for nowhere.
     """
 
     name: str
@@ -71,7 +71,7 @@ class CommandTarget:
 
     @contextlib.contextmanager
     def open(self, *, timeout_s: float) -> Iterator[Connection]:
-        """Start it; see `Target.open`. It has ended when the block is left."""
+        """Start the command; see `Target.open`. It has ended at the end of the block."""
         child, pipes = self._start()
         stderr = _Stderr(child, self.stderr)
         try:
@@ -95,7 +95,7 @@ class CommandTarget:
                     stdin=child_in,
                     stdout=child_out,
                     stderr=subprocess.PIPE,
-                    # A group of its own, so that what it starts ends with it.
+                    # A new process group, so that its child processes end with it.
                     process_group=0,
                 )
             except (OSError, ValueError) as error:
@@ -105,24 +105,24 @@ class CommandTarget:
 
 
 class _Stderr:
-    """Reads a child's stderr to its end, passes it on, and keeps the last lines."""
+    """Reads a child's stderr to its end, copies it, and keeps the last lines."""
 
     def __init__(self, child: subprocess.Popen[bytes], passed_to: Lines | None) -> None:
         self._child = child
         self._passed_to = passed_to
         self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
-        #: The line of those that are no longer kept that says why the process ends.
+        #: An earlier line in which the runtime says why it ends the process.
         self._fatal: tuple[str, ...] = ()
         self._reader = threading.Thread(target=self._read, name="stderr", daemon=True)
         self._reader.start()
 
     def last_lines(self) -> tuple[str, ...]:
-        """Return the last lines of a child that has ended, as text of one line each."""
+        """Return the last lines of a child that has ended."""
         self._reader.join(_STDERR_S)
         return (*self._fatal, *tuple(self._lines))
 
     def finish(self) -> None:
-        """Let it go, once the child has ended."""
+        """Close stderr, once the child has ended."""
         self._reader.join(_STDERR_S)
         if not self._reader.is_alive() and self._child.stderr is not None:
             self._child.stderr.close()
@@ -145,10 +145,10 @@ def _ending(child: subprocess.Popen[bytes], stderr: _Stderr, wait_s: float) -> E
         status = child.wait(wait_s)
     except subprocess.TimeoutExpired:
         return None
-    return Ending(status == 0, _told(status), stderr.last_lines())
+    return Ending(status == 0, _how_it_ended(status), stderr.last_lines())
 
 
-def _told(status: int) -> str:
+def _how_it_ended(status: int) -> str:
     if status >= 0:
         return f"exited with status {status}"
     try:
@@ -158,7 +158,7 @@ def _told(status: int) -> str:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Wait until a child whose pipes are closed has exited; make it, if it does not."""
+    """Wait for the exit of a child whose pipes are closed; kill it if it does not exit."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             child.wait(_EXIT_S)
@@ -166,7 +166,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             _signal_group(child, number)
         except BaseException:
-            # Ctrl-C while waiting: nothing that was started here is left behind.
+            # Ctrl-C while waiting: leave no process behind.
             _signal_group(child, signal.SIGKILL)
             raise
     child.wait()
@@ -191,28 +191,28 @@ def _why_not_started(program: str, error: Exception) -> str:
 class PipePair:
     """Our ends of the pipes to a child's stdin and from its stdout; see `Duplex`.
 
-    Kapacitor uses pipes for a process UDF. A pair of sockets would not do for a program that
-    opens /dev/stdin, or that closes its stdout before it exits.
+    Kapacitor uses pipes for a process UDF. With a socket pair, a program could not open
+    /dev/stdin, or close its stdout before it exits.
     """
 
     def __init__(self, to_child: int, from_child: int) -> None:
-        """Take over a descriptor to write to and one to read from."""
+        """Take ownership of a descriptor to write to and one to read from."""
         os.set_blocking(to_child, False)
         self._to_child: int | None = to_child
         self._from_child: int | None = from_child
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
-        """Write as much as there is room for.
+        """Write as much as fits into the pipe.
 
         Raises:
-            BlockingIOError: there is no room.
-            BrokenPipeError: the child has closed its stdin, or this end was closed.
+            BlockingIOError: the pipe is full.
+            BrokenPipeError: the child has closed its stdin, or this end is closed.
         """
         del flags
         return os.write(self.write_descriptor(), data)
 
     def recv(self, bufsize: int, /) -> bytes:
-        """Wait for bytes and return up to so many; b"" once the child has closed its stdout."""
+        """Wait for bytes and return up to `bufsize`; b"" if the child has closed its stdout."""
         return os.read(self.fileno(), bufsize)
 
     def fileno(self) -> int:
@@ -224,7 +224,7 @@ class PipePair:
         return _open_end(self._to_child)
 
     def shutdown(self, how: int, /) -> None:
-        """Close the child's stdin; there is no other direction to shut down."""
+        """Close the child's stdin. Its stdout cannot be shut down."""
         del how
         if self._to_child is not None:
             os.close(self._to_child)

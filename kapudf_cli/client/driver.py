@@ -229,6 +229,14 @@ class KapacitorSide:
                 with contextlib.suppress(OSError):
                     self.half_close()
 
+    def push(self) -> None:
+        """Send what is queued until there is no more room; do not wait."""
+        while self._fill():
+            left = len(self._piece)
+            self._push()
+            if len(self._piece) == left:
+                return
+
     def half_close(self) -> None:
         """End the UDF's input, as Kapacitor does when a task ends."""
         self._socket.shutdown(socket.SHUT_WR)

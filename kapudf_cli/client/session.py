@@ -1,12 +1,13 @@
 """One connection to a UDF, driven as Kapacitor drives the connection of a task.
 
-A `Session` asks and awaits answers, sends data while it receives, sends keepalives, waits
-until everything is answered, and ends the connection. It checks each response against the
-protocol. Whatever the UDF does wrong is a `UdfFaultError`, worded in `faults.py`.
+A `Session` sends requests, waits for answers, sends data while it receives, sends keepalives,
+waits until everything is answered, and ends the connection. It checks each response against
+the protocol. Each mistake of the UDF is a `UdfFaultError`.
 
-All of it runs in the caller's thread. Methods that wait for the UDF are generators: they
-yield the data that comes meanwhile, and return the answer. `drain` is for callers that do
-not need the data.
+Everything runs in the caller's thread. Methods that wait for the UDF are generators: they
+yield the data that arrives meanwhile, and return the answer. `drain` is for callers that do
+not need the data. A caller may pause between two yields for as long as it likes: only the time
+in which the session waits for the UDF counts for its limits.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from kapudf_cli.client import faults
+from kapudf_cli.client import errors
 from kapudf_cli.client.driver import Event
-from kapudf_cli.client.errors import UdfFaultError
-from kapudf_cli.client.faults import Wait
+from kapudf_cli.client.errors import UdfFaultError, Wait
+from kapudf_cli.client.target import EXIT_S, Counts
 from kapudf_cli.protocol.errors import ProtocolError, ResponseFaultError, TruncatedFrameError
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
 from kapudf_cli.protocol.order import ResponseOrder, fault_of
@@ -41,7 +41,6 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotRequest,
     SnapshotResponse,
 )
-from kapudf_cli.system.terminal_text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -57,56 +56,26 @@ R = TypeVar("R")
 #: The responses that carry data.
 DATA: Final = (BeginBatch, Point, EndBatch)
 
-#: A UDF has answered everything when it has answered this many keepalives that were sent
-#: one after the other behind the data, and then nothing comes for a while. A single answer
-#: is not enough: in Kapacitor's Go agent it overtakes the points before it.
+#: A UDF has answered everything once it has answered this many keepalives, sent one after the
+#: other behind the data, and has then sent nothing for a while. One answer is not enough: in
+#: Kapacitor's Go agent it overtakes the points before it.
 SETTLE_KEEPALIVES: Final = 2
 SETTLE_QUIET_S: Final = 0.05
 #: How long `settle` waits for a UDF that keeps sending; in timeouts.
 _SETTLE_TIMEOUTS: Final = 6
-#: A connection that is given up is read until nothing has come for so long, and no longer
-#: than that.
+#: Before a connection is given up, it is read until it has been quiet for this long, and at
+#: most for that long.
 _PART_QUIET_S: Final = 0.2
 _PART_S: Final = 1.0
-
-
-@dataclass
-class Counts:
-    """How much was sent and how much came back so far."""
-
-    points_sent: int = 0
-    batches_sent: int = 0
-    points_received: int = 0
-    batches_received: int = 0
-    messages_received: int = 0
-
-    def sent(self, message: RequestMessage) -> None:
-        """Count a request that is about to be sent."""
-        if isinstance(message, Point):
-            self.points_sent += 1
-        elif isinstance(message, BeginBatch):
-            self.batches_sent += 1
-
-    def received(self, message: DataMessage) -> None:
-        """Count a point, or the begin or end of a batch."""
-        self.messages_received += 1
-        if isinstance(message, Point):
-            self.points_received += 1
-        elif isinstance(message, EndBatch):
-            self.batches_received += 1
-
-    def __str__(self) -> str:
-        """Return `2 points back of 5 sent`."""
-        return f"{counted(self.points_received, 'point')} back of {self.points_sent:,} sent"
 
 
 class Session:
     """Drives one connection; see the module.
 
     Attributes:
-        counts: what has gone through so far; read it from any thread.
-        settled: False if the UDF was still sending when its input ended. An agent that drops
-            what it has not written by then, as Kapacitor's Go agent does, has lost output.
+        counts: the number of messages so far; any thread may read it.
+        settled: False if the UDF was still sending when its input ended. Agents that drop
+            unsent output at the end of the input, as Kapacitor's Go agent does, have lost some.
     """
 
     def __init__(
@@ -124,14 +93,14 @@ class Session:
 
         Args:
             connection: to the UDF.
-            timeout_s: how long the UDF may be silent, as `timeout` of kapacitor.conf. Any
+            timeout_s: how long the UDF may be silent, as `timeout` in kapacitor.conf. Any
                 response restarts it.
-            provides: the edge that the UDF has declared, None if that is not known.
-            limit_s: how long the whole session may take, however lively it is.
+            provides: the edge that the UDF has declared, None if unknown.
+            limit_s: how long the whole session may take, even if the UDF keeps sending.
             limit_messages: how many points and batches the UDF may send.
             settle_limit_s: how long `settle` waits for a UDF that keeps sending, None for
                 several timeouts.
-            keepalives: whether to send a keepalive every half of the timeout.
+            keepalives: whether to send a keepalive at each half of the timeout.
         """
         self.counts = Counts()
         self.settled = True
@@ -145,9 +114,11 @@ class Session:
         self._order = ResponseOrder(provides)
         self._keepalive_s = timeout_s / 2 if keepalives else math.inf
         self._next_keepalive_s = time.monotonic() + self._keepalive_s
+        #: How long the session has waited for the UDF so far.
+        self._waited_s = 0.0
         #: The times in the keepalives that are not answered yet, oldest first.
         self._unanswered: collections.deque[int] = collections.deque()
-        #: What was asked for behind data that may not be answered yet; "" if all is.
+        #: The request behind data that may not be answered yet; "" if all data is answered.
         self._unsettled = ""
         self._input_ended = False
         self._over = False
@@ -162,14 +133,14 @@ class Session:
         """Send Init, and fail if the UDF refuses it."""
         answer = yield from self.ask(init, InitResponse, "Init")
         if not answer.success:
-            raise faults.refused("Init", answer.error)
+            raise errors.refused("Init", answer.error)
 
     def restore(self, snapshot: bytes) -> Generator[DataMessage, None, None]:
-        """Give a snapshot back, and fail if the UDF refuses it."""
+        """Restore a snapshot, and fail if the UDF refuses it."""
         request = RestoreRequest(snapshot=snapshot)
         answer = yield from self.ask(request, RestoreResponse, "Restore")
         if not answer.success:
-            raise faults.refused("Restore", answer.error)
+            raise errors.refused("Restore", answer.error)
 
     def snapshot(self, *, at_most_s: float = math.inf) -> Generator[DataMessage, None, bytes]:
         """Ask for a snapshot, and return it."""
@@ -185,18 +156,16 @@ class Session:
         Args:
             request: what to send.
             answer: the class of its answer.
-            what: what is asked, for error messages: `Info`.
-            at_most_s: how long the answer may take, however lively the UDF is.
+            what: the name of the request in error messages: `Info`.
+            at_most_s: how long the answer may take, even if the UDF keeps sending.
         """
         self._queue([request])
-        wait = faults.answering(what, self._timeout_s)
-        until_s = time.monotonic() + at_most_s
+        wait = errors.answering(what, self._timeout_s)
+        until_s = self._waited_s + at_most_s
         while not isinstance(response := self._receive(wait), answer):
-            if response is None:
-                raise self._closed(wait)
             if isinstance(response, DATA):
                 yield response
-            if time.monotonic() > until_s:
+            if self._waited_s > until_s:
                 raise UdfFaultError(f"gave no answer to {what} within {at_most_s:g} s")
         return response
 
@@ -207,83 +176,74 @@ class Session:
         *,
         at_most_s: float = math.inf,
     ) -> Generator[DataMessage, None, bool]:
-        """Send data with a keepalive behind it, and return when the keepalive is answered.
+        """Send data and then a keepalive, and return when the keepalive is answered.
 
-        The data need not be answered by then; see `settle`.
+        Some of the data may still be unanswered then; see `settle`.
 
         Args:
             data: what to send.
-            what: what is asked, for error messages: `a keepalive behind 100 points`.
+            what: the name of the request in error messages: `a keepalive behind 100 points`.
             at_most_s: how long to wait for a UDF that keeps sending other responses.
 
         Returns:
             Whether the keepalive was answered in that time.
         """
-        until_s = time.monotonic() + at_most_s
+        until_s = self._waited_s + at_most_s
         messages = [*data]
         if messages:
             self._unsettled = what
         keepalive = self._keepalive()
         self._queue([*messages, keepalive])
-        wait = faults.answering(what, self._timeout_s)
+        wait = errors.answering(what, self._timeout_s)
         while self._unanswered and self._unanswered[0] <= keepalive.time:
             response = self._receive(wait)
-            if response is None:
-                raise self._closed(wait)
             if isinstance(response, DATA):
                 yield response
-            if time.monotonic() > until_s:
+            if self._waited_s > until_s:
                 return False
         return True
 
     def stream(self, source: Source) -> Generator[DataMessage, None, None]:
-        """Send what a source gives, and return when its last bytes are sent.
+        """Send the frames of a source, and return when the last bytes are sent.
 
-        The source counts what it gives in `counts`.
+        The source itself adds them to `counts`.
         """
         self._unsettled = "a keepalive behind the data"
         self._side.queue(source)
-        wait = faults.sending(self._timeout_s)
-        while (step := self._step(wait)) is not Event.SENT:
-            if step is Event.CLOSED:
-                raise self._closed(wait)
-            if isinstance(step, DATA):
-                yield step
+        yield from self._send_queued()
 
     def settle(self) -> Generator[DataMessage, None, None]:
-        """Wait until the UDF has answered all data, as far as that can be told from here.
+        """Wait until the UDF has probably answered all data.
 
-        The answer to a keepalive may overtake points. After several, and a while in which
-        nothing came, all points have been answered.
+        The answer to a keepalive may overtake points. But after several answers and a quiet
+        while, all points are answered.
         """
         what = self._unsettled
         if self._connection.drains:
             self._unsettled = ""
         if not self._unsettled or self._over:
             return
-        until_s = time.monotonic() + self._settle_limit_s
+        until_s = self._waited_s + self._settle_limit_s
         for _ in range(SETTLE_KEEPALIVES):
-            left_s = until_s - time.monotonic()
+            left_s = until_s - self._waited_s
             self.settled = yield from self.exchange((), what, at_most_s=left_s)
             if not self.settled:
                 return
-        self.settled = yield from self.quiet(SETTLE_QUIET_S, at_most_s=until_s - time.monotonic())
+        self.settled = yield from self.quiet(SETTLE_QUIET_S, at_most_s=until_s - self._waited_s)
         if self.settled:
             self._unsettled = ""
 
     def quiet(
         self, quiet_s: float, *, at_most_s: float = math.inf
     ) -> Generator[DataMessage, None, bool]:
-        """Wait until nothing has come for so long; return False if it never was quiet."""
-        until_s = time.monotonic() + at_most_s
+        """Wait until nothing has come for `quiet_s`; return False if that did not happen."""
+        until_s = self._waited_s + at_most_s
         wait = Wait("", "while nothing was asked of it")
-        while time.monotonic() < until_s:
+        while self._waited_s < until_s:
             try:
                 response = self._receive(wait, quiet_s)
             except TimeoutError:
                 return True
-            if response is None:
-                raise self._closed(wait)
             if isinstance(response, DATA):
                 yield response
         return False
@@ -291,41 +251,44 @@ class Session:
     def finish(self, data: Iterable[RequestMessage] = ()) -> Generator[DataMessage, None, None]:
         """Send data, half-close at once, and return when the UDF has closed the connection.
 
-        Data that was sent before is answered first.
+        It waits first for the answers to the data that was sent before.
         """
         yield from self.settle()
         self._queue(data)
-        wait = faults.sending(self._timeout_s)
-        while self._side.has_unsent and (step := self._step(wait)) is not Event.SENT:
-            if step is Event.CLOSED:
-                raise self._closed(wait)
-            if isinstance(step, DATA):
-                yield step
+        yield from self._send_queued()
         with contextlib.suppress(OSError):
             self._side.half_close()
         self._input_ended = True
-        wait = faults.closing(self._timeout_s)
-        while (response := self._receive(wait)) is not None:
-            if isinstance(response, DATA):
-                yield response
+        wait = errors.closing(self._timeout_s)
+        while (step := self._step(wait)) is not Event.CLOSED:
+            if isinstance(step, DATA):
+                yield step
         self._over = True
         try:
             self._order.finish()
         except ResponseFaultError as error:
             raise UdfFaultError(f"{error}{self._ended()}") from error
 
-    # --- what tests do besides ---
+    def keep_alive(self) -> None:
+        """Send a keepalive if one is due, and what else is queued, as far as there is room.
+
+        Call it now and then while you cannot continue a generator of this session.
+        """
+        self._queue_due_keepalive()
+        self._side.push()
+
+    # --- what only tests of UDFs do ---
 
     def post(self, *messages: RequestMessage) -> None:
-        """Send messages, and wait for no answer."""
+        """Send messages without waiting for answers."""
         self._unsettled = "a keepalive behind data"
         self._queue(messages)
         self.post_bytes(b"")
 
     def post_bytes(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         self._side.extend(self._timeout_s)
-        wait = faults.sending(self._timeout_s)
+        wait = errors.sending(self._timeout_s)
         try:
             self._side.send_bytes(data)
         except TimeoutError:
@@ -339,9 +302,9 @@ class Session:
         self._side.connection.close()
 
     def part(self) -> None:
-        """End the connection without testing how the UDF ends it; read what it still sends.
+        """End the connection, and read what the UDF still sends.
 
-        The server of an agent that cannot write its answers may exit, with all of its tasks.
+        If an agent cannot write its answers, its server may exit, with all of its tasks.
         """
         if self._over:
             return
@@ -359,7 +322,7 @@ class Session:
                     return
 
     def ending(self, wait_s: float) -> Ending | None:
-        """Wait for what serves the connection to end; None if it does not, or is not seen."""
+        """Wait for the end of the UDF's process or handler; see `Connection.ending`."""
         return self._connection.ending(wait_s)
 
     # --- underneath ---
@@ -373,39 +336,53 @@ class Session:
             self._side.queue(messages)
 
     def _keepalive(self) -> KeepaliveRequest:
-        """Return a keepalive to send, with a time that no other one has."""
+        """Return a new keepalive, with a unique time."""
         last_ns = self._unanswered[-1] if self._unanswered else 0
         self._unanswered.append(max(time.time_ns(), last_ns + 1))
         return KeepaliveRequest(time=self._unanswered[-1])
 
     def _answered(self, keepalive: KeepaliveResponse) -> None:
         if keepalive.time not in self._unanswered:
-            # The UDF does not return the time: it answers all that it was asked.
+            # The UDF does not return the time: count all keepalives as answered.
             self._unanswered.clear()
             return
         while self._unanswered.popleft() != keepalive.time:
             pass
 
-    def _receive(self, wait: Wait, quiet_s: float | None = None) -> ResponseMessage | None:
+    def _send_queued(self) -> Generator[DataMessage, None, None]:
+        wait = errors.sending(self._timeout_s)
+        while self._side.has_unsent and (step := self._step(wait)) is not Event.SENT:
+            if step is Event.CLOSED:
+                raise self._closed(wait)
+            if isinstance(step, DATA):
+                yield step
+
+    def _receive(self, wait: Wait, quiet_s: float | None = None) -> ResponseMessage:
         while (step := self._step(wait, quiet_s)) is Event.SENT:
             pass
-        return None if step is Event.CLOSED else step
+        if step is Event.CLOSED:
+            raise self._closed(wait)
+        return step
 
     def _step(self, wait: Wait, quiet_s: float | None = None) -> Step:
-        """Take a step of the connection; a response has been checked and counted.
+        """Return the next response or event of the connection; check and count a response.
 
         Args:
-            wait: what is awaited, for error messages.
-            quiet_s: raise TimeoutError when nothing has come for so long.
+            wait: the error messages of this wait.
+            quiet_s: raise TimeoutError after this time without a response.
         """
         with self._explained(wait, time_out_is_fault=quiet_s is None):
-            step = self._next_step(self._timeout_s if quiet_s is None else quiet_s)
+            began_s = time.monotonic()
+            try:
+                step = self._next_step(self._timeout_s if quiet_s is None else quiet_s)
+            finally:
+                self._waited_s += time.monotonic() - began_s
             if isinstance(step, Event):
                 return step
             self._order.receive(step)
         match step:
             case ErrorResponse():
-                raise faults.failed(step.error)
+                raise errors.failed(step.error)
             case BeginBatch() | Point() | EndBatch():
                 self.counts.received(step)
                 came = self.counts.points_received + self.counts.batches_received
@@ -416,16 +393,13 @@ class Session:
         return step
 
     def _next_step(self, timeout_s: float) -> Step:
-        """Take a step, and send keepalives while it is awaited. Heartbeats restart the timeout."""
+        """Wait for the next step, and send keepalives. A heartbeat restarts the timeout."""
         silent_s = time.monotonic() + timeout_s
         while True:
             now_s = time.monotonic()
             if now_s > self._until_s:
                 raise UdfFaultError(f"is still not done after {self._limit_s:g} s")
-            if now_s >= self._next_keepalive_s:
-                self._next_keepalive_s = now_s + self._keepalive_s
-                if not self._input_ended:
-                    self._side.queue_urgent(self._keepalive())
+            self._queue_due_keepalive()
             try:
                 step = self._side.step(min(silent_s, self._next_keepalive_s) - now_s)
             except TimeoutError:
@@ -436,6 +410,13 @@ class Session:
                 silent_s = time.monotonic() + timeout_s
                 continue
             return step
+
+    def _queue_due_keepalive(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_keepalive_s:
+            self._next_keepalive_s = now_s + self._keepalive_s
+            if not self._input_ended:
+                self._side.queue_urgent(self._keepalive())
 
     # --- error messages ---
 
@@ -461,14 +442,14 @@ class Session:
         in_process = self._connection.pid == os.getpid()
         return UdfFaultError(
             f"{wait.silent}{self._progress()}{unfinished}",
-            advice=faults.HEARTBEATS if in_process else wait.advice,
+            advice=errors.HEARTBEATS if in_process else wait.advice,
         )
 
     def _closed(self, wait: Wait) -> UdfFaultError:
-        return faults.closed(self._connection, f"{wait.closed}{self._progress()}")
+        return self._connection.closed(f"{wait.closed}{self._progress()}")
 
     def _ended(self) -> str:
-        ending = self._connection.ending(faults.EXIT_S)
+        ending = self._connection.ending(EXIT_S)
         return f"; it {ending}" if ending is not None else ""
 
     def _progress(self) -> str:
@@ -476,7 +457,7 @@ class Session:
 
 
 def drain(waiting: Generator[object, None, R]) -> R:
-    """Run a generator of `Session` to its end, drop the data, and return its result."""
+    """Run a generator of `Session` to its end, drop the data, and return the result."""
     while True:
         try:
             next(waiting)

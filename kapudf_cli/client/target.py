@@ -1,4 +1,7 @@
-"""The kinds of UDF that can be tested, but for commands: at a socket, or in this process."""
+"""UDFs to connect to: at a Unix socket, or a handler in this process.
+
+`command_target.py` has the third kind, a process UDF.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from kapudf_cli.agent.agent import Agent
 from kapudf_cli.client.driver import KapacitorSide, ask_info, why_not_connected
-from kapudf_cli.client.errors import ProbeError, TargetError
+from kapudf_cli.client.errors import TASK_FAILS, ProbeError, TargetError, UdfFaultError
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system.socket_file import peer_credentials
+from kapudf_cli.system.terminal_text import counted
 from kapudf_cli.transport import SocketStream
 
 if TYPE_CHECKING:
@@ -23,12 +28,15 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.handler_caller import HandlerFactory
     from kapudf_cli.handler.handler import Handler
+    from kapudf_cli.protocol.codec import DataMessage, RequestMessage
     from kapudf_cli.protocol.udf_pb2 import InfoResponse
 
+#: How long a process may take to exit after it has closed its connection.
+EXIT_S: Final = 2.0
 #: A handler that takes longer to answer Info would make Kapacitor's start fail as well.
 _DESCRIBE_TIMEOUT_S = 10.0
-#: How the Go runtime and CPython begin the line that says why they end the process. Stack
-#: traces of any length follow it.
+#: The beginning of the line in which the Go runtime or CPython says why it ends the process.
+#: Stack traces of any length follow.
 _FATAL: Final = re.compile(r"\s*(panic: |fatal error: |Fatal Python error: )")
 _TRACEBACK: Final = "Traceback (most recent call last):"
 
@@ -38,10 +46,10 @@ class Ending:
     """How the process or handler behind a connection ended.
 
     Attributes:
-        clean: nothing went wrong: a process exited with status 0, a handler raised nothing.
-        text: what happened, to be put after the UDF's name: `exited with status 1`.
-        last_words: the last lines that it wrote to stderr, oldest first. The `panic:` line
-            of a Go program comes first, however long the stack traces after it are.
+        clean: whether a process exited with status 0, or a handler ended without an exception.
+        text: what happened, without a subject: `exited with status 1`.
+        last_words: the last lines on its stderr, oldest first. The first one is the `panic:`
+            line of a Go program, even if long stack traces follow it.
     """
 
     clean: bool
@@ -50,7 +58,7 @@ class Ending:
 
     @property
     def cause(self) -> str:
-        """The line on its stderr that says why it ended; "" if there is none."""
+        """The line on its stderr with the reason; "" if there is none."""
         return cause_line(self.last_words)
 
     def __str__(self) -> str:
@@ -65,11 +73,11 @@ class Connection:
     Attributes:
         side: Kapacitor's end of it.
         pid: the process at the other end, None if the system does not tell.
-        ending: waits up to so many seconds for the UDF to end, and returns how it ended; None
-            if it has not, or if that cannot be seen from here, as with a socket.
-        drains: whether the UDF is known to answer all of its input before it closes, and a
-            keepalive only after the points before it. True for kapudf's own agent; other
-            agents may drop answers that are not written when their input ends.
+        ending: waits for the UDF to end, for up to this many seconds, and returns how it ended;
+            None if it has not, or if this cannot be seen, as with a socket.
+        drains: whether the UDF certainly answers all of its input before it closes, and a
+            keepalive only after the points before it. True for kapudf's agent; other agents
+            may drop answers that are not written when their input ends.
     """
 
     side: KapacitorSide
@@ -77,23 +85,61 @@ class Connection:
     ending: Callable[[float], Ending | None]
     drains: bool = False
 
+    def closed(self, when: str) -> UdfFaultError:
+        """Return the error for a UDF that closed too early, with how its process ended."""
+        ending = self.ending(EXIT_S)
+        if ending is None:
+            advice = f"Its log may say why. {TASK_FAILS}"
+            return UdfFaultError(f"closed the connection {when}", advice=advice)
+        return UdfFaultError(f"closed the connection {when}; it {ending}", advice=TASK_FAILS)
+
+
+@dataclass
+class Counts:
+    """The number of messages sent and received on a connection so far."""
+
+    points_sent: int = 0
+    batches_sent: int = 0
+    points_received: int = 0
+    batches_received: int = 0
+    messages_received: int = 0
+
+    def sent(self, message: RequestMessage) -> None:
+        """Count a request that is about to be sent."""
+        if isinstance(message, Point):
+            self.points_sent += 1
+        elif isinstance(message, BeginBatch):
+            self.batches_sent += 1
+
+    def received(self, message: DataMessage) -> None:
+        """Count a point, or the begin or end of a batch."""
+        self.messages_received += 1
+        if isinstance(message, Point):
+            self.points_received += 1
+        elif isinstance(message, EndBatch):
+            self.batches_received += 1
+
+    def __str__(self) -> str:
+        """Return `2 points back of 5 sent`."""
+        return f"{counted(self.points_received, 'point')} back of {self.points_sent:,} sent"
+
 
 class Target(Protocol):
     """A UDF that can be connected to any number of times."""
 
     @property
     def name(self) -> str:
-        """What messages call it: a path, a command, a handler's name."""
+        """The name in messages: a path, a command, or a handler's name."""
 
     def open(self, *, timeout_s: float) -> AbstractContextManager[Connection]:
-        """Connect; leaving the block closes the connection, and ends what was started for it.
+        """Connect. At the end of the block, close the connection and end the started process.
 
         Args:
-            timeout_s: how long connecting may take, and then every wait on the connection
-                until `side.extend`.
+            timeout_s: how long connecting may take, and each wait on the connection until
+                `side.extend`.
 
         Raises:
-            TargetError: there is nothing to connect to, or it cannot be started.
+            TargetError: there is nothing to connect to, or the command cannot be started.
         """
 
 
@@ -119,16 +165,13 @@ class SocketTarget:
             peer = None
             if isinstance(side.connection, socket.socket):
                 peer = peer_credentials(side.connection)
-            # How the process of another user or service ends cannot be seen from here.
+            # The process is not a child of this one: how it ends cannot be seen.
             yield Connection(side, None if peer is None else peer.pid, lambda _: None)
 
 
 @dataclass(frozen=True)
 class HandlerTarget:
-    """A handler's class, with an instance for each connection; see `Target`.
-
-    The handler prints where this process prints.
-    """
+    """A handler's class, with an instance for each connection; see `Target`."""
 
     name: str
     handler: type[Handler]
@@ -166,11 +209,11 @@ def served(
     timeout_s: float,
     on_end: Callable[[ConnectionSummary], None] = lambda _: None,
 ) -> Iterator[KapacitorSide]:
-    """Serve a handler on a socket pair, with the agent of `kapudf serve`; give Kapacitor's end.
+    """Serve a handler on a socket pair, with the agent of `kapudf serve`; yield Kapacitor's side.
 
     Args:
         handler: makes the handler; usually its class.
-        timeout_s: how long each wait may take, including the one for its end.
+        timeout_s: how long each wait may take, including the wait for the agent's end.
         on_end: called in another thread with the summary of the connection.
     """
     ours, theirs = socket.socketpair()
@@ -196,11 +239,11 @@ def describe(handler: HandlerFactory) -> InfoResponse:
 
 
 def info_of(target: Target, *, timeout_s: float) -> InfoResponse:
-    """Return a UDF's answer to Info, on a connection of its own, as Kapacitor asks at its start.
+    """Ask a UDF for Info on a separate connection, as Kapacitor does at its start.
 
     Raises:
-        TargetError: it cannot be connected to or started.
-        ProbeError: it did not answer as it should.
+        TargetError: the UDF cannot be connected to or started.
+        ProbeError: its answer is missing or invalid.
     """
     with target.open(timeout_s=timeout_s) as connection:
         try:
@@ -212,21 +255,20 @@ def info_of(target: Target, *, timeout_s: float) -> InfoResponse:
             ending = connection.ending(0.5)
             how = "" if ending is None or ending.clean else f" ({ending.text})"
             if ending is not None and ending.text.removeprefix("ended: ") in str(error):
-                how = ""  # A handler's exception is what the UDF has answered with.
+                how = ""  # The answer was the handler's exception: do not repeat it.
             last = f": {ending.cause}" if ending and how and ending.cause else ""
             raise ProbeError(f"{target.name}: {error}{how}{last}") from error
 
 
 def is_fatal(line: str) -> bool:
-    """Return whether a line says why a runtime ends its process, with stack traces to follow."""
+    """Return whether a runtime ends its process with this line, and stack traces follow."""
     return _FATAL.match(line) is not None
 
 
 def cause_line(lines: Sequence[str]) -> str:
-    """Return the line of a dead process's stderr that says why it died; "" if there are none.
+    """Return the line of a dead process's stderr that gives the reason; "" if there are no lines.
 
-    That is the `panic:` line of Go or the line with the exception of a Python traceback,
-    whichever comes last, or else the last line.
+    It is the last `panic:` line of Go or exception of a Python traceback, or else the last line.
     """
     for number, line in reversed(tuple(enumerate(lines))):
         if is_fatal(line):

@@ -15,7 +15,7 @@ from kapudf_cli.commands.output import json_text, own_stdout
 from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
-    from kapudf_cli.client import Target
+    from kapudf_cli.client.target import Target
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.udf_pb2 import Option
     from kapudf_cli.tools.check.trial import Result
@@ -70,7 +70,7 @@ def check(
 
     Exits with 0 if no check failed, and with 1 if one did.
     """
-    from kapudf_cli.client import SocketTarget
+    from kapudf_cli.client.target import SocketTarget
     from kapudf_cli.tools.check import runner
     from kapudf_cli.tools.check.trial import Outcome, Trial
 

@@ -15,13 +15,14 @@ from kapudf_cli.commands.output import aligned, json_text, own_stdout, show_live
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kapudf_cli.client import Target
+    from kapudf_cli.client.target import Target
     from kapudf_cli.commands.options import Decorator
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType
     from kapudf_cli.tools.errors import RecordingError
     from kapudf_cli.tools.load.engine import Measured
     from kapudf_cli.tools.load.work import Shape
+    from kapudf_cli.tools.recordings.recording import Kind
 
 #: How many points are generated; they are sent repeatedly.
 _BLOCK_POINTS = 1_000
@@ -51,6 +52,7 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
     type=click.Path(exists=True, dir_okay=False, readable=True),
     help="Send the points of a recording, repeatedly, instead of generated ones.",
 )
+@options.input_format("the recording")
 @_count(
     "--fields", (1, 10_000), 10, "Double fields per point; the default is as in telegraf's cpu."
 )
@@ -80,8 +82,8 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
 @options.timeout("How long the UDF may send nothing.")
 @options.as_json
 def load(
-    target: Target, calls: str, recording: str | None, timeout_s: float, *, as_json: bool,
-    **how: Any,
+    target: Target, calls: str, recording: str | None, kind: Kind | None, timeout_s: float,
+    *, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Put a UDF, in any language, under load and measure it.
 
@@ -100,6 +102,8 @@ def load(
     from kapudf_cli.tools.load.engine import Engine, Plan
     from kapudf_cli.tools.load.work import Shape, Work
 
+    if kind is not None and recording is None:
+        raise click.UsageError("--input-format is the format of a --recording, which is missing")
     target = silenced(target)
     read = read_calls(calls)
     duration_s, points = how["duration_s"], how["points"]
@@ -120,7 +124,7 @@ def load(
             shape = Shape(fields=how["fields"], tags=how["tags"], groups=how["groups"])
             messages = _made(shape, info.wants, how["batch_size"])
         else:
-            messages = _recorded(recording, info.wants)
+            messages = _recorded(recording, kind, info.wants)
         engine = Engine(target, Work(messages, udf_options), plan)
         live = sys.stderr.isatty()
         try:
@@ -144,7 +148,7 @@ def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessag
     return list(shape.points(_BLOCK_POINTS))
 
 
-def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
+def _recorded(path: str, kind: Kind | None, wants: EdgeType) -> Sequence[DataMessage]:
     """Return the first messages of a recording, without an incomplete batch at the end."""
     from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
     from kapudf_cli.tools.errors import IncompatibleError
@@ -154,7 +158,7 @@ def _recorded(path: str, wants: EdgeType) -> Sequence[DataMessage]:
     def refuse(error: RecordingError) -> None:
         raise error
 
-    with open_recording(path, precision="ns", refuse=refuse) as opened:
+    with open_recording(path, precision="ns", refuse=refuse, kind=kind) as opened:
         feed = Feed()
         check_compatible(wants, opened.kind, feed)
         messages = list(itertools.islice(feed.messages(opened.records), _RECORDED_MESSAGES))

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from msgspec import Struct
 
-    from kapudf_cli.client import Target
+    from kapudf_cli.client.target import Target
     from kapudf_cli.config import Settings
+    from kapudf_cli.tools.recordings.recording import Kind
 
 #: A decorator that adds an option to a command.
 Decorator: TypeAlias = "Callable[[Any], Any]"
@@ -86,6 +87,25 @@ def calls(*, example: str) -> Decorator:
     )
 
 
+def _kind(ctx: click.Context, param: click.Parameter, value: str | None) -> Kind | None:
+    del ctx, param
+    from kapudf_cli.tools.recordings.recording import Kind
+
+    return None if value is None else Kind[value.upper()]
+
+
+def input_format(file: str) -> Decorator:
+    """Return the option for the format of a recording, passed as `kind`; None to detect it."""
+    return click.option(
+        "--input-format",
+        "kind",
+        type=click.Choice(["stream", "batch", "lines"]),
+        callback=_kind,
+        help=f"The format of {file}: a stream recording, a batch recording or line protocol.  "
+        "[default: detected from its content]",
+    )
+
+
 def timeout(text: str, *, least: float = 0, most: float = 3600, default: float = 10.0) -> Decorator:
     """Return the option for a timeout above 0, passed as `timeout_s`."""
     return click.option(
@@ -137,8 +157,9 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _target(socket: str | None, command: str | None, handler: str | None) -> Target:
     from kapudf_cli import plugins
-    from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
+    from kapudf_cli.client.command_target import CommandTarget
     from kapudf_cli.client.errors import TargetError
+    from kapudf_cli.client.target import HandlerTarget, SocketTarget
 
     given = [value for value in (socket, command, handler) if value is not None]
     source = click.get_current_context().get_parameter_source("socket")
@@ -168,7 +189,7 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
 
 def silenced(target: Target) -> Target:
     """Return a target that hides its stderr, except for the last lines before a failure."""
-    from kapudf_cli.client import CommandTarget
+    from kapudf_cli.client.command_target import CommandTarget
 
     if isinstance(target, CommandTarget):
         return dataclasses.replace(target, stderr=None)

@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import os
+import select
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -21,17 +22,21 @@ from kapudf_cli.errors import OutputError
 from kapudf_cli.system.terminal_text import printable, printable_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import IO
 
     from click._termui_impl import ProgressBar
 
-    from kapudf_cli.client.session import Counts
+    from kapudf_cli.client.target import Counts
     from kapudf_cli.tools.recordings.recording import Recording
 
 _STREAM_MODES: Final = {"stdin": "r", "stdout": "w", "stderr": "w"}
 #: The errors of a file that takes no more data.
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+#: How much output is collected before it is written.
+_BUFFER_BYTES: Final = 32 * 1024
+#: How often `Stdout.while_blocked` is called.
+_BLOCKED_MS: Final = 50
 #: When a progress bar appears, and how often it changes.
 _PROGRESS_DELAY_S: Final = 1.0
 _PROGRESS_EVERY_S: Final = 0.2
@@ -98,12 +103,21 @@ class Stdout:
 
     Attributes:
         live: whether to flush after each line, because a person is watching.
+        while_blocked: called repeatedly while the reader of stdout reads nothing.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Write to a file."""
+        """Write to an unbuffered file."""
         self.live = False
+        self.while_blocked: Callable[[], None] = lambda: None
         self._file = file
+        self._pending = bytearray()
+        self._room = select.poll()
+        # In a test, the file may have no descriptor. Then it never blocks.
+        self._can_block = False
+        with contextlib.suppress(OSError):
+            self._room.register(file.fileno(), select.POLLOUT)
+            self._can_block = True
 
     def emit(self, line: str) -> None:
         """Write a line.
@@ -119,12 +133,19 @@ class Stdout:
     def emit_part(self, text: str) -> None:
         """Write a part of a line; raises the same errors as `emit`."""
         # A name on the command line may hold a lone surrogate; text from protobuf cannot.
-        with _output_errors():
-            self._file.write(text.encode("utf-8", "backslashreplace"))
+        self._pending += text.encode("utf-8", "backslashreplace")
+        if len(self._pending) >= _BUFFER_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Flush what was written; raises the same errors as `emit`."""
         with _output_errors():
+            while self._pending:
+                while self._can_block and not self._room.poll(_BLOCKED_MS):
+                    self.while_blocked()
+                # A pipe that is ready takes this many bytes without blocking.
+                written = self._file.write(self._pending[: select.PIPE_BUF])
+                del self._pending[: written or 0]
             self._file.flush()
 
 
@@ -153,17 +174,20 @@ def own_stdout() -> Iterator[Stdout]:
         descriptor = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     except OSError:
-        yield Stdout(sys.stdout.buffer)
+        out = Stdout(sys.stdout.buffer)
+        yield out
+        out.flush()
         return
-    file = os.fdopen(os.dup(descriptor), "wb")
+    file = os.fdopen(os.dup(descriptor), "wb", buffering=0)
+    out = Stdout(file)
     try:
-        out = Stdout(file)
         yield out
         out.flush()
     finally:
-        with contextlib.suppress(OSError):
-            # The error was raised already when the output could not be written.
-            file.close()
+        with contextlib.suppress(OSError, OutputError):
+            # If this fails again, the error was raised already.
+            out.flush()
+        file.close()
         sys.stdout.flush()
         os.dup2(descriptor, sys.stdout.fileno())
         os.close(descriptor)

@@ -20,10 +20,10 @@ def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
     The UDF may be in any language. Exits with 0 if the answer is valid and with 1 if
     not, so it can serve as a health check.
     """
-    from kapudf_cli.client import driver as kapacitor
+    from kapudf_cli.client import driver
     from kapudf_cli.tickscript import snippets
 
-    answer = kapacitor.probe(path, timeout_s=timeout_s)
+    answer = driver.probe(path, timeout_s=timeout_s)
     info = answer.info
     call = snippets.snippet(Path(path).stem, info)
     facts = {

@@ -21,12 +21,11 @@ from kapudf_cli.system.terminal_text import counted, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli.client import Target
-    from kapudf_cli.client.session import Counts
+    from kapudf_cli.client.target import Counts, Target
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.tools.errors import RecordingError
-    from kapudf_cli.tools.recordings.recording import Recording
+    from kapudf_cli.tools.recordings.recording import Kind, Recording
     from kapudf_cli.tools.replay.differences import Differences, Fate
     from kapudf_cli.tools.replay.feed import Feed
     from kapudf_cli.tools.replay.formats import Format
@@ -83,12 +82,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @target_options
 @options.calls(example=".field('usage', 42.0).every(10s)")
-@click.option(
-    "--input-format",
-    type=click.Choice(["stream", "batch", "lines"]),
-    help="The format of FILE: a stream recording, a batch recording or line protocol.  "
-    "[default: detected from its content]",
-)
+@options.input_format("FILE")
 @click.option(
     "--group-by",
     metavar="TAGS",
@@ -166,7 +160,7 @@ def replay(
     file: str,
     target: Target,
     calls: str,
-    input_format: str | None,
+    kind: Kind | None,
     group_by: str | None,
     measurement: str | None,
     database: str | None,
@@ -197,7 +191,7 @@ def replay(
     from kapudf_cli.protocol.udf_pb2 import InitRequest
     from kapudf_cli.tickscript.calls import check_calls, read_calls
     from kapudf_cli.tools.recordings.notation import Grouping
-    from kapudf_cli.tools.recordings.recording import Kind, open_recording
+    from kapudf_cli.tools.recordings.recording import open_recording
     from kapudf_cli.tools.replay.feed import Feed, Selection, Windows, check_compatible
     from kapudf_cli.tools.replay.formats import DifferenceFormat
     from kapudf_cli.tools.replay.replay import Replay
@@ -223,7 +217,7 @@ def replay(
                 file,
                 precision=precision,
                 refuse=ill_formed.refuse,
-                kind=None if input_format is None else Kind[input_format.upper()],
+                kind=kind,
             )
         )
         check_compatible(info.wants, recording.kind, feed)
@@ -232,6 +226,7 @@ def replay(
         shown = _shown(shape, out, diff=diff, colour=colour, on_terminal=on_terminal)
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
         run = Replay(connection, provides=info.provides, timeout_s=timeout_s)
+        out.while_blocked = run.keep_alive
         messages = feed.messages(recording.records)
         if isinstance(shown, DifferenceFormat):
             messages = _recorded_differences(messages, shown.differences)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.client import HandlerTarget, SocketTarget
 from kapudf_cli.client.driver import probe
+from kapudf_cli.client.target import HandlerTarget, SocketTarget
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import STREAM, InitRequest
 from kapudf_cli.tools.check.runner import CHECKS

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kapudf_cli.client import CommandTarget
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.target import cause_line
 from tests.serve_process import PATIENCE_S
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from kapudf_handlers.mirror import Mirror
 
-from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.driver import ask_info
 from kapudf_cli.client.errors import TargetError
+from kapudf_cli.client.target import HandlerTarget, SocketTarget
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, KeepaliveRequest, Point
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from kapudf_cli.client import Target
+    from kapudf_cli.client.target import Target
     from tests.serve_process import ServeProcess
 
 #: A process UDF in a few lines: it sends back each frame that it is sent.

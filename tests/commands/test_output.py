@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.commands.output import PrintableLines, aligned, json_text
+from kapudf_cli.commands.output import PrintableLines, Stdout, aligned, json_text
 from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.tools.replay.formats import TableFormat
 from tests.serve_process import KAPUDF
@@ -142,3 +142,18 @@ def test_commands_print_in_one_place() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"click.echo", "print"}
     }
     assert raw == {"output.py"}
+
+
+def test_a_blocked_stdout_calls_back_until_there_is_room() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    came = bytearray()
+    with os.fdopen(reader, "rb", buffering=0) as read, os.fdopen(writer, "wb", buffering=0) as file:
+        out = Stdout(file)
+        out.while_blocked = lambda: came.extend(read.read() or b"")
+        out.emit("x" * 200_000)
+        out.flush()
+        in_callbacks = len(came)
+        came += read.read() or b""
+    assert 0 < in_callbacks < 200_001
+    assert came == b"x" * 200_000 + b"\n"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import json
 import os
 import pty
 import re
 import select
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from typing import IO, TYPE_CHECKING
 
@@ -21,17 +24,29 @@ import pytest
 from kapudf_cli import Point, get_fields
 from kapudf_cli.commands.replay import replay as command
 from kapudf_cli.handler.batches import Batch
+from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
+from kapudf_cli.protocol.framing import FrameReader
+from kapudf_cli.protocol.udf_pb2 import (
+    InfoRequest,
+    InfoResponse,
+    InitRequest,
+    InitResponse,
+    KeepaliveRequest,
+    KeepaliveResponse,
+)
 from kapudf_cli.testing import grouped, lines
 from kapudf_cli.tools.recordings.line_protocol import PRECISIONS, write
 from kapudf_cli.tools.recordings.recording import open_recording
 from tests.captured import points_of
 from tests.handlers import recordings
+from tests.peers import in_thread
 from tests.serve_process import KAPUDF, PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from kapudf_cli.protocol.codec import ResponseMessage
     from tests.serve_process import ServeProcess
 
 STREAM = str(recordings.STREAM)
@@ -504,7 +519,7 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
         ((BATCH, "--handler", "mirror"), "the UDF wants a stream, and this is a batch recording"),
         (
             (STREAM, "--handler", "batch-mirror"),
-            "the UDF wants batches, and this is a stream recording; cut it with --window 10s",
+            "the UDF wants batches, and this is a stream recording; split it with --window 10s",
         ),
         ((STREAM, "--handler", "mirror", "--window", "1m"), "the UDF wants a stream; leave --win"),
         ((BATCH, "--handler", "batch-mirror", "--by-name"), "this is a batch recording, which has"),
@@ -782,6 +797,53 @@ def test_a_slow_handler_is_not_said_to_end_its_task(tmp_path: Path, method: str)
         "When served, kapudf tells Kapacitor that the handler is busy, and the task goes on until "
         "busy_limit_s, five minutes by default. To wait longer here, raise --timeout"
     )
+
+
+def test_keepalives_are_sent_while_the_output_is_not_read(socket_path: str) -> None:
+    keepalive_came = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        points = 0
+        for _ in ("Info", "the task"):
+            connection, _ = listener.accept()
+            requests = FrameReader(REQUESTS.decode_in)
+            with connection:
+                while data := connection.recv(65536):
+                    for request in requests.feed(data):
+                        match request:
+                            case InfoRequest():
+                                answer: ResponseMessage = InfoResponse()
+                            case InitRequest():
+                                answer = InitResponse(success=True)
+                            case Point():
+                                points += 1
+                                answer = request
+                            case KeepaliveRequest():
+                                answer = KeepaliveResponse(time=request.time)
+                                if points == 200:
+                                    keepalive_came.set()
+                        connection.sendall(RESPONSES.encode(answer))
+
+    # More lines than fit into the pipe, and the input does not end.
+    data = "".join(f"m,host={'a' * 80} x=1.0 {number}\n" for number in range(200)).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(socket_path)
+        listener.listen()
+        served = in_thread(lambda: serve(listener))
+        with subprocess.Popen(
+            [*KAPUDF, "replay", "-", "--socket", socket_path, "--timeout", "4"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            assert process.stdin is not None
+            assert process.stdout is not None
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+            process.stdin.write(data)
+            process.stdin.flush()
+            assert keepalive_came.wait(PATIENCE_S)
+            process.stdin.close()
+            assert process.stdout.read() == data
+        served.result(PATIENCE_S)
+    assert process.returncode == 0
 
 
 def test_a_udf_that_swallows_points_shows_in_the_diff(handlers: str) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from kapudf_handlers.mirror import BatchMirror, Mirror
 
-from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.errors import UdfFaultError
+from kapudf_cli.client.target import HandlerTarget, SocketTarget
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import BATCH, Option, Point
 from kapudf_cli.tools.load.engine import Engine, Measured, Plan
@@ -23,7 +24,7 @@ from tests.serve_process import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kapudf_cli.client import Target
+    from kapudf_cli.client.target import Target
     from tests.serve_process import ServeProcess
 
 ROOT = Path(__file__).parent.parent.parent

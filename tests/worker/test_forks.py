@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.client import CommandTarget
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.protocol.udf_pb2 import (
     InitRequest,

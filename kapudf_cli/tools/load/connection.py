@@ -1,4 +1,4 @@
-"""One connection of a load run: what waits to be sent, and what came back. It never blocks."""
+"""One connection of a load run: queued data, and counts of responses. It never blocks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.client.errors import UdfFaultError
-from kapudf_cli.client.faults import closed, failed
+from kapudf_cli.client.errors import UdfFaultError, failed
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import FrameReader
@@ -16,35 +15,34 @@ from kapudf_cli.protocol.order import fault_of
 from kapudf_cli.protocol.udf_pb2 import ErrorResponse, KeepaliveRequest
 
 if TYPE_CHECKING:
-    from kapudf_cli.client import Connection
+    from kapudf_cli.client.target import Connection
 
-#: How many answers may be outstanding, at some hundred bytes each. A socket and a UDF's buffers
+#: How many answers may be outstanding, about 100 bytes each. A socket and the buffers of a UDF
 #: hold a few thousand points.
 _MAX_DUE: Final = 1_000_000
 _READ_BYTES: Final = 256 * 1024
 
-#: The first byte of a Response, by what it holds; see the tags in udf.proto.
+#: The first byte of a Response with this content; see the tags in udf.proto.
 POINT: Final = 0x8A
 END: Final = 0x92
 KEEPALIVE: Final = 0x1A
-#: The second byte of the tags above that have two.
+#: The second byte of the tags of points and ends of batches.
 _DATA_TAG: Final = 0x01
-#: How many bits of a value are kept.
+#: How many bits of a latency are kept.
 _KEPT_BITS: Final = 8
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 
 
 class Latencies:
-    """A histogram of latencies in nanoseconds, in a few kilobytes however many they are.
+    """A histogram of latencies in nanoseconds, in a few kilobytes for any number of them.
 
-    The buckets are those of an HDR histogram, linear within each power of two: 128 of them, so
-    that a value is off by less than one per cent. The package hdrhistogram would bring a C
-    extension and its own encodings for this.
+    The buckets are those of an HDR histogram: 128 equal ones in each power of two, so that the
+    error is below one per cent.
 
     Attributes:
-        count: how many there are.
-        max_ns: the longest, exactly.
+        count: the number of latencies.
+        max_ns: the longest latency, exact.
     """
 
     def __init__(self) -> None:
@@ -56,7 +54,7 @@ class Latencies:
         """Count `count` latencies of the same value."""
         nanoseconds = max(nanoseconds, 0)
         shift = max(nanoseconds.bit_length() - _KEPT_BITS, 0)
-        # The key of a bucket is its upper end: what is reported is never too good.
+        # The key of a bucket is its upper end, so that no reported latency is too low.
         self._buckets[(nanoseconds >> shift << shift) + (1 << shift) - 1] += count
         self.count += count
         self.max_ns = max(self.max_ns, nanoseconds)
@@ -75,18 +73,18 @@ class LoadConnection:
     """A connection on which a task was started.
 
     Attributes:
-        readable: the descriptor that answers come from.
-        writable: the descriptor that data is written to.
-        sent: how many points were sent or wait to be sent.
-        received: how many of each kind of message came back, by its first byte.
+        readable: the descriptor to read from.
+        writable: the descriptor to write to.
+        sent: the number of points that were sent or queued.
+        received: the number of messages of each kind that came back, by the first byte.
     """
 
     def __init__(self, connection: Connection, latencies: Latencies, *, answer: int) -> None:
         """Take a connection.
 
         Args:
-            connection: a task was started on it, and all answers to it were read.
-            latencies: where to count how long answers take.
+            connection: a connection on which a task was started, with all answers read.
+            latencies: the histogram to add latencies to.
             answer: the kind of message to time, by its first byte.
         """
         self._connection = connection
@@ -97,49 +95,49 @@ class LoadConnection:
         os.set_blocking(self.writable, False)
         self._frames = FrameReader(_kind)
         self._pieces: collections.deque[memoryview] = collections.deque()
-        #: When the answers that are still to come were due, with how many they are.
+        #: Due times of outstanding answers, each with the number of answers.
         self._due: collections.deque[tuple[int, int]] = collections.deque()
         self.sent = 0
         self.received: collections.Counter[int] = collections.Counter()
 
     @property
     def waits(self) -> bool:
-        """Whether something still waits for room to be sent."""
+        """Whether data is queued."""
         return bool(self._pieces)
 
     @property
     def owed(self) -> int:
-        """How many answers are outstanding."""
+        """The number of outstanding answers."""
         return sum(count for _, count in self._due)
 
     def put(self, pieces: tuple[bytes, ...], *, points: int, due_ns: int, answers: int) -> None:
-        """Send bytes, each piece in a call of its own; what finds no room waits.
+        """Send each piece in a separate system call; queue what the socket does not take.
 
         Args:
-            pieces: what to send.
-            points: how many points that is.
-            due_ns: when it was due, by time.perf_counter_ns.
-            answers: how many answers will come.
+            pieces: the bytes to send.
+            points: the number of points in them.
+            due_ns: when they were due, by time.perf_counter_ns.
+            answers: the number of answers to expect.
         """
         self.sent += points
         if answers:
             self._due.append((due_ns, answers))
             if len(self._due) > _MAX_DUE:
                 problem = (
-                    f"owes {_MAX_DUE} answers at once; it answered each point at first, and seems "
-                    "to do so no longer"
+                    f"owes {_MAX_DUE} answers at once; it answered each point at first, but seems "
+                    "to have stopped"
                 )
                 raise UdfFaultError(problem)
         self._pieces.extend(map(memoryview, pieces))
         self.push()
 
     def keepalive(self, due_ns: int, *, timed: bool) -> None:
-        """Send a keepalive, and measure the latency of its answer if `timed`."""
+        """Send a keepalive; time its answer if `timed`."""
         frame = REQUESTS.encode(KeepaliveRequest(time=time.time_ns()))
         self.put((frame,), points=0, due_ns=due_ns, answers=1 if timed else 0)
 
     def push(self) -> None:
-        """Send what waits, as far as there is room."""
+        """Send queued data, as far as there is room."""
         while self._pieces:
             try:
                 written = os.write(self.writable, self._pieces[0])
@@ -153,10 +151,10 @@ class LoadConnection:
             self._pieces.popleft()
 
     def pull(self) -> None:
-        """Read what has come back.
+        """Read responses that have arrived.
 
         Raises:
-            UdfFaultError: the UDF closed the connection, failed, or sent what is no response.
+            UdfFaultError: the UDF closed the connection, failed, or sent invalid data.
         """
         try:
             data = os.read(self.readable, _READ_BYTES)
@@ -179,7 +177,7 @@ class LoadConnection:
             self._time(answers)
 
     def _time(self, answers: int) -> None:
-        """Add the latencies of answers, counted from what was due first."""
+        """Add the latencies of answers. The data that was due first is answered first."""
         now_ns = time.perf_counter_ns()
         while answers and self._due:
             due_ns, count = self._due.popleft()
@@ -190,14 +188,14 @@ class LoadConnection:
                 self._due.appendleft((due_ns, count - taken))
 
     def _lost(self) -> UdfFaultError:
-        return closed(self._connection, f"after {self.sent} points")
+        return self._connection.closed(f"after {self.sent} points")
 
 
 def _kind(data: bytes, start: int, end: int) -> int | ErrorResponse:
-    """Return the first byte of a response, which says its kind; decode only errors.
+    """Return the kind of a response, its first byte; decode only errors.
 
     Raises:
-        ProtocolError: it is no response.
+        ProtocolError: it is not a response.
     """
     first = data[start] if end > start else 0
     if first in {POINT, END} and end - start > 1 and data[start + 1] == _DATA_TAG:

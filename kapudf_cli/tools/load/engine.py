@@ -1,8 +1,8 @@
-"""A load run: data is sent when it is due, and the answers are timed, in one thread.
+"""A load run: send data when it is due, and time the answers, in one thread.
 
-A point's latency counts from when it was due, and not from when it could be sent: one that
-had to wait for those before it shows how long. At full speed, everything is due when there
-is room for it.
+The latency of a point starts when the point was due, and not when it was sent. So it includes
+the time that the point waited for earlier points. At full speed, a point is due as soon as
+there is room for it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
-from kapudf_cli.client.errors import UdfFaultError
-from kapudf_cli.client.faults import STUCK
+from kapudf_cli.client.errors import STUCK, UdfFaultError
 from kapudf_cli.client.session import SETTLE_KEEPALIVES, SETTLE_QUIET_S, Session, drain
 from kapudf_cli.protocol.udf_pb2 import EndBatch, InitRequest, Point
 from kapudf_cli.system import processes
@@ -28,21 +27,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
-    from kapudf_cli.client import Connection, Target
+    from kapudf_cli.client.target import Connection, Target
     from kapudf_cli.protocol.codec import RequestMessage
     from kapudf_cli.tools.load.work import Unit, Work
 
-#: How many bytes are sent in one call in bulk: as much as a socket takes.
+#: How many bytes are sent per system call in bulk: as much as a socket takes.
 _BULK_BYTES: Final = 64 * 1024
-#: How often the processes are measured, and the caller may show progress.
+#: How often the processes are measured and the progress is shown.
 _TICK_S: Final = 0.25
-#: Where answers are not one for one, how often a keepalive is sent to be timed.
+#: How often a keepalive is sent and timed, if answers are not one for one.
 _PROBE_S: Final = 0.01
-#: How much a wait for a descriptor overshoots; below that, poll without waiting.
+#: A wait for a descriptor overshoots by about this much; for shorter times, poll.
 _SPIN_S: Final = 0.0002
-#: At full speed, how many points are sent between two reads of answers.
+#: How many units are sent between two reads of answers, at full speed.
 _UNITS_PER_READ: Final = 32
-#: How many points are sent first to see what comes back for them.
+#: How many points are sent first, to find out how the UDF answers them.
 _FIRST_UNITS: Final = 32
 
 
@@ -51,11 +50,12 @@ class Plan:
     """The settings of a run.
 
     Attributes:
-        connections: how many.
-        rate: points a second over all connections, None for full speed.
+        connections: the number of connections.
+        rate: points per second over all connections, None for full speed.
         duration_s: how long to send, None for no limit.
-        points: how many points to send, None for no limit.
-        bulk: whether one call sends many frames. Otherwise two calls send one, as in Kapacitor.
+        points: the number of points to send, None for no limit.
+        bulk: whether to send many frames per system call, and not one frame in two calls, as
+            Kapacitor does.
         timeout_s: how long the UDF may be silent while answers are due.
     """
 
@@ -69,16 +69,16 @@ class Plan:
 
 @dataclass
 class Measured:
-    """What has been measured so far.
+    """The results so far.
 
     Attributes:
-        sent: how many points.
-        returned: how many points came back.
-        elapsed_s: from the first point to the last answer.
-        latencies: those of what `timed` says.
+        sent: the number of points sent.
+        returned: the number of points that came back.
+        elapsed_s: the time from the first point to the last answer.
+        latencies: the latencies of the messages that `timed` names.
         timed: `points`, `batches` or `keepalives`.
-        cpu_s: processor time that the UDF's processes used, None if that is not known.
-        rss_bytes: the most memory that they had resident at once, None if that is not known.
+        cpu_s: processor time of the UDF's processes, None if unknown.
+        rss_bytes: their most resident memory at one time, None if unknown.
         pids: the UDF's processes.
         interrupted: whether Ctrl-C ended the run early.
     """
@@ -106,7 +106,7 @@ class Engine:
         self._watch: Callable[[Measured], None] = lambda _: None
         self._began_s = 0.0
         self._next_tick_s = 0.0
-        #: When the last answer came.
+        #: When the last answer arrived.
         self._heard_s = 0.0
         self._since_read = 0
         self._cpu_before_s = 0.0
@@ -114,15 +114,15 @@ class Engine:
         self.measured = Measured()
 
     def run(self, watch: Callable[[Measured], None] = lambda _: None) -> Measured:
-        """Connect, send, and return what was measured once everything is answered.
+        """Connect, send, and return the results once everything is answered.
 
         Args:
-            watch: called now and then with what was measured so far. KeyboardInterrupt ends
-                the sending early.
+            watch: called periodically with the results so far. KeyboardInterrupt ends the
+                sending early.
 
         Raises:
             TargetError: the UDF cannot be connected to or started.
-            UdfFaultError: it refused the options, failed, hung, or sent what it must not send.
+            UdfFaultError: it refused the options, failed, hung, or sent an invalid message.
         """
         measured = self.measured
         self._watch = watch
@@ -154,7 +154,7 @@ class Engine:
     def _start(self, opened: Sequence[Connection]) -> int:
         """Start a task on each connection, and return the kind of answer to time.
 
-        That is what answers each point or batch one for one, or else keepalives.
+        These are points or batches if they are answered one for one, or else keepalives.
         """
         sessions = [Session(each, timeout_s=self._plan.timeout_s) for each in opened]
         for session in sessions:
@@ -199,7 +199,7 @@ class Engine:
             if plan.rate is not None:
                 connection = next(turns)
                 self._step_until(due_s)
-                # What finds no room stays due: it is not sent, and its latency grows.
+                # If there is no room, the data stays due, and its latency grows.
                 self._await_room([connection])
                 due_ns = int(due_s * 1e9)
                 due_s += points / plan.rate
@@ -218,7 +218,7 @@ class Engine:
             sent += points
 
     def _pieces(self) -> list[list[Unit]]:
-        """Return what is sent at once: one unit, or many in bulk at full speed."""
+        """Return the units to send at once: one unit each, or many in bulk at full speed."""
         units = self._work.units
         if not (self._plan.bulk and self._plan.rate is None):
             return [[unit] for unit in units]
@@ -244,7 +244,7 @@ class Engine:
         return tuple(calls)
 
     def _step_until(self, due_s: float) -> None:
-        """Read answers until something is due, and once if it is late already."""
+        """Read answers until this time, or once if it is in the past."""
         while (left_s := due_s - time.perf_counter()) > 0:
             self._step(min(left_s - _SPIN_S, _TICK_S) if left_s > _SPIN_S else 0.0)
             self._tick()
@@ -252,7 +252,7 @@ class Engine:
         self._tick()
 
     def _one_with_room(self) -> LoadConnection:
-        """Return a connection that has room, after reading answers now and then."""
+        """Return a connection that has room; before that, read answers periodically."""
         self._since_read += 1
         if self._since_read >= _UNITS_PER_READ or self._plan.bulk:
             self._since_read = 0
@@ -273,7 +273,7 @@ class Engine:
                 raise self._silence()
 
     def _step(self, wait_s: float) -> bool:
-        """Read and write where that is possible, after waiting for it; return whether it was."""
+        """Wait until a connection can be read or written, do that, and return whether one could."""
         by_read = {each.readable: each for each in self._connections}
         by_write = {each.writable: each for each in self._connections if each.waits}
         readable, writable, _ = select.select(by_read, by_write, (), wait_s)
@@ -324,7 +324,7 @@ class Engine:
         return UdfFaultError(problem, advice=STUCK)
 
     def _tick(self) -> None:
-        """Raise a held KeyboardInterrupt; now and then, measure and report."""
+        """Raise a held KeyboardInterrupt; periodically measure and report."""
         self._interrupt.check()
         now_s = time.perf_counter()
         if now_s >= self._next_tick_s:

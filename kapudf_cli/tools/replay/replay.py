@@ -1,4 +1,4 @@
-"""One replay: data sent through a UDF on one connection, from Init to its end."""
+"""Send data through a UDF on one connection, from Init to the end."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.client.errors import UdfFaultError
 from kapudf_cli.client.session import Session
+from kapudf_cli.client.target import EXIT_S
 from kapudf_cli.protocol.codec import REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-    from kapudf_cli.client import Connection
-    from kapudf_cli.client.session import Counts
+    from kapudf_cli.client.target import Connection, Counts
     from kapudf_cli.protocol.codec import DataMessage, RequestMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType, InitRequest
 
-#: How long a UDF may answer keepalives and not the snapshot request; in timeouts.
+#: How long a UDF that answers keepalives may take to answer a snapshot request, in timeouts.
 _SNAPSHOT_TIMEOUTS: Final = 6
-#: How long a process may take to exit after it has closed its connection.
-_EXIT_S: Final = 2.0
-#: How many bytes of requests may wait to be sent.
+#: How many bytes of requests may be queued.
 _BUFFER_BYTES: Final = 64 * 1024
 
 
@@ -30,16 +28,16 @@ class Replay:
     """Sends data through a UDF, once.
 
     Attributes:
-        snapshot: the UDF's answer to Snapshot, None if it was not asked.
+        snapshot: the snapshot of the UDF, None if none was requested.
     """
 
     def __init__(self, connection: Connection, *, provides: EdgeType, timeout_s: float) -> None:
         """Use a fresh connection.
 
         Args:
-            connection: to the UDF; it stays the caller's to close.
+            connection: the connection to the UDF; the caller closes it.
             provides: the edge that the UDF has declared.
-            timeout_s: how long the UDF may be silent, as `timeout` of kapacitor.conf.
+            timeout_s: how long the UDF may be silent, as `timeout` in kapacitor.conf.
         """
         self.snapshot: bytes | None = None
         self._timeout_s = timeout_s
@@ -47,13 +45,17 @@ class Replay:
 
     @property
     def counts(self) -> Counts:
-        """How much has gone through so far; any thread may read it."""
+        """The number of messages so far; any thread may read it."""
         return self._session.counts
 
     @property
     def settled(self) -> bool:
         """False if the UDF was still sending when its input ended; see `Session`."""
         return self._session.settled
+
+    def keep_alive(self) -> None:
+        """Send a keepalive if one is due; see `Session`."""
+        self._session.keep_alive()
 
     def run(
         self,
@@ -70,14 +72,14 @@ class Replay:
 
         Args:
             init: the first request of the task.
-            data: iterated in another thread, as it may wait. If it raises, what it gave before
-                is sent through to the end, and then the error is raised here.
-            restore: a snapshot to give back after Init. An empty one is not sent: Kapacitor
-                keeps none.
-            take_snapshot: whether to ask for one after the last of the data.
+            data: iterated over in another thread, because it may block. If it raises, the data
+                before the error is sent to the end; then the error is raised here.
+            restore: a snapshot to restore after Init. An empty one is not sent, as Kapacitor
+                does not store empty snapshots.
+            take_snapshot: whether to request a snapshot after the last data.
 
         Raises:
-            UdfFaultError: the UDF failed, hung, or sent what it must not send.
+            UdfFaultError: the UDF failed, hung, or sent an invalid message.
         """
         session = self._session
         feeder = _Feeder(data, session.counts)
@@ -91,11 +93,11 @@ class Replay:
                 limit_s = _SNAPSHOT_TIMEOUTS * self._timeout_s
                 self.snapshot = yield from session.snapshot(at_most_s=limit_s)
             yield from session.finish()
-            ending = session.ending(_EXIT_S)
+            ending = session.ending(EXIT_S)
             if ending is not None and not ending.clean:
                 raise UdfFaultError(f"ended badly, with {session.counts}; it {ending}")
         except BaseException:
-            # The UDF broke a rule, the caller wants no more, or Ctrl-C came.
+            # The UDF made a mistake, the caller stopped early, or Ctrl-C was pressed.
             session.part()
             raise
         finally:
@@ -105,13 +107,13 @@ class Replay:
 
 
 class _Feeder:
-    """A `Source` that iterates over requests in a thread of its own.
+    """A `Source` that iterates over requests in another thread.
 
-    The pipe holds a byte while `take` has something to return.
+    The pipe contains a byte while `take` has something to return.
 
     Attributes:
         descriptor: see `Source`.
-        error: what the iteration raised.
+        error: the exception of the iteration.
     """
 
     def __init__(self, data: Iterable[RequestMessage], counts: Counts) -> None:
@@ -142,7 +144,7 @@ class _Feeder:
             return frames
 
     def close(self) -> None:
-        """End the thread at its next request; iterating may keep it waiting until then."""
+        """End the thread at its next request. The iteration may block until then."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -152,7 +154,7 @@ class _Feeder:
     def _run(self) -> None:
         try:
             for request in self._data:
-                # Counted before it is sent: it may be back before this thread goes on.
+                # Count it first: its answer may arrive before this thread continues.
                 self._counts.sent(request)
                 if not self._put(REQUESTS.encode(request)):
                     return
@@ -161,7 +163,7 @@ class _Feeder:
         self._put(b"", ended=True)
 
     def _put(self, frame: bytes, *, ended: bool = False) -> bool:
-        """Add a frame, or the end; return False if nothing more is wanted."""
+        """Add a frame, or the end; return False once the feeder is closed."""
         with self._changed:
             while len(self._frames) >= _BUFFER_BYTES and not self._closed:
                 self._changed.wait()
