@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli import Handler, plugins
-from kapudf_cli.client import CommandTarget
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.plugin_errors import NotAHandlerError, WorkerSetupError
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
 from kapudf_cli.testing import StartTask, lines

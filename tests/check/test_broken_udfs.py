@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.client import CommandTarget, HandlerTarget
+from kapudf_cli.client.command_target import CommandTarget
+from kapudf_cli.client.target import HandlerTarget
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import RestoreResponse
 from kapudf_cli.tools.check.data_checks import SNAPSHOT_CHECKS
@@ -57,7 +58,7 @@ FOUND = {
         "restore-unused",
         "refused its own snapshot of 8 bytes: the snapshot is empty",
     ),
-    "ForgetsItsState": ("restore-keeps", "took its own snapshot back with success, and forgot"),
+    "ForgetsItsState": ("restore-keeps", "restored its own snapshot with success, and forgot"),
     "EmptyResponse": ("point-types", f"sent a Response in which no message is set; {CRASH}"),
     "Prints": ("point-types", "sent bytes that are not frames: "),
     "BatchesIntoAStream": ("point-types", "sent a BeginBatch, and provides a stream"),
@@ -74,8 +75,8 @@ FOUND = {
     "SwallowsTheEnd": (
         "half-close-in-flight",
         (
-            "sent 988 messages for 1000 points when its input ended right behind them, and 1000 "
-            "when it was given time: 12 were lost"
+            "sent 988 messages for 1000 points when its input ended right after them, and 1000 "
+            "when it had time: 12 were lost"
         ),
     ),
     "ExitsWith1": ("exit", "exited with status 1, after saying: unexpected end of file"),

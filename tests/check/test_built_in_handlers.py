@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli import plugins
-from kapudf_cli.client import CommandTarget, HandlerTarget, SocketTarget
+from kapudf_cli.client.command_target import CommandTarget
+from kapudf_cli.client.target import HandlerTarget, SocketTarget
 from kapudf_cli.tools.check import connection_checks
 from kapudf_cli.tools.check.runner import CHECKS, run
 from kapudf_cli.tools.check.trial import Outcome, Trial
@@ -16,7 +17,7 @@ from tests.serve_process import KAPUDF, PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from kapudf_cli.client import Target
+    from kapudf_cli.client.target import Target
     from kapudf_cli.tools.check.trial import Check
     from tests.serve_process import ServeProcess
 

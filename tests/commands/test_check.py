@@ -149,7 +149,7 @@ def test_a_command_that_is_no_udf_is_told() -> None:
     status, output, _ = check("--exec", "echo This is no UDF, just words", "--timeout", "9")
     assert status == 1
     assert output.splitlines()[0].startswith("FAILED  info")
-    assert "it did not say what it is; see info" in output
+    assert "it did not answer Info; see info" in output
 
 
 def test_what_a_handler_prints_is_not_in_the_table() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kapudf_cli.client import CommandTarget
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.driver import ask_info
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import (
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from kapudf_cli.client import Connection
-    from kapudf_cli.client.target import Ending
+    from kapudf_cli.client.target import Connection, Ending
 
 
 class Log(io.BytesIO):

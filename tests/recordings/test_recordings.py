@@ -459,8 +459,8 @@ def test_the_queries_of_a_zip_are_merged_by_time(tmp_path: Path) -> None:
             gzip.compress(b"m x=1 1\n" * 100, mtime=0)[:-8] + b"damaged!",
             "the compressed data are damaged",
         ),
-        (b"PK\x03\x04nothing of a zip", "the zip is damaged or not one that can be read"),
-        (recordings.BATCH.read_bytes()[:-30], "the zip is damaged or not one that can be read"),
+        (b"PK\x03\x04nothing of a zip", "the zip is damaged or of an unknown kind"),
+        (recordings.BATCH.read_bytes()[:-30], "the zip is damaged or of an unknown kind"),
     ],
 )
 def test_damage_is_told_and_ends_the_reading(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -78,5 +78,5 @@ def test_points_of_a_batch_have_time_group_tags_and_fields() -> None:
 
 def test_windows_that_never_close_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "MAX_HELD_POINTS", 3)
-    with pytest.raises(WindowsTooFullError, match="more than 3 points in open windows; cut"):
+    with pytest.raises(WindowsTooFullError, match="more than 3 points in open windows; choose"):
         times(Windows(100 * SECOND), 1, 2, 3, 4)

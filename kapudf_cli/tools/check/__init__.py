@@ -1,5 +1,4 @@
-"""A conformance run: whether a UDF, in any language, keeps to the protocol.
+"""`kapudf check`: whether a UDF, in any language, follows the protocol.
 
-Each check states the rule that it tests and the rule's source. Results are data, which
-`kapudf check` shows.
+Each check states the rule that it tests, and the rule's source.
 """

@@ -1,11 +1,11 @@
-"""The checks of a connection's life: Info, Init, keepalives, and how connections end."""
+"""The checks of a connection: Info, Init, keepalives, and the end."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.client import CommandTarget
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.errors import TargetError, UdfFaultError
 from kapudf_cli.client.session import drain
 from kapudf_cli.protocol.codec import REQUESTS
@@ -17,10 +17,10 @@ from kapudf_cli.tools.check.data import mistyped, without_values
 from kapudf_cli.tools.check.trial import Check, NotApplicableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from kapudf_cli.client import Ending
     from kapudf_cli.client.session import Session
+    from kapudf_cli.client.target import Ending
     from kapudf_cli.protocol.udf_pb2 import InfoResponse
     from kapudf_cli.tools.check.trial import Trial
 
@@ -69,22 +69,22 @@ def _text(info: InfoResponse) -> str:
 INFO_CHECKS: Final = (
     Check(
         "info",
-        "Info is answered with what the UDF wants, provides and takes as options; at the end of "
-        "its input the UDF closes the connection.",
-        "Kapacitor asks so at its start, and waits for both: services/udf/service.go",
+        "The UDF answers Info with its edges and options, and closes the connection at the end of "
+        "its input.",
+        "Kapacitor asks at its start, and waits for both: services/udf/service.go",
         _answers_info,
     ),
     Check(
         "info-declares",
-        "The edges and the types of options are those of the protocol, and options have names "
-        "that a TICKscript can call.",
+        "The edges and the types of options are those of the protocol, and a TICKscript can call "
+        "each option by its name.",
         "EdgeType and ValueType of udf.proto; identifiers in tick/ast/lex.go",
         _declares_what_exists,
     ),
     Check(
         "info-again",
-        "Asked again on another connection, the UDF says the same.",
-        "Kapacitor asks once, at its start, and checks every TICKscript by that answer: "
+        "The UDF gives the same answer to Info on another connection.",
+        "Kapacitor asks once, at its start, and checks every TICKscript against that answer: "
         "services/udf/service.go",
         _answers_info_alike,
     ),
@@ -97,8 +97,8 @@ INFO_CHECKS: Final = (
 _QUIET_S: Final = 0.2
 
 _STALE: Final = (
-    "Kapacitor checks options by what the UDF said at Kapacitor's start; one that was replaced "
-    "since then gets options that it no longer has: services/udf/service.go"
+    "Kapacitor checks options against the answer from its start; a UDF that was replaced since "
+    "then gets options that it no longer has: services/udf/service.go"
 )
 
 
@@ -114,7 +114,7 @@ def _takes_good_options(trial: Trial) -> None:
         reason = " ".join(response.error.split()) or "no reason given"
         refusals.append(f"refused {write_calls(options) or 'no options'}: {reason:.300}")
     others = " (and other values, and none)" if len(refusals) > 1 else ""
-    hint = "" if trial.given_options is not None else "; say good ones with --options"
+    hint = "" if trial.given_options is not None else "; give valid ones with --options"
     raise UdfFaultError(f"{refusals[0]}{others}{hint}")
 
 
@@ -154,7 +154,7 @@ def _answers_init(trial: Trial, options: Sequence[Option]) -> None:
     with trial.connected() as session:
         response = trial.init(session, options)
     if not response.success and not response.error.strip():
-        raise UdfFaultError("refused the options without a reason; the task fails with no word")
+        raise UdfFaultError("refused the options without a reason, so the user cannot see it")
 
 
 INIT_CHECKS: Final = (
@@ -166,7 +166,7 @@ INIT_CHECKS: Final = (
     ),
     Check(
         "init-without-options",
-        "Init without options is answered, with success or with a reason why not.",
+        "Init without options is answered, with success or with a reason.",
         "A TICKscript need not call any option: UDFNode in pipeline/udf.go",
         _answers_without_options,
     ),
@@ -202,12 +202,12 @@ INIT_CHECKS: Final = (
 # --- keepalives ---
 
 _TIMEOUT: Final = (
-    "Kapacitor sends one each half of the timeout, and ends the task when nothing came for a "
-    "whole one: watchKeepalive in udf/server.go"
+    "Kapacitor sends one at each half of the timeout, and ends the task after a whole timeout "
+    "without a response: watchKeepalive in udf/server.go"
 )
-#: Enough points that handling them takes more than a moment.
+#: Enough points that a UDF is busy for a while.
 _MANY: Final = 2_000
-#: A UDF from which nothing comes for so long has handled the few points that it was sent.
+#: A UDF that is quiet for this long has processed a few points.
 _REST_S: Final = 0.5
 _FEW: Final = 8
 
@@ -238,8 +238,8 @@ def _holds_nothing_back(trial: Trial) -> None:
         held = session.counts.messages_received - before
     if held:
         problem = (
-            f"held {held} messages back until a keepalive came, though it had been at rest; "
-            "flush once there is nothing more to read"
+            f"held {held} messages back until a keepalive came, though it was idle; "
+            "flush when there is no more input"
         )
         raise UdfFaultError(problem)
 
@@ -248,22 +248,22 @@ KEEPALIVE_CHECKS: Final = (
     Check(
         "keepalive-before-init",
         "A keepalive before Init is answered in time.",
-        "Kapacitor's timer runs from the connection's first moment: Start in udf/server.go",
+        "Kapacitor's timer starts with the connection: Start in udf/server.go",
         _answers_before_init,
     ),
     Check("keepalive", "Keepalives are answered in time.", _TIMEOUT, _answers_at_rest),
     Check(
         "keepalive-busy",
-        f"A keepalive behind {_MANY} points is answered, and something comes in time while they "
-        "are dealt with.",
+        f"A keepalive behind {_MANY} points is answered, and the UDF is not silent for a whole "
+        "timeout meanwhile.",
         _TIMEOUT,
         _answers_behind_data,
     ),
     Check(
         "flush",
-        "What is to be sent is sent when it is there, and not only with the next keepalive.",
-        "Alerts wait for it, half of the timeout long; a buffer that is not flushed is the usual "
-        "cause: Agent in udf/agent/py",
+        "Output is sent at once, and not only with the answer to the next keepalive.",
+        "Otherwise alerts are late by up to half of the timeout; the usual cause is a buffer that "
+        "is not flushed: Agent in udf/agent/py",
         _holds_nothing_back,
     ),
 )
@@ -274,7 +274,7 @@ KEEPALIVE_CHECKS: Final = (
 _REPLAY: Final = (
     "A replay half-closes when all is sent, and reads until the UDF closes: Stop in udf/server.go"
 )
-_DISABLED: Final = "A disabled task's connection is cut, whatever was sent and not read yet"
+_DISABLED: Final = "Kapacitor cuts the connection of a disabled task, even with unread data"
 _COUNT: Final = 1_000
 _PIECES: Final = 10
 _CONNECTIONS: Final = 4
@@ -297,57 +297,22 @@ def _answers_what_was_on_its_way(trial: Trial) -> None:
     with_time, without = calm.counts.messages_received, hurried.counts.messages_received
     if without < with_time:
         problem = (
-            f"sent {without} messages for {_COUNT} points when its input ended right "
-            f"behind them, and {with_time} when it was given time: {with_time - without} were "
-            "lost; deal with all that has come, and flush, before closing"
+            f"sent {without} messages for {_COUNT} points when its input ended right after them, "
+            f"and {with_time} when it had time: {with_time - without} were lost; process all "
+            "input, and flush, before closing"
         )
         raise UdfFaultError(problem)
 
 
 def _exits_cleanly(trial: Trial) -> None:
     if not isinstance(trial.target, CommandTarget):
-        raise NotApplicableError("only a process that is started for it can be seen to exit")
+        raise NotApplicableError("only the exit of a process that check starts can be seen")
     with trial.started() as session:
         drain(session.exchange(trial.data(10), "a keepalive behind 10 points"))
         drain(session.finish())
         ending = _ending(trial, session)
     if ending is not None and not ending.clean:
         raise UdfFaultError(str(ending))
-
-
-def _survives_a_cut(trial: Trial) -> None:
-    with trial.started() as session:
-        session.post(*trial.data(100))
-        session.cut()
-        _ending(trial, session)
-    _still_serves(trial, "a connection that was cut with unread data")
-
-
-def _survives_a_cut_frame(trial: Trial) -> None:
-    frame = REQUESTS.encode(trial.data(10)[0])
-    with trial.started() as session:
-        session.post_bytes(frame[: len(frame) // 2])
-        session.cut()
-        _ending(trial, session)
-    _still_serves(trial, "a connection that was cut inside a frame")
-
-
-def _survives_a_silent_one(trial: Trial) -> None:
-    trial.known()
-    with trial.connected() as session:
-        session.cut()
-        _ending(trial, session)
-    _still_serves(trial, "a connection that was closed without a word")
-
-
-def _survives_an_unread_one(trial: Trial) -> None:
-    """Cut right behind Init, and do not read the answer."""
-    trial.known()
-    with trial.connected() as session:
-        session.post(InitRequest(taskID="kapudf-check", options=trial.options or ()))
-        session.cut()
-        _ending(trial, session)
-    _still_serves(trial, "a connection that was cut right after Init")
 
 
 def _serves_several(trial: Trial) -> None:
@@ -370,7 +335,7 @@ def _serves_several(trial: Trial) -> None:
 
 
 def _ending(trial: Trial, session: Session) -> Ending | None:
-    """Wait until what serves the connection has ended; None if that cannot be seen."""
+    """Wait for the end of the connection's process or handler; None if it cannot be seen."""
     if not trial.sees_endings:
         return None
     ending = session.ending(trial.timeout_s)
@@ -383,7 +348,7 @@ def _ending(trial: Trial, session: Session) -> Ending | None:
 def _still_serves(trial: Trial, what: str) -> None:
     """Check that the UDF accepts another connection."""
     if trial.has_own_processes:
-        # Another process says nothing about the one before.
+        # Each connection has a new process: it does not show whether the old one survived.
         return
     try:
         with trial.connected() as session:
@@ -396,11 +361,44 @@ def _still_serves(trial: Trial, what: str) -> None:
         raise UdfFaultError(f"serves no connection after {what}: {error.problem}") from error
 
 
+def _cut_check(
+    name: str, how: str, send: Callable[[Trial, Session], None], *, has_task: bool = True
+) -> Check:
+    """Return the check that the UDF survives a connection that ends early.
+
+    Args:
+        name: see `Check`.
+        how: how the connection ends, for messages: `cut inside a frame`.
+        send: sends something before the end.
+        has_task: whether a task is started first.
+    """
+
+    def run(trial: Trial) -> None:
+        if not has_task:
+            trial.known()
+        with trial.started() if has_task else trial.connected() as session:
+            send(trial, session)
+            session.cut()
+            _ending(trial, session)
+        _still_serves(trial, f"a connection that was {how}")
+
+    return Check(name, f"A connection that is {how} ends alone.", _DISABLED, run, cuts=True)
+
+
+def _send_part_of_a_frame(trial: Trial, session: Session) -> None:
+    frame = REQUESTS.encode(trial.data(10)[0])
+    session.post_bytes(frame[: len(frame) // 2])
+
+
+def _send_init(trial: Trial, session: Session) -> None:
+    session.post(InitRequest(taskID="kapudf-check", options=trial.options or ()))
+
+
 END_CHECKS: Final = (
     Check("half-close", "At the end of its input the UDF closes the connection.", _REPLAY, _closes),
     Check(
         "half-close-in-flight",
-        "What has come before the end of the input is dealt with and answered.",
+        "All input before the end is processed and answered.",
         _REPLAY,
         _answers_what_was_on_its_way,
         cuts=True,
@@ -413,36 +411,17 @@ END_CHECKS: Final = (
     ),
     Check(
         "connections",
-        f"{_CONNECTIONS} connections are served at once, and the end of one ends no other.",
+        f"The UDF serves {_CONNECTIONS} connections at once, and the end of one does not end "
+        "others.",
         "Each task that calls the UDF has one: services/udf/service.go",
         _serves_several,
     ),
-    Check(
-        "cut-at-once",
-        "A connection that is closed without a word ends alone.",
-        _DISABLED,
-        _survives_a_silent_one,
-        cuts=True,
-    ),
-    Check(
-        "cut-in-frame",
-        "A connection that is cut inside a frame ends alone.",
-        _DISABLED,
-        _survives_a_cut_frame,
-        cuts=True,
-    ),
-    Check(
-        "cut-after-init",
-        "A connection that is cut right after Init ends alone.",
-        _DISABLED,
-        _survives_an_unread_one,
-        cuts=True,
-    ),
-    Check(
+    _cut_check("cut-at-once", "closed without any request", lambda *_: None, has_task=False),
+    _cut_check("cut-in-frame", "cut inside a frame", _send_part_of_a_frame),
+    _cut_check("cut-after-init", "cut right after Init", _send_init, has_task=False),
+    _cut_check(
         "cut-in-data",
-        "A connection that is cut with unread data ends alone.",
-        _DISABLED,
-        _survives_a_cut,
-        cuts=True,
+        "cut with unread data",
+        lambda trial, session: session.post(*trial.data(100)),
     ),
 )

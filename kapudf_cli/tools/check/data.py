@@ -1,9 +1,10 @@
-"""What the checks send: options made from what a UDF declares, and points and batches."""
+"""What the checks send: options made from the UDF's declaration, points and batches."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kapudf_cli.handler.batches import Batch
 from kapudf_cli.protocol.udf_pb2 import (
     BOOL,
     DOUBLE,
@@ -11,12 +12,12 @@ from kapudf_cli.protocol.udf_pb2 import (
     INT,
     STRING,
     BeginBatch,
-    EndBatch,
     Option,
     OptionValue,
     Point,
     ValueType,
 )
+from kapudf_cli.tools.recordings.notation import group_id, in_batch, messages_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import InfoResponse
 
-#: The field that generated options name and that every ordinary point has.
+#: The field that generated options name, and that each ordinary point has.
 FIELD: Final = "value"
 
-#: Values that most options accept, for two attempts: a share or a factor, a larger or smaller
-#: count, a field's name.
+#: Two sets of values that most options accept: a share or a factor, a larger or smaller count, the
+#: name of a field.
 _GOOD: Final[Sequence[Mapping[ValueType, OptionValue]]] = (
     {
         BOOL: OptionValue(type=BOOL, boolValue=True),
@@ -48,10 +49,10 @@ _GOOD: Final[Sequence[Mapping[ValueType, OptionValue]]] = (
 
 
 def generated(info: InfoResponse) -> list[list[Option]]:
-    """Return calls of every declared option, as candidates to try in this order."""
+    """Return calls of all declared options: several candidates, best first."""
     return [
         [
-            # An unknown type is a fault of its own, which another check finds.
+            # Another check reports an unknown type.
             Option(name=name, values=[good.get(kind, good[STRING]) for kind in option.valueTypes])
             for name, option in sorted(info.options.items())
         ]
@@ -60,7 +61,7 @@ def generated(info: InfoResponse) -> list[list[Option]]:
 
 
 def mistyped(info: InfoResponse) -> list[Option]:
-    """Return a call of each declared option with values of other types, and one value too many."""
+    """Return a call of each declared option with wrong types, and one value too many."""
     return [
         Option(
             name=name,
@@ -74,12 +75,12 @@ def mistyped(info: InfoResponse) -> list[Option]:
 
 
 def without_values(info: InfoResponse) -> list[Option]:
-    """Return a call of each declared option that takes values, with none."""
+    """Return a call without values of each declared option that takes values."""
     return [Option(name=name) for name, option in sorted(info.options.items()) if option.valueTypes]
 
 
 def named_fields(options: Sequence[Option]) -> list[str]:
-    """Return the names that may be those of fields: every string among the options' values."""
+    """Return all strings among the options' values, as each may name a field; and FIELD."""
     names = [value.stringValue for option in options for value in option.values]
     return sorted({FIELD, *filter(None, names)})
 
@@ -94,7 +95,7 @@ _OUTLIER_EVERY: Final = 100
 
 
 def points(count: int, options: Sequence[Option]) -> Iterator[Point]:
-    """Yield ordinary points, grouped by host: each field that options name is a double."""
+    """Yield ordinary points, grouped by host, with a double for each field that options name."""
     names = named_fields(options)
     for number in range(count):
         host = f"server{number % HOSTS:02}"
@@ -106,7 +107,7 @@ def points(count: int, options: Sequence[Option]) -> Iterator[Point]:
             group=f"host={host}",
             dimensions=["host"],
             tags={"host": host, "cpu": "cpu-total"},
-            # Similar but not equal values, and an outlier now and then.
+            # Similar but unequal values, with a few outliers.
             fieldsDouble=dict.fromkeys(names, _double(number)),
         )
 
@@ -145,7 +146,7 @@ def extremes(options: Sequence[Option]) -> Iterator[Point]:
 
 
 def not_numbers(options: Sequence[Option]) -> Iterator[Point]:
-    """Yield points whose fields are NaN or infinite, as the result of an |eval() can be."""
+    """Yield points with NaN and infinite fields, like results of an |eval()."""
     for value in (float("nan"), float("inf"), float("-inf")):
         (point,) = points(1, options)
         for name in named_fields(options):
@@ -163,33 +164,23 @@ def batch(
     """Yield points as a batch.
 
     Args:
-        inside: the points; fields that Kapacitor leaves out of a batch's points are dropped.
-        host: the group that the batch is of.
-        size: what the begin announces, None for the number of points.
-        by_name: whether it is grouped by measurement too.
+        inside: the points.
+        host: the group of the batch.
+        size: the size in the BeginBatch, None for the number of points.
+        by_name: whether the batch is grouped by measurement too.
     """
-    group = f"cpu\nhost={host}" if by_name else f"host={host}"
     tags = {"host": host}
-    begin = BeginBatch(name="cpu", group=group, tags=tags, byName=by_name)
-    begin.size = len(inside) if size is None else size
-    yield begin
-    last_ns = START_NS
-    for point in inside:
-        last_ns = point.time
-        yield Point(
-            time=point.time,
-            group=group,
-            tags=point.tags,
-            fieldsDouble=point.fieldsDouble,
-            fieldsInt=point.fieldsInt,
-            fieldsString=point.fieldsString,
-            fieldsBool=point.fieldsBool,
-        )
-    yield EndBatch(name="cpu", group=group, tags=tags, tmax=last_ns)
+    group = group_id("cpu", tags, ["host"], by_name=by_name)
+    bare = [in_batch(point, group) for point in inside]
+    tmax_ns = inside[-1].time if inside else START_NS
+    for message in messages_of(Batch("cpu", bare, tags, group, tmax_ns, by_name)):
+        if isinstance(message, BeginBatch) and size is not None:
+            message.size = size
+        yield message
 
 
 def batches(count: int, length: int, options: Sequence[Option]) -> Iterator[DataMessage]:
-    """Yield `count` batches of `length` points each, of several groups in turn."""
+    """Yield `count` batches of `length` points each, whose groups take turns."""
     for number in range(count):
         inside = list(points(length, options))
         for point in inside:

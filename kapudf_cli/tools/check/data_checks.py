@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 # --- data ---
 
-#: As much text as InfluxDB takes in a field is 64 KiB; a node before may have joined several.
+#: InfluxDB limits a field to 64 KiB of text, but an earlier node may have joined several fields.
 _LARGE_TEXT: Final = 1 << 20
 _MANY: Final = 20_000
-#: Where the rules come from that concern all data of an edge.
+#: The sources of rules about all data of an edge.
 _SOURCES: Final = {
     STREAM: "The fields of Point in udf.proto; writePoint in udf/server.go",
     BATCH: "BeginBatch, Point and EndBatch of udf.proto; writeBufferedBatch in udf/server.go",
 }
-_HINT: Final = "It is a hint, 0 where it is not known: SizeHint in edge/messages.go"
+_HINT: Final = "The size is a hint, 0 if it is unknown: SizeHint in edge/messages.go"
 _HUGE: Final = 20_000
 
 
@@ -59,15 +59,15 @@ def _check(
     *,
     edge: EdgeType,
 ) -> Check:
-    """Return the check that a UDF accepts data and its task goes on.
+    """Return the check that a UDF accepts data and its task continues.
 
     Args:
         name: see `Check`.
         rule: see `Check`.
         what: the data, for error messages.
         make: makes the data for a task with these options.
-        source: see `Check`; None for what all messages of the edge are read from.
-        edge: what the UDF must want.
+        source: see `Check`; None for the source about all data of the edge.
+        edge: the edge that the UDF must want.
     """
 
     def run(trial: Trial) -> None:
@@ -121,34 +121,34 @@ def _points_out_of_order(options: Sequence[Option]) -> Iterable[Point]:
 STREAM_CHECKS: Final = (
     _stream_check(
         "point-types",
-        "A point with a field of each type is taken.",
+        "A point with a field of each type is accepted.",
         "a point with a field of each type",
         lambda options: [every_type(options)],
     ),
     _stream_check(
         "point-no-tags",
-        "A point without tags, dimensions or group is taken.",
+        "A point without tags, dimensions or group is accepted.",
         "a point without tags",
         lambda _: [Point(time=START_NS, name="cpu", fieldsDouble={"value": 1.0})],
         "Most measurements of a task without groupBy: writePoint in udf/server.go",
     ),
     _stream_check(
         "point-no-fields",
-        "A point without fields is taken.",
+        "A point without fields is accepted.",
         "a point without fields",
         lambda _: [Point(time=START_NS, name="cpu", tags={"host": "a"})],
         "|delete().field(…) can leave none: delete.go",
     ),
     _stream_check(
         "point-lacks-field",
-        "A point without the field that options name is taken.",
+        "A point without the field that options name is accepted.",
         "a point without the field that options name",
         _point_without_the_field,
         "Points of one measurement need not have the same fields: InfluxDB's line protocol",
     ),
     _stream_check(
         "point-other-type",
-        "A point whose field is of another type than before is taken.",
+        "A point whose field is of another type than before is accepted.",
         "a point with text in the field that options name",
         _point_of_another_type,
         "Different databases may have different types; kapacitord does not check: writePoint in "
@@ -156,45 +156,45 @@ STREAM_CHECKS: Final = (
     ),
     _stream_check(
         "point-text",
-        "Text that is not ASCII, and text that needs escapes, is taken everywhere.",
+        "Text that is not ASCII, and text that needs escapes, is accepted everywhere.",
         "a point with text that is not ASCII",
         _point_with_text,
         "Strings of proto3 are UTF-8",
     ),
     _stream_check(
         "point-extremes",
-        "The largest and smallest times, integers and doubles are taken.",
+        "The largest and smallest times, integers and doubles are accepted.",
         "points with the largest and smallest values",
         extremes,
         "int64 and double of udf.proto",
     ),
     _stream_check(
         "point-no-number",
-        "Fields that are NaN or infinite are taken.",
+        "Fields that are NaN or infinite are accepted.",
         "points with NaN and infinite fields",
         not_numbers,
-        "An |eval() can give them: a lambda's division by zero",
+        "The result of an |eval() can be such a value: a division by zero",
     ),
     _stream_check(
         "point-large",
-        "A point of a megabyte is taken.",
+        "A point of a megabyte is accepted.",
         "a point of a megabyte",
         _large_point,
         "There is no limit on a message in udf/agent/io.go",
     ),
     _stream_check(
         "point-order",
-        "Points that go back in time are taken.",
+        "Points that go back in time are accepted.",
         "points that go back in time",
         _points_out_of_order,
-        "Kapacitor passes points on as they are written: no order is promised",
+        "Kapacitor forwards points in the order in which they were written",
     ),
     _stream_check(
         "point-many",
-        f"{_MANY} points at full speed are taken, while answers are read.",
+        f"{_MANY} points at full speed are accepted, while answers are read.",
         f"{_MANY} points at full speed",
         lambda options: points(_MANY, options),
-        "There is no flow control but that of the connection: udf/server.go",
+        "The connection is the only flow control: udf/server.go",
     ),
 )
 
@@ -234,82 +234,82 @@ def _batch_without_the_field(options: Sequence[Option]) -> Iterable[DataMessage]
 BATCH_CHECKS: Final = (
     _batch_check(
         "batch-types",
-        "A batch whose points have fields of each type is taken.",
+        "A batch whose points have fields of each type is accepted.",
         "a batch with fields of each type",
         lambda options: batch([every_type(options)] * 3),
     ),
     _batch_check(
         "batch-empty",
-        "A batch without points is taken.",
+        "A batch without points is accepted.",
         "a batch without points",
         lambda _: batch([]),
-        "A query that finds nothing gives one: writeBufferedBatch in udf/server.go",
+        "The result of a query without points: writeBufferedBatch in udf/server.go",
     ),
     _batch_check(
         "batch-tiny",
-        "A batch of one point is taken.",
+        "A batch of one point is accepted.",
         "a batch of one point",
         lambda options: batch(list(points(1, options))),
     ),
     _batch_check(
         "batch-huge",
-        f"A batch of {_HUGE} points is taken.",
+        f"A batch of {_HUGE} points is accepted.",
         f"a batch of {_HUGE} points",
         lambda options: batch(list(points(_HUGE, options))),
         "A window of a busy stream has as many; there is no limit in udf/server.go",
     ),
     _batch_check(
         "batch-unknown-size",
-        "A batch of points whose begin says size 0 is taken.",
+        "A batch of points whose begin says size 0 is accepted.",
         "a batch whose size was not known",
         lambda options: batch(list(points(10, options)), size=0),
         _HINT,
     ),
     _batch_check(
         "batch-wrong-size",
-        "A batch with more points than its begin says is taken.",
+        "A batch with more points than its begin says is accepted.",
         "a batch with more points than announced",
         lambda options: batch(list(points(10, options)), size=3),
         _HINT,
     ),
     _batch_check(
         "batch-bare",
-        "A batch without group or tags, of points without fields, is taken.",
+        "A batch without group or tags, of points without fields, is accepted.",
         "a batch of points without fields",
         _bare_batch,
         "A task without groupBy has no tags; |delete() can leave no field",
     ),
     _batch_check(
         "batch-lacks-field",
-        "A batch whose points lack the field that options name, or have text in it, is taken.",
+        "A batch whose points lack the field that options name, or have text in it, is accepted.",
         "a batch of points without the field that options name",
         _batch_without_the_field,
         "Points of one measurement need not have the same fields: InfluxDB's line protocol",
     ),
     _batch_check(
         "batch-text",
-        "Text that is not ASCII, and text that needs escapes, is taken everywhere.",
+        "Text that is not ASCII, and text that needs escapes, is accepted everywhere.",
         "a batch with text that is not ASCII",
         _batch_with_text,
         "Strings of proto3 are UTF-8",
     ),
     _batch_check(
         "batch-extremes",
-        "The largest and smallest values are taken, and NaN and infinite ones.",
+        "The largest and smallest values are accepted, and NaN and infinite ones.",
         "a batch with the largest and smallest values",
         lambda options: batch([*extremes(options), *not_numbers(options)]),
-        "int64 and double of udf.proto; an |eval() can give what is no number",
+        "int64 and double of udf.proto; the result of an |eval() can be NaN",
     ),
     _batch_check(
         "batch-by-name",
-        "A batch that is grouped by measurement is taken; its end does not say so.",
+        "A batch that is grouped by measurement is accepted; its end does not say so.",
         "a batch grouped by measurement",
         lambda options: batch(list(points(3, options)), by_name=True),
         "writeEndBatch in udf/server.go leaves byName out",
     ),
     _batch_check(
         "batch-many",
-        "Batches of several groups in turn are taken.",
+        "Batches of several groups in turn are accepted.",
         "400 batches of several groups",
         lambda options: batches(400, 10, options),
     ),
@@ -318,12 +318,9 @@ BATCH_CHECKS: Final = (
 
 # --- snapshots ---
 
-_ASKED: Final = (
-    "Kapacitor asks for one again and again, from a minute after the task's start: "
-    "[task] snapshot-interval"
-)
+_ASKED: Final = "Kapacitor asks for one at each snapshot-interval of [task], one minute by default"
 _GIVEN_BACK: Final = (
-    "Kapacitor gives it back when the task starts again, and the task fails if that fails: "
+    "Kapacitor restores it when the task starts again; if that fails, the task fails: "
     "Restore in udf/server.go"
 )
 _SNAPSHOT_POINTS: Final = 100
@@ -382,7 +379,7 @@ def _keeps_what_was_restored(trial: Trial) -> None:
         restored = drain(session.snapshot())
     if restored == unused:
         problem = (
-            "took its own snapshot back with success, and forgot it: its next one is that of a "
+            "restored its own snapshot with success, and forgot it: its next one is that of a "
             "task without any data"
         )
         raise UdfFaultError(problem)
@@ -393,14 +390,14 @@ def _answers_a_foreign_one(trial: Trial) -> None:
         with trial.started() as session:
             response = _send_restore(session, snapshot)
         if not response.success and not response.error.strip():
-            raise UdfFaultError("refused a snapshot that is not its own without a reason")
+            raise UdfFaultError("refused a snapshot of another UDF without a reason")
 
 
 def _restore(session: Session, snapshot: bytes) -> None:
-    """Give a snapshot of the UDF back.
+    """Restore a snapshot of the UDF.
 
     Raises:
-        NotApplicableError: it is empty.
+        NotApplicableError: the snapshot is empty.
         UdfFaultError: the UDF refuses it.
     """
     if not snapshot:
@@ -419,40 +416,40 @@ def _send_restore(session: Session, snapshot: bytes) -> RestoreResponse:
 SNAPSHOT_CHECKS: Final = (
     Check(
         "snapshot-before-data",
-        "A snapshot is given before any data has come.",
+        "The UDF gives a snapshot before any data.",
         _ASKED,
         _before_data,
     ),
-    Check("snapshot-after-data", "A snapshot is given between data.", _ASKED, _after_data),
+    Check("snapshot-after-data", "The UDF gives a snapshot between data.", _ASKED, _after_data),
     Check(
         "snapshot-in-batch",
-        "A snapshot is given inside a batch.",
+        "The UDF gives a snapshot inside a batch.",
         f"{_ASKED}; it does not wait for the end of a batch",
         _inside_a_batch,
     ),
     Check(
         "restore-unused",
-        "The UDF's own snapshot of before any data is restored with success.",
+        "The UDF restores its own snapshot from before any data.",
         _GIVEN_BACK,
         _restores_an_unused_one,
     ),
     Check(
         "restore-used",
-        "The UDF's own snapshot of after data is restored with success, and it goes on from there.",
+        "The UDF restores its own snapshot from after data, and accepts more data.",
         _GIVEN_BACK,
         _restores_a_used_one,
     ),
     Check(
         "restore-keeps",
-        "What was restored is there: a snapshot right after Restore is not that of a new task.",
+        "The restored state is used: a snapshot right after Restore is not that of a new task.",
         _GIVEN_BACK,
         _keeps_what_was_restored,
     ),
     Check(
         "restore-foreign",
-        "A snapshot that is not its own is taken, or refused with a reason.",
-        "Kapacitor keeps snapshots by task and node, so new code gets those of the old: issues 679 "
-        "and 757 of influxdata/kapacitor",
+        "A snapshot of another UDF is accepted, or refused with a reason.",
+        "Kapacitor stores snapshots by task and node, so new code gets those of old code: issues "
+        "679 and 757 of influxdata/kapacitor",
         _answers_a_foreign_one,
     ),
 )

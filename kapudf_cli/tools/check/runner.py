@@ -1,4 +1,4 @@
-"""Runs the checks, one after the other."""
+"""Run the checks, one after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.tools.check.trial import Trial
 
-#: All checks, in the order in which they build on each other.
+#: All checks. Some need the results of earlier ones.
 CHECKS: Final[Sequence[Check]] = (
     *connection_checks.INFO_CHECKS,
     *connection_checks.INIT_CHECKS,
@@ -29,7 +29,7 @@ _NOT_CUT: Final = "it cuts connections, which may end the UDF and its tasks; --c
 
 
 def run(trial: Trial, checks: Sequence[Check] = CHECKS) -> Iterator[Result]:
-    """Run checks, and yield the result of each when it is known.
+    """Run checks, and yield each result as soon as it is known.
 
     Raises:
         TargetError: there is nothing to connect to.
@@ -54,7 +54,7 @@ def run(trial: Trial, checks: Sequence[Check] = CHECKS) -> Iterator[Result]:
                     raise
                 outcome, reason = Outcome.FAILED, f"cannot be connected to: {error.problem}"
             if not gone and outcome is not Outcome.NOT_APPLICABLE and trial.is_gone():
-                # The next check would be blamed for what this one found.
+                # Otherwise the next check would be blamed.
                 outcome, gone = Outcome.FAILED, f"the UDF is gone; see {check.name}"
                 reason = f"{reason}; " if reason else ""
                 reason += "the UDF no longer serves its socket, and all of its tasks have ended"

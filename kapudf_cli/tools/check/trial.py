@@ -1,4 +1,4 @@
-"""A run of checks over one UDF: what a check is, and what all checks work with."""
+"""The base of all checks: `Check` and `Result`, and `Trial`, which has the UDF and connects."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
-from kapudf_cli.client import CommandTarget, SocketTarget
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.driver import ask_info
 from kapudf_cli.client.errors import ProbeError, TargetError, UdfFaultError
 from kapudf_cli.client.session import Session, drain
+from kapudf_cli.client.target import SocketTarget
 from kapudf_cli.errors import KapudfError
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
@@ -27,20 +28,19 @@ from kapudf_cli.tools.check.data import HOSTS, batches, generated, points
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from kapudf_cli.client import Target
+    from kapudf_cli.client.target import Target
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType, Option
 
-#: A check on one connection ends after so many timeouts. Otherwise a UDF that never stops
+#: The time limit of a check on one connection, in timeouts. Without it, a UDF that never stops
 #: sending keepalives would block the run.
 _MAX_TIMEOUTS: Final = 12
-#: The longest check sends some ten thousand messages. A UDF that answers each with a hundred
-#: is not known.
+#: The longest check sends 20,000 points. No known UDF answers each of them with a hundred.
 _MAX_MESSAGES: Final = 2_000_000
 
 
 class NotApplicableError(KapudfError):
-    """The rule does not apply to this UDF, for the reason that the message gives."""
+    """A rule does not apply to this UDF; the message gives the reason."""
 
 
 class Outcome(enum.StrEnum):
@@ -57,12 +57,12 @@ class Check:
 
     Attributes:
         name: short, unique, of words with hyphens.
-        rule: what a UDF has to do, in a sentence.
-        source: where the rule comes from.
-        run: tests it; raises UdfFaultError if the UDF breaks it, and NotApplicableError if it
-            does not apply to this UDF.
-        cuts: whether it ends connections that the UDF still writes to, as Kapacitor does
-            when a task is disabled. The server of a UDF that cannot handle that may exit.
+        rule: what a UDF must do, in a sentence.
+        source: the source of the rule.
+        run: tests the rule; raises UdfFaultError if the UDF breaks it, and NotApplicableError
+            if the rule does not apply.
+        cuts: whether the check ends connections that the UDF still writes to, as Kapacitor
+            does when a task is disabled. The server of a UDF that cannot handle this may exit.
     """
 
     name: str
@@ -91,15 +91,15 @@ class Result:
 
 @dataclass
 class Trial:
-    """One run over one UDF. Close it, or use it as a context manager.
+    """A run of checks on one UDF. Use it as a context manager.
 
     Attributes:
         target: the UDF.
-        timeout_s: how long it may take for each answer, as in kapacitor.conf.
-        may_cut: whether to run checks that end connections the UDF still writes to.
-        given_options: the options that the user wants at Init, None to generate them.
-        info: the UDF's answer to Info; None until the first check has asked.
-        options: what is sent at Init; None until a check has found options that are accepted.
+        timeout_s: how long each answer may take, as in kapacitor.conf.
+        may_cut: whether to run checks with `cuts`.
+        given_options: the user's options for Init, None to generate them.
+        info: the UDF's answer to Info, None until the first check has asked.
+        options: the options for Init, None until a check has found options that are accepted.
     """
 
     target: Target
@@ -124,7 +124,7 @@ class Trial:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[Session]:
-        """Open a connection, and end it without a test of how the UDF ends it."""
+        """Open a connection; afterwards, end it without checking how the UDF ends it."""
         with self.target.open(timeout_s=self.timeout_s) as connection:
             session = Session(
                 connection,
@@ -136,7 +136,7 @@ class Trial:
             )
             yield session
             drain(session.settle())
-            # Only the checks that are about it close a connection at once.
+            # Read to the end: only the checks of cuts close a connection at once.
             session.part()
 
     @contextlib.contextmanager
@@ -153,7 +153,7 @@ class Trial:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[Session]:
-        """Give a connection with a task that several checks use, one after the other.
+        """Yield a connection with a task that several checks use, one after the other.
 
         Starting a process for each check would take most of the time of a run. A connection
         on which a check failed is not used again.
@@ -166,7 +166,7 @@ class Trial:
         session.restart_limit()
         try:
             yield session
-            # What the UDF still answers belongs to this check.
+            # Answers that are still to come belong to this check.
             drain(session.settle())
         except BaseException:
             self._failed_on_used = not is_new
@@ -175,7 +175,7 @@ class Trial:
             raise
 
     def take_shared(self) -> contextlib.AbstractContextManager[Session]:
-        """Give the shared connection, or a new one, to a check that ends it."""
+        """Return the shared connection, or a new one, for a check that ends it."""
         shared, self._shared = self._shared, None
         if shared is None:
             return self.started()
@@ -206,7 +206,7 @@ class Trial:
             raise UdfFaultError(problem) from first
 
     def is_gone(self) -> bool:
-        """Return whether the server at the socket has ended."""
+        """Return whether the server at the socket has exited."""
         if not isinstance(self.target, SocketTarget):
             # A process or a handler is started for each connection.
             return False
@@ -226,7 +226,7 @@ class Trial:
 
     @property
     def sees_endings(self) -> bool:
-        """Whether it can be seen how a process or a handler ends."""
+        """Whether the end of a process or a handler can be seen."""
         return not isinstance(self.target, SocketTarget)
 
     # --- what is sent ---
@@ -244,7 +244,9 @@ class Trial:
         """Start a task with the options that were accepted before."""
         response = self.init(session, self.options or ())
         if not response.success:
-            problem = f"refused options that it had taken before: {response.error or 'no reason'}"
+            problem = (
+                f"refused options that it had accepted before: {response.error or 'no reason'}"
+            )
             raise UdfFaultError(problem)
 
     def data(self, count: int) -> list[DataMessage]:
@@ -255,7 +257,7 @@ class Trial:
         return list(batches(HOSTS, count // HOSTS, options))
 
     def snapshots(self, count: int) -> tuple[bytes, bytes]:
-        """Return a snapshot from before any data and one from after `count` points."""
+        """Return two snapshots: one from before any data and one from after `count` points."""
         if self._snapshots is None:
             with self.started() as session:
                 unused = drain(session.snapshot())
@@ -272,7 +274,7 @@ class Trial:
             NotApplicableError: it did not answer.
         """
         if self.info is None:
-            raise NotApplicableError("it did not say what it is; see info")
+            raise NotApplicableError("it did not answer Info; see info")
         return self.info
 
     def needs_task(self) -> None:
@@ -295,7 +297,7 @@ class Trial:
         self.needs(BATCH)
 
     def candidates(self) -> list[Sequence[Option]]:
-        """Return what to try at Init, best first."""
+        """Return the options to try at Init, best first."""
         if self.given_options is not None:
             return [self.given_options]
         info = self.known()

@@ -1,4 +1,4 @@
-"""What a load run sends over and over: points of a given shape, encoded once."""
+"""The data of a load run: points of a given shape, encoded once and sent repeatedly."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from kapudf_cli.handler.batches import Batch
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
+from kapudf_cli.tools.recordings.notation import group_id, in_batch, messages_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage, RequestMessage
     from kapudf_cli.protocol.udf_pb2 import Option
 
-#: What telegraf's `cpu` measures, in per cent.
+#: The fields of telegraf's `cpu`, in per cent.
 _CPU_FIELDS: Final = (
     "usage_guest",
     "usage_guest_nice",
@@ -36,12 +38,12 @@ _STEP_NS: Final = 1_000_000
 
 @dataclass(frozen=True)
 class Unit:
-    """What is due at one moment: a point, or a whole batch.
+    """The data that is due at one time: a point, or a whole batch.
 
     Attributes:
         frames: each message as a frame.
-        data: all of them.
-        points: how many points.
+        data: the frames joined.
+        points: the number of points.
     """
 
     frames: tuple[bytes, ...]
@@ -51,11 +53,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Work:
-    """What one connection sends over and over.
+    """The data of one connection, a block of messages that is sent repeatedly.
 
     Attributes:
-        messages: the messages of one block.
-        options: what Init calls.
+        messages: the messages of the block.
+        options: the options in Init.
     """
 
     messages: Sequence[RequestMessage]
@@ -63,12 +65,12 @@ class Work:
 
     @property
     def points(self) -> int:
-        """How many points a block has."""
+        """The number of points in the block."""
         return sum(isinstance(message, Point) for message in self.messages)
 
     @cached_property
     def units(self) -> list[Unit]:
-        """The block, cut into what is due at one moment."""
+        """The block, split into units that are due at one time."""
         units: list[Unit] = []
         frames: list[bytes] = []
         points = 0
@@ -86,7 +88,7 @@ class Work:
 
 
 def head_bytes(frame: bytes) -> int:
-    """Return how many bytes the length of a frame takes; Kapacitor writes them separately."""
+    """Return the number of bytes of a frame's length. Kapacitor writes the length separately."""
     size = 1
     while frame[size - 1] > 0x7F:  # noqa: PLR2004 - the high bit says that more follows
         size += 1
@@ -98,9 +100,9 @@ class Shape:
     """The shape of the points; the default is telegraf's `cpu` of eight hosts.
 
     Attributes:
-        fields: how many double fields; the first ten are named as telegraf names them.
-        tags: how many tags; the last one distinguishes the groups.
-        groups: how many groups; the points belong to each in turn.
+        fields: the number of double fields; the first ten have telegraf's names.
+        tags: the number of tags; the last one has another value in each group.
+        groups: the number of groups; the points take turns.
     """
 
     fields: int = len(_CPU_FIELDS)
@@ -108,7 +110,7 @@ class Shape:
     groups: int = 8
 
     def points(self, count: int) -> Iterator[Point]:
-        """Yield `count` points; the same in every run."""
+        """Yield `count` points, the same in every run."""
         chance = random.Random(1)  # noqa: S311 - the same points in every run
         names = [*_CPU_FIELDS, *(f"field{n:02}" for n in range(len(_CPU_FIELDS), self.fields))]
         for number in range(count):
@@ -125,11 +127,13 @@ class Shape:
             )
 
     def batches(self, count: int, length: int) -> Iterator[DataMessage]:
-        """Yield `count` points as batches of `length`, each of one group, the groups in turn."""
+        """Yield `count` points in batches of `length`; the groups take turns."""
         points = list(self.points(count))
         for number, start in enumerate(range(0, count, length)):
             tags = self._tags(number % self.groups)
-            yield from _batch(points[start : start + length], tags)
+            group = _group(tags)
+            inside = [in_batch(point, group) for point in points[start : start + length]]
+            yield from messages_of(Batch("cpu", inside, tags, group))
 
     def _tags(self, group: int) -> dict[str, str]:
         tags = {"cpu": "cpu-total"} if self.tags > 1 else {}
@@ -140,12 +144,4 @@ class Shape:
 
 
 def _group(tags: dict[str, str]) -> str:
-    return ",".join(f"{name}={tags[name]}" for name in sorted(tags))
-
-
-def _batch(points: Sequence[Point], tags: dict[str, str]) -> Iterator[DataMessage]:
-    group = _group(tags)
-    yield BeginBatch(name="cpu", group=group, tags=tags, size=len(points))
-    for point in points:
-        yield Point(time=point.time, group=group, tags=tags, fieldsDouble=point.fieldsDouble)
-    yield EndBatch(name="cpu", group=group, tags=tags, tmax=points[-1].time)
+    return group_id("cpu", tags, sorted(tags), by_name=False)

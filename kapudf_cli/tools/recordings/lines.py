@@ -1,4 +1,4 @@
-"""Read a text file line by line, within bounds, and count what becomes a record."""
+"""Read a text file line by line, within limits, and count lines and records."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 #: Called with the error for an ill-formed record; it raises, or returns to skip the record.
 Refuse: TypeAlias = Callable[[RecordingError], None]
 
-#: InfluxDB takes no string above 64 KB, and a point of many fields has a few of those at most.
+#: InfluxDB refuses strings over 64 KB, and a point has a few such strings at most.
 MAX_POINT_BYTES: Final = 1024 * 1024
-#: A batch is one line, and is in memory as a whole, where it takes some ten times as
-#: much. Kapacitor sets no limit; this is 200,000 points of two tags and ten fields.
+#: A batch is one line. The whole batch is in memory, where it takes about ten times as much.
+#: Kapacitor has no limit; this is enough for 200,000 points with two tags and ten fields.
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
-#: How much is read in search of the next record. This bounds the time that a compressed
-#: file of a few megabytes can take without giving anything.
+#: How much to read in search of the next record. This limits the time for a compressed file of
+#: a few megabytes that has no records.
 MAX_GAP_BYTES: Final = 128 * 1024 * 1024
 
 _SKIP_BYTES: Final = 64 * 1024
-#: What reading an empty line costs, in bytes of MAX_GAP_BYTES.
+#: What each line adds to the gap, besides its length.
 _LINE_COST: Final = 256
-#: How much of a line that is too long is kept, to tell whether it is a comment.
+#: How much of a line that is too long is kept, to detect comments.
 _KEPT_BYTES: Final = 100
 
 
@@ -40,11 +40,11 @@ class Line:
     """A line of the file.
 
     Attributes:
-        number: from 1.
+        number: the first line is 1.
         text: the line without its line feed. A carriage return is kept, as it may be part of
-            a string. Bytes that are not UTF-8 are surrogates. Only the beginning is kept of a
-            line that is too long.
-        problem: why it cannot be a record, None if nothing is wrong with it as a line.
+            a string. Bytes that are not UTF-8 are surrogates. Of a line that is too long, only
+            the beginning is kept.
+        problem: why the line cannot be part of a record; None if it can.
     """
 
     number: int
@@ -53,18 +53,18 @@ class Line:
 
     @property
     def is_blank(self) -> bool:
-        """Whether it holds white space only."""
+        """Whether it has only white space."""
         return not self.text.strip(" \t\0\r")
 
 
 @dataclass
 class Tally:
-    """The number of lines read, by what they are. Their sum is that of all lines read.
+    """Counts of records and lines. Each line read is in one of the last three counts.
 
     Attributes:
-        records: the number of points or batches.
-        empty_batches: the number of batches without points, which are not among `records`.
-        in_records: lines that belong to a record.
+        records: points or batches, without empty batches.
+        empty_batches: batches without points.
+        in_records: lines of records.
         passed_over: blank lines, comments and headers.
         refused: lines that were reported as errors.
     """
@@ -77,15 +77,15 @@ class Tally:
 
 
 class LineReader:
-    """Reads lines and keeps the tally.
+    """Reads lines and counts them.
 
     Every line that is read must be passed to `accept`, `pass_over`, `refuse` or `unread`.
 
     Attributes:
-        name: what the file is called in messages.
-        tally: what the lines read so far are.
-        max_line_bytes: the length up to which a line is kept.
-        max_json_bytes: the same for lines that begin with `{`.
+        name: the name of the file in messages.
+        tally: the counts of the lines read so far.
+        max_line_bytes: the maximum length of a line.
+        max_json_bytes: the maximum length of a line that begins with `{`.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class LineReader:
         tally: Tally | None = None,
         max_json_bytes: int | None = None,
     ) -> None:
-        """Read from the current position of the file, which is its beginning.
+        """Read a file from its beginning.
 
         Args:
-            file: a buffered file.
-            name: what it is called in messages.
+            file: a buffered file, at its beginning.
+            name: the name of the file in messages.
             refuse: called with the error for each ill-formed record.
             tally: shared by the members of a zip.
             max_json_bytes: the initial value; MAX_BATCH_BYTES if None.
@@ -121,7 +121,7 @@ class LineReader:
         """Return the next line, None at the end.
 
         Raises:
-            RecordingError: the file cannot be read on, or had no record for too long.
+            RecordingError: reading fails, or there was no record for too long.
         """
         if self._unread:
             return self._unread.popleft()
@@ -147,11 +147,11 @@ class LineReader:
             return Line(self._number, text, problem)
 
     def unread(self, lines: Iterable[Line]) -> None:
-        """Let lines be read again, the first of them first."""
+        """Put lines back, so that `read` returns them again in this order."""
         self._unread.extendleft(reversed(list(lines)))
 
     def accept(self, lines: int = 1) -> None:
-        """Count a record of so many lines."""
+        """Count a record with this number of lines."""
         self.tally.records += 1
         self.tally.in_records += lines
         self._gap_bytes = 0
@@ -163,11 +163,11 @@ class LineReader:
         self._gap_bytes = 0
 
     def pass_over(self, lines: int = 1) -> None:
-        """Count lines that are blank, comments or headers."""
+        """Count blank lines, comments or headers."""
         self.tally.passed_over += lines
 
     def refuse(self, line: Line, reason: str, *, lines: int = 1) -> None:
-        """Count and report an ill-formed record of so many lines."""
+        """Count and report an ill-formed record with this number of lines."""
         self.tally.refused += lines
         self._refuse(RecordingError(f"{self.name}: line {line.number}", reason))
 
@@ -176,7 +176,7 @@ class LineReader:
         return self.max_json_bytes if is_json else self.max_line_bytes
 
     def _read_line(self) -> bytes:
-        """Return a line, or more than the limit of one that is too long."""
+        """Return a line, or the beginning of a line that is longer than the limit."""
         data = self._read_piece(self.max_line_bytes + 1)
         if len(data) > self.max_line_bytes and not data.endswith(b"\n"):
             limit = self._limit(data.removeprefix(codecs.BOM_UTF8))
@@ -195,7 +195,7 @@ class LineReader:
         """Return the next line, or its beginning.
 
         Raises:
-            RecordingError: the file cannot be read on, or had no record for too long.
+            RecordingError: reading fails, or there was no record for too long.
         """
         if self._gap_bytes > MAX_GAP_BYTES:
             reason = (
@@ -209,13 +209,13 @@ class LineReader:
             reason = f"the compressed data are damaged or cut off {self._place()}"
             raise RecordingError(self.name, f"{reason}: {error}") from error
         except OSError as error:
-            reason = f"cannot be read on {self._place()}: {error.strerror or error}"
+            reason = f"cannot be read {self._place()}: {error.strerror or error}"
             raise RecordingError(self.name, reason) from error
         self._gap_bytes += len(data) + _LINE_COST
         return data
 
     def _place(self) -> str:
-        # A file is read ahead, so the damage may be further on.
+        # Files are read ahead, so the damage may be in a later line.
         if not self._number:
             return "before any line could be read"
         return f"somewhere after line {self._number}"

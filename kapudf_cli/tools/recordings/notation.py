@@ -1,4 +1,4 @@
-"""Groups and times as Kapacitor writes them."""
+"""Groups, batches and times as Kapacitor writes them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kapudf_cli.handler.batches import batch_messages
 from kapudf_cli.handler.points import time_ns
+from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from kapudf_cli.protocol.udf_pb2 import Point
+    from kapudf_cli.handler.batches import Batch
+    from kapudf_cli.protocol.codec import DataMessage
 
 _TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII
@@ -22,11 +25,11 @@ _TIME = re.compile(
 def group_id(
     name: str, tags: Mapping[str, str], dimensions: Sequence[str], *, by_name: bool
 ) -> str:
-    """Return what Kapacitor calls a group (`ToGroupID` in its models/point.go).
+    """Return Kapacitor's name of a group (`ToGroupID` in its models/point.go).
 
     Args:
         name: the measurement.
-        tags: the tags of a point; one that it lacks counts as empty.
+        tags: the tags of a point; a missing tag counts as empty.
         dimensions: the tags to group by, in order.
         by_name: whether to group by measurement as well.
     """
@@ -38,11 +41,11 @@ def group_id(
 
 @dataclass(frozen=True)
 class Grouping:
-    """What a stream is grouped by, as by `|groupBy('host')`, `|groupBy(*)` and `.byMeasurement()`.
+    """The grouping of a stream, as by `|groupBy('host')`, `|groupBy(*)` and `.byMeasurement()`.
 
     Attributes:
-        tags: the tags; None stands for all that each point has.
-        by_name: whether by measurement as well.
+        tags: the tags to group by; None for all tags of each point.
+        by_name: whether to group by measurement as well.
     """
 
     tags: tuple[str, ...] | None = ()
@@ -58,11 +61,32 @@ class Grouping:
         point.group = group_id(point.name, tags, dimensions, by_name=self.by_name)
 
 
+def in_batch(point: Point, group: str) -> Point:
+    """Return a copy of a point for a batch of a group: with time, group, tags and fields only."""
+    bare = Point()
+    bare.CopyFrom(point)
+    for name in ("name", "database", "retentionPolicy", "dimensions", "byName"):
+        bare.ClearField(name)
+    bare.group = group
+    return bare
+
+
+def messages_of(batch: Batch) -> Iterator[DataMessage]:
+    """Yield the messages of a batch as Kapacitor sends them, without `byName` in the EndBatch.
+
+    See `writeEndBatch` in Kapacitor's udf/server.go.
+    """
+    for message in batch_messages(batch):
+        if isinstance(message, EndBatch):
+            message.ClearField("byName")
+        yield message
+
+
 def read_time(text: str) -> int:
-    """Return a time of RFC 3339 as nanoseconds since the epoch, which `datetime` would truncate.
+    """Return a time in RFC 3339 as nanoseconds since the epoch; `datetime` would truncate it.
 
     Raises:
-        ValueError: it is not a time of RFC 3339.
+        ValueError: the text is not a time in RFC 3339.
     """
     found = _TIME.fullmatch(text)
     if found is None:
@@ -75,7 +99,7 @@ def read_time(text: str) -> int:
 
 
 def write_time(nanoseconds: int) -> str:
-    """Return nanoseconds since the epoch as a time in UTC, without zeros at the fraction's end."""
+    """Return nanoseconds since the epoch as a time in UTC, without trailing zeros."""
     seconds, fraction = divmod(nanoseconds, 10**9)
     whole = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)  # noqa: DTZ001 - it is UTC
     decimals = f".{fraction:09d}".rstrip("0") if fraction else ""

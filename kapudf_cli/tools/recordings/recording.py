@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 STDIN: Final = "-"
 
 _GZIP: Final = b"\x1f\x8b"
-#: The beginnings of a zip with members and of one without.
+#: The first bytes of a zip with members, and of an empty zip.
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")
 _HEAD_BYTES: Final = 4
 _BUFFER_BYTES: Final = 256 * 1024
 
-#: Detection looks at so many lines, and at so many characters, but at one line at least.
+#: How much of the file detection reads, but at least one line.
 _DETECTION_LINES: Final = 60
 _DETECTION_CHARACTERS: Final = 256 * 1024
-#: The names of database and retention policy may both be empty, but not more.
+#: Database and retention policy may both be empty.
 _LEADING_BLANKS: Final = 2
 
-#: A zip has a member for each query of a task. One batch of each is held in memory.
+#: A zip has a member for each query of a task. Memory holds one batch of each.
 _MAX_MEMBERS: Final = 256
 _MAX_HELD_BYTES: Final = 8 * MAX_BATCH_BYTES
-#: How much of a zip from standard input is copied to disk.
+#: The maximum size of a zip from standard input, which is copied to disk.
 _MAX_SPOOLED_BYTES: Final = 4 * 1024**3
 
 
@@ -63,11 +63,11 @@ class Recording:
     """An open recording.
 
     Attributes:
-        name: what it is called in messages.
+        name: its name in messages.
         kind: its format.
-        size_bytes: the size of the file as it is stored, None of a pipe.
-        tally: what the lines read so far are.
-        records: its points or its batches; can be iterated over once.
+        size_bytes: the size of the stored file, None for a pipe.
+        tally: the counts of the lines read so far.
+        records: its points or batches; can be iterated over once.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Recording:
 
     @property
     def read_bytes(self) -> int:
-        """How much of the file has been read, as it is stored."""
+        """How many bytes of the stored file have been read."""
         return self._file.tell()
 
 
@@ -91,13 +91,13 @@ def open_recording(
 
     Args:
         path: the file.
-        precision: the unit of timestamps of line protocol; see `line_parser.PRECISIONS`.
+        precision: the unit of timestamps in line protocol; see `line_protocol.PRECISIONS`.
         refuse: called with the error for each ill-formed record.
         kind: its format; detected from its content if None.
 
     Raises:
-        RecordingError: there is no such file, it is damaged or empty, or not of this kind;
-            while it is read as well.
+        RecordingError: the file does not exist, is damaged or empty, or has another format.
+            Iterating over the records raises it too.
     """
     name = "standard input" if path == STDIN else path
     with contextlib.ExitStack() as undo:
@@ -142,12 +142,12 @@ def _records(
 
 
 def _detect(lines: LineReader, name: str, *, live: bool) -> Kind:
-    """Return the format that explains most of the first lines. They can be read again.
+    """Return the format that fits most of the first lines. They can be read again.
 
     Args:
         lines: the recording.
-        name: what it is called in messages.
-        live: whether to read no more lines than needed, as more may come only later.
+        name: its name in messages.
+        live: whether to read as few lines as possible, because later ones may take a while.
 
     Raises:
         RecordingError: there are only blank lines.
@@ -161,7 +161,7 @@ def _detect(lines: LineReader, name: str, *, live: bool) -> Kind:
         short = first.problem is None and len(text) <= MAX_POINT_BYTES
         kind = Kind.LINES if short and is_point(text) else Kind.BATCH
     elif text.startswith(("#", "> ")) or is_point(text):
-        # Neither is the name of a database.
+        # A database does not have such a name.
         kind = Kind.LINES
     else:
         kind = _detect_by_records(lines, head, live=live)
@@ -170,7 +170,7 @@ def _detect(lines: LineReader, name: str, *, live: bool) -> Kind:
 
 
 def _first_line(lines: LineReader, head: list[Line]) -> Line | None:
-    """Return the first line that is not blank; add it and blank ones before it to `head`."""
+    """Return the first line that is not blank; add it, and blank lines before it, to `head`."""
     while (line := lines.read()) is not None:
         if not line.is_blank or len(head) < _LEADING_BLANKS:
             head.append(line)
@@ -182,7 +182,7 @@ def _first_line(lines: LineReader, head: list[Line]) -> Line | None:
 
 
 def _detect_by_records(lines: LineReader, head: list[Line], *, live: bool) -> Kind:
-    """Return the format for which more lines make records; add the lines read to `head`."""
+    """Return the format in which more lines belong to records; add the lines read to `head`."""
     length = len(head[-1].text)
     while len(head) < _DETECTION_LINES and length <= _DETECTION_CHARACTERS:
         if live and (_tally(read_stream, head).records or _tally(read_lines, head).records):
@@ -197,7 +197,7 @@ def _detect_by_records(lines: LineReader, head: list[Line], *, live: bool) -> Ki
 
 
 def _tally(read: Callable[[LineReader, str], Iterator[Point]], head: Sequence[Line]) -> Tally:
-    """Return what some lines are if they are read in one way."""
+    """Return the counts of some lines when one of the readers reads them."""
     lines = LineReader(io.BytesIO(), "", refuse=lambda _: None)
     lines.unread(head)
     collections.deque(read(lines, "ns"), maxlen=0)
@@ -207,7 +207,7 @@ def _tally(read: Callable[[LineReader, str], Iterator[Point]], head: Sequence[Li
 def _zipped(
     file: IO[bytes], name: str, refuse: Refuse, tally: Tally, undo: contextlib.ExitStack
 ) -> Iterator[Batch]:
-    """Return the batches of all queries, each a member, by the time of their end."""
+    """Return the batches of all queries, ordered by end time. Each query is a member of the zip."""
     try:
         archive = undo.enter_context(zipfile.ZipFile(file))
         members = sorted(archive.namelist(), key=lambda each: (len(each), each))
@@ -227,19 +227,17 @@ def _zipped(
             )
             queries.append(read_batches(lines))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
-        raise RecordingError(
-            name, f"the zip is damaged or not one that can be read: {error}"
-        ) from error
+        raise RecordingError(name, f"the zip is damaged or of an unknown kind: {error}") from error
     return heapq.merge(*queries, key=lambda batch: batch.end_ns)
 
 
 def _spooled(file: IO[bytes], name: str, undo: contextlib.ExitStack) -> IO[bytes]:
-    """Return a copy on disk of what cannot be read from its end.
+    """Copy a zip from a pipe to disk, because it must be read from its end.
 
     Raises:
-        RecordingError: it is too large, or there is no room for it.
+        RecordingError: it is too large, or the disk is full.
     """
-    copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with all else
+    copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `undo` closes it
     undo.callback(copy.close)
     size = 0
     try:
@@ -256,7 +254,7 @@ def _spooled(file: IO[bytes], name: str, undo: contextlib.ExitStack) -> IO[bytes
 
 
 class _Rewound(io.RawIOBase):
-    """A raw file whose first bytes were read already."""
+    """A raw file whose first bytes have been read already."""
 
     def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head = head
@@ -273,7 +271,7 @@ class _Rewound(io.RawIOBase):
 
 
 def _read_head(raw: IO[bytes]) -> bytes:
-    """Return the first bytes, which a pipe may give one by one."""
+    """Return the first bytes. A pipe may return them one by one."""
     head = b""
     while len(head) < _HEAD_BYTES and (data := raw.read(_HEAD_BYTES - len(head))):
         head += data
@@ -281,12 +279,12 @@ def _read_head(raw: IO[bytes]) -> bytes:
 
 
 def _unpacked(file: IO[bytes], head: bytes, name: str, undo: contextlib.ExitStack) -> IO[bytes]:
-    """Return the file, or what is in it if it is a gzip."""
+    """Return the file, or its content if it is a gzip."""
     if not head.startswith(_GZIP):
         return file
-    # A line at a time out of a GzipFile is slow.
+    # Reading single lines from a GzipFile is slow.
     unpacked = io.BufferedReader(undo.enter_context(gzip.GzipFile(fileobj=file)), _BUFFER_BYTES)
-    # If it is damaged, that shows when it is read.
+    # Damage is reported when the file is read.
     with contextlib.suppress(EOFError, OSError, zlib.error):
         if unpacked.peek(_HEAD_BYTES).startswith(_ZIP):
             raise RecordingError(name, "a zip inside a gzip; unpack the gzip first")

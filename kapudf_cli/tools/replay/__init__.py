@@ -1,1 +1,1 @@
-"""A recording sent through a UDF as a task would, and what comes back."""
+"""What `kapudf replay` does: send a recording through a UDF, and show the output."""

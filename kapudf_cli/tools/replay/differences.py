@@ -1,8 +1,8 @@
-"""What a UDF changed: each point that came back is compared with the one that was sent.
+"""What a UDF changed: compare each point that comes back with the point that was sent.
 
-A point that comes back is paired with the point of the same group and time that was sent and
-has not come back yet. UDFs keep the order within a group. So a point is lost once a later one of
-its group has come back, and a point of a batch is lost once the batch has ended.
+A point that comes back is paired with a pending point of the same group and time: one that was
+sent and has not come back. UDFs keep the order within a group. So a point is lost once a later
+point of its group has come back, and a point of a batch is lost once the batch has ended.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from kapudf_cli.protocol.codec import DataMessage
 
-#: How many points may be pending, about 1 KB each. A point that has not come back when so many
-#: more have been sent counts as lost.
+#: How many points may be pending, about 1 KB each. If there are more, the oldest one counts as
+#: lost.
 MAX_PENDING: Final = 50_000
-#: How many points of the same time are compared with one that came back.
+#: How many pending points of the same time are compared with a point that came back.
 _MAX_OF_A_TIME: Final = 64
 
 K = TypeVar("K")
@@ -34,7 +34,7 @@ V = TypeVar("V")
 
 
 class Fate(enum.Enum):
-    """The result for one point."""
+    """What happened to a point."""
 
     SAME = "="
     CHANGED = "~"
@@ -44,13 +44,13 @@ class Fate(enum.Enum):
 
 @dataclass(frozen=True)
 class Difference:
-    """A point as it was sent and as it came back; one of them is missing where it is lost or new.
+    """The result for one point.
 
     Attributes:
-        fate: the result.
+        fate: what happened to the point.
         point: the point as it came back, or as it was sent if it is lost.
-        name: its measurement, which a point of a batch does not have itself.
-        changes: what is different, one text each.
+        name: its measurement, which points of batches do not have themselves.
+        changes: a text for each change.
     """
 
     fate: Fate
@@ -71,10 +71,10 @@ class _Sent:
 
 
 class Differences:
-    """Pairs what comes back with what was sent. Sending and receiving may be two threads.
+    """Pairs points that come back with points that were sent; in two threads, if you like.
 
     Attributes:
-        counts: how many points had each fate.
+        counts: the number of points with each fate.
     """
 
     def __init__(self, tell: Callable[[Difference | BeginBatch | EndBatch], None]) -> None:
@@ -94,7 +94,7 @@ class Differences:
         self._received_batch: BeginBatch | None = None
 
     def sent(self, message: DataMessage) -> None:
-        """Add a message that is about to be sent, and must not be changed any more."""
+        """Add a message that will be sent next. It must not change afterwards."""
         with self._lock:
             match message:
                 case BeginBatch():
@@ -142,7 +142,7 @@ class Differences:
     def _pair(self, point: Point) -> None:
         batch = self._received_batch
         if batch is None:
-            # Kapacitor computes the group itself, and ignores what the UDF sends.
+            # Kapacitor ignores the group that the UDF sends, and computes it.
             dimensions = list(point.dimensions)
             group = group_id(point.name, point.tags, dimensions, by_name=point.byName)
             name = point.name
@@ -160,14 +160,14 @@ class Differences:
         self._report(Difference(Fate.CHANGED if changes else Fate.SAME, point, name, changes))
 
     def _find(self, point: Point, group: str, name: str) -> _Sent | None:
-        """Return what a point was sent as, None if it is new."""
+        """Return the pending message of a point that came back, None if the point is new."""
         tags = dict(point.tags)
         candidates = self._of_group_and_time.get((group, point.time), [])[:_MAX_OF_A_TIME]
         if not candidates:
             others = self._of_time.get(point.time, [])[:_MAX_OF_A_TIME]
             candidates = [sent for sent in others if sent.name == name and _agree(sent, tags)]
         if self._received_batch is None:
-            # A point that was computed from a whole batch is not one of its points.
+            # A point that was computed from a batch has none of the fields of its points.
             fields = get_fields(point).keys()
             candidates = [
                 sent
@@ -235,7 +235,7 @@ def _changes(sent: _Sent, after: Point, name: str, *, in_stream: bool) -> Iterat
     yield from _changed("tag ", dict(before.tags), dict(after.tags), str)
     yield from _changed("", get_fields(before), get_fields(after), show_value)
     if in_stream:
-        # Joins and grouping after the UDF use these.
+        # Nodes after the UDF use these to join and to group.
         envelopes = (_envelope(before), _envelope(after))
         for key, value in envelopes[0].items():
             if envelopes[1][key] != value:
@@ -248,7 +248,7 @@ def _point(sent: _Sent) -> Point:
 
 
 def _agree(sent: _Sent, tags: Mapping[str, str]) -> bool:
-    """Return whether a point has no tag with another value than before."""
+    """Return whether all tags that both points have are equal."""
     return all(tags.get(tag, value) == value for tag, value in sent.message.tags.items())
 
 

@@ -1,4 +1,4 @@
-"""What a replay sends: a recording's points or batches, selected, grouped, cut and paced."""
+"""The data of a replay: the records of a recording, selected, grouped, windowed and paced."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.handler.batches import Batch, batch_messages
-from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM, EndBatch, Point
+from kapudf_cli.handler.batches import Batch
+from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM, Point
 from kapudf_cli.tickscript.snippets import edge_name
 from kapudf_cli.tools.errors import IncompatibleError, WindowsTooFullError
-from kapudf_cli.tools.recordings.notation import Grouping
+from kapudf_cli.tools.recordings.notation import Grouping, in_batch, messages_of
 from kapudf_cli.tools.recordings.recording import Kind
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import EdgeType
 
-#: Points that all open windows together may hold. A point takes about 1 KB.
+#: The most points in all open windows. A point takes about 1 KB.
 MAX_HELD_POINTS: Final = 1_000_000
 
 
 @dataclass
 class _Window:
-    """The open window of a group: its name, the time at which it ends, and what is in it."""
+    """The open window of a group: its measurement, end and points."""
 
     name: str
     end_ns: int
@@ -34,18 +34,18 @@ class _Window:
 
 
 class Windows:
-    """Cuts a stream into batches, as `|window().period(p).every(p)` does for each group.
+    """Splits a stream into batches, as `|window().period(p).every(p)` does for each group.
 
-    The first window of a group begins with its first point. One is emitted when a point
-    comes that is no longer of it, and the next begins with that point (`windowByTime` in
-    Kapacitor's window.go). What the last windows hold is never emitted.
+    The first window of a group begins with its first point. The first point after the end of a
+    window closes it and begins the next one (`windowByTime` in Kapacitor's window.go). The last,
+    open windows never become batches.
 
     Attributes:
-        held: how many points are in windows that are still open.
+        held: the number of points in open windows.
     """
 
     def __init__(self, period_ns: int) -> None:
-        """Cut windows of this length, in nanoseconds."""
+        """Use windows of this length, in nanoseconds."""
         self.held = 0
         self._period_ns = period_ns
         self._windows: dict[str, _Window] = {}
@@ -67,14 +67,16 @@ class Windows:
             window.points.append(point)
             self.held += 1
             if self.held > MAX_HELD_POINTS:
-                message = f"more than {MAX_HELD_POINTS} points in open windows; cut shorter ones"
+                message = (
+                    f"more than {MAX_HELD_POINTS} points in open windows; choose a shorter --window"
+                )
                 raise WindowsTooFullError(message)
 
     def _close(self, window: _Window, point: Point) -> Batch:
-        """Return what is in a window as a batch, `point` being of the same group."""
+        """Return the content of a window as a batch. `point` is a point of the same group."""
         batch = Batch(
             name=window.name,
-            points=[_in_batch(each) for each in window.points],
+            points=[in_batch(each, point.group) for each in window.points],
             tags={tag: point.tags.get(tag, "") for tag in point.dimensions},
             group=point.group,
             tmax_ns=window.end_ns,
@@ -85,23 +87,14 @@ class Windows:
         return batch
 
 
-def _in_batch(point: Point) -> Point:
-    """Return a point as it stands in a batch: with time, group, tags and fields only."""
-    bare = Point()
-    bare.CopyFrom(point)
-    for name in ("name", "database", "retentionPolicy", "dimensions", "byName"):
-        bare.ClearField(name)
-    return bare
-
-
 @dataclass(frozen=True)
 class Selection:
-    """Which records of a recording are sent. None stands for all.
+    """Selects the records of a recording to send. None selects all.
 
     Attributes:
-        measurement: points and batches of this measurement only.
-        database: points of this database only. Points without a database get it.
-        retention_policy: points of this retention policy only. Points without one get it.
+        measurement: send only points and batches of this measurement.
+        database: send only points of this database; points without a database get it.
+        retention_policy: the same for the retention policy.
     """
 
     measurement: str | None = None
@@ -114,7 +107,7 @@ class Selection:
             return False
         if isinstance(record, Batch):
             return True
-        # Line protocol names neither.
+        # Line protocol has neither database nor retention policy.
         if not record.database and self.database is not None:
             record.database = self.database
         if not record.retentionPolicy and self.retention_policy is not None:
@@ -126,15 +119,15 @@ class Selection:
 
 @dataclass
 class Feed:
-    """How the records of a recording become the messages of a task. It is used once.
+    """Converts the records of a recording to the messages of a task. It is used once.
 
     Attributes:
-        selection: which records.
-        grouping: the groups of a stream; the batches of a recording have theirs.
-        windows: cuts a stream into batches, None to leave it one.
+        selection: the records to send.
+        grouping: the grouping of a stream; recorded batches have their own.
+        windows: splits a stream into batches; None if it stays a stream.
         limit: the most records to send, None for all.
-        speed: how many seconds of the recording pass in one, None for as fast as it goes.
-        left_out: how many records were read that the selection does not take.
+        speed: the seconds of the recording per second, None for full speed.
+        left_out: the number of records that were not selected.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -155,7 +148,7 @@ class Feed:
             )
         for record in taken:
             if isinstance(record, Batch):
-                yield from _as_kapacitor_sends(record)
+                yield from messages_of(record)
             else:
                 yield self._grouped(record)
 
@@ -171,18 +164,10 @@ class Feed:
         return point
 
 
-def _as_kapacitor_sends(batch: Batch) -> Iterator[DataMessage]:
-    for message in batch_messages(batch):
-        if isinstance(message, EndBatch):
-            # Kapacitor leaves it out (`writeEndBatch` in its udf/server.go).
-            message.ClearField("byName")
-        yield message
-
-
 def _paced(records: Iterable[Point | Batch], speed: float) -> Iterator[Point | Batch]:
-    """Yield each record when it is due, the first at once; one out of order is due at once.
+    """Yield each record when it is due. The first one, and any out of order, are due at once.
 
-    A batch's time is that of its last point (`replayBatchFromChan` in Kapacitor's replay.go).
+    The time of a batch is that of its last point (`replayBatchFromChan` in Kapacitor's replay.go).
     """
     began_ns: int | None = None
     began_s = time.monotonic()
@@ -200,7 +185,7 @@ def _paced(records: Iterable[Point | Batch], speed: float) -> Iterator[Point | B
 
 
 def check_compatible(wants: EdgeType, kind: Kind, feed: Feed) -> None:
-    """Check that a UDF which wants this edge can be sent a recording of this kind.
+    """Check that a recording of this kind can be sent to a UDF that wants this edge.
 
     Raises:
         IncompatibleError: it cannot; the message says what to change.
@@ -210,16 +195,14 @@ def check_compatible(wants: EdgeType, kind: Kind, feed: Feed) -> None:
     if kind is Kind.BATCH:
         grouping = feed.grouping
         if feed.windows is not None or grouping.tags != () or grouping.by_name:
-            raise IncompatibleError(
-                f"this is {kind.value}, which has its groups and is cut already"
-            )
+            raise IncompatibleError(f"this is {kind.value}, which has its own groups and batches")
         if feed.selection.database is not None or feed.selection.retention_policy is not None:
             raise IncompatibleError(f"this is {kind.value}, which does not name databases")
         if wants == STREAM:
             raise IncompatibleError(f"the UDF wants a stream, and this is {kind.value}")
     elif wants == BATCH and feed.windows is None:
         raise IncompatibleError(
-            f"the UDF wants batches, and this is {kind.value}; cut it with --window 10s"
+            f"the UDF wants batches, and this is {kind.value}; split it with --window 10s"
         )
     elif wants == STREAM and feed.windows is not None:
         raise IncompatibleError("the UDF wants a stream; leave --window out")

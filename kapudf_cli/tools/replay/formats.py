@@ -1,13 +1,14 @@
-"""How a replay shows what comes back: line protocol, JSON, a table, or differences.
+"""Output formats of a replay: line protocol, JSON, a table, or differences.
 
-For the begin and end of a batch, line protocol has comments, which InfluxDB and replay skip.
-In JSON a batch is one line, of the form that a batch recording has.
+In line protocol, comments mark the begin and end of a batch; InfluxDB and replay skip them. In
+JSON, a batch is one line, as in a batch recording.
 """
 
 from __future__ import annotations
 
+import abc
 import math
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage
 
 _HEADER: Final = ("time", "measurement", "tags", "fields")
-#: Column widths are computed from so many rows, and grow with later ones.
+#: Column widths are computed from this number of rows, and grow with later ones.
 _HELD_ROWS: Final = 20
-#: How the summary names each fate.
+#: The words for each fate in the summary.
 _WORDS = {
     Fate.SAME: "as they were",
     Fate.CHANGED: "changed",
@@ -36,28 +37,43 @@ _WORDS = {
 }
 
 
-class Format(Protocol):
+class Format(abc.ABC):
     """An output format."""
 
+    @abc.abstractmethod
     def take(self, message: DataMessage, /) -> None:
-        """Show a message. The values of a batch's end replace those of its begin."""
+        """Show a message. The values of an EndBatch replace those of its BeginBatch."""
 
-    def finish(self) -> None:
-        """Show what is still buffered."""
+    def finish(self) -> None:  # noqa: B027 - most formats have nothing to do
+        """Show buffered output, if there is any."""
 
 
-def series(name: str, tags: Any) -> str:
+def _series(name: str, tags: Any) -> str:
     """Return a measurement and its tags as text for people."""
     text = ",".join([name, *(f"{tag}={value}" for tag, value in sorted(tags.items()))])
     return printable(text)
 
 
-class LineFormat:
-    """Line protocol, which `influx` and replay read.
+def _end_of(end: EndBatch) -> str:
+    """Return the end of a batch's period: `tmax=2020-09-13T12:27:40Z`."""
+    return f"tmax={write_time(end.tmax)}"
+
+
+def _comment(message: BeginBatch | EndBatch) -> str:
+    which = _series(message.name, message.tags)
+    return (
+        f"# begin {which}"
+        if isinstance(message, BeginBatch)
+        else f"# end {which} {_end_of(message)}"
+    )
+
+
+class LineFormat(Format):
+    """Line protocol, which `influx` and replay can read.
 
     Attributes:
-        unwritable: how many points line protocol cannot express.
-        first_unwritable: what was wrong with the first of them.
+        unwritable: the number of points that line protocol cannot express.
+        first_unwritable: the error for the first of them.
     """
 
     def __init__(self, emit: Callable[[str], None]) -> None:
@@ -80,24 +96,16 @@ class LineFormat:
                     self._emit(line)
             case BeginBatch():
                 self._batch = message
-                self._emit(f"# begin {series(message.name, message.tags)}")
+                self._emit(_comment(message))
             case EndBatch():
                 self._batch = None
-                self._emit(f"# end {series(message.name, message.tags)} {end_of(message)}")
-
-    def finish(self) -> None:
-        """Do nothing: nothing is buffered."""
+                self._emit(_comment(message))
 
 
-def end_of(end: EndBatch) -> str:
-    """Return the end of the time that a batch covers: `tmax=2020-09-13T12:27:40Z`."""
-    return f"tmax={write_time(end.tmax)}"
-
-
-class JsonFormat:
+class JsonFormat(Format):
     """JSON: one object a line, for each point of a stream or each batch.
 
-    A batch is written as it comes, with its name and tags at its end, so that nothing is buffered.
+    Each point of a batch is written at once. The batch's name and tags follow the points.
     """
 
     def __init__(self, emit: Callable[[str], None], emit_part: Callable[[str], None]) -> None:
@@ -142,9 +150,6 @@ class JsonFormat:
                 }
                 self._emit(f"],{_json(end)[1:]}")
 
-    def finish(self) -> None:
-        """Do nothing: nothing is buffered."""
-
 
 def _content(point: Point) -> dict[str, object]:
     fields = {
@@ -158,7 +163,7 @@ def _json(content: object) -> str:
     return printable_json(msgspec.json.encode(content).decode())
 
 
-class TableFormat:
+class TableFormat(Format):
     """A table: a row for each point, and a line before and after the points of a batch."""
 
     def __init__(self, emit: Callable[[str], None]) -> None:
@@ -170,7 +175,7 @@ class TableFormat:
         self._points = 0
 
     def take(self, message: DataMessage) -> None:
-        """Show a point, or where a batch begins or ends."""
+        """Show a point, or the begin or end of a batch."""
         match message:
             case Point():
                 self._points += 1
@@ -180,14 +185,16 @@ class TableFormat:
                 )
             case BeginBatch():
                 self._batch, self._points = message, 0
-                self._row(f"batch {series(message.name, message.tags)}")
+                self._row(f"batch {_series(message.name, message.tags)}")
             case EndBatch():
                 self._batch = None
                 points = counted(self._points, "point")
-                self._row(f"end   {series(message.name, message.tags)} {end_of(message)} {points}")
+                self._row(
+                    f"end   {_series(message.name, message.tags)} {_end_of(message)} {points}"
+                )
 
     def finish(self) -> None:
-        """Show the rows that were buffered to find their widths."""
+        """Show the rows that were buffered to compute the column widths."""
         held, self._held = self._held or [], None
         if held == [_HEADER]:
             return
@@ -222,58 +229,53 @@ def _tags(point: Point) -> str:
     return printable(" ".join(f"{tag}={value}" for tag, value in sorted(point.tags.items())))
 
 
-def _fields(point: Point) -> str:
+def _fields(point: Point, separator: str = " ") -> str:
     fields = sorted(get_fields(point).items())
-    return printable(" ".join(f"{name}={show_value(value)}" for name, value in fields))
+    return printable(separator.join(f"{name}={show_value(value)}" for name, value in fields))
 
 
-class DifferenceFormat:
+class DifferenceFormat(Format):
     """Differences: a line for each point, with its fate, its series and what changed.
 
-    `=` came back as it was, `~` changed, `-` did not come back, `+` was not sent.
+    `=` unchanged, `~` changed, `-` did not come back, `+` was not sent.
     """
 
     def __init__(
         self, emit: Callable[[str], None], paint: Callable[[str, Fate | None], str]
     ) -> None:
-        """Pass each line to `emit`, which several threads call, after `paint` has coloured it.
+        """Pass each line to `emit`, which several threads call.
 
-        `paint` takes a text and the fate of its point, None for the lines of a batch.
+        Args:
+            emit: prints a line.
+            paint: colours a text by the fate of its point; None for the lines of a batch.
         """
         self._emit = emit
         self._paint = paint
         self.differences = Differences(self._show)
 
     def take(self, message: DataMessage) -> None:
-        """Compare what came back."""
+        """Compare a message that came back."""
         self.differences.received(message)
 
     def finish(self) -> None:
-        """Show what did not come back, and how many points had each fate."""
+        """Show lost points, and the number of points with each fate."""
         self.differences.finish()
         counts = self.differences.counts
         fates = [f"{counts[fate]:,} {words}" for fate, words in _WORDS.items() if counts[fate]]
         if fates:
             self._emit(self._paint(f"# {', '.join(fates)}", None))
 
-    def _show(self, told: Difference | BeginBatch | EndBatch) -> None:
-        match told:
-            case BeginBatch():
-                self._emit(self._paint(f"# begin {series(told.name, told.tags)}", None))
-            case EndBatch():
-                end = f"# end {series(told.name, told.tags)} {end_of(told)}"
-                self._emit(self._paint(end, None))
-            case Difference():
-                self._emit(self._line(told))
+    def _show(self, result: Difference | BeginBatch | EndBatch) -> None:
+        if isinstance(result, Difference):
+            self._emit(self._line(result))
+        else:
+            self._emit(self._paint(_comment(result), None))
 
-    def _line(self, told: Difference) -> str:
-        which = f"{series(told.name, told.point.tags)} {write_time(told.point.time)}"
-        changes = printable("  ".join(told.changes))
-        line = f"{told.fate.value} {which}"
-        if told.fate is Fate.NEW:
-            fields = sorted(get_fields(told.point).items())
-            shown = "  ".join(f"{name}={show_value(value)}" for name, value in fields)
-            line = f"{line}  {printable(shown)}".rstrip()
-        if told.fate is Fate.CHANGED:
-            return f"{line}  {self._paint(changes, told.fate)}"
-        return self._paint(line, told.fate)
+    def _line(self, difference: Difference) -> str:
+        point, fate = difference.point, difference.fate
+        line = f"{fate.value} {_series(difference.name, point.tags)} {write_time(point.time)}"
+        if fate is Fate.NEW:
+            line = f"{line}  {_fields(point, '  ')}".rstrip()
+        if fate is Fate.CHANGED:
+            return f"{line}  {self._paint(printable('  '.join(difference.changes)), fate)}"
+        return self._paint(line, fate)
