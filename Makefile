@@ -8,6 +8,10 @@ RECORDINGS := tests/recordings
 # The tests wait a good part of their time: half as many processes again as there are cores.
 JOBS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 
+# Where the environment forbids compiled modules, each process would compile all modules again,
+# which doubles the time of the tests.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-long coverage soak bench check format proto clean
 

@@ -62,7 +62,8 @@ def test_a_built_in_handler_conforms_as_a_process(name: str) -> None:
     assert failures(CommandTarget(name, command), OF_A_PROCESS) == []
 
 
-@pytest.mark.parametrize("name", ["mirror", pytest.param("batch-mirror", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["default", "batch-mirror"])
 def test_a_built_in_handler_conforms_at_a_socket(
     name: str, serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
