@@ -7,6 +7,7 @@ values. The checks and error messages for the file, the environment and the flag
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import typing
 from pathlib import Path
@@ -196,7 +197,7 @@ def overlay(
 
 def check_value(settings: type[msgspec.Struct], name: str, value: object) -> str | None:
     """Return an error message for the value of a setting, None if it is valid."""
-    field = next(field for field in msgspec.structs.fields(settings) if field.name == name)
+    field = _fields(settings)[name]
     try:
         msgspec.convert(value, type=field.type, strict=True)
     except msgspec.ValidationError:
@@ -205,6 +206,12 @@ def check_value(settings: type[msgspec.Struct], name: str, value: object) -> str
         # A command line may hold any bytes, but workers receive their settings as JSON.
         return f"expected {_description(field.type)}, in UTF-8, got {_shown(value)}"
     return None
+
+
+@functools.cache
+def _fields(settings: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    """Return the fields of a class by name; computing them evaluates all annotations."""
+    return {field.name: field for field in msgspec.structs.fields(settings)}
 
 
 def _shown(value: object) -> str:
@@ -250,7 +257,7 @@ def _convert(settings: type[S], raw: dict[str, Any], place: str, faults: list[st
     """Return `raw` as a struct, or add the errors to `faults` and return None."""
     found = len(faults)
     prefix = f"{place}." if place else ""
-    fields = {field.name: field for field in msgspec.structs.fields(settings)}
+    fields = _fields(settings)
     for name in raw:
         if name not in fields:
             nearest = difflib.get_close_matches(str(name), fields, n=1)
