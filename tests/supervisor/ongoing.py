@@ -10,11 +10,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from kapudf_cli.client.driver import KapacitorSide
-from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.supervisor import control
 from tests.run_kapudf import run_kapudf
 from tests.serve_process import PATIENCE_S
+from tests.supervisor.tasks import started_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,9 +75,7 @@ class OngoingTask:
 
     def __init__(self, path: str, task: str = "task") -> None:
         """Connect, send Init, and start to send points."""
-        self._side = KapacitorSide.connect(path, timeout_s=4 * PATIENCE_S)
-        self._side.send(InitRequest(taskID=task, nodeID="node"))
-        assert self._side.receive() == InitResponse(success=True)
+        self._side = started_task(path, task, timeout_s=4 * PATIENCE_S)
         self._ends = threading.Event()
         self._changed = threading.Condition()
         self._ended = False

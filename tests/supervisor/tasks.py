@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.protocol.codec import REQUESTS
@@ -73,6 +73,20 @@ def interspersed(data: Iterable[RequestMessage], every: int) -> Iterator[Request
             yield SnapshotRequest()
 
 
+def started_task(path: str, task: str = "task", *, timeout_s: float = PATIENCE_S) -> KapacitorSide:
+    """Connect and send Init, as for an enabled task."""
+    side = KapacitorSide.connect(path, timeout_s=timeout_s)
+    side.send(InitRequest(taskID=task, nodeID="node"))
+    assert side.receive() == InitResponse(success=True)
+    return side
+
+
+def points_in(status: dict[str, Any]) -> int:
+    """Return the number of points of the only connection, from the status of a function."""
+    (connection,) = status["connections"]
+    return int(connection["points_in"])
+
+
 def play(path: str, data: Iterable[RequestMessage], *, task: str = "task") -> list[ResponseMessage]:
     """Connect, send Init and data, half-close, and return what comes after Init.
 
@@ -80,9 +94,7 @@ def play(path: str, data: Iterable[RequestMessage], *, task: str = "task") -> li
     wait until its output is read. Heartbeats are left out: on a busy machine they may come at
     any time.
     """
-    with KapacitorSide.connect(path, timeout_s=PATIENCE_S * 4) as side:
-        side.send(InitRequest(taskID=task, nodeID="node"))
-        assert side.receive() == InitResponse(success=True)
+    with started_task(path, task, timeout_s=PATIENCE_S * 4) as side:
         assert isinstance(side.connection, socket.socket)
         sending = in_thread(functools.partial(_send, side.connection.dup(), data))
         came: list[ResponseMessage] = []

@@ -7,34 +7,27 @@ import os
 import signal
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.protocol.codec import REQUESTS
-from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.protocol.udf_pb2 import Point
 from tests.conftest import plugin
 from tests.peers import in_thread
 from tests.processes import is_alive
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import await_status, status_of
-from tests.supervisor.tasks import play, points, tallied
+from tests.supervisor.tasks import play, points, points_in, started_task, tallied
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from kapudf_cli.client.driver import KapacitorSide
+
     Serve = Callable[..., ServeProcess]
-
-
-def started_task(path: str) -> KapacitorSide:
-    """Connect and send Init."""
-    side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
-    side.send(InitRequest(taskID="task", nodeID="node"))
-    assert side.receive() == InitResponse(success=True)
-    return side
 
 
 def echoed(side: KapacitorSide, number: int) -> Point:
@@ -52,12 +45,6 @@ def slow_points(count: int, *, ms: int) -> list[Point]:
     for point in made:
         point.fieldsInt["ms"] = ms
     return made
-
-
-def points_in(status: dict[str, Any]) -> int:
-    """Return the number of points of the only connection."""
-    (connection,) = status["connections"]
-    return int(connection["points_in"])
 
 
 def the_worker(path: str) -> int:

@@ -11,7 +11,8 @@ from kapudf_cli.protocol.udf_pb2 import ErrorResponse, Point
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.ongoing import await_status
-from tests.supervisor.test_outgrown_journals import SMALL, count_of, started_task
+from tests.supervisor.tasks import started_task
+from tests.supervisor.test_outgrown_journals import SMALL, count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
     EndBatch,
     ErrorResponse,
-    InitRequest,
-    InitResponse,
     Point,
     SnapshotRequest,
     SnapshotResponse,
@@ -25,10 +22,12 @@ from tests.peers import in_thread
 from tests.plugins.unruly import MOST_KEPT
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import await_status, kapudf, status_of
+from tests.supervisor.tasks import started_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kapudf_cli.client.driver import KapacitorSide
     from kapudf_cli.protocol.codec import RequestMessage
 
     Serve = Callable[..., ServeProcess]
@@ -38,14 +37,6 @@ SMALL = ("--journal-mb", "0.1", "--max-frame-bytes", "65536")
 COUNT = 2_000
 BALLAST = "b" * 1_000
 CAUSE = "outgrown"
-
-
-def started_task(path: str) -> KapacitorSide:
-    """Connect and send Init."""
-    side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
-    side.send(InitRequest(taskID="task", nodeID="node"))
-    assert side.receive() == InitResponse(success=True)
-    return side
 
 
 def outgrow(side: KapacitorSide, first: int) -> None:

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.client.driver import KapacitorSide
-from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.supervisor import control
 from tests.conftest import plugin
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import status_of
-from tests.supervisor.tasks import play, points, tallied
+from tests.supervisor.tasks import play, points, started_task, tallied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from kapudf_cli.client.driver import KapacitorSide
 
     Serve = Callable[..., ServeProcess]
 
@@ -39,14 +40,6 @@ def few_descriptors(pid: int, spare: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-
-
-def started_task(path: str) -> KapacitorSide:
-    """Connect and send Init."""
-    side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
-    side.send(InitRequest(taskID="task", nodeID="node"))
-    assert side.receive() == InitResponse(success=True)
-    return side
 
 
 def echo(side: KapacitorSide) -> None:

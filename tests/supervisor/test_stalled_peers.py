@@ -6,16 +6,14 @@ import os
 import signal
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from kapudf_cli.client.driver import Event, KapacitorSide
+from kapudf_cli.client.driver import Event
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import HEARTBEAT_TIME
 from kapudf_cli.protocol.udf_pb2 import (
-    InitRequest,
-    InitResponse,
     KeepaliveResponse,
     Point,
     SnapshotRequest,
@@ -26,7 +24,7 @@ from tests.peers import in_thread
 from tests.plugins.mortal import BALLAST
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import await_status, kapudf, status_of
-from tests.supervisor.tasks import points, tallied
+from tests.supervisor.tasks import points, points_in, started_task, tallied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,9 +47,7 @@ class StallingPeer:
     def __init__(self, path: str) -> None:
         """Connect and send Init."""
         self._path = path
-        self.side = KapacitorSide.connect(path, timeout_s=PATIENCE_S * 2)
-        self.side.send(InitRequest(taskID="task", nodeID="node"))
-        assert self.side.receive() == InitResponse(success=True)
+        self.side = started_task(path, timeout_s=PATIENCE_S * 2)
         self._sent = 0
 
     def __enter__(self) -> Self:
@@ -95,12 +91,6 @@ class StallingPeer:
 def _waits_for_peer(status: dict[str, list[dict[str, object]]]) -> bool:
     (connection,) = status["connections"]
     return connection["state"] == "waiting on Kapacitor" and connection["worker"] is not None
-
-
-def points_in(status: dict[str, Any]) -> int:
-    """Return the number of points of the only connection."""
-    (connection,) = status["connections"]
-    return int(connection["points_in"])
 
 
 def long_points(count: int) -> list[Point]:

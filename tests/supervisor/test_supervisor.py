@@ -16,6 +16,7 @@ from tests.conftest import plugin
 from tests.processes import await_end
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import Code, OngoingTask, await_status, check_count, kapudf, status_of
+from tests.supervisor.tasks import started_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,10 +125,8 @@ def test_the_supervisor_is_small(socket_path: str) -> None:
     uncovered = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
     with ServeProcess("--socket", socket_path, "--handler", "mirror", env=uncovered) as process:
         process.ready()
-        sides = [KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) for _ in range(8)]
+        sides = [started_task(socket_path) for _ in range(8)]
         for side in sides:
-            side.send(InitRequest(taskID="task", nodeID="node"))
-            assert side.receive() == InitResponse(success=True)
             with side.sending(Point(time=number) for number in range(500)):
                 assert [side.receive() for _ in range(500)]
         status = status_of(socket_path)
@@ -164,9 +163,7 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(
     serve: Serve, code: Code, socket_path: str
 ) -> None:
     process = serve(code.handler)
-    with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
-        side.send(InitRequest(taskID="task", nodeID="node"))
-        assert side.receive() == InitResponse(success=True)
+    with started_task(socket_path) as side:
         for number in range(1, 4):
             side.send(Point(time=number))
             answer = side.receive()
@@ -256,9 +253,7 @@ def test_connections_that_end_together_at_a_stop_end_once(socket_path: str, tmp_
 def test_a_second_signal_ends_the_workers_too(serve: Serve, socket_path: str) -> None:
     process = serve(plugin("laden.py:Busy"))
     (worker,) = status_of(socket_path)["workers"]
-    with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
-        side.send(InitRequest(taskID="task", nodeID="node"))
-        assert side.receive() == InitResponse(success=True)
+    with started_task(socket_path) as side:
         side.send(Point(fieldsInt={"s": 600}, tags={"how": "holding the interpreter"}))
         await_status(socket_path, lambda status: status["connections"][0]["state"] == "busy")
         process.signal(signal.SIGTERM)

@@ -28,20 +28,13 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S, ServeProcess
+from tests.supervisor.tasks import started_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     Serve = Callable[..., ServeProcess]
-
-
-def started_task(path: str, task: str = "task") -> KapacitorSide:
-    """Connect and send Init, as an enabled task does."""
-    side = KapacitorSide.connect(path, timeout_s=PATIENCE_S)
-    side.send(InitRequest(taskID=task, nodeID="node"))
-    assert side.receive() == InitResponse(success=True)
-    return side
 
 
 def numbered(count: int) -> list[Point]:
