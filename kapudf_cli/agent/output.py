@@ -139,7 +139,7 @@ class Output:
         self._suppressed: float = 0
         self._suppressed_after_replay: float = 0
         # Whether the last message that Kapacitor was sent belongs to an open batch.
-        # Outdated while `passes_points`, see sent_in_batch.
+        # Not updated while `passes_points`; ask `sent_in_batch`.
         self._sent_in_batch = False
         self._skips_batch = False
         self.frames: collections.deque[bytes] = collections.deque()

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 #: The limits of the queue. A line has about 300 bytes: a reader this far behind has stopped.
 _MAX_LINES: Final = 10_000
 _MAX_BYTES: Final = 16 * 1024 * 1024
-#: How long the end of the process waits for the queue to be written.
-_PATIENCE_S: Final = 1.0
-#: How long `write` waits for the thread if only the thread writes.
-_HANDOVER_S: Final = 0.05
+#: How long a process waits at its end until the queue is written.
+_END_TIMEOUT_S: Final = 1.0
+#: How long `write` waits for the thread, if only the thread writes.
+_THREAD_WRITE_S: Final = 0.05
 #: The lowest descriptor that is not a standard stream.
 _LOWEST_DESCRIPTOR: Final = 3
 
@@ -75,12 +75,12 @@ class LogWriter:
             self._wake_thread()
             if was_empty and self.waits:
                 # A crash may end the process right after this call.
-                self._changed.wait_for(lambda: not self._queue, _HANDOVER_S)
+                self._changed.wait_for(lambda: not self._queue, _THREAD_WRITE_S)
 
     def finish(self) -> None:
         """Wait until the queue is written, for a limited time."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._queue, _PATIENCE_S)
+            self._changed.wait_for(lambda: not self._queue, _END_TIMEOUT_S)
 
     def _duplicate(self, descriptor: int) -> tuple[int, bool]:
         """Return a duplicate, and whether a write to it can block.

@@ -1,4 +1,4 @@
-"""Waiting for descriptors, the sizes of their queues, and the wait before they are closed."""
+"""Wait for descriptors, read the sizes of their queues, and wait before closing them."""
 
 from __future__ import annotations
 

@@ -63,14 +63,14 @@ def test_a_connection_knows_its_number_and_who_is_at_the_other_end(
     assert peer.recv(1) == b""
 
 
-def test_where_nobody_waits_there_is_none(socket_file: SocketFile) -> None:
+def test_without_a_waiting_connection_none_is_accepted(socket_file: SocketFile) -> None:
     numbers, before = itertools.count(1), descriptors()
     assert accept(socket_file, SETTINGS, numbers) is None
     assert descriptors() == before
     assert next(numbers) == 1
 
 
-def test_where_descriptors_are_scarce_a_connection_waits_in_the_queue(
+def test_a_connection_waits_in_the_queue_while_descriptors_are_scarce(
     socket_file: SocketFile, peer: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = descriptors()

@@ -94,7 +94,7 @@ class StrictKapacitor:
                 self.asked += 1
 
 
-def test_kapacitor_never_waits_as_long_as_its_time_out(short_folder: Path) -> None:
+def test_kapacitor_gets_a_response_within_its_timeout(short_folder: Path) -> None:
     cases = [("python", "0"), ("python", "1"), ("holding the interpreter", "1")]
     with contextlib.ExitStack() as processes:
         tasks = []
@@ -192,7 +192,7 @@ def test_a_handler_that_hangs_while_it_takes_over_from_an_idle_one_is_replaced(
 
 
 @pytest.mark.parametrize("why", ["another handler keeps the interpreter", "the worker is stopped"])
-def test_a_task_that_has_nothing_to_do_gets_heartbeats_where_its_worker_does_not_even_read(
+def test_an_idle_task_gets_heartbeats_while_its_worker_does_not_read(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     gate = tmp_path / "gate"
@@ -227,7 +227,7 @@ def test_a_task_that_has_nothing_to_do_gets_heartbeats_where_its_worker_does_not
         os.close(gate_end)
 
 
-def test_a_task_that_fails_for_a_hang_is_told_where_and_for_how_long(
+def test_a_task_that_fails_for_a_hang_gets_the_place_and_the_duration(
     serve: Serve, socket_path: str
 ) -> None:
     serve(plugin("laden.py:Busy"), "--busy-limit", "1")

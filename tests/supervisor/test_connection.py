@@ -88,7 +88,7 @@ def kept() -> Iterator[Connection]:
 # --- deaths ---
 
 
-def test_the_next_worker_is_told_what_is_known_of_the_deaths_before(kept: Connection) -> None:
+def test_the_next_worker_gets_the_facts_of_earlier_deaths(kept: Connection) -> None:
     kept.got_to(40, received=90)
     order = kept.dies()
     assert order == ResumePlan(careful_until=90)
@@ -138,7 +138,7 @@ def test_a_connection_that_waited_for_input_has_nothing_to_do_with_a_death(
     assert kept.supervised.takeovers == 30
 
 
-def test_what_the_owner_gives_up_is_given_up(kept: Connection) -> None:
+def test_the_plan_of_a_connection_that_is_given_up_says_why(kept: Connection) -> None:
     kept.supervised.give_up("Restore was refused")
     assert kept.give().give_up == "Restore was refused"
 
@@ -167,7 +167,7 @@ def test_a_heartbeat_is_sent_between_messages(kept: Connection) -> None:
 
 @pytest.mark.parametrize("sent", [0, 3])
 @pytest.mark.parametrize("size", [6, 1_000_000])
-def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
+def test_no_heartbeat_is_sent_in_the_middle_of_committed_output(
     kept: Connection, sent: int, size: int
 ) -> None:
     kept.be(ConnectionState.SERVED)
@@ -195,7 +195,7 @@ def test_no_heartbeat_is_sent_in_the_midst_of_what_is_in_force(
 
 @pytest.mark.parametrize("sent", [0, 3])
 @pytest.mark.parametrize("earlier", [0, 10_000])
-def test_what_a_dead_worker_has_not_sent_leaves_before_the_next_heartbeat(
+def test_unsent_output_of_a_dead_worker_is_sent_before_the_next_heartbeat(
     kept: Connection, sent: int, earlier: int
 ) -> None:
     held = kept.open()
@@ -237,7 +237,7 @@ def test_no_heartbeat_is_sent_while_a_worker_is_sending(kept: Connection) -> Non
     assert read(kept) == HEARTBEAT
 
 
-def test_a_heartbeat_waits_for_nobody(kept: Connection) -> None:
+def test_a_heartbeat_never_waits(kept: Connection) -> None:
     try:
         while True:
             kept.connection.send(bytes(1000))
@@ -289,7 +289,7 @@ def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: C
     assert kept.supervised.watch.has_just_passed_limit
 
 
-def test_input_that_nobody_reads_is_noticed(kept: Connection) -> None:
+def test_unread_input_is_noticed(kept: Connection) -> None:
     kept.be(ConnectionState.SERVED)
     kept.waits()
 
@@ -309,7 +309,7 @@ def test_input_that_nobody_reads_is_noticed(kept: Connection) -> None:
     assert not is_neglected()
 
 
-def test_what_waits_though_a_worker_could_deal_with_it_counts_against_the_limit(
+def test_input_that_the_worker_does_not_read_counts_against_the_limit(
     kept: Connection,
 ) -> None:
     connection = kept.supervised
@@ -375,7 +375,7 @@ def test_a_worker_that_does_not_even_run_is_not_waited_for_at_a_handover(
 
 
 @pytest.mark.parametrize(("worker", "thread"), [(1, 11), (2, 22)], ids=["old", "new"])
-def test_after_a_handover_the_thread_is_that_of_the_worker_that_goes_on(
+def test_after_a_handover_the_recorded_thread_is_that_of_the_serving_worker(
     kept: Connection, worker: int, thread: int
 ) -> None:
     kept.supervised.header.thread = 11
@@ -409,7 +409,7 @@ def test_the_peer_sees_the_end_once_it_is_closed(kept: Connection) -> None:
     )
 
 
-def test_a_connection_that_nobody_will_serve_is_logged_as_it_stood(kept: Connection) -> None:
+def test_a_connection_that_no_worker_will_serve_is_logged(kept: Connection) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
 
     class Log:

@@ -175,7 +175,7 @@ def test_an_answer_after_everybody_was_let_go_does_no_harm(loop: Loop) -> None:
         assert has_ended(client)
 
 
-def test_a_client_that_reads_slowly_gets_all_and_holds_up_nobody(loop: Loop) -> None:
+def test_a_client_that_reads_slowly_gets_everything_and_delays_no_other(loop: Loop) -> None:
     with loop.connect() as slow, loop.connect() as other:
         slow.sendall(request("status"))
         loop.turn()
@@ -215,7 +215,7 @@ def test_a_client_that_is_silent_or_does_not_read_is_let_go_in_the_end(
             assert len(loop.asked) == 2
 
 
-def test_idle_clients_shut_nobody_out(loop: Loop) -> None:
+def test_idle_clients_keep_no_other_client_out(loop: Loop) -> None:
     with contextlib.ExitStack() as clients:
         asks = [clients.enter_context(loop.connect()) for _ in range(3)]
         # One request was read, one was not, and one has come only in part.
@@ -274,7 +274,7 @@ def answering(path: str, answer: Callable[[socket.socket], None]) -> Iterator[No
         serving.result(PATIENCE_S)
 
 
-def test_whoever_asks_gets_the_answer(socket_path: str) -> None:
+def test_each_client_gets_its_answer(socket_path: str) -> None:
     def answer(connection: socket.socket) -> None:
         assert json.loads(connection.recv(100)) == {"command": "status"}
         connection.sendall(json.dumps({"answer": LONG}).encode() + b"\n")
@@ -295,7 +295,7 @@ def test_whoever_asks_gets_the_answer(socket_path: str) -> None:
     ],
     ids=["nothing", "a part", "too deep", "no text", "an error", "no object"],
 )
-def test_an_answer_that_is_none_is_told(socket_path: str, said: bytes, problem: str) -> None:
+def test_an_invalid_answer_is_reported(socket_path: str, said: bytes, problem: str) -> None:
     def answer(connection: socket.socket) -> None:
         connection.recv(100)
         connection.sendall(said)
@@ -325,7 +325,7 @@ def test_a_supervisor_that_does_not_answer_is_waited_for_no_longer_than_asked(
 @pytest.mark.parametrize(
     ("there", "problem"), [(False, r"there is no .*\.control to ask"), (True, "connection refused")]
 )
-def test_where_nobody_can_be_asked_that_is_told(
+def test_a_socket_without_a_server_is_reported(
     socket_path: str, problem: str, *, there: bool
 ) -> None:
     if there:

@@ -79,7 +79,7 @@ def test_the_status_is_answered_at_once(asked: Asked, socket_path: str) -> None:
     assert [worker["state"] for worker in status["workers"]] == ["serving"]
 
 
-def test_a_reload_is_answered_once_it_is_known_what_came_of_it(asked: Asked) -> None:
+def test_a_reload_is_answered_when_its_result_is_known(asked: Asked) -> None:
     asked.start()
     asked.ask("reload")
     assert not asked.answers
@@ -117,6 +117,6 @@ def test_a_function_that_is_served_no_more_says_so(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("command", ["", "stop", "STATUS"])
-def test_what_is_unknown_is_answered_with_what_is_known(asked: Asked, command: str) -> None:
+def test_an_unknown_request_is_answered_with_the_known_ones(asked: Asked, command: str) -> None:
     asked.ask(command)
     assert asked.answers == [{"error": "unknown command; there are status and reload"}]

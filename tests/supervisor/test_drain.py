@@ -44,7 +44,7 @@ def test_it_is_over_once_every_worker_has_ended(loop: Loop, pool: Pool) -> None:
     assert pool.deaths == 0
 
 
-def test_where_no_worker_is_there_is_nothing_to_wait_for() -> None:
+def test_without_workers_there_is_nothing_to_wait_for() -> None:
     nobody = Drain(
         [],
         grace_period_s=10.0,

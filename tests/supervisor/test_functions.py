@@ -86,7 +86,7 @@ def test_none_is_listened_on_while_one_may_be_impossible_to_serve(
     assert listening(events) == [("a", "Mirror"), ("b", "Slow")]
 
 
-def test_who_waits_when_nobody_is_listened_to_any_more_is_served(
+def test_connections_that_wait_when_listening_ends_are_served(
     short_folder: Path, loop: Loop
 ) -> None:
     functions = loop.bind_functions(settings(short_folder, a="mirror"))
@@ -117,7 +117,7 @@ def test_one_that_is_ready_only_then_is_listened_on_no_more(short_folder: Path, 
     assert not functions.is_up
 
 
-def test_a_worker_that_the_system_cannot_start_is_told_with_the_reason(
+def test_a_worker_that_the_system_cannot_start_is_reported_with_the_reason(
     short_folder: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     functions = loop.bind_functions(settings(short_folder, a="mirror"))

@@ -53,9 +53,7 @@ def the_worker(path: str) -> int:
     return int(worker["pid"])
 
 
-def test_a_second_death_before_all_is_repeated_that_was_sent_doubles_nothing(
-    serve: Serve, socket_path: str
-) -> None:
+def test_a_second_death_during_the_replay_repeats_no_output(serve: Serve, socket_path: str) -> None:
     process = serve(plugin("mortal.py:Slow"))
     first, *others = sent = slow_points(1_500, ms=1)
     # While the worker handles it, all others arrive, and the next read returns many. Output is
@@ -167,7 +165,7 @@ def test_a_neighbour_of_a_point_that_kills_workers_loses_nothing(
     assert process.event("connection finished", task_id="neighbour")["takeovers"] >= 1
 
 
-def test_a_connection_goes_on_whose_supervisor_dies_while_it_is_taken_over(
+def test_a_connection_survives_its_supervisor_during_a_takeover(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GATE", str(tmp_path / "gate"))

@@ -59,7 +59,7 @@ def test_a_state_longer_than_a_frame_survives_the_death_of_its_worker(
         count_up(side, 2 * COUNT)
 
 
-def test_a_state_that_the_journal_cannot_hold_is_logged_once_before_it_costs_anything(
+def test_a_state_too_long_for_the_journal_is_logged_once_in_advance(
     serve: Serve, socket_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STATE_BYTES", str(TOO_LONG))

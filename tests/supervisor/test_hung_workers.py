@@ -62,7 +62,7 @@ def await_stacks(worker: WorkerProcess) -> str:
     return stacks
 
 
-def test_a_worker_that_hangs_writes_where_before_it_is_killed(
+def test_a_hanging_worker_writes_its_stacks_before_it_is_killed(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     hanging = HungWorkers()
@@ -77,7 +77,7 @@ def test_a_worker_that_hangs_writes_where_before_it_is_killed(
     assert hanging.is_empty
 
 
-def test_each_handler_that_hangs_is_told_of_once(
+def test_each_hanging_handler_is_reported_once(
     worker: WorkerProcess, served: list[SupervisedConnection]
 ) -> None:
     hanging = HungWorkers()

@@ -111,7 +111,7 @@ def test_a_batch_may_be_longer_than_the_journal(
         assert "1 connection handed over" in said
 
 
-def test_a_handler_is_made_anew_from_the_last_snapshot_where_more_is_not_kept(
+def test_a_new_handler_gets_the_last_snapshot_if_no_input_is_kept(
     serve: Serve, socket_path: str
 ) -> None:
     process = serve(plugin("unruly.py:Unkept"), *SMALL, "--on-error", "restart")

@@ -82,7 +82,7 @@ def deaths() -> Deaths:
 # --- poison ---
 
 
-def test_after_a_death_frames_that_had_come_are_dealt_with_one_by_one(deaths: Deaths) -> None:
+def test_after_a_death_frames_that_had_come_are_handled_one_by_one(deaths: Deaths) -> None:
     after = deaths.fault(40, received=90)
     assert (after.until, after.poison, after.give_up) == (90, set(), None)
 
@@ -125,7 +125,7 @@ def test_poison_that_is_no_history_any_more_is_forgotten(deaths: Deaths) -> None
     assert deaths.fault(80, input_start=41).poison == {80}
 
 
-def test_where_poison_is_not_dropped_the_connection_is_given_up_for_it(deaths: Deaths) -> None:
+def test_the_connection_is_given_up_if_poison_is_not_dropped(deaths: Deaths) -> None:
     deaths.drops_poison = False
     deaths.fault(40)
     after = deaths.fault(40)
@@ -158,7 +158,7 @@ def test_a_connection_that_is_known_not_to_be_the_cause_is_not_suspected(deaths:
         assert (after.until, after.poison, after.give_up) == (0, set(), None)
 
 
-def test_where_several_might_be_the_cause_none_is_found_guilty(deaths: Deaths) -> None:
+def test_no_connection_is_blamed_if_several_could_be_the_cause(deaths: Deaths) -> None:
     assert not deaths.kill(40).isolated
     for _ in range(5):
         after = deaths.kill(40, alone=False)

@@ -77,7 +77,7 @@ def test_a_reload_whose_workers_cannot_all_be_started_changes_nothing(
     assert not set(pool.workers) & set(old)
 
 
-def test_a_worker_that_cannot_be_recycled_for_want_of_room_goes_on(
+def test_a_worker_goes_on_if_there_is_no_room_to_recycle_it(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = loop.start_pool(msgspec.structs.replace(SETTINGS, max_points=1))
@@ -207,7 +207,7 @@ def test_a_worker_that_reads_no_orders_for_long_is_replaced_and_the_log_says_why
     assert "read no orders for" in told["worker died"]["reason"]
 
 
-def test_a_worker_that_closed_its_channel_is_replaced_and_holds_nothing_up(loop: Loop) -> None:
+def test_a_worker_that_closed_its_channel_is_replaced_and_delays_nothing(loop: Loop) -> None:
     pool = loop.start_pool(SETTINGS)
     (worker,) = pool.workers
     os.kill(worker.pid, signal.SIGSTOP)

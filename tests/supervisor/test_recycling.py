@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("limit", [("--max-points", "3000"), ("--max-rss-mb", "90")])
-def test_a_worker_that_has_had_its_time_is_replaced_under_load(
+def test_a_worker_that_reaches_a_limit_is_replaced_under_load(
     serve: Serve, socket_path: str, limit: tuple[str, str]
 ) -> None:
     process = serve(plugin("laden.py:Leaking"), *limit)
@@ -117,6 +117,6 @@ def test_none_is_chosen_for_a_while_after_one_could_not_be_replaced() -> None:
     assert recycling.choose([worn], settings, 130.0) is worn
 
 
-def test_workers_are_not_even_measured_where_there_is_no_limit() -> None:
+def test_without_limits_workers_are_not_measured() -> None:
     measured = (wear(pytest.fail(f"{name} was measured")) for name in ["any"])
     assert Recycling().choose(measured, limits(), 100.0) is None

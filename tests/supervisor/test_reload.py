@@ -104,7 +104,7 @@ def test_new_code_goes_on_with_the_state_of_the_old(
 
 
 @pytest.mark.parametrize("reloads", [3, pytest.param(RELOADS, marks=pytest.mark.long)])
-def test_many_reloads_under_load_lose_and_double_nothing(
+def test_many_reloads_under_load_lose_and_repeat_nothing(
     serve: Serve, code: Code, socket_path: str, reloads: int
 ) -> None:
     process = serve(code.handler, "--workers", "2", "--snapshot-interval", "0.2")
@@ -123,7 +123,7 @@ def test_many_reloads_under_load_lose_and_double_nothing(
     assert {event["takeovers"] for event in finished} == {reloads}
 
 
-def test_a_worker_of_old_code_ends_once_it_serves_nobody(
+def test_a_worker_of_old_code_ends_once_it_serves_no_connection(
     serve: Serve, code: Code, socket_path: str
 ) -> None:
     serve(code.handler)
@@ -196,7 +196,7 @@ REFUSES_RESTORE = """
         ("import os\nos.abort()\n", "a new worker died: SIGABRT"),
     ],
 )
-def test_where_new_code_cannot_be_loaded_the_old_goes_on(
+def test_the_old_code_goes_on_if_the_new_code_cannot_be_loaded(
     serve: Serve, code: Code, socket_path: str, more: str, cause: str
 ) -> None:
     process = serve(code.handler)
@@ -226,7 +226,7 @@ def test_where_new_code_cannot_be_loaded_the_old_goes_on(
         (REFUSES_RESTORE, "restore was refused: a snapshot of another version"),
     ],
 )
-def test_where_new_code_cannot_take_the_state_the_old_goes_on(
+def test_the_old_code_goes_on_if_the_new_code_cannot_restore_the_state(
     serve: Serve, code: Code, socket_path: str, more: str, cause: str
 ) -> None:
     process = serve(code.handler)
@@ -306,7 +306,7 @@ def test_the_last_of_several_reloads_counts(
 # --- functions and settings ---
 
 
-def test_functions_come_and_go_and_others_do_not_notice(
+def test_functions_are_added_and_removed_without_effect_on_others(
     configured: Configured, short_folder: Path
 ) -> None:
     process = configured.process

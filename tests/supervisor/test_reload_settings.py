@@ -243,7 +243,7 @@ def test_no_path_is_unserved_for_a_moment(
     assert file.functions.settings.grace_period_s == 3.0
 
 
-def test_a_function_whose_successor_never_gets_ready_goes_on(file: File) -> None:
+def test_a_function_goes_on_if_its_successor_never_gets_ready(file: File) -> None:
     file.serve({"f": ("1", "a")})
     pool = file.pool("f")
     file.write({"g": ("1", "b")})
@@ -350,7 +350,7 @@ def test_one_alone_is_neither_removed_nor_moved(file: File) -> None:
     assert not file.workers.reloads
 
 
-def test_one_alone_that_cannot_be_prepared_is_logged_and_told(file: File) -> None:
+def test_a_function_that_cannot_be_prepared_is_logged_and_reported(file: File) -> None:
     file.serve({"a": ("1", "a")})
     file.write({"a": ("1", "a")}, socket_group="no-such-group", socket_mode="0600")
     with capture_logs() as events, pytest.raises(SocketPathError, match="no-such-group"):
@@ -383,7 +383,7 @@ def test_reloads_of_all_that_come_during_one_are_one_more(file: File) -> None:
     assert not file.reloading.is_waiting
 
 
-def test_each_who_asks_for_one_function_is_told_of_a_reload_that_began_afterwards(
+def test_each_client_gets_the_result_of_a_reload_that_began_after_its_request(
     file: File,
 ) -> None:
     file.serve({"a": ("1", "a")})

@@ -22,7 +22,7 @@ def pause_s(backoff: RestartBackoff, now_s: float) -> float:
     return steps / 20
 
 
-def test_without_a_death_there_is_nobody_to_replace(backoff: RestartBackoff) -> None:
+def test_without_a_death_no_worker_is_replaced(backoff: RestartBackoff) -> None:
     assert not backoff.is_pending
     assert not backoff.take_due(1e9)
 
@@ -100,14 +100,14 @@ def test_a_worker_that_has_worked_shortens_the_pause_of_another(backoff: Restart
     assert backoff.take_due(5.1)
 
 
-def test_it_is_tried_again_where_there_is_room_for_no_process(backoff: RestartBackoff) -> None:
+def test_starting_is_retried_while_there_is_room_for_no_process(backoff: RestartBackoff) -> None:
     backoff.retry(7.0)
     assert not backoff.take_due(7.05)
     assert backoff.take_due(7.1)
     assert backoff.vain_starts == 0
 
 
-def test_nobody_is_replaced_once_it_is_cancelled(backoff: RestartBackoff) -> None:
+def test_no_worker_is_replaced_after_a_cancellation(backoff: RestartBackoff) -> None:
     backoff.note_death(5.0, age_s=0.5, has_worked=False)
     backoff.cancel()
     assert not backoff.is_pending

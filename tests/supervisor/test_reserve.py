@@ -45,7 +45,7 @@ def reserve() -> Iterator[DescriptorReserve]:
         yield made
 
 
-def test_what_is_lent_is_free_where_all_others_are_used(reserve: DescriptorReserve) -> None:
+def test_lent_descriptors_are_free_when_all_others_are_used(reserve: DescriptorReserve) -> None:
     with all_used():
         assert _free() == 0
         with reserve.lent():
@@ -54,7 +54,7 @@ def test_what_is_lent_is_free_where_all_others_are_used(reserve: DescriptorReser
         reserve.check()
 
 
-def test_the_reserve_is_not_whole_until_what_was_used_of_it_is_free_again(
+def test_the_reserve_is_incomplete_until_its_descriptors_are_free_again(
     reserve: DescriptorReserve,
 ) -> None:
     with all_used():
@@ -66,7 +66,7 @@ def test_the_reserve_is_not_whole_until_what_was_used_of_it_is_free_again(
         reserve.check()
 
 
-def test_where_there_are_descriptors_the_reserve_takes_them_first(
+def test_the_reserve_takes_free_descriptors_first(
     reserve: DescriptorReserve,
 ) -> None:
     with all_used():

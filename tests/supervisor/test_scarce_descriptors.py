@@ -91,7 +91,7 @@ def test_a_supervisor_with_too_few_descriptors_answers_in_the_end(
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2, 3])
-def test_a_worker_without_descriptors_serves_on_and_takes_others_later(
+def test_a_worker_without_descriptors_goes_on_and_takes_connections_later(
     serve: Serve, socket_path: str, spare: int
 ) -> None:
     process = serve(plugin("mortal.py:Count"))

@@ -102,7 +102,7 @@ def long_points(count: int) -> list[Point]:
 
 
 @pytest.mark.parametrize("handler", ["Wordy", "WordyCount"])
-def test_what_was_read_ahead_for_a_peer_that_stalls_outlives_every_worker(
+def test_input_read_ahead_for_a_stalled_peer_outlives_every_worker(
     serve: Serve, socket_path: str, handler: str
 ) -> None:
     process = serve(plugin(f"mortal.py:{handler}"), "--snapshot-interval", "0.1")

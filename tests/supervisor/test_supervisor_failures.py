@@ -77,7 +77,7 @@ def serve(
     return status, list(events)
 
 
-def test_a_step_that_fails_again_and_again_is_logged_once_and_delays_nobody(
+def test_a_step_that_keeps_failing_is_logged_once_and_delays_nothing(
     socket_path: str,
 ) -> None:
     watch = Watch()
@@ -125,7 +125,7 @@ def test_a_reload_that_cannot_be_prepared_changes_nothing(
     assert failed == ["reload failed, everything goes on as it was"]
 
 
-def test_where_several_functions_cannot_be_started_nothing_is_left(short_folder: Path) -> None:
+def test_nothing_is_left_if_several_functions_cannot_be_started(short_folder: Path) -> None:
     functions = {
         name: FunctionSettings(handler="no-such-handler", socket=str(short_folder / name))
         for name in ("a", "b", "c")

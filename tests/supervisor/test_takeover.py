@@ -96,7 +96,7 @@ def with_rests(data: Iterable[RequestMessage], path: str, every: int) -> Iterato
     "step",
     [pytest.param(each, marks=[] if each in FIRST_STEPS else pytest.mark.long) for each in STEPS],
 )
-def test_a_death_at_any_step_loses_and_doubles_nothing(
+def test_a_death_at_any_step_loses_and_repeats_nothing(
     serve: Serve,
     socket_path: str,
     deaths: Path,
@@ -215,7 +215,7 @@ def kill_one(path: str, chance: random.Random, pause: threading.Event) -> set[in
         ("exit", "exit status 3"),
     ],
 )
-def test_a_point_that_kills_workers_is_dropped_and_all_others_come_back(
+def test_a_point_that_kills_workers_is_dropped_with_on_error_skip(
     serve: Serve, socket_path: str, poison: str, how: str
 ) -> None:
     process = serve(plugin("mortal.py:Poisoned"), "--on-error", "skip")
@@ -228,7 +228,7 @@ def test_a_point_that_kills_workers_is_dropped_and_all_others_come_back(
     assert process.event("connection finished")["failures"] == 1
 
 
-def test_a_point_that_kills_workers_fails_the_task_where_errors_do(
+def test_a_point_that_kills_workers_fails_the_task_with_on_error_fail(
     serve: Serve, socket_path: str
 ) -> None:
     process = serve(plugin("mortal.py:Poisoned"))

@@ -29,7 +29,7 @@ STARTING, SERVING = WorkerState.STARTING, WorkerState.SERVING
 RETIRING, DISMISSED, DEAD = WorkerState.RETIRING, WorkerState.DISMISSED, WorkerState.DEAD
 
 
-def test_a_worker_that_was_told_to_end_has_ended_well(workers: Workers) -> None:
+def test_an_ordered_end_of_a_worker_is_no_death(workers: Workers) -> None:
     worker = workers.start_ready()
     worker.send(Stop())
     death = WorkerDeath.of(worker, RETIRING)
@@ -111,7 +111,7 @@ def test_a_kill_has_no_stacks_to_log(workers: Workers) -> None:
         (DISMISSED, "SIGKILL", True, True),
     ],
 )
-def test_an_end_is_expected_of_who_was_told_to_end(
+def test_the_end_of_a_worker_that_was_told_to_end_is_expected(
     state: WorkerState, how: str, *, expected: bool, expected_at_stop: bool
 ) -> None:
     death = WorkerDeath(1, 2, state, how, "")
@@ -213,7 +213,7 @@ def test_the_thread_of_a_fault_is_found(thread: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "Thread 0x00007f498c1c1b80 (most recent call first):\n"], ids=["killed", "asked"]
 )
-def test_where_no_fault_was_there_is_no_thread_of_it(text: str) -> None:
+def test_without_a_fault_no_thread_is_named(text: str) -> None:
     assert faulty_thread(text) is None
 
 
@@ -225,7 +225,7 @@ def test_as_much_is_shown_as_a_log_can_bear() -> None:
     assert beginning("\n".join(lines)) == "\n".join(lines[:60])
 
 
-def test_where_a_thread_was_is_a_line() -> None:
+def test_the_stack_of_a_thread_is_one_line() -> None:
     code = "import faulthandler, threading\nprint(threading.get_ident(), flush=True)\n"
     code += "def inner(): faulthandler.dump_traceback()\ndef outer(): inner()\nouter()\n"
     process = subprocess.run(

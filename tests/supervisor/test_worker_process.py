@@ -71,9 +71,7 @@ def test_each_worker_reports_under_its_own_name(watched: Watched, workers: Worke
     assert isinstance(first[bad], Failed)
 
 
-def test_what_a_worker_reported_is_dealt_with_before_its_end(
-    watched: Watched, workers: Workers
-) -> None:
+def test_reports_of_a_worker_are_handled_before_its_end(watched: Watched, workers: Workers) -> None:
     worker = workers.start("no-such-handler")
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     watched.reports.watch(worker)

@@ -71,11 +71,11 @@ def test_a_line_is_written_when_the_call_returns(reader: Reader) -> None:
         assert reader.read(b"\n") == [f"event {number}"]
 
 
-def test_a_reader_that_stops_holds_nobody_up_and_what_is_lost_is_counted(
+def test_a_reader_that_stops_delays_no_writer_and_lost_lines_are_counted(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_writer, "_MAX_LINES", 50)
-    monkeypatch.setattr(log_writer, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(log_writer, "_END_TIMEOUT_S", 0.01)
     writer = LogWriter(reader.writable, reader.lost.append)
     for _ in range(300):  # More than a pipe and the limit hold.
         writer.write(LINE)

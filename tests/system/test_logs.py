@@ -104,7 +104,7 @@ def test_an_exception_is_a_fact_of_its_event() -> None:
     assert event["exception"].endswith("ZeroDivisionError: division by zero")
 
 
-def test_what_a_handler_logs_by_the_standard_library_is_an_event() -> None:
+def test_a_record_of_the_standard_library_is_an_event() -> None:
     code = """
 stranger = logging.getLogger('acme.udf')
 stranger.warning('%d of %s', 2, 'three', extra={'task': 'cpu'})
@@ -136,7 +136,7 @@ thread.join()
     assert event["exception"].endswith("ZeroDivisionError: division by zero")
 
 
-def test_what_is_bound_is_in_each_event() -> None:
+def test_bound_facts_are_in_each_event() -> None:
     code = """
 structlog.contextvars.bind_contextvars(function='mirror')
 bound = log.bind(connection=7)
@@ -157,7 +157,7 @@ bound.info('b')
     ],
 )
 @pytest.mark.parametrize("logger", ["log", "logging.getLogger('acme')"])
-def test_what_is_below_the_level_is_not_shown(logger: str, level: str, shown: list[str]) -> None:
+def test_events_below_the_level_are_not_shown(logger: str, level: str, shown: list[str]) -> None:
     levels = ("debug", "info", "warning", "error")
     code = "\n".join(f"{logger}.{name}('x')" for name in levels)
     assert [event["level"] for event in events(code, level)] == shown
@@ -324,7 +324,7 @@ def printed(code: str, level: str = "info") -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("level", ["debug", "error"])
-def test_what_is_printed_is_an_event_for_each_line(level: str) -> None:
+def test_each_printed_line_is_an_event(level: str) -> None:
     code = """
     print("a", 1, "ü", "\\udcff")
     print("b\\n\\nc\\nd", end="", flush=True)

@@ -60,7 +60,7 @@ def test_another_thread_can_wake_it_with_no_signal() -> None:
         assert not is_readable(queue)
 
 
-def test_any_number_of_wakes_blocks_nobody() -> None:
+def test_any_number_of_wakes_blocks_no_thread() -> None:
     with SignalQueue(BOTH) as queue:
         for _ in range(100_000):
             queue.wake()

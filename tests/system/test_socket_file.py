@@ -314,7 +314,7 @@ def test_another_process_never_sees_the_socket_wider_open(socket_path: str) -> N
     assert 0o600 in seen
 
 
-def test_the_lock_is_nobody_else_s_to_open(socket_path: str) -> None:
+def test_no_other_user_can_open_the_lock(socket_path: str) -> None:
     before = os.umask(0)
     try:
         socket_file = SocketFile.bind(socket_path, mode=0o666)
@@ -442,7 +442,7 @@ def make_link_to_stale_socket(path: str) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_is_no_socket_is_left_alone(
+def test_a_file_that_is_no_socket_is_not_changed(
     socket_path: str, make: Callable[[str], None], kind: str, *, remove_stale: bool
 ) -> None:
     make(socket_path)
@@ -596,7 +596,7 @@ def make_long_number(path: str) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_is_no_lock_of_ours_is_refused_at_once_and_left_as_it_is(
+def test_a_file_that_is_no_lock_is_refused_at_once_and_not_changed(
     socket_path: str, make: Callable[[str], None], problem: str
 ) -> None:
     lock = f"{socket_path}.lock"
@@ -648,7 +648,7 @@ def test_the_lock_of_a_process_about_to_bind_is_respected(socket_path: str) -> N
         assert not os.path.lexists(socket_path)
 
 
-def test_what_a_killed_process_left_is_no_obstacle(socket_path: str) -> None:
+def test_the_files_of_a_killed_process_are_no_obstacle(socket_path: str) -> None:
     with python(OWNER, socket_path) as owner:
         owner.send_signal(signal.SIGKILL)
         owner.wait(PATIENCE_S)

@@ -27,7 +27,7 @@ def test_unsafe_characters_are_escaped_and_others_kept(text: str, shown: str) ->
     assert printable(text) == shown
 
 
-def test_what_is_shown_is_one_line_that_every_encoding_of_unicode_can_write() -> None:
+def test_printable_text_is_one_line_that_every_unicode_encoding_can_write() -> None:
     everything = "".join(map(chr, range(0x110000)))
     shown = printable(everything)
     assert shown.splitlines() == [shown]

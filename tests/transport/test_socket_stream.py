@@ -229,7 +229,7 @@ def test_a_write_that_waits_lets_the_peer_write(ends: tuple[SocketStream, socket
 
 
 @pytest.mark.usefixtures("impatient")
-def test_what_was_read_ahead_is_read_after_an_interrupt(
+def test_input_read_ahead_is_read_after_an_interrupt(
     ends: tuple[SocketStream, socket.socket],
 ) -> None:
     stream, peer = ends
@@ -246,7 +246,7 @@ def test_what_was_read_ahead_is_read_after_an_interrupt(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_what_was_read_ahead_counts_as_unread(ends: tuple[SocketStream, socket.socket]) -> None:
+def test_input_read_ahead_counts_as_unread(ends: tuple[SocketStream, socket.socket]) -> None:
     stream, peer = ends
     writing = in_thread(lambda: stream.write(TOO_MUCH))
     assert peer.recv(1) == b"x"

@@ -46,7 +46,7 @@ def test_each_frame_has_the_whole_limit(watch: BusyWatchdog) -> None:
         assert not watch.has_just_passed_limit
 
 
-def test_the_limit_is_told_again_for_another_frame(watch: BusyWatchdog) -> None:
+def test_the_limit_is_reported_again_for_another_frame(watch: BusyWatchdog) -> None:
     told = 0
     for frame in (1, 2):
         for second in range(0, 20, 5):

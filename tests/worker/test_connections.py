@@ -125,7 +125,7 @@ def test_a_connection_is_there_until_it_has_ended(held: Held) -> None:
     assert held.ended[7].reason is Reason.CLOSED
 
 
-def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) -> None:
+def test_the_end_of_a_connection_is_reported_before_it_is_gone(held: Held) -> None:
     told: list[bool] = []
 
     def tick() -> None:
@@ -146,7 +146,7 @@ def test_whoever_finds_a_connection_gone_has_been_told_of_its_end(held: Held) ->
     assert told == [True]
 
 
-def test_what_is_logged_of_a_connection_says_which_one_it_is(held: Held) -> None:
+def test_events_of_a_connection_have_its_number(held: Held) -> None:
     side = held.connect(number=7)
     side.send(INIT)
     side.send(Point(time=1))
@@ -226,7 +226,7 @@ def test_a_number_may_be_taken_anew_while_the_old_agent_lets_go(held: Held) -> N
     assert new is not old
 
 
-def test_where_no_thread_is_left_the_connection_is_closed(
+def test_the_connection_is_closed_if_no_thread_can_be_started(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: threading.Thread) -> None:
@@ -245,7 +245,7 @@ def test_where_no_thread_is_left_the_connection_is_closed(
     ("on_error", "kind"),
     [("fail", NoCheckpoints), ("skip", NoCheckpoints), ("restart", LastSnapshot)],
 )
-def test_a_snapshot_is_kept_only_where_a_handler_may_be_made_anew(
+def test_a_snapshot_is_kept_only_if_the_handler_may_be_replaced(
     on_error: OnError, kind: type
 ) -> None:
     settings = FunctionSettings(handler="mirror", socket="unused", on_error=on_error)

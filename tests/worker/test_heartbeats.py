@@ -137,7 +137,7 @@ def test_an_idle_connection_gets_none(beating: Beating) -> None:
     assert beating.seen[0].seen == []
 
 
-def test_a_peer_that_does_not_read_holds_up_nobody_elses_heartbeats(beating: Beating) -> None:
+def test_a_peer_that_does_not_read_delays_no_other_heartbeats(beating: Beating) -> None:
     deaf, gone, busy = beating.connect(), beating.connect(), beating.connect()
     deaf_stream = beating.connections.get(1)
     assert deaf_stream is not None
@@ -153,7 +153,7 @@ def test_a_peer_that_does_not_read_holds_up_nobody_elses_heartbeats(beating: Bea
     assert read_exactly(busy, 10 * len(HEARTBEAT)) == 10 * HEARTBEAT
 
 
-def test_a_handler_that_hangs_gets_no_more_heartbeats_and_is_told_of_once(
+def test_a_hanging_handler_gets_no_more_heartbeats_and_is_reported_once(
     beating: Beating,
 ) -> None:
     beating.limit_s = 0.1

@@ -55,7 +55,7 @@ def bound(folder: Path, name: str) -> SocketFile:
 
 
 @pytest.mark.parametrize("rests", [False, True], ids=["at first", "in a rest"])
-def test_a_socket_can_be_removed_where_nobody_can_be_accepted(
+def test_a_socket_can_be_removed_while_accepting_fails(
     short_folder: Path, selector: selectors.BaseSelector, *, rests: bool
 ) -> None:
     accepting = Accepting()
@@ -110,7 +110,7 @@ def test_connections_wait_in_the_queue_until_they_may_be_accepted(
         socket_file.release()
 
 
-def test_a_problem_that_goes_on_is_logged_now_and_then(
+def test_a_lasting_problem_is_logged_at_intervals(
     short_folder: Path, selector: selectors.BaseSelector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 1000.0

@@ -62,7 +62,7 @@ def test_sighup_without_workers_ends_nothing(serve: Serve, socket_path: str) -> 
     assert process.stop() == 0
 
 
-def test_what_had_arrived_before_sigterm_is_answered(
+def test_input_that_arrived_before_sigterm_is_answered(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = tmp_path / "gate"
@@ -119,7 +119,7 @@ def test_sigterm_under_load_loses_nothing_that_was_taken(serve: Serve, socket_pa
     assert answers == list(range(len(answers)))
 
 
-def test_handlers_are_stopped_once_and_what_they_flush_arrives(
+def test_handlers_are_stopped_once_and_their_last_output_arrives(
     serve: Serve, socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = tmp_path / "record"
@@ -161,7 +161,7 @@ def test_a_handler_that_hangs_is_given_up_after_the_grace_period(
     assert process.event("stopped")["abandoned_connections"] == 1
 
 
-def test_a_peer_that_does_not_read_holds_the_stop_up_no_longer_than_the_grace_period(
+def test_a_peer_that_does_not_read_delays_the_stop_by_the_grace_period_at_most(
     serve: Serve, socket_path: str
 ) -> None:
     process = serve("mirror", "--grace-period", "0.2")

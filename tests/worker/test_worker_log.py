@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COUNT = 1_000
 
 
-def test_a_reader_of_the_log_that_stops_holds_no_task_up(socket_path: str) -> None:
+def test_a_log_reader_that_stops_delays_no_task(socket_path: str) -> None:
     command = [*KAPUDF, "serve", "--socket", socket_path, "--log-format", "json"]
     with subprocess.Popen(
         [*command, "--handler", plugin("unruly.py:Chatty")], stderr=subprocess.PIPE
@@ -32,7 +32,7 @@ def test_a_reader_of_the_log_that_stops_holds_no_task_up(socket_path: str) -> No
             process.kill()
 
 
-def test_what_a_handler_logs_right_before_its_worker_dies_is_in_the_log(
+def test_a_line_logged_right_before_the_worker_dies_is_in_the_log(
     serve: Callable[..., ServeProcess], socket_path: str
 ) -> None:
     process = serve(plugin("unruly.py:Chatty"), "--on-error", "skip")
