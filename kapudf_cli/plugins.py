@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import describe
 from kapudf_cli.handler import definition
+from kapudf_cli.handler.errors import DefinitionError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.plugin_errors import (
     AmbiguousHandlerError,
@@ -118,15 +119,12 @@ class Plugin:
                 f"handler '{self.name}': {self.target} is not a subclass of kapudf_cli.Handler"
             )
             raise NotAHandlerError(problem)
-        if inspect.isabstract(found):
-            missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-            problem = f"handler '{self.name}': {self.target} does not define {missing}()"
-            raise NotAHandlerError(problem)
         try:
             definition.check(found)
         except Exception as error:
             # Otherwise each task would fail, or lose data.
-            problem = f"handler '{self.name}': {self.target} cannot be used: {describe(error)}"
+            reason = str(error) if isinstance(error, DefinitionError) else describe(error)
+            problem = f"handler '{self.name}': {self.target} cannot be used: {reason}"
             raise NotAHandlerError(problem) from error
         return found
 

@@ -204,9 +204,7 @@ def test_what_is_no_handler_class_is_refused(site: Path, text: str) -> None:
 def test_a_handler_without_point_is_refused(site: Path) -> None:
     text = "from kapudf_cli import Handler\nclass Lazy(Handler):\n    pass\n"
     install(site, "acme", {"bad": "acme_lazy:Lazy"}, {"acme_lazy": text})
-    with pytest.raises(
-        NotAHandlerError, match=r"Lazy cannot be used: .*Lazy does not define point\(\)"
-    ):
+    with pytest.raises(NotAHandlerError, match=r"cannot be used: Lazy does not define point\(\)"):
         load("bad")
 
 
@@ -214,7 +212,7 @@ UNUSABLE = {
     "an option of no type": (
         "from kapudf_cli import Options\nclass Bad(Options):\n    size: dict = {}\n",
         "options: Bad",
-        "TypeError: Bad.size: <class 'dict'> is not a type of option; use str, int, float, ",
+        ": Bad.size: <class 'dict'> is not a type of option; use str, int, float, ",
     ),
     "options that are none": (
         "class Bad: pass\n",
@@ -226,7 +224,11 @@ UNUSABLE = {
         "state: Bad",
         "TypeError: Missing required argument 'count'",
     ),
-    "a name for type checkers alone": ("", "options: 'Bad'", "NameError: name 'Bad' is not"),
+    "a name for type checkers alone": (
+        "",
+        "options: 'Bad'",
+        "Plain.options: Bad: name 'Bad' is not defined; define it at the top",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kapudf_cli.errors import KapudfError, describe
+from kapudf_cli.handler.definition import advice_for
 from kapudf_cli.handler.errors import InvalidReturnError
 
 
@@ -21,7 +22,7 @@ class HandlerError(KapudfError):
         if isinstance(cause, InvalidReturnError):
             super().__init__(f"{handler}.{cause}")
         else:
-            super().__init__(f"{handler}.{method} raised {describe(cause)}")
+            super().__init__(f"{handler}.{method} raised {describe(cause)}{advice_for(cause)}")
         self.handler = handler
         self.method = method
         self.cause = cause

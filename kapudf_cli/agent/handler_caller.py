@@ -9,8 +9,7 @@ import functools
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError
-from kapudf_cli.handler import deprecated
-from kapudf_cli.handler.definition import check_passes_through
+from kapudf_cli.handler import definition, deprecated
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.output import write_returned
 from kapudf_cli.protocol.udf_pb2 import (
@@ -74,7 +73,7 @@ class HandlerCaller:
 
     def create(self) -> None:
         """Create a handler. Raises as `call` does."""
-        handler = self.call("__init__", self._factory, self._outbox)
+        handler = self.call("__init__", self._created)
         self._handler = handler
         self.reads_raw = self.passes_through = False
         self.raw_point = handler.raw_point
@@ -92,7 +91,7 @@ class HandlerCaller:
         if "raw_point" in vars(handler):
             self._choose_assigned()
         try:
-            check_passes_through(type(handler), self.passes_through)
+            definition.check_passes_through(type(handler), self.passes_through)
         except TypeError as error:
             raise self.blame("setup", error) from error
         if self.passes_through is not False:
@@ -115,6 +114,11 @@ class HandlerCaller:
             self.passes_through = True
         else:
             self.reads_raw = True
+
+    def _created(self) -> Handler:
+        handler = self._factory(self._outbox)
+        definition.check_created(handler)
+        return handler
 
     def ask(
         self,

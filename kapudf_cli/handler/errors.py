@@ -5,6 +5,10 @@ from __future__ import annotations
 from kapudf_cli.errors import KapudfError
 
 
+class DefinitionError(KapudfError, TypeError):
+    """A class cannot be used as a handler; the message is for its author."""
+
+
 class OptionsError(KapudfError):
     """A TICKscript sets invalid options; the message is for its author."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from kapudf_cli.handler.errors import DefinitionError
 from kapudf_cli.protocol.udf_pb2 import BOOL, DOUBLE, DURATION, INT, STRING, ValueType
 from kapudf_cli.tickscript.identifiers import name_problem
 from kapudf_cli.tickscript.literals import TYPE_WORDS
@@ -76,7 +77,7 @@ def declarations(options: type[msgspec.Struct]) -> tuple[OptionDeclaration, ...]
     """Return the options that the fields of a class declare.
 
     Raises:
-        TypeError: an annotation or a name is not valid for an option.
+        DefinitionError: an annotation or a name is not valid for an option.
     """
     return tuple(_read(options, field) for field in msgspec.structs.fields(options))
 
@@ -114,7 +115,7 @@ def _read(options: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> Op
             f"{options.__name__}.{field.name}: no TICKscript can call .{field.encode_name}(); "
             f"{problem}"
         )
-        raise TypeError(message)
+        raise DefinitionError(message)
     annotation = _without_none(field.type)
     base, limits = _unwrap(annotation)
     repeated = typing.get_origin(base) is list
@@ -159,10 +160,10 @@ def _is_flag(annotation: Any) -> bool:
 def _refuse_limits(
     options: type[msgspec.Struct], attribute: str, limits: list[msgspec.Meta]
 ) -> None:
-    """Raise TypeError for a limit on the number of values, which would not be checked."""
+    """Raise DefinitionError for a limit on the number of values, which would not be checked."""
     if any(_limited(limit) for limit in limits):
         message = f"{options.__name__}.{attribute}: declare limits on the values, not on the list"
-        raise TypeError(message)
+        raise DefinitionError(message)
 
 
 def _limited(limit: msgspec.Meta) -> bool:
@@ -184,12 +185,12 @@ def _value_type(options: type[msgspec.Struct], attribute: str, annotation: Any) 
         msgspec.json.Decoder(annotation)
     except TypeError as error:
         message = f"{options.__name__}.{attribute}: {error}"
-        raise TypeError(message) from None
+        raise DefinitionError(message) from None
     return kind
 
 
-def _unfit(options: type[msgspec.Struct], attribute: str, annotation: Any) -> TypeError:
-    return TypeError(
+def _unfit(options: type[msgspec.Struct], attribute: str, annotation: Any) -> DefinitionError:
+    return DefinitionError(
         f"{options.__name__}.{attribute}: {annotation!r} is not a type of option; "
         "use str, int, float, bool, timedelta, Literal, a tuple or a list of these, or Flag"
     )

@@ -11,6 +11,7 @@ import pytest
 import kapudf_cli
 from kapudf_cli import Handler, Options, PerGroup, Point, State, Writer
 from kapudf_cli.handler import definition
+from kapudf_cli.handler.errors import DefinitionError
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -120,7 +121,7 @@ def test_a_base_or_a_mixin_can_declare_the_state(
 
 
 def test_the_error_of_an_annotation_for_type_checkers_names_it() -> None:
-    with pytest.raises(NameError, match="'Decimal'"):
+    with pytest.raises(DefinitionError, match="name 'Decimal' is not defined; define it at"):
         definition.check(Unknown)
 
 
