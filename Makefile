@@ -13,7 +13,7 @@ JOBS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-long coverage soak bench check format proto clean
+.PHONY: help demo serve test test-long coverage soak bench bench-kapacitor check format proto clean
 
 help:
 	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
@@ -23,6 +23,7 @@ help:
 	@echo 'make coverage   run all tests and report which lines no test reaches (takes much longer)'
 	@echo 'make soak       kill 250 workers and reload 50 times under load, serve 2,000 connections'
 	@echo 'make bench      measure, beside a raw echo and a plain agent (about five minutes)'
+	@echo 'make bench-kapacitor  measure mirror UDFs behind a real kapacitord (about five minutes)'
 	@echo 'make check      check style, types and that the generated code is up to date'
 	@echo 'make format     format the code'
 	@echo 'make proto      regenerate the protobuf code'
@@ -81,6 +82,10 @@ soak: $(INSTALLED)
 # BENCH passes options on: make bench BENCH='--quick --against go=/tmp/go.sock'
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# Needs kapacitord and kapacitor, on PATH or as KAPACITORD and KAPACITOR say.
+bench-kapacitor: $(INSTALLED)
+	$(BIN)/python -m benchmarks.kapacitor $(BENCH)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ def main(*, rounds: int, seconds: float, quick: bool, against: tuple[str, ...], 
             memory = suite.memory(kapudf, _LONG_MILLIONS)
     out.mkdir(parents=True, exist_ok=True)
     report.write_json(out / "results.json", suite.results, memory)
-    report.write_plot(out / "throughput.svg", suite.results)
+    report.write_throughput(out / "throughput.svg", suite.results)
     for line in (*report.table(suite.results), "", *report.ratios(suite.results)):
         click.echo(line)
     click.echo(f"\nwritten: {out / 'results.json'}, {out / 'throughput.svg'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -55,14 +56,29 @@ def _started(command: list[str], path: str) -> Iterator[None]:
 
 
 def await_socket(path: str) -> None:
-    """Wait until the socket exists."""
+    """Wait until a process listens at the socket."""
     deadline = time.monotonic() + _PATIENCE_S
-    pause = threading.Event()
-    while not Path(path).is_socket():
-        if time.monotonic() > deadline:
-            message = f"nothing listens at {path}"
-            raise TimeoutError(message)
-        pause.wait(0.01)
+    while True:
+        try:
+            listener(path)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                message = f"nothing listens at {path}"
+                raise TimeoutError(message) from error
+            time.sleep(0.01)
+        else:
+            return
+
+
+def listener(path: str) -> int:
+    """Return the number of the process that listens at a socket.
+
+    Raises:
+        OSError: none does.
+    """
+    with socket.socket(socket.AF_UNIX) as side:
+        side.connect(path)
+        return _peer_pid(side)
 
 
 def start_up_s(folder: Path) -> float:
@@ -96,7 +112,11 @@ def help_s() -> float:
 
 def pid_of(connection: Connection) -> int:
     """Return the number of the process at the other end."""
-    peer = peer_credentials(connection.socket)
+    return _peer_pid(connection.socket)
+
+
+def _peer_pid(side: socket.socket) -> int:
+    peer = peer_credentials(side)
     if peer is None:
         message = "this system does not tell which process is at the other end of a socket"
         raise RuntimeError(message)

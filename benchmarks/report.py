@@ -91,32 +91,49 @@ def write_json(
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def write_plot(path: Path, results: Sequence[Result]) -> None:
-    """Write a bar chart of the throughput cases, as ratios to the plain agent's mirror."""
-    bars = [
+def write_throughput(path: Path, results: Sequence[Result]) -> None:
+    """Draw the throughput cases, as ratios to the plain agent's mirror."""
+    measured = [
         result for result in results if result.unit == "points/s" and result.contender != "echo"
     ]
-    base = next(r.median for r in bars if (r.case, r.contender) == ("mirror", "plain"))
-    longest = max(result.median / base for result in bars)
+    base = next(r.median for r in measured if (r.case, r.contender) == ("mirror", "plain"))
+    title = f"Throughput, in multiples of the plain agent's mirror ({base:,.0f} points/s here)"
+    write_bars(
+        path,
+        title,
+        [(f"{each.case}: {each.contender}", each.median / base) for each in measured],
+        grey=[each.contender.startswith("plain") for each in measured],
+    )
+
+
+def write_bars(
+    path: Path, title: str, bars: Sequence[tuple[str, float]], *, grey: Sequence[bool]
+) -> None:
+    """Write a bar chart as SVG.
+
+    Args:
+        path: the file.
+        title: what the bars show.
+        bars: the label and the length of each.
+        grey: for each bar, whether it is only there to compare with.
+    """
+    longest = max(length for _, length in bars)
     row, left, width = 22, 330, 380
     height = row * len(bars) + 50
-    title = f"Throughput, in multiples of the plain agent's mirror ({base:,.0f} points/s here)"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 80} {height}">',
         f'<rect width="100%" height="{height}" fill="white"/>',
         '<g font-family="sans-serif" font-size="12">',
         f'<text x="10" y="20">{escape(title)}</text>',
     ]
-    for number, result in enumerate(bars):
+    for number, ((label, length), is_grey) in enumerate(zip(bars, grey, strict=True)):
         top = 35 + number * row
-        ratio = result.median / base
-        length = ratio / longest * width
-        colour = "#8a8a8a" if result.contender.startswith("plain") else "#2a6f97"
-        label = escape(f"{result.case}: {result.contender}")
+        drawn = length / longest * width
+        colour = "#8a8a8a" if is_grey else "#2a6f97"
         lines += [
-            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{label}</text>',
-            f'<rect x="{left}" y="{top}" width="{length:.1f}" height="16" fill="{colour}"/>',
-            f'<text x="{left + length + 5:.1f}" y="{top + 13}">{ratio:.2f}</text>',
+            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{escape(label)}</text>',
+            f'<rect x="{left}" y="{top}" width="{drawn:.1f}" height="16" fill="{colour}"/>',
+            f'<text x="{left + drawn + 5:.1f}" y="{top + 13}">{length:.2f}</text>',
         ]
     lines.append("</g>")
     path.write_text("\n".join([*lines, "</svg>", ""]), encoding="utf-8")
