@@ -19,7 +19,7 @@ help:
 	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
 	@echo 'make serve      serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
 	@echo 'make test       run the tests that every change must pass (about 6 minutes on two cores)'
-	@echo 'make test-long  run the fuzz, soak and long process tests (about 2 minutes)'
+	@echo 'make test-long  run the fuzz, soak and long process tests (about 3 minutes)'
 	@echo 'make coverage   run all tests and report which lines no test reaches (takes much longer)'
 	@echo 'make soak       kill 250 workers and reload 50 times under load, serve 2,000 connections'
 	@echo 'make bench      measure, beside a raw echo and a plain agent (about five minutes)'
@@ -64,8 +64,9 @@ test: $(INSTALLED)
 
 # Its processes start as a user starts them, not by fork: see tests/forked.py.
 test-long: $(INSTALLED)
-	@echo 'The long tests take about 2 minutes on two cores.'
-	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m 'long or hypothesis' --hypothesis-profile long --timeout 300 --durations 10
+	@echo 'The long tests take about 3 minutes on two cores.'
+	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m 'long or hypothesis' \
+		--hypothesis-profile long --timeout 300 --durations 10
 
 # Tracing doubles the time of the tests, and needs processes that start by exec.
 coverage: $(INSTALLED)

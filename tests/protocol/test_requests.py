@@ -96,9 +96,9 @@ def test_known_frames_decode_like_any_frames(
 
 
 @examples(3.0)
-@given(streams, cuts, st.integers(1, 3))
+@given(streams, cuts, st.integers(1, 3), st.integers(0, 2))
 def test_runs_are_the_points_that_would_have_come_one_by_one(
-    frames: list[bytes], places: list[int], taken: int
+    frames: list[bytes], places: list[int], taken: int, left: int
 ) -> None:
     pieces = cut(b"".join(frames), places)
     reader = RequestReader()
@@ -107,16 +107,18 @@ def test_runs_are_the_points_that_would_have_come_one_by_one(
     found: list[tuple[int, object]] = []
     offered = 0
 
-    def take(run: bytes, count: int) -> bool:
+    def take(run: bytes, count: int) -> int:
+        """Handle one of `taken` runs, without its last `left` frames."""
         nonlocal offered
         offered += 1
         if offered % taken:
-            return False
+            return 0
         assert point_run(run, 0, len(run)) == (len(run), count)
         single = FrameReader(raw_or_decode_in)
-        for message in single.feed(run):
-            found.append((reader.offset + single.offset, message))  # noqa: PERF401
-        return True
+        points = [(single.offset, message) for message in single.feed(run)]
+        handled = points[: max(count - left, 0)]
+        found.extend((reader.offset + offset, message) for offset, message in handled)
+        return points[len(handled)][0] if len(handled) < count else len(run)
 
     reader.take_run = take
     try:
@@ -136,9 +138,9 @@ def test_a_run_has_a_maximum_length() -> None:
     reader.raw = True
     runs: list[int] = []
 
-    def take(run: bytes, _count: int) -> bool:
+    def take(run: bytes, _count: int) -> int:
         runs.append(len(run))
-        return True
+        return len(run)
 
     reader.take_run = take
     assert list(reader.feed(one * 1000)) == []
@@ -153,7 +155,7 @@ def test_a_known_frame_over_the_limit_is_refused(*, raw: bool) -> None:
     assert data[:6] in KNOWN_FRAMES
     reader = RequestReader(max_frame_bytes=300)
     reader.raw = raw
-    reader.take_run = lambda _run, _count: True
+    reader.take_run = lambda run, _count: len(run)
     with pytest.raises(FrameTooLongError):
         list(reader.feed(data))
 
