@@ -14,7 +14,7 @@ from kapudf_cli.protocol.udf_pb2 import DOUBLE, INT, STRING, Option, OptionValue
 from kapudf_cli.tools.load.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -203,7 +203,3 @@ class Suite:
         result.values = [readings[-1][1] - readings[0][1]]
         self.results.append(result)
         return readings
-
-    def of_case(self, case: str) -> Iterator[Result]:
-        """Yield the results of a case."""
-        return (result for result in self.results if result.case == case)

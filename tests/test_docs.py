@@ -46,7 +46,7 @@ from kapudf_cli.handler.declared import options_class
 from kapudf_cli.handler.options import declare
 from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 from kapudf_cli.tickscript.snippets import edge_name, signatures
-from kapudf_cli.tools.check.runner import CHECKS
+from kapudf_cli.tools.check import CHECKS
 from tests.run_kapudf import PYTEST
 from tests.serve_process import KAPUDF
 

@@ -11,6 +11,7 @@ from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.plugin_errors import NotAHandlerError, WorkerSetupError
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
 from kapudf_cli.testing import StartTask, lines
+from tests.peers import responses_to
 from tests.run_kapudf import run_kapudf
 from tests.serve_process import KAPUDF, PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import kapudf
@@ -88,7 +89,7 @@ def test_a_process_udf_calls_it_before_its_connection(shared: SharedHandler) -> 
     with CommandTarget("kapudf exec", command).open(timeout_s=PATIENCE_S) as connection:
         connection.side.send(InitRequest(taskID="task", nodeID="node"))
         assert connection.side.receive() == InitResponse(success=True)
-        assert list(connection.side.play([Point(time=1)])) == [EXPECTED]
+        assert list(responses_to(connection.side, [Point(time=1)])) == [EXPECTED]
     assert shared.calls == 1
 
 

@@ -1,7 +1,7 @@
-"""Kapacitor's end of a connection, against a UDF in any language: frames, without rules.
+"""Kapacitor's side of a connection to a UDF in any language: sends and receives messages.
 
-One thread does everything: what is queued is sent while the caller waits for responses.
-`session.py` builds the life of a task on it.
+It does not check their order. One thread does everything: queued requests are sent while the
+caller waits for responses. `session.py` builds the life of a task on it.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Duplex(Protocol):
 
 
 class Source(Protocol):
-    """Frames to send, made while they are sent.
+    """Frames to send, which are produced while sending.
 
     Attributes:
-        descriptor: readable while `take` has something; None if it always has.
+        descriptor: readable while `take` has something; None if `take` never returns b"".
     """
 
     descriptor: int | None
@@ -72,9 +72,9 @@ class Source(Protocol):
 
 
 class Event(enum.Enum):
-    """What `KapacitorSide.step` returns instead of a response."""
+    """A result of `KapacitorSide.step` that is not a response."""
 
-    #: All that was queued is sent.
+    #: All queued requests are sent.
     SENT = enum.auto()
     #: The UDF closed the connection.
     CLOSED = enum.auto()
@@ -84,18 +84,17 @@ Step: TypeAlias = "ResponseMessage | Literal[Event.SENT, Event.CLOSED]"
 
 
 class KapacitorSide:
-    """Kapacitor's end of one connection to a UDF.
+    """Kapacitor's side of one connection to a UDF.
 
-    Every wait is bounded: `timeout_s` counts from the making of the object, or from the last
-    `extend`.
+    Every wait is limited: `timeout_s` starts with the creation of the object or the last `extend`.
     """
 
     def __init__(self, connection: Duplex, *, timeout_s: float) -> None:
-        """Take over a connected stream socket, or pipes."""
+        """Take ownership of a connected stream socket, or pipes."""
         self._socket = connection
         self._frames = FrameReader(RESPONSES.decode_in, DEFAULT_MAX_FRAME_BYTES)
         self._arrived: Iterator[ResponseMessage] = iter(())
-        # What is queued: the piece that is being sent, what goes before the next one, the rest.
+        # The queue: the piece that is being sent, urgent requests, and all others.
         self._piece = memoryview(b"")
         self._urgent = b""
         self._sources: list[Source] = []
@@ -118,7 +117,7 @@ class KapacitorSide:
                 connection.settimeout(timeout_s)
                 connection.connect(path)
             except BlockingIOError:
-                # A Unix socket returns EAGAIN at once where others would wait.
+                # With a full backlog, connecting to a Unix socket fails and does not wait.
                 connection.close()
                 if time.monotonic() >= deadline:
                     raise TimeoutError(
@@ -141,7 +140,7 @@ class KapacitorSide:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close it; a thread that waits for it returns."""
+        """Close the connection; a thread that waits for it returns."""
         if isinstance(self._socket, socket.socket):
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -159,7 +158,7 @@ class KapacitorSide:
 
     @property
     def unfinished(self) -> str:
-        """A description of the incomplete response that has come, for a message; "" for none."""
+        """A description of the incomplete response received so far; "" for none."""
         came = self._frames.rest
         if not came:
             return ""
@@ -167,11 +166,11 @@ class KapacitorSide:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something that was queued is not sent yet."""
+        """Whether queued requests are not sent yet."""
         return bool(self._piece or self._urgent or self._sources)
 
     def extend(self, timeout_s: float) -> None:
-        """Let the following calls take up to `timeout_s` seconds from now together."""
+        """Let all following calls together take up to `timeout_s` seconds from now."""
         self._deadline = time.monotonic() + timeout_s
 
     # --- sending ---
@@ -181,7 +180,7 @@ class KapacitorSide:
         self.send_bytes(REQUESTS.encode(message))
 
     def send_bytes(self, data: bytes) -> None:
-        """Send bytes, which may be anything, after what is queued.
+        """Send any bytes, after all queued requests.
 
         Raises:
             TimeoutError: the UDF did not read them in time.
@@ -194,43 +193,22 @@ class KapacitorSide:
             rest = rest[self._write(rest) :]
 
     def queue(self, requests: Iterable[RequestMessage] | Source) -> None:
-        """Send requests while responses are awaited."""
+        """Queue requests, which are sent while responses are awaited."""
         self._sources.append(_Requests(requests) if isinstance(requests, Iterable) else requests)
         self._sent = False
 
     def queue_urgent(self, request: RequestMessage) -> None:
-        """Send a request while responses are awaited, before what is queued and not yet begun."""
+        """Queue a request before all requests of which no byte is sent yet."""
         self._urgent += REQUESTS.encode(request)
         self._sent = False
 
     def drop_queue(self) -> None:
-        """Send no more than the rest of the piece that is being sent."""
+        """Drop queued requests, except for the piece that is being sent."""
         self._urgent = b""
         self._sources.clear()
 
-    @contextlib.contextmanager
-    def sending(self, requests: Iterable[RequestMessage]) -> Iterator[None]:
-        """Send requests while the block receives, and the rest of them at its end.
-
-        Sending much before reading could deadlock: a UDF may wait until its answers are read.
-        """
-        self.queue(requests)
-        yield
-        with contextlib.suppress(OSError):
-            self.send_bytes(b"")
-
-    def play(self, requests: Iterable[RequestMessage]) -> Iterator[ResponseMessage]:
-        """Send requests, half-close, and yield the responses until the UDF closes."""
-        self.queue(requests)
-        while (step := self._step_in_time()) is not Event.CLOSED:
-            if step is not Event.SENT:
-                yield step
-            else:
-                with contextlib.suppress(OSError):
-                    self.half_close()
-
     def push(self) -> None:
-        """Send what is queued until there is no more room; do not wait."""
+        """Send queued requests until there is no more room; do not wait."""
         while self._fill():
             left = len(self._piece)
             self._push()
@@ -244,10 +222,10 @@ class KapacitorSide:
     # --- receiving ---
 
     def receive(self) -> ResponseMessage | None:
-        """Wait for the next response; None once the UDF has closed. Heartbeats are left out.
+        """Wait for the next response, except heartbeats; return None once the UDF has closed.
 
         Raises:
-            ProtocolError: what came is no response, or ended inside one.
+            ProtocolError: invalid bytes came, or the end inside a response.
             TimeoutError: nothing came in time.
             OSError: the connection broke.
         """
@@ -256,7 +234,7 @@ class KapacitorSide:
         return None if isinstance(step, Event) else step
 
     def receive_within(self, timeout_s: float) -> ResponseMessage | None:
-        """Do what `receive` does, with a timeout of its own, which any response restarts."""
+        """Wait like `receive`, with this timeout, which any response restarts."""
         while (step := self.step(timeout_s)) is Event.SENT or _is_heartbeat(step):
             pass
         return None if isinstance(step, Event) else step
@@ -267,14 +245,14 @@ class KapacitorSide:
             yield response
 
     def _step_in_time(self) -> Step:
-        """Do what `step` does before the deadline; heartbeats do not extend it."""
+        """Call `step` before the deadline; heartbeats do not extend it."""
         left_s = self._left_s
         if left_s <= 0:
             raise TimeoutError(errno.ETIMEDOUT, "timed out")
         return self.step(left_s)
 
     def step(self, timeout_s: float) -> Step:
-        """Send what is queued until a response comes, the queue is sent, or the UDF closes.
+        """Send queued requests until a response comes, all are sent, or the UDF closes.
 
         Raises as `receive` does.
         """
@@ -328,7 +306,7 @@ class KapacitorSide:
         except BlockingIOError:
             return
         except OSError:
-            # The UDF no longer reads. What it sent before, or its end, says why.
+            # The UDF no longer reads. Its last responses or its end give the reason.
             self._piece = memoryview(b"")
             self.drop_queue()
 
@@ -348,7 +326,7 @@ class KapacitorSide:
 
 
 class _Requests:
-    """A `Source` of requests that are at hand."""
+    """A `Source` that iterates over requests, which must not block."""
 
     descriptor: int | None = None
 
@@ -369,7 +347,7 @@ def _write_descriptor(connection: Duplex) -> int:
 
 
 def _is_heartbeat(step: Step) -> bool:
-    """Return whether a response only says that the UDF is busy; Kapacitor drops it."""
+    """Return whether this is a heartbeat of a busy UDF, which Kapacitor drops."""
     return isinstance(step, KeepaliveResponse) and step.time == HEARTBEAT_TIME
 
 
@@ -385,7 +363,7 @@ def probe(path: str, *, timeout_s: float) -> Answer:
     """Send Info to the UDF at a socket, as Kapacitor does at its start.
 
     Raises:
-        ProbeError: it did not answer, or not as Kapacitor needs it to.
+        ProbeError: the answer is missing or invalid.
     """
     started = time.monotonic()
     try:
@@ -407,8 +385,8 @@ def probe(path: str, *, timeout_s: float) -> Answer:
 def ask_info(side: KapacitorSide) -> InfoResponse:
     """Send Info and return the answer; the caller closes the connection.
 
-    It waits for the answer before it ends the input, as Kapacitor does: a UDF of the Go agent
-    drops answers that are not written by then, and its server may exit.
+    It waits for the answer before it ends the input, as Kapacitor does: at the end of the input,
+    UDFs of the Go agent drop unsent answers, and their server may exit.
 
     Raises:
         ProbeError: the answer is missing, garbled, an error, or another message.
@@ -440,7 +418,7 @@ def ask_info(side: KapacitorSide) -> InfoResponse:
     raise ProbeError(problem)
 
 
-#: What an error of connect means to the user who named the path.
+#: The error messages for errors of connect.
 _REFUSALS = {
     errno.ENOENT: "there is no such socket; is the UDF running?",
     errno.ECONNREFUSED: "connection refused; no process serves this path, or it is still starting",
@@ -451,7 +429,7 @@ _REFUSALS = {
 
 
 def why_not_connected(path: str, error: OSError) -> str:
-    """Return what an error of connect means to the user who named the path."""
+    """Return the error message for an error of connect."""
     with contextlib.suppress(OSError):
         if error.errno == errno.ECONNREFUSED and not stat.S_ISSOCK(os.stat(path).st_mode):
             return "this is not a socket"

@@ -71,7 +71,7 @@ def check(
     Exits with 0 if no check failed, and with 1 if one did.
     """
     from kapudf_cli.client.target import SocketTarget
-    from kapudf_cli.tools.check import runner
+    from kapudf_cli.tools.check import run
     from kapudf_cli.tools.check.trial import Outcome, Trial
 
     target = silenced(target)
@@ -83,7 +83,7 @@ def check(
         out.live = True
         table = _Table(out, verbose=verbose, colour=on_terminal)
         may_cut = not isinstance(target, SocketTarget) if cut is None else cut
-        for result in runner.run(Trial(target, timeout_s, chosen, may_cut)):
+        for result in run(Trial(target, timeout_s, chosen, may_cut)):
             results.append(result)
             if not as_json:
                 table.add(result)
@@ -107,17 +107,16 @@ def check(
 
 def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:
     """Return the user's options, checked against those that the UDF declares."""
-    from kapudf_cli.client.driver import ask_info
     from kapudf_cli.client.errors import ProbeError
+    from kapudf_cli.client.target import info_of
     from kapudf_cli.tickscript.calls import check_calls, read_calls
 
     read = read_calls(calls)
-    with target.open(timeout_s=timeout_s) as connection:
-        try:
-            info = ask_info(connection.side)
-        except (ProbeError, OSError):
-            # The check of Info reports this error with more detail.
-            return [call.option for call in read]
+    try:
+        info = info_of(target, timeout_s=timeout_s)
+    except ProbeError:
+        # The check of Info reports this error with more detail.
+        return [call.option for call in read]
     return check_calls(read, info)
 
 

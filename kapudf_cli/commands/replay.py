@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: With --keep-going, how many ill-formed lines are shown one by one.
 _SHOWN_LINES = 10
+#: With --diff, the colours of points by what happened to them; unchanged ones have none.
+_COLOURS = {"+": "green", "-": "red", "~": "yellow"}
 
 
 class _Period(click.ParamType[int]):
@@ -318,17 +320,10 @@ def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool, on_terminal: bo
 
 
 def _paint(text: str, fate: Fate | None) -> str:
-    match fate.value if fate is not None else None:
-        case "+":
-            return click.style(text, fg="green")
-        case "-":
-            return click.style(text, fg="red")
-        case "~":
-            return click.style(text, fg="yellow")
-        case "=":
-            return text
-        case _:
-            return click.style(text, dim=True)
+    if fate is None:
+        return click.style(text, dim=True)
+    colour = _COLOURS.get(fate.value)
+    return click.style(text, fg=colour) if colour else text
 
 
 def _recorded_differences(

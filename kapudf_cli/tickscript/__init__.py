@@ -1,1 +1,1 @@
-"""TICKscript, as far as it speaks of UDFs: their names, their options, and how they are called."""
+"""The part of TICKscript that concerns UDFs: their names, their options and calls of them."""

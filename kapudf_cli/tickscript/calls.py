@@ -1,4 +1,4 @@
-"""Calls of a UDF's options, as a TICKscript makes them: `.field('usage_idle', 42.0).every(10s)`."""
+"""Calls of a UDF's options in TICKscript: `.field('usage_idle', 42.0).every(10s)`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.protocol.udf_pb2 import InfoResponse
 
-#: A script names the function before the calls; here the user has named it otherwise.
+#: The function before the calls. It is ignored: another option of the command selects the UDF.
 _FUNCTION = re.compile(r"\s*@\s*\w+\s*\(\s*\)")
 _CALL = re.compile(r"\s*\.\s*(\w+)\s*\(")
 _BLANK = re.compile(r"\s*")
@@ -31,7 +31,7 @@ class Call:
     Attributes:
         name: the option.
         values: the arguments.
-        columns: where the name stands in the text, and then each argument, from 1.
+        columns: the places of the name and of each argument in the text; the first is 1.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Call:
 
     @property
     def option(self) -> Option:
-        """The call as an InitRequest carries it."""
+        """The call for an InitRequest."""
         return Option(name=self.name, values=self.values)
 
 
@@ -48,7 +48,7 @@ def read_calls(text: str) -> list[Call]:
     """Return the calls in a text, which may begin with `@name()`.
 
     Raises:
-        CallError: it has something else, or an argument is no literal of TICKscript's.
+        CallError: it has anything else, or an argument is not a literal.
     """
     function = _FUNCTION.match(text)
     place = function.end() if function else 0
@@ -60,7 +60,7 @@ def read_calls(text: str) -> list[Call]:
 
 
 def write_calls(calls: Sequence[Option]) -> str:
-    """Return calls as a TICKscript makes them."""
+    """Return calls as TICKscript."""
     return "".join(
         f".{call.name}({', '.join(write_literal(value) for value in call.values)})"
         for call in calls
@@ -68,10 +68,10 @@ def write_calls(calls: Sequence[Option]) -> str:
 
 
 def check_calls(calls: Sequence[Call], info: InfoResponse) -> list[Option]:
-    """Return the calls for an InitRequest, checked as Kapacitor checks a TICKscript's.
+    """Check calls as Kapacitor checks a TICKscript, and return them for an InitRequest.
 
     Raises:
-        CallError: the UDF does not declare such an option, or declares other arguments.
+        CallError: the UDF declares no such option, or other arguments.
     """
     for call in calls:
         declared = info.options.get(call.name)
@@ -116,7 +116,7 @@ def _read_call(text: str, place: int) -> tuple[Call, int]:
         try:
             value, after = read_literal(text, place)
         except UnicodeEncodeError:
-            # What a command line holds that is not text comes as lone surrogates.
+            # Bytes on the command line that are not UTF-8 become lone surrogates.
             raise CallError(place + 1, f".{head[1]}(): a string is not UTF-8") from None
         except ValueError as error:
             raise CallError(place + 1, f".{head[1]}(): {error}") from None

@@ -1,4 +1,4 @@
-"""Calls that are not TICKscript."""
+"""Errors in calls of options."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from kapudf_cli.errors import KapudfError
 
 
 class CallError(KapudfError):
-    """The calls of a UDF's options are not TICKscript's, or not what the UDF declares.
+    """A call of a UDF's options is not valid TICKscript, or does not match the UDF's options.
 
     Attributes:
-        column: where in the text, the first character being 1.
+        column: the place in the text; the first character is 1.
         reason: what is wrong, without the place.
     """
 

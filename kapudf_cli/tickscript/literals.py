@@ -1,8 +1,7 @@
-"""TICKscript's literals: strings, numbers, TRUE and FALSE, durations; read and written.
+"""Read and write literals of TICKscript: strings, numbers, TRUE and FALSE, durations.
 
-The rules are those of Kapacitor's lexer and of the nodes made of its tokens
-(tick/ast/lex.go and tick/ast/node.go). There is no exponent, no unit below a
-microsecond, and a number that begins with 0 and has no point is octal.
+The rules are those of Kapacitor's lexer and parser (tick/ast/lex.go and tick/ast/node.go). There
+are no exponents and no units below a microsecond, and an integer that begins with 0 is octal.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from kapudf_cli.protocol.udf_pb2 import BOOL, DOUBLE, DURATION, INT, STRING, Opt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: TICKscript's units in nanoseconds. `u` and `µ` are the same one.
+#: The units of TICKscript in nanoseconds. `u` and `µ` are the same unit.
 _UNITS: Final[Mapping[str, int]] = {
     "u": 10**3,
     "µ": 10**3,
@@ -28,11 +27,10 @@ _UNITS: Final[Mapping[str, int]] = {
     "d": 86_400 * 10**9,
     "w": 7 * 86_400 * 10**9,
 }
-#: The units to write with: no weeks, which are hard to read. There is no `ns` in
-#: a TICKscript, but an error may have to show a duration that fits no unit.
+#: The units to write with; weeks are hard to read.
 _WRITTEN_UNITS: Final = ("d", "h", "m", "s", "ms", "u")
 
-#: What each type is called in a message.
+#: The words for each type in messages.
 TYPE_WORDS: Final[Mapping[ValueType, str]] = {
     STRING: "a string",
     INT: "a whole number",
@@ -58,10 +56,10 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def read_literal(text: str, place: int) -> tuple[OptionValue, int]:
-    """Return the literal that begins at a place of a text, and the place after it.
+    """Return the literal at a place of a text, and the place after it.
 
     Raises:
-        ValueError: none begins there; the message says what does instead.
+        ValueError: there is no literal; the message says what is there.
     """
     found = _LITERAL.match(text, place)
     if found is None:
@@ -86,11 +84,11 @@ def read_literal(text: str, place: int) -> tuple[OptionValue, int]:
 
 
 def write_literal(value: OptionValue) -> str:
-    """Return an option's value as the TICKscript has it.
+    """Return an option's value as a literal.
 
-    A few values that no TICKscript can hold come out close to it, for a message: a
-    duration finer than a microsecond, a number that is not finite, the smallest
-    integer, and a string that has three quotes and ends in a backslash or a quote.
+    A few values cannot be written in TICKscript. They are shown in a similar form, for messages:
+    a duration below a microsecond, a number that is not finite, the smallest integer, and a
+    string that has three quotes and ends in a backslash or a quote.
     """
     match value.WhichOneof("value"):
         case "stringValue":
@@ -108,7 +106,7 @@ def write_literal(value: OptionValue) -> str:
 
 
 def write_duration(nanoseconds: int) -> str:
-    """Return a duration in the largest unit of TICKscript's that gives a whole number."""
+    """Return a duration as a whole number of the largest possible unit."""
     for unit in _WRITTEN_UNITS:
         if nanoseconds % _UNITS[unit] == 0:
             return f"{nanoseconds // _UNITS[unit]}{unit}"
@@ -119,10 +117,10 @@ def _whole(minus: str, digits: str, *, base: int, unit: str | None = None) -> in
     try:
         number = int(digits, base) * (1 if unit is None else _UNITS[unit])
     except ValueError:
-        # Octal, or more digits than Python is willing to read.
+        # Invalid octal digits, or more digits than Python reads.
         message = f"'{digits:.40}' is not a number; one that begins with 0 is octal"
         raise ValueError(message) from None
-    # The minus is an operator on what was a number before: the smallest cannot be written.
+    # The minus is an operator on a number, so the smallest integer cannot be written.
     if number not in _INT64:
         message = f"'{minus}{digits:.40}{unit or ''}' does not fit into 64 bits"
         raise ValueError(message)

@@ -1,4 +1,4 @@
-"""What a UDF is, written as a TICKscript would call it."""
+"""Show a UDF's edges and options, as a TICKscript calls them."""
 
 from __future__ import annotations
 

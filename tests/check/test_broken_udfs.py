@@ -12,8 +12,8 @@ from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.target import HandlerTarget
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import RestoreResponse
+from kapudf_cli.tools.check import CHECKS, run
 from kapudf_cli.tools.check.data_checks import SNAPSHOT_CHECKS
-from kapudf_cli.tools.check.runner import CHECKS, run
 from kapudf_cli.tools.check.trial import Outcome, Trial
 from tests.peers.broken_udfs import BROKEN_UDFS
 from tests.serve_process import PATIENCE_S
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 
-#: The timeout for UDFs that hang. It must suffice for the start of a process and its first answer.
+#: The timeout for UDFs that hang. The start of a process and its first answer must fit into it.
 SHORT_S = 4.0
 
 CRASH = "kapacitord would crash, and every task with it"

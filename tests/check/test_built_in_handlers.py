@@ -1,4 +1,4 @@
-"""Every built-in handler holds to the protocol: in this process, as a process, and at a socket."""
+"""Every built-in handler follows the protocol: in this process, as a process, and at a socket."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 from kapudf_cli import plugins
 from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.target import HandlerTarget, SocketTarget
-from kapudf_cli.tools.check import connection_checks
-from kapudf_cli.tools.check.runner import CHECKS, run
+from kapudf_cli.tools.check import CHECKS, connection_checks, run
 from kapudf_cli.tools.check.trial import Outcome, Trial
 from tests.serve_process import KAPUDF, PATIENCE_S
 
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
 HANDLERS = [plugin.name for plugin in plugins.discover() if plugin.distribution == "kapudf"]
 
 
-#: What a process does otherwise than the same agent does in this one. Each check starts a
-#: process or some, and what is done with data is the same code; so it is for each handler, of
-#: which one that wants a stream and one that wants batches stand for all.
+#: The checks for which a process differs from an agent in this process. Each starts processes,
+#: so they run only for two handlers, one that wants a stream and one that wants batches.
 OF_A_PROCESS = (
     *connection_checks.INFO_CHECKS, *connection_checks.KEEPALIVE_CHECKS,
     *connection_checks.END_CHECKS,
@@ -38,7 +36,7 @@ def failures(target: Target, checks: Iterable[Check] = CHECKS) -> list[str]:
     chosen = set(checks)
     results = list(run(Trial(target, PATIENCE_S), [each for each in CHECKS if each in chosen]))
     passed = [result for result in results if result.outcome is Outcome.PASSED]
-    # A run that has found nothing to test has shown nothing.
+    # At least one check must apply.
     assert len(passed) > len(results) / 2
     return [
         f"{result.check.name}: {result.reason}"

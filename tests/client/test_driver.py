@@ -1,4 +1,4 @@
-"""Kapacitor's side of the conversation, against small peers on real Unix sockets."""
+"""Kapacitor's side of a connection, with small UDFs on Unix sockets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ INFO = InfoResponse(
 
 @contextlib.contextmanager
 def udf(path: str, serve: Callable[[socket.socket], None]) -> Iterator[Future[None]]:
-    """Listen at `path`, and let a thread serve the first connection; its end is awaited."""
+    """Listen at `path`, serve the first connection in a thread, and wait for its end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
@@ -275,7 +275,7 @@ def test_a_connection_waits_for_room_in_the_queue(socket_path: str) -> None:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[KapacitorSide, socket.socket]]:
-    """Give Kapacitor's side of a connection, and the socket at its other end."""
+    """Return Kapacitor's side of a connection, and the socket of the UDF."""
     ours, theirs = socket.socketpair()
     theirs.settimeout(PATIENCE_S)
     with theirs, KapacitorSide(ours, timeout_s=PATIENCE_S) as side:

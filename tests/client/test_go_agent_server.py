@@ -1,4 +1,4 @@
-"""A UDF that drops what it has not written at the end of its input survives our commands."""
+"""UDFs that drop unsent output at the end of their input survive all commands."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kapudf_cli.client.driver import probe
 from kapudf_cli.client.target import HandlerTarget, SocketTarget
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import STREAM, InitRequest
-from kapudf_cli.tools.check.runner import CHECKS
-from kapudf_cli.tools.check.runner import run as run_checks
+from kapudf_cli.tools.check import CHECKS
+from kapudf_cli.tools.check import run as run_checks
 from kapudf_cli.tools.check.trial import Outcome, Trial
 from kapudf_cli.tools.load.engine import Engine, Plan
 from kapudf_cli.tools.load.work import Shape, Work

@@ -47,7 +47,7 @@ def test_a_handler_in_this_process_is_spoken_to_as_kapacitor_speaks() -> None:
 
 
 class Leaves(Handler):
-    """Tells when it was stopped."""
+    """Records when it was stopped."""
 
     stopped: threading.Event
 
@@ -83,14 +83,14 @@ def test_a_handler_says_what_it_is() -> None:
 
 
 class NoInfo(Described):
-    """Fails to say what it is."""
+    """Raises in `info`."""
 
     def info(self) -> InfoResponse:
         raise ValueError("no idea")
 
 
 class NoHandler(Described):
-    """Cannot be made."""
+    """Raises in its constructor."""
 
     def __init__(self, agent: object) -> None:
         del agent

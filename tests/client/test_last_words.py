@@ -1,4 +1,4 @@
-"""Which line of a dead process's stderr is shown as the cause."""
+"""The line of a dead process's stderr that is shown as the cause."""
 
 from __future__ import annotations
 

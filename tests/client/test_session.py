@@ -1,4 +1,4 @@
-"""A session with scripted UDFs: what it returns, what it reports as a fault, and its limits."""
+"""Sessions with scripted UDFs: results, faults and limits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
-#: What a scripted UDF sends for each request, by its class: messages, or bytes. None: it closes.
+#: The answers of a UDF, by the class of the request: messages or bytes; None to close.
 Script: TypeAlias = "Mapping[type, Sequence[ResponseMessage] | bytes | None]"
 
 INIT = InitRequest(taskID="task", nodeID="node")
@@ -56,7 +56,7 @@ class ScriptedUdf:
     """Kapacitor's side of a connection to a UDF that follows a script.
 
     Attributes:
-        connection: what a session uses.
+        connection: the connection for a session.
         requests: the requests that the UDF has received.
     """
 
@@ -293,7 +293,7 @@ def test_data_is_checked_against_what_the_udf_provides(provides: int) -> None:
 
 
 class Clock:
-    """The module `time` for a session, with a clock that a test can put forward."""
+    """A replacement of the module `time`, whose clock a test can advance."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0

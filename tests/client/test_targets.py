@@ -1,4 +1,4 @@
-"""The UDF under test, of each kind: opened several times, spoken to, and told how it ended."""
+"""Each kind of target: connections, descriptors, and how processes end."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kapudf_cli.client.target import HandlerTarget, SocketTarget
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, KeepaliveRequest, Point
+from tests.peers import responses_to
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from kapudf_cli.client.target import Target
     from tests.serve_process import ServeProcess
 
-#: A process UDF in a few lines: it sends back each frame that it is sent.
+#: A process UDF that sends each frame back.
 ECHO = (
     "import os\nwhile data := os.read(0, 65536):\n    while data: data = data[os.write(1, data):]\n"
 )
@@ -85,7 +86,7 @@ def test_a_handler_that_raises_tells_so_at_its_end() -> None:
 def test_a_command_speaks_on_its_stdin_and_stdout() -> None:
     with python(ECHO).open(timeout_s=PATIENCE_S) as connection:
         points = [Point(time=number, tags={"tag": "x" * 1000}) for number in range(1000)]
-        assert list(connection.side.play(points)) == points
+        assert list(responses_to(connection.side, points)) == points
         ending = connection.ending(PATIENCE_S)
     assert ending is not None
     assert ending.clean
@@ -109,7 +110,7 @@ def test_a_command_is_started_anew_for_each_connection() -> None:
     [
         # The common idiom of scripts in several languages.
         "data = open('/dev/stdin', 'rb').read(); import os; os.write(1, data)",
-        # Closes stdout and lives on for as long as its input does.
+        # Closes stdout before the end of its input.
         "import os; os.write(1, os.read(0, 65536)); os.close(1); os.read(0, 1)",
     ],
     ids=["opens /dev/stdin", "closes stdout first"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.tools.check.runner import CHECKS
+from kapudf_cli.tools.check import CHECKS
 from tests.conftest import plugin
 from tests.run_kapudf import run_kapudf
 from tests.serve_process import PATIENCE_S

@@ -29,7 +29,7 @@ def check_config(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def faults(folder: Path, text: str) -> list[str]:
-    """Return what the command says of a file, a line each, without the file's name."""
+    """Return the lines that the command prints about a file, without the file's name."""
     (folder / "kapudf.yaml").write_text(text)
     result = check_config(folder, "kapudf.yaml")
     assert (result.returncode, result.stdout) == (2, "")

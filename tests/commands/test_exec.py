@@ -31,6 +31,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotResponse,
 )
 from tests.conftest import plugin
+from tests.peers import responses_to
 from tests.serve_process import KAPUDF, PATIENCE_S
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def test_points_go_through_it() -> None:
     log = Log()
     with executed("mirror", log=log) as connection:
         started(connection)
-        assert list(connection.side.play(points)) == points
+        assert list(responses_to(connection.side, points)) == points
         assert ended(connection).clean
     (finished,) = [event for event in log.events() if event["event"] == "connection finished"]
     assert finished["task_id"] == "task"
@@ -130,11 +131,11 @@ def test_what_a_handler_prints_goes_to_stderr() -> None:
     log = Log()
     with executed(plugin("talkative.py:Talkative"), log=log) as connection:
         started(connection)
-        answers = list(connection.side.play([Point(time=1), Point(time=2)]))
+        answers = list(responses_to(connection.side, [Point(time=1), Point(time=2)]))
         assert ended(connection).clean
-    # Its stdin was empty, although requests were waiting on the real one.
+    # `sys.stdin` was empty, although requests were waiting on the process's stdin.
     assert answers == [Point(time=time, fieldsString={"stdin": ""}) for time in (1, 2)]
-    # What Python code prints is an event; nothing else can be told from what it writes.
+    # Prints of Python code become events; other output to stderr stays as it is.
     printed = [event["event"] for event in log.events() if event.get("stream") == "stdout"]
     assert printed == ["printed at import", "printed by python", "printed by python"]
     lines = log.getvalue().splitlines()
@@ -233,7 +234,7 @@ def test_a_handler_that_raises_may_go_on(on_error: str) -> None:
     with executed(handler, "--on-error", on_error) as connection:
         started(connection)
         points = [Point(name="bad"), Point(name="good")]
-        assert list(connection.side.play(points)) == [Point(name="good")]
+        assert list(responses_to(connection.side, points)) == [Point(name="good")]
         assert ended(connection).text == "exited with status 0"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: A UDF that says nothing, and does not mind that its input ends.
+#: A UDF that sends nothing, and does not exit at the end of its input.
 SILENT = """
 import os, pathlib, sys, time
 pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()}\\n")
@@ -28,7 +28,7 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def sigint_is_not_ignored() -> Iterator[None]:
-    """Have children die of SIGINT, which they ignore if a shell runs the tests in background."""
+    """Let SIGINT end children; they would ignore it if the tests run in background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -34,7 +34,7 @@ class Busy(Handler):
         pass
 '''
 
-#: What info() does wrong, and what is said of it.
+#: Faults of info(), and the error for each.
 BAD_INFO = {
     "raises": ("raise LookupError('no\\n  model')", "BadInfo.info raised LookupError: no model"),
     "exits": ("raise SystemExit('no licence')", "BadInfo.info raised SystemExit: no licence"),
@@ -44,18 +44,18 @@ BAD_INFO = {
 
 
 def bad_info(body: str) -> str:
-    """Return a module whose handler cannot say what it is."""
+    """Return a module whose handler fails in info()."""
     text = PLAIN.replace("Plain", "BadInfo")
     return f"{text}\n    def info(self):\n        {body}\n"
 
 
 def list_handlers(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command where the distributions in `folder` are installed."""
+    """Run the command with the distributions in `folder` installed."""
     return run_kapudf("list-handlers", *arguments, env=environment(folder), cwd=folder)
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what the command says for machines, by name."""
+    """Return the rows of the JSON output, by name."""
     result = list_handlers(folder, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     return {row["name"]: row for row in json.loads(result.stdout)}

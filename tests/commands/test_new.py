@@ -27,7 +27,7 @@ from tests.serve_process import KAPUDF, PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent
 
-#: A name, and the package and the class that it gives.
+#: A name, with the names of the package and the class.
 NAMES = {
     "my-average": ("my_average", "MyAverage"),
     "rate_of_2": ("rate_of_2", "RateOf2"),
@@ -35,7 +35,7 @@ NAMES = {
     "HTTP-errorRate": ("http_errorrate", "HTTPErrorRate"),
 }
 
-#: A name, and what is said of it.
+#: An invalid name, and its error.
 WRONG_NAMES = {
     "1st": "use letters and digits",
     "größe": "use letters and digits",
@@ -71,7 +71,7 @@ def new(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def run(
     folder: Path, *command: str, paths: tuple[Path, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder, with folders to import from and nothing left behind."""
+    """Run a command in a folder, with import paths, and without writing bytecode."""
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -85,7 +85,7 @@ def run(
 
 
 def files(folder: Path) -> set[str]:
-    """Return every file below a folder, folders not counted."""
+    """Return all files below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -104,7 +104,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path, name: str) -> Path:
-    """Write a project, as the command does."""
+    """Write a project as the command does."""
     scaffold.write(scaffold.names_of(name), tmp_path / name)
     return tmp_path / name
 
@@ -301,7 +301,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_permission_is_refused(short_folder: Path) -> None:
     short_folder.chmod(0o555)
-    # What the command imports when it runs, it imports here.
+    # Import the command's dependencies here, before privileges are dropped.
     imports = "import sys\nfrom kapudf_cli import scaffold\nscaffold.names_of('my-average')\n"
     imports += "from kapudf_cli.commands import main, new\n"
     code = "main(['new', 'my-average', '--directory', sys.argv[1]])"

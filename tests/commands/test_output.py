@@ -1,4 +1,4 @@
-"""Text from others cannot control the terminal or forge lines and rows."""
+"""Output: text from outside cannot control the terminal, or forge lines and rows."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Evil(Handler):
 
 @pytest.fixture
 def handler(tmp_path: Path) -> str:
-    """Give a handler that tries to control the terminal by what it sends and raises."""
+    """Return a handler whose points and errors try to control the terminal."""
     path = tmp_path / "evil.py"
     path.write_text(HANDLER, encoding="utf-8")
     return f"{path}:Evil"
 
 
 def on_a_terminal(*arguments: str, stdin: bytes = b"") -> str:
-    """Run a command with a terminal for its stdout and stderr, and return what is shown there."""
+    """Run a command with its stdout and stderr on a terminal, and return the output."""
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         process = subprocess.Popen(
@@ -58,7 +58,7 @@ def on_a_terminal(*arguments: str, stdin: bytes = b"") -> str:
         process.stdin.write(stdin)
         process.stdin.close()
         shown = b""
-        # A terminal whose other end is closed raises.
+        # Reading raises once the other end of the terminal is closed.
         with contextlib.suppress(OSError):
             while piece := terminal.read(65536):
                 shown += piece
@@ -67,7 +67,7 @@ def on_a_terminal(*arguments: str, stdin: bytes = b"") -> str:
 
 
 def controls(shown: str, allowed: Iterable[str] = ()) -> set[str]:
-    """Return the control characters that reached a terminal, without those of our own."""
+    """Return the control characters in the output, except the command's own."""
     for own in ("\r\n", "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", *allowed):
         shown = shown.replace(own, "")
     return {each for each in shown if each < " " or "\x7f" <= each <= "\x9f"}

@@ -32,7 +32,7 @@ def probe(path: str, *arguments: str, env: dict[str, str] | None = None) -> tupl
 
 
 def failure(path: str, *arguments: str) -> str:
-    """Return the one line that a probe fails with, without the path."""
+    """Return the error line of a failed probe, without the path."""
     status, output, errors = probe(path, *arguments)
     assert (status, output) == (1, "")
     start = f"Error: {path}: "
@@ -43,7 +43,7 @@ def failure(path: str, *arguments: str) -> str:
 
 @contextlib.contextmanager
 def listening(path: str, backlog: int = 16) -> Iterator[socket.socket]:
-    """Listen at a path, and accept nothing."""
+    """Listen at a path without accepting connections."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.settimeout(PATIENCE_S)
         listener.bind(path)
@@ -53,7 +53,7 @@ def listening(path: str, backlog: int = 16) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def answering(path: str, answer: bytes) -> Iterator[list[bytes]]:
-    """Be a UDF that reads Info, answers with these bytes and closes; gives what it read."""
+    """Serve a UDF that answers Info with these bytes and closes; return what it read."""
     received: list[bytes] = []
 
     def serve_one(listener: socket.socket) -> None:

@@ -1,6 +1,6 @@
-"""`kapudf reload`: what it takes, and what it says where nothing can be reloaded.
+"""`kapudf reload`: its options and errors.
 
-What comes of a reload is in tests/supervisor/test_reload.py.
+tests/supervisor/test_reload.py tests reloads.
 """
 
 from __future__ import annotations

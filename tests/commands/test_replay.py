@@ -72,14 +72,14 @@ def replay(
 
 
 def replayed(*arguments: str, stdin: bytes | IO[bytes] | None = None) -> str:
-    """Return what is printed by a replay that goes well."""
+    """Return the output of a successful replay."""
     result = replay(*arguments, stdin=stdin)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def summary(*arguments: str) -> str:
-    """Return the summary of a replay that goes well, without its times."""
+    """Return the summary of a successful replay, without times."""
     result = replay(*arguments)
     assert result.returncode == 0, result.stderr
     return result.stderr.splitlines()[-1].partition(";")[0]
@@ -89,7 +89,7 @@ def failure(*arguments: str, status: int = 1, stdin: bytes | None = None) -> str
     """Return the error of a replay that fails with this status."""
     result = replay(*arguments, stdin=stdin)
     assert result.returncode == status, result.stderr
-    # A UDF may well print a traceback of its own.
+    # A traceback of the UDF itself is allowed.
     assert "kapudf_cli/commands" not in result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: ")
@@ -97,7 +97,7 @@ def failure(*arguments: str, status: int = 1, stdin: bytes | None = None) -> str
 
 
 def records_of(text: str, folder: Path) -> list[Point | Batch]:
-    """Read what was printed as a recording."""
+    """Read output as a recording."""
     path = folder / "printed"
     path.write_text(text, encoding="utf-8", newline="")
 
@@ -109,7 +109,7 @@ def records_of(text: str, folder: Path) -> list[Point | Batch]:
 
 
 def without_envelope(points: list[Point]) -> list[Point]:
-    """Return points as line protocol has them."""
+    """Remove everything from points that line protocol cannot express."""
     for point in points:
         for name in ("database", "retentionPolicy", "group", "dimensions", "byName"):
             point.ClearField(name)
@@ -170,7 +170,7 @@ def test_outliers_are_those_of_a_direct_computation(tmp_path: Path) -> None:
             [p for p, value in zip(batch.points, values, strict=True) if not low <= value <= high]
         )
     assert sum(map(len, expected)) > 10
-    # A batch without outliers is empty, and replay leaves such a one out, as Kapacitor does.
+    # A batch without outliers is empty, and replay leaves it out, as Kapacitor does.
     assert [batch.points for batch in found if isinstance(batch, Batch)] == list(
         filter(None, expected)
     )
@@ -425,7 +425,7 @@ def on_terminal(*arguments: str, stdout: IO[bytes] | None = None) -> tuple[int, 
     os.close(theirs)
     screen = b""
     with process, contextlib.suppress(OSError):
-        # A terminal that all have left raises.
+        # Reading raises once all other ends of the terminal are closed.
         while data := os.read(ours, 65536):
             screen += data
     os.close(ours)
@@ -503,7 +503,7 @@ def test_a_pager_that_pauses_is_no_silence_of_the_udf(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
-        # Longer than the time-out: this is the pause that it is about.
+        # This pause must be longer than the timeout.
         time.sleep(2.5)
         assert sum(1 for _ in process.stdout) == 59_999
         assert b"60,000 points came back, 0 errors" in process.stderr.read()
@@ -690,7 +690,7 @@ class CannotBeMade(Handler):
 
 @pytest.fixture
 def handlers(tmp_path: Path) -> str:
-    """Give a file of handlers that do wrong."""
+    """Return a file with broken handlers."""
     path = tmp_path / "wrong.py"
     path.write_text(HANDLERS, encoding="utf-8")
     return str(path)
@@ -715,7 +715,7 @@ def test_a_process_that_dies(handlers: str) -> None:
     command = " ".join([*KAPUDF, "exec", "--handler", f"{handlers}:Exits"])
     problem = failure(STREAM, "--exec", command, "--speed", "0.1")
     assert problem.startswith("the UDF closed the connection before the end of the data")
-    # Its print is an event in the log of `kapudf exec`.
+    # The print of the handler is an event in the log of `kapudf exec`.
     assert "; it exited with status 7, after saying: " in problem
     assert "out of memory" in problem
     assert problem.endswith("`kapacitor reload TASK` starts it again")
@@ -756,7 +756,7 @@ WANT_BATCHES = {
 def test_a_udf_that_does_wrong_is_told_what_to_mend(udf: str, problem: str, tmp_path: Path) -> None:
     name = f"{sys.executable} -m tests.peers.broken_udfs {udf}"
     windows = ("--window", "10s") if udf in WANT_BATCHES else ()
-    # Python takes its time to start where much else runs.
+    # Python starts slowly on a loaded machine.
     timeout_s = "3" if udf in STAY_SILENT else str(PATIENCE_S)
     told = failure(
         *(STREAM, "--exec", name, "--group-by", "host", "--timeout", timeout_s, *windows),
@@ -824,7 +824,7 @@ def test_keepalives_are_sent_while_the_output_is_not_read(socket_path: str) -> N
                                     keepalive_came.set()
                         connection.sendall(RESPONSES.encode(answer))
 
-    # More lines than fit into the pipe, and the input does not end.
+    # The output does not fit into the pipe, and the input does not end yet.
     data = "".join(f"m,host={'a' * 80} x=1.0 {number}\n" for number in range(200)).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(socket_path)

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-#: A frame's length that is beyond any limit, and nothing more.
+#: Only the length of a frame, which exceeds all limits.
 HUGE_FRAME = b"\xff\xff\xff\xff\x0f"
 
 
-#: `kapudf` where the kernel does not count what is read from a socket, as on other systems.
+#: `kapudf` on a system whose kernel does not count the bytes read from a socket.
 ELSEWHERE = (
     sys.executable,
     "-c",
@@ -44,13 +44,13 @@ ELSEWHERE = (
 
 
 def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `kapudf serve` to its end, which must come by itself."""
+    """Run `kapudf serve` until it exits by itself."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KAPUDF_")}
     return run_kapudf("serve", *arguments, env={**kept, **(env or {})})
 
 
 def refusal(*arguments: str, status: int = 2, env: Mapping[str, str] | None = None) -> str:
-    """Return what `kapudf serve` says when it refuses; nothing goes to stdout."""
+    """Return the error of `kapudf serve`, which prints nothing to stdout."""
     result = run(*arguments, env=env)
     assert (result.returncode, result.stdout) == (status, ""), result.stderr
     assert "Traceback" not in result.stderr
@@ -58,7 +58,7 @@ def refusal(*arguments: str, status: int = 2, env: Mapping[str, str] | None = No
 
 
 def groups() -> list[str]:
-    """Return the names of three groups that this process may give a file to."""
+    """Return three groups to which this process may assign files."""
     allowed = None if os.geteuid() == 0 else {os.getegid(), *os.getgroups()}
     found = [
         entry.gr_name for entry in grp.getgrall() if allowed is None or entry.gr_gid in allowed
@@ -69,7 +69,7 @@ def groups() -> list[str]:
 
 
 def leave_stale(path: str) -> None:
-    """Leave a stale socket at a path."""
+    """Create a stale socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
 
@@ -84,13 +84,13 @@ def write_config(folder: Path, functions: object, **top: object) -> str:
 
 @contextlib.contextmanager
 def serving(*arguments: str, env: Mapping[str, str] | None = None) -> Iterator[ServeProcess]:
-    """Run `kapudf serve` with exactly this until it is ready."""
+    """Start `kapudf serve` with these flags and variables, and wait until it is ready."""
     with ServeProcess(*arguments, env=env) as process:
         yield process.ready()
 
 
 def observed(process: ServeProcess, path: str) -> dict[str, Any]:
-    """Stop a server, and return its settings as they show from outside."""
+    """Stop a server, and return its settings as seen from outside."""
     found = os.stat(path)
     listening = process.event("listening")
     with KapacitorSide.connect(path, timeout_s=PATIENCE_S) as side:
@@ -176,7 +176,7 @@ def shown(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def sources(short_folder: Path) -> Sources:
-    """Give three sources of settings."""
+    """Return three sources of settings."""
     return Sources(short_folder)
 
 
@@ -279,7 +279,7 @@ def test_whether_stale_sockets_are_removed_has_the_same_order(
 def import_failure(
     folder: Path, in_file: str | None, variable: str | None, flag: str | None, setting: str
 ) -> str:
-    """Return what a server logs that cannot import its handler; at level debug, that is a lot."""
+    """Return the log of a server that cannot import its handler; at level debug it is long."""
     broken = folder / "broken.py"
     broken.write_text("raise RuntimeError('broken')\n")
     function = {"handler": f"{broken}:Broken", "socket": str(folder / "udf.sock")}
@@ -541,7 +541,7 @@ def test_a_path_that_is_served_is_a_line_with_the_process(socket_path: str) -> N
 
 
 def serve_with(folder: Path, handler: str, *arguments: str, status: int) -> str:
-    """Return why a handler is refused where what is in `folder` is installed."""
+    """Return the error for a handler, with the distributions in `folder` installed."""
     said = refusal(
         *["--socket", str(folder / "udf.sock"), "--handler", handler, *arguments],
         status=status,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def task(path: str) -> Iterator[KapacitorSide]:
-    """Connect as a task that is called so, and get through Init."""
+    """Connect as a task with this name, and send Init."""
     with KapacitorSide.connect(path, timeout_s=PATIENCE_S) as side:
         side.send(InitRequest(taskID="cpu_alert", nodeID="udf2"))
         assert side.receive() == InitResponse(success=True)
@@ -41,7 +41,7 @@ def task(path: str) -> Iterator[KapacitorSide]:
 
 
 def state_is(wanted: str) -> Callable[[dict[str, Any]], bool]:
-    """Return whether the only connection is in a state, as a condition."""
+    """Return a condition: the only connection is in this state."""
     return lambda status: status["connections"][0]["state"] == wanted
 
 
@@ -108,7 +108,7 @@ def test_before_init_a_connection_has_no_task(serve: Serve, socket_path: str) ->
 
 @pytest.fixture
 def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the path of the gates at which `laden.HeldUp` waits, where a named pipe is made."""
+    """Create a named pipe at which `laden.HeldUp` waits; return its path."""
     monkeypatch.setenv("GATE", str(tmp_path / "gate"))
     return tmp_path / "gate"
 

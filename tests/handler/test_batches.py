@@ -29,6 +29,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotResponse,
 )
 from kapudf_cli.testing import StartTask, TaskFailedError, grouped, lines
+from tests.peers import responses_to
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def batch_points(*values: float) -> list[Point]:
 def exchange(handler: type[Handler], *requests: RequestMessage) -> list[ResponseMessage]:
     """Return all responses of a handler after Init."""
     with served(handler, timeout_s=PATIENCE_S) as side:
-        answers = list(side.play([InitRequest(), *requests]))
+        answers = list(responses_to(side, [InitRequest(), *requests]))
     assert answers[0] == InitResponse(success=True)
     return answers[1:]
 

@@ -36,6 +36,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 from kapudf_cli.testing import grouped
 from tests.handlers import recordings
+from tests.peers import responses_to
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.tasks import HEARTBEAT
 from tests.test_captures import CAPTURES, requests_of
@@ -222,7 +223,7 @@ def play(
             del request.options[:]
             request.options.extend(calls_of(options))
     with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
-        return list(side.play(requests))
+        return list(responses_to(side, requests))
 
 
 def control(answers: Sequence[ResponseMessage]) -> list[ResponseMessage]:

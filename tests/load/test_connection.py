@@ -1,4 +1,4 @@
-"""Latencies in buckets, beside what sorting all of them gives."""
+"""The histogram of latencies, compared with exact percentiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads on real UDFs: in this process, as processes, at sockets, right and wrong."""
+"""Load runs on UDFs in this process, as processes and at sockets, some of them broken."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Swallows(Handler):
     """Sends nothing."""
 
     def point(self, point: Point, /) -> None:
-        """Forget it."""
+        """Send nothing."""
 
 
 def test_where_nothing_comes_back_keepalives_are_timed() -> None:
@@ -118,7 +118,7 @@ def test_where_nothing_comes_back_keepalives_are_timed() -> None:
 
 
 class WaitsOnce(Handler):
-    """Is held up once, in the middle."""
+    """Pauses once, in the middle."""
 
     seen = 0
     held: threading.Event
@@ -142,7 +142,7 @@ def test_points_that_had_to_wait_show_as_late() -> None:
     threading.Thread(target=let_go, daemon=True).start()
     measured = run(HandlerTarget("waits", WaitsOnce), points=1000, rate=2000.0)
     assert measured.returned == 1000
-    # For 0.3 s, 600 points were due: half of them waited for longer than half of that.
+    # In the pause of 0.3 s, 600 points were due. Half of them waited for more than half of it.
     assert measured.latencies.max_ns > 0.25e9
     assert measured.latencies.percentile_ns(75) > 0.1e9
 
@@ -205,7 +205,7 @@ class Refuses(Handler):
     wants = BATCH
 
     def point(self, point: Point, /) -> None:
-        """Forget it."""
+        """Send nothing."""
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
-from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.client.driver import Event, KapacitorSide
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
     from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.protocol.codec import RequestMessage
+    from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
 T = TypeVar("T")
 
@@ -58,6 +58,19 @@ def is_full(outbox: Outbox) -> bool:
     """Return whether the outbox has reached the limit of its backlog."""
     with outbox.changing() as output:
         return output.is_full
+
+
+def responses_to(
+    side: KapacitorSide, requests: Iterable[RequestMessage]
+) -> Iterator[ResponseMessage]:
+    """Send requests, half-close, and yield the responses until the UDF closes."""
+    side.queue(requests)
+    while (step := side.step(PATIENCE_S)) is not Event.CLOSED:
+        if step is Event.SENT:
+            with contextlib.suppress(OSError):
+                side.half_close()
+        else:
+            yield step
 
 
 @dataclass(frozen=True)

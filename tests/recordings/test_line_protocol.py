@@ -1,4 +1,4 @@
-"""Line protocol: read as Kapacitor reads it, and what is written reads back as it was."""
+"""Line protocol: reading it as Kapacitor does, and reading back what was written."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kapudf_cli.tools.errors import LineProtocolError
 from kapudf_cli.tools.recordings.line_protocol import MAX_KEY_BYTES, PRECISIONS, parse, write
 from kapudf_cli.tools.recordings.readers import RecordEnd
 
-#: Lines, and what `ParsePointsWithPrecision` of influxdb, as vendored by Kapacitor 1.5.7, makes
-#: of each: `points`, and `refused` if it returned an error.
+#: Lines, each with the result of `ParsePointsWithPrecision` of the influxdb that Kapacitor 1.5.7
+#: vendors: `points`, and `refused` if it returned an error.
 KAPACITOR = [
     json.loads(row)
     for row in (Path(__file__).parent / "lines.jsonl").read_text(encoding="utf-8").splitlines()
@@ -25,7 +25,7 @@ KAPACITOR = [
 NOW_NS = 1234567890123456789
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-#: Any name and any value of a tag, with what line protocol makes hard more often than not.
+#: Any name or tag value, often with special characters of line protocol.
 NAMES = st.one_of(TEXT, st.text(st.sampled_from('a ,="\\#é日'), min_size=1, max_size=8))
 STRINGS = st.one_of(TEXT, st.text(st.sampled_from('a ,="\\\n\ré'), max_size=8))
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -41,7 +41,7 @@ def point(name: str, time: int, tags: dict[str, str], fields: dict[str, object])
 
 
 def records(text: str) -> list[str]:
-    """Cut a text into records."""
+    """Split a text into records."""
     found: list[str] = []
     lines = text.split("\n")
     while lines:
@@ -126,7 +126,7 @@ def test_what_is_written_reads_back_as_it_was(
     try:
         line = write(original)
     except LineProtocolError:
-        # Few texts only are beyond line protocol: these, and the ends of lines.
+        # Line protocol cannot express these, and line breaks.
         texts = [name, *tags, *tags.values(), *fields]
         assert any(set("\\\n\r\t\x0b\x0c\0") & set(text) for text in texts) or name[0] in "#\ufeff"
         assume(False)  # noqa: FBT003 - there is nothing to read back

@@ -1,4 +1,4 @@
-"""Groups, compared with those that a real kapacitord formed, and times as text."""
+"""Groups, compared with those of a real kapacitord, and times as text."""
 
 from __future__ import annotations
 

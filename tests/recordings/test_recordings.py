@@ -1,4 +1,4 @@
-"""Recordings: told by their content, read to the last point, and ill-formed lines told."""
+"""Recordings: detecting the format, reading all points, and reporting ill-formed lines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(
 
 
 def tally(path: Path, kind: Kind | None = None) -> Tally:
-    """Return what the lines of a recording are."""
+    """Return the counts of a recording's lines."""
     with open_recording(str(path), precision="ns", refuse=lambda _: None, kind=kind) as recording:
         for _ in recording.records:
             pass
@@ -44,14 +44,14 @@ def tally(path: Path, kind: Kind | None = None) -> Tally:
 
 
 def points(path: Path) -> list[Point]:
-    """Return the points of a recording that is in order."""
+    """Return the points of a well-formed recording."""
     _, records, faults = read(path)
     assert faults == []
     return [record for record in records if isinstance(record, Point)]
 
 
 def batch(**changes: Any) -> dict[str, Any]:
-    """Return a batch as JSON has it."""
+    """Return a batch as JSON."""
     return {
         "name": "cpu",
         "tmax": "2020-09-13T12:27:40Z",
@@ -222,7 +222,7 @@ def test_every_line_is_accounted_for(tmp_path: Path, lines: list[str], kind: Kin
     assert counted.in_records + counted.passed_over + counted.refused == len(lines) + 1
     assert counted.records == len(records)
     assert bool(counted.refused) is bool(faults)
-    # Nothing but blank lines, comments and headers is passed over.
+    # Only blank lines, comments and headers are passed over.
     passed_over = [
         line for line in lines if not line.strip(" \0\r") or line[0] in "#*" or line[:2] == "CR"
     ]
@@ -341,7 +341,7 @@ def test_a_string_that_is_never_closed_is_not_looked_for_for_ever(tmp_path: Path
 @pytest.mark.timeout(20)
 def test_strings_that_are_never_closed_cost_time_in_proportion_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    # Read as the inside of a string, the line leaves one open; so does it read on its own.
+    # Inside a string or not, the line ends in an open string.
     path.write_text('m p=",",r="\n' + 'm p=",",r="a",s="\n' * 10_000, encoding="utf-8")
     counted = tally(path)
     assert counted.in_records + counted.refused == 10_001

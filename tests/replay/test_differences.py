@@ -1,4 +1,4 @@
-"""What a UDF changed: how points are matched, and how each is reported."""
+"""Differences: how points are paired, and how each is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def differing(sent: Iterable[DataMessage], received: Iterable[DataMessage]) -> list[str]:
-    """Return the lines about what was sent first, and then came back."""
+    """Return the lines for points that were sent and points that came back."""
     told: list[str] = []
     shown = DifferenceFormat(told.append, lambda text, _: text)
     for message in sent:

@@ -1,4 +1,4 @@
-"""Windows over a stream, compared with those that a real kapacitord cut."""
+"""Windows over a stream, compared with those of a real kapacitord."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECOND = 10**9
 def test_windows_are_those_of_kapacitor(stream: str, batches: str) -> None:
     """One kapacitord sent the same points as a stream, and as windows of ten seconds.
 
-    Groups interleave in another order there, where each is a node of its own.
+    There, the groups interleave in another order, as each has its own node.
     """
 
     def of_group(messages: list[object], group: str) -> list[object]:

@@ -1,4 +1,4 @@
-"""What came back, in each format."""
+"""The output formats of a replay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCHES = ("batch-01", "batch-query-01")
 
 
 def written(shape: str, messages: list[DataMessage]) -> str:
-    """Return what a format makes of messages."""
+    """Return the output of a format for these messages."""
     told: list[str] = []
     formats: dict[str, Format] = {
         "lines": LineFormat(lambda line: told.append(f"{line}\n")),

@@ -42,9 +42,9 @@ CAUSE = "outgrown"
 def outgrow(side: KapacitorSide, first: int) -> None:
     """Send `unruly.Unkept` more than its journal can keep, from point `first` on."""
     sent = (Point(time=n, fieldsString={"s": BALLAST}) for n in range(first, first + COUNT))
-    with side.sending(sent):
-        for number in range(first, first + COUNT):
-            assert count_of(side.receive()) == number + 1
+    side.queue(sent)
+    for number in range(first, first + COUNT):
+        assert count_of(side.receive()) == number + 1
 
 
 def count_of(response: object) -> int:

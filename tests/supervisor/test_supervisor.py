@@ -127,8 +127,8 @@ def test_the_supervisor_is_small(socket_path: str) -> None:
         process.ready()
         sides = [started_task(socket_path) for _ in range(8)]
         for side in sides:
-            with side.sending(Point(time=number) for number in range(500)):
-                assert [side.receive() for _ in range(500)]
+            side.queue(Point(time=number) for number in range(500))
+            assert [side.receive() for _ in range(500)]
         status = status_of(socket_path)
         assert len(status["connections"]) == 8
         assert process.rss_bytes() < MOST_RSS_BYTES

@@ -347,7 +347,7 @@ def _ending(trial: Trial, session: Session) -> Ending | None:
 
 def _still_serves(trial: Trial, what: str) -> None:
     """Check that the UDF accepts another connection."""
-    if trial.has_own_processes:
+    if isinstance(trial.target, CommandTarget):
         # Each connection has a new process: it does not show whether the old one survived.
         return
     try:

@@ -346,7 +346,7 @@ def _after_data(trial: Trial) -> None:
 
 
 def _inside_a_batch(trial: Trial) -> None:
-    trial.needs_batches()
+    trial.needs(BATCH)
     messages = list(batch(list(points(10, trial.options or ()))))
     with trial.shared() as session:
         session.post(*messages[:5])

@@ -8,14 +8,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
-from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.driver import ask_info
 from kapudf_cli.client.errors import ProbeError, TargetError, UdfFaultError
 from kapudf_cli.client.session import Session, drain
 from kapudf_cli.client.target import SocketTarget
 from kapudf_cli.errors import KapudfError
 from kapudf_cli.protocol.udf_pb2 import (
-    BATCH,
     STREAM,
     InfoRequest,
     InfoResponse,
@@ -108,7 +106,7 @@ class Trial:
     may_cut: bool = True
     info: InfoResponse | None = None
     options: Sequence[Option] | None = None
-    _shared: _SharedConnection | None = field(default=None, init=False)
+    _shared: tuple[Session, contextlib.ExitStack] | None = field(default=None, init=False)
     _snapshots: tuple[bytes, bytes] | None = field(default=None, init=False)
     _failed_on_used: bool = field(default=False, init=False)
 
@@ -161,8 +159,8 @@ class Trial:
         is_new = self._shared is None
         if self._shared is None:
             stack = contextlib.ExitStack()
-            self._shared = _SharedConnection(stack.enter_context(self.started()), stack)
-        session = self._shared.session
+            self._shared = stack.enter_context(self.started()), stack
+        session, stack = self._shared
         session.restart_limit()
         try:
             yield session
@@ -170,24 +168,29 @@ class Trial:
             drain(session.settle())
         except BaseException:
             self._failed_on_used = not is_new
-            shared, self._shared = self._shared, None
-            shared.stack.__exit__(*sys.exc_info())
+            self._shared = None
+            stack.__exit__(*sys.exc_info())
             raise
 
-    def take_shared(self) -> contextlib.AbstractContextManager[Session]:
-        """Return the shared connection, or a new one, for a check that ends it."""
+    @contextlib.contextmanager
+    def take_shared(self) -> Iterator[Session]:
+        """Yield the shared connection, or a new one, to a check that ends it."""
         shared, self._shared = self._shared, None
         if shared is None:
-            return self.started()
-        shared.session.restart_limit()
-        return _taken(shared)
+            with self.started() as session:
+                yield session
+            return
+        session, stack = shared
+        session.restart_limit()
+        with stack:
+            yield session
 
     def close_shared(self) -> None:
         """Close the shared connection, if there is one."""
         if self._shared is not None:
-            shared, self._shared = self._shared, None
+            (_, stack), self._shared = self._shared, None
             with contextlib.suppress(UdfFaultError):
-                shared.stack.close()
+                stack.close()
 
     def run(self, check: Check) -> None:
         """Run a check; raises as its `run` does.
@@ -218,11 +221,6 @@ class Trial:
         except (TargetError, ProbeError, OSError):
             return True
         return False
-
-    @property
-    def has_own_processes(self) -> bool:
-        """Whether each connection is served by a process of its own."""
-        return isinstance(self.target, CommandTarget)
 
     @property
     def sees_endings(self) -> bool:
@@ -288,29 +286,9 @@ class Trial:
         if wants != edge:
             raise NotApplicableError(f"it wants a {edge_name(wants)}")
 
-    def needs_stream(self) -> None:
-        """Raise NotApplicableError for a UDF that wants batches."""
-        self.needs(STREAM)
-
-    def needs_batches(self) -> None:
-        """Raise NotApplicableError for a UDF that wants points."""
-        self.needs(BATCH)
-
     def candidates(self) -> list[Sequence[Option]]:
         """Return the options to try at Init, best first."""
         if self.given_options is not None:
             return [self.given_options]
         info = self.known()
         return [*generated(info), ()] if info.options else [()]
-
-
-@dataclass(frozen=True)
-class _SharedConnection:
-    session: Session
-    stack: contextlib.ExitStack
-
-
-@contextlib.contextmanager
-def _taken(shared: _SharedConnection) -> Iterator[Session]:
-    with shared.stack:
-        yield shared.session
