@@ -198,7 +198,7 @@ class KapacitorSide:
         self._sent = False
 
     def queue_urgent(self, request: RequestMessage) -> None:
-        """Queue a request before all requests of which no byte is sent yet."""
+        """Queue a request before all others, except for the piece that is being sent."""
         self._urgent += REQUESTS.encode(request)
         self._sent = False
 

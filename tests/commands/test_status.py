@@ -185,7 +185,7 @@ def test_the_control_socket_has_the_access_rights_of_the_functions_own(
     assert (control.st_uid, control.st_gid) == (own.st_uid, own.st_gid)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
 def test_who_may_not_feed_the_function_may_not_ask(
     serve: Serve, socket_path: str, short_folder: Path
 ) -> None:
