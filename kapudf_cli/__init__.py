@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kapudf_cli.handler.errors import OptionsError as OptionsError
     from kapudf_cli.handler.handler import Handler as Handler
     from kapudf_cli.handler.option_declarations import Flag as Flag
+    from kapudf_cli.handler.option_declarations import Name as Name
     from kapudf_cli.handler.options import Options as Options
     from kapudf_cli.handler.output import Writer as Writer
     from kapudf_cli.handler.output import write_batch as write_batch
@@ -77,7 +78,7 @@ _HOMES: Final = {
     "kapudf_cli.handler.errors": ("FieldValueError", "OptionsError"),
     "kapudf_cli.protocol.errors": ("InvalidWriteError",),
     "kapudf_cli.handler.handler": ("Handler",),
-    "kapudf_cli.handler.option_declarations": ("Flag",),
+    "kapudf_cli.handler.option_declarations": ("Flag", "Name"),
     "kapudf_cli.handler.options": ("Options",),
     "kapudf_cli.handler.output": ("Writer", "write_batch"),
     "kapudf_cli.handler.patch": ("FieldPatch", "PointPatch"),

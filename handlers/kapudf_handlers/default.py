@@ -14,17 +14,17 @@ stream
 
 from __future__ import annotations
 
-from kapudf_cli import Handler, Options, Point, get_field, set_field
+from kapudf_cli import Handler, Name, Options, Point, get_field, set_field
 
 
 class DefaultOptions(Options):
     """The defaults for missing fields and tags; each may be called any number of times."""
 
-    field: list[tuple[str, float]] = []
-    field_int: list[tuple[str, int]] = []
-    field_string: list[tuple[str, str]] = []
-    field_bool: list[tuple[str, bool]] = []
-    tag: list[tuple[str, str]] = []
+    field: list[tuple[Name, float]] = []
+    field_int: list[tuple[Name, int]] = []
+    field_string: list[tuple[Name, str]] = []
+    field_bool: list[tuple[Name, bool]] = []
+    tag: list[tuple[Name, str]] = []
 
 
 class Default(Handler):

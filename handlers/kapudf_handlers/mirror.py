@@ -14,14 +14,14 @@
 
 from __future__ import annotations
 
-from kapudf_cli import BATCH, Handler, Options, PointPatch
+from kapudf_cli import BATCH, Handler, Name, Options, PointPatch
 
 
 class MirrorOptions(Options):
     """The fields and tags to set on each point; both may be called any number of times."""
 
-    field: list[tuple[str, float]] = []
-    tag: list[tuple[str, str]] = []
+    field: list[tuple[Name, float]] = []
+    tag: list[tuple[Name, str]] = []
 
 
 class Mirror(Handler):

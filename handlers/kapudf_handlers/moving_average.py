@@ -24,6 +24,7 @@ from kapudf_cli import (
     FieldPatch,
     Handler,
     Meta,
+    Name,
     Options,
     PerGroup,
     Point,
@@ -37,10 +38,10 @@ from kapudf_cli import (
 class MovingAverageOptions(Options):
     """The field to average, the number of points, and the name of the average."""
 
-    field: str
+    field: Name
     # A million floats take 8 MB per group in memory, and about 20 MB in a snapshot.
     size: Annotated[int, Meta(ge=1, le=1_000_000)]
-    as_: str = "avg"
+    as_: Name = "avg"
 
 
 class Window(State, dict=True):

@@ -24,7 +24,7 @@ import math
 import operator
 from typing import Annotated
 
-from kapudf_cli import Batch, BatchHandler, Meta, Options, Point, get_number
+from kapudf_cli import Batch, BatchHandler, Meta, Name, Options, Point, get_number
 
 #: The fewest values that have quartiles.
 _FEWEST_VALUES = 2
@@ -33,7 +33,7 @@ _FEWEST_VALUES = 2
 class OutliersOptions(Options):
     """The field to examine, and how far out an outlier lies."""
 
-    field: str
+    field: Name
     scale: Annotated[float, Meta(ge=1.0)] = 1.5
 
 

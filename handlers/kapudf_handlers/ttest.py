@@ -31,6 +31,7 @@ from kapudf_cli import (
     Batch,
     BatchHandler,
     Meta,
+    Name,
     Options,
     PerGroup,
     Point,
@@ -53,7 +54,7 @@ _FEWEST_VALUES = 2
 class TTestOptions(Options):
     """The field to test, the size of the history, and the significance level."""
 
-    field: str
+    field: Name
     size: Annotated[int, Meta(ge=2, le=1_000_000)]
     alpha: Annotated[float, Meta(gt=0.0, lt=1.0)]
 

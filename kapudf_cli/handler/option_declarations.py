@@ -24,6 +24,9 @@ _FLAG: Final = "a flag: an option that takes no value"
 #: The type of an option without a value: True if the TICKscript calls it.
 Flag: TypeAlias = Annotated[bool, _FLAG]
 
+#: The type of an option for the name of a field, a tag or a measurement.
+Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+
 _TYPES: Final[Mapping[type, ValueType]] = {
     str: STRING,
     int: INT,
@@ -93,13 +96,15 @@ def expected_words(kind: ValueType, annotation: Any) -> str:
         return " or ".join(f"'{choice}'" for choice in typing.get_args(base))
     words = TYPE_WORDS[kind]
     for meta in metas:
+        if meta.min_length == 1:
+            words = f"{words} that is not empty"
         limits = [
             f"at least {meta.ge}" if meta.ge is not None else "",
             f"above {meta.gt}" if meta.gt is not None else "",
             f"at most {meta.le}" if meta.le is not None else "",
             f"below {meta.lt}" if meta.lt is not None else "",
             f"a multiple of {meta.multiple_of}" if meta.multiple_of is not None else "",
-            f"{_characters(meta.min_length)} or more" if meta.min_length is not None else "",
+            f"{meta.min_length} characters or more" if (meta.min_length or 0) > 1 else "",
             f"{_characters(meta.max_length)} or less" if meta.max_length is not None else "",
             f"matching {meta.pattern}" if meta.pattern is not None else "",
         ]

@@ -73,6 +73,7 @@ class Options(msgspec.Struct, metaclass=_KeywordOnlyMeta, rename=tickscript_name
     | `Literal['a', 'b']` | `.name('a')` or `.name('b')` |
     | `tuple[str, float]` | `.name('text', 1.5)` |
     | `list[...]` of any of these | any number of calls |
+    | `Name` | `.name('text')`, where the text is not empty |
     | `Flag` | `.name()`, or not called |
 
     A field without a default is required. Fields are keyword-only, so they may have any order.

@@ -41,6 +41,7 @@ _IMPORTED: Final = {
     "Annotated",
     "Handler",
     "Meta",
+    "Name",
     "Options",
     "PerGroup",
     "Point",

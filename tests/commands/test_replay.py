@@ -626,7 +626,7 @@ def test_a_recording_that_is_cut_off_is_told(tmp_path: Path) -> None:
         (("--exec", "sleep 60", "--timeout", "0.3"), "sleep 60: no answer to Info within 0.3 s"),
         (
             ("--handler", "moving-average"),
-            "the UDF refused Init: .field() is missing; call .field(a string); .size() is missing",
+            "the UDF refused Init: .field() is missing; call .field(a string that is not empty);",
         ),
         (
             ("--handler", "moving-average", "--options", ".field('x').size(0)"),

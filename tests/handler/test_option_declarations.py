@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from kapudf_cli.handler.option_declarations import Flag, declarations, expected_words
+from kapudf_cli.handler.option_declarations import Flag, Name, declarations, expected_words
 from kapudf_cli.protocol.udf_pb2 import BOOL, DOUBLE, INT, STRING, ValueType
 
 Meta = msgspec.Meta
@@ -57,7 +57,14 @@ def test_a_call_is_shown_with_its_arguments() -> None:
     [
         (Annotated[int, Meta(ge=1, lt=9)], INT, "a whole number, at least 1 and below 9"),
         (Literal["a", "b"], STRING, "'a' or 'b'"),
-        (Annotated[str, Meta(min_length=1)], STRING, "a string, 1 character or more"),
+        (Name, STRING, "a string that is not empty"),
+        (Annotated[str, Meta(min_length=2)], STRING, "a string, 2 characters or more"),
+        (
+            Annotated[str, Meta(min_length=1, max_length=9)],
+            STRING,
+            "a string that is not empty, 9 characters or less",
+        ),
+        (Annotated[str, Meta(min_length=1)], STRING, "a string that is not empty"),
     ],
 )
 def test_limits_are_put_in_words(annotation: object, kind: ValueType, words: str) -> None:

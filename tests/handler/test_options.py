@@ -507,7 +507,7 @@ EXPECTATIONS: dict[str, tuple[Any, OptionValue, str]] = {
     "shortest": (
         Annotated[str, Meta(min_length=1)],
         text(""),
-        "a string, 1 character or more, got ''",
+        "a string that is not empty, got ''",
     ),
     "longest": (
         Annotated[str, Meta(max_length=2)],

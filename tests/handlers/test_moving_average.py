@@ -258,7 +258,7 @@ def integer(name: str, value: int) -> Option:
 
 
 SIZE = "a whole number, at least 1 and at most 1000000"
-NO_FIELD = ".field() is missing; call .field(a string)"
+NO_FIELD = ".field() is missing; call .field(a string that is not empty)"
 NO_SIZE = f".size() is missing; call .size({SIZE})"
 
 
