@@ -85,6 +85,8 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=64, description="a number of processes from 0 (none of its own) to 64"),
     ] = 1
+    preload: Annotated[bool, Meta(description="true or false")] = False
+    standby: Annotated[int, Meta(ge=0, le=8, description="a number of processes from 0 to 8")] = 0
     on_error: Annotated[OnError, Meta(description="fail, skip or restart")] = DEFAULT_ON_ERROR
     snapshot_interval_s: Annotated[
         float, Meta(ge=0.1, le=3600, description="a number of seconds from 0.1 to 3600")
@@ -163,7 +165,25 @@ def check(raw: dict[str, Any], *, source: str) -> Settings:
             "set it for all functions or for none"
         )
         raise ConfigError(source, [fault])
+    faults = [
+        f"functions.{name}.{problem}"
+        for name, function in settings.functions.items()
+        if (problem := _conflict(function)) is not None
+    ]
+    if faults:
+        raise ConfigError(source, faults)
     return settings
+
+
+def _conflict(function: FunctionSettings) -> str | None:
+    """Return an error message if settings of a function exclude each other, None if not."""
+    if function.preload and not function.workers:
+        return "preload: needs workers; remove it, or workers: 0"
+    if function.standby and not function.workers:
+        return "standby: needs workers; remove it, or workers: 0"
+    if function.standby and function.preload:
+        return "standby: a preloaded worker needs none, because it starts at once; remove one"
+    return None
 
 
 def overlay(

@@ -92,6 +92,20 @@ class WorkerSetupError(PluginError):
         self.__cause__ = cause
 
 
+class PreloadError(PluginError):
+    """A handler cannot be preloaded, because a fork of its process would not be safe."""
+
+    is_usage_error = True
+
+    def __init__(self, handler: str, reasons: Sequence[str]) -> None:
+        super().__init__(
+            f"{handler} cannot be preloaded: after its import and setup_worker, "
+            f"{'; '.join(reasons)}; a forked worker would have only a broken copy: create it in "
+            "setup instead, or serve the handler without preload, for example with standby: 1"
+        )
+        self.reasons = tuple(reasons)
+
+
 class NotAHandlerError(PluginError):
     """The name does not refer to a usable handler class."""
 

@@ -45,6 +45,8 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
     ],
     "socket_group": [-1, 2**32 - 1, 1.5, True, [], ["kapacitor"], {}, {"name": "kapacitor"}],
     "remove_stale": [0, 1, "true", "yes", None, [], {}, {"a": True}],
+    "preload": [0, 1, "true", "yes", None, [], {}, {"a": True}],
+    "standby": [-1, 9, 1.5, True, "1", None, [], {}],
     "max_frame_bytes": [
         1023, -1, 0, 2**32, 1e6, "1024", True, None, [], [2048], {}, {"max": 2048},
     ],
@@ -331,6 +333,21 @@ def test_the_tables_of_wrong_values_leave_no_setting_out() -> None:
 def test_a_path_that_no_file_can_have_is_a_fault(character: str) -> None:
     (fault,) = faults_of_raw(with_function(socket=f"/x{character}y"))
     assert fault.startswith("functions.mirror.socket: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"preload": True, "workers": 0}, "preload: needs workers"),
+        ({"standby": 1, "workers": 0}, "standby: needs workers"),
+        ({"preload": True, "standby": 1}, "standby: a preloaded worker needs none"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_a_fault(
+    settings: dict[str, object], problem: str
+) -> None:
+    (fault,) = faults_of_raw(with_function(**settings))
+    assert fault.startswith(f"functions.mirror.{problem}")
 
 
 # --- what is wrong: two functions on one socket ---

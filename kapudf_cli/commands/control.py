@@ -42,6 +42,11 @@ def status(path: str, *, as_json: bool) -> None:
         f"supervisor  pid {supervisor['pid']}, {supervisor['rss_mb']} MB, "
         f"up {_duration(supervisor['age_s'])}, {counted(answer['worker_deaths'], 'worker death')}"
     )
+    for each in answer["templates"]:
+        say(
+            f"template    pid {each['pid']}, {each['rss_mb']} MB, up {_duration(each['age_s'])}, "
+            f"{each['state']}"
+        )
     for rows in (_workers(answer["workers"]), _connections(answer["connections"])):
         say()
         for line in aligned(rows):
@@ -53,7 +58,7 @@ def _workers(workers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     rows += [
         (
             str(worker["worker"]),
-            str(worker["pid"]),
+            str(worker["pid"] or "-"),
             worker["state"],
             str(worker["connections"]),
             f"{worker['rss_mb']} MB",

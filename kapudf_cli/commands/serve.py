@@ -49,6 +49,20 @@ if TYPE_CHECKING:
     type=int,
     help="Worker processes per function; 0 serves everything in this process.  [default: 1]",
 )
+@click.option(
+    "--preload/--no-preload",
+    default=None,
+    envvar="KAPUDF_PRELOAD",
+    show_envvar=True,
+    help="Load the handler once, in a process that forks the workers: they share its memory, and "
+    "start at once.  [default: no]",
+)
+@options.setting(
+    "--standby",
+    metavar="N",
+    type=int,
+    help="Spare workers per function, ready to replace one that dies.  [default: 0]",
+)
 @options.on_error
 @options.setting(
     "--snapshot-interval",

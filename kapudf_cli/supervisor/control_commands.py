@@ -102,6 +102,15 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, An
             "rss_mb": _megabytes(processes.rss_bytes(os.getpid())),
             "age_s": _seconds(time.monotonic() - started_s),
         },
+        "templates": [
+            {
+                "pid": each.pid,
+                "state": "starting" if each.loaded is None else "ready",
+                "rss_mb": _megabytes(each.rss_bytes()),
+                "age_s": _seconds(each.age_s),
+            }
+            for each in pool.templates
+        ],
         "worker_deaths": pool.deaths,
         "workers": [
             {

@@ -10,6 +10,7 @@ from kapudf_cli.supervisor.routes import (
     ConnectionState,
     Give,
     Kill,
+    Promote,
     Switch,
     Tell,
     WorkerState,
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.supervisor.connection import SupervisedConnection
-    from kapudf_cli.supervisor.routes import Order, Replacement
+    from kapudf_cli.supervisor.routes import Order
     from kapudf_cli.supervisor.worker_death import WorkerDeath
     from kapudf_cli.supervisor.worker_process import WorkerProcess
 
 #: After this time without a worker, the log warns of a connection.
 _LONG_WAIT_S: Final = 10.0
+#: How long a worker may live after its channel is closed. One that should serve cannot be told
+#: anything any more; one that was told to stop may take its time.
+_CLOSED_PATIENCE_S: Final = 0.2
+_EXIT_PATIENCE_S: Final = 10.0
 
 
 class Dispatch:
@@ -155,11 +160,51 @@ class Dispatch:
         """Kill workers that hang and have had the time to write where."""
         self._hung.kill_due(now_s)
 
+    # --- workers that do not read ---
+
+    def check_channels(self, now_s: float, *, busy_limit_s: float, is_stopping: bool) -> None:
+        """Kill workers that cannot be told anything any more.
+
+        Args:
+            now_s: a monotonic clock's time, in seconds.
+            busy_limit_s: how long orders to a worker may wait.
+            is_stopping: whether all workers were told to stop.
+        """
+        for worker in list(self.processes.values()):
+            if worker.killed_for is not None:
+                continue
+            if worker.blocked_s > busy_limit_s:
+                self._log.error(
+                    "worker reads no orders, it is replaced",
+                    worker=worker.number,
+                    pid=worker.pid,
+                    blocked_s=round(worker.blocked_s, 1),
+                )
+                worker.kill(f"it read no orders for {worker.blocked_s:.0f} s")
+            elif worker.channel_lost_s is not None:
+                may_end = {WorkerState.RETIRING, WorkerState.DEAD, WorkerState.DISMISSED}
+                is_told = is_stopping or self.state_of(worker) in may_end
+                self._end_without_channel(worker, now_s - worker.channel_lost_s, is_told=is_told)
+
+    def _end_without_channel(self, worker: WorkerProcess, lost_s: float, *, is_told: bool) -> None:
+        """Kill a worker that has not ended some time after its channel was closed."""
+        if is_told and lost_s > _EXIT_PATIENCE_S:
+            self._log.warning(
+                "worker takes too long to exit, and is killed",
+                worker=worker.number,
+                pid=worker.pid,
+                exit_s=round(lost_s, 1),
+            )
+            worker.exit_overdue = True
+            worker.kill(f"it had not exited {lost_s:.0f} s after it was done")
+        elif not is_told and lost_s > _CLOSED_PATIENCE_S:
+            worker.kill("it closed its channel to the supervisor")
+
     # --- orders of the router ---
 
-    def execute(self, orders: Iterable[Order]) -> list[Replacement]:
-        """Carry orders out; return the replacements whose new workers serve now."""
-        switched = []
+    def execute(self, orders: Iterable[Order]) -> list[Promote | Switch]:
+        """Carry orders out; return those that say that other workers serve now."""
+        others: list[Promote | Switch] = []
         for order in orders:
             match order:
                 case Give():
@@ -170,9 +215,9 @@ class Dispatch:
                     self.connections[order.connection].on_assigned()
                 case Kill():
                     self.processes[order.worker].kill()
-                case Switch():
-                    switched.append(order.replacement)
-        return switched
+                case Promote() | Switch():
+                    others.append(order)
+        return others
 
     def _give(self, give: Give) -> bool:
         """Send a connection to a worker; return False if there is no room for it."""
@@ -263,20 +308,25 @@ class Dispatch:
                 connection.give_up(report.problem)
         self.execute(self.router.on_refused(worker.number, report.connection, retry=report.retry))
 
-    def on_exit(self, worker: WorkerProcess, finished: Iterable[int]) -> list[SupervisedConnection]:
-        """Forget a worker that has ended; return the connections that need another one.
+    def on_exit(
+        self, worker: WorkerProcess, finished: Iterable[int]
+    ) -> tuple[list[SupervisedConnection], list[Order]]:
+        """Forget a worker that has ended.
 
         Args:
             worker: the one that has ended.
             finished: connections that it has logged as finished and not reported.
+
+        Returns:
+            The connections that need another worker, and orders that are still to be executed.
         """
         self._hung.forget(worker)
         for number in finished:
             self._on_finished(worker, number)
         served = self.served_by(worker)
         del self.processes[worker.number]
-        self.execute(self.router.on_exit(worker.number))
-        return [each for each in served if each.is_waiting]
+        orders = self.router.on_exit(worker.number)
+        return [each for each in served if each.is_waiting], orders
 
     def note_death(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -9,11 +10,24 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.supervisor.acceptance import accept
 from kapudf_cli.supervisor.dispatch import Dispatch
 from kapudf_cli.supervisor.errors import WorkerStartError
-from kapudf_cli.supervisor.replacement import Recycling, Reloaded, RestartBackoff, WorkerUsage
-from kapudf_cli.supervisor.routes import ConnectionState, Reason, Replacement, WorkerState
+from kapudf_cli.supervisor.replacement import (
+    Missing,
+    Recycling,
+    Reloaded,
+    RestartBackoff,
+    WorkerUsage,
+)
+from kapudf_cli.supervisor.routes import (
+    ConnectionState,
+    Promote,
+    Reason,
+    Replacement,
+    Switch,
+    WorkerState,
+)
+from kapudf_cli.supervisor.starter import Starter
 from kapudf_cli.supervisor.worker_death import WorkerDeath
-from kapudf_cli.supervisor.worker_process import WorkerProcess, WorkerReports
-from kapudf_cli.system.processes import working_folder
+from kapudf_cli.supervisor.worker_process import WorkerReports
 from kapudf_cli.worker import channel
 
 if TYPE_CHECKING:
@@ -25,6 +39,8 @@ if TYPE_CHECKING:
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.supervisor.acceptance import DescriptorReserve
     from kapudf_cli.supervisor.connection import SupervisedConnection
+    from kapudf_cli.supervisor.routes import Order
+    from kapudf_cli.supervisor.worker_process import WorkerProcess
     from kapudf_cli.system.socket_file import SocketFile
     from kapudf_cli.worker.channel import Report
 
@@ -41,12 +57,20 @@ _NO_ROOM_PAUSE_S: Final = 1.0
 _TICK_S: Final = 0.2
 _TICK_SHARE: Final = 0.1
 _MAX_TICK_S: Final = 1.0
-#: How long a worker may live after its channel is closed. One that should serve cannot be told
-#: anything any more; one that was told to stop may take its time.
-_CLOSED_PATIENCE_S: Final = 0.2
-_EXIT_PATIENCE_S: Final = 10.0
 #: How long a stop waits until each waiting connection has a worker.
 _PLACE_PATIENCE_S: Final = 1.0
+
+
+class _Phase(enum.Enum):
+    """How far the end of a pool has come."""
+
+    RUNNING = enum.auto()
+    #: It was told to stop, and workers to be told wait until each connection has one.
+    PLACING = enum.auto()
+    #: The workers were told to stop.
+    STOPPING = enum.auto()
+    #: The workers were killed.
+    KILLED = enum.auto()
 
 
 class Pool:
@@ -85,18 +109,23 @@ class Pool:
         """
         self.name = name
         self.settings = settings
-        self._logging = logging
-        self._worker_numbers = worker_numbers
         self._connection_numbers = connection_numbers
         self._reserve = reserve
         self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._on_exit)
         self._root_log = log
         self._log = log.bind(function=name)
+        self._starter = Starter(
+            name,
+            logging,
+            worker_numbers=worker_numbers,
+            selector=selector,
+            reserve=reserve,
+            log=self._log,
+        )
         self._dispatch = Dispatch(self._log)
         self.deaths = 0
-        # What the workers have loaded that serve, and those of a replacement to come.
+        # What the workers have loaded that serve.
         self._loaded: channel.Ready | None = None
-        self._coming_loaded: channel.Ready | None = None
         self.has_failed = False
         self._was_ready = False
         self._backoff = RestartBackoff()
@@ -104,7 +133,7 @@ class Pool:
         # Whether a reload has no result yet, and the results that were not taken yet.
         self._reload_pending = False
         self._reload_results: list[Reloaded] = []
-        self._stopping = self._killing = self._told_to_stop = False
+        self._phase = _Phase.RUNNING
         self._stopped_s = 0.0
         self._ticked_s = 0.0
         self._tick_s = _TICK_S
@@ -129,6 +158,11 @@ class Pool:
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
         return list(self._dispatch.processes.values())
+
+    @property
+    def templates(self) -> list[WorkerProcess]:
+        """The processes that fork workers, and have not ended."""
+        return self._starter.templates
 
     def state_of(self, worker: WorkerProcess) -> WorkerState:
         """Return what a worker does."""
@@ -186,8 +220,8 @@ class Pool:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no worker is left."""
-        return not self._dispatch.processes
+        """Whether no worker and no template is left."""
+        return not self._dispatch.processes and not self._starter.templates
 
     @property
     def needs_ticks(self) -> bool:
@@ -197,6 +231,7 @@ class Pool:
             or self._dispatch.router.replacement is not None
             or self._backoff.is_pending
             or self._dispatch.has_hung
+            or self._starter.needs_ticks
             or any(
                 worker.channel_lost_s is not None for worker in self._dispatch.processes.values()
             )
@@ -209,6 +244,7 @@ class Pool:
         self.name = name
         self._log = self._root_log.bind(function=name)
         self._dispatch.use_log(self._log)
+        self._starter.rename(name, self._log)
 
     def start(self) -> None:
         """Start the first workers.
@@ -219,7 +255,7 @@ class Pool:
         """
         self._backoff.retry(time.monotonic())
         for _ in range(self.settings.workers):
-            self._start_for_dead()
+            self._start_worker(Reason.DEATH)
         self._backoff.cancel()
 
     def accept(self, socket_file: SocketFile) -> bool:
@@ -241,18 +277,22 @@ class Pool:
         is_time = not 0.0 <= now_s - self._ticked_s < self._tick_s
         if is_time:
             began_s = time.monotonic()
-            self._check_workers(now_s)
+            self._dispatch.check_channels(
+                now_s, busy_limit_s=self.settings.busy_limit_s, is_stopping=self._is_stopping
+            )
             self._dispatch.check(now_s)
             took_s = time.monotonic() - began_s
             self._ticked_s = now_s
             self._tick_s = min(max(_TICK_S, took_s / _TICK_SHARE), _MAX_TICK_S)
         self._dispatch.kill_hung(now_s)
-        if not self._killing:
+        if self._phase is not _Phase.KILLED:
             self._dispatch.place()
-        if self._stopping:
+        if self._is_stopping:
             self._stop_workers(now_s)
         else:
-            self._replace_dead(now_s)
+            self._start_missing(now_s)
+            if self.is_ready:
+                self._starter.tick(self.settings, self.all_workers())
             if is_time:
                 self._recycle(now_s)
             self._dispatch.move(now_s)
@@ -285,10 +325,13 @@ class Pool:
         old = tuple(self._dispatch.router.workers)
         try:
             for _ in range(settings.workers):
-                new.append(self._start_worker(settings))  # noqa: PERF401 - some are kept
+                new.append(  # noqa: PERF401 - some are kept
+                    self._watch(self._starter.start(settings, for_reload=True))
+                )
         except OSError:
             self._dispatch.router.begin(Replacement(Reason.RELOAD, _numbers(new)))
-            self._dispatch.execute(self._dispatch.router.cancel_replacement())
+            self._execute(self._dispatch.router.cancel_replacement())
+            self._starter.cancel_reload()
             raise
         self._reload_pending = True
         self._dispatch.router.begin(Replacement(Reason.RELOAD, _numbers(new), old, settings))
@@ -300,12 +343,13 @@ class Pool:
 
     def stop(self) -> None:
         """Let every worker process what has arrived, and end."""
-        self._stopping = True
+        self._phase = _Phase.PLACING
         self._backoff.cancel()
         self._cancel_replacement("kapudf was told to stop")
-        self._dispatch.execute(self._dispatch.router.abandon_moves())
+        self._execute(self._dispatch.router.abandon_moves())
         self._stopped_s = time.monotonic()
         if not self._dispatch.router.has_waiting:
+            self._starter.stop_loading()
             for worker in self.all_workers():
                 if self._dispatch.state_of(worker) is WorkerState.STARTING:
                     # It serves no connection, and the import of its handler may not end.
@@ -314,7 +358,8 @@ class Pool:
 
     def kill(self) -> None:
         """End every worker at once, and start no other."""
-        self._stopping = self._killing = True
+        self._phase = _Phase.KILLED
+        self._starter.kill()
         for worker in self.all_workers():
             worker.kill()
 
@@ -326,43 +371,16 @@ class Pool:
 
     # --- what is due ---
 
-    def _check_workers(self, now_s: float) -> None:
-        """Kill workers that cannot be told anything any more."""
-        for worker in self.all_workers():
-            if worker.killed_for is not None:
-                continue
-            if worker.blocked_s > self.settings.busy_limit_s:
-                self._log.error(
-                    "worker reads no orders, it is replaced",
-                    worker=worker.number,
-                    pid=worker.pid,
-                    blocked_s=round(worker.blocked_s, 1),
-                )
-                worker.kill(f"it read no orders for {worker.blocked_s:.0f} s")
-            elif worker.channel_lost_s is not None:
-                self._end_without_channel(worker, now_s - worker.channel_lost_s)
-
-    def _end_without_channel(self, worker: WorkerProcess, lost_s: float) -> None:
-        """Kill a worker that has not ended some time after its channel was closed."""
-        may_end = {WorkerState.RETIRING, WorkerState.DEAD, WorkerState.DISMISSED}
-        is_told = self._stopping or self._dispatch.state_of(worker) in may_end
-        if is_told and lost_s > _EXIT_PATIENCE_S:
-            self._log.warning(
-                "worker takes too long to exit, and is killed",
-                worker=worker.number,
-                pid=worker.pid,
-                exit_s=round(lost_s, 1),
-            )
-            worker.exit_overdue = True
-            worker.kill(f"it had not exited {lost_s:.0f} s after it was done")
-        elif not is_told and lost_s > _CLOSED_PATIENCE_S:
-            worker.kill("it closed its channel to the supervisor")
+    @property
+    def _is_stopping(self) -> bool:
+        return self._phase is not _Phase.RUNNING
 
     def _stop_workers(self, now_s: float) -> None:
         """Tell all workers to stop, once each connection has one or has waited for long."""
         is_late = now_s - self._stopped_s > _PLACE_PATIENCE_S
-        if not self._told_to_stop and (is_late or not self._dispatch.router.has_waiting):
-            self._told_to_stop = True
+        has_waiting = self._dispatch.router.has_waiting
+        if self._phase is _Phase.PLACING and (is_late or not has_waiting):
+            self._phase = _Phase.STOPPING
             for worker in self.all_workers():
                 if self._dispatch.state_of(worker) is not WorkerState.STARTING:
                     worker.send(channel.Stop())
@@ -385,16 +403,26 @@ class Pool:
             points=usage.points,
             rss_mb=round(usage.rss_mb),
         )
+        if orders := self._dispatch.router.relieve(usage.worker.number):
+            self._execute(orders)
+            return
         try:
-            new = self._start_worker(self.settings)
+            self._start_worker(Reason.RECYCLING, (usage.worker.number,))
         except OSError as error:
             self._log.error("worker cannot be recycled", error=str(error))
             self._recycling.pause(now_s)
-        else:
-            old = (usage.worker.number,)
-            self._dispatch.router.begin(Replacement(Reason.RECYCLING, (new.number,), old))
 
     # --- orders of the router ---
+
+    def _execute(self, orders: Iterable[Order]) -> None:
+        """Carry orders out."""
+        for order in self._dispatch.execute(orders):
+            match order:
+                case Switch():
+                    self._on_switched(order.replacement)
+                case Promote():
+                    self._note_loaded(order.worker)
+                    self._log.info("standby worker serves", worker=order.worker)
 
     def _on_switched(self, replacement: Replacement) -> None:
         """Note that the new workers of a replacement serve."""
@@ -402,9 +430,9 @@ class Pool:
             self.settings = replacement.settings
             for connection in self.connections.values():
                 connection.watch.limit_s = self.settings.busy_limit_s
+            self._starter.switch()
         self._was_ready = True
-        if self._coming_loaded is not None:
-            self._note_loaded(self._coming_loaded)
+        self._note_loaded(replacement.new[-1])
         self._log.info(
             "new workers serve",
             workers=list(replacement.new),
@@ -430,20 +458,20 @@ class Pool:
             pid=worker.pid,
             start_s=round(worker.age_s, 3),
         )
-        if self._dispatch.router.is_replacing(worker.number):
-            self._coming_loaded = report
-        elif self._dispatch.state_of(worker) is WorkerState.STARTING:
-            self._note_loaded(report)
-            self._dispatch.observe()
-        for replacement in self._dispatch.execute(self._dispatch.router.on_ready(worker.number)):
-            self._on_switched(replacement)
-        self._told_to_stop = False
+        worker.loaded = report
+        self._dispatch.observe()
+        before = self._dispatch.state_of(worker)
+        self._execute(self._dispatch.router.on_ready(worker.number))
+        if before is WorkerState.STARTING and self.state_of(worker) is WorkerState.SERVING:
+            self._note_loaded(worker.number)
+        if self._phase is _Phase.STOPPING:
+            self._phase = _Phase.PLACING  # It was not told to stop yet.
         serving = [self._dispatch.state_of(each) is WorkerState.SERVING for each in self.workers]
         self._was_ready = self._was_ready or (bool(serving) and all(serving))
 
-    def _note_loaded(self, report: channel.Ready) -> None:
-        """Keep what the workers that serve have loaded."""
-        self._loaded = report
+    def _note_loaded(self, worker: int) -> None:
+        """Keep what a worker has loaded that serves now."""
+        self._loaded = self._dispatch.processes[worker].loaded
         self.has_failed = False
 
     def _on_failed(self, worker: WorkerProcess, report: channel.Failed) -> None:
@@ -451,7 +479,7 @@ class Pool:
         if self._dispatch.router.is_replacing(worker.number):
             self._fail_replacement(self._dispatch.router.replacement, report.problem)
             return
-        self._dispatch.execute(self._dispatch.router.on_failed(worker.number))
+        self._execute(self._dispatch.router.on_failed(worker.number))
         if not self.is_ready:
             raise WorkerStartError(
                 report.problem, function=self.name, is_usage_error=report.is_usage_error
@@ -460,49 +488,51 @@ class Pool:
 
     # --- workers that come and go ---
 
-    def _start_worker(self, settings: FunctionSettings) -> WorkerProcess:
-        begin = channel.Start(
-            self.name,
-            next(self._worker_numbers),
-            settings,
-            self._logging.log_format,
-            self._logging.log_level,
-            working_folder(),
-        )
-        with self._reserve.lent():
-            worker = WorkerProcess(begin)
+    def _watch(self, worker: WorkerProcess) -> WorkerProcess:
+        """Look after a worker that was just started."""
         self._dispatch.processes[worker.number] = worker
         self._reports.watch(worker)
         return worker
 
-    def _start_for_dead(self) -> None:
-        """Start a worker that serves as soon as it is ready."""
-        worker = self._start_worker(self.settings)
-        self._dispatch.router.begin(Replacement(Reason.DEATH, (worker.number,)))
+    def _start_worker(self, reason: Reason, old: tuple[int, ...] = ()) -> None:
+        """Start a worker with the current settings."""
+        worker = self._watch(self._starter.start(self.settings))
+        self._dispatch.router.begin(Replacement(reason, (worker.number,), old))
 
-    def _start_missing(self, count: int) -> bool:
-        """Start so many workers; return whether there was room for all of them."""
+    def _start_missing(self, now_s: float) -> None:
+        """Start the workers and spares that are missing, if it is time to."""
+        room = _MAX_STARTING - self.starting
+        if room <= 0:
+            return
+        is_due = self._backoff.take_due(now_s)
+        router = self._dispatch.router
+        missing = Missing(
+            workers=self.settings.workers - router.places_filled if is_due else 0,
+            spares=self.settings.standby - router.spares if self._needs_spares else 0,
+        )
+        now = missing.within(room)
         try:
-            for _ in range(count):
-                self._start_for_dead()
+            for _ in range(now.workers):
+                self._start_worker(Reason.DEATH)
+            for _ in range(now.spares):
+                self._start_worker(Reason.STANDBY)
         except OSError as error:
             self._log.error("worker cannot start", error=str(error))
-            return False
-        return True
-
-    def _replace_dead(self, now_s: float) -> None:
-        """Start as many workers as are missing, if it is time to."""
-        room = _MAX_STARTING - self.starting
-        if room > 0 and self._backoff.take_due(now_s):
-            missing = self.settings.workers - self._dispatch.router.places_filled
-            if not self._start_missing(min(missing, room)):
-                self._backoff.retry(time.monotonic(), pause_s=_NO_ROOM_PAUSE_S)
-            elif missing > room:
+            self._backoff.retry(time.monotonic(), pause_s=_NO_ROOM_PAUSE_S)
+        else:
+            if is_due and missing.workers > now.workers:
                 self._backoff.retry(time.monotonic())
+
+    @property
+    def _needs_spares(self) -> bool:
+        """Whether spares that are missing are to be started now."""
+        is_settled = self.is_ready and self._dispatch.router.replacement is None
+        return is_settled and not self._backoff.is_pending
 
     def _cancel_replacement(self, problem: str) -> None:
         """Dismiss the new workers of a reload or recycling, if one is under way."""
-        self._dispatch.execute(self._dispatch.router.cancel_replacement())
+        self._execute(self._dispatch.router.cancel_replacement())
+        self._starter.cancel_reload()
         if self._reload_pending:
             self._reload_pending = False
             self._reload_results.append(Reloaded(problem=problem))
@@ -516,7 +546,7 @@ class Pool:
             # A reload before it may still be moving connections.
             self._log.error("worker cannot be recycled", error=problem)
             self._recycling.pause(time.monotonic())
-            self._dispatch.execute(self._dispatch.router.cancel_replacement())
+            self._execute(self._dispatch.router.cancel_replacement())
 
     def _finish_reload(self) -> None:
         """Note the result of a reload whose connections have all been handed over."""
@@ -535,26 +565,35 @@ class Pool:
         death = WorkerDeath.of(worker, state)
         was_new = self._dispatch.router.is_replacing(worker.number)
         replacement = self._dispatch.router.replacement
-        orphans = self._dispatch.on_exit(worker, finished)
-        if not self._killing and not death.is_expected(stopping=self._stopping):
+        orphans, orders = self._dispatch.on_exit(worker, finished)
+        is_expected = death.is_expected(stopping=self._is_stopping)
+        if self._phase is not _Phase.KILLED and not is_expected:
             self.deaths += 1
             death.log(self._log, connections=len(orphans))
+        self._execute(orders)
         if was_new:
             self._fail_replacement(replacement, f"a new worker died: {death.how}")
         has_worked = any(each.points > each.points_before for each in orphans)
         drops_poison = self.settings.on_error != "fail"
         self._dispatch.note_death(death, orphans, drops_poison=drops_poison)
-        if self._stopping:
+        if self._is_stopping:
             self._serve_the_rest()
         elif state not in {WorkerState.RETIRING, WorkerState.DISMISSED} and not was_new:
             now_s = time.monotonic()
             self._backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
-            self._replace_dead(now_s)
+            self._start_missing(now_s)
 
     def _serve_the_rest(self) -> None:
         """Start one more worker during a stop, for connections whose last worker died."""
-        if self._dispatch.router.has_waiting and not self._killing and not self._dispatch.processes:
-            self._start_missing(1)
+        if self._dispatch.processes:
+            return
+        if self._dispatch.router.has_waiting and self._phase is not _Phase.KILLED:
+            try:
+                self._start_worker(Reason.DEATH)
+            except OSError as error:
+                self._log.error("worker cannot start", error=str(error))
+        else:
+            self._starter.stop()
 
 
 def _numbers(workers: Iterable[WorkerProcess]) -> tuple[int, ...]:

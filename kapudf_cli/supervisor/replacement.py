@@ -45,6 +45,24 @@ class Reloaded:
     code: str = ""
 
 
+@dataclass(frozen=True)
+class Missing:
+    """How many workers are missing.
+
+    Attributes:
+        workers: of those that serve.
+        spares: of those that wait until another one dies.
+    """
+
+    workers: int
+    spares: int
+
+    def within(self, room: int) -> Missing:
+        """Return as many of them as there is room for, and no spare before the last worker."""
+        workers = min(max(self.workers, 0), room)
+        return Missing(workers, min(max(self.spares, 0), room - workers))
+
+
 class RestartBackoff:
     """Decides when the dead workers of one function are replaced.
 

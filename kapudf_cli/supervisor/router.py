@@ -20,7 +20,9 @@ from kapudf_cli.supervisor.routes import (
     ConnectionState,
     Give,
     Kill,
+    Promote,
     Reason,
+    Replacement,
     RoutedWorker,
     Step,
     Switch,
@@ -32,7 +34,7 @@ from kapudf_cli.worker.channel import Pause, Release, Resume, Stop
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from kapudf_cli.supervisor.routes import Order, Replacement, RoutedConnection
+    from kapudf_cli.supervisor.routes import Order, RoutedConnection
 
 K = TypeVar("K")
 
@@ -97,12 +99,14 @@ class Router:
 
     @property
     def places_filled(self) -> int:
-        """How many workers serve or will, without those of a reload or recycling to come."""
-        return sum(
-            each.state in {WorkerState.STARTING, WorkerState.SERVING, WorkerState.DEAD}
-            and not self.is_replacing(each.number)
-            for each in self.workers.values()
-        )
+        """How many workers serve or will, without spares and those of a replacement to come."""
+        return sum(self._fills_place(each) for each in self.workers.values())
+
+    @property
+    def spares(self) -> int:
+        """How many spares are ready or starting, or could not load the handler."""
+        states = {WorkerState.STARTING, WorkerState.STANDBY, WorkerState.DEAD}
+        return sum(each.is_spare and each.state in states for each in self.workers.values())
 
     def is_replacing(self, worker: int) -> bool:
         """Return whether a worker is a new one of the reload or recycling under way."""
@@ -304,7 +308,8 @@ class Router:
 
         Of reloads and recyclings, only one may be under way: see `cancel_replacement`.
         """
-        if replacement.reason is Reason.DEATH:
+        is_spare = replacement.reason is Reason.STANDBY
+        if is_spare or replacement.reason is Reason.DEATH:
             under_way = self.replacement
             if under_way is not None and under_way.reason is Reason.RELOAD:
                 # These are replaced as well.
@@ -317,7 +322,19 @@ class Router:
         else:
             self.replacement = replacement
         for number in replacement.new:
-            self.workers[number] = RoutedWorker(number)
+            self.workers[number] = RoutedWorker(number, is_spare=is_spare)
+
+    def relieve(self, worker: int) -> list[Order]:
+        """Have a spare that is ready serve instead of a worker, which retires.
+
+        Returns:
+            Nothing if there is no such spare.
+        """
+        spare = self._best_spare()
+        if spare is None or spare.state is not WorkerState.STANDBY:
+            return []
+        spare.is_spare = False
+        return self._switch(Replacement(Reason.RECYCLING, (spare.number,), (worker,)))
 
     def on_ready(self, worker: int) -> list[Order]:
         """Have a worker serve that has loaded the handler, once it may."""
@@ -325,6 +342,9 @@ class Router:
         if routed.state is WorkerState.RETIRING:
             return [Tell(worker, Stop())]
         if routed.state is not WorkerState.STARTING:
+            return []
+        if routed.is_spare:
+            routed.change(Step.STAND_BY)
             return []
         if self.replacement is None or worker not in self.replacement.new:
             routed.change(Step.SERVE)
@@ -347,6 +367,7 @@ class Router:
     def on_exit(self, worker: int) -> list[Order]:
         """Forget a worker that has ended; its connections wait for another one."""
         orders: list[Order] = []
+        leaves_place = self._fills_place(self.workers[worker])
         dead = self.workers.pop(worker)
         dead.change(Step.DIE)
         replacement = self.replacement
@@ -357,8 +378,11 @@ class Router:
             if replacement.reason is Reason.RECYCLING:
                 # The new one replaces a dead worker now, and no longer waits to serve.
                 self.replacement = None
+                leaves_place = False
             else:
                 self.replacement = dataclasses.replace(replacement, old=old)
+        if leaves_place:
+            orders += self._promote_spare()
         for number in sorted(dead.connections):
             connection = self.connections[number]
             if connection.worker != worker:
@@ -385,6 +409,30 @@ class Router:
 
     # --- inside ---
 
+    def _fills_place(self, worker: RoutedWorker) -> bool:
+        """Return whether a worker is one of those that serve, or is about to be."""
+        states = {WorkerState.STARTING, WorkerState.SERVING, WorkerState.DEAD}
+        is_extra = worker.is_spare or self.is_replacing(worker.number)
+        return worker.state in states and not is_extra
+
+    def _best_spare(self) -> RoutedWorker | None:
+        """Return a spare, preferably one that is ready; None if there is none."""
+        states = [WorkerState.STANDBY, WorkerState.STARTING]
+        spares = (each for each in self.workers.values() if each.is_spare and each.state in states)
+        return min(spares, key=lambda each: states.index(each.state), default=None)
+
+    def _promote_spare(self) -> list[Order]:
+        """Have a spare fill the place of a dead worker, at once or when it is ready."""
+        spare = self._best_spare()
+        if spare is None:
+            return []
+        spare.is_spare = False
+        if spare.state is WorkerState.STARTING:
+            return []
+        spare.change(Step.SERVE)
+        self._spreads = True
+        return [Promote(spare.number)]
+
     def _switch(self, replacement: Replacement) -> list[Order]:
         """Have the new workers of a replacement serve, and the old ones retire."""
         self.replacement = None
@@ -397,9 +445,10 @@ class Router:
                 if connection.state is ConnectionState.PINNED:
                     # The new code may take over what other code could not.
                     connection.change(Step.UNPIN)
-            if worker.state is WorkerState.SERVING and not worker.connections:
+            idle = {WorkerState.SERVING, WorkerState.STANDBY}
+            if worker.state in idle and not worker.connections:
                 orders.append(Tell(number, Stop()))
-            if worker.state in {WorkerState.STARTING, WorkerState.SERVING}:
+            if worker.state in {WorkerState.STARTING, *idle}:
                 worker.change(Step.RETIRE)
         return orders
 

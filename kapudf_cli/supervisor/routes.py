@@ -32,7 +32,8 @@ class WorkerState(enum.Enum):
 
     #: It loads the handler.
     STARTING = "starting"
-    #: It is ready, and waits for the other new workers of its replacement.
+    #: It is ready, and waits: a spare for the death of another worker, a new worker of a reload
+    #: for the other new ones.
     STANDBY = "standby"
     #: It serves connections.
     SERVING = "serving"
@@ -80,6 +81,7 @@ _WORKER_STEPS: Final = {
     (WorkerState.STARTING, Step.SERVE): WorkerState.SERVING,
     (WorkerState.STANDBY, Step.SERVE): WorkerState.SERVING,
     (WorkerState.STARTING, Step.RETIRE): WorkerState.RETIRING,
+    (WorkerState.STANDBY, Step.RETIRE): WorkerState.RETIRING,
     (WorkerState.SERVING, Step.RETIRE): WorkerState.RETIRING,
     (WorkerState.STARTING, Step.DISMISS): WorkerState.DISMISSED,
     (WorkerState.STANDBY, Step.DISMISS): WorkerState.DISMISSED,
@@ -127,12 +129,14 @@ class RoutedWorker:
     Attributes:
         number: its name in the log.
         state: what it does.
+        is_spare: whether it is to serve only in place of another worker.
         connections: the numbers of those that it serves, or is to take over.
         is_frozen: whether it does nothing although it has work.
     """
 
     number: int
     state: WorkerState = WorkerState.STARTING
+    is_spare: bool = False
     connections: set[int] = dataclasses.field(default_factory=set)
     is_frozen: bool = False
 
@@ -150,6 +154,8 @@ class Reason(enum.Enum):
     RECYCLING = "recycling"
     #: Those that have died, or were never started.
     DEATH = "death"
+    #: None: a spare is started, to replace a worker later.
+    STANDBY = "standby"
 
 
 @dataclass(frozen=True)
@@ -214,10 +220,17 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class Promote:
+    """Order: note that a spare serves in place of a worker that has died."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
 class Switch:
     """Order: note that the new workers of a replacement serve instead of the old ones."""
 
     replacement: Replacement
 
 
-Order: TypeAlias = Tell | Give | Assign | Kill | Switch
+Order: TypeAlias = Tell | Give | Assign | Kill | Promote | Switch

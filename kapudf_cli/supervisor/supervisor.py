@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 #: The interval of the loop while pools need ticks.
 _TICK_S: Final = 0.25
-#: How often PID 1 of a container reaps orphans while it is idle.
+#: How often a process that adopts orphans reaps them while it is idle.
 _REAP_S: Final = 5.0
 #: How long workers have to end after a kill.
 _KILL_WAIT_S: Final = 5.0
@@ -172,12 +172,15 @@ class Supervisor:
         self._attempt(self._reap_orphans)
 
     def _reap_orphans(self) -> None:
-        """Reap child processes that have ended, other than workers.
+        """Reap child processes that have ended, other than workers and templates.
 
-        Where this process is PID 1 of a container, the processes that a dead worker has started
-        become its children, and would stay as zombies.
+        Where this process is PID 1 of a container or adopts workers from a template, the
+        processes that a dead worker has started become its children, and would stay as zombies.
         """
-        workers = {each.pid for pool in self._functions.pools() for each in pool.all_workers()}
+        pools = self._functions.pools()
+        workers = {each.pid for pool in pools for each in (*pool.all_workers(), *pool.templates)}
+        if 0 in workers:
+            return  # One of the children is a worker whose process id is not known yet.
         while True:
             try:
                 # Do not take the exit status yet: a worker's is read by its pool.
@@ -198,7 +201,8 @@ class Supervisor:
             or any(pool.needs_ticks for pool in self._functions.pools())
         )
         tick_s = _TICK_S if needs_ticks else None
-        reap_s = _REAP_S if os.getpid() == 1 else None
+        adopts = os.getpid() == 1 or any(pool.templates for pool in self._functions.pools())
+        reap_s = _REAP_S if adopts else None
         waits = [each for each in (*rests_s, tick_s, reap_s, longest_s) if each is not None]
         return self._selector.select(max(min(waits), 0.0) if waits else None)
 

@@ -134,7 +134,7 @@ class WorkerDeath:
 
     Attributes:
         worker: its number.
-        pid: that of the process.
+        pid: that of the process, 0 if its template has not forked it.
         state: what it did when it ended.
         how: the exit status or the signal.
         stacks: what faulthandler wrote of its threads, after a fault or when it was asked to.
@@ -172,7 +172,7 @@ class WorkerDeath:
         Args:
             stopping: whether every worker was told to end.
         """
-        if self.state is WorkerState.DISMISSED:
+        if self.state is WorkerState.DISMISSED or not self.pid:
             return True
         if stopping and self.state is WorkerState.STARTING:
             return True
@@ -192,9 +192,17 @@ class WorkerDeath:
             pid=self.pid,
             how=self.how,
             connections=connections,
-            **({"reason": self.reason} if self.reason else {}),
-            **({"stacks": beginning(self.stacks)} if self.stacks else {}),
+            **self._causes(),
         )
+
+    def log_template(self, log: BoundLogger) -> None:
+        """Log the unexpected death of a template."""
+        log.error("template died", pid=self.pid, how=self.how, **self._causes())
+
+    def _causes(self) -> dict[str, str]:
+        """Return what is known of why it died, for the log."""
+        causes = {"reason": self.reason or "", "stacks": beginning(self.stacks)}
+        return {name: text for name, text in causes.items() if text}
 
     def accusations(self, orphans: Sequence[SupervisedConnection]) -> dict[int, bool | None]:
         """Return for each connection whether its own thread caused the death, None if unknown.

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.system import processes
-from kapudf_cli.worker.channel import Channel, FinishList, Start
+from kapudf_cli.system.adoption import AdoptedProcess
+from kapudf_cli.worker.channel import Channel, FinishList, Fork, Forked, Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kapudf_cli.worker.channel import Order, Report, Serve
+    from kapudf_cli.worker.channel import Order, Ready, Report, Serve
 
 #: How much of the stacks that a worker writes is read; a handler may have many threads.
 _DUMP_BYTES: Final = 32 * 1024
@@ -35,10 +36,12 @@ _MAX_REST_S: Final = 5.0
 
 
 class WorkerProcess:
-    """One worker process.
+    """One worker process, or a template that forks others.
 
     Attributes:
         number: its name in the log.
+        template: the template that was told to fork it, None if it was started by exec.
+        loaded: what it has loaded, None until it is ready.
         points_of_ended: how many points it has handled of connections that have ended.
         exit_notice: a descriptor that is readable once the process has ended, -1 where the
             system has none (Linux before 5.3).
@@ -48,19 +51,27 @@ class WorkerProcess:
         exit_overdue: whether it was killed only because its exit took too long.
     """
 
-    def __init__(self, begin: Start) -> None:
-        """Start a worker, and send it `begin`.
+    def __init__(self, begin: Start, template: WorkerProcess | None = None) -> None:
+        """Start a worker.
+
+        Args:
+            begin: how.
+            template: forks it; otherwise it is started by exec.
 
         Raises:
+            ConnectionError: the template has ended.
             OSError: the system has no process, memory or descriptor left.
         """
         self.number = begin.worker
+        self.template = template
+        self.loaded: Ready | None = None
         self.points_of_ended = 0
         self.started_s = time.monotonic()
         self.rests_until_s = 0.0
         self.channel_lost_s: float | None = None
         self.killed_for: str | None = None
         self.exit_overdue = False
+        self._is_killed = False
         self._rest_s = _FIRST_REST_S
         # Messages that the channel has not taken yet. They carry no descriptors, and there are
         # only a few for each connection, so the queue is bounded.
@@ -68,6 +79,9 @@ class WorkerProcess:
         self._lacks_room = False
         self._blocked_since_s = 0.0
         self._dump_read = 0
+        # None until the template has forked it.
+        self._process: subprocess.Popen[bytes] | AdoptedProcess | None = None
+        self.exit_notice = -1
         with contextlib.ExitStack() as undo:
             # Each thread's stack is written here, on demand and by a fault.
             self._dump = os.memfd_create("kapudf-stacks")
@@ -77,26 +91,41 @@ class WorkerProcess:
             self.channel, theirs = Channel.pair()
             undo.callback(self.channel.close)
             with theirs:
-                command = [sys.executable, "-P", "-m", "kapudf_cli.worker.main"]
-                self._process = subprocess.Popen(  # noqa: S603 - our own module
-                    [*command, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    # A Ctrl-C must reach only the supervisor.
-                    process_group=0,
-                )
-            self.channel.send(begin, [self._dump, self._finishes])
+                if template is not None:
+                    fork = Fork(begin.name, begin.worker)
+                    files = [theirs.fileno(), self._dump, self._finishes]
+                    template.channel.send(fork, files)
+                else:
+                    command = [sys.executable, "-P", "-m", "kapudf_cli.worker.main"]
+                    started = subprocess.Popen(  # noqa: S603 - our own module
+                        [*command, str(theirs.fileno())],
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[theirs.fileno()],
+                        # A Ctrl-C must reach only the supervisor.
+                        process_group=0,
+                    )
+                    self._watch(started)
+            if template is None:
+                self.channel.send(begin, [self._dump, self._finishes])
             undo.pop_all()
-        self.exit_notice = -1
+
+    def on_forked(self, pid: int) -> None:
+        """Note that the template has forked it."""
+        self._watch(AdoptedProcess(pid))
+
+    def _watch(self, process: subprocess.Popen[bytes] | AdoptedProcess) -> None:
+        self._process = process
         with contextlib.suppress(OSError):
-            self.exit_notice = os.pidfd_open(self.pid)
+            self.exit_notice = os.pidfd_open(process.pid)
         with contextlib.suppress(OSError):
-            Path(f"/proc/{self.pid}/oom_score_adj").write_text(str(_OOM_SCORE_ADJ))
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_OOM_SCORE_ADJ))
+        if self._is_killed:
+            process.kill()
 
     @property
     def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
+        """The process id; 0 until the template has forked it."""
+        return 0 if self._process is None else self._process.pid
 
     @property
     def age_s(self) -> float:
@@ -197,8 +226,9 @@ class WorkerProcess:
 
     def ask_for_stacks(self) -> None:
         """Ask it to write the stacks of its threads, which takes a moment."""
-        with contextlib.suppress(OSError):
-            self._process.send_signal(_DUMP_SIGNAL)
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._process.send_signal(_DUMP_SIGNAL)
 
     def stacks(self) -> str:
         """Return the stacks that it has written since the last call."""
@@ -215,8 +245,10 @@ class WorkerProcess:
             reason: what the log says of it, None where the log says so already.
         """
         self.killed_for = self.killed_for or reason
-        with contextlib.suppress(OSError):
-            self._process.kill()
+        self._is_killed = True
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._process.kill()
 
     def lose_channel(self) -> None:
         """Close the channel after the worker has closed its end; the process may still run."""
@@ -227,12 +259,19 @@ class WorkerProcess:
 
     @property
     def has_exited(self) -> bool:
-        """Whether the process has ended, so that `reap` does not wait."""
+        """Whether the process has ended, so that `reap` does not wait.
+
+        One that the template has not forked has ended once its channel is closed.
+        """
+        if self._process is None:
+            return self.channel_lost_s is not None
         return self._process.poll() is not None
 
     def reap(self) -> str:
         """Wait for its end; return the exit status or the signal in words."""
         self.channel.close()
+        if self._process is None:
+            return "the end of its template"
         status = self._process.wait()
         if status >= 0:
             return f"exit status {status}"
@@ -280,6 +319,9 @@ class WorkerReports:
         self._selector.register(
             worker.channel, selectors.EVENT_READ, lambda: self._read_some(worker)
         )
+        self._watch_exit(worker)
+
+    def _watch_exit(self, worker: WorkerProcess) -> None:
         if worker.exit_notice >= 0:
             # A child process of a handler may keep the channel open after the worker's end.
             self._selector.register(
@@ -329,7 +371,11 @@ class WorkerReports:
                 self._selector.unregister(worker.channel)
                 worker.lose_channel()
                 return
-            self._on_report(worker, received[0])
+            if isinstance(received[0], Forked):
+                worker.on_forked(received[0].pid)
+                self._watch_exit(worker)
+            else:
+                self._on_report(worker, received[0])
 
     def _read_rest(self, worker: WorkerProcess) -> None:
         """Handle the exit of a worker, after its last reports."""

@@ -5,6 +5,7 @@ Either side notices the other's death by the end of its input.
 
     supervisor → worker                          worker → supervisor
     Start (first message)                        Ready or Failed
+    Fork (to a template)                         Forked (from the new worker), and then Ready
     Serve                                        with `resume`: TakenOver or Refused
     Pause                                        Paused, unless the connection ends before
     Resume, Release (after Paused or TakenOver)
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 #: More than any message has; a longer datagram would be cut, and not be valid JSON.
 _LARGEST_BYTES: Final = 128 * 1024
 _INT_BYTES: Final = array.array("i").itemsize
-#: Room for two descriptors, such as a connection's socket and its memory.
-_DESCRIPTORS_BYTES: Final = socket.CMSG_LEN(2 * _INT_BYTES)
+#: Room for the descriptors of `Fork`, which has the most.
+_DESCRIPTORS_BYTES: Final = socket.CMSG_LEN(3 * _INT_BYTES)
 #: Longer texts, such as errors, are cut before they are sent.
 TEXT_CHARACTERS: Final = 16_000
 #: An entry of a `FinishList`.
@@ -51,10 +52,11 @@ class _Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class Start(_Message, frozen=True, tag=True):
-    """Load the handler; the first message that a worker gets.
+    """Load the handler; the first message that a worker gets, unless a template has forked it.
 
     Attributes:
         folder: the path of the working folder; a symbolic link may point to another one by now.
+        is_template: whether it is to fork workers, and serves nothing itself.
     """
 
     name: str
@@ -63,6 +65,18 @@ class Start(_Message, frozen=True, tag=True):
     log_format: LogFormat
     log_level: LogLevel
     folder: str = "."
+    is_template: bool = False
+
+
+class Fork(_Message, frozen=True, tag=True):
+    """Fork a worker, from a template that has loaded the handler.
+
+    With it come the worker's end of a channel, and the memory files for its stacks and for its
+    `FinishList`.
+    """
+
+    name: str
+    worker: int
 
 
 class Serve(_Message, frozen=True, tag=True):
@@ -130,6 +144,12 @@ class Code(msgspec.Struct, frozen=True):
         return f"{self.path}, saved {saved:%Y-%m-%d %H:%M:%S}, sha256 {self.sha256}"
 
 
+class Forked(_Message, frozen=True, tag=True):
+    """A worker was forked; its first message."""
+
+    pid: int
+
+
 class Ready(_Message, frozen=True, tag=True):
     """The handler is loaded.
 
@@ -185,11 +205,11 @@ class Finished(_Message, frozen=True, tag=True):
     connection: int
 
 
-Order: TypeAlias = Start | Serve | Resume | Pause | Release | Stop | Abort
+Order: TypeAlias = Start | Fork | Serve | Resume | Pause | Release | Stop | Abort
 Report: TypeAlias = Ready | Failed | Paused | TakenOver | Refused | Finished
 
 _ENCODER: Final = msgspec.json.Encoder()
-_DECODER: Final = msgspec.json.Decoder(Order | Report)
+_DECODER: Final = msgspec.json.Decoder(Order | Report | Forked)
 
 
 class Channel:
@@ -222,7 +242,7 @@ class Channel:
         poll.register(self._socket, select.POLLOUT)
         return bool(poll.poll(0))
 
-    def send(self, message: Order | Report, descriptors: Sequence[int] = ()) -> None:
+    def send(self, message: Order | Report | Forked, descriptors: Sequence[int] = ()) -> None:
         """Send a message, and duplicates of descriptors.
 
         Raises:

@@ -3,12 +3,13 @@
     python -m kapudf_cli.worker.main DESCRIPTOR
 
 where DESCRIPTOR is its end of the channel. It serves one function. It exits once it was told to
-stop and its last connection has ended.
+stop and its last connection has ended. As a template, it forks workers instead.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import itertools
 import os
@@ -28,6 +29,7 @@ from kapudf_cli.plugin_errors import PluginError
 from kapudf_cli.system import logs, processes
 from kapudf_cli.system.signals import SignalQueue
 from kapudf_cli.system.socket_file import PeerCredentials
+from kapudf_cli.worker import fork_safety, template
 from kapudf_cli.worker.channel import (
     TEXT_CHARACTERS,
     Abort,
@@ -42,7 +44,6 @@ from kapudf_cli.worker.channel import (
     Release,
     Resume,
     Serve,
-    Start,
     Stop,
     TakenOver,
 )
@@ -52,7 +53,7 @@ from kapudf_cli.worker.loading import code_files, code_of, load_handler
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.worker.channel import Report
+    from kapudf_cli.worker.channel import Report, Start
     from kapudf_cli.worker.connections import Connection
 
 #: Makes faulthandler write the stacks of all threads, for the supervisor to read; it can do that
@@ -73,14 +74,12 @@ class Worker:
         self,
         channel: Channel,
         finishes: FinishList,
-        begin: Start,
         function: Function,
         log: BoundLogger,
     ) -> None:
         """Serve `function` for the supervisor at the other end of `channel`."""
         self._channel = channel
         self._finishes = finishes
-        self._begin = begin
         self._function = function
         self._log = log
         self._connections = Connections(log, self._on_end, on_logged=finishes.add)
@@ -267,19 +266,21 @@ class Worker:
                     self._finishes.on_sent()
 
 
-def _load(begin: Start, channel: Channel, log: BoundLogger) -> Function | None:
-    """Load the handler and say so, or say why it cannot be loaded."""
+def _load(begin: Start, log: BoundLogger) -> tuple[Function, Ready]:
+    """Load the handler; return the function and the report of it.
+
+    Raises:
+        PluginError: it cannot be loaded.
+    """
     # By its name: where that is a link, it may lead elsewhere than for the supervisor.
     with contextlib.suppress(OSError):
         os.chdir(begin.folder)
-    try:
-        handler = load_handler(begin.settings.handler, function=begin.name, log=log)
-    except PluginError as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        channel.send(Failed(shorten(f"{error}{notes}", TEXT_CHARACTERS), error.is_usage_error))
-        return None
-    channel.send(Ready(handler.__name__, code_of(handler), _fitting(code_files(handler))))
-    return Function(begin.name, handler, begin.settings)
+    before = fork_safety.Baseline()
+    handler = load_handler(begin.settings.handler, function=begin.name, log=log)
+    if begin.is_template:
+        before.check(handler)
+    ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)))
+    return Function(begin.name, handler, begin.settings), ready
 
 
 def _fitting(files: list[str]) -> tuple[str, ...]:
@@ -289,7 +290,7 @@ def _fitting(files: list[str]) -> tuple[str, ...]:
 
 
 def main(descriptor: int) -> None:
-    """Be a worker, until the end of the process."""
+    """Be a worker or a template, until the end of the process."""
     channel = Channel(socket.socket(fileno=descriptor))
     received: tuple[Any, list[int]] | None = channel.receive()
     if received is None:
@@ -298,16 +299,55 @@ def main(descriptor: int) -> None:
     logs.configure(begin.log_format, begin.log_level)
     log = logs.get_logger()
     dump, finishes = descriptors
-    faulthandler.enable(file=dump)
-    faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True)
+    _dump_stacks_to(dump)
     with logs.prints_logged():
         try:
-            function = _load(begin, channel, log)
-            if function is not None:
-                Worker(channel, FinishList(finishes), begin, function, log).run()
+            try:
+                function, ready = _load(begin, log)
+            except PluginError as error:
+                _fail(channel, error, is_template=begin.is_template)
+                return
+            channel.send(ready)
+            if begin.is_template:
+                _be_template(channel, function, ready, log)
+            else:
+                Worker(channel, FinishList(finishes), function, log).run()
         except OSError:
             log.exception("worker ends")
     logs.exit_despite_threads(0)
+
+
+def _dump_stacks_to(descriptor: int) -> None:
+    """Have the stacks of all threads be written to a memory file, by a fault and on demand."""
+    faulthandler.enable(file=descriptor)
+    faulthandler.register(DUMP_SIGNAL, file=descriptor, all_threads=True)
+
+
+def _fail(channel: Channel, error: PluginError, *, is_template: bool) -> None:
+    """Report that the handler cannot be loaded."""
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    failure = Failed(shorten(f"{error}{notes}", TEXT_CHARACTERS), error.is_usage_error)
+    channel.send(failure)
+    if is_template:
+        template.fail_workers(channel, failure)
+
+
+def _be_template(channel: Channel, function: Function, ready: Ready, log: BoundLogger) -> None:
+    """Fork workers; in each of them, be the worker."""
+    forked = template.fork_workers(channel, ready)
+    if forked is None:
+        return
+    status = 1
+    try:
+        _dump_stacks_to(forked.dump)
+        function = dataclasses.replace(function, name=forked.order.name)
+        Worker(forked.channel, FinishList(forked.finishes), function, log).run()
+        status = 0
+    except Exception:
+        log.exception("worker ends")
+    finally:
+        # Without what the handler has registered with `atexit`: that is the template's.
+        logs.exit_at_once(status)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.config import Settings
-from kapudf_cli.supervisor import pool as pool_module
+from kapudf_cli.supervisor import starter
 from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.replacement import Reloaded
@@ -43,7 +43,7 @@ class Room:
         self.left = left
         self.started: list[WorkerProcess] = []
         self._start = WorkerProcess
-        monkeypatch.setattr(pool_module, "WorkerProcess", self)
+        monkeypatch.setattr(starter, "WorkerProcess", self)
 
     def __call__(self, begin: Start) -> WorkerProcess:
         if not self.left:
@@ -224,7 +224,7 @@ def test_a_worker_that_closed_its_channel_is_replaced_and_delays_nothing(loop: L
 def test_a_retired_worker_that_exits_slowly_has_not_died(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kapudf_cli.supervisor.pool._EXIT_PATIENCE_S", 0.5)
+    monkeypatch.setattr("kapudf_cli.supervisor.dispatch._EXIT_PATIENCE_S", 0.5)
     pool = loop.start_pool(SETTINGS)
     (worker,) = pool.workers
     os.kill(worker.pid, signal.SIGSTOP)

@@ -19,6 +19,7 @@ from kapudf_cli.supervisor.routes import (
     Give,
     Kill,
     Order,
+    Promote,
     Reason,
     Replacement,
     RoutedConnection,
@@ -429,6 +430,115 @@ def test_only_one_planned_replacement_is_under_way() -> None:
     function.router.begin(Replacement(Reason.RELOAD, (3,), (1,)))
 
 
+# --- spares ---
+
+
+class Spared(Function):
+    """A worker with a connection, and a spare."""
+
+    def __init__(self, *, ready: bool = True) -> None:
+        super().__init__(100)
+        self.connect(1)
+        self.place()
+        self.router.begin(Replacement(Reason.STANDBY, (2,)))
+        self.room[2], self.given[2] = 100, []
+        if ready:
+            assert self.router.on_ready(2) == []
+
+    def states(self) -> list[WorkerState]:
+        return [each.state for each in self.router.workers.values()]
+
+
+def test_a_spare_is_ready_and_serves_nothing() -> None:
+    function = Spared()
+    assert function.states() == [WorkerState.SERVING, WorkerState.STANDBY]
+    assert (function.router.places_filled, function.router.spares) == (1, 1)
+    function.connect(1)
+    function.place()
+    assert function.given == {1: [1, 2], 2: []}
+    assert function.move() == []
+
+
+def test_a_ready_spare_takes_the_place_of_a_dead_worker_at_once() -> None:
+    function = Spared()
+    assert function.router.on_exit(1) == [Promote(2)]
+    assert (function.router.places_filled, function.router.spares) == (1, 0)
+    assert function.router.place({2}) == [Give(2, 1, takes_over=True)]
+
+
+def test_a_spare_that_is_not_ready_takes_the_place_when_it_is() -> None:
+    function = Spared(ready=False)
+    assert function.router.on_exit(1) == []
+    assert (function.router.places_filled, function.router.spares) == (1, 0)
+    assert function.router.on_ready(2) == []
+    assert function.states() == [WorkerState.SERVING]
+
+
+def test_a_ready_spare_is_preferred() -> None:
+    function = Spared(ready=False)
+    function.router.begin(Replacement(Reason.STANDBY, (3,)))
+    function.router.on_ready(3)
+    assert function.router.on_exit(1) == [Promote(3)]
+    assert function.router.spares == 1
+
+
+def test_a_dead_spare_is_missing_as_a_spare_only() -> None:
+    function = Spared()
+    assert function.router.on_exit(2) == []
+    assert (function.router.places_filled, function.router.spares) == (1, 0)
+
+
+def test_a_spare_that_cannot_load_the_handler_is_missing_after_its_end() -> None:
+    function = Spared(ready=False)
+    assert function.router.on_failed(2) == []
+    assert function.router.spares == 1
+    # It is no help to a worker that dies before it ends.
+    assert function.router.on_exit(1) == []
+    assert function.router.on_exit(2) == []
+    assert (function.router.places_filled, function.router.spares) == (0, 0)
+
+
+def test_the_spares_of_old_code_end_with_a_reload() -> None:
+    function = Spared()
+    function.router.begin(Replacement(Reason.STANDBY, (3,)))
+    reload = Replacement(Reason.RELOAD, (4,), (1, 2, 3))
+    function.router.begin(reload)
+    assert function.router.on_ready(4) == [Switch(reload), Tell(2, Stop())]
+    assert function.states()[1:3] == [WorkerState.RETIRING] * 2
+    assert function.router.on_ready(3) == [Tell(3, Stop())]
+    assert function.router.spares == 0
+
+
+def test_a_spare_that_serves_during_a_reload_is_replaced_too() -> None:
+    function = Spared()
+    function.router.begin(Replacement(Reason.RELOAD, (3,), (1, 2)))
+    assert function.router.on_exit(1) == [Promote(2)]
+    assert function.router.on_ready(3) == [
+        Switch(Replacement(Reason.RELOAD, (3,), (2,))),
+        Tell(2, Stop()),
+    ]
+    assert function.router.on_exit(2) == []
+
+
+def test_a_ready_spare_relieves_a_worker_that_is_recycled() -> None:
+    function = Spared()
+    assert function.router.relieve(1) == [Switch(Replacement(Reason.RECYCLING, (2,), (1,)))]
+    assert function.states() == [WorkerState.RETIRING, WorkerState.SERVING]
+    assert function.move() == [1]
+
+
+def test_without_a_ready_spare_none_is_relieved() -> None:
+    assert Spared(ready=False).router.relieve(1) == []
+
+
+def test_a_recycled_worker_that_dies_leaves_the_spare_in_reserve() -> None:
+    function = Spared(ready=False)
+    function.router.begin(Replacement(Reason.RECYCLING, (3,), (1,)))
+    function.router.on_ready(2)
+    assert function.router.on_exit(1) == []
+    assert (function.router.places_filled, function.router.spares) == (1, 1)
+
+
 # --- any order of events ---
 
 
@@ -470,7 +580,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     def execute(self, orders: list[Order], *, room: bool = True) -> None:
         for order in orders:
-            if isinstance(order, Switch):
+            if isinstance(order, Switch | Promote):
                 continue
             assert order.worker in self.processes, f"{order} for a dead worker"
             process = self.processes[order.worker]
@@ -513,6 +623,17 @@ class RouterMachine(RuleBasedStateMachine):
     @rule()
     def start_for_dead(self) -> None:
         self.start(Reason.DEATH, 1)
+
+    @precondition(lambda self: self.router.spares < 2)
+    @rule()
+    def start_spare(self) -> None:
+        self.start(Reason.STANDBY, 1)
+
+    @precondition(lambda self: self.router.replacement is None and self.serving())
+    @rule(data=st.data())
+    def relieve(self, data: st.DataObject) -> None:
+        self.execute(self.router.relieve(data.draw(st.sampled_from(self.serving()))))
+        self.tick()
 
     @precondition(lambda self: self.router.replacement is None)
     @rule(count=st.integers(1, 2))
@@ -559,7 +680,14 @@ class RouterMachine(RuleBasedStateMachine):
     def die(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.processes)))
         del self.processes[number]
+        serving, spares = len(self.serving()), self.ready_spares()
+        was_serving = self.router.workers[number].state is WorkerState.SERVING
+        recycled = self.router.replacement
+        is_relieved = recycled is not None and recycled.reason is Reason.RECYCLING
         self.execute(self.router.on_exit(number))
+        if was_serving and spares and not is_relieved:
+            assert len(self.serving()) == serving
+            assert self.ready_spares() == spares - 1
         self.tick()
 
     @precondition(lambda self: self.having("runs", "to pause"))
@@ -648,6 +776,12 @@ class RouterMachine(RuleBasedStateMachine):
             and not each.connections
             and not self.processes[each.number].stopped
         ]
+
+    def ready_spares(self) -> int:
+        return sum(
+            each.is_spare and each.state is WorkerState.STANDBY
+            for each in self.router.workers.values()
+        )
 
     def serving(self) -> list[int]:
         return [
