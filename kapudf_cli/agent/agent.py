@@ -23,6 +23,7 @@ from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS
 from kapudf_cli.agent.read_loop import ReadLoop
 from kapudf_cli.agent.recovery import Recovery
+from kapudf_cli.agent.turns import turn_of
 from kapudf_cli.errors import KapudfError, describe
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
@@ -106,6 +107,7 @@ class Agent:
         on_init: Callable[[str, str], None] | None = None,
         on_resumed: Callable[[str | None], None] | None = None,
         on_crash: Callable[[Exception], None] | None = None,
+        on_turn: Callable[[bool], None] | None = None,
     ) -> None:
         """Serve `stream`, which the agent owns from now on, with a handler of its own.
 
@@ -125,6 +127,8 @@ class Agent:
             on_crash: called with an exception that neither the handler nor the peer caused, such
                 as a MemoryError. It may end the process, if another agent can take the
                 connection over; if it returns, the connection ends.
+            on_turn: called with True when the handler has to wait for its turn, and then with
+                False; see `Handler.serialize`.
         """
         self._stream = stream
         self._checkpoints = checkpoints or NoCheckpoints()
@@ -132,8 +136,11 @@ class Agent:
         self._age_s = age_s
         self._on_resumed = on_resumed
         self._on_crash = on_crash
+        self._turn = turn_of(handler, on_turn)
+        stream.on_full = self._turn.suspend
         self._outbox = Outbox(
             stream,
+            turn=self._turn,
             max_frame_bytes=max_frame_bytes,
             on_failure=stream.interrupt,
             provides=getattr(handler, "provides", STREAM),
@@ -142,7 +149,7 @@ class Agent:
             # Heartbeats too: one must not split a message that the last agent left unsent.
             with self._outbox.changing() as output:
                 output.defer_others()
-        self._caller = HandlerCaller(handler, self._outbox)
+        self._caller = HandlerCaller(handler, self._outbox, self._turn)
         self._dispatcher = Dispatcher(
             self._caller, self._outbox, on_error=on_error, on_init=on_init
         )
@@ -193,6 +200,11 @@ class Agent:
     def current_frame(self) -> int | None:
         """The offset of the current frame, in bytes; None while the agent waits for input."""
         return None if self._stream.waits else self._requests.offset
+
+    @property
+    def waits_for_turn(self) -> bool:
+        """Whether the handler waits for those of other connections; see `Handler.serialize`."""
+        return self._turn.waits
 
     @property
     def bytes_sent(self) -> int:

@@ -343,8 +343,9 @@ class Dispatcher:
         offset: int,
     ) -> Next:
         try:
-            returned = call(message)  # type: ignore[arg-type]  # the method fits the message
-            write_returned(self.outbox, method, returned)
+            with self.caller.turn:
+                returned = call(message)  # type: ignore[arg-type]  # the method fits the message
+                write_returned(self.outbox, method, returned)
         except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
             return self.failed(method, error, offset)
         return Next.GO_ON

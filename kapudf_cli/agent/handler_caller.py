@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError
+from kapudf_cli.agent.turns import NoTurn
 from kapudf_cli.handler import definition, deprecated
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.output import write_returned
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.handler.output import RawReturned, Writer
+    from kapudf_cli.agent.turns import Turn
+    from kapudf_cli.handler.output import RawReturned, Returned, Writer
     from kapudf_cli.handler.patch import PointPatch
     from kapudf_cli.protocol.raw_points import RawPoint
 
@@ -46,14 +48,18 @@ class HandlerCaller:
         passes_through: whether all points are sent on without the handler: False, True, or
             the patch for each of them.
         raw_point: handles an undecoded point, and returns what is written for it.
+        turn: the time in which the handler may be called.
     """
 
     reads_raw: bool
     passes_through: bool | PointPatch
     raw_point: Callable[[RawPoint], RawReturned]
 
-    def __init__(self, factory: HandlerFactory, outbox: Outbox) -> None:
-        """Create handlers with `factory`; they write to `outbox`."""
+    def __init__(
+        self, factory: HandlerFactory, outbox: Outbox, turn: Turn | NoTurn | None = None
+    ) -> None:
+        """Create handlers with `factory`; they write to `outbox` and are called in their `turn`."""
+        self.turn = NoTurn() if turn is None else turn
         self._factory = factory
         self._outbox = outbox
         self._handler: Handler | None = None
@@ -120,6 +126,12 @@ class HandlerCaller:
         definition.check_created(handler)
         return handler
 
+    def point_calls(
+        self,
+    ) -> tuple[Callable[[Point], Returned], Callable[[RawPoint], RawReturned]]:
+        """Return what handles a decoded and an undecoded point, for a thread that has the turn."""
+        return self.turn.guard(self.handler.point), self.turn.guard(self.raw_point)
+
     def ask(
         self,
         expected: type[A],
@@ -143,7 +155,8 @@ class HandlerCaller:
             ConnectionClosedError: it raised because the connection was lost.
         """
         try:
-            return call(*args, **kwargs)
+            with self.turn:
+                return call(*args, **kwargs)
         except BaseException as error:
             # SystemExit too: a plugin's sys.exit() must not end the connection silently.
             raise self.blame(method, error) from error
@@ -163,12 +176,13 @@ class HandlerCaller:
         Raises:
             Exception: whatever the handler raises, and what is raised for what it returned.
         """
-        if isinstance(message, Point):
-            write_returned(self._outbox, "point", self.handler.point(message))
-        else:
-            self._outbox.current_frame = message
-            returned = self.raw_point(message)
-            write_returned(self._outbox, "raw_point", returned, raw=message)
+        with self.turn:
+            if isinstance(message, Point):
+                write_returned(self._outbox, "point", self.handler.point(message))
+            else:
+                self._outbox.current_frame = message
+                returned = self.raw_point(message)
+                write_returned(self._outbox, "raw_point", returned, raw=message)
 
     def stop(self) -> None:
         """Call the handler's `stop` and forget the handler; do nothing if there is none."""

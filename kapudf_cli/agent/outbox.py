@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
+from kapudf_cli.agent.turns import NoTurn
 from kapudf_cli.errors import shorten
 from kapudf_cli.handler.output import with_article, write_batch
 from kapudf_cli.protocol.codec import RESPONSES, decode_point, encode_point
@@ -27,6 +28,7 @@ from kapudf_cli.system.terminal_text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from kapudf_cli.agent.turns import Turn
     from kapudf_cli.handler.batches import Batch
     from kapudf_cli.handler.patch import PointPatch
     from kapudf_cli.protocol.codec import DataMessage, ResponseMessage
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 _log = loggers.get(__name__)
 
+_NO_TURN: Final = NoTurn()
 #: The longest error text that is sent; the text of an exception can be as long as its data.
 _ERROR_CHARACTERS = 3000
 #: A tag of one byte and a length: what an answer's envelope adds to it at most.
@@ -97,6 +100,7 @@ class Outbox:
         *,
         max_frame_bytes: int,
         on_failure: Callable[[], None],
+        turn: Turn | NoTurn = _NO_TURN,
         provides: EdgeType = STREAM,
     ) -> None:
         """Write to `stream`.
@@ -105,12 +109,14 @@ class Outbox:
             stream: where the bytes go.
             max_frame_bytes: the longest frame sent, without its length prefix.
             on_failure: called when another thread's write is refused.
+            turn: given up while the peer does not read, and taken again.
             provides: the edge that the handler is expected to provide.
         """
         self._stream = stream
         self._max_frame_bytes = max_frame_bytes
         self._max_written_bytes = max_frame_bytes + len(encode_varint(max_frame_bytes))
         self._on_failure = on_failure
+        self._turn = turn
         self._owner = get_ident()
         self.current_frame: RawPoint | None = None
         # Guards all below and the order of bytes on the stream, except for the owner's
@@ -247,6 +253,7 @@ class Outbox:
             # Snapshots may be long and frequent.
             if output.size >= FLUSH_BYTES:
                 self._flush()
+        self._turn.regain()
 
     def fits(self, message: SnapshotResponse) -> bool:
         """Return whether an answer is no longer than a frame may be."""
@@ -293,8 +300,11 @@ class Outbox:
         Raises:
             ConnectionClosedError: the connection broke.
         """
-        with self._lock:
-            self._flush(stats, forget_input=forget_input)
+        try:
+            with self._lock:
+                self._flush(stats, forget_input=forget_input)
+        finally:
+            self._turn.regain()
 
     def send_data(self) -> None:
         """Send data from now on, and what was held back; see `Output.send_data`."""
@@ -382,6 +392,8 @@ class Outbox:
                 self.failure = self.failure or error
                 self._on_failure()
             raise
+        finally:
+            self._turn.regain()
 
     def _forward_checked(self, raw: RawPoint, patch: PointPatch | None) -> None:
         """Send a point on that needs a check first."""

@@ -79,10 +79,11 @@ class ReadLoop:
             if not data:
                 return
             self.bytes_in += len(data)
-            if self._requests.offset < careful_until:
-                messages = self.handle_carefully(data, poison)
-            else:
-                messages = self.handle(data)
+            with dispatcher.caller.turn:
+                if self._requests.offset < careful_until:
+                    messages = self.handle_carefully(data, poison)
+                else:
+                    messages = self.handle(data)
             if not messages:
                 continue  # Only a part of a frame came.
             forget_input = dispatcher.stateless and dispatcher.order.state is Incoming.READY
@@ -110,7 +111,7 @@ class ReadLoop:
         caller = dispatcher.caller
         order = dispatcher.order
         write_point, forward = outbox.write_point, outbox.forward
-        point, raw_point = caller.handler.point, caller.raw_point
+        point, raw_point = caller.point_calls()
         points = others = counted = 0
         self._run_points = 0
         try:
@@ -151,7 +152,7 @@ class ReadLoop:
                 self._follow(following)
                 # The handler may be another one, or may have changed how it takes points.
                 order = dispatcher.order
-                point, raw_point = caller.handler.point, caller.raw_point
+                point, raw_point = caller.point_calls()
                 self.choose_form()
         finally:
             outbox.current_frame = None

@@ -80,6 +80,9 @@ class Handler:
         provides: the edge that the handler writes, STREAM or BATCH.
         options: the options that the TICKscript sets.
         state: the state.
+        serialize: whether the handlers of a process are called one at a time, because what
+            they share is not safe for threads. By default, those of different connections are
+            called at the same time, each in a thread of its own.
         shared: what `setup_worker` returned, for all connections of the worker.
         state_version: increase it if this code would misread a snapshot of older code.
         state_limit: the most groups that a `PerGroup` keeps, None for no limit.
@@ -100,6 +103,7 @@ class Handler:
     state_limit: ClassVar[int | None] = None
     state_expiry: ClassVar[dt.timedelta | None] = None
     foreign_state: ClassVar[ForeignState] = "discard"
+    serialize: ClassVar[bool] = False
     shared: Any = None
 
     if TYPE_CHECKING:  # at run time, only annotations of subclasses declare something

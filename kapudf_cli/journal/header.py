@@ -32,6 +32,7 @@ _SEGMENT_BYTES = 48
 _WAITS_FOR_PEER = 56
 _THREAD = 64
 _HEARTBEAT = 72
+_WAITS_FOR_TURN = 80
 _RECORD_OFFSETS = (128, 384)
 _TASK_OFFSET = 1024
 _NODE_OFFSET = 2048
@@ -110,6 +111,7 @@ class Header:
         thread: the identity of the thread that serves the connection, 0 if unknown.
         heartbeat_ns: when the worker last ran Python code for it (CLOCK_MONOTONIC), updated
             every `HEARTBEAT_INTERVAL_S`.
+        waits_for_turn: 1 while the handler waits for those of other connections of the worker.
         waits_for_peer: 1 while output cannot be sent because the peer does not read.
     """
 
@@ -142,6 +144,7 @@ class Header:
     peek_reset = _word(_PEEK_RESET)
     segment_bytes = _word(_SEGMENT_BYTES)
     waits_for_peer = _word(_WAITS_FOR_PEER)
+    waits_for_turn = _word(_WAITS_FOR_TURN)
     heartbeat_ns = _word(_HEARTBEAT)
     thread = _word(_THREAD)
 

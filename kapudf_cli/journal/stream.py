@@ -97,6 +97,10 @@ class JournaledStream(SocketStream):
             if not self._journal.is_closed:
                 self._journal.header.thread = identity
 
+    def record_turn(self, waits: bool) -> None:  # noqa: FBT001 - a callback
+        """Record whether the handler waits for its turn, for the supervisor."""
+        self._journal.header.waits_for_turn = int(waits)
+
     def record_seen_frame(self, offset: int | None) -> None:
         """Record a heartbeat and the current frame; see `Checkpoints.record_seen_frame`."""
         with self._lock:

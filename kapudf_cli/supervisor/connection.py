@@ -101,7 +101,7 @@ class SupervisedConnection:
             self.header.current_frame = NO_FRAME
             # It counts as busy until it says otherwise: it may hang while it replays.
             self.header.busy_since_ns = time.monotonic_ns()
-            self.header.waits_for_peer = 0
+            self.header.waits_for_peer = self.header.waits_for_turn = 0
         order = Serve(
             self.number,
             None if self.peer is None else self.peer.pid,
@@ -177,7 +177,7 @@ class SupervisedConnection:
             current_frame=header.current_frame,
             received=header.received,
             input_start=record.input_start,
-            was_busy=header.busy_since_ns != 0,
+            was_busy=header.busy_since_ns != 0 and not header.waits_for_turn,
         )
         self.poison_detector.note_death(
             scene,
@@ -204,7 +204,9 @@ class SupervisedConnection:
         self.is_neglected = not reads and self._has_work_left()
         self._received_before = received
         what: object = None
-        if busy:
+        if header.waits_for_turn and busy:
+            what = object()  # Another connection is to blame for however long it takes.
+        elif busy:
             what = (record.stats.offset, header.current_frame)
         elif self.is_neglected:
             what = (record.stats.offset, received, self._sent_until())
@@ -261,6 +263,8 @@ class SupervisedConnection:
             return "not reading"
         if self.header.waits_for_peer:
             return "waiting on Kapacitor"
+        if self.header.waits_for_turn:
+            return "waiting for turn"
         return "busy" if self.header.busy_since_ns else "idle"
 
     def _has_work_left(self) -> bool:

@@ -215,13 +215,15 @@ class WorkerDeath:
         # A worker that has not written its stacks was stopped: no handler is to blame. Where one
         # handler holds the interpreter, others that were busy look as if they hung too.
         is_held = any(each.is_silent(_INTERPRETER_HELD_S) for each in orphans)
-        busy = sum(each.header.busy_since_ns != 0 for each in orphans)
+        busy = sum(
+            each.header.busy_since_ns != 0 and not each.header.waits_for_turn for each in orphans
+        )
         is_clear = bool(self.stacks) and not (is_held and busy > 1)
         accused: dict[int, bool | None] = {}
         for each in orphans:
             accused[each.number] = None
-            if not each.header.thread:
-                accused[each.number] = False  # The worker had not begun with it.
+            if not each.header.thread or each.header.waits_for_turn:
+                accused[each.number] = False  # The worker had not begun with it, or did not run it.
             elif hung:
                 accused[each.number] = each.is_hanging if is_clear else None
             elif thread is not None and any(one.header.thread == thread for one in orphans):

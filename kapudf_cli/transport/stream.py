@@ -7,7 +7,10 @@ time call `interrupt` (read what has arrived, then end), `pause` (stop waiting f
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class ConnectionStats(NamedTuple):
@@ -59,7 +62,13 @@ class ReadPaused(Exception):  # noqa: N818 - it is no error
 
 
 class Stream(Protocol):
-    """A byte stream in both directions."""
+    """A byte stream in both directions.
+
+    Attributes:
+        on_full: called when a write has to wait until the peer reads.
+    """
+
+    on_full: Callable[[], None] | None
 
     @property
     def waits(self) -> bool:

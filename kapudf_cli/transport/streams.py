@@ -30,6 +30,7 @@ class _DescriptorStream:
 
     Attributes:
         input: the input.
+        on_full: see `Stream`.
         read: see `Stream.read`. It is `input.read` itself, because under load another call
             in between would be noticeable.
     """
@@ -73,6 +74,7 @@ class _DescriptorStream:
             unread=unread,
         )
         self.read = self.input.read
+        self.on_full: Callable[[], None] | None = None
         self._aborted = False
         # Guards the descriptors against use after close, when their numbers may have been
         # reused.
@@ -147,6 +149,8 @@ class _DescriptorStream:
 
     def _wait_for_room(self) -> None:
         """Wait until output can be written; if that takes long, read input ahead."""
+        if self.on_full is not None:
+            self.on_full()
         self.input.read_ahead_until(
             lambda timeout_s: wait_for(
                 self._responses, select.POLLOUT, *self._abort_wakes, timeout_s=timeout_s

@@ -104,6 +104,7 @@ class Connections:
         on_task: Callable[[str, str], None] | None = None,
         on_resumed: Callable[[str | None], None] | None = None,
         on_crash: Callable[[Exception], None] | None = None,
+        on_turn: Callable[[bool], None] | None = None,
     ) -> None:
         """Serve a connection in its own thread.
 
@@ -119,6 +120,7 @@ class Connections:
             on_task: called with the names of the task and the node once they are known.
             on_resumed: see `Agent`.
             on_crash: see `Agent`.
+            on_turn: see `Agent`.
 
         Raises:
             RuntimeError: the system has no thread left.
@@ -146,6 +148,7 @@ class Connections:
             on_init=on_init,
             on_resumed=on_resumed,
             on_crash=on_crash,
+            on_turn=on_turn,
         )
         facts = structlog.get_context(log)
         if resume_plan is not None:
@@ -249,7 +252,9 @@ class Heartbeats:
 
     def _tick(self, connection: Connection, watch: BusyWatchdog) -> None:
         agent = connection.agent
-        watch.tick(time.monotonic(), current_frame=agent.current_frame, sent=agent.bytes_sent)
+        # One that waits for its turn is busy without a limit: each tick has another frame.
+        frame = object() if agent.waits_for_turn else agent.current_frame
+        watch.tick(time.monotonic(), current_frame=frame, sent=agent.bytes_sent)
         if watch.beats:
             agent.heartbeat()
         if watch.has_just_passed_limit:

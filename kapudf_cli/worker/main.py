@@ -194,6 +194,7 @@ class Worker:
                 on_task=stream.record_task,
                 on_resumed=on_resumed,
                 on_crash=self._crash,
+                on_turn=stream.record_turn,
             )
         except RuntimeError as error:
             self._report(Refused(number, str(error), retry=True))

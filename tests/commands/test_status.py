@@ -129,6 +129,24 @@ def test_a_busy_handler_shows(serve: Serve, socket_path: str, gate: Path) -> Non
         await_status(socket_path, state_is("idle"))
 
 
+def test_a_handler_that_waits_for_its_turn_shows(
+    serve: Serve, socket_path: str, gate: Path
+) -> None:
+    os.mkfifo(f"{gate}.point")
+    serve(plugin("laden.py:TakesTurns"))
+    with task(socket_path) as busy, task(socket_path) as waiting:
+        busy.send(Point(name="wait"))
+        await_status(socket_path, state_is("busy"))
+        waiting.send(Point(time=2))
+        await_status(
+            socket_path, lambda status: status["connections"][1]["state"] == "waiting for turn"
+        )
+        gate.with_suffix(".point").write_bytes(b"open")
+        assert isinstance(busy.receive(), Point)
+        assert isinstance(waiting.receive(), Point)
+        await_status(socket_path, state_is("idle"))
+
+
 def test_a_kapacitor_that_does_not_read_shows(serve: Serve, socket_path: str) -> None:
     serve("mirror")
     with task(socket_path) as side:

@@ -88,6 +88,12 @@ class HeldUp(Handler):
         return super().restore(request)
 
 
+class TakesTurns(HeldUp):
+    """The same, for one connection of a worker at a time."""
+
+    serialize = True
+
+
 def _pass(gate: str) -> None:
     path = Path(f"{os.environ['GATE']}.{gate}")
     if path.exists():

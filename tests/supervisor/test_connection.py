@@ -277,6 +277,20 @@ def test_it_beats_while_its_handler_is_busy(kept: Connection) -> None:
     assert kept.supervised.state == "being handed over"
 
 
+def test_while_it_waits_for_its_turn_it_beats_and_passes_no_limit(kept: Connection) -> None:
+    connection = kept.supervised
+    kept.be(ConnectionState.SERVED)
+    kept.got_to(40)
+    connection.header.waits_for_turn = 1
+    for now_s in range(100):
+        connection.tick(float(now_s))
+        assert connection.watch.busy_s == 0.0
+        assert connection.needs_heartbeat or not now_s
+    assert connection.state == "waiting for turn"
+    assert kept.dies(accused=False, how="SIGKILL").poison == ()
+    assert connection.state == "busy", "the next worker has not said yet that it waits"
+
+
 def test_a_worker_that_takes_over_is_at_work_until_it_says_that_it_waits(kept: Connection) -> None:
     kept.waits()
     kept.supervised.header.waits_for_peer = 1

@@ -132,6 +132,32 @@ FAULT_OF_12 = STACKS.replace("0000000001 (", "000000000c (")
 
 
 @pytest.mark.parametrize(
+    ("how", "silent_s", "accused"),
+    [("a kill", 0.0, [None, False]), ("a hang", 60.0, [True, False])],
+)
+def test_a_connection_that_waited_for_its_turn_is_not_blamed(
+    how: str, silent_s: float, accused: list[bool | None]
+) -> None:
+    death = WorkerDeath(1, 2, SERVING, "SIGKILL", STACKS if how == "a hang" else "")
+    with contextlib.ExitStack() as undo:
+        connections = []
+        for number in (1, 2):
+            kept = JournaledConnection()
+            undo.callback(kept.close)
+            connection = SupervisedConnection(
+                number, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
+            )
+            undo.callback(connection.close)
+            connection.header.thread = 10 + number
+            connection.header.busy_since_ns = 1
+            connection.header.heartbeat_ns = time.monotonic_ns() - round(silent_s * 1e9)
+            connections.append(connection)
+        connections[0].is_hanging = how == "a hang"
+        connections[1].header.waits_for_turn = 1
+        assert list(death.accusations(connections).values()) == accused
+
+
+@pytest.mark.parametrize(
     ("hung", "busy", "silent_s", "stacks", "accused"),
     [
         ({1}, {1, 2}, 0.0, STACKS, [True, False]),

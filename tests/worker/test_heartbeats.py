@@ -22,6 +22,7 @@ from kapudf_cli.worker import connections as source
 from kapudf_cli.worker.connections import Connections, Function, Heartbeats
 from tests.peers import INIT
 from tests.serve_process import PATIENCE_S
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,6 +177,29 @@ def test_a_hanging_handler_gets_no_more_heartbeats_and_is_reported_once(
     assert event["event"] == "handler hangs, no more heartbeats"
     assert event["busy_s"] >= 0.1
     assert " < point (" in event["where"]
+
+
+def test_a_connection_that_waits_for_its_turn_gets_heartbeats_without_a_limit(
+    beating: Beating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slow, "serialize", True)
+    beating.limit_s = 0.02
+    busy, waiting = beating.connect(), beating.connect()
+    with structlog.testing.capture_logs() as events:
+        send(busy, Point(name="slow"))
+        connection = beating.connections.get(1)
+        assert connection is not None
+        wait_until(lambda: connection.agent.current_frame is not None)
+        send(waiting, Point(name="quick"))
+        beating.heartbeats.start()
+        wait_until(lambda: any(event["log_level"] == "error" for event in events))
+        # It was at most as many until the limit.
+        assert read_exactly(waiting, 20 * len(HEARTBEAT)) == 20 * HEARTBEAT
+        Slow.go_on.set()
+        side = KapacitorSide(waiting, timeout_s=PATIENCE_S)
+        assert side.receive() == Point(name="quick")
+    errors = [event["connection"] for event in events if event["log_level"] == "error"]
+    assert errors == [1]
 
 
 def test_a_connection_that_has_ended_is_watched_no_more(beating: Beating) -> None:
