@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from typing import Any, Final
 
 from kapudf_cli.handler import options, state
@@ -122,9 +123,14 @@ def _refuse_assigned(handler: type[Handler], attribute: str, kind: type[Any]) ->
         if attribute in inspect.get_annotations(owner):
             return
         value = vars(owner).get(attribute)
-        declared = value if isinstance(value, type) else type(value)
-        if issubclass(declared, kind):
-            name = declared.__name__
-            problem = "is the class itself" if value is declared else f"is a value of {name}"
-            message = f"{owner.__name__}.{attribute} {problem}; write `{attribute}: {name}`"
-            raise DefinitionError(message)
+        if typing.get_origin(value) is state.PerGroup:
+            name, problem = f"PerGroup[{typing.get_args(value)[0].__name__}]", "is a type"
+        elif isinstance(value, type) and issubclass(value, kind):
+            name, problem = value.__name__, "is the class itself"
+        elif isinstance(value, kind):
+            name = type(value).__name__
+            problem = f"is a value of {name}"
+        else:
+            continue
+        message = f"{owner.__name__}.{attribute} {problem}; write `{attribute}: {name}`"
+        raise DefinitionError(message)

@@ -133,6 +133,11 @@ MISTAKES: dict[str, tuple[type, str, str]] = {
         POINT + "state = MyState()",
         "Mine.state is a value of MyState; write `state: MyState`",
     ),
+    "state of each group assigned": (
+        Handler,
+        POINT + "state = PerGroup[MyState]",
+        "Mine.state is a type; write `state: PerGroup[MyState]`",
+    ),
     "another class as options": (
         Handler,
         POINT + "options: int",
