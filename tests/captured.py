@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kapudf_cli import BeginBatch, EndBatch, Point
+from kapudf_cli import Point
+from kapudf_cli.protocol import BeginBatch, EndBatch
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import FrameReader, frame_body
 

@@ -20,30 +20,23 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from kapudf_cli import (
+from kapudf_cli import Batch, Handler, Point, get_field, get_fields, plugins, scaffold, set_field
+from kapudf_cli.client.target import describe
+from kapudf_cli.commands import main
+from kapudf_cli.config import check
+from kapudf_cli.handler import FieldValueError
+from kapudf_cli.handler.declared import options_class
+from kapudf_cli.handler.options import declare
+from kapudf_cli.protocol import (
     BOOL,
     DOUBLE,
     DURATION,
     INT,
     STRING,
-    Batch,
-    FieldValueError,
-    Handler,
     InitRequest,
     Option,
     OptionValue,
-    Point,
-    get_field,
-    get_fields,
-    plugins,
-    scaffold,
-    set_field,
 )
-from kapudf_cli.client.target import describe
-from kapudf_cli.commands import main
-from kapudf_cli.config import check
-from kapudf_cli.handler.declared import options_class
-from kapudf_cli.handler.options import declare
 from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 from kapudf_cli.tickscript.snippets import edge_name, signatures
 from kapudf_cli.tools.check import CHECKS
@@ -54,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
 
-    from kapudf_cli import FieldValue
+    from kapudf_cli.handler import FieldValue
     from tests.serve_process import ServeProcess
 
 ROOT = Path(__file__).parent.parent
@@ -267,7 +260,6 @@ def test_the_rate_goes_by_group_unit_and_time(
     )
     out = udf(module.Rate, call).send(*grouped(points, "host"))
     assert values(out.points, "per_minute") == [None, None, 60.0, None, 0.0, 0.0, None]
-    assert module.Rate.state_limit == 100_000
     with pytest.raises(TaskFailedError, match="expects a duration above 0s"):
         udf(module.Rate, module.RateOptions(field="value", unit=dt.timedelta(0)))
 
@@ -285,6 +277,9 @@ def test_a_snapshot_of_the_first_version_is_migrated(
         "version": 2,
         "state": {"points": 3, "latest_ns": 9},
     }
+    of_another_program = udf(load("count2").Count)
+    of_another_program.restore(b"41")
+    assert values(of_another_program.send(*lines("m x=1 9")).points, "count") == [42]
     for foreign in (b'{"handler":"Other","version":1,"state":{}}', b"damaged"):
         with pytest.raises(TaskFailedError, match="the snapshot is"):
             udf(load("count2").Count).restore(foreign)

@@ -11,7 +11,7 @@ from kapudf_cli.handler.batch_handler import BatchHandler
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.options import Options
-from kapudf_cli.handler.points import get_field, get_fields, like, set_field
+from kapudf_cli.handler.points import copy_envelope, get_field, get_fields, set_field
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,
@@ -57,7 +57,7 @@ class Mark(Handler):
         set_field(point, "mark", self.options.text)
         self.agent.write_point(point)
 
-    def stop(self) -> None:
+    def teardown(self) -> None:
         self.agent.write_point(Point(name="flushed"))
 
 
@@ -66,7 +66,7 @@ class Copies(Handler):
 
     def point(self, point: Point, /) -> None:
         for number in range(1000):
-            self.agent.write_point(like(point, {"number": number}))
+            self.agent.write_point(copy_envelope(point, {"number": number}))
 
 
 class Echo(Handler):
@@ -323,8 +323,8 @@ class FailsIn(Echo):
         self._fail("restore")
         return super().restore(request)
 
-    def stop(self) -> None:
-        self._fail("stop")
+    def teardown(self) -> None:
+        self._fail("teardown")
 
     def _fail(self, method: str) -> None:
         if method == self.where:
@@ -336,7 +336,7 @@ CALLS: dict[str, tuple[str, Callable[[Task], object]]] = {
     "info": ("info", Task.info),
     "snapshot": ("snapshot", Task.snapshot),
     "restore": ("restore", lambda task: task.restore(b"")),
-    "stop": ("stop", Task.finish),
+    "teardown": ("teardown", Task.finish),
 }
 
 

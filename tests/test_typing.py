@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ CODE = '''
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 from kapudf_cli import (
@@ -31,23 +32,27 @@ from kapudf_cli import (
     Batch,
     BatchHandler,
     Handler,
-    InfoResponse,
-    InitRequest,
-    InitResponse,
     Meta,
     Options,
     PerGroup,
     Point,
+    PointPatch,
+    RawPoint,
+    Snapshot,
+    State,
+    copy_envelope,
+    get_field,
+    get_number,
+    set_field,
+)
+from kapudf_cli.handler import set_datetime
+from kapudf_cli.protocol import (
+    InfoResponse,
+    InitRequest,
+    InitResponse,
     RestoreRequest,
     RestoreResponse,
     SnapshotResponse,
-    State,
-    get_field,
-    get_number,
-    like,
-    set_datetime,
-    set_field,
-    write_batch,
 )
 from kapudf_cli.testing import StartTask, grouped, lines
 
@@ -72,11 +77,14 @@ class Seen(State):
 class Scale(Handler):
     """Scales."""
 
-    state_limit = 1000
     options: ScaleOptions
-    state: PerGroup[Seen]
+    state = PerGroup(Seen, limit=1000)
+    on_state_mismatch = "refuse"
 
-    def point(self, point: Point, /) -> None:
+    def migrate(self, snapshot: Snapshot) -> Any:
+        return snapshot.content
+
+    def point(self, point: Point, /) -> Point:
         seen = self.state.of(point)
         seen.count += 1
         number = get_number(point, self.options.field)
@@ -84,9 +92,58 @@ class Scale(Handler):
             set_field(point, self.options.as_, number * self.options.size)
             point.fieldsInt["count"] = seen.count
         # POINT
-        self.agent.write_point(point)
+        return point
 
     # METHOD
+
+
+class Writes(Handler):
+    state: PerGroup[Seen]
+
+    def point(self, point: Point) -> None:
+        self.agent.write_point(point)
+        self.agent.write_batch(Batch())
+
+
+class Yields(Handler):
+    state = Seen()
+
+    def point(self, point: Point) -> Iterator[Point]:
+        for _ in range(self.state.count):
+            yield point
+
+
+class Lists(Handler):
+    # METHOD2
+
+    def point(self, point: Point) -> list[Point] | None:
+        return [point] if point.time else None
+
+
+class InBatches(Handler):
+    provides = BATCH
+
+    def point(self, point: Point) -> Batch | None:
+        return Batch("m", [point])
+
+    def teardown(self) -> Iterator[Batch]:
+        yield Batch()
+
+
+class Raw(Handler):
+    def raw_point(self, raw: RawPoint) -> RawPoint | PointPatch | None:
+        return raw
+
+
+class Passes(Handler):
+    passes_through = True
+
+
+class PassesPatched(Handler):
+    passes_through: bool | PointPatch = True
+
+    def setup(self) -> None:
+        self.passes_through = PointPatch({"x": 1.0})
 
 
 class Tidy(BatchHandler):
@@ -96,7 +153,7 @@ class Tidy(BatchHandler):
 
     def batch(self, batch: Batch, /) -> list[Point]:
         # BATCH
-        return [like(point, {"size": len(batch.points)}) for point in batch.points]
+        return [copy_envelope(point, {"size": len(batch.points)}) for point in batch.points]
 
 
 def test_it(udf: StartTask) -> None:
@@ -202,7 +259,7 @@ MISTAKES = {
         'Argument 1 to "write_point" of "Writer" has incompatible type "Batch"; expected "Point"',
     ),
     "points written as a batch": Mistake(
-        "BATCH", "write_batch(self.agent, batch.points)", 'expected "Batch"'
+        "BATCH", "self.agent.write_batch(batch.points)", 'expected "Batch"'
     ),
     "a batch that returns a text": Mistake(
         "BATCH", "return 'text'", 'Incompatible return value type (got "str", expected "list[Poin'
@@ -253,13 +310,55 @@ class Wrong(Handler):
         "BATCH ATTRIBUTE", "wants = 'BATCH'", 'expression has type "str", base class "BatchHandler"'
     ),
     "a limit as a text": Mistake(
-        "BATCH ATTRIBUTE", "state_limit = '10'", 'expression has type "str", base class "Handler"'
-    ),
-    "a foreign state to be kept": Mistake(
-        "BATCH ATTRIBUTE", "foreign_state = 'keep'", 'Literal[\'keep\']", base class "Handler"'
+        "BATCH ATTRIBUTE",
+        "state = PerGroup(Seen, limit='10')",
+        'Argument "limit" to "PerGroup" has incompatible type "str"; expected "int | None"',
     ),
     "an expiry in seconds": Mistake(
-        "BATCH ATTRIBUTE", "state_expiry = 10", 'expression has type "int", base class "Handler"'
+        "BATCH ATTRIBUTE",
+        "state = PerGroup(Seen, expiry=10)",
+        'Argument "expiry" to "PerGroup" has incompatible type "int"; expected "timedelta | None"',
+    ),
+    "a mismatch that is kept": Mistake(
+        "BATCH ATTRIBUTE", "on_state_mismatch = 'keep'", 'Literal[\'keep\']", base class "Handler"'
+    ),
+    "points passed through by name": Mistake(
+        "BATCH ATTRIBUTE", "passes_through = 'all'", 'base class "Handler" defined the type as "boo'
+    ),
+    "a point that returns a text": Mistake(
+        "POINT", "return 'text'", 'Incompatible return value type (got "str", expected "Point")'
+    ),
+    "a point method that returns texts": Mistake(
+        "END",
+        """
+class Wrong(Handler):
+    def point(self, point: Point) -> str:
+        return "text"
+""",
+        'Return type "str" of "point" incompatible with return type',
+    ),
+    "a point method that yields texts": Mistake(
+        "END",
+        """
+class Wrong(Handler):
+    def point(self, point: Point) -> Iterator[str]:
+        yield "text"
+""",
+        'Return type "Iterator[str]" of "point" incompatible with return type',
+    ),
+    "a raw point of bytes": Mistake(
+        "END",
+        """
+class Wrong(Handler):
+    def raw_point(self, raw: RawPoint) -> bytes:
+        return raw
+""",
+        'Return type "bytes" of "raw_point" incompatible with return type',
+    ),
+    "a migration of three arguments": Mistake(
+        "METHOD2",
+        "def migrate(self, handler: str, version: int, content: Any) -> Any: ...",
+        'Signature of "migrate" incompatible with supertype',
     ),
     "a task that is sent a text": Mistake(
         "TEST",
@@ -346,3 +445,33 @@ def test_the_built_in_handlers_are_accepted_as_a_strangers_code(tmp_path: Path) 
     copies = [shutil.copy(file, tmp_path / f"my_{file.name}") for file in handlers]
     said = mypy(*map(Path, copies))
     assert said.startswith("Success: "), said
+
+
+def test_pyright_accepts_the_code_and_rejects_mistakes(tmp_path: Path) -> None:
+    """With the fork of pyright that needs no download at its first run."""
+    pytest.importorskip("basedpyright")
+    wrong = [
+        "def point(self, point: Point) -> str: return 'text'",
+        "def point(self, point: Point) -> Iterator[str]: yield 'text'",
+        "def point(self, point: Point) -> Point: return 'text'",
+        "def raw_point(self, raw: RawPoint) -> bytes: return raw",
+        "def migrate(self, handler: str, version: int, content: Any) -> Any: ...",
+        "state = PerGroup(Seen, limit='10')",
+        "on_state_mismatch = 'keep'",
+        "passes_through = 'all'",
+    ]
+    classes = "".join(f"class W{n}(Handler):\n    {code}\n" for n, code in enumerate(wrong))
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text(CODE, encoding="utf-8")
+    bad.write_text(CODE + classes, encoding="utf-8")
+    settings = {"typeCheckingMode": "standard", "extraPaths": [str(ROOT)]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    command = [KAPUDF[0], "-m", "basedpyright", "--outputjson", "--pythonpath", KAPUDF[0]]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = {
+        (Path(each["file"]).name, each["range"]["start"]["line"])
+        for each in json.loads(run.stdout)["generalDiagnostics"]
+        if each["severity"] == "error"
+    }
+    first = CODE.count("\n")
+    assert found == {("bad.py", first + 2 * number + 1) for number in range(len(wrong))}

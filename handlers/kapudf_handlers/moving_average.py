@@ -116,9 +116,8 @@ class MovingAverage(Handler):
     """Adds the mean of a field over the last points of its group to each point."""
 
     options: MovingAverageOptions
-    state: PerGroup[Window]
     # More groups than this are a mistake, or no longer get points.
-    state_limit = 100_000
+    state = PerGroup(Window, limit=100_000)
 
     def setup(self) -> None:
         """Prepare to add a field to an encoded point."""

@@ -70,9 +70,8 @@ class TTest(BatchHandler):
 
     provides = STREAM
     options: TTestOptions
-    state: PerGroup[History]
     # More groups than this are a mistake, or no longer get points.
-    state_limit = 100_000
+    state = PerGroup(History, limit=100_000)
 
     def batch(self, batch: Batch, /) -> Point | None:
         """Test a batch against its group's history."""

@@ -16,7 +16,7 @@ from kapudf_cli.agent import forks
 from kapudf_cli.agent.checkpoints import NoCheckpoints
 from kapudf_cli.agent.dispatcher import Dispatcher, RefusedError
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
-from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError, WorkerLostError
+from kapudf_cli.agent.errors import HandlerError, WorkerLostError
 from kapudf_cli.agent.handler_caller import HandlerCaller, is_caused_by
 from kapudf_cli.agent.handover import HandedOver, Handover
 from kapudf_cli.agent.outbox import Outbox
@@ -25,6 +25,7 @@ from kapudf_cli.agent.read_loop import ReadLoop
 from kapudf_cli.agent.recovery import Recovery
 from kapudf_cli.agent.turns import turn_of
 from kapudf_cli.errors import KapudfError, describe
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.order import Incoming
@@ -74,7 +75,7 @@ class ConnectionSummary:
         batch_unfinished: whether the handler left a batch open.
         refusal: why the handler refused Init or Restore, None if it did not.
         duration_s: from the first agent's start to the end, in seconds.
-        stop_error: what `stop` raised, where the connection ended for another reason.
+        stop_error: what `teardown` raised, where the connection ended for another reason.
     """
 
     reason: Reason = Reason.CLOSED

@@ -29,9 +29,5 @@ class HandlerError(KapudfError):
         self.__cause__ = cause
 
 
-class ConnectionClosedError(KapudfError):
-    """A handler wrote to a connection that has ended."""
-
-
 class WorkerLostError(KapudfError):
     """The workers that served a connection died of it, and no other is tried."""

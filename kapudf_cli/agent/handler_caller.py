@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
-from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError
+from kapudf_cli.agent.errors import HandlerError
 from kapudf_cli.agent.turns import NoTurn
 from kapudf_cli.handler import definition, deprecated
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.output import write_returned
 from kapudf_cli.protocol.udf_pb2 import (
@@ -185,10 +186,14 @@ class HandlerCaller:
                 write_returned(self._outbox, "raw_point", returned, raw=message)
 
     def stop(self) -> None:
-        """Call the handler's `stop` and forget the handler; do nothing if there is none."""
+        """Call the handler's `teardown` and forget the handler; do nothing if there is none."""
         handler, self._handler = self._handler, None
         if handler is not None:
-            self.call("stop", handler.stop)
+            method = deprecated.last_method(type(handler))
+            self.call(method, self._write_last, method, getattr(handler, method))
+
+    def _write_last(self, method: str, call: Callable[[], Returned]) -> None:
+        write_returned(self._outbox, method, call())
 
     def stop_quietly(self) -> None:
         """Stop a handler that is replaced; what it raises is only logged."""
@@ -196,7 +201,7 @@ class HandlerCaller:
             self.stop()
         except (HandlerError, ConnectionClosedError) as error:
             if not is_caused_by(error, ConnectionClosedError):
-                _log.warning("stop failed: %s", error, exc_info=error)
+                _log.warning("teardown failed: %s", error, exc_info=error)
 
 
 def _forward(outbox: Outbox, patch: PointPatch, raw: RawPoint) -> None:

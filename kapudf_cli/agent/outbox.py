@@ -13,10 +13,10 @@ import time
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
 from kapudf_cli.agent.turns import NoTurn
 from kapudf_cli.errors import shorten
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.output import with_article, write_batch
 from kapudf_cli.protocol.codec import RESPONSES, decode_point, encode_point
 from kapudf_cli.protocol.errors import InvalidWriteError
@@ -77,7 +77,8 @@ class _RefusedLog:
             extra={
                 "refused_writes": self._refused,
                 "cause": self._cause,
-                "advice": "end the handler's threads in stop; keep unwritten output in the state",
+                "advice": "end the handler's threads in teardown; "
+                "keep unwritten output in the state",
             },
         )
 

@@ -27,7 +27,7 @@ import enum
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kapudf_cli.agent.errors import ConnectionClosedError
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.order import OutgoingOrder
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.dispatcher import Next, excerpt
-from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.read_coalescing import ReadCoalescing
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.output import write_returned
 from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.order import Incoming

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import typing
-from typing import Any, Final
+from typing import Final, get_args
 
-from kapudf_cli.handler import options, state
+from kapudf_cli.handler import deprecated, options
 from kapudf_cli.handler.batch_handler import BatchHandler
-from kapudf_cli.handler.declared import annotation_of, fresh_state, options_class
+from kapudf_cli.handler.declared import annotation_of, options_class, state_declaration
 from kapudf_cli.handler.errors import DefinitionError
-from kapudf_cli.handler.handler import Handler
+from kapudf_cli.handler.handler import Handler, OnStateMismatch
 from kapudf_cli.handler.methods import check_methods, forgotten_init
 from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.udf_pb2 import EdgeType
 
 #: The methods whose result is written. They may have a `yield`.
-_WRITTEN_METHODS: Final = frozenset({"begin_batch", "point", "raw_point", "end_batch"})
+_WRITTEN_METHODS: Final = frozenset({"begin_batch", "point", "raw_point", "end_batch", "teardown"})
 
 
 def check(handler: type[Handler]) -> None:
@@ -26,8 +25,7 @@ def check(handler: type[Handler]) -> None:
         DefinitionError: an edge, an option, the state or a method is invalid.
         TypeError: the state cannot be created.
     """
-    _refuse_assigned(handler, "options", options.Options)
-    _refuse_assigned(handler, "state", state.State)
+    _refuse_assigned_options(handler)
     for name in ("wants", "provides"):
         if (edge := getattr(handler, name)) not in EdgeType.values():
             message = f"{handler.__name__}.{name}: {edge!r} is neither STREAM nor BATCH"
@@ -35,11 +33,12 @@ def check(handler: type[Handler]) -> None:
     declaration = options_class(handler)
     if declaration is not None:
         options.declare(declaration)
-    if fresh_state(handler) is None and isinstance(
-        getattr(handler, "state", None), state.State | state.PerGroup
-    ):
-        message = f"{handler.__name__}.state is not annotated, so no snapshot would have it"
+    state_declaration(handler)
+    if handler.on_state_mismatch not in get_args(OnStateMismatch):
+        name, value = f"{handler.__name__}.on_state_mismatch", handler.on_state_mismatch
+        message = f"{name}: {value!r} is neither 'discard' nor 'refuse'"
         raise DefinitionError(message)
+    deprecated.warn_of_class(handler)
     _check_methods(handler)
 
 
@@ -86,7 +85,8 @@ def check_created(handler: Handler) -> None:
     Raises:
         DefinitionError: it was not, so the handler has no agent or no state.
     """
-    has_state = annotation_of(type(handler), "state") is None or hasattr(handler, "state")
+    # A class attribute does not count: it is only the template of the state.
+    has_state = state_declaration(type(handler)) is None or "state" in vars(handler)
     if not (hasattr(handler, "agent") and has_state):
         raise DefinitionError(forgotten_init(type(handler), _base(type(handler))))
 
@@ -117,20 +117,15 @@ def _refuse_missing(handler: type[Handler]) -> None:
         raise DefinitionError(f"{handler.__name__} does not define point(){advice}")
 
 
-def _refuse_assigned(handler: type[Handler], attribute: str, kind: type[Any]) -> None:
-    """Raise DefinitionError for a declaration with `=` instead of a colon."""
+def _refuse_assigned_options(handler: type[Handler]) -> None:
+    """Raise DefinitionError for options declared with `=` instead of a colon."""
     for owner in handler.__mro__:
-        if attribute in inspect.get_annotations(owner):
+        if "options" in inspect.get_annotations(owner):
             return
-        value = vars(owner).get(attribute)
-        if typing.get_origin(value) is state.PerGroup:
-            name, problem = f"PerGroup[{typing.get_args(value)[0].__name__}]", "is a type"
-        elif isinstance(value, type) and issubclass(value, kind):
-            name, problem = value.__name__, "is the class itself"
-        elif isinstance(value, kind):
-            name = type(value).__name__
-            problem = f"is a value of {name}"
-        else:
-            continue
-        message = f"{owner.__name__}.{attribute} {problem}; write `{attribute}: {name}`"
-        raise DefinitionError(message)
+        value = vars(owner).get("options")
+        declared = value if isinstance(value, type) else type(value)
+        if issubclass(declared, options.Options):
+            name = declared.__name__
+            problem = "is the class itself" if value is declared else f"is a value of {name}"
+            message = f"{owner.__name__}.options {problem}; write `options: {name}`"
+            raise DefinitionError(message)

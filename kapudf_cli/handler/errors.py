@@ -36,6 +36,10 @@ class InvalidReturnError(KapudfError, TypeError):
         self.problem = problem
 
 
+class ConnectionClosedError(KapudfError):
+    """A handler wrote to a connection that has ended."""
+
+
 class StateError(KapudfError):
     """A snapshot of another state, or a damaged one."""
 

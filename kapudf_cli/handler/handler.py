@@ -18,17 +18,17 @@
             return point
 
 Each connection, that is each node of each task, has its own handler. Its methods are never
-called concurrently, and none is called after `stop`. An exception that a method raises is
+called concurrently, and none is called after `teardown`. An exception that a method raises is
 logged, sent to Kapacitor, and ends that connection only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, cast
 
 from kapudf_cli.errors import describe
-from kapudf_cli.handler import options, state
-from kapudf_cli.handler.declared import annotation_of, fresh_state, options_class
+from kapudf_cli.handler import deprecated, options, state
+from kapudf_cli.handler.declared import options_class, state_declaration
 from kapudf_cli.handler.errors import OptionsError, StateError
 from kapudf_cli.protocol.codec import decode_point
 from kapudf_cli.protocol.udf_pb2 import (
@@ -43,8 +43,6 @@ from kapudf_cli.protocol.udf_pb2 import (
 from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
-    import datetime as dt
-
     from kapudf_cli.handler.output import RawReturned, Returned, Writer
     from kapudf_cli.handler.patch import PointPatch
     from kapudf_cli.protocol.raw_points import RawPoint
@@ -58,9 +56,9 @@ if TYPE_CHECKING:
 
 _log = loggers.get(__name__)
 
-#: What happens with a snapshot of another state: `discard` starts with an empty state and logs
+#: What happens with a snapshot that cannot be used: `discard` starts with an empty state and logs
 #: the reason, `refuse` refuses Restore, which fails the task.
-ForeignState: TypeAlias = Literal["discard", "refuse"]
+OnStateMismatch: TypeAlias = Literal["discard", "refuse"]
 
 
 class Handler:
@@ -71,9 +69,12 @@ class Handler:
     as it is yielded. `self.agent` writes at other times.
 
     If the class annotates `options` with a subclass of `Options`, the options are declared to
-    Kapacitor, checked, and available from `setup` on. If it annotates `state` with a subclass
-    of `State`, or with `PerGroup` of one, the state exists from the start, is part of each
-    snapshot, and is restored when the task restarts.
+    Kapacitor, checked, and available from `setup` on. If it assigns `state`, the state exists
+    from the start, is part of each snapshot, and is restored when the task restarts:
+    `state = PerGroup(Last, limit=1000)` or `state = Total()`, for subclasses of `State`. The
+    annotations `state: PerGroup[Last]` and `state: Total` declare it too. Each handler has a
+    state of its own. If an option sets the limit or the expiry of a `PerGroup`, assign
+    `self.state` in `setup`.
 
     Attributes:
         wants: the edge that the handler reads, STREAM or BATCH.
@@ -84,12 +85,8 @@ class Handler:
             they share is not safe for threads. By default, those of different connections are
             called at the same time, each in a thread of its own.
         shared: what `setup_worker` returned, for all connections of the worker.
-        state_version: increase it if this code would misread a snapshot of older code.
-        state_limit: the most groups that a `PerGroup` keeps, None for no limit.
-        state_expiry: a `PerGroup` drops a group when the times of points have advanced by
-            this much since the group's last point; None for never. If an option sets the
-            limit or the expiry, create the state in `setup`.
-        foreign_state: what happens with a snapshot of another state.
+        on_state_mismatch: what happens with a snapshot of another version, handler or program
+            that `migrate` does not convert: "discard" it or "refuse" it.
         passes_through: True to send each point on as it came, or a `PointPatch` to send it on
             with the same changes to each. Neither `point` nor `raw_point` is called then. It is
             read once, after `init`: `setup` may set it, and a later change has no effect.
@@ -99,16 +96,13 @@ class Handler:
     passes_through: bool | PointPatch = False
     wants: ClassVar[EdgeType] = STREAM
     provides: ClassVar[EdgeType] = STREAM
-    state_version: ClassVar[int] = 1
-    state_limit: ClassVar[int | None] = None
-    state_expiry: ClassVar[dt.timedelta | None] = None
-    foreign_state: ClassVar[ForeignState] = "discard"
     serialize: ClassVar[bool] = False
+    on_state_mismatch: ClassVar[OnStateMismatch] = "discard"
     shared: Any = None
 
     if TYPE_CHECKING:  # at run time, only annotations of subclasses declare something
+        # Not `state`: type checkers take its type from the subclass.
         options: Any
-        state: Any
 
     def __init__(self, agent: Writer) -> None:
         """Keep the agent. Do expensive work in `setup`.
@@ -117,9 +111,9 @@ class Handler:
         created for that connection too.
         """
         self.agent = agent
-        fresh = fresh_state(type(self))
-        if fresh is not None:
-            self.state = fresh
+        declaration = state_declaration(type(self))
+        if declaration is not None:
+            _stateful(self).state = declaration.fresh()
 
     @classmethod
     def setup_worker(cls) -> Any:
@@ -161,37 +155,45 @@ class Handler:
 
     def snapshot(self) -> SnapshotResponse:
         """Return the state as bytes for `restore`; empty if no state is declared."""
-        if annotation_of(type(self), "state") is None:
+        declaration = state_declaration(type(self))
+        if declaration is None:
             return SnapshotResponse()
-        content = state.dump(self.state, handler=type(self).__name__, version=self.state_version)
+        name = type(self).__name__
+        content = state.dump(_stateful(self).state, handler=name, version=declaration.version)
         return SnapshotResponse(snapshot=content)
 
     def restore(self, request: RestoreRequest, /) -> RestoreResponse:
         """Restore the state of an earlier `snapshot`. `success=False` fails the task."""
-        fresh = self._state_to_fill()
-        if fresh is None or not request.snapshot:
+        declaration = state_declaration(type(self))
+        if declaration is None or not request.snapshot:
             return RestoreResponse(success=True)
-        name = type(self).__name__
+        name, version = type(self).__name__, declaration.version
+        fresh = declaration.fresh()
+        current = _stateful(self).state
+        if isinstance(fresh, state.PerGroup) and isinstance(current, state.PerGroup):
+            # `setup` may have created a state with a limit and an expiry of the options.
+            fresh = current
         try:
-            self.state = state.load(
-                fresh, request.snapshot, handler=name, version=self.state_version
+            _stateful(self).state = state.load(
+                fresh, request.snapshot, handler=name, version=version
             )
         except StateError as error:
-            return self._restore_foreign(request.snapshot, str(error))
+            return self._restore_mismatch(fresh, request.snapshot, str(error))
         return RestoreResponse(success=True)
 
-    def migrate(self, handler: str, version: int, content: Any) -> Any:
-        """Return the content of another version's snapshot in the form of this version.
+    def migrate(self, snapshot: state.Snapshot, /) -> Any:
+        """Convert a snapshot of another version, handler or program for this version.
 
         Args:
-            handler: the class that took the snapshot.
-            version: its `state_version`.
-            content: the state as decoded JSON: dicts, lists and plain values.
+            snapshot: what was stored. If kapudf took it, `snapshot.content` is the state as
+                decoded JSON. If another program took it, `snapshot.handler` is None, and
+                `snapshot.raw` has its bytes.
 
         Returns:
-            The content for this version, or None (the default) if it cannot be used.
+            A state of this version, its content as dicts, lists and plain values, or None (the
+            default) if the snapshot cannot be used.
         """
-        del handler, version, content
+        del snapshot
 
     def begin_batch(self, begin: BeginBatch, /) -> Returned:
         """Handle the begin of a batch. By default it is sent on, if both edges are BATCH."""
@@ -222,35 +224,38 @@ class Handler:
             self.agent.write_end_batch(end)
         return None
 
-    def stop(self) -> None:
-        """Write remaining output and release resources.
+    def teardown(self) -> Returned:
+        """Release resources, and return remaining output.
 
         Called once, as the last method, however the connection ends. After an error or a lost
-        connection, what it writes is not sent.
+        connection, what it returns or writes is not sent, and writing raises
+        ConnectionClosedError: release resources first, or in a `finally`.
         """
+
+    def stop(self) -> None:
+        """Do what `teardown` does: its old name, for handlers that call or override it."""
+        self.teardown()
 
     @classmethod
     def keeps_state(cls) -> bool:
         """Return whether the class declares a state or overrides `snapshot`."""
         of_its_own = cls.snapshot is not Handler.snapshot
-        return of_its_own or annotation_of(cls, "state") is not None
+        return of_its_own or state_declaration(cls) is not None
 
-    def _state_to_fill(self) -> state.AnyState | None:
-        """Return the state to restore a snapshot into, None if none is declared."""
-        fresh = fresh_state(type(self))
-        # `setup` may have created a state with a limit and an expiry of the options.
-        if isinstance(fresh, state.PerGroup) and isinstance(self.state, state.PerGroup):
-            return self.state
-        return fresh
+    def _restore_mismatch(
+        self, fresh: state.AnyState, snapshot: bytes, reason: str
+    ) -> RestoreResponse:
+        """Handle a snapshot of another version, handler or program: migrate, discard or refuse it.
 
-    def _restore_foreign(self, snapshot: bytes, reason: str) -> RestoreResponse:
-        """Handle a snapshot of another state: migrate, discard or refuse it."""
-        fresh = self._state_to_fill()
+        Args:
+            fresh: an empty state.
+            snapshot: the snapshot.
+            reason: why it cannot be restored as it is.
+        """
         try:
-            handler, version, content = state.peek(snapshot)
-            migrated = self.migrate(handler, version, content)
-            if migrated is not None and fresh is not None:
-                self.state = state.from_plain(fresh, migrated)
+            migrated = deprecated.migrate(self, state.inspect_snapshot(snapshot))
+            if migrated is not None:
+                _stateful(self).state = state.from_plain(fresh, migrated)
                 _log.info("snapshot migrated: %s", reason)
                 return RestoreResponse(success=True)
         except StateError as error:
@@ -259,7 +264,17 @@ class Handler:
             # Treat a failed migration like a missing one.
             _log.exception("migration of a snapshot failed")
             reason = f"{reason}; its migration failed: {describe(error)}"
-        if self.foreign_state == "refuse":
+        if deprecated.on_state_mismatch(self) == "refuse":
             return RestoreResponse(error=reason)
         _log.warning("snapshot discarded, starting afresh: %s", reason)
         return RestoreResponse(success=True)
+
+
+class _Stateful(Protocol):
+    """A handler that declares a state."""
+
+    state: state.AnyState
+
+
+def _stateful(handler: Handler) -> _Stateful:
+    return cast("_Stateful", handler)

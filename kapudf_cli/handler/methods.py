@@ -7,6 +7,7 @@ import inspect
 import types
 from typing import TYPE_CHECKING, Any, Final
 
+from kapudf_cli.handler import deprecated
 from kapudf_cli.handler.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 #: How similar two names are if one is a slip of the other: `restor` and `restore`.
 _SLIP: Final = 0.9
 #: Names that other libraries use, without what `_fold` removes.
-_SYNONYMS: Final = {"begin": "begin_batch", "end": "end_batch", "teardown": "stop"}
+_SYNONYMS: Final = {"begin": "begin_batch", "end": "end_batch"}
 
 
 def check_methods(handler: type, base: type) -> None:
@@ -31,7 +32,9 @@ def check_methods(handler: type, base: type) -> None:
     called = _called_methods(base)
     for name, method in called.items():
         found = inspect.getattr_static(handler, name)
-        if found is not method and not _takes(found, method):
+        if found is not method and not (
+            _takes(found, method) or deprecated.is_old_method(name, found)
+        ):
             place = _place(found)
             expected = f"`def {name}{_parameters(method)}`"
             message = f"{handler.__name__}.{name} must be {expected}{place}"
@@ -55,6 +58,7 @@ def _check_names(handler: type, base: type, called: Mapping[str, types.FunctionT
         name
         for name, method in called.items()
         if inspect.getattr_static(handler, name) is method
+        and name != "stop"  # deprecated
         # A BatchHandler implements some methods of a Handler. They need no other definition.
         and not (name in vars(base) and name in inherited)
     }

@@ -108,11 +108,11 @@ def get_tag(point: Point, name: str, default: str = "") -> str:
     return point.tags.get(name, default)
 
 
-def like(point: Point, fields: Mapping[str, object] | None = None) -> Point:
-    """Return a copy of a point with other fields.
+def copy_envelope(point: Point, fields: Mapping[str, object] | None = None) -> Point:
+    """Return a point with the envelope of another, and with other fields.
 
-    It has the same time, name, database, retention policy, group, dimensions, byName and
-    tags, which later nodes of the task use to group and join points.
+    The envelope is all but the fields: time, name, database, retention policy, group,
+    dimensions, byName and tags. Later nodes of the task use these to group and join points.
     """
     copy = Point(
         time=point.time,

@@ -1,10 +1,10 @@
 """State of a handler: declared once, kept across restarts of the task.
 
-    class Seen(State):
+    class Seen(State, version=2):
         count: int = 0
 
     class Count(Handler):
-        state: PerGroup[Seen]
+        state = PerGroup(Seen, limit=100_000)
 
 implements `snapshot` and `restore`. Kapacitor stores readable JSON with the handler's name
 and a version, so that a snapshot of other code is recognised.
@@ -16,8 +16,9 @@ import collections
 import json
 import threading
 import typing
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
 
@@ -32,12 +33,37 @@ if TYPE_CHECKING:
 _NANOSECONDS_A_MICROSECOND = 1000
 
 
-class State(msgspec.Struct):
+class _VersionMeta(msgspec.StructMeta):
+    """The metaclass of State, for the keyword `version`. A subclass has its base's version."""
+
+    def __new__(
+        cls,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        version: int | None = None,
+        **settings: Any,
+    ) -> Any:
+        if version is not None:
+            if type(version) is not int:
+                message = f"{name}: the version must be an int, not {version!r}"
+                raise TypeError(message)
+            namespace["__state_version__"] = version
+        return super().__new__(cls, name, bases, namespace, **settings)
+
+
+class State(msgspec.Struct, metaclass=_VersionMeta):
     """The state of a handler, or of one group. Each field needs a default.
 
     Fields may have any type that JSON can represent: numbers, strings, bool, None, lists,
     dicts with strings as keys, tuples, datetimes, and other structs.
+
+    `class Seen(State, version=2)` gives its snapshots a version, which is 1 by default. Increase
+    it if the class would misread a snapshot of older code.
     """
+
+    __state_version__: ClassVar[int] = 1
 
 
 S = TypeVar("S", bound=State)
@@ -153,6 +179,12 @@ class PerGroup(Generic[S]):
         self._advance_ns = _LONG_AGO_NS
         self._strays: _Strays | None = None
         self.dropped = 0
+
+    def fresh(self) -> PerGroup[S]:
+        """Return another one with the same settings and without groups."""
+        copy = PerGroup(self._make, limit=self._limit)
+        copy._expiry_ns = self._expiry_ns
+        return copy
 
     def of(self, point: Point) -> S:
         """Return the state of a point's group."""
@@ -286,6 +318,12 @@ def create(annotation: object, *, limit: int | None, expiry: dt.timedelta | None
     raise TypeError(message)
 
 
+def version_of(state: AnyState) -> int:
+    """Return the version of the class of a state, or of the states of groups."""
+    one = state._make if isinstance(state, PerGroup) else type(state)
+    return one.__state_version__
+
+
 def dump(state: AnyState, *, handler: str, version: int) -> bytes:
     """Return a state as a snapshot: one JSON object.
 
@@ -323,22 +361,61 @@ def load(state: AnyState, snapshot: bytes, *, handler: str, version: int) -> Any
 
 
 def from_plain(state: AnyState, content: object) -> AnyState:
-    """Return the state from plain Python objects, as `peek` returns them.
+    """Return the state from what `Handler.migrate` returned.
+
+    Args:
+        state: an empty state of the expected type; it may be filled and returned.
+        content: a state of the same type, or plain Python objects, as in `Snapshot.content`.
 
     Raises:
-        StateError: they do not fit the state.
+        StateError: the content does not fit the state.
     """
-    return _fill(state, content)
+    if isinstance(content, PerGroup):
+        content = msgspec.to_builtins(content._dump())  # noqa: SLF001 - its other half
+    return content if type(content) is type(state) else _fill(state, content)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot that Kapacitor stored, taken by any code.
+
+    Attributes:
+        handler: the class of the handler that took it, None if another program took it.
+        version: the version of its state, None if another program took it.
+        content: the state as decoded JSON: dicts, lists and plain values. For a `PerGroup`, a dict
+            with `newest_ns` and `groups`, a list of group, time and state. None if another
+            program took it.
+        raw: the bytes as they were stored.
+    """
+
+    handler: str | None
+    version: int | None
+    content: Any
+    raw: bytes
+
+
+def inspect_snapshot(raw: bytes) -> Snapshot:
+    """Return what the bytes of a snapshot contain."""
+    try:
+        envelope = _open(raw)
+        content = _guarded(_FOREIGN, lambda: _plain(envelope.state))
+    except StateError:
+        return Snapshot(None, None, None, raw)
+    return Snapshot(envelope.handler, envelope.version, content, raw)
 
 
 def peek(snapshot: bytes) -> tuple[str, int, object]:
-    """Return the handler, the version and the content of a snapshot, as plain Python objects.
+    """Return the handler, the version and the content of a snapshot; deprecated.
 
     Raises:
-        StateError: the bytes are not such a snapshot.
+        StateError: another program took it.
     """
-    envelope = _open(snapshot)
-    return envelope.handler, envelope.version, _guarded(_FOREIGN, lambda: _plain(envelope.state))
+    message = "peek is deprecated; use inspect_snapshot of kapudf_cli.handler"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    found = inspect_snapshot(snapshot)
+    if found.handler is None or found.version is None:
+        raise StateError(_FOREIGN)
+    return found.handler, found.version, found.content
 
 
 def _check_fields(state: type[State]) -> None:

@@ -2,4 +2,91 @@
 
 This package has no sockets, threads, clock or log. It imports `kapudf_cli.errors` and
 protobuf, and nothing else of the project.
+
+It exports the messages and enums, for handlers that use them. Each is imported on first use,
+because the supervisor, which uses the framing, must not import protobuf.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from kapudf_cli.protocol.udf_pb2 import BATCH as BATCH
+    from kapudf_cli.protocol.udf_pb2 import BOOL as BOOL
+    from kapudf_cli.protocol.udf_pb2 import DOUBLE as DOUBLE
+    from kapudf_cli.protocol.udf_pb2 import DURATION as DURATION
+    from kapudf_cli.protocol.udf_pb2 import INT as INT
+    from kapudf_cli.protocol.udf_pb2 import STREAM as STREAM
+    from kapudf_cli.protocol.udf_pb2 import STRING as STRING
+    from kapudf_cli.protocol.udf_pb2 import BeginBatch as BeginBatch
+    from kapudf_cli.protocol.udf_pb2 import EdgeType as EdgeType
+    from kapudf_cli.protocol.udf_pb2 import EndBatch as EndBatch
+    from kapudf_cli.protocol.udf_pb2 import ErrorResponse as ErrorResponse
+    from kapudf_cli.protocol.udf_pb2 import InfoRequest as InfoRequest
+    from kapudf_cli.protocol.udf_pb2 import InfoResponse as InfoResponse
+    from kapudf_cli.protocol.udf_pb2 import InitRequest as InitRequest
+    from kapudf_cli.protocol.udf_pb2 import InitResponse as InitResponse
+    from kapudf_cli.protocol.udf_pb2 import KeepaliveRequest as KeepaliveRequest
+    from kapudf_cli.protocol.udf_pb2 import KeepaliveResponse as KeepaliveResponse
+    from kapudf_cli.protocol.udf_pb2 import Option as Option
+    from kapudf_cli.protocol.udf_pb2 import OptionInfo as OptionInfo
+    from kapudf_cli.protocol.udf_pb2 import OptionValue as OptionValue
+    from kapudf_cli.protocol.udf_pb2 import Point as Point
+    from kapudf_cli.protocol.udf_pb2 import RestoreRequest as RestoreRequest
+    from kapudf_cli.protocol.udf_pb2 import RestoreResponse as RestoreResponse
+    from kapudf_cli.protocol.udf_pb2 import SnapshotRequest as SnapshotRequest
+    from kapudf_cli.protocol.udf_pb2 import SnapshotResponse as SnapshotResponse
+    from kapudf_cli.protocol.udf_pb2 import ValueType as ValueType
+
+#: The module of each public name. A test compares it with the imports above.
+_HOMES: Final = {
+    "kapudf_cli.protocol.udf_pb2": (
+        "BATCH",
+        "BOOL",
+        "DOUBLE",
+        "DURATION",
+        "INT",
+        "STREAM",
+        "STRING",
+        "BeginBatch",
+        "EdgeType",
+        "EndBatch",
+        "ErrorResponse",
+        "InfoRequest",
+        "InfoResponse",
+        "InitRequest",
+        "InitResponse",
+        "KeepaliveRequest",
+        "KeepaliveResponse",
+        "Option",
+        "OptionInfo",
+        "OptionValue",
+        "Point",
+        "RestoreRequest",
+        "RestoreResponse",
+        "SnapshotRequest",
+        "SnapshotResponse",
+        "ValueType",
+    ),
+}
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF]  # noqa: PLE0604 - text they are
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use (PEP 562)."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return all public names, imported or not."""
+    return [*_HOME_OF]

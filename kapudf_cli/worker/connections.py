@@ -308,7 +308,9 @@ def log_finish(log: BoundLogger, summary: ConnectionSummary) -> None:
         # Kapacitor does not connect again by itself, and enabling a failed task does nothing.
         facts["recover"] = f"kapacitor reload {shlex.quote(summary.task_id)}"
     if summary.stop_error is not None:
-        log.error("stop failed", error=str(summary.stop_error), exc_info=summary.stop_error.cause)
+        log.error(
+            "teardown failed", error=str(summary.stop_error), exc_info=summary.stop_error.cause
+        )
     match summary.reason:
         case Reason.HANDLER_ERROR:
             cause = summary.error.__cause__ if summary.error else None

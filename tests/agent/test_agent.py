@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from kapudf_cli.agent.agent import ConnectionSummary, Reason
-from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError, WorkerLostError
+from kapudf_cli.agent.errors import HandlerError, WorkerLostError
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.errors import (
@@ -118,8 +119,8 @@ class Recorder(Handler):
         self._note("end_batch")
         super().end_batch(end)
 
-    def stop(self) -> None:
-        self._note("stop")
+    def teardown(self) -> None:
+        self._note("teardown")
 
 
 #: Input that calls each method of a handler, in the order of METHODS.
@@ -133,7 +134,8 @@ EVERYTHING: list[RequestMessage] = [
     EndBatch(),
 ]
 METHODS = [
-    "__init__", "info", "init", "restore", "begin_batch", "point", "snapshot", "end_batch", "stop",
+    "__init__", "info", "init", "restore", "begin_batch", "point", "snapshot", "end_batch",
+    "teardown",
 ]  # fmt: skip
 
 
@@ -216,7 +218,7 @@ def test_a_connection_without_a_byte_is_an_ordinary_one() -> None:
     with agent_with(Idle) as served:
         assert play(served, b"") == []
     summary = served.summary()
-    assert Idle.calls == ["__init__", "stop"]
+    assert Idle.calls == ["__init__", "teardown"]
     assert summary == ConnectionSummary(duration_s=summary.duration_s)
 
 
@@ -250,13 +252,13 @@ def test_a_keepalive_is_answered_with_its_time() -> None:
                 response = served.side.receive()
             assert response.time == time
         play(served, b"")
-    assert Alive.calls == ["__init__", "info", "init", "begin_batch", "stop"]
+    assert Alive.calls == ["__init__", "info", "init", "begin_batch", "teardown"]
 
 
 def test_output_of_stop_is_sent() -> None:
 
     class Last(Mirror):
-        def stop(self) -> None:
+        def teardown(self) -> None:
             self.agent.write_point(Point(name="last"))
 
     with agent_with(Last) as served:
@@ -267,7 +269,7 @@ def test_output_of_stop_is_sent() -> None:
 def test_output_of_stop_is_sent_if_no_data_came() -> None:
 
     class Last(Mirror):
-        def stop(self) -> None:
+        def teardown(self) -> None:
             self.agent.write_point(Point(name="last"))
 
     with agent_with(Last) as served:
@@ -279,7 +281,7 @@ def test_output_of_stop_is_sent_if_no_data_came() -> None:
 def test_output_of_stop_without_init_is_not_sent() -> None:
 
     class Last(Mirror):
-        def stop(self) -> None:
+        def teardown(self) -> None:
             self.agent.write_point(Point(name="last"))
 
     with agent_with(Last) as served:
@@ -399,7 +401,7 @@ def test_a_thread_of_the_handlers_own_writes_at_any_time() -> None:
             assert write.wait(PATIENCE_S)
             self.agent.write_point(Point(name="tick"))
 
-        def stop(self) -> None:
+        def teardown(self) -> None:
             self._thread.result(PATIENCE_S)
 
     with agent_with(Ticker) as served:
@@ -425,7 +427,7 @@ def test_a_thread_that_waits_to_write_does_not_delay_the_end(
             for _ in range(40):
                 self.agent.write_point(LARGE)
 
-        def stop(self) -> None:
+        def teardown(self) -> None:
             self._thread.exception(PATIENCE_S)
 
     with agent_with(Producer) as served:
@@ -454,7 +456,7 @@ def test_a_method_that_raises_ends_the_connection_with_its_error(
     Broken.error = error
     cause = "ValueError: no good, twice" if isinstance(error, ValueError) else "SystemExit: 3"
     with agent_with(Broken) as served:
-        if method == "stop":
+        if method == "teardown":
             responses = play(served, encoded(*EVERYTHING))
         else:
             responses = play_until_error(served, encoded(*EVERYTHING))
@@ -467,8 +469,8 @@ def test_a_method_that_raises_ends_the_connection_with_its_error(
     assert summary.error.cause is summary.error.__cause__ is error
     assert summary.stop_error is None
     called = METHODS[: METHODS.index(method) + 1]
-    if method not in {"__init__", "stop"}:
-        called.append("stop")
+    if method not in {"__init__", "teardown"}:
+        called.append("teardown")
     if "init" in called:
         called.insert(called.index("init"), "info")
     assert Broken.calls == called
@@ -485,7 +487,7 @@ def test_an_exception_in_info_at_init_is_named() -> None:
         summary = served.summary()
     assert responses == [ErrorResponse(error="Broken.info raised ValueError: no good, twice")]
     assert summary.reason is Reason.HANDLER_ERROR
-    assert Broken.calls == ["__init__", "info", "stop"]
+    assert Broken.calls == ["__init__", "info", "teardown"]
 
 
 def test_output_is_sent_before_the_error() -> None:
@@ -516,7 +518,7 @@ def test_an_exception_in_stop_does_not_hide_the_error() -> None:
         def point(self, point: Point, /) -> None:
             raise ValueError(point.time)
 
-        def stop(self) -> None:
+        def teardown(self) -> None:
             raise OSError("stuck")
 
     with agent_with(Twice) as served:
@@ -524,7 +526,7 @@ def test_an_exception_in_stop_does_not_hide_the_error() -> None:
         summary = served.summary()
     assert summary.reason is Reason.HANDLER_ERROR
     assert str(summary.error) == "Twice.point raised ValueError: 7"
-    assert str(summary.stop_error) == "Twice.stop raised OSError: stuck"
+    assert str(summary.stop_error) == "Twice.teardown raised OSError: stuck"
 
 
 def test_writes_in_stop_after_an_error_are_no_second_error() -> None:
@@ -534,7 +536,7 @@ def test_writes_in_stop_after_an_error_are_no_second_error() -> None:
         def point(self, point: Point, /) -> None:
             raise ValueError(point.time)
 
-        def stop(self) -> None:
+        def teardown(self) -> None:
             try:
                 self.agent.write_point(Point())
             except ConnectionClosedError as error:
@@ -575,7 +577,7 @@ def test_an_error_without_text_ends_the_connection_properly(
         summary = served.summary()
         response = served.side.receive()
     assert summary.reason is Reason.HANDLER_ERROR
-    assert Broken.calls[-1] == "stop"
+    assert Broken.calls[-1] == "teardown"
     assert isinstance(response, ErrorResponse)
     assert response.error.startswith(f"Broken.init raised {type(error).__name__}")
 
@@ -629,7 +631,7 @@ def test_a_wrong_return_value_of_info_at_init_ends_the_connection() -> None:
     assert isinstance(response, ErrorResponse)
     assert response.error.startswith("Wrong.info raised TypeError: returned NoneType")
     assert summary.reason is Reason.HANDLER_ERROR
-    assert Wrong.calls == ["__init__", "stop"]
+    assert Wrong.calls == ["__init__", "teardown"]
 
 
 def test_an_error_names_the_method_even_if_it_is_no_function() -> None:
@@ -775,7 +777,7 @@ def test_the_summary_has_an_invalid_write_of_a_thread_during_stop() -> None:
         def _write(self) -> None:
             self.agent.write_end_batch(EndBatch())
 
-        def stop(self) -> None:
+        def teardown(self) -> None:
             in_thread(self._write).exception(PATIENCE_S)
 
     with agent_with(Invalid) as served:
@@ -843,8 +845,8 @@ def test_a_protocol_error_ends_the_connection_with_its_offset(
     assert responses[-1] == ErrorResponse(error=str(error))
     assert f"(in the frame at byte {error.offset})" in str(error)
     assert summary.unprocessed_bytes == len(data) - offset
-    assert Innocent.calls.count("stop") == 1
-    assert Innocent.calls[-1] == "stop"
+    assert Innocent.calls.count("teardown") == 1
+    assert Innocent.calls[-1] == "teardown"
 
 
 @pytest.mark.parametrize(
@@ -863,7 +865,7 @@ def test_nothing_reaches_a_handler_before_init(message: RequestMessage) -> None:
     problem = f"a {type(message).__name__} may not come before Init (in the frame at byte 0)"
     assert responses == [ErrorResponse(error=problem)]
     assert summary.reason is Reason.PROTOCOL_ERROR
-    assert Innocent.calls == ["__init__", "stop"]
+    assert Innocent.calls == ["__init__", "teardown"]
 
 
 def test_an_input_that_ends_inside_a_frame_is_a_protocol_error() -> None:
@@ -927,7 +929,7 @@ def test_a_refused_connection_ends_after_the_answer(method: str, error: str, ref
     assert responses == answers
     assert (summary.reason, summary.error) == (Reason.CLOSED, None)
     assert summary.refusal == f"{method} was refused: {refusal}"
-    assert Refuser.calls[-2:] == [method, "stop"]
+    assert Refuser.calls[-2:] == [method, "teardown"]
     assert summary.stats.points_in == 0
 
 
@@ -1009,7 +1011,7 @@ def test_a_reset_is_the_ordinary_end_of_a_connection() -> None:
         wait_for_bytes(served)
     summary = served.summary()
     assert (summary.reason, summary.error) == (Reason.CLOSED, None)
-    assert Stopped.calls[-1] == "stop"
+    assert Stopped.calls[-1] == "teardown"
 
 
 def test_a_handler_error_on_a_lost_connection_is_reported() -> None:
@@ -1036,7 +1038,7 @@ def test_a_handler_error_on_a_lost_connection_is_reported() -> None:
 def test_an_idle_agent_stops_at_once() -> None:
 
     class Last(Mirror):
-        def stop(self) -> None:
+        def teardown(self) -> None:
             self.agent.write_point(Point(name="last"))
 
     with agent_with(Last) as served:
@@ -1089,7 +1091,7 @@ def test_an_exception_during_stop_is_a_handler_error() -> None:
 
     class Broken(Recorder):
         calls: ClassVar[list[str]] = []
-        fails_in = "stop"
+        fails_in = "teardown"
 
     with agent_with(Broken) as served:
         served.side.send(INIT)
@@ -1098,9 +1100,9 @@ def test_an_exception_during_stop_is_a_handler_error() -> None:
         response = served.side.receive()
         served.connection.shutdown(socket.SHUT_WR)
         summary = served.summary()
-    assert response == ErrorResponse(error="Broken.stop raised ValueError: no good, twice")
+    assert response == ErrorResponse(error="Broken.teardown raised ValueError: no good, twice")
     assert summary.reason is Reason.HANDLER_ERROR
-    assert Broken.calls.count("stop") == 1
+    assert Broken.calls.count("teardown") == 1
 
 
 def test_an_abort_frees_an_agent_whose_peer_does_not_read() -> None:

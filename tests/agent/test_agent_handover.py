@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.agent.agent import Reason
-from kapudf_cli.agent.errors import ConnectionClosedError
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,

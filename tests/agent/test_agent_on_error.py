@@ -330,7 +330,7 @@ def test_the_old_handler_is_stopped_before_the_new_one_is_created() -> None:
             super().__init__(agent)
             calls.append("made")
 
-        def stop(self) -> None:
+        def teardown(self) -> None:
             calls.append("stopped")
             self.agent.write_point(Point(name=f"stop {len(calls)}"))
 

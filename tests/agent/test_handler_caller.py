@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.agent.errors import ConnectionClosedError, HandlerError
+from kapudf_cli.agent.errors import HandlerError
 from kapudf_cli.agent.handler_caller import HandlerCaller, is_caused_by
 from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.udf_pb2 import InitResponse, Point, SnapshotResponse
@@ -27,7 +28,7 @@ class Mirror(Handler):
     def point(self, point: Point, /) -> None:
         self.agent.write_point(point)
 
-    def stop(self) -> None:
+    def teardown(self) -> None:
         self.stopped += 1
         if self.stopped > 1:
             raise RuntimeError("stopped twice")
@@ -120,10 +121,10 @@ def test_an_exception_in_stop_of_a_replaced_handler_is_only_logged(
             raise error
 
         caller.create()
-        caller.handler.stop = raises  # type: ignore[method-assign]
+        caller.handler.teardown = raises  # type: ignore[method-assign]
         caller.stop_quietly()
         assert len(caplog.records) == logged
-    assert "stop failed: Mirror.stop raised ValueError: stuck" in caplog.text
+    assert "teardown failed: Mirror.teardown raised ValueError: stuck" in caplog.text
 
 
 @pytest.mark.parametrize("broken", [True, False])

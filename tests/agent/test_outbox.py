@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.agent.errors import ConnectionClosedError
 from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.protocol.codec import RESPONSES
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.framing import (

@@ -6,16 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapudf_cli import (
-    BATCH,
-    Batch,
-    Handler,
-    InvalidWriteError,
-    Point,
-    RawPoint,
-    decode_point,
-    set_field,
-)
+from kapudf_cli import BATCH, Batch, Handler, Point, RawPoint, decode_point, set_field
+from kapudf_cli.handler import InvalidWriteError
 from kapudf_cli.protocol.codec import REQUESTS, raw_or_decode_in
 from kapudf_cli.protocol.errors import ProtocolError, UndecodableMessageError
 from kapudf_cli.protocol.udf_pb2 import KeepaliveRequest

@@ -53,7 +53,7 @@ class Notes(Handler):
         self.restored = request.snapshot
         return RestoreResponse(success=True)
 
-    def stop(self) -> None:
+    def teardown(self) -> None:
         self.stopped = True
         raise OSError("stuck")
 

@@ -54,7 +54,7 @@ class Leaves(Handler):
     def point(self, point: Point, /) -> None:
         raise NotImplementedError
 
-    def stop(self) -> None:
+    def teardown(self) -> None:
         self.stopped.set()
 
 
@@ -120,7 +120,7 @@ def test_a_handler_that_takes_for_ever_to_say_what_it_is_is_given_up(
             assert let_go.wait(PATIENCE_S)
             return super().info()
 
-        def stop(self) -> None:
+        def teardown(self) -> None:
             stopped.set()
 
     with pytest.raises(TimeoutError):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIONS = '''
-from kapudf_cli import BATCH, BOOL, DURATION, INT, Handler, OptionInfo
+from kapudf_cli import BATCH, Handler
+from kapudf_cli.protocol import BOOL, DURATION, INT, OptionInfo
 
 
 class Busy(Handler):

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 import kapudf_cli
 from kapudf_cli import scaffold
 from kapudf_cli.commands import main
+from kapudf_cli.errors import KapudfError
 from kapudf_cli.tickscript.identifiers import name_problem
 from tests.plugins.distributions import environment, install
 from tests.plugins.unprivileged import run_unprivileged
@@ -317,9 +318,9 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     absent = {**scaffold._FILES, "last": "no-such-template"}
     monkeypatch.setattr(scaffold, "_FILES", absent)
     names = scaffold.names_of("my-average")
-    with pytest.raises(kapudf_cli.KapudfError, match="cannot be written"):
+    with pytest.raises(KapudfError, match="cannot be written"):
         scaffold.write(names, target)
-    with pytest.raises(kapudf_cli.KapudfError, match="cannot be written"):
+    with pytest.raises(KapudfError, match="cannot be written"):
         scaffold.write(names, tmp_path / "new" / "one")
     assert list(tmp_path.rglob("*")) == [target]
 
@@ -329,5 +330,5 @@ def test_a_file_that_comes_meanwhile_is_not_overwritten(
 ) -> None:
     twice = {"a": "init.py.tmpl", "./a": "handler.py.tmpl"}
     monkeypatch.setattr(scaffold, "_FILES", twice)
-    with pytest.raises(kapudf_cli.KapudfError, match="File exists"):
+    with pytest.raises(KapudfError, match="File exists"):
         scaffold.write(scaffold.names_of("my-average"), tmp_path / "new")

@@ -651,7 +651,8 @@ def test_a_snapshot_that_the_udf_refuses(handlers: str, tmp_path: Path) -> None:
 
 HANDLERS = """
 import os, sys
-from kapudf_cli import Handler, RestoreResponse
+from kapudf_cli import Handler
+from kapudf_cli.protocol import RestoreResponse
 
 class RefusesRestore(Handler):
     def point(self, point):

@@ -15,7 +15,7 @@ from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.handler.errors import BatchTooLongError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.output import write_batch
-from kapudf_cli.handler.points import get_field, get_number, like, set_field
+from kapudf_cli.handler.points import copy_envelope, get_field, get_number, set_field
 from kapudf_cli.handler.state import State
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
@@ -142,7 +142,7 @@ class Generating(BatchHandler):
 
     def batch(self, batch: Batch, /) -> Iterable[Point]:
         for point in batch.points:
-            yield like(point, {"double": 2 * (get_number(point, "v") or 0.0)})
+            yield copy_envelope(point, {"double": 2 * (get_number(point, "v") or 0.0)})
 
 
 def test_batch_may_be_a_generator_function(udf: StartTask) -> None:
@@ -287,7 +287,7 @@ class Pairs(Handler):
         if len(self._kept) == 2:
             self._write()
 
-    def stop(self) -> None:
+    def teardown(self) -> None:
         if self._kept:
             self._write()
 

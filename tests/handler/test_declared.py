@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import pytest
 
 import kapudf_cli
-from kapudf_cli import Handler, Options, PerGroup, Point, State, Writer
-from kapudf_cli.handler import definition
+from kapudf_cli import Handler, Options, PerGroup, Point, State
+from kapudf_cli.handler import Writer, definition
 from kapudf_cli.handler.errors import DefinitionError
 
 if TYPE_CHECKING:

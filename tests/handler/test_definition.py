@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kapudf_cli import BatchHandler, Handler, KapudfError, Options, PerGroup, Point, State, Writer
-from kapudf_cli.handler import definition
+from kapudf_cli import BatchHandler, Handler, Options, PerGroup, Point, State
+from kapudf_cli.handler import KapudfError, Writer, definition
 from kapudf_cli.testing import StartTask, TaskFailedError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[type, str, str]] = {
     "name of another library": (
         Handler,
         POINT + "def tearDown(self): ...",
-        "Mine.tearDown is never called; rename it to stop (mine.py, line 3)",
+        "Mine.tearDown is never called; rename it to teardown (mine.py, line 3)",
     ),
     "missing letter": (
         Handler,
@@ -126,17 +126,12 @@ MISTAKES: dict[str, tuple[type, str, str]] = {
     "state assigned": (
         Handler,
         POINT + "state = MyState",
-        "Mine.state is the class itself; write `state: MyState`",
-    ),
-    "state assigned as a value": (
-        Handler,
-        POINT + "state = MyState()",
-        "Mine.state is a value of MyState; write `state: MyState`",
+        "Mine.state is the class itself; write `state = MyState()`",
     ),
     "state of each group assigned": (
         Handler,
         POINT + "state = PerGroup[MyState]",
-        "Mine.state is a type; write `state: PerGroup[MyState]`",
+        "Mine.state is a type; write `state = PerGroup(MyState)`",
     ),
     "another class as options": (
         Handler,

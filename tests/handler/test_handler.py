@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from kapudf_cli.handler.errors import OptionsError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.options import Options
 from kapudf_cli.handler.points import get_field, get_number, set_field
-from kapudf_cli.handler.state import PerGroup, State, dump, peek
+from kapudf_cli.handler.state import PerGroup, Snapshot, State, dump, inspect_snapshot
 from kapudf_cli.protocol.udf_pb2 import (
     DOUBLE,
     INT,
@@ -230,13 +231,17 @@ class Total(State):
     count: int = 0
 
 
+class Undecided(Mirror):
+    on_state_mismatch = "keep"  # type: ignore[assignment]  # that is the mistake
+
+
 class AsyncPoint(Mirror):
     async def point(self, point: Point, /) -> None:  # type: ignore[override]  # that is the mistake
         self.agent.write_point(point)
 
 
-class YieldingStop(Mirror):
-    def stop(self) -> Iterator[Point]:  # type: ignore[override]  # that is the mistake
+class YieldingSetup(Mirror):
+    def setup(self) -> Iterator[Point]:  # type: ignore[override]  # that is the mistake
         yield Point()
 
 
@@ -251,13 +256,14 @@ class AsyncBatch(BatchHandler):
         (NoOptions, "NoOptions.options: dict[str, str] is not a subclass of kapudf_cli.Options"),
         (NoState, "state: dict[str, str] is neither a subclass of State nor PerGroup of one"),
         (EdgeAsText, "EdgeAsText.wants: 'batch' is neither STREAM nor BATCH"),
+        (Undecided, "Undecided.on_state_mismatch: 'keep' is neither 'discard' nor 'refuse'"),
         (
             AsyncPoint,
             "AsyncPoint.point is async; it is called and never awaited, so write a plain def",
         ),
         (
-            YieldingStop,
-            "YieldingStop.stop has a yield and would never run",
+            YieldingSetup,
+            "YieldingSetup.setup has a yield and would never run",
         ),
         (
             AsyncBatch,
@@ -314,7 +320,9 @@ def test_a_subclass_inherits_options_and_may_add_state(udf: StartTask) -> None:
     task = udf(DoubleScale, ScaleOptions(field="v"))
     (point,) = task.send(*lines("m v=1")).points
     assert get_field(point, "v") == 2.0
-    assert peek(task.snapshot()) == ("DoubleScale", 1, {"count": 1, "names": []})
+    assert (
+        task.snapshot() == b'{"handler":"DoubleScale","version":1,"state":{"count":1,"names":[]}}'
+    )
 
 
 def test_a_subclass_may_have_more_options(udf: StartTask) -> None:
@@ -333,7 +341,7 @@ def test_options_may_be_nested_in_the_handler(udf: StartTask) -> None:
 
 def test_state_is_there_from_the_start_and_comes_back(udf: StartTask) -> None:
     task = udf(Count)
-    assert peek(task.snapshot()) == ("Count", 1, {"count": 0, "names": []})
+    assert task.snapshot() == b'{"handler":"Count","version":1,"state":{"count":0,"names":[]}}'
     assert counts(task, Point(), Point()) == [1, 2]
     restored = udf(Count)
     restored.restore(task.snapshot())
@@ -372,8 +380,7 @@ def test_an_empty_snapshot_leaves_a_fresh_state(
 
 
 class FewGroups(CountGroups):
-    state_limit = 2
-    state_expiry = dt.timedelta(seconds=10)
+    state = PerGroup(Seen, limit=2, expiry=dt.timedelta(seconds=10))
 
 
 def test_a_handler_bounds_its_groups_by_number_and_age(udf: StartTask) -> None:
@@ -384,7 +391,7 @@ def test_a_handler_bounds_its_groups_by_number_and_age(udf: StartTask) -> None:
     task = udf(FewGroups)
 
     def kept() -> list[str]:
-        content: Any = peek(task.snapshot())[2]
+        content = inspect_snapshot(task.snapshot()).content
         return [group for group, _, _ in content["groups"]]
 
     task.send(*points)
@@ -403,9 +410,8 @@ class AsManyAsAsked(CountGroups):
     def setup(self) -> None:
         self.state = PerGroup(Seen, limit=self.options.groups)
 
-    def migrate(self, handler: str, version: int, content: Any) -> Any:
-        del handler, version
-        return content
+    def migrate(self, snapshot: Snapshot) -> Any:
+        return snapshot.content
 
 
 def test_a_limit_from_the_options_outlives_a_restart(udf: StartTask) -> None:
@@ -416,7 +422,7 @@ def test_a_limit_from_the_options_outlives_a_restart(udf: StartTask) -> None:
     for snapshot in before.snapshot(), of_another.snapshot():
         task = udf(AsManyAsAsked, GroupsOptions(groups=2))
         task.restore(snapshot)
-        content: Any = peek(task.snapshot())[2]
+        content = inspect_snapshot(task.snapshot()).content
         assert [group for group, _, _ in content["groups"]] == ["host=c", "host=d"]
         assert counts(task, *points) == [1, 1, 1, 1]
 
@@ -463,21 +469,29 @@ def test_a_foreign_snapshot_is_discarded_with_a_logged_reason(
 def test_a_foreign_snapshot_is_refused_where_the_handler_says_so(
     udf: StartTask, snapshot: bytes, reason: str
 ) -> None:
-    task = udf(type("Count", (Count,), {"foreign_state": "refuse"}))
+    task = udf(type("Count", (Count,), {"on_state_mismatch": "refuse"}))
     with pytest.raises(TaskFailedError) as caught:
         task.restore(snapshot)
     assert str(caught.value).startswith(reason)
 
 
+class NewSeen(Seen, version=2):
+    pass
+
+
 class NewCount(Count):
     """Version 2; migrates version 1, which had another name and stored only a number."""
 
-    state_version = 2
+    state = NewSeen()
 
-    def migrate(self, handler: str, version: int, content: Any) -> Any:
-        match (handler, version):
+    def migrate(self, snapshot: Snapshot) -> Any:
+        match (snapshot.handler, snapshot.version):
             case ("Count", 1):
-                return {"count": content["count"] * 100}
+                return {"count": snapshot.content["count"] * 100}
+            case ("Count", 2):
+                return NewSeen(count=snapshot.content["count"] * 1000)
+            case (None, None):
+                return {"count": int(snapshot.raw)}
             case ("Count", 0):
                 return {"count": "no number"}
             case ("Count", 9):
@@ -531,7 +545,7 @@ def test_a_failed_migration_is_like_a_missing_one(
     reason: str,
     decision: str,
 ) -> None:
-    task = udf(type("NewCount", (NewCount,), {"foreign_state": decision}))
+    task = udf(type("NewCount", (NewCount,), {"on_state_mismatch": decision}))
     if decision == "refuse":
         with pytest.raises(TaskFailedError) as caught:
             task.restore(snapshot)
@@ -559,14 +573,17 @@ def test_a_migration_that_raises_leaves_its_traceback_in_the_log(
 class NewGroups(CountGroups):
     """Doubles the counts of version 1."""
 
-    state_version = 2
-    state_limit = 5
+    state = PerGroup(NewSeen, limit=5)
 
-    def migrate(self, handler: str, version: int, content: Any) -> Any:
-        del handler, version
-        for _, _, each in content["groups"]:
+    def migrate(self, snapshot: Snapshot) -> Any:
+        if snapshot.handler is None:
+            groups = PerGroup(NewSeen)
+            for name, count in json.loads(snapshot.raw).items():
+                groups.at(name, 1).count = count
+            return groups
+        for _, _, each in snapshot.content["groups"]:
             each["count"] *= 2
-        return content
+        return snapshot.content
 
 
 def test_the_state_of_groups_can_be_migrated(udf: StartTask) -> None:
@@ -576,6 +593,31 @@ def test_the_state_of_groups_can_be_migrated(udf: StartTask) -> None:
     restored = udf(NewGroups)
     restored.restore(task.snapshot())
     assert counts(restored, *points) == [5, 3, 6]
+
+
+def test_a_snapshot_of_another_program_can_be_migrated(udf: StartTask) -> None:
+    task = udf(NewCount)
+    task.restore(b"41")
+    assert counts(task) == [42]
+    points = grouped(lines("m,host=a v=1 1", "m,host=b v=1 2"), "host")
+    task = udf(NewGroups)
+    task.restore(b'{"host=a": 5}')
+    assert counts(task, *points) == [6, 1]
+
+
+def test_a_migration_may_return_a_state(udf: StartTask) -> None:
+    task = udf(NewCount)
+    task.restore(foreign(version=2))
+    assert counts(task) == [7001]
+
+
+def test_each_handler_has_its_own_state(udf: StartTask) -> None:
+    class Starts(Count):
+        state = Seen(count=5, names=["x"])
+
+    for _ in range(2):
+        assert counts(udf(Starts), Point(), Point()) == [6, 7]
+        assert counts(udf(NewGroups), Point(), Point()) == [1, 2]
 
 
 def test_a_restored_state_takes_the_place_of_the_one_before(udf: StartTask) -> None:

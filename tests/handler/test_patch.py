@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapudf_cli import FieldPatch, FieldValueError, Handler, PointPatch, decode_point, set_field
+from kapudf_cli import FieldPatch, Handler, PointPatch, decode_point, set_field
+from kapudf_cli.handler import FieldValueError
 from kapudf_cli.protocol.codec import encode_point
 from kapudf_cli.protocol.raw_points import RawPoint
 from kapudf_cli.protocol.udf_pb2 import Point

@@ -17,13 +17,13 @@ from hypothesis import given
 from kapudf_cli.errors import KapudfError
 from kapudf_cli.handler.errors import FieldValueError
 from kapudf_cli.handler.points import (
+    copy_envelope,
     drop_field,
     get_datetime,
     get_field,
     get_fields,
     get_number,
     get_tag,
-    like,
     set_datetime,
     set_field,
     time_ns,
@@ -284,7 +284,7 @@ def test_a_point_like_another_has_its_envelope_and_no_field() -> None:
     expected = full()
     for fields in ("fieldsDouble", "fieldsInt", "fieldsString", "fieldsBool"):
         expected.ClearField(fields)
-    assert like(full()) == expected
+    assert copy_envelope(full()) == expected
 
 
 def test_the_envelope_is_all_that_a_point_has_besides_its_fields() -> None:
@@ -293,21 +293,21 @@ def test_the_envelope_is_all_that_a_point_has_besides_its_fields() -> None:
 
 
 def test_a_point_like_another_has_fields_of_its_own() -> None:
-    copied = like(full(), {"mean": np.float64(1.5), "count": 3, "ok": True, "why": "so"})
+    copied = copy_envelope(full(), {"mean": np.float64(1.5), "count": 3, "ok": True, "why": "so"})
     assert get_fields(copied) == {"mean": 1.5, "count": 3, "ok": True, "why": "so"}
     assert copied.fieldsDouble == {"mean": 1.5}
 
 
 def test_a_point_like_another_shares_nothing_with_it() -> None:
     original = full()
-    copied = like(original)
+    copied = copy_envelope(original)
     before = copy.deepcopy(copied)
     original.tags["host"] = "changed"
     original.dimensions.append("more")
     original.time = 0
     assert copied == before
     original = full()
-    copied = like(original)
+    copied = copy_envelope(original)
     copied.tags.clear()
     del copied.dimensions[:]
     set_field(copied, "double", 2.0)
@@ -316,7 +316,7 @@ def test_a_point_like_another_shares_nothing_with_it() -> None:
 
 def test_an_invalid_field_is_named_in_a_copy_too() -> None:
     with pytest.raises(FieldValueError, match=r"^field 'mean': float nan: "):
-        like(full(), {"mean": math.nan})
+        copy_envelope(full(), {"mean": math.nan})
 
 
 # --- times ---

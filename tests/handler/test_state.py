@@ -21,12 +21,13 @@ from kapudf_cli.handler.errors import StateError
 from kapudf_cli.handler.state import (
     STRAY_POINTS,
     PerGroup,
+    Snapshot,
     State,
     create,
     dump,
     from_plain,
+    inspect_snapshot,
     load,
-    peek,
 )
 from kapudf_cli.protocol.udf_pb2 import Point
 
@@ -302,9 +303,9 @@ def test_a_damaged_snapshot_is_a_state_error_or_still_one(place: int, byte: int)
 
 @given(st.binary())
 def test_any_bytes_are_refused_as_a_state_error(snapshot: bytes) -> None:
-    for take in (peek, lambda data: loaded(per_group(), data)):
-        with pytest.raises(StateError):
-            take(snapshot)
+    with pytest.raises(StateError):
+        loaded(per_group(), snapshot)
+    assert inspect_snapshot(snapshot) == Snapshot(None, None, None, snapshot)
 
 
 @pytest.mark.parametrize(
@@ -378,22 +379,21 @@ def test_many_threads_may_restore_a_state_for_the_first_time_at_once() -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_peek_returns_plain_python() -> None:
-    snapshot = dump(Seen(count=3, values=[1.5]), handler="Other", version=4)
-    assert peek(snapshot) == ("Other", 4, {"count": 3, "values": [1.5]})
+def test_a_snapshot_can_be_inspected() -> None:
+    raw = dump(Seen(count=3, values=[1.5]), handler="Other", version=4)
+    assert inspect_snapshot(raw) == Snapshot("Other", 4, {"count": 3, "values": [1.5]}, raw)
 
 
 @pytest.mark.parametrize(
     "snapshot", [b"", b"17", b"null", b"[]", b'{"version":1}', GOOD[:-1], b"\xff", b'"\xff"']
 )
-def test_peek_raises_for_other_bytes(snapshot: bytes) -> None:
-    with pytest.raises(StateError):
-        peek(snapshot)
+def test_bytes_of_another_program_have_no_content(snapshot: bytes) -> None:
+    assert inspect_snapshot(snapshot) == Snapshot(None, None, None, snapshot)
 
 
 @given(RICH)
-def test_the_result_of_peek_can_be_restored(state: Rich) -> None:
-    _, _, content = peek(dumped(state))
+def test_the_content_of_a_snapshot_can_be_restored(state: Rich) -> None:
+    content = inspect_snapshot(dumped(state)).content
     assert from_plain(Rich(), content) == state
 
 
@@ -401,8 +401,8 @@ def test_groups_can_be_migrated_as_plain_python() -> None:
     state = per_group(limit=3)
     state.at("a", 5).count = 1
     state.at("b", 6).count = 2
-    _, _, content = peek(dumped(state))
-    for _, _, each in content["groups"]:  # type: ignore[index]  # a dict
+    content = inspect_snapshot(dumped(state)).content
+    for _, _, each in content["groups"]:
         each["count"] *= 10
     back = from_plain(per_group(limit=3), content)
     assert isinstance(back, PerGroup)

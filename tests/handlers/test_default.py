@@ -12,7 +12,7 @@ from kapudf_cli.testing import StartTask, grouped, lines
 from tests.handlers import recordings
 
 if TYPE_CHECKING:
-    from kapudf_cli import FieldValue
+    from kapudf_cli.handler import FieldValue
 
 
 #: The option for each type, with a value that line protocol writes as the text.

@@ -22,7 +22,7 @@ from tests.handlers import recordings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kapudf_cli import Writer
+    from kapudf_cli.handler import Writer
 
 
 VALUES = st.lists(

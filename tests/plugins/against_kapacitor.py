@@ -6,19 +6,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from kapudf_cli import (
-    BATCH,
+from kapudf_cli import BATCH, Batch, BatchHandler, Handler, Point
+from kapudf_cli.protocol import (
     INT,
-    Batch,
-    BatchHandler,
     BeginBatch,
     EndBatch,
-    Handler,
     InfoResponse,
     InitRequest,
     InitResponse,
     OptionInfo,
-    Point,
     RestoreRequest,
     RestoreResponse,
     SnapshotResponse,
@@ -27,7 +23,7 @@ from kapudf_cli import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kapudf_cli import Writer
+    from kapudf_cli.handler import Writer
 
 
 def _record(text: str) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from kapudf_cli import (
-    BATCH,
+from kapudf_cli import BATCH, Handler, Point
+from kapudf_cli.protocol import (
     BOOL,
     DOUBLE,
     DURATION,
     INT,
     STRING,
-    Handler,
     InfoResponse,
     OptionInfo,
-    Point,
     RestoreRequest,
     RestoreResponse,
     SnapshotResponse,

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import TYPE_CHECKING
 
-from kapudf_cli import (
-    Handler,
-    InitRequest,
-    InitResponse,
-    Point,
-    SnapshotResponse,
-    Writer,
-    set_field,
-)
+from kapudf_cli import Handler, Point, set_field
+from kapudf_cli.protocol import InitRequest, InitResponse, SnapshotResponse
+
+if TYPE_CHECKING:
+    from kapudf_cli.handler import Writer
 
 
 def forked(agent: Writer, place: str) -> bool:
@@ -59,5 +56,5 @@ class Forking(Handler):
         forked(self.agent, "snapshot")
         return SnapshotResponse(snapshot=b"state")
 
-    def stop(self) -> None:
-        forked(self.agent, "stop")
+    def teardown(self) -> None:
+        forked(self.agent, "teardown")

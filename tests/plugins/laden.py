@@ -6,16 +6,13 @@ import ctypes
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kapudf_cli import (
-    Handler,
-    Point,
-    RestoreRequest,
-    RestoreResponse,
-    State,
-    Writer,
-    set_field,
-)
+from kapudf_cli import Handler, Point, State, set_field
+
+if TYPE_CHECKING:
+    from kapudf_cli.handler import Writer
+    from kapudf_cli.protocol import RestoreRequest, RestoreResponse
 
 
 class Count(State):

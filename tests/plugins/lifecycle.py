@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kapudf_cli import Handler, InitRequest, InitResponse, Point, Writer
+from kapudf_cli import Handler, Point
+
+if TYPE_CHECKING:
+    from kapudf_cli.handler import Writer
+    from kapudf_cli.protocol import InitRequest, InitResponse
 
 
 class Recorder(Handler):
@@ -28,8 +33,8 @@ class Recorder(Handler):
         self._record("point")
         self.agent.write_point(point)
 
-    def stop(self) -> None:
-        self._record("stop")
+    def teardown(self) -> None:
+        self._record("teardown")
         self.agent.write_point(Point(name="flushed"))
 
 

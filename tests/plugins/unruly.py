@@ -9,17 +9,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kapudf_cli import (
-    BATCH,
-    BeginBatch,
-    EndBatch,
-    Handler,
-    Point,
-    SnapshotResponse,
-    State,
-    set_field,
-)
+from kapudf_cli import BATCH, Handler, Point, State, set_field
+
+if TYPE_CHECKING:
+    from kapudf_cli.protocol import BeginBatch, EndBatch, SnapshotResponse
 
 #: From so many points on, `Unkept` has no snapshot to give.
 MOST_KEPT = 10

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapudf_cli import BeginBatch, EndBatch, Point, drop_field, set_field
+from kapudf_cli import Point, set_field
+from kapudf_cli.handler import drop_field
 from kapudf_cli.handler.batches import Batch, batch_messages
+from kapudf_cli.protocol import BeginBatch, EndBatch
 from kapudf_cli.testing import grouped, lines
 from kapudf_cli.tools.replay import differences
 from kapudf_cli.tools.replay.formats import DifferenceFormat

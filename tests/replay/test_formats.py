@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli import BeginBatch, EndBatch, Point, set_field
+from kapudf_cli import Point, set_field
+from kapudf_cli.protocol import BeginBatch, EndBatch
 from kapudf_cli.testing import grouped, lines
 from kapudf_cli.tools.recordings.recording import Kind, open_recording
 from kapudf_cli.tools.replay.formats import JsonFormat, LineFormat, TableFormat

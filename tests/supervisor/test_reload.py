@@ -173,7 +173,7 @@ FAILS_AT_INIT = """
 """
 REFUSES_INIT = """
     def init(self, request):
-        from kapudf_cli import InitResponse
+        from kapudf_cli.protocol import InitResponse
         return InitResponse(error="not in this version")
 """
 FAILS_AT_RESTORE = """
@@ -182,7 +182,7 @@ FAILS_AT_RESTORE = """
 """
 REFUSES_RESTORE = """
     def restore(self, request):
-        from kapudf_cli import RestoreResponse
+        from kapudf_cli.protocol import RestoreResponse
         return RestoreResponse(error="a snapshot of another version")
 """
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapudf_cli import (
+from kapudf_cli.protocol import (
     BOOL,
     DOUBLE,
     DURATION,

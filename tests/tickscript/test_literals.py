@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapudf_cli import BOOL, DOUBLE, DURATION, INT, STRING, OptionValue
+from kapudf_cli.protocol import BOOL, DOUBLE, DURATION, INT, STRING, OptionValue
 from kapudf_cli.tickscript.literals import read_literal, write_duration, write_literal
 
 TEXT = st.one_of(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from kapudf_cli import (
-    BATCH,
+from kapudf_cli import BATCH, STREAM
+from kapudf_cli.protocol import (
     BOOL,
     DOUBLE,
     DURATION,
     INT,
-    STREAM,
     STRING,
     InfoResponse,
     OptionInfo,
