@@ -63,13 +63,17 @@ def _faults_of_handlers(settings: Settings, *, set_up: bool) -> list[str]:
     """Return an error for each handler that cannot be loaded or, with `set_up`, be set up."""
     from kapudf_cli import plugins
     from kapudf_cli.plugin_errors import PluginError
+    from kapudf_cli.worker.fork_safety import Baseline
 
     faults = []
     for name, function in settings.functions.items():
+        before = Baseline()
         try:
             handler = plugins.find(function.handler).load()
             if set_up:
                 plugins.set_up(handler)
+            if set_up and function.preload:
+                before.check(handler)
         except PluginError as error:
             faults.append(f"functions.{name}.handler: {error}")
     return faults

@@ -92,10 +92,11 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, An
         socket_path: where Kapacitor connects.
         started_s: when the supervisor started, of the monotonic clock.
     """
+    loaded = pool.loaded
     return {
         "function": pool.name,
-        "handler": pool.handler,
-        "code": None if pool.code is None else msgspec.structs.asdict(pool.code),
+        "handler": "" if loaded is None else loaded.handler,
+        "code": None if loaded is None else msgspec.structs.asdict(loaded.code),
         "socket": socket_path,
         "supervisor": {
             "pid": os.getpid(),

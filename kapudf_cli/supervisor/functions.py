@@ -246,10 +246,11 @@ class Functions:
                 sockets.listens = True
                 sockets.socket_file.listen()
                 self._listeners.add(sockets, sockets.socket_file)
+            loaded = function.pool.loaded
             self._log.info(
                 "listening",
                 function=function.pool.name,
-                handler=function.pool.handler,
+                handler="" if loaded is None else loaded.handler,
                 socket=sockets.socket_file.path,
             )
         self._dismiss_replaced()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -11,10 +10,10 @@ from kapudf_cli.supervisor.acceptance import accept
 from kapudf_cli.supervisor.dispatch import Dispatch
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.replacement import (
-    Missing,
+    CheckInterval,
     Recycling,
     Reloaded,
-    RestartBackoff,
+    ReloadResults,
     WorkerUsage,
 )
 from kapudf_cli.supervisor.routes import (
@@ -25,7 +24,8 @@ from kapudf_cli.supervisor.routes import (
     Switch,
     WorkerState,
 )
-from kapudf_cli.supervisor.starter import Starter
+from kapudf_cli.supervisor.starter import LONG_START_S, Starter
+from kapudf_cli.supervisor.templates import Templates
 from kapudf_cli.supervisor.worker_death import WorkerDeath
 from kapudf_cli.supervisor.worker_process import WorkerReports
 from kapudf_cli.worker import channel
@@ -44,19 +44,6 @@ if TYPE_CHECKING:
     from kapudf_cli.system.socket_file import SocketFile
     from kapudf_cli.worker.channel import Report
 
-#: A handler that takes longer to import may never be imported: it does not keep other functions
-#: from starting, nor another reload from beginning.
-_LONG_START_S: Final = 10.0
-#: How many workers are started at once in place of dead ones. The first one that is ready takes
-#: the connections over; more would only take the processors from it.
-_MAX_STARTING: Final = os.cpu_count() or 1
-#: The pause before another attempt to start a worker that the system had no room for.
-_NO_ROOM_PAUSE_S: Final = 1.0
-#: The interval of connection checks. With thousands of connections it grows, so that checks take
-#: a tenth of the time at most, up to what heartbeats in time for Kapacitor allow.
-_TICK_S: Final = 0.2
-_TICK_SHARE: Final = 0.1
-_MAX_TICK_S: Final = 1.0
 #: How long a stop waits until each waiting connection has a worker.
 _PLACE_PATIENCE_S: Final = 1.0
 
@@ -80,6 +67,7 @@ class Pool:
         name: what a TICKscript calls.
         settings: of the function.
         deaths: how many workers have died unexpectedly.
+        loaded: what the workers have loaded that serve, None before the first one.
         has_failed: whether the code that was loaded last could not be imported.
     """
 
@@ -114,7 +102,7 @@ class Pool:
         self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._on_exit)
         self._root_log = log
         self._log = log.bind(function=name)
-        self._starter = Starter(
+        self._templates = Templates(
             name,
             logging,
             worker_numbers=worker_numbers,
@@ -123,20 +111,16 @@ class Pool:
             log=self._log,
         )
         self._dispatch = Dispatch(self._log)
+        self._starter = Starter(self._dispatch, self._templates, self._reports, self._log)
         self.deaths = 0
-        # What the workers have loaded that serve.
-        self._loaded: channel.Ready | None = None
+        self.loaded: channel.Ready | None = None
         self.has_failed = False
         self._was_ready = False
-        self._backoff = RestartBackoff()
         self._recycling = Recycling()
-        # Whether a reload has no result yet, and the results that were not taken yet.
-        self._reload_pending = False
-        self._reload_results: list[Reloaded] = []
+        self._reload_results = ReloadResults()
         self._phase = _Phase.RUNNING
         self._stopped_s = 0.0
-        self._ticked_s = 0.0
-        self._tick_s = _TICK_S
+        self._check_interval = CheckInterval()
 
     # --- queries ---
 
@@ -162,7 +146,7 @@ class Pool:
     @property
     def templates(self) -> list[WorkerProcess]:
         """The processes that fork workers, and have not ended."""
-        return self._starter.templates
+        return self._templates.processes
 
     def state_of(self, worker: WorkerProcess) -> WorkerState:
         """Return what a worker does."""
@@ -180,30 +164,12 @@ class Pool:
     @property
     def is_settled(self) -> bool:
         """Whether it is ready, or its workers have died as they started."""
-        return self.is_ready or self._backoff.vain_starts > 0
-
-    @property
-    def handler(self) -> str:
-        """The class of the handler that is served, empty until one is loaded."""
-        return "" if self._loaded is None else self._loaded.handler
-
-    @property
-    def code(self) -> channel.Code | None:
-        """The file that the handler was loaded from."""
-        return None if self._loaded is None else self._loaded.code
-
-    @property
-    def code_files(self) -> tuple[str, ...]:
-        """The files of its code, as far as they are imported."""
-        return () if self._loaded is None else self._loaded.files
+        return self.is_ready or self._starter.backoff.vain_starts > 0
 
     @property
     def starting(self) -> int:
         """How many workers load the handler, without those that take unusually long."""
-        return sum(
-            self._dispatch.state_of(each) is WorkerState.STARTING and each.age_s < _LONG_START_S
-            for each in self._dispatch.processes.values()
-        )
+        return self._starter.starting
 
     @property
     def is_reloading(self) -> bool:
@@ -211,7 +177,7 @@ class Pool:
         replacement = self._dispatch.router.replacement
         if replacement is None or replacement.reason is not Reason.RELOAD:
             return False
-        return all(self._dispatch.processes[each].age_s < _LONG_START_S for each in replacement.new)
+        return all(self._dispatch.processes[each].age_s < LONG_START_S for each in replacement.new)
 
     @property
     def may_accept(self) -> bool:
@@ -221,7 +187,7 @@ class Pool:
     @property
     def is_empty(self) -> bool:
         """Whether no worker and no template is left."""
-        return not self._dispatch.processes and not self._starter.templates
+        return not self._dispatch.processes and not self._templates.processes
 
     @property
     def needs_ticks(self) -> bool:
@@ -229,9 +195,9 @@ class Pool:
         return bool(
             self.connections
             or self._dispatch.router.replacement is not None
-            or self._backoff.is_pending
+            or self._starter.backoff.is_pending
             or self._dispatch.has_hung
-            or self._starter.needs_ticks
+            or self._templates.needs_ticks
             or any(
                 worker.channel_lost_s is not None for worker in self._dispatch.processes.values()
             )
@@ -244,7 +210,8 @@ class Pool:
         self.name = name
         self._log = self._root_log.bind(function=name)
         self._dispatch.use_log(self._log)
-        self._starter.rename(name, self._log)
+        self._templates.rename(name, self._log)
+        self._starter.use_log(self._log)
 
     def start(self) -> None:
         """Start the first workers.
@@ -253,10 +220,7 @@ class Pool:
             OSError: the system has no process, memory or descriptor left. Those that are missing
                 are started later.
         """
-        self._backoff.retry(time.monotonic())
-        for _ in range(self.settings.workers):
-            self._start_worker(Reason.DEATH)
-        self._backoff.cancel()
+        self._starter.start_first(self.settings)
 
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
@@ -274,25 +238,23 @@ class Pool:
         """Do what is due; to be called after each wait of the loop, a few times a second."""
         for worker in self.all_workers():
             self._reports.tick(worker)
-        is_time = not 0.0 <= now_s - self._ticked_s < self._tick_s
+        is_time = self._check_interval.is_over(now_s)
         if is_time:
             began_s = time.monotonic()
             self._dispatch.check_channels(
                 now_s, busy_limit_s=self.settings.busy_limit_s, is_stopping=self._is_stopping
             )
             self._dispatch.check(now_s)
-            took_s = time.monotonic() - began_s
-            self._ticked_s = now_s
-            self._tick_s = min(max(_TICK_S, took_s / _TICK_SHARE), _MAX_TICK_S)
+            self._check_interval.note(now_s, took_s=time.monotonic() - began_s)
         self._dispatch.kill_hung(now_s)
         if self._phase is not _Phase.KILLED:
             self._dispatch.place()
         if self._is_stopping:
             self._stop_workers(now_s)
         else:
-            self._start_missing(now_s)
+            self._starter.start_missing(self.settings, now_s, needs_spares=self.is_ready)
             if self.is_ready:
-                self._starter.tick(self.settings, self.all_workers())
+                self._templates.tick(self.settings, self.all_workers())
             if is_time:
                 self._recycle(now_s)
             self._dispatch.move(now_s)
@@ -321,35 +283,22 @@ class Pool:
             self._finish_reload()
         self._cancel_replacement("another reload began")
         self._log.info("reload begins", workers=settings.workers)
-        new: list[WorkerProcess] = []
-        old = tuple(self._dispatch.router.workers)
-        try:
-            for _ in range(settings.workers):
-                new.append(  # noqa: PERF401 - some are kept
-                    self._watch(self._starter.start(settings, for_reload=True))
-                )
-        except OSError:
-            self._dispatch.router.begin(Replacement(Reason.RELOAD, _numbers(new)))
-            self._execute(self._dispatch.router.cancel_replacement())
-            self._starter.cancel_reload()
-            raise
-        self._reload_pending = True
-        self._dispatch.router.begin(Replacement(Reason.RELOAD, _numbers(new), old, settings))
+        self._starter.start_for_reload(settings)
+        self._reload_results.begin()
 
     def take_reload_results(self) -> list[Reloaded]:
         """Return the results of reloads that are known now, each of them once, in their order."""
-        results, self._reload_results = self._reload_results, []
-        return results
+        return self._reload_results.take()
 
     def stop(self) -> None:
         """Let every worker process what has arrived, and end."""
         self._phase = _Phase.PLACING
-        self._backoff.cancel()
+        self._starter.backoff.cancel()
         self._cancel_replacement("kapudf was told to stop")
         self._execute(self._dispatch.router.abandon_moves())
         self._stopped_s = time.monotonic()
         if not self._dispatch.router.has_waiting:
-            self._starter.stop_loading()
+            self._templates.stop_loading()
             for worker in self.all_workers():
                 if self._dispatch.state_of(worker) is WorkerState.STARTING:
                     # It serves no connection, and the import of its handler may not end.
@@ -359,7 +308,7 @@ class Pool:
     def kill(self) -> None:
         """End every worker at once, and start no other."""
         self._phase = _Phase.KILLED
-        self._starter.kill()
+        self._templates.kill()
         for worker in self.all_workers():
             worker.kill()
 
@@ -407,7 +356,7 @@ class Pool:
             self._execute(orders)
             return
         try:
-            self._start_worker(Reason.RECYCLING, (usage.worker.number,))
+            self._starter.start(self.settings, Reason.RECYCLING, (usage.worker.number,))
         except OSError as error:
             self._log.error("worker cannot be recycled", error=str(error))
             self._recycling.pause(now_s)
@@ -430,14 +379,13 @@ class Pool:
             self.settings = replacement.settings
             for connection in self.connections.values():
                 connection.watch.limit_s = self.settings.busy_limit_s
-            self._starter.switch()
+            self._templates.switch()
         self._was_ready = True
         self._note_loaded(replacement.new[-1])
         self._log.info(
             "new workers serve",
             workers=list(replacement.new),
-            handler=self.handler,
-            code=str(self.code),
+            **self._loaded_facts(),
         )
 
     # --- what workers report ---
@@ -471,8 +419,14 @@ class Pool:
 
     def _note_loaded(self, worker: int) -> None:
         """Keep what a worker has loaded that serves now."""
-        self._loaded = self._dispatch.processes[worker].loaded
+        self.loaded = self._dispatch.processes[worker].loaded
         self.has_failed = False
+
+    def _loaded_facts(self) -> dict[str, str]:
+        """Return the handler and its code, for the log."""
+        if self.loaded is None:
+            return {}
+        return {"handler": self.loaded.handler, "code": str(self.loaded.code)}
 
     def _on_failed(self, worker: WorkerProcess, report: channel.Failed) -> None:
         self.has_failed = True
@@ -488,54 +442,11 @@ class Pool:
 
     # --- workers that come and go ---
 
-    def _watch(self, worker: WorkerProcess) -> WorkerProcess:
-        """Look after a worker that was just started."""
-        self._dispatch.processes[worker.number] = worker
-        self._reports.watch(worker)
-        return worker
-
-    def _start_worker(self, reason: Reason, old: tuple[int, ...] = ()) -> None:
-        """Start a worker with the current settings."""
-        worker = self._watch(self._starter.start(self.settings))
-        self._dispatch.router.begin(Replacement(reason, (worker.number,), old))
-
-    def _start_missing(self, now_s: float) -> None:
-        """Start the workers and spares that are missing, if it is time to."""
-        room = _MAX_STARTING - self.starting
-        if room <= 0:
-            return
-        is_due = self._backoff.take_due(now_s)
-        router = self._dispatch.router
-        missing = Missing(
-            workers=self.settings.workers - router.places_filled if is_due else 0,
-            spares=self.settings.standby - router.spares if self._needs_spares else 0,
-        )
-        now = missing.within(room)
-        try:
-            for _ in range(now.workers):
-                self._start_worker(Reason.DEATH)
-            for _ in range(now.spares):
-                self._start_worker(Reason.STANDBY)
-        except OSError as error:
-            self._log.error("worker cannot start", error=str(error))
-            self._backoff.retry(time.monotonic(), pause_s=_NO_ROOM_PAUSE_S)
-        else:
-            if is_due and missing.workers > now.workers:
-                self._backoff.retry(time.monotonic())
-
-    @property
-    def _needs_spares(self) -> bool:
-        """Whether spares that are missing are to be started now."""
-        is_settled = self.is_ready and self._dispatch.router.replacement is None
-        return is_settled and not self._backoff.is_pending
-
     def _cancel_replacement(self, problem: str) -> None:
         """Dismiss the new workers of a reload or recycling, if one is under way."""
         self._execute(self._dispatch.router.cancel_replacement())
-        self._starter.cancel_reload()
-        if self._reload_pending:
-            self._reload_pending = False
-            self._reload_results.append(Reloaded(problem=problem))
+        self._templates.cancel_reload()
+        self._reload_results.add(Reloaded(problem=problem))
 
     def _fail_replacement(self, replacement: Replacement | None, problem: str) -> None:
         """Give up a reload or recycling, because one of its new workers cannot serve."""
@@ -550,12 +461,11 @@ class Pool:
 
     def _finish_reload(self) -> None:
         """Note the result of a reload whose connections have all been handed over."""
-        if self._reload_pending:
-            self._reload_pending = False
+        if self._reload_results.is_pending:
             states = [each.route.state for each in self.connections.values()]
             stay = states.count(ConnectionState.PINNED)
-            code = f"{self.handler} of {self.code}"
-            self._reload_results.append(Reloaded(len(states) - stay, stay, code=code))
+            code = "{handler} of {code}".format(**self._loaded_facts())
+            self._reload_results.add(Reloaded(len(states) - stay, stay, code=code))
 
     def _on_exit(self, worker: WorkerProcess) -> None:
         """Handle a worker's end, expected or not."""
@@ -580,21 +490,14 @@ class Pool:
             self._serve_the_rest()
         elif state not in {WorkerState.RETIRING, WorkerState.DISMISSED} and not was_new:
             now_s = time.monotonic()
-            self._backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
-            self._start_missing(now_s)
+            self._starter.backoff.note_death(now_s, age_s=worker.age_s, has_worked=has_worked)
+            self._starter.start_missing(self.settings, now_s, needs_spares=self.is_ready)
 
     def _serve_the_rest(self) -> None:
-        """Start one more worker during a stop, for connections whose last worker died."""
+        """During a stop, have one more worker serve the connections whose last one died."""
         if self._dispatch.processes:
             return
         if self._dispatch.router.has_waiting and self._phase is not _Phase.KILLED:
-            try:
-                self._start_worker(Reason.DEATH)
-            except OSError as error:
-                self._log.error("worker cannot start", error=str(error))
+            self._starter.start_last(self.settings)
         else:
-            self._starter.stop()
-
-
-def _numbers(workers: Iterable[WorkerProcess]) -> tuple[int, ...]:
-    return tuple(each.number for each in workers)
+            self._templates.stop()

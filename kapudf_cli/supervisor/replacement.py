@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 W = TypeVar("W")
 
+#: The interval of checks of connections. With thousands of connections it grows, so that checks
+#: take a tenth of the time at most, up to what heartbeats in time for Kapacitor allow.
+_CHECK_INTERVAL_S: Final = 0.2
+_CHECK_SHARE: Final = 0.1
+_MAX_CHECK_INTERVAL_S: Final = 1.0
 #: The pause before a worker is replaced that died without having done anything, doubled each
 #: time.
 _FIRST_PAUSE_S: Final = 0.1
@@ -43,6 +48,53 @@ class Reloaded:
     stay: int = 0
     problem: str | None = None
     code: str = ""
+
+
+class ReloadResults:
+    """The results of reloads, in their order.
+
+    Attributes:
+        is_pending: whether a reload has no result yet.
+    """
+
+    def __init__(self) -> None:
+        """Begin without reloads."""
+        self.is_pending = False
+        self._results: list[Reloaded] = []
+
+    def begin(self) -> None:
+        """Note that a reload began."""
+        self.is_pending = True
+
+    def add(self, result: Reloaded) -> None:
+        """Note the result of the reload under way, if there is one."""
+        if self.is_pending:
+            self.is_pending = False
+            self._results.append(result)
+
+    def take(self) -> list[Reloaded]:
+        """Return the results that are known now, each of them once."""
+        results, self._results = self._results, []
+        return results
+
+
+class CheckInterval:
+    """The interval of checks, longer if they take long."""
+
+    def __init__(self) -> None:
+        """Begin with a check that is due."""
+        self._checked_s = -math.inf
+        self._interval_s = _CHECK_INTERVAL_S
+
+    def is_over(self, now_s: float) -> bool:
+        """Return whether the next check is due, at the time of a monotonic clock."""
+        return not 0.0 <= now_s - self._checked_s < self._interval_s
+
+    def note(self, now_s: float, *, took_s: float) -> None:
+        """Note a check that took some time, in seconds."""
+        self._checked_s = now_s
+        longer_s = took_s / _CHECK_SHARE
+        self._interval_s = min(max(_CHECK_INTERVAL_S, longer_s), _MAX_CHECK_INTERVAL_S)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ class Supervisor:
         """Watch the code of all functions; after a failed import, also for new files."""
         pools = self._functions.pools()
         code_watch.follow(
-            (file for pool in pools for file in pool.code_files),
+            (file for pool in pools if pool.loaded for file in pool.loaded.files),
             new_files=any(pool.has_failed for pool in pools),
         )
 

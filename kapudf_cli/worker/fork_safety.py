@@ -41,11 +41,12 @@ _WORD: Final = struct.Struct("@Q")
 
 
 class Baseline:
-    """The sockets that a process had open before its handler was loaded."""
+    """What a process had before a handler was loaded, which is no fault of the handler."""
 
     def __init__(self) -> None:
-        """Note those that are open now."""
-        self._sockets = set(_streams())
+        """Note the threads, event loops and connections that there are now."""
+        self._descriptors = set(_streams())
+        self._known = set(self._reasons())
 
     def check(self, handler: type[Handler]) -> None:
         """Check that the process can be forked.
@@ -54,16 +55,19 @@ class Baseline:
             PreloadError: it cannot; the error names each thread, event loop and connection.
         """
         deadline = time.monotonic() + _PATIENCE_S
-        while (reasons := self._reasons()) and time.monotonic() < deadline:
+        while (reasons := self._new_reasons()) and time.monotonic() < deadline:
             time.sleep(_PAUSE_S)
         if reasons:
             raise PreloadError(handler.__name__, list(dict.fromkeys(reasons)))
+
+    def _new_reasons(self) -> list[str]:
+        return [each for each in self._reasons() if each not in self._known]
 
     def _reasons(self) -> list[str]:
         """Return why the process cannot be forked now; nothing if it can."""
         reasons = [*_threads(), *_native_threads(), *_event_loops()]
         for descriptor, name in _streams().items():
-            if descriptor not in self._sockets:
+            if descriptor not in self._descriptors:
                 reasons.append(f"{name} is open")
         return reasons
 

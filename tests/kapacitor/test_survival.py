@@ -7,6 +7,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.conftest import plugin
 from tests.kapacitor.daemon import TaskStatus
 from tests.kapacitor.lines import BY_HOST, line
@@ -138,11 +140,12 @@ def test_a_handler_that_hangs_loses_its_point_and_the_task_goes_on(
     assert process.event("handler hangs, its worker is replaced")["task_id"] == "hanging"
 
 
-def test_a_kapacitord_that_starts_while_a_handler_is_imported_waits_for_it(
-    short_folder: Path, kapacitor: Kapacitor, socket_path: str
+@pytest.mark.parametrize("part", ["import", "setup_worker"])
+def test_a_kapacitord_that_starts_while_a_handler_is_loaded_waits_for_it(
+    short_folder: Path, kapacitor: Kapacitor, socket_path: str, part: str
 ) -> None:
     """Longer than its timeout, at the start of kapudf and after a death. No task fails."""
-    slow = SlowImport(short_folder)
+    slow = SlowImport(short_folder, part)
     section = udf_section(socket_path, timeout="2s")
     slow.hold_up()
     with ServeProcess("--socket", socket_path, "--handler", slow.handler) as process:

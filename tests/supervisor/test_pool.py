@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kapudf_cli.config import Settings
-from kapudf_cli.supervisor import starter
+from kapudf_cli.supervisor import templates
 from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.replacement import Reloaded
@@ -43,7 +43,7 @@ class Room:
         self.left = left
         self.started: list[WorkerProcess] = []
         self._start = WorkerProcess
-        monkeypatch.setattr(starter, "WorkerProcess", self)
+        monkeypatch.setattr(templates, "WorkerProcess", self)
 
     def __call__(self, begin: Start) -> WorkerProcess:
         if not self.left:
@@ -256,11 +256,13 @@ def test_after_a_failed_reload_the_handler_that_serves_is_shown(loop: Loop, tmp_
     file = tmp_path / "rejected.py"
     file.write_text(FOR_ONE.format(gate=str(tmp_path / "gate")), encoding="utf-8")
     pool = loop.start_pool(SETTINGS)
-    before = pool.code
+    before = pool.loaded
+    assert before is not None
+    assert before.handler == "Mirror"
     wanted = msgspec.structs.replace(SETTINGS, handler=f"{file}:Rejected", workers=2)
     pool.reload(wanted)
     assert loop.reload_result(pool).problem is not None
-    assert (pool.handler, pool.code) == ("Mirror", before)
+    assert pool.loaded is before
 
 
 def test_a_long_wait_for_a_worker_is_logged_once(

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.supervisor.routes import WorkerState
-from kapudf_cli.supervisor.starter import TemplateRoles
+from kapudf_cli.supervisor.templates import TemplateRoles
 from kapudf_cli.worker import template
 from tests.processes import await_end, is_alive
 from tests.run_kapudf import run_kapudf
@@ -27,6 +27,7 @@ from tests.supervisor.ongoing import (
     kapudf,
     serving_pid,
     status_of,
+    write_config,
 )
 from tests.supervisor.tasks import play
 from tests.supervisor.workers import SETTINGS
@@ -152,6 +153,19 @@ def test_what_a_fork_would_break_is_refused(socket_path: str, tmp_path: Path, ki
     assert "create it in setup instead" in result.stderr
 
 
+def test_what_a_fork_would_break_is_a_fault_of_a_preloaded_function_alone(tmp_path: Path) -> None:
+    code = Code(tmp_path)
+    code.change(UNSAFE["thread"])
+    config = tmp_path / "kapudf.yaml"
+    function = {"handler": code.handler, "socket": f"{tmp_path}/f.sock"}
+    write_config(config, {"f": function})
+    kapudf("check-config", str(config))
+    write_config(config, {"f": {**function, "preload": True}})
+    told = kapudf("check-config", str(config), status=2)
+    assert "functions.f.handler: Count cannot be preloaded: " in told
+    assert REASONS["thread"] in told
+
+
 def test_a_handler_that_cannot_be_loaded_is_named(socket_path: str) -> None:
     arguments = ("serve", "--preload", "--socket", socket_path, "--handler", "no-such-handler")
     result = run_kapudf(*arguments)
@@ -183,7 +197,7 @@ def test_a_template_that_dies_is_replaced(loop: Loop, also: str) -> None:
 def test_a_template_that_does_not_fork_is_replaced(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kapudf_cli.supervisor.starter._FORK_PATIENCE_S", 0.2)
+    monkeypatch.setattr("kapudf_cli.supervisor.templates._FORK_PATIENCE_S", 0.2)
     pool = loop.start_pool(PRELOADED)
     (frozen,), (worker,) = pool.templates, pool.all_workers()
     os.kill(frozen.pid, signal.SIGSTOP)

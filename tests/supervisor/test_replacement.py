@@ -1,10 +1,15 @@
-"""When dead workers are replaced, with a simulated clock."""
+"""When dead workers are replaced and connections are checked, with a simulated clock."""
 
 from __future__ import annotations
 
 import pytest
 
-from kapudf_cli.supervisor.replacement import RestartBackoff
+from kapudf_cli.supervisor.replacement import (
+    CheckInterval,
+    Reloaded,
+    ReloadResults,
+    RestartBackoff,
+)
 
 
 @pytest.fixture
@@ -112,3 +117,26 @@ def test_no_worker_is_replaced_after_a_cancellation(backoff: RestartBackoff) -> 
     backoff.cancel()
     assert not backoff.is_pending
     assert not backoff.take_due(1e9)
+
+
+@pytest.mark.parametrize(("took_s", "interval_s"), [(0.0, 0.2), (0.05, 0.5), (3.0, 1.0)])
+def test_checks_that_take_long_are_made_less_often(took_s: float, interval_s: float) -> None:
+    interval = CheckInterval()
+    assert interval.is_over(0.0)
+    interval.note(100.0, took_s=took_s)
+    assert not interval.is_over(100.0 + interval_s - 0.01)
+    assert interval.is_over(100.0 + interval_s)
+
+
+def test_each_reload_has_one_result() -> None:
+    results = ReloadResults()
+    results.add(Reloaded(problem="there was no reload"))
+    assert results.take() == []
+    for problem in ("first", "second"):
+        results.begin()
+        assert results.is_pending
+        results.add(Reloaded(problem=problem))
+        results.add(Reloaded(problem="too late"))
+    assert not results.is_pending
+    assert [each.problem for each in results.take()] == ["first", "second"]
+    assert results.take() == []
