@@ -120,7 +120,8 @@ def _library_of(task: int) -> str | None:
     libraries = _code_ranges()
     with open("/proc/self/mem", "rb", buffering=0) as memory:
         stack = os.pread(memory.fileno(), _STACK_BYTES, int(call[-2], 16))
-    for (word,) in _WORD.iter_unpack(stack[: len(stack) // _WORD.size * _WORD.size]):
+    whole = stack[: len(stack) // _WORD.size * _WORD.size]
+    for word in (int(call[-1], 16), *(word for (word,) in _WORD.iter_unpack(whole))):
         for start, end, path in libraries:
             if start <= word < end:
                 return os.path.basename(path)

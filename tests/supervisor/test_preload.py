@@ -106,6 +106,21 @@ def test_each_killed_worker_has_a_successor_that_goes_on_exactly(
     assert not is_alive(forker["pid"])
 
 
+def test_after_the_end_of_the_supervisor_the_template_ends_and_its_workers_go_on(
+    serve: Serve, socket_path: str, tmp_path: Path
+) -> None:
+    process = serve(Code(tmp_path).handler, "--preload")
+    (forker,) = status_of(socket_path)["templates"]
+    worker = serving_pid(socket_path)
+    with OngoingTask(socket_path) as task:
+        task.await_version(1)
+        process.signal(signal.SIGKILL)
+        await_end(forker["pid"])
+        task.await_more()
+        assert check_count(task) == [1]
+    await_end(worker)
+
+
 def test_a_reload_makes_a_new_template(serve: Serve, socket_path: str, tmp_path: Path) -> None:
     code = Code(tmp_path)
     process = serve(code.handler, "--preload", "--workers", "2")
