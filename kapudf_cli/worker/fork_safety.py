@@ -7,6 +7,7 @@ processes.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import os
@@ -46,7 +47,7 @@ class Baseline:
     def __init__(self) -> None:
         """Note the threads, event loops and connections that there are now."""
         self._descriptors = set(_streams())
-        self._known = set(self._reasons())
+        self._known = collections.Counter(self._reasons())
 
     def check(self, handler: type[Handler]) -> None:
         """Check that the process can be forked.
@@ -58,10 +59,11 @@ class Baseline:
         while (reasons := self._new_reasons()) and time.monotonic() < deadline:
             time.sleep(_PAUSE_S)
         if reasons:
-            raise PreloadError(handler.__name__, list(dict.fromkeys(reasons)))
+            raise PreloadError(handler.__name__, reasons)
 
     def _new_reasons(self) -> list[str]:
-        return [each for each in self._reasons() if each not in self._known]
+        # Two threads may be described by the same words.
+        return list(collections.Counter(self._reasons()) - self._known)
 
     def _reasons(self) -> list[str]:
         """Return why the process cannot be forked now; nothing if it can."""
