@@ -33,6 +33,8 @@ _MAX_REPORTS: Final = 64
 #: How long a worker gets no connections after it could not serve one; doubled each time.
 _FIRST_REST_S: Final = 0.5
 _MAX_REST_S: Final = 5.0
+#: How long the exit of a template may take after its channels are closed.
+_TEMPLATE_PATIENCE_S: Final = 0.5
 
 
 class WorkerProcess:
@@ -261,24 +263,28 @@ class WorkerProcess:
     def has_exited(self) -> bool:
         """Whether the process has ended, so that `reap` does not wait.
 
-        One that the template has not forked has ended once its channel is closed.
+        One that its template has not forked has ended once its channel is closed. How the
+        template has ended is usually known a moment later.
         """
         if self._process is None:
-            return self.channel_lost_s is not None
+            if self.channel_lost_s is None:
+                return False
+            waits_s = time.monotonic() - self.channel_lost_s
+            is_known = self.template is None or self.template.has_exited
+            return is_known or waits_s > _TEMPLATE_PATIENCE_S
         return self._process.poll() is not None
 
     def reap(self) -> str:
         """Wait for its end; return the exit status or the signal in words."""
         self.channel.close()
-        if self._process is None:
-            return "the end of its template"
-        status = self._process.wait()
-        if status >= 0:
-            return f"exit status {status}"
-        try:
-            return signal.Signals(-status).name
-        except ValueError:
-            return f"signal {-status}"
+        if self._process is not None:
+            return _in_words(self._process.wait())
+        template = None if self.template is None else self.template.poll()
+        return "not forked" if template is None else f"{_in_words(template)} of its template"
+
+    def poll(self) -> int | None:
+        """Return its exit status, negative for a signal; None while it runs."""
+        return None if self._process is None else self._process.poll()
 
     def finished_connections(self) -> set[int]:
         """Return connections that it has logged as finished and not reported; see `FinishList`."""
@@ -289,6 +295,16 @@ class WorkerProcess:
         for descriptor in (self._dump, self._finishes, self.exit_notice):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+
+def _in_words(status: int) -> str:
+    """Return an exit status, negative for a signal, in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
 
 
 class WorkerReports:

@@ -181,6 +181,16 @@ def test_what_a_fork_would_break_is_a_fault_of_a_preloaded_function_alone(tmp_pa
     assert REASONS["thread"] in told
 
 
+def test_a_reload_says_how_its_template_died(loop: Loop, tmp_path: Path) -> None:
+    code = Code(tmp_path)
+    code.change("import os\nos.abort()\n")
+    pool = loop.start_pool(PRELOADED)
+    pool.reload(msgspec.structs.replace(PRELOADED, handler=code.handler))
+    problem = loop.reload_result(pool).problem
+    assert problem == "a new worker died: SIGABRT of its template"
+    loop.turn_until(lambda: serves(pool) and len(pool.templates) == 1)
+
+
 def test_a_handler_that_cannot_be_loaded_is_named(socket_path: str) -> None:
     arguments = ("serve", "--preload", "--socket", socket_path, "--handler", "no-such-handler")
     result = run_kapudf(*arguments)
