@@ -20,6 +20,7 @@ from kapudf_cli.agent.checkpoints import DEFAULT_SNAPSHOT_INTERVAL_S
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR, OnError
 from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS, MAX_LINGER_MS
 from kapudf_cli.errors import ConfigError
+from kapudf_cli.handler.concurrency import MAX_CONCURRENCY
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
 from kapudf_cli.system import logs  # noqa: TC001 - msgspec reads the annotations at run time
 from kapudf_cli.tickscript.identifiers import identifier, name_problem
@@ -88,6 +89,14 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
     preload: Annotated[bool, Meta(description="true or false")] = False
     standby: Annotated[int, Meta(ge=0, le=8, description="a number of processes from 0 to 8")] = 0
     on_error: Annotated[OnError, Meta(description="fail, skip or restart")] = DEFAULT_ON_ERROR
+    concurrency: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)] | None,
+        Meta(description=f"a number of calls from 1 to {MAX_CONCURRENCY}, or null for the class's"),
+    ] = None
+    timeout_s: Annotated[
+        Annotated[float, Meta(gt=0, le=86_400)] | None,
+        Meta(description="a number of seconds above 0, at most 86400, or null for the class's"),
+    ] = None
     snapshot_interval_s: Annotated[
         float, Meta(ge=0.1, le=3600, description="a number of seconds from 0.1 to 3600")
     ] = DEFAULT_SNAPSHOT_INTERVAL_S

@@ -55,6 +55,8 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
     ],
     "workers": [-1, 65, 1.0, "1", True, None, [], [1], {}, {"count": 1}],
     "on_error": ["ignore", "Fail", "", 1, True, None, [], ["skip"], {}, {"skip": True}],
+    "concurrency": [0, -1, 1.5, 1025, "16", True, [], [16], {}, {"calls": 16}],
+    "timeout_s": [0, -1, 86_401, "5", True, float("nan"), [], [5], {}, {"s": 5}],
     "snapshot_interval_s": [0, 0.05, 3601, "10", True, None, float("nan"), [], [10], {}],
     "journal_mb": [0, 0.05, 1025, "32", True, None, float("inf"), [], [32], {}],
     "busy_limit_s": [0, 0.9, 86_401, "300", True, None, float("nan"), [], [300], {}],

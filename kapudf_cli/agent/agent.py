@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 
 from kapudf_cli.agent import forks
 from kapudf_cli.agent.checkpoints import NoCheckpoints
-from kapudf_cli.agent.dispatcher import Dispatcher, RefusedError
+from kapudf_cli.agent.dispatcher import RefusedError
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.agent.errors import HandlerError, WorkerLostError
-from kapudf_cli.agent.handler_caller import HandlerCaller, is_caused_by
+from kapudf_cli.agent.handler_caller import is_caused_by
 from kapudf_cli.agent.handover import HandedOver, Handover
-from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.agent.parts import PartSettings, assemble
 from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS
-from kapudf_cli.agent.read_loop import ReadLoop
-from kapudf_cli.agent.recovery import Recovery
 from kapudf_cli.agent.turns import turn_of
 from kapudf_cli.errors import KapudfError, describe
 from kapudf_cli.handler.errors import ConnectionClosedError
@@ -30,8 +28,6 @@ from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.order import Incoming
 from kapudf_cli.protocol.raw_points import KNOWN_FRAMES
-from kapudf_cli.protocol.request_reader import RequestReader
-from kapudf_cli.protocol.udf_pb2 import STREAM
 from kapudf_cli.transport import ReadPaused
 from kapudf_cli.transport.stream import ConnectionStats
 
@@ -102,6 +98,8 @@ class Agent:
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         linger_ms: float = DEFAULT_LINGER_MS,
         on_error: OnError = DEFAULT_ON_ERROR,
+        concurrency: int | None = None,
+        timeout_s: float | None = None,
         checkpoints: Checkpoints | None = None,
         resume_plan: ResumePlan | None = None,
         age_s: float = 0.0,
@@ -118,6 +116,8 @@ class Agent:
             max_frame_bytes: the longest frame received or sent, in bytes.
             linger_ms: the longest pause before a read under load, in milliseconds.
             on_error: what happens when the handler raises an exception over data.
+            concurrency: the most calls of an async method at once; by default, as its class says.
+            timeout_s: how long each may take, in seconds; by default, as its class says.
             checkpoints: stores the handler's state; by default nothing is stored.
             resume_plan: how to take the connection over, if another agent had it.
             age_s: how long ago the connection began, in seconds.
@@ -139,24 +139,24 @@ class Agent:
         self._on_crash = on_crash
         self._turn = turn_of(handler, on_turn)
         stream.on_full = self._turn.suspend
-        self._outbox = Outbox(
-            stream,
+        settings = PartSettings(
             turn=self._turn,
             max_frame_bytes=max_frame_bytes,
-            on_failure=stream.interrupt,
-            provides=getattr(handler, "provides", STREAM),
+            linger_ms=linger_ms,
+            on_error=on_error,
+            concurrency=concurrency,
+            timeout_s=timeout_s,
+            on_init=on_init,
+            on_failure=self._interrupt,
         )
+        parts = assemble(stream, handler, self._checkpoints, settings)
+        self._outbox, self._caller, self._dispatcher = parts.outbox, parts.caller, parts.dispatcher
+        self._requests, self._recovery = parts.requests, parts.recovery
+        self._read_loop = parts.read_loop
         if resume_plan is not None:
             # Heartbeats too: one must not split a message that the last agent left unsent.
             with self._outbox.changing() as output:
                 output.defer_others()
-        self._caller = HandlerCaller(handler, self._outbox, self._turn)
-        self._dispatcher = Dispatcher(
-            self._caller, self._outbox, on_error=on_error, on_init=on_init
-        )
-        self._requests = RequestReader(max_frame_bytes)
-        self._recovery = Recovery(self._dispatcher, self._requests, self._checkpoints)
-        self._read_loop = ReadLoop(stream, self._dispatcher, self._recovery, linger_ms=linger_ms)
         self._stopping = False
         self._handover = Handover(takes_over=resume_plan is not None)
 
@@ -165,11 +165,16 @@ class Agent:
     def stop(self) -> None:
         """Process what has arrived, then end; returns at once."""
         self._stopping = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         self._stream.interrupt()
+        self._read_loop.wake()
 
     def abort(self) -> None:
         """Break the connection: no call blocks any longer for a peer that does not read."""
         self._stream.abort()
+        self._read_loop.abort()
         self._handover.stop_waiting()
 
     def pause(self, on_paused: Callable[[], None]) -> None:
@@ -180,6 +185,7 @@ class Agent:
         """
         self._handover.request(on_paused)
         self._stream.pause()
+        self._read_loop.wake()
 
     def go(self) -> None:
         """Go on after a pause or a takeover."""
@@ -219,7 +225,7 @@ class Agent:
 
         Raises nothing: every failure is in the summary, unless `on_crash` raises.
         """
-        with forks.disabled_in_children(self._disable_in_child):
+        with forks.disabled_in_children(self._disable_in_child), self._caller.running():
             return self._run()
 
     def _run(self) -> ConnectionSummary:
@@ -257,6 +263,7 @@ class Agent:
         forks.end_child_on_call(self._caller, "call", "blame")
         forks.end_child_on_call(self._dispatcher, "dispatch", "drop", "failed")
         forks.end_child_on_call(self._requests, "decode")
+        self._caller.end_in_child()
         # Known frames are decoded without calling `decode`.
         KNOWN_FRAMES.clear()
 

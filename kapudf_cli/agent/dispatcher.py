@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerCaller
     from kapudf_cli.agent.outbox import Outbox
-    from kapudf_cli.handler.output import Returned
+    from kapudf_cli.handler.output import MaybeAsync, Returned
     from kapudf_cli.protocol.codec import DataMessage, RequestMessage, ResponseMessage
     from kapudf_cli.protocol.raw_points import RawPoint
     from kapudf_cli.protocol.request_reader import ReadRequest
@@ -138,6 +138,14 @@ class Dispatcher:
         self.stateless = False
         self._skips_batch = False
         self._keepalives_since_init = 0
+
+    @property
+    def allows_checkpoint(self) -> bool:
+        """Whether a snapshot of the handler would contain just what the counted input has done."""
+        return True
+
+    def drain(self) -> None:
+        """Wait until the handler has finished all requests that it was given."""
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
@@ -338,7 +346,7 @@ class Dispatcher:
     def _give(
         self,
         method: str,
-        call: Callable[[BeginBatch], Returned] | Callable[[EndBatch], Returned],
+        call: Callable[[BeginBatch], Returned] | Callable[[EndBatch], MaybeAsync],
         message: DataMessage,
         offset: int,
     ) -> Next:

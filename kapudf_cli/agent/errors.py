@@ -7,6 +7,10 @@ from kapudf_cli.handler.definition import advice_for
 from kapudf_cli.handler.errors import InvalidReturnError
 
 
+class CallTimeoutError(TimeoutError):
+    """A call of an async method took longer than `timeout_s`."""
+
+
 class HandlerError(KapudfError):
     """A method of a handler raised, or returned what cannot be written.
 
@@ -19,7 +23,7 @@ class HandlerError(KapudfError):
     """
 
     def __init__(self, handler: str, method: str, cause: BaseException) -> None:
-        if isinstance(cause, InvalidReturnError):
+        if isinstance(cause, InvalidReturnError | CallTimeoutError):
             super().__init__(f"{handler}.{cause}")
         else:
             super().__init__(f"{handler}.{method} raised {describe(cause)}{advice_for(cause)}")

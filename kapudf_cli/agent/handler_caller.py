@@ -5,6 +5,7 @@ The error is a HandlerError or a ConnectionClosedError.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
@@ -24,11 +25,11 @@ from kapudf_cli.protocol.udf_pb2 import (
 from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.agent.turns import Turn
-    from kapudf_cli.handler.output import RawReturned, Returned, Writer
+    from kapudf_cli.handler.output import MaybeAsync, RawReturned, Writer
     from kapudf_cli.handler.patch import PointPatch
     from kapudf_cli.protocol.raw_points import RawPoint
 
@@ -77,6 +78,14 @@ class HandlerCaller:
             problem = "the handler was stopped"
             raise ConnectionClosedError(problem)
         return self._handler
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Have in this thread what calls need: nothing, for plain methods."""
+        yield
+
+    def end_in_child(self) -> None:
+        """In a forked process: end it when the handler's code returns. `Agent` does it."""
 
     def create(self) -> None:
         """Create a handler. Raises as `call` does."""
@@ -129,7 +138,7 @@ class HandlerCaller:
 
     def point_calls(
         self,
-    ) -> tuple[Callable[[Point], Returned], Callable[[RawPoint], RawReturned]]:
+    ) -> tuple[Callable[[Point], MaybeAsync], Callable[[RawPoint], RawReturned]]:
         """Return what handles a decoded and an undecoded point, for a thread that has the turn."""
         return self.turn.guard(self.handler.point), self.turn.guard(self.raw_point)
 
@@ -192,7 +201,7 @@ class HandlerCaller:
             method = deprecated.last_method(type(handler))
             self.call(method, self._write_last, method, getattr(handler, method))
 
-    def _write_last(self, method: str, call: Callable[[], Returned]) -> None:
+    def _write_last(self, method: str, call: Callable[[], object]) -> None:
         write_returned(self._outbox, method, call())
 
     def stop_quietly(self) -> None:

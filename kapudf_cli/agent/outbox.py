@@ -363,14 +363,16 @@ class Outbox:
 
     def _write(self, message: DataMessage, expected: type, *, frame: bytes | None = None) -> None:
         """Check a handler's message and accept it, encoded as `frame` if given."""
-        by_owner = get_ident() == self._owner
+        self._accept(message, expected, frame, by_owner=get_ident() == self._owner)
+
+    def _accept(
+        self, message: DataMessage, expected: type, frame: bytes | None, *, by_owner: bool
+    ) -> None:
         try:
-            if type(message) is not expected:
-                problem = f"{with_article(message)} instead of {with_article(expected())}"
-                raise InvalidWriteError(problem)
+            self._check_class(message, expected)
             with self._lock:
                 if not by_owner:
-                    self._changed.wait_for(self._need_not_wait)
+                    self._wait_until_accepted()
                 output = self._output
                 if output.broken is not None or output.data is DataState.REFUSED:
                     if self._refused is not None and not by_owner:
@@ -395,6 +397,15 @@ class Outbox:
             raise
         finally:
             self._turn.regain()
+
+    def _check_class(self, message: DataMessage, expected: type) -> None:
+        if type(message) is not expected:
+            problem = f"{with_article(message)} instead of {with_article(expected())}"
+            raise InvalidWriteError(problem)
+
+    def _wait_until_accepted(self) -> None:
+        """Wait until another thread than the owner may write; the lock is held."""
+        self._changed.wait_for(self._need_not_wait)
 
     def _forward_checked(self, raw: RawPoint, patch: PointPatch | None) -> None:
         """Send a point on that needs a check first."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.agent.dispatcher import Dispatcher
     from kapudf_cli.agent.recovery import Recovery
+    from kapudf_cli.protocol.request_reader import RequestReader
     from kapudf_cli.transport import Stream
 
 _log = loggers.get(__name__)
@@ -36,7 +37,12 @@ class ReadLoop:
     """
 
     def __init__(
-        self, stream: Stream, dispatcher: Dispatcher, recovery: Recovery, *, linger_ms: float
+        self,
+        stream: Stream,
+        dispatcher: Dispatcher,
+        recovery: Recovery[RequestReader],
+        *,
+        linger_ms: float,
     ) -> None:
         """Read from `stream`.
 
@@ -55,6 +61,12 @@ class ReadLoop:
         self.bytes_in = 0
         # Points of the current read that were forwarded in runs.
         self._run_points = 0
+
+    def wake(self) -> None:
+        """Do nothing: `Stream.pause` and `Stream.interrupt` wake the reader."""
+
+    def abort(self) -> None:
+        """Do nothing: `Stream.abort` wakes the reader."""
 
     def run(self, careful_until: int = 0, poison: Collection[int] = ()) -> None:
         """Handle input until it ends.
@@ -133,7 +145,7 @@ class ReadLoop:
                         continue
                     if kind is Point and order.takes_points:
                         points += 1
-                        returned = point(message)  # type: ignore[arg-type]
+                        returned = point(message)  # type: ignore[arg-type, assignment]
                         if type(returned) is Point:
                             write_point(returned)
                         elif returned is not None:

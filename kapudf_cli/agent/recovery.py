@@ -9,7 +9,7 @@ another worker that takes the connection over (`resume`). Output of a replay is 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from kapudf_cli.agent.dispatcher import ReplayAgainError
 from kapudf_cli.agent.errors import HandlerError
@@ -33,7 +33,27 @@ _log = loggers.get(__name__)
 _RESTORE_BYTES: Final = 17
 
 
-class Recovery:
+class Input(Protocol):
+    """The connection's input, as far as recovery needs it.
+
+    Attributes:
+        offset: where the first frame starts that is not handled, in bytes.
+    """
+
+    offset: int
+
+    @property
+    def rest(self) -> bytes:
+        """The input from `offset` on."""
+
+    def resume_at(self, offset: int) -> None:
+        """Set the offset of the first byte; called before anything is read."""
+
+
+InputT = TypeVar("InputT", bound=Input)
+
+
+class Recovery(Generic[InputT]):
     """Keeps the replay of one connection short, and replays.
 
     Attributes:
@@ -41,7 +61,10 @@ class Recovery:
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, requests: RequestReader, checkpoints: Checkpoints
+        self,
+        dispatcher: Dispatcher,
+        requests: InputT,
+        checkpoints: Checkpoints,
     ) -> None:
         """Make the handler of `dispatcher` replaceable.
 
@@ -93,7 +116,7 @@ class Recovery:
 
     def compact_if_due(self, now_s: float) -> None:
         """Compact if what is kept is long or old; `now_s` is the monotonic clock's time."""
-        if self._is_compaction_due(now_s):
+        if self.is_compaction_due(now_s):
             self.compact()
 
     def compact_before_batch(self) -> None:
@@ -102,17 +125,20 @@ class Recovery:
         Where batches follow each other without a pause, each read ends inside a batch, and
         there is no other opportunity.
         """
-        if self._is_compaction_due(time.monotonic()):
+        if self.is_compaction_due(time.monotonic()):
             self._outbox.flush(self.stats())
             self.compact()
 
     def compact(self) -> None:
         """Replace the input handled so far by a checkpoint of the handler's state.
 
-        Does nothing inside a batch, where the handler's snapshot is not its whole state.
+        Does nothing inside a batch, where the handler's snapshot is not its whole state, or
+        while calls are in flight.
         """
         dispatcher = self._dispatcher
         if dispatcher.order.state is not Incoming.READY or self._outbox.in_batch:
+            return
+        if not dispatcher.allows_checkpoint:
             return
         prefix = dispatcher.init_frame
         if not dispatcher.stateless:
@@ -155,7 +181,8 @@ class Recovery:
         self._wants_compaction = self._snapshot_requested = False
         return False
 
-    def _is_compaction_due(self, now_s: float) -> bool:
+    def is_compaction_due(self, now_s: float) -> bool:
+        """Return whether what is kept is long or old; `now_s` is the monotonic clock's time."""
         return self._wants_compaction or self._checkpoints.is_due(
             now_s, stateless=self._dispatcher.stateless, snapshot_requested=self._snapshot_requested
         )
@@ -275,3 +302,4 @@ class Recovery:
             else:
                 self._dispatcher.dispatch(message, requests.offset)
             requests.raw = self._caller.reads_raw
+        self._dispatcher.drain()

@@ -18,6 +18,8 @@ from kapudf_cli.commands import options
 @options.max_frame_bytes
 @options.linger_ms
 @options.on_error
+@options.concurrency
+@options.call_timeout
 @options.busy_limit
 @options.grace_period
 @options.log_format
@@ -50,7 +52,7 @@ def execute(handler: str, **flags: Any) -> None:
     faulthandler.enable(logs.crash_descriptor())
     log = logs.get_logger()
     with logs.prints_logged():
-        loaded = load_handler(handler, function=plugin.name, log=log)
+        loaded = load_handler(of_function, function=plugin.name, log=log)
         server = StdioServer(
             Function(plugin.name, loaded, of_function),
             stream,

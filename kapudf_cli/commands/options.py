@@ -282,6 +282,21 @@ on_error: Final = setting(
     help="What an exception of a handler over data does: fail the task; skip the point or batch; "
     "that, and restart the handler with its state.  [default: fail]",
 )
+concurrency: Final = setting(
+    "--concurrency",
+    metavar="N",
+    type=int,
+    help="Most calls of an async point or batch at once, per connection.  [default: that of the "
+    "handler's class, usually 16]",
+)
+call_timeout: Final = setting(
+    "--timeout",
+    "timeout_s",
+    metavar="SECONDS",
+    type=float,
+    help="How long each of these calls may take; --on-error says what happens then.  [default: "
+    "that of the handler's class, usually none]",
+)
 busy_limit: Final = setting(
     "--busy-limit",
     "busy_limit_s",

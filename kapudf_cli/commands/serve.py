@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     help="Spare workers per function, ready to replace one that dies.  [default: 0]",
 )
 @options.on_error
+@options.concurrency
+@options.call_timeout
 @options.setting(
     "--snapshot-interval",
     "snapshot_interval_s",
@@ -180,7 +182,7 @@ def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
     faulthandler.enable(logs.crash_descriptor())
     with queue as signals, contextlib.ExitStack() as undo, logs.prints_logged():
         functions = [
-            Function(name, load_handler(each.handler, function=name, log=log), each)
+            Function(name, load_handler(each, function=name, log=log), each)
             for name, each in chosen.functions.items()
         ]
         sockets = []

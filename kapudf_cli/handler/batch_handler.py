@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.handler.errors import BatchTooLongError, InvalidReturnError
 from kapudf_cli.handler.handler import Handler
-from kapudf_cli.handler.output import take_returned, write_returned
+from kapudf_cli.handler.output import is_async_function, take_returned, write_returned
 from kapudf_cli.protocol.udf_pb2 import BATCH, BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
-    from kapudf_cli.handler.output import Returned, Writer
+    from collections.abc import Coroutine
+
+    from kapudf_cli.handler.output import MaybeAsync, Writer
 
 
 class BatchHandler(Handler, abc.ABC):
@@ -34,9 +37,10 @@ class BatchHandler(Handler, abc.ABC):
         self._points: list[Point] = []
 
     @abc.abstractmethod
-    def batch(self, batch: Batch, /) -> Returned:
+    def batch(self, batch: Batch, /) -> MaybeAsync:
         """Handle a batch and return what is written: points, batches, or None.
 
+        It may be async. Then up to `concurrency` batches are handled at once.
         It may be a generator of points or of batches, but not of both.
         """
 
@@ -54,7 +58,7 @@ class BatchHandler(Handler, abc.ABC):
             )
         self._points.append(point)
 
-    def end_batch(self, end: EndBatch, /) -> None:
+    def end_batch(self, end: EndBatch, /) -> Coroutine[Any, Any, None] | None:
         """Call `batch` and write what it returns."""
         batch = Batch(
             name=end.name,
@@ -66,14 +70,28 @@ class BatchHandler(Handler, abc.ABC):
             by_name=self._begin.byName,
         )
         self._points = []
-        for outgoing in _outgoing(batch, self.batch(batch)):
+        if is_async_function(self.batch):
+            return self._await_batch(batch)
+        self._write_result(batch, self.batch(batch))
+        return None
+
+    async def _await_batch(self, batch: Batch) -> None:
+        # Called here, so that nothing is left to await if this never runs.
+        result = self.batch(batch)
+        if isinstance(result, AsyncIterator):
+            self._write_result(batch, [item async for item in result])
+        else:
+            self._write_result(batch, await result)  # type: ignore[misc]  # it is a coroutine
+
+    def _write_result(self, batch: Batch, result: object) -> None:
+        for outgoing in _outgoing(batch, result):
             if self.provides == BATCH:
                 self.agent.write_batch(outgoing)
             else:
                 write_returned(self.agent, "batch", outgoing.as_stream(outgoing.points))
 
 
-def _outgoing(batch: Batch, returned: Returned) -> list[Batch]:
+def _outgoing(batch: Batch, returned: object) -> list[Batch]:
     """Return the result of `BatchHandler.batch` as batches; points become a copy of `batch`.
 
     Raises:

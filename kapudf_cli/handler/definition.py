@@ -7,15 +7,20 @@ from typing import Final, get_args
 
 from kapudf_cli.handler import deprecated, options
 from kapudf_cli.handler.batch_handler import BatchHandler
+from kapudf_cli.handler.concurrency import MAX_CONCURRENCY
 from kapudf_cli.handler.declared import annotation_of, options_class, state_declaration
 from kapudf_cli.handler.errors import DefinitionError
 from kapudf_cli.handler.handler import Handler, OnStateMismatch
 from kapudf_cli.handler.methods import check_methods, forgotten_init
+from kapudf_cli.handler.output import is_async_function
 from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.udf_pb2 import EdgeType
 
 #: The methods whose result is written. They may have a `yield`.
 _WRITTEN_METHODS: Final = frozenset({"begin_batch", "point", "raw_point", "end_batch", "teardown"})
+#: The methods that may be async.
+_ASYNC_METHODS: Final = frozenset({"point", "setup", "teardown"})
+_NEVER_AWAITED: Final = "it is called and never awaited, so write a plain def"
 
 
 def check(handler: type[Handler]) -> None:
@@ -48,16 +53,60 @@ def _check_methods(handler: type[Handler]) -> None:
     _refuse_missing(handler)
     for name, method in inspect.getmembers(handler, inspect.isfunction):
         if hasattr(Handler, name):
-            _refuse_async(handler, name)
+            if name not in _ASYNC_METHODS:
+                _refuse_async(handler, name, _NEVER_AWAITED)
             if inspect.isgeneratorfunction(method) and name not in _WRITTEN_METHODS:
                 message = f"{handler.__name__}.{name} has a yield and would never run"
                 raise DefinitionError(message)
     if not inspect.ismethod(handler.setup_worker):
         message = f"{handler.__name__}.setup_worker must be a class method; add @classmethod"
         raise DefinitionError(message)
-    _refuse_async(handler, "setup_worker")
+    _refuse_async(handler, "setup_worker", _NEVER_AWAITED)
+    if is_async(handler):
+        _check_async(handler)
+    else:
+        _check_not_async(handler)
+
+
+def _check_not_async(handler: type[Handler]) -> None:
+    for name in ("setup", "teardown"):
+        _refuse_async(handler, name, "only with an async point or batch may it be")
+    for name in ("concurrency", "timeout_s"):
+        if getattr(handler, name) != getattr(Handler, name):
+            message = f"{handler.__name__}.{name} has no effect; write `async def point`"
+            raise DefinitionError(message)
+
+
+def is_async(handler: object) -> bool:
+    """Return whether a handler's class has an async `point` or `batch`.
+
+    It then needs an event loop, and may have several points or batches at once.
+    """
+    return any(is_async_function(getattr(handler, name, None)) for name in ("point", "batch"))
+
+
+def _check_async(handler: type[Handler]) -> None:
+    name = handler.__name__
+    if handler.raw_point is not Handler.raw_point:
+        raise DefinitionError(f"{name} has raw_point, so its async point would never be called")
+    if handler.passes_through is not False:
+        raise DefinitionError(
+            f"{name}.passes_through is set, so its async point would never be called"
+        )
     if issubclass(handler, BatchHandler):
-        _refuse_async(handler, "batch")
+        _refuse_async(handler, "point", "write `async def batch`")
+        if not is_async_function(handler.batch):
+            raise DefinitionError(f"{name}.batch is not async")
+    if handler.serialize:
+        problem = "is set, but point or batch is async, so that calls would still overlap"
+        raise DefinitionError(f"{name}.serialize {problem}")
+    if type(handler.concurrency) is not int or not 1 <= handler.concurrency <= MAX_CONCURRENCY:
+        raise DefinitionError(f"{name}.concurrency is not a number from 1 to {MAX_CONCURRENCY}")
+    timeout_s = handler.timeout_s
+    if timeout_s is not None and not timeout_s > 0:
+        raise DefinitionError(f"{name}.timeout_s is not a positive number of seconds, or None")
+    if inspect.isasyncgenfunction(handler.setup):
+        raise DefinitionError(f"{name}.setup has a yield and would never run")
 
 
 def check_passes_through(handler: type[Handler], passes_through: object) -> None:
@@ -70,13 +119,10 @@ def check_passes_through(handler: type[Handler], passes_through: object) -> None
         raise DefinitionError(f"{name} is set, but wants and provides differ; write points instead")
 
 
-def _refuse_async(handler: type[Handler], name: str) -> None:
-    """Raise DefinitionError for an async method: it is never awaited, so it would never run."""
-    method = getattr(handler, name)
-    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
-        problem = "is async; it is called and never awaited, so write a plain def"
-        message = f"{handler.__name__}.{name} {problem}"
-        raise DefinitionError(message)
+def _refuse_async(handler: type[Handler], name: str, advice: str) -> None:
+    """Raise DefinitionError if a method is async that must not be."""
+    if is_async_function(getattr(handler, name)):
+        raise DefinitionError(f"{handler.__name__}.{name} is async; {advice}")
 
 
 def check_created(handler: Handler) -> None:

@@ -24,10 +24,13 @@ logged, sent to Kapacitor, and ends that connection only.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, cast
 
 from kapudf_cli.errors import describe
 from kapudf_cli.handler import deprecated, options, state
+from kapudf_cli.handler.concurrency import DEFAULT_CONCURRENCY
 from kapudf_cli.handler.declared import options_class, state_declaration
 from kapudf_cli.handler.errors import OptionsError, StateError
 from kapudf_cli.protocol.codec import decode_point
@@ -43,7 +46,9 @@ from kapudf_cli.protocol.udf_pb2 import (
 from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
-    from kapudf_cli.handler.output import RawReturned, Returned, Writer
+    from collections.abc import Coroutine
+
+    from kapudf_cli.handler.output import MaybeAsync, RawReturned, Returned, Writer
     from kapudf_cli.handler.patch import PointPatch
     from kapudf_cli.protocol.raw_points import RawPoint
     from kapudf_cli.protocol.udf_pb2 import (
@@ -87,6 +92,8 @@ class Handler:
         shared: what `setup_worker` returned, for all connections of the worker.
         on_state_mismatch: what happens with a snapshot of another version, handler or program
             that `migrate` does not convert: "discard" it or "refuse" it.
+        concurrency: the most calls of an async `point` or `batch` at once.
+        timeout_s: how long each of these calls may take, in seconds; None for any time.
         passes_through: True to send each point on as it came, or a `PointPatch` to send it on
             with the same changes to each. Neither `point` nor `raw_point` is called then. It is
             read once, after `init`: `setup` may set it, and a later change has no effect.
@@ -98,6 +105,8 @@ class Handler:
     provides: ClassVar[EdgeType] = STREAM
     serialize: ClassVar[bool] = False
     on_state_mismatch: ClassVar[OnStateMismatch] = "discard"
+    concurrency: ClassVar[int] = DEFAULT_CONCURRENCY
+    timeout_s: ClassVar[float | None] = None
     shared: Any = None
 
     if TYPE_CHECKING:  # at run time, only annotations of subclasses declare something
@@ -124,8 +133,10 @@ class Handler:
         start.
         """
 
-    def setup(self) -> None:
+    def setup(self) -> Coroutine[Any, Any, None] | None:
         """Prepare for data. The options are known, and no data has come yet.
+
+        It may be async if `point` or `batch` is.
 
         Raise OptionsError to fail the task with a message for the author of its TICKscript.
         """
@@ -148,7 +159,10 @@ class Handler:
             declaration = options_class(type(self))
             if declaration is not None:
                 self.options = options.parse(declaration, request.options)
-            self.setup()
+            prepared = self.setup()
+            if inspect.iscoroutine(prepared):
+                asyncio = importlib.import_module("asyncio")  # most handlers do not need it
+                asyncio.get_event_loop().run_until_complete(prepared)
         except OptionsError as error:
             return InitResponse(error=str(error))
         return InitResponse(success=True)
@@ -201,8 +215,12 @@ class Handler:
             self.agent.write_begin_batch(begin)
         return None
 
-    def point(self, point: Point, /) -> Returned:
-        """Handle a point, of the stream or of the current batch; return what is written."""
+    def point(self, point: Point, /) -> MaybeAsync:
+        """Handle a point, of the stream or of the current batch; return what is written.
+
+        It may be async. Then up to `concurrency` points are handled at once, and the output
+        is sent in the order of the input.
+        """
         del point
         message = f"{type(self).__name__} does not define point()"
         raise NotImplementedError(message)
@@ -216,17 +234,18 @@ class Handler:
         called with the decoded point. Whether the class overrides this is decided once, after
         `init`.
         """
-        return self.point(decode_point(raw))
+        return self.point(decode_point(raw))  # type: ignore[return-value]  # it is not async
 
-    def end_batch(self, end: EndBatch, /) -> Returned:
+    def end_batch(self, end: EndBatch, /) -> MaybeAsync:
         """Handle the end of a batch. By default it is sent on, if both edges are BATCH."""
         if self.wants == BATCH and self.provides == BATCH:
             self.agent.write_end_batch(end)
         return None
 
-    def teardown(self) -> Returned:
+    def teardown(self) -> MaybeAsync:
         """Release resources, and return remaining output.
 
+        It may be async if `point` or `batch` is.
         Called once, as the last method, however the connection ends. After an error or a lost
         connection, what it returns or writes is not sent, and writing raises
         ConnectionClosedError: release resources first, or in a `finally`.

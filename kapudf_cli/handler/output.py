@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterable, Mapping
 from types import GeneratorType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from kapudf_cli.handler.batches import Batch, batch_messages
 from kapudf_cli.handler.errors import InvalidReturnError
@@ -13,12 +14,14 @@ from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from kapudf_cli.protocol.raw_points import RawPoint
 
 #: What a method of a handler may return to have it written.
 Returned: TypeAlias = "Point | Batch | Iterable[Point | Batch] | None"
+#: The same for a method that may be async, or an async generator.
+MaybeAsync: TypeAlias = "Returned | Coroutine[Any, Any, Returned] | AsyncIterator[Point | Batch]"
 #: What `Handler.raw_point` may return: also the point as it came, or a patch for it.
 RawReturned: TypeAlias = (
     "RawPoint | PointPatch | Point | Batch | Iterable[RawPoint | PointPatch | Point | Batch] | None"
@@ -89,6 +92,16 @@ def write_returned(
     take_returned(method, returned, agent.write_point, agent.write_batch, take_raw)
 
 
+def write_yielded(agent: Writer, method: str, item: object) -> None:
+    """Write what an async generator yielded; raises as `write_returned` does."""
+    if type(item) is Point:
+        agent.write_point(item)
+    elif isinstance(item, Batch):
+        agent.write_batch(item)
+    else:
+        raise InvalidReturnError(method, _yielded(item))
+
+
 def take_returned(
     method: str,
     returned: object,
@@ -142,8 +155,7 @@ def _take_yielded(
         while True:
             each = next(generator)
             if not take(each):
-                problem = f"yielded {with_article(each)}; yield only points and batches"
-                raise InvalidReturnError(method, problem)
+                raise InvalidReturnError(method, _yielded(each))
     except StopIteration as stop:
         if stop.value is not None:
             problem = f"has a yield and returned {with_article(stop.value)}; yield it instead"
@@ -162,6 +174,15 @@ def _write_for_raw(agent: Writer, raw: RawPoint, item: object) -> bool:
     else:
         return False
     return True
+
+
+def is_async_function(function: object) -> bool:
+    """Return whether a function or method is async, or an async generator."""
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _yielded(item: object) -> str:
+    return f"yielded {with_article(item)}; yield only points and batches"
 
 
 def _advice(take_raw: object) -> str:

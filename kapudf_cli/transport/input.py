@@ -132,24 +132,16 @@ class Input:
     def read(self) -> bytes:
         """Wait for input and return it; see `Stream.read`."""
         with self._reading:
-            if self._waker.paused:
-                self._waker.end_pause()
-            if self._ahead:
-                data = self._ahead.popleft()
-                self.ahead_bytes -= len(data)
-                return data
-            if self._broken is not None:
-                raise self._broken
             # Receive first, wait only if there is no input: Kapacitor writes a frame's body
             # right after its length, and under load much more is there.
-            while not (self._ended or self._waker.interrupted):
-                try:
-                    return self._receive(self._piece_bytes)
-                except BlockingIOError:
-                    self._wait_for_input()
-                if self._waker.paused:
-                    self._waker.end_pause()
-            return self._rest()
+            while (data := self._take()) is None:
+                self._wait_for_input()
+            return data
+
+    def read_now(self) -> bytes | None:
+        """Return input without waiting; see `Stream.read_now`."""
+        with self._reading:
+            return self._take()
 
     def end(self) -> None:
         """End the input after what was read ahead. From any thread."""
@@ -170,6 +162,23 @@ class Input:
                     self._read_ahead()
                 finally:
                     self._reading.release()
+
+    def _take(self) -> bytes | None:
+        """Return input as `read` does, None if there is none yet."""
+        if self._waker.paused:
+            self._waker.end_pause()
+        if self._ahead:
+            data = self._ahead.popleft()
+            self.ahead_bytes -= len(data)
+            return data
+        if self._broken is not None:
+            raise self._broken
+        if self._ended or self._waker.interrupted:
+            return self._rest()
+        try:
+            return self._receive(self._piece_bytes)
+        except BlockingIOError:
+            return None
 
     def _rest(self) -> bytes:
         """Return what had arrived when the reader noticed an interrupt, one piece per call."""

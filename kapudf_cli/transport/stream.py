@@ -82,6 +82,29 @@ class Stream(Protocol):
             ReadPaused: `pause` was called.
         """
 
+    def read_now(self) -> bytes | None:
+        """Return input as `read` does, but None instead of waiting for it.
+
+        Raises:
+            OSError, ReadPaused: as `read` does.
+        """
+
+    def wait_with(self, wait: Callable[[int], object]) -> None:
+        """Have `read` wait for input with a function.
+
+        Args:
+            wait: called with the descriptor that becomes readable with the input. It may return
+                earlier, and must after each call of `interrupt`, `pause` and `abort`.
+        """
+
+    @property
+    def input_descriptor(self) -> int:
+        """The descriptor that becomes readable with input, and at its end."""
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether `pause` was called and the reader has not raised ReadPaused yet."""
+
     def write(self, data: bytes, commit: Commit | None = None) -> None:
         """Write all of `data`, waiting for as long as the peer does not read.
 

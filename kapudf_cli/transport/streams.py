@@ -75,6 +75,7 @@ class _DescriptorStream:
         )
         self.read = self.input.read
         self.on_full: Callable[[], None] | None = None
+        self._wait: Callable[[], object] = self._poll.poll
         self._aborted = False
         # Guards the descriptors against use after close, when their numbers may have been
         # reused.
@@ -85,6 +86,24 @@ class _DescriptorStream:
     def waits(self) -> bool:
         """Whether the reader waits for input; see `Stream.waits`."""
         return self.input.waits
+
+    @property
+    def input_descriptor(self) -> int:
+        """The descriptor for input; see `Stream.input_descriptor`."""
+        return self._requests
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether the reader is to pause; see `Stream.is_pausing`."""
+        return self._waker.paused
+
+    def read_now(self) -> bytes | None:
+        """Return input without waiting; see `Stream.read_now`."""
+        return self.input.read_now()
+
+    def wait_with(self, wait: Callable[[int], object]) -> None:
+        """Have `read` wait for input with `wait`; see `Stream.wait_with`."""
+        self._wait = functools.partial(wait, self._requests)
 
     def write(self, data: bytes, commit: Commit | None = None) -> None:
         """Write all of `data`; see `Stream.write`. The commit is ignored."""
@@ -145,7 +164,7 @@ class _DescriptorStream:
 
     def _wait_for_input(self) -> None:
         """Wait until there is input, or the reader is woken."""
-        self._poll.poll()
+        self._wait()
 
     def _wait_for_room(self) -> None:
         """Wait until output can be written; if that takes long, read input ahead."""

@@ -142,6 +142,8 @@ class Connections:
             max_frame_bytes=function.settings.max_frame_bytes,
             linger_ms=function.settings.linger_ms,
             on_error=function.settings.on_error,
+            concurrency=function.settings.concurrency,
+            timeout_s=function.settings.timeout_s,
             checkpoints=checkpoints,
             resume_plan=resume_plan,
             age_s=age_s,

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli import plugins
 from kapudf_cli.agent.forks import end_child
+from kapudf_cli.agent.parts import import_concurrent_parts
+from kapudf_cli.handler.definition import is_async
 from kapudf_cli.plugin_errors import HandlerImportError, PluginError, WorkerSetupError
 from kapudf_cli.worker.channel import Code
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
+    from kapudf_cli.config import FunctionSettings
     from kapudf_cli.handler.handler import Handler
 
 #: So many digits of a hash tell two files apart.
 _DIGITS: Final = 12
 
 
-def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]:
-    """Return the handler's class that `spec` names, set up for this process.
+def load_handler(settings: FunctionSettings, *, function: str, log: BoundLogger) -> type[Handler]:
+    """Return the class of a function's handler, set up for this process.
 
     See `plugins.find` and `plugins.set_up`.
 
@@ -33,7 +36,7 @@ def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]
     """
     process = os.getpid()
     try:
-        handler = plugins.find(spec).load()
+        handler = plugins.find(settings.handler).load()
         plugins.set_up(handler)
     except PluginError as error:
         error.function = function
@@ -43,6 +46,17 @@ def load_handler(spec: str, *, function: str, log: BoundLogger) -> type[Handler]
         raise
     if os.getpid() != process:
         end_child()  # Its code has forked, and let the child return.
+    if is_async(handler):
+        import_concurrent_parts()  # Now, and not at the first connection.
+    else:
+        unused = [name for name in ("concurrency", "timeout_s") if getattr(settings, name)]
+        if unused:
+            log.warning(
+                "settings have no effect",
+                function=function,
+                settings=unused,
+                reason=f"neither point nor batch of {handler.__name__} is async",
+            )
     return handler
 
 

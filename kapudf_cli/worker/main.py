@@ -277,7 +277,7 @@ def _load(begin: Start, log: BoundLogger) -> tuple[Function, Ready]:
     with contextlib.suppress(OSError):
         os.chdir(begin.folder)
     before = fork_safety.Baseline()
-    handler = load_handler(begin.settings.handler, function=begin.name, log=log)
+    handler = load_handler(begin.settings, function=begin.name, log=log)
     if begin.is_template:
         before.check(handler)
     ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)))

@@ -24,18 +24,21 @@ from kapudf_cli.protocol.udf_pb2 import (
     STRING,
     InfoResponse,
     InitRequest,
+    InitResponse,
     Option,
     OptionInfo,
     OptionValue,
     Point,
+    SnapshotResponse,
 )
 from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from decimal import Decimal
 
     from kapudf_cli.handler.batches import Batch
+    from kapudf_cli.protocol.raw_points import RawPoint
 
 
 LOG = "kapudf_cli.handler.handler"
@@ -235,9 +238,50 @@ class Undecided(Mirror):
     on_state_mismatch = "keep"  # type: ignore[assignment]  # that is the mistake
 
 
-class AsyncPoint(Mirror):
-    async def point(self, point: Point, /) -> None:  # type: ignore[override]  # that is the mistake
-        self.agent.write_point(point)
+class AsyncInit(Mirror):
+    async def init(self, request: InitRequest, /) -> InitResponse:  # type: ignore[override]  # that is the mistake
+        return super().init(request)
+
+
+class AsyncSetupOnly(Mirror):
+    async def setup(self) -> None:
+        pass
+
+
+class ConcurrentMirror(Mirror):
+    concurrency = 8
+
+
+class Waits(Handler):
+    async def point(self, point: Point, /) -> Point:
+        return point
+
+
+class WaitsRaw(Waits):
+    def raw_point(self, raw: RawPoint, /) -> RawPoint:
+        return raw
+
+
+class WaitsPassed(Waits):
+    passes_through = True
+
+
+class WaitsSnapshot(Waits):
+    async def snapshot(self) -> SnapshotResponse:  # type: ignore[override]  # that is the mistake
+        return SnapshotResponse()
+
+
+class WaitsNever(Waits):
+    concurrency = 0
+
+
+class WaitsNoTime(Waits):
+    timeout_s = 0
+
+
+class WaitsAndYieldsSetup(Waits):
+    async def setup(self) -> AsyncIterator[None]:  # type: ignore[override]  # that is the mistake
+        yield
 
 
 class YieldingSetup(Mirror):
@@ -245,8 +289,11 @@ class YieldingSetup(Mirror):
         yield Point()
 
 
-class AsyncBatch(BatchHandler):
-    async def batch(self, batch: Batch, /) -> list[Point]:  # type: ignore[override]  # that is the mistake
+class AsyncPointOfBatch(BatchHandler):
+    async def point(self, point: Point, /) -> None:  # type: ignore[override]  # that is the mistake
+        pass
+
+    async def batch(self, batch: Batch, /) -> list[Point]:
         return batch.points
 
 
@@ -258,17 +305,34 @@ class AsyncBatch(BatchHandler):
         (EdgeAsText, "EdgeAsText.wants: 'batch' is neither STREAM nor BATCH"),
         (Undecided, "Undecided.on_state_mismatch: 'keep' is neither 'discard' nor 'refuse'"),
         (
-            AsyncPoint,
-            "AsyncPoint.point is async; it is called and never awaited, so write a plain def",
+            AsyncInit,
+            "AsyncInit.init is async; it is called and never awaited, so write a plain def",
         ),
+        (
+            AsyncSetupOnly,
+            "AsyncSetupOnly.setup is async; only with an async point or batch may it be",
+        ),
+        (
+            ConcurrentMirror,
+            "ConcurrentMirror.concurrency has no effect; write `async def point`",
+        ),
+        (WaitsRaw, "WaitsRaw has raw_point, so its async point would never be called"),
+        (
+            WaitsPassed,
+            "WaitsPassed.passes_through is set, so its async point would never be called",
+        ),
+        (
+            WaitsSnapshot,
+            "WaitsSnapshot.snapshot is async; it is called and never awaited, so write a plain def",
+        ),
+        (WaitsNever, "WaitsNever.concurrency is not a number from 1 to 1024"),
+        (WaitsNoTime, "WaitsNoTime.timeout_s is not a positive number of seconds, or None"),
+        (WaitsAndYieldsSetup, "WaitsAndYieldsSetup.setup has a yield and would never run"),
         (
             YieldingSetup,
             "YieldingSetup.setup has a yield and would never run",
         ),
-        (
-            AsyncBatch,
-            "AsyncBatch.batch is async; it is called and never awaited, so write a plain def",
-        ),
+        (AsyncPointOfBatch, "AsyncPointOfBatch.point is async; write `async def batch`"),
     ],
 )
 def test_an_invalid_class_is_refused_at_the_start(

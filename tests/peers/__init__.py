@@ -93,6 +93,7 @@ def agent_with(
     *,
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
     on_error: OnError = DEFAULT_ON_ERROR,
+    timeout_s: float | None = None,
     checkpoints: Checkpoints | None = None,
     on_init: Callable[[str, str], None] | None = None,
 ) -> Iterator[ServedAgent]:
@@ -103,6 +104,7 @@ def agent_with(
         handler,
         max_frame_bytes=max_frame_bytes,
         on_error=on_error,
+        timeout_s=timeout_s,
         checkpoints=checkpoints,
         on_init=on_init,
     )

@@ -1,0 +1,191 @@
+"""Calls in flight: the calls of a handler that awaits, in the order of the input; sans-I/O.
+
+A call is one frame that the handler was given. Calls may finish in any order. A call retires
+when it is done and all calls before it have retired: only then are its output sent and its
+frame counted as handled. So output leaves in the order of the input, and at any time the
+handled input is a prefix of the input.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from kapudf_cli.protocol.order import Incoming
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Calls that are done or run, as a multiple of `concurrency`: one slow call must not stop the
+#: others, and memory must be bounded.
+_LINE_LENGTHS: Final = 4
+#: The most input and output of these calls, in bytes, while any of them runs.
+_MAX_BYTES: Final = 8 * 1024 * 1024
+
+
+class Written(NamedTuple):
+    """A message that a call wrote.
+
+    Attributes:
+        message: the message, or an empty one of its class if its content no longer matters.
+        frame: the same, encoded.
+    """
+
+    message: Any
+    frame: bytes
+
+
+class Call:
+    """A frame that the handler was given.
+
+    Attributes:
+        offset: where the frame starts in the input, in bytes.
+        end: where the next frame starts.
+        method: the method that was called.
+        points: points that count as handled with it.
+        batches: batches that count as handled with it.
+        state: the state of the conversation after the frame.
+        awaits: whether the method is async; otherwise it is done at once.
+        is_done: whether the method has returned or raised.
+        error: what it raised, or why its output cannot be sent.
+        is_open: whether what is written in its context belongs to it.
+        is_canceled: whether it was canceled; the frame is handled again or never.
+        written: its output.
+        written_bytes: the length of its output.
+        task: the task that runs it.
+    """
+
+    __slots__ = (
+        "awaits",
+        "batches",
+        "end",
+        "error",
+        "is_canceled",
+        "is_done",
+        "is_open",
+        "method",
+        "offset",
+        "points",
+        "state",
+        "task",
+        "written",
+        "written_bytes",
+    )
+
+    def __init__(
+        self,
+        offset: int = 0,
+        end: int = 0,
+        method: str = "",
+        *,
+        points: int = 0,
+        batches: int = 0,
+        state: Incoming = Incoming.READY,
+        awaits: bool = False,
+    ) -> None:
+        self.offset = offset
+        self.end = end
+        self.method = method
+        self.points = points
+        self.batches = batches
+        self.state = state
+        self.awaits = awaits
+        self.is_done = False
+        self.error: BaseException | None = None
+        self.is_open = True
+        self.is_canceled = False
+        self.written: collections.deque[Written] = collections.deque()
+        self.written_bytes = 0
+        self.task: Any = None
+
+    def write(self, message: object, frame: bytes) -> None:
+        """Add a message to the output."""
+        self.written.append(Written(message, frame))
+        self.written_bytes += len(frame)
+
+
+class CallsInFlight:
+    """The calls that have not retired, in the order of the input.
+
+    Attributes:
+        concurrency: the most calls that run at once.
+        running: how many calls run.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        """Allow `concurrency` calls to run at once."""
+        self.concurrency = concurrency
+        self.running = 0
+        self._line: collections.deque[Call] = collections.deque()
+        # Of all calls in the line: those that are async, and the bytes of input and output.
+        self._awaiting = 0
+        self._bytes = 0
+        # A method that is not async has failed. What is done about that applies to the next frame.
+        self._waits_for_failure = False
+
+    def __len__(self) -> int:
+        """Return the number of calls that have not retired."""
+        return len(self._line)
+
+    def __iter__(self) -> Iterator[Call]:
+        """Yield the calls that have not retired."""
+        return iter(self._line)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another frame may be given to the handler."""
+        if self._waits_for_failure or self.running >= self.concurrency:
+            return False
+        if not self.running:
+            return True
+        return self._awaiting < _LINE_LENGTHS * self.concurrency and self._bytes < _MAX_BYTES
+
+    def add(self, call: Call) -> None:
+        """Add a call that has begun; its frame follows those of all other calls."""
+        self._line.append(call)
+        self._bytes += call.end - call.offset
+        if call.awaits:
+            self._awaiting += 1
+            self.running += 1
+
+    def finish(self, call: Call, error: BaseException | None = None) -> None:
+        """Note that a call is done, with what it raised."""
+        call.is_done = True
+        call.is_open = False
+        call.error = error
+        if call.is_canceled:
+            return
+        self._bytes += call.written_bytes
+        if call.awaits:
+            self.running -= 1
+        elif error is not None:
+            self._waits_for_failure = True
+
+    def first_done(self) -> Call | None:
+        """Return the first call if it is done, and so must retire; None if it is not."""
+        if self._line and self._line[0].is_done:
+            return self._line[0]
+        return None
+
+    def retire(self) -> Call:
+        """Remove the first call, and return it."""
+        call = self._line.popleft()
+        self._bytes -= call.end - call.offset + call.written_bytes
+        if call.awaits:
+            self._awaiting -= 1
+        else:
+            self._waits_for_failure = self._waits_for_failure and call.error is None
+        return call
+
+    def cancel(self) -> list[Call]:
+        """Remove all calls; return those that run, marked as canceled."""
+        running = []
+        for call in self._line:
+            if not call.is_done:
+                call.is_canceled = True
+                call.is_open = False
+                running.append(call)
+        self._line.clear()
+        self.running = self._awaiting = self._bytes = 0
+        self._waits_for_failure = False
+        return running
