@@ -174,7 +174,7 @@ def test_a_signal_lets_it_finish(
         os.kill(connection.pid, number)
         assert list(connection.side.responses()) == [Point(name="flushed")]
         assert ended(connection).text == "exited with status 0"
-    assert record.read_text(encoding="utf-8").splitlines()[-1] == "stop"
+    assert record.read_text(encoding="utf-8").splitlines()[-1] == "teardown"
     assert log.await_event("connection finished")["reason"] == "stopped"
 
 

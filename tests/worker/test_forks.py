@@ -53,7 +53,7 @@ def check_task(side: KapacitorSide) -> None:
     side.half_close()
     rest = [response.name for response in side.responses() if isinstance(response, Point)]
     # A worker also takes snapshots without a request.
-    assert rest == ["snapshot"] * (len(rest) - 1) + ["stop"]
+    assert rest == ["snapshot"] * (len(rest) - 1) + ["teardown"]
 
 
 @pytest.mark.parametrize("workers", ["1", "0"])

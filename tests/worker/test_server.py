@@ -131,7 +131,7 @@ def test_handlers_are_stopped_once_and_their_last_output_arrives(
         process.signal(signal.SIGTERM)
         assert list(side.responses()) == [Point(name="flushed")]
     assert process.wait() == 0
-    assert record.read_text(encoding="utf-8").split() == ["__init__", "init", "point", "stop"]
+    assert record.read_text(encoding="utf-8").split() == ["__init__", "init", "point", "teardown"]
 
 
 def test_a_second_signal_ends_it_at_once(serve: Serve, socket_path: str) -> None:
