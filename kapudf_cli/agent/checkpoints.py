@@ -106,6 +106,9 @@ class Checkpoints(Protocol):
     def record_current_frame(self, offset: int | None) -> None:
         """Record the frame that the handler gets next; None for a frame of the history."""
 
+    def record_given(self, offset: int) -> None:
+        """Record that a handler is given frames before this offset, and none after it."""
+
     def record_seen_frame(self, offset: int | None) -> None:
         """Record the frame that the handler has now, None for none. From another thread.
 
@@ -147,6 +150,9 @@ class NoCheckpoints:
         """Send nothing: no other agent had the connection."""
 
     def record_current_frame(self, offset: int | None) -> None:
+        """Do nothing: the record would not survive this process."""
+
+    def record_given(self, offset: int) -> None:
         """Do nothing: the record would not survive this process."""
 
     def record_seen_frame(self, offset: int | None) -> None:

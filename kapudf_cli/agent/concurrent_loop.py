@@ -95,6 +95,8 @@ class ConcurrentLoop:
         """
         self._stream.wait_with(lambda descriptor: self._loop.wait(input_descriptor=descriptor))
         frames = self._window.frames
+        if not self._calls:
+            self._recovery.record_given(self._window.offset)
         while True:
             if self._stream.is_pausing:
                 self._pause()
@@ -153,10 +155,10 @@ class ConcurrentLoop:
         if self._dispatcher.needs_drain(frame.message):
             if self._calls:
                 return False
-            self._window.frames.popleft()
+            self._take(frame)
             self._dispatch(frame)
         else:
-            self._window.frames.popleft()
+            self._take(frame)
             self._dispatcher.start(frame.message, frame.offset, frame.end)
         return True
 
@@ -165,7 +167,7 @@ class ConcurrentLoop:
         dispatcher = self._dispatcher
         self._outbox.flush(self._recovery.stats())
         self._recovery.record_current_frame(frame.offset)
-        self._window.frames.popleft()
+        self._take(frame)
         if frame.offset in poison:
             _log.error(
                 "dropped what killed the worker",
@@ -180,6 +182,11 @@ class ConcurrentLoop:
             self._dispatch(frame)
         else:
             dispatcher.start(frame.message, frame.offset, frame.end)
+
+    def _take(self, frame: Frame) -> None:
+        """Take the first frame, to give it to the handler."""
+        self._window.frames.popleft()
+        self._recovery.record_given(frame.end)
 
     def _dispatch(self, frame: Frame) -> None:
         """Handle a frame while no call is in flight."""

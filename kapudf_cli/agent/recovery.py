@@ -108,6 +108,10 @@ class Recovery(Generic[InputT]):
         """Record which frame the handler is given next, for the case that it kills the worker."""
         self._checkpoints.record_current_frame(offset)
 
+    def record_given(self, offset: int) -> None:
+        """Record that the handler is given frames before this offset, and none after it."""
+        self._checkpoints.record_given(offset)
+
     # --- compaction ---
 
     def request_compaction(self) -> None:

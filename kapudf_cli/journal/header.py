@@ -33,6 +33,7 @@ _WAITS_FOR_PEER = 56
 _THREAD = 64
 _HEARTBEAT = 72
 _WAITS_FOR_TURN = 80
+_GIVEN = 88
 _RECORD_OFFSETS = (128, 384)
 _TASK_OFFSET = 1024
 _NODE_OFFSET = 2048
@@ -112,6 +113,8 @@ class Header:
         heartbeat_ns: when the worker last ran Python code for it (CLOCK_MONOTONIC), updated
             every `HEARTBEAT_INTERVAL_S`.
         waits_for_turn: 1 while the handler waits for those of other connections of the worker.
+        given: where the last frame ends that an async handler was given; 0 if any input that was
+            received may have been given to the handler.
         waits_for_peer: 1 while output cannot be sent because the peer does not read.
     """
 
@@ -146,6 +149,7 @@ class Header:
     waits_for_peer = _word(_WAITS_FOR_PEER)
     waits_for_turn = _word(_WAITS_FOR_TURN)
     heartbeat_ns = _word(_HEARTBEAT)
+    given = _word(_GIVEN)
     thread = _word(_THREAD)
 
     @property

@@ -226,6 +226,10 @@ class JournaledStream(SocketStream):
         complete = self._journal.record.complete
         return self._journal.history(until if complete else self._journal.record.input_start)
 
+    def record_given(self, offset: int) -> None:
+        """Record which frames an async handler is given; see `Checkpoints.record_given`."""
+        self._journal.header.given = offset
+
     def record_current_frame(self, offset: int | None) -> None:
         """Record the frame that the handler gets next; see `Checkpoints.record_current_frame`."""
         self._agent_records = True

@@ -93,7 +93,7 @@ class SupervisedConnection:
         """Prepare it for another worker; return the message and the descriptors for that."""
         if give.waits and self.route.worker is not None:
             self._paused = (self.route.worker, self.header.thread)
-        self.header.thread = 0
+        self.header.thread = self.header.given = 0
         self.header.heartbeat_ns = time.monotonic_ns()
         if not give.waits:
             # The next worker has not got the last one's frame yet. If it dies before, the
@@ -175,7 +175,7 @@ class SupervisedConnection:
         scene = DeathScene(
             offset=record.stats.offset,
             current_frame=header.current_frame,
-            received=header.received,
+            given=header.given or header.received,
             input_start=record.input_start,
             was_busy=header.busy_since_ns != 0 and not header.waits_for_turn,
         )

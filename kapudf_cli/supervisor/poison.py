@@ -1,8 +1,8 @@
 """Which frame of a connection kills workers, if one does; sans-I/O.
 
-A worker that dies leaves several connections, each with frames that were received and not
-handled. The next worker of each handles them one at a time, and records each before the handler
-gets it. If that worker dies too, the record shows at which frame.
+A worker that dies leaves several connections, each with frames that its handler may have been
+given and that are not handled. The next worker of each handles them one at a time, and records
+each before the handler gets it. If that worker dies too, the record shows at which frame.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class DeathScene:
         offset: the offset of the first frame that is not recorded as handled.
         current_frame: the offset of the frame that the handler was given, or one of the special
             values of `Header.current_frame`.
-        received: how many bytes of input were received.
+        given: how many bytes of input the handler may have been given.
         input_start: the offset at which the journal begins.
         was_busy: whether it did not wait for input.
     """
 
     offset: int
     current_frame: int
-    received: int
+    given: int
     input_start: int
     was_busy: bool
 
@@ -68,8 +68,9 @@ class PoisonDetector:
         self._dying_since_s = 0.0
         # How many of them were at the frame at that offset, handled by itself.
         self._over_frame = 0
-        # For each death: how many bytes had been received, of those that are not handled yet.
-        self._received_at_deaths: list[int] = []
+        # For each death: how many bytes the handler may have been given, if not all of these are
+        # handled yet.
+        self._given_at_deaths: list[int] = []
 
     def note_death(
         self,
@@ -97,9 +98,7 @@ class PoisonDetector:
         if scene.offset > self._died_at or waited:
             self._reset()
             self._over_frame = 0
-        self._received_at_deaths = [
-            received for received in self._received_at_deaths if received > scene.offset
-        ]
+        self._given_at_deaths = [given for given in self._given_at_deaths if given > scene.offset]
         if waited or accused is False:
             return  # This connection is not the cause.
         was_careful = scene.offset < self.until
@@ -108,8 +107,8 @@ class PoisonDetector:
         self._deaths += 1
         self._faults += accused is True
         self._died_at = scene.offset
-        self._received_at_deaths.append(scene.received)
-        self.until = max(self.until, scene.received)
+        self._given_at_deaths.append(scene.given)
+        self.until = max(self.until, scene.given)
         self.isolated = self._deaths > 1
         if was_careful and scene.current_frame == scene.offset and (accused or alone):
             self._over_frame += 1
@@ -129,10 +128,10 @@ class PoisonDetector:
         if drops_poison:
             self.poison.add(offset)
             self._reset()
-            self._received_at_deaths.clear()
+            self._given_at_deaths.clear()
         else:
             self.give_up = (
-                f"the frame at byte {offset} ended {_workers(len(self._received_at_deaths))}, "
+                f"the frame at byte {offset} ended {_workers(len(self._given_at_deaths))}, "
                 f"the last one {how}; on_error: skip would drop it"
             )
 

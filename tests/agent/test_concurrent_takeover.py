@@ -164,6 +164,7 @@ def test_frames_after_a_death_are_handled_one_at_a_time(
         gate.finish(time)
     gate.finish(4)
     assert received(task, 4) == [INITIALIZED, *points(1, 3, 4)]
+    assert task.header.given == task.sent_bytes
     task.end()
     stats = following.summary().stats
     assert (stats.points_in, stats.failures) == (4, 1)
@@ -206,6 +207,7 @@ def test_calls_that_take_too_long_are_handed_over_undone(
     served = begin(task)
     task.send(*points(1, 2, 3))
     gate.await_started(1, 2, 3)
+    assert task.header.given == task.sent_bytes
     gate.finish(1)
     gate.finish(2)
     assert received(task, 2) == [counted(1, 1), counted(2, 2)]

@@ -88,6 +88,14 @@ def kept() -> Iterator[Connection]:
 # --- deaths ---
 
 
+def test_frames_that_an_async_handler_was_not_given_are_no_suspects(kept: Connection) -> None:
+    kept.got_to(40, received=90)
+    kept.supervised.header.given = 55
+    assert kept.dies() == ResumePlan(careful_until=55)
+    # The next worker has not recorded yet what it gives its handler.
+    assert kept.supervised.header.given == 0
+
+
 def test_the_next_worker_gets_the_facts_of_earlier_deaths(kept: Connection) -> None:
     kept.got_to(40, received=90)
     order = kept.dies()

@@ -22,13 +22,11 @@ class Deaths:
         offset: int,
         *,
         current_frame: int | None = None,
-        received: int = 100,
+        given: int = 100,
         input_start: int = 0,
     ) -> PoisonDetector:
         """Let a worker die in the connection's own thread, at the frame at an offset."""
-        scene = _scene(
-            offset, current_frame=current_frame, received=received, input_start=input_start
-        )
+        scene = _scene(offset, current_frame=current_frame, given=given, input_start=input_start)
         return self._note(scene, "died by SIGSEGV", accused=True)
 
     def kill(
@@ -48,7 +46,7 @@ class Deaths:
 
     def while_it_waits(self, offset: int) -> PoisonDetector:
         """Kill a worker that waits for input of the connection."""
-        scene = DeathScene(offset, NO_FRAME, received=offset, input_start=0, was_busy=False)
+        scene = DeathScene(offset, NO_FRAME, given=offset, input_start=0, was_busy=False)
         return self._note(scene, "died by SIGKILL", accused=None)
 
     def _note(
@@ -62,12 +60,12 @@ class Deaths:
 
 
 def _scene(
-    offset: int, *, current_frame: int | None = None, received: int = 100, input_start: int = 0
+    offset: int, *, current_frame: int | None = None, given: int = 100, input_start: int = 0
 ) -> DeathScene:
     return DeathScene(
         offset,
         offset if current_frame is None else current_frame,
-        received,
+        given,
         input_start,
         was_busy=True,
     )
@@ -83,7 +81,7 @@ def deaths() -> Deaths:
 
 
 def test_after_a_death_frames_that_had_come_are_handled_one_by_one(deaths: Deaths) -> None:
-    after = deaths.fault(40, received=90)
+    after = deaths.fault(40, given=90)
     assert (after.until, after.poison, after.give_up) == (90, set(), None)
 
 
@@ -136,10 +134,10 @@ def test_the_connection_is_given_up_if_poison_is_not_dropped(deaths: Deaths) -> 
     )
 
 
-def test_each_worker_is_counted_that_had_received_the_frame(deaths: Deaths) -> None:
+def test_each_worker_is_counted_that_was_given_the_frame(deaths: Deaths) -> None:
     deaths.drops_poison = False
-    deaths.fault(0, received=30)
-    deaths.fault(0, received=100)
+    deaths.fault(0, given=30)
+    deaths.fault(0, given=100)
     assert "the frame at byte 40 ended 2 workers" in (deaths.fault(40).give_up or "")
 
 

@@ -1,0 +1,89 @@
+"""Async handlers in workers that are killed and reloaded with calls in flight."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kapudf_cli.protocol.udf_pb2 import ErrorResponse
+from tests.conftest import plugin
+from tests.peers import in_thread
+from tests.serve_process import PATIENCE_S
+from tests.supervisor.ongoing import kapudf, status_of
+from tests.supervisor.tasks import of_type, play, points, tallied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kapudf_cli.protocol.udf_pb2 import Point
+    from tests.serve_process import ServeProcess
+
+    Serve = Callable[..., ServeProcess]
+
+
+def await_progress(path: str, count: int) -> None:
+    """Wait until the connection has handled `count` more points."""
+    pause = threading.Event()
+    first = handled = points_handled(path)
+    for _ in range(round(4 * PATIENCE_S / 0.02)):
+        handled = points_handled(path)
+        if handled >= first + count:
+            return
+        pause.wait(0.02)
+    raise AssertionError(handled)
+
+
+def points_handled(path: str) -> int:
+    return sum(each["points_in"] for each in status_of(path)["connections"])
+
+
+def kill_worker(path: str) -> bool:
+    """Kill a worker that serves; return False if there is none at the moment."""
+    pids = [each["pid"] for each in status_of(path)["workers"] if each["state"] == "serving"]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return bool(pids)
+
+
+@pytest.mark.parametrize(
+    ("kills", "reloads"), [(3, 2), pytest.param(200, 30, marks=pytest.mark.long)]
+)
+def test_kills_and_reloads_with_calls_in_flight_lose_and_repeat_nothing(
+    serve: Serve, socket_path: str, kills: int, reloads: int
+) -> None:
+    process = serve(plugin("waiting.py:Tally"), "--snapshot-interval", "0.5", "--standby", "1")
+    ends = threading.Event()
+    sent: list[Point] = []
+
+    def until_the_end() -> Iterator[Point]:
+        # As fast as they are taken, so that all calls are in flight all the time.
+        for point in points(10_000_000):
+            if ends.is_set():
+                return
+            sent.append(point)
+            yield point
+
+    playing = in_thread(lambda: play(socket_path, until_the_end()))
+    chance = random.Random(1)  # noqa: S311 - the same choices in every run
+    steps = ["kill"] * kills + ["reload"] * reloads
+    chance.shuffle(steps)
+    for step in steps:
+        await_progress(socket_path, chance.randrange(1, 60))
+        if step == "reload":
+            kapudf("reload", "--socket", socket_path)
+        else:
+            while not kill_worker(socket_path):
+                pass
+    await_progress(socket_path, 1)
+    ends.set()
+    back = playing.result(4 * PATIENCE_S)
+    assert of_type(back, ErrorResponse) == []
+    assert back == tallied(sent)
+    finished = process.event("connection finished")
+    assert (finished["reason"], finished["points_in"]) == ("closed", len(sent))
+    assert finished["takeovers"] >= reloads
