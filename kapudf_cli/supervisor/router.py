@@ -186,6 +186,14 @@ class Router:
             connection.worker, connection.was_served = give.worker, True
             self._orphans.pop(give.connection, None)
             self._new.pop(give.connection, None)
+        loads = [
+            len(each.connections)
+            for each in self.workers.values()
+            if each.state is WorkerState.SERVING
+        ]
+        if any(len(self.workers[number].connections) > min(loads) + 1 for number in gives):
+            # A worker with fewer connections had no room.
+            self._spreads = True
         return list(gives.values())
 
     def on_unsent(self, give: Give) -> list[Order]:

@@ -354,6 +354,20 @@ def test_only_connections_that_can_be_moved_are_spread() -> None:
     assert not function.router.needs_room
 
 
+def test_connections_are_spread_once_a_worker_without_room_has_some() -> None:
+    function = Function(100, 1)
+    assert function.move() == []
+    function.connect(6)
+    function.place()
+    assert function.loads() == {1: 5, 2: 1}
+    assert function.move() == []
+    function.room[2] = 100
+    while function.move():
+        pass
+    assert function.loads() == {1: 3, 2: 3}
+    assert not function.router.needs_room
+
+
 def test_connections_are_spread_once_a_frozen_worker_runs_again() -> None:
     function = Function(100)
     function.connect(4)
