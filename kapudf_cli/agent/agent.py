@@ -18,7 +18,7 @@ from kapudf_cli.agent.dispatcher import RefusedError
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
 from kapudf_cli.agent.errors import HandlerError, WorkerLostError
 from kapudf_cli.agent.handler_caller import is_caused_by
-from kapudf_cli.agent.handover import HandedOver, Handover
+from kapudf_cli.agent.handover import DRAIN_LIMIT_S, HandedOver, Handover
 from kapudf_cli.agent.parts import PartSettings, assemble
 from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS
 from kapudf_cli.agent.turns import turn_of
@@ -175,6 +175,7 @@ class Agent:
         """Break the connection: no call blocks any longer for a peer that does not read."""
         self._stream.abort()
         self._read_loop.abort()
+        self._caller.abort()
         self._handover.stop_waiting()
 
     def pause(self, on_paused: Callable[[], None]) -> None:
@@ -286,6 +287,7 @@ class Agent:
                 output.drop_data()
         else:
             self._outbox.send_data()
+            self._caller.drain(DRAIN_LIMIT_S)
         self._caller.stop()
         self._outbox.flush()
         self._raise_failure()
@@ -345,6 +347,8 @@ class Agent:
         Raises:
             HandedOver: another agent serves it.
         """
+        if self._dispatcher.order.state is not Incoming.BEFORE_INIT:
+            self._caller.drain(DRAIN_LIMIT_S)
         self._recovery.compact()
         self._outbox.block_others()
         self._handover.pause()
@@ -354,6 +358,7 @@ class Agent:
         """Leave the connection to the agent that serves it now."""
         self._outbox.close("the connection was handed over")
         self._caller.stop_quietly()
+        self._outbox.settle()
         self._stream.close()
         return ConnectionSummary(Reason.HANDED_OVER)
 
@@ -379,6 +384,7 @@ class Agent:
         except HandlerError as raised:
             if not is_caused_by(raised, ConnectionClosedError):
                 stop_error = raised
+        self._outbox.settle()
         unread = 0
         if self._dispatcher.order.state is not Incoming.BEFORE_INIT or error is not None:
             # A connection that only asked for Info is closed at once: kapacitord waits for

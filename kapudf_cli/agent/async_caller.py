@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -54,6 +56,7 @@ class AsyncCaller(HandlerCaller):
         self._timeout_s = timeout_s
         self.calls = CallsInFlight(concurrency)
         self._loop: EventLoop | None = None
+        self._is_aborted = False
 
     @property
     def loop(self) -> EventLoop:
@@ -122,6 +125,29 @@ class AsyncCaller(HandlerCaller):
         if inspect.iscoroutine(returned):
             # Canceled before it began, it would be reported as never awaited.
             call.task.add_done_callback(lambda _: returned.close())
+
+    def drain(self, limit_s: float) -> None:
+        """Call the handler's `drain`; see `HandlerCaller.drain`."""
+        handler = self._handler
+        if handler is None or not inspect.iscoroutinefunction(handler.drain):
+            super().drain(limit_s)
+            return
+        task = self.loop.start(handler.drain(), contextvars.copy_context())
+        deadline_s = time.monotonic() + limit_s
+        while not task.done() and (rest_s := deadline_s - time.monotonic()) > 0:
+            if self._is_aborted:
+                return
+            self.loop.wait(timeout_s=rest_s)
+        if not task.done():
+            self._log_drain_goes_on(limit_s)
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            self._log_drain(error)
+
+    def abort(self) -> None:
+        """Do not wait for `drain` any longer. From any thread."""
+        super().abort()
+        self._is_aborted = True
+        self.wake()
 
     def cancel(self) -> None:
         """Cancel the calls in flight, and forget what they wrote."""

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.dispatcher import Next, excerpt
+from kapudf_cli.agent.handover import DRAIN_LIMIT_S
 from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.protocol.order import Incoming
 from kapudf_cli.system import loggers
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 _log = loggers.get(__name__)
 
-#: How long a handover waits for calls in flight. Then the next worker makes them again.
-DRAIN_LIMIT_S: Final = 5.0
 #: A checkpoint that was due and could not be stored is tried again after this time.
 _RETRY_S: Final = 1.0
 

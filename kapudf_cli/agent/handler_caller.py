@@ -6,11 +6,14 @@ The error is a HandlerError or a ConnectionClosedError.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
+import threading
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from kapudf_cli.agent.errors import HandlerError
 from kapudf_cli.agent.turns import NoTurn
+from kapudf_cli.errors import describe
 from kapudf_cli.handler import definition, deprecated
 from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.handler import Handler
@@ -65,6 +68,7 @@ class HandlerCaller:
         self._factory = factory
         self._outbox = outbox
         self._handler: Handler | None = None
+        self._drained = threading.Event()
         self._name: str = getattr(factory, "__name__", "handler")
 
     @property
@@ -193,6 +197,39 @@ class HandlerCaller:
                 self._outbox.current_frame = message
                 returned = self.raw_point(message)
                 write_returned(self._outbox, "raw_point", returned, raw=message)
+
+    def drain(self, limit_s: float) -> None:
+        """Call the handler's `drain`, and wait for its end, `abort` or the time limit."""
+        handler = self._handler
+        if handler is None or type(handler).drain is Handler.drain:
+            return
+        context = contextvars.copy_context()
+
+        def run() -> None:
+            try:
+                context.run(handler.drain)
+            except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() included
+                self._log_drain(error)
+            finally:
+                ended.set()
+
+        ended = self._drained = threading.Event()
+        # Not in this thread: it could not be left after the time limit, and what it writes does
+        # not follow from the input.
+        threading.Thread(target=run, name="drain", daemon=True).start()
+        if not ended.wait(limit_s):
+            self._log_drain_goes_on(limit_s)
+
+    def abort(self) -> None:
+        """Do not wait for `drain` any longer. From any thread."""
+        self._drained.set()
+
+    def _log_drain_goes_on(self, limit_s: float) -> None:
+        _log.warning("drain takes too long, going on without it", extra={"limit_s": limit_s})
+
+    def _log_drain(self, error: BaseException) -> None:
+        if not is_caused_by(error, ConnectionClosedError):
+            _log.warning("drain failed: %s", describe(error), exc_info=error)
 
     def stop(self) -> None:
         """Call the handler's `teardown` and forget the handler; do nothing if there is none."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+#: How long a handover waits for calls in flight, which the next worker then makes again, and
+#: for the handler's `drain`.
+DRAIN_LIMIT_S: Final = 5.0
 
 
 class HandedOver(Exception):  # noqa: N818 - it is no error

@@ -7,13 +7,12 @@ when the input runs dry. What happens to a message is decided by its `Output`.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import threading
-import time
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.output import FLUSH_BYTES, DataState, Output
+from kapudf_cli.agent.refused_writes import RefusedWrites
 from kapudf_cli.agent.turns import NoTurn
 from kapudf_cli.errors import shorten
 from kapudf_cli.handler.errors import ConnectionClosedError
@@ -44,43 +43,6 @@ _NO_TURN: Final = NoTurn()
 _ERROR_CHARACTERS = 3000
 #: A tag of one byte and a length: what an answer's envelope adds to it at most.
 _ENVELOPE_BYTES = 6
-#: Refused writes of a thread that goes on writing are logged at this interval.
-_REFUSED_LOG_INTERVAL_S: Final = 10.0
-
-
-class _RefusedLog:
-    """Counts the refused writes of one connection, and logs their number at intervals."""
-
-    def __init__(self, cause: str) -> None:
-        """Log with the context of the calling thread, which is the connection's own.
-
-        Args:
-            cause: why writes are refused.
-        """
-        self._cause = cause
-        self._context = contextvars.copy_context()
-        self._refused = 0
-        self._not_before_s = 0.0
-
-    def record(self) -> None:
-        """Count a write that was refused. Called by one thread at a time."""
-        self._refused += 1
-        now_s = time.monotonic()
-        # A tenfold number is logged at once, because no other write may follow.
-        grown = str(self._refused).strip("0") == "1"
-        if now_s < self._not_before_s and not grown:
-            return
-        self._not_before_s = now_s + _REFUSED_LOG_INTERVAL_S
-        self._context.run(
-            _log.error,
-            "writes refused",
-            extra={
-                "refused_writes": self._refused,
-                "cause": self._cause,
-                "advice": "end the handler's threads in teardown; "
-                "keep unwritten output in the state",
-            },
-        )
 
 
 class Outbox:
@@ -128,7 +90,7 @@ class Outbox:
         # A copy of Output.passes_points, which is too slow to ask for each point.
         self._passes_points = False
         self._blocks_others = False
-        self._refused: _RefusedLog | None = None
+        self._refused: RefusedWrites | None = None
         self.failure: InvalidWriteError | None = None
 
     # --- for handlers: see kapudf_cli.handler.output.Writer ---
@@ -152,7 +114,12 @@ class Outbox:
 
     def write_batch(self, batch: Batch, /) -> None:
         """Send a whole batch; see `Writer.write_batch`."""
-        write_batch(self, batch)
+        try:
+            write_batch(self, batch)
+        except ConnectionClosedError:
+            if self._refused is not None and get_ident() != self._owner:
+                self._refused.record(len(batch.points))
+            raise
 
     def write_begin_batch(self, begin: BeginBatch, /) -> None:
         """Begin a batch; see `Writer.write_begin_batch`."""
@@ -324,13 +291,18 @@ class Outbox:
         """Refuse all writes from now on.
 
         Args:
-            cause: why. The number of refused writes is logged with it. None if Kapacitor has
-                closed the connection, so that nothing could be written anyway.
+            cause: why. The number of points lost in refused writes is logged with it. None if
+                Kapacitor has closed the connection, so that nothing could be written anyway.
         """
         with self.changing() as output:
             output.refuse_data()
             if cause is not None:
-                self._refused = _RefusedLog(cause)
+                self._refused = RefusedWrites(cause)
+
+    def settle(self) -> None:
+        """Log how many points were lost in refused writes: the handler was torn down."""
+        if self._refused is not None:
+            self._refused.settle()
 
     def disable(self) -> None:
         """Refuse all writes, in a forked process whose parent has the connection."""
@@ -376,7 +348,7 @@ class Outbox:
                 output = self._output
                 if output.broken is not None or output.data is DataState.REFUSED:
                     if self._refused is not None and not by_owner:
-                        self._refused.record()
+                        self._refused.record(expected is Point)
                     raise self._closed() from output.broken
                 # Encoded under the lock: a batch stays whole only if its messages are sent
                 # in the order in which they were checked.

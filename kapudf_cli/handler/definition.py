@@ -19,7 +19,7 @@ from kapudf_cli.protocol.udf_pb2 import EdgeType
 #: The methods whose result is written. They may have a `yield`.
 _WRITTEN_METHODS: Final = frozenset({"begin_batch", "point", "raw_point", "end_batch", "teardown"})
 #: The methods that may be async.
-_ASYNC_METHODS: Final = frozenset({"point", "setup", "teardown"})
+_ASYNC_METHODS: Final = frozenset({"point", "setup", "drain", "teardown"})
 _NEVER_AWAITED: Final = "it is called and never awaited, so write a plain def"
 
 
@@ -69,7 +69,7 @@ def _check_methods(handler: type[Handler]) -> None:
 
 
 def _check_not_async(handler: type[Handler]) -> None:
-    for name in ("setup", "teardown"):
+    for name in ("setup", "drain", "teardown"):
         _refuse_async(handler, name, "only with an async point or batch may it be")
     for name in ("concurrency", "timeout_s"):
         if getattr(handler, name) != getattr(Handler, name):
@@ -105,8 +105,9 @@ def _check_async(handler: type[Handler]) -> None:
     timeout_s = handler.timeout_s
     if timeout_s is not None and not timeout_s > 0:
         raise DefinitionError(f"{name}.timeout_s is not a positive number of seconds, or None")
-    if inspect.isasyncgenfunction(handler.setup):
-        raise DefinitionError(f"{name}.setup has a yield and would never run")
+    for method in ("setup", "drain"):
+        if inspect.isasyncgenfunction(getattr(handler, method)):
+            raise DefinitionError(f"{name}.{method} has a yield and would never run")
 
 
 def check_passes_through(handler: type[Handler], passes_through: object) -> None:

@@ -242,6 +242,15 @@ class Handler:
             self.agent.write_end_batch(end)
         return None
 
+    def drain(self) -> Coroutine[Any, Any, None] | None:
+        """Finish the work of the handler's own threads, and write their output.
+
+        Called when no other method runs: before another process continues with the connection,
+        and before `teardown` at an orderly end. After 5 s, kapudf goes on without it. It runs in
+        a thread of its own; it may be async if `point` or `batch` is. It may be called more than
+        once, and points may come after it.
+        """
+
     def teardown(self) -> MaybeAsync:
         """Release resources, and return remaining output.
 

@@ -21,6 +21,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from kapudf_cli.agent import refused_writes
 from kapudf_cli.agent.agent import ConnectionSummary, Reason
 from kapudf_cli.errors import shorten
 from kapudf_cli.journal.journal import Journal
@@ -315,6 +316,7 @@ def main(descriptor: int) -> None:
                 Worker(channel, FinishList(finishes), function, log).run()
         except OSError:
             log.exception("worker ends")
+        refused_writes.log_all()
     logs.exit_despite_threads(0)
 
 

@@ -161,7 +161,7 @@ def test_a_writing_thread_waits_during_a_handover_and_then_raises(
     served.agent.release()
     with pytest.raises(ConnectionClosedError):
         writing.result(PATIENCE_S)
-    assert "writes refused" in caplog.text
+    wait_until(lambda: "writes refused" in caplog.text)
     following.agent.go()
     in_thread(lambda: writers[-1].write_point(Point(name="thread"))).result(PATIENCE_S)
     assert task.side.receive() == Point(name="thread")

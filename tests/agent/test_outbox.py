@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.agent import refused_writes
 from kapudf_cli.agent.outbox import Outbox
+from kapudf_cli.handler.batches import Batch
 from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.protocol.codec import RESPONSES
 from kapudf_cli.protocol.errors import InvalidWriteError
@@ -37,6 +39,7 @@ from kapudf_cli.transport import SocketStream
 from kapudf_cli.transport.stream import Commit, ConnectionStats
 from tests.peers import in_thread, is_full
 from tests.serve_process import PATIENCE_S
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -686,15 +689,57 @@ def write_after_the_end(outbox: Outbox, count: int) -> None:
             outbox.write_point(Point())
 
 
-def test_writes_after_the_end_are_logged_with_their_number(
+def test_points_lost_after_the_end_are_logged_once_with_their_number(
     ends: Ends, caplog: pytest.LogCaptureFixture
 ) -> None:
     outbox = ends.opened()
     outbox.close("the connection was handed over")
     in_thread(lambda: write_after_the_end(outbox, 1234)).result(PATIENCE_S)
-    assert [record.refused_writes for record in caplog.records] == [1, 10, 100, 1000]  # type: ignore[attr-defined]
-    assert caplog.records[0].getMessage() == "writes refused"
-    assert caplog.records[0].cause == "the connection was handed over"  # type: ignore[attr-defined]
+    assert caplog.records == []
+    outbox.settle()
+    in_thread(lambda: write_after_the_end(outbox, 1)).result(PATIENCE_S)
+    outbox.settle()
+    (record,) = caplog.records
+    assert record.getMessage() == "writes refused"
+    assert (record.lost_points, record.cause) == (1234, "the connection was handed over")  # type: ignore[attr-defined]
+
+
+def test_points_lost_after_teardown_are_counted_for_a_moment(
+    ends: Ends, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kapudf_cli.agent.refused_writes._COUNTED_S", 3600.0)
+    outbox = ends.opened()
+    outbox.close("the connection was handed over")
+    outbox.settle()
+    in_thread(lambda: write_after_the_end(outbox, 3)).result(PATIENCE_S)
+    assert caplog.records == []
+    # The process may end before that.
+    refused_writes.log_all()
+    assert [record.lost_points for record in caplog.records] == [3]  # type: ignore[attr-defined]
+
+
+def test_a_moment_after_teardown_the_number_is_logged(
+    ends: Ends, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kapudf_cli.agent.refused_writes._COUNTED_S", 0.0)
+    outbox = ends.opened()
+    outbox.close("the connection was handed over")
+    outbox.settle()
+    in_thread(lambda: write_after_the_end(outbox, 1)).result(PATIENCE_S)
+    wait_until(lambda: bool(caplog.records))
+    assert caplog.records[0].lost_points == 1  # type: ignore[attr-defined]
+
+
+def test_all_points_of_a_batch_are_lost_with_it(
+    ends: Ends, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = ends.opened(BATCH)
+    outbox.close("the connection was handed over")
+    batch = Batch(points=[Point(), Point()])
+    with pytest.raises(ConnectionClosedError):
+        in_thread(lambda: outbox.write_batch(batch)).result(PATIENCE_S)
+    outbox.settle()
+    assert [record.lost_points for record in caplog.records] == [2]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("cause", [None, "the connection has ended"], ids=["gone", "by the owner"])
