@@ -6,14 +6,15 @@ It differs from other UDFs in three ways:
 - The whole server exits with status 1 when one connection fails in that way, or is cut.
 - The answer to a keepalive overtakes points that came before it.
 
-In the Go agent these depend on the scheduler. Here each answer is delayed, so that they happen
-every time.
+In the Go agent these depend on the scheduler. Here each answer is delayed, and none is written
+once the peer has ended its input, so that they happen every time.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
+import select
 import socket
 import sys
 import threading
@@ -38,7 +39,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 
 #: The delays of answers and of points.
 ANSWER_S = 0.003
-POINT_S = 0.006
+POINT_S = 0.012
 
 
 class GoAgent:
@@ -76,6 +77,8 @@ class GoAgent:
                         self.connection.close()
                         return
                     self.changed.wait(left_s if self.pending else None)
+                if self.input_has_ended():
+                    self.changed.wait()  # The reader is about to end the server.
                 data = bytearray()
                 now_s = time.monotonic()
                 while self.pending and self.pending[0][0] <= now_s:
@@ -84,6 +87,12 @@ class GoAgent:
                 self.connection.sendall(data)
             except OSError as error:
                 fatal(f"write error: {error}")
+
+    def input_has_ended(self) -> bool:
+        """Return whether the peer has ended its input, read or not."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def take(self, request: object) -> None:
         match request:
