@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import http.server
 import importlib
 import json
 import os
@@ -40,6 +41,7 @@ from kapudf_cli.protocol import (
 from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 from kapudf_cli.tickscript.snippets import edge_name, signatures
 from kapudf_cli.tools.check import CHECKS
+from tests.peers import in_thread
 from tests.run_kapudf import PYTEST
 from tests.serve_process import KAPUDF
 
@@ -410,6 +412,33 @@ def test_the_model_is_loaded_once_and_scores(
     file.unlink()
     second = udf(module.Score).send(*lines("m a=1.0 20", "m a=0.0,b=4.0 30"))
     assert values([*first.points, *second.points], "score") == [3.0, None, 2.0]
+
+
+def test_the_owners_of_hosts_are_asked_for_once(
+    load: Callable[..., ModuleType], udf: StartTask
+) -> None:
+    module = load("owner")
+    asked: list[str] = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            host = self.path.removeprefix("/")
+            asked.append(host)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"owner": f"owner of {host}"}).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        in_thread(server.serve_forever)
+        options = module.OwnerOptions(url=f"http://127.0.0.1:{server.server_port}")
+        sent = lines(*(f"cpu,host={host} usage=1" for host in ("a", "b", "a", "c", "b")))
+        out = udf(module.Owner, options).send(*sent).points
+        server.shutdown()
+    assert [point.tags["owner"] for point in out] == [f"owner of {host}" for host in "abacb"]
+    assert sorted(asked) == ["a", "b", "c"]
 
 
 def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(

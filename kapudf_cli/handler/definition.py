@@ -100,6 +100,8 @@ def _check_async(handler: type[Handler]) -> None:
     if handler.serialize:
         problem = "is set, but point or batch is async, so that calls would still overlap"
         raise DefinitionError(f"{name}.serialize {problem}")
+    if not getattr(handler, "ordered", True):
+        raise DefinitionError(f"{name}.ordered: output always leaves in the order of the input")
     if type(handler.concurrency) is not int or not 1 <= handler.concurrency <= MAX_CONCURRENCY:
         raise DefinitionError(f"{name}.concurrency is not a number from 1 to {MAX_CONCURRENCY}")
     timeout_s = handler.timeout_s
