@@ -64,6 +64,7 @@ def _check_methods(handler: type[Handler]) -> None:
     _refuse_async(handler, "setup_worker", _NEVER_AWAITED)
     if is_async(handler):
         _check_async(handler)
+        _check_limits(handler)
     else:
         _check_not_async(handler)
 
@@ -102,14 +103,19 @@ def _check_async(handler: type[Handler]) -> None:
         raise DefinitionError(f"{name}.serialize {problem}")
     if not getattr(handler, "ordered", True):
         raise DefinitionError(f"{name}.ordered: output always leaves in the order of the input")
+    for method in ("setup", "drain"):
+        if inspect.isasyncgenfunction(getattr(handler, method)):
+            raise DefinitionError(f"{name}.{method} has a yield and would never run")
+
+
+def _check_limits(handler: type[Handler]) -> None:
+    """Raise DefinitionError for limits of calls in flight that cannot be kept."""
+    name = handler.__name__
     if type(handler.concurrency) is not int or not 1 <= handler.concurrency <= MAX_CONCURRENCY:
         raise DefinitionError(f"{name}.concurrency is not a number from 1 to {MAX_CONCURRENCY}")
     timeout_s = handler.timeout_s
     if timeout_s is not None and not timeout_s > 0:
         raise DefinitionError(f"{name}.timeout_s is not a positive number of seconds, or None")
-    for method in ("setup", "drain"):
-        if inspect.isasyncgenfunction(getattr(handler, method)):
-            raise DefinitionError(f"{name}.{method} has a yield and would never run")
 
 
 def check_passes_through(handler: type[Handler], passes_through: object) -> None:
