@@ -42,6 +42,7 @@ class AsyncCaller(HandlerCaller):
         *,
         concurrency: int,
         timeout_s: float | None,
+        ordered: bool = True,
     ) -> None:
         """Create handlers with `factory`.
 
@@ -50,11 +51,12 @@ class AsyncCaller(HandlerCaller):
             outbox: they write to it.
             concurrency: the most calls that run at once.
             timeout_s: how long a call may take, in seconds; None for any time.
+            ordered: whether output leaves in the order of the input.
         """
         super().__init__(factory, outbox)
         self._call_outbox = outbox
         self._timeout_s = timeout_s
-        self.calls = CallsInFlight(concurrency)
+        self.calls = CallsInFlight(concurrency, ordered=ordered)
         self._loop: EventLoop | None = None
         self._is_aborted = False
 

@@ -46,6 +46,19 @@ class ConcurrentDispatcher(Dispatcher):
         """Whether no call is in flight, or there is no state and no batch; see `Dispatcher`."""
         return not self._calls or (self.stateless and self.caller.handler.wants == STREAM)
 
+    @property
+    def done(self) -> int:
+        """Which of the next frames were answered, as bits; see `ConnectionStats.done`."""
+        return self._calls.done
+
+    def resume_done(self, done: int) -> None:
+        """Set which of the next frames were answered by another agent."""
+        self._calls.resume(done)
+
+    def take_done(self) -> bool:
+        """Return whether the next frame was answered; it is about to be given to the handler."""
+        return self._calls.take_next()
+
     # --- a new frame ---
 
     def needs_drain(self, message: ReadRequest) -> bool:
@@ -59,24 +72,29 @@ class ConcurrentDispatcher(Dispatcher):
             case _:
                 return True
 
-    def start(self, message: ReadRequest, offset: int, end: int) -> None:
+    def start(self, message: ReadRequest, offset: int, end: int, *, is_done: bool = False) -> None:
         """Begin a call for a request that needs no drain.
 
         Args:
             message: the request.
             offset: where its frame starts in the input, in bytes.
             end: where the next frame starts.
+            is_done: whether its output was sent already.
 
         Raises:
             UnexpectedMessageError: it may not come now.
         """
         self.order.receive(type(message))
         call = Call(offset, end)
+        call.is_repeated = is_done
         handler = self.caller.handler
         method: Callable[..., object] = handler.point
         match message:
             case Point():
                 call.method, call.points = "point", 1
+                call.group = None if handler.ordered else message.group
+                if is_done and self.stateless:
+                    method = _do_nothing
             case BeginBatch():
                 call.method, method = "begin_batch", handler.begin_batch
             case EndBatch():
@@ -87,14 +105,16 @@ class ConcurrentDispatcher(Dispatcher):
         if not isinstance(message, KeepaliveRequest):
             self.outbox.send_data()
             if self._skips_batch:
+                call.group = None
                 self._skips_batch = not isinstance(message, EndBatch)
                 method = _do_nothing
         self.caller.start(call, method, message)
 
     def count(self, call: Call) -> None:
-        """Count a call that retires."""
+        """Count a call that retires, once."""
         self.points_in += call.points
         self.batches_in += call.batches
+        call.points = call.batches = 0
 
     # --- a replay, in which nothing is sent ---
 
@@ -119,14 +139,14 @@ class ConcurrentDispatcher(Dispatcher):
             self._retire_or_wait()
 
     def _retire_or_wait(self) -> None:
-        call = self._calls.first_done()
+        call = self._calls.next_done()
         if call is None:
             self.caller.loop.wait()
             return
         with self.outbox.changing() as output:
             fault = self.outbox.release(call, output)
-        self._calls.retire()
-        self.count(call)
+        for each in self._calls.retire(call):
+            self.count(each)
         error = call.error or fault
         if error is not None:
             self.failed(call.method, error, call.offset)

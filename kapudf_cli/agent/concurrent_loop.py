@@ -157,16 +157,18 @@ class ConcurrentLoop:
             self._take(frame)
             self._dispatch(frame)
         else:
-            self._take(frame)
-            self._dispatcher.start(frame.message, frame.offset, frame.end)
+            self._start(frame, is_done=self._take(frame))
         return True
+
+    def _start(self, frame: Frame, *, is_done: bool) -> None:
+        self._dispatcher.start(frame.message, frame.offset, frame.end, is_done=is_done)
 
     def _begin_carefully(self, frame: Frame, poison: Collection[int]) -> None:
         """Give the handler a frame that may kill the worker, while no other is in flight."""
         dispatcher = self._dispatcher
         self._outbox.flush(self._recovery.stats())
         self._recovery.record_current_frame(frame.offset)
-        self._take(frame)
+        is_done = self._take(frame)
         if frame.offset in poison:
             _log.error(
                 "dropped what killed the worker",
@@ -180,12 +182,13 @@ class ConcurrentLoop:
         elif dispatcher.needs_drain(frame.message):
             self._dispatch(frame)
         else:
-            dispatcher.start(frame.message, frame.offset, frame.end)
+            self._start(frame, is_done=is_done)
 
-    def _take(self, frame: Frame) -> None:
-        """Take the first frame, to give it to the handler."""
+    def _take(self, frame: Frame) -> bool:
+        """Take the first frame, to give it to the handler; return whether it was answered."""
         self._window.frames.popleft()
         self._recovery.record_given(frame.end)
+        return self._dispatcher.take_done()
 
     def _dispatch(self, frame: Frame) -> None:
         """Handle a frame while no call is in flight."""
@@ -208,39 +211,47 @@ class ConcurrentLoop:
     # --- output ---
 
     def _retire(self) -> bool:
-        """Send the output of the first calls that are done; return whether there is any."""
-        if self._calls.first_done() is None:
+        """Send the output of calls that are done; return whether there is any."""
+        calls, outbox = self._calls, self._outbox
+        if calls.next_done() is None:
             return False
-        window, calls = self._window, self._calls
-        with self._outbox.changing() as output:
-            while (call := calls.first_done()) is not None and call.error is None:
-                call.error = self._outbox.release(call, output)
+        with outbox.changing() as output:
+            while (call := calls.next_done()) is not None and call.error is None:
+                call.error = outbox.release(call, output)
                 if call.error is not None:
                     break
-                calls.retire()
-                self._dispatcher.count(call)
-                window.advance(call.end)
-                self._outbox.commit(output, self._stats, forget_input=self._forgets_input)
-            self._outbox.commit(output, self._stats, forget_input=self._forgets_input, at_least=0)
+                self._leave_line(call)
+                outbox.commit(output, self._stats, forget_input=self._forgets_input)
+            outbox.commit(output, self._stats, forget_input=self._forgets_input, at_least=0)
         if call is not None and call.error is not None:
             self._fail(call, call.error)
         elif not calls:
             self._recovery.compact_if_due(time.monotonic())
         return True
 
+    def _leave_line(self, call: Call) -> None:
+        """Retire a call, and count the frames that are handled with it."""
+        for each in self._calls.retire(call):
+            self._dispatcher.count(each)
+            self._window.advance(each.end)
+
     def _fail(self, call: Call, error: BaseException) -> None:
         """Do what `on_error` says about the first call, which has failed."""
-        with self._outbox.changing() as output:
-            # As for a method that is not async, what it wrote before is sent.
-            fault = self._outbox.release(call, output)
+        if self._caller.handler.ordered:
+            with self._outbox.changing() as output:
+                # As for a method that is not async, what it wrote before is sent.
+                error = self._outbox.release(call, output) or error
         self._dispatcher.count(call)
-        self._calls.retire()
-        following = self._dispatcher.failed(call.method, fault or error, call.offset)
+        following = self._dispatcher.failed(call.method, error, call.offset)
         if following is Next.RESTART_HANDLER:
             # The frames after this one are given to the new handler.
+            done = self._calls.done >> 1
             self._caller.cancel()
             self._dispatcher.order.state = call.state
-        self._follow(following, call.end)
+            self._follow(following, call.end)
+            self._dispatcher.resume_done(done)
+        else:
+            self._leave_line(call)
         self._commit()
 
     def _stats(self) -> ConnectionStats:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.agent.outbox import Outbox
 from kapudf_cli.agent.output import BACKLOG_BYTES, FLUSH_BYTES
 from kapudf_cli.protocol.errors import InvalidWriteError
+from kapudf_cli.protocol.order import OutgoingOrder
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, KeepaliveResponse, Point
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class ConcurrentOutbox(Outbox):
         Raises:
             ConnectionClosedError: the connection broke.
         """
+        if call.is_repeated:
+            call.written.clear()
         while call.written:
             message, frame = call.written.popleft()
             try:
@@ -101,6 +104,10 @@ class ConcurrentOutbox(Outbox):
         call = _CURRENT.get()
         if call is not None:
             self._check_class(message, expected)
+            if call.group is not None and not isinstance(message, Point):
+                # A point of a stream: it is checked now, because its output may be committed
+                # before that of others.
+                OutgoingOrder().write(message)
             with self._lock:
                 if call.is_open:
                     frame = self._encode(message)

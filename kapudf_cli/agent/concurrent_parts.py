@@ -34,6 +34,7 @@ def assemble(
         outbox,
         concurrency=settings.concurrency or handler.concurrency,
         timeout_s=handler.timeout_s if settings.timeout_s is None else settings.timeout_s,
+        ordered=handler.ordered,
     )
     dispatcher = ConcurrentDispatcher(
         caller, outbox, on_error=settings.on_error, on_init=settings.on_init

@@ -129,6 +129,7 @@ class Dispatcher:
         self._replays = False
         self.points_in = self.batches_in = self.failures = 0
         self.task = ("", "")
+        self._done = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -143,6 +144,21 @@ class Dispatcher:
     def allows_checkpoint(self) -> bool:
         """Whether a snapshot of the handler would contain just what the counted input has done."""
         return True
+
+    @property
+    def done(self) -> int:
+        """Which of the next frames were answered, as bits; see `ConnectionStats.done`."""
+        return self._done
+
+    def resume_done(self, done: int) -> None:
+        """Set which of the next frames were answered by another agent."""
+        self._done = done
+
+    def take_done(self) -> bool:
+        """Return whether the next frame was answered, and go on to the one after it."""
+        is_done = bool(self._done & 1)
+        self._done >>= 1
+        return is_done
 
     def drain(self) -> None:
         """Wait until the handler has finished all requests that it was given."""

@@ -322,6 +322,17 @@ class Outbox:
             self._blocks_others = False
 
     @contextlib.contextmanager
+    def discarding(self) -> Iterator[None]:
+        """Discard what the owner writes: another agent has sent it."""
+        with self.changing() as output:
+            output.discards = True
+        try:
+            yield
+        finally:
+            with self.changing() as output:
+                output.discards = False
+
+    @contextlib.contextmanager
     def changing(self) -> Iterator[Output]:
         """Change the output's state, under the lock: `with outbox.changing() as output: …`."""
         with self._lock:

@@ -92,6 +92,7 @@ class Output:
 
     Attributes:
         data: what happens to data.
+        discards: whether messages of the owner are discarded.
         defers: whether messages of threads other than the owner are deferred.
         frames: the send buffer. The owner may append a point at any time without a lock,
             if `passes_points`: a deque appends atomically, and the owner alone changes
@@ -120,6 +121,7 @@ class Output:
         "bytes",
         "data",
         "defers",
+        "discards",
         "frames",
         "owner_points",
         "size",
@@ -134,6 +136,7 @@ class Output:
         self._deferred = _Backlog()
         self.data = DataState.HELD
         self.defers = False
+        self.discards = False
         # How many of the owner's next messages are duplicates: infinitely many during a
         # replay. The second number is what applies after the replay.
         self._suppressed: float = 0
@@ -167,6 +170,7 @@ class Output:
             self._order.takes_points
             and self.data is DataState.SENT
             and not self._suppressed
+            and not self.discards
             and not self._skips_batch
             and self.broken is None
         )
@@ -253,6 +257,8 @@ class Output:
         """Send a message that is not held back, unless it is deferred, suppressed or skipped."""
         if self.defers and not written.by_owner:
             self._deferred.add(written)
+        elif written.by_owner and self.discards:
+            pass
         elif written.by_owner and self._suppressed:
             if self._suppressed != math.inf:
                 # The agent that sent it did not count it as stats.

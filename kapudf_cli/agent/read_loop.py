@@ -92,7 +92,7 @@ class ReadLoop:
                 return
             self.bytes_in += len(data)
             with dispatcher.caller.turn:
-                if self._requests.offset < careful_until:
+                if self._requests.offset < careful_until or dispatcher.done:
                     messages = self.handle_carefully(data, poison)
                 else:
                     messages = self.handle(data)
@@ -175,7 +175,8 @@ class ReadLoop:
         """Handle requests one at a time, each recorded before and after; return how many.
 
         The last worker died while it handled one of them, which may kill this one too. Then
-        everything before must be committed, and it must be known which request it was.
+        everything before must be committed, and it must be known which request it was. Or it was
+        a worker with an async handler, which has answered some of them.
 
         Args:
             data: input, as for `handle`.
@@ -192,6 +193,7 @@ class ReadLoop:
                 offset = self._requests.offset
                 self._outbox.flush(self._recovery.stats())
                 self._recovery.record_current_frame(offset)
+                is_done = dispatcher.take_done()
                 if offset in poison:
                     _log.error(
                         "dropped what killed the worker",
@@ -200,6 +202,9 @@ class ReadLoop:
                     dispatcher.failures += 1
                     dispatcher.drop(message)
                     self._recovery.skip_in_replays(offset)
+                elif is_done:
+                    with self._outbox.discarding():
+                        self._follow(dispatcher.dispatch(message, offset))
                 else:
                     self._follow(dispatcher.dispatch(message, offset))
                 self._requests.raw = dispatcher.caller.reads_raw

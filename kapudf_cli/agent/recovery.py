@@ -98,6 +98,7 @@ class Recovery(Generic[InputT]):
             dispatcher.failures,
             self._restarts,
             self._takeovers,
+            dispatcher.done,
         )
 
     def skip_in_replays(self, offset: int) -> None:
@@ -264,6 +265,7 @@ class Recovery(Generic[InputT]):
         self._restarts = stats.restarts
         self._takeovers = stats.takeovers + 1
         self.requests.resume_at(stats.offset)
+        dispatcher.resume_done(stats.done)
         with self._outbox.changing() as output:
             output.suppress_next(point.sent, in_batch=point.in_batch, stats=stats)
 

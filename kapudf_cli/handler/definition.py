@@ -14,7 +14,7 @@ from kapudf_cli.handler.handler import Handler, OnStateMismatch
 from kapudf_cli.handler.methods import check_methods, forgotten_init
 from kapudf_cli.handler.output import is_async_function
 from kapudf_cli.handler.patch import PointPatch
-from kapudf_cli.protocol.udf_pb2 import EdgeType
+from kapudf_cli.protocol.udf_pb2 import STREAM, EdgeType
 
 #: The methods whose result is written. They may have a `yield`.
 _WRITTEN_METHODS: Final = frozenset({"begin_batch", "point", "raw_point", "end_batch", "teardown"})
@@ -72,7 +72,7 @@ def _check_methods(handler: type[Handler]) -> None:
 def _check_not_async(handler: type[Handler]) -> None:
     for name in ("setup", "drain", "teardown"):
         _refuse_async(handler, name, "only with an async point or batch may it be")
-    for name in ("concurrency", "timeout_s"):
+    for name in ("concurrency", "ordered", "timeout_s"):
         if getattr(handler, name) != getattr(Handler, name):
             message = f"{handler.__name__}.{name} has no effect; write `async def point`"
             raise DefinitionError(message)
@@ -101,8 +101,8 @@ def _check_async(handler: type[Handler]) -> None:
     if handler.serialize:
         problem = "is set, but point or batch is async, so that calls would still overlap"
         raise DefinitionError(f"{name}.serialize {problem}")
-    if not getattr(handler, "ordered", True):
-        raise DefinitionError(f"{name}.ordered: output always leaves in the order of the input")
+    if not handler.ordered and not handler.wants == handler.provides == STREAM:
+        raise DefinitionError(f"{name}.ordered is False, and wants and provides are not STREAM")
     for method in ("setup", "drain"):
         if inspect.isasyncgenfunction(getattr(handler, method)):
             raise DefinitionError(f"{name}.{method} has a yield and would never run")

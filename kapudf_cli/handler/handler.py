@@ -93,6 +93,8 @@ class Handler:
         on_state_mismatch: what happens with a snapshot of another version, handler or program
             that `migrate` does not convert: "discard" it or "refuse" it.
         concurrency: the most calls of an async `point` or `batch` at once.
+        ordered: False to let an async `point` overtake points of other groups, for a handler of
+            streams.
         timeout_s: how long each of these calls may take, in seconds; None for any time.
         passes_through: True to send each point on as it came, or a `PointPatch` to send it on
             with the same changes to each. Neither `point` nor `raw_point` is called then. It is
@@ -106,6 +108,7 @@ class Handler:
     serialize: ClassVar[bool] = False
     on_state_mismatch: ClassVar[OnStateMismatch] = "discard"
     concurrency: ClassVar[int] = DEFAULT_CONCURRENCY
+    ordered: ClassVar[bool] = True
     timeout_s: ClassVar[float | None] = None
     shared: Any = None
 

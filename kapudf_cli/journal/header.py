@@ -16,7 +16,7 @@ import mmap
 import struct
 from typing import NamedTuple, Protocol, cast
 
-from kapudf_cli.transport.stream import ConnectionStats
+from kapudf_cli.transport.stream import DONE_BITS, ConnectionStats
 
 #: The first page. The rest of the memory holds input and output: see `Journal`.
 HEADER_BYTES = mmap.PAGESIZE
@@ -74,7 +74,8 @@ class CommitRecord(NamedTuple):
 
 
 _OWN_FIELDS = len(CommitRecord._fields) - 1
-_RECORD = struct.Struct(f"@{_OWN_FIELDS + len(ConnectionStats._fields)}q")
+_DONE_BYTES = DONE_BITS // 8
+_RECORD = struct.Struct(f"@{_OWN_FIELDS + len(ConnectionStats._fields) - 1}q{_DONE_BYTES}s")
 
 
 class _Word(Protocol):
@@ -130,14 +131,21 @@ class Header:
         (active,) = _WORD.unpack_from(self._memory, _ACTIVE)
         values = _RECORD.unpack_from(self._memory, _RECORD_OFFSETS[active & 1])
         return CommitRecord._make(
-            (*values[:_OWN_FIELDS], ConnectionStats._make(values[_OWN_FIELDS:]))
+            (
+                *values[:_OWN_FIELDS],
+                ConnectionStats._make(
+                    (*values[_OWN_FIELDS:-1], int.from_bytes(values[-1], "little"))
+                ),
+            )
         )
 
     def commit(self, record: CommitRecord) -> None:
         """Replace the commit record at once."""
         (active,) = _WORD.unpack_from(self._memory, _ACTIVE)
         other = ~active & 1
-        _RECORD.pack_into(self._memory, _RECORD_OFFSETS[other], *record[:-1], *record.stats)
+        stats = record.stats
+        done = stats.done.to_bytes(_DONE_BYTES, "little") if stats.done else b""
+        _RECORD.pack_into(self._memory, _RECORD_OFFSETS[other], *record[:-1], *stats[:-1], done)
         _WORD.pack_into(self._memory, _ACTIVE, other)
 
     received = _word(_RECEIVED)

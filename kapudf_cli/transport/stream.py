@@ -7,10 +7,14 @@ time call `interrupt` (read what has arrived, then end), `pause` (stop waiting f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+#: How many frames `ConnectionStats.done` has a bit for.
+DONE_BITS: Final = 256
 
 
 class ConnectionStats(NamedTuple):
@@ -26,6 +30,8 @@ class ConnectionStats(NamedTuple):
         failures: exceptions of the handler that `on_error` passed over.
         restarts: how often a new handler replaced one that had raised.
         takeovers: how often another agent took the connection over.
+        done: which frames from `offset` on were answered although frames before them were not,
+            as bits; at most `DONE_BITS`.
     """
 
     offset: int = 0
@@ -37,6 +43,7 @@ class ConnectionStats(NamedTuple):
     failures: int = 0
     restarts: int = 0
     takeovers: int = 0
+    done: int = 0
 
 
 class Commit(NamedTuple):

@@ -666,3 +666,58 @@ def test_a_thread_of_the_handler_writes_at_once() -> None:
         assert served.side.receive() == Point(name="thread", time=1)
         gate.finish(1)
         assert served.side.receive() == Point(time=1)
+
+
+# --- out of order ---
+
+
+def group_point(time: int, group: str) -> Point:
+    return Point(time=time, group=group)
+
+
+def test_a_point_may_overtake_those_of_other_groups() -> None:
+    handler, gate = gated(ordered=False)
+    sent = [group_point(1, "a"), group_point(2, "b"), group_point(3, "a")]
+    with agent_with(handler) as served:
+        start(served, *sent)
+        gate.finish(3)
+        gate.finish(2)
+        assert served.side.receive() == sent[1]
+        gate.finish(1)
+        assert received(served, 2) == [sent[0], sent[2]]
+        served.side.half_close()
+        stats = served.summary().stats
+        assert (stats.points_in, stats.points_out) == (3, 3)
+
+
+def test_no_point_overtakes_a_keepalive() -> None:
+    handler, gate = gated(ordered=False)
+    with agent_with(handler) as served:
+        start(served, group_point(1, "a"), KeepaliveRequest(time=5), group_point(2, "b"))
+        gate.finish(2)
+        gate.finish(1)
+        assert received(served, 3) == [
+            group_point(1, "a"),
+            KeepaliveResponse(time=5),
+            group_point(2, "b"),
+        ]
+
+
+def test_without_order_nothing_of_a_failed_call_is_sent() -> None:
+    handler, gate = gated(Writing, ordered=False)
+    with agent_with(handler, on_error="skip") as served:
+        start(served, Point(time=1), Point(time=2, group="b"))
+        gate.fail(1, ValueError())
+        gate.finish(2)
+        assert [point.time for point in received(served, 3)] == [2, 2, 2]
+
+
+class UnorderedBatch(WritingBatch):
+    ordered = False
+
+
+def test_without_order_a_batch_is_refused_when_it_is_written() -> None:
+    with agent_with(UnorderedBatch) as served:
+        start(served, Point())
+        text = f"UnorderedBatch.point raised InvalidWriteError: {WRITES_NO_BATCH}"
+        assert served.side.receive() == ErrorResponse(error=text)

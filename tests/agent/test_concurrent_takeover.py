@@ -310,3 +310,106 @@ def test_an_async_handler_takes_over_from_a_plain_one_and_back(
         following.agent.go()
         assert task.ask(Point(time=number)) == Point(time=number)
         served = following
+
+
+# --- out of order ---
+
+
+class UnorderedSteps(Counting):
+    """Sends points back with a count for each group, in an order that differs from the input's."""
+
+    ordered = False
+    concurrency = 4
+
+    async def point(self, point: Point, /) -> Point:
+        self.count += 1
+        number = self.count
+        for _ in range(point.time * 7 % 5):
+            await asyncio.sleep(0)
+        return counted(point.time, number)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("survives", range(2, 10))
+def test_without_order_a_death_loses_and_repeats_nothing(
+    tasks: Callable[..., JournaledTask], survives: int, *, after: bool
+) -> None:
+    task = tasks(UnorderedSteps)
+    served = task.serve(survives=survives, after=after)
+    sent = [Point(time=time, group=f"g{time % 3}") for time in range(1, 19)]
+    task.send(INIT, *sent, SnapshotRequest())
+    if not task.await_handled(served):
+        served = task.take_over(survives=survives, after=after)
+        if not task.await_handled(served):
+            served = task.take_over()
+    assert task.await_handled(served)
+    task.end()
+    assert served.summary().stats.points_in == len(sent)
+    task.hang_up()
+    back = received(task, len(sent) + 3)
+    assert back[:1] + back[-2:] == [INITIALIZED, SnapshotResponse(snapshot=b"18"), None]
+    assert sorted(each.time for each in back[1:-2]) == [each.time for each in sent]
+    for remainder in range(3):
+        of_group = [each for each in back[1:-2] if each.time % 3 == remainder]
+        assert of_group == [counted(each.time, each.time) for each in of_group]
+        assert [each.time for each in of_group] == sorted(each.time for each in of_group)
+
+
+class PlainCount(Counting):
+    """Counts like `Stateful`, one point at a time."""
+
+    def point(self, point: Point, /) -> Point:
+        self.count += 1
+        return counted(point.time, self.count)
+
+
+@pytest.mark.parametrize("following_kind", ["ordered", "unordered", "plain"])
+def test_points_that_were_answered_out_of_order_are_not_answered_again(
+    tasks: Callable[..., JournaledTask], monkeypatch: pytest.MonkeyPatch, following_kind: str
+) -> None:
+    monkeypatch.setattr("kapudf_cli.agent.concurrent_loop.DRAIN_LIMIT_S", 0.01)
+    handler, gate = gated(Stateful, ordered=False)
+    task = tasks(handler)
+    served = begin(task)
+    task.send(*(Point(time=time, group=str(time)) for time in range(1, 6)))
+    gate.finish(2)
+    gate.finish(4)
+    assert received(task, 2) == [counted(2, 1), counted(4, 2)]
+    assert task.header.record.stats.done == 0b01010
+    assert pause(served).wait(PATIENCE_S)
+    successor, next_gate = gated(Stateful, ordered=following_kind == "ordered")
+    next_gate.open()
+    kind = PlainCount if following_kind == "plain" else successor
+    following = task.take_over(waits=True, handler=kind)
+    assert following.resumed.result(PATIENCE_S) is None
+    served.agent.release()
+    following.agent.go()
+    # Points 2 and 4 count again, in the place of the input that they have.
+    assert received(task, 3) == [counted(1, 1), counted(3, 3), counted(5, 5)]
+    task.send(SnapshotRequest())
+    assert task.side.receive() == SnapshotResponse(snapshot=b"5")
+    assert task.header.record.stats.done == 0
+    task.end()
+    stats = following.summary().stats
+    assert (stats.points_in, stats.points_out) == (5, 5)
+
+
+def test_points_after_the_failed_one_are_not_answered_again(
+    tasks: Callable[..., JournaledTask],
+) -> None:
+    handler, gate = gated(Stateful, ordered=False)
+    task = tasks(handler, on_error="restart")
+    served = begin(task)
+    task.send(*(Point(time=time, group=str(time)) for time in range(1, 5)))
+    gate.finish(3)
+    assert task.side.receive() == counted(3, 1)
+    gate.await_started(4)
+    gate.fail(1, ValueError())
+    gate.finish(3)
+    gate.finish(2)
+    assert task.side.receive() == counted(2, 2)
+    gate.finish(4)
+    assert task.side.receive() == counted(4, 3)
+    task.end()
+    stats = served.summary().stats
+    assert (stats.points_in, stats.points_out, stats.failures) == (4, 3, 1)

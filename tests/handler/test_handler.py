@@ -18,6 +18,7 @@ from kapudf_cli.handler.options import Options
 from kapudf_cli.handler.points import get_field, get_number, set_field
 from kapudf_cli.handler.state import PerGroup, Snapshot, State, dump, inspect_snapshot
 from kapudf_cli.protocol.udf_pb2 import (
+    BATCH,
     DOUBLE,
     INT,
     STREAM,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 
 LOG = "kapudf_cli.handler.handler"
+OVERLAPS = "is set, but point or batch is async, so that calls would still overlap"
 
 
 class Mirror(Handler):
@@ -275,6 +277,19 @@ class WaitsNever(Waits):
     concurrency = 0
 
 
+class WaitsUnorderedBatch(Waits):
+    wants = BATCH
+    ordered = False
+
+
+class UnorderedMirror(Mirror):
+    ordered = False
+
+
+class WaitsInTurns(Waits):
+    serialize = True
+
+
 class WaitsNoTime(Waits):
     timeout_s = 0
 
@@ -326,6 +341,15 @@ class AsyncPointOfBatch(BatchHandler):
             "WaitsSnapshot.snapshot is async; it is called and never awaited, so write a plain def",
         ),
         (WaitsNever, "WaitsNever.concurrency is not a number from 1 to 1024"),
+        (
+            WaitsUnorderedBatch,
+            "WaitsUnorderedBatch.ordered is False, and wants and provides are not STREAM",
+        ),
+        (UnorderedMirror, "UnorderedMirror.ordered has no effect; write `async def point`"),
+        (
+            WaitsInTurns,
+            f"WaitsInTurns.serialize {OVERLAPS}",
+        ),
         (WaitsNoTime, "WaitsNoTime.timeout_s is not a positive number of seconds, or None"),
         (WaitsAndYieldsSetup, "WaitsAndYieldsSetup.setup has a yield and would never run"),
         (

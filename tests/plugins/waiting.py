@@ -26,3 +26,9 @@ class Tally(Handler):
         set_field(point, "total", sums.total)
         await asyncio.sleep(point.time * 7 % 11 * 0.001)
         return point
+
+
+class Unordered(Tally):
+    """The same, without an order between groups."""
+
+    ordered = False
