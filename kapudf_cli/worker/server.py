@@ -226,9 +226,7 @@ def drain(
         return True
     left = connections.current()
     for connection in left:
-        connection.log.error(
-            "grace period is over, connection aborted", where=where(connection.thread)
-        )
+        connection.log.error("grace period is over, connection aborted", where=where(connection))
         connection.agent.abort()
     return bool(left) and _wait(connections, signals, _ABORT_WAIT_S, log) is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -55,6 +56,7 @@ class Beating:
 
     def __init__(self) -> None:
         self.limit_s = PATIENCE_S
+        self.handler: type[Handler] = Slow
         self.ended: dict[int, ConnectionSummary] = {}
         self.connections = Connections(structlog.get_logger(), self.ended.__setitem__)
         self.heartbeats = Heartbeats(self.connections, lambda _: self.limit_s)
@@ -71,7 +73,7 @@ class Beating:
         number = len(self.peers)
         self.connections.start(
             number,
-            Function("slow", Slow, settings),
+            Function("slow", self.handler, settings),
             SocketStream(theirs),
             None,
             checkpoints=self.seen[-1],
@@ -177,6 +179,32 @@ def test_a_hanging_handler_gets_no_more_heartbeats_and_is_reported_once(
     assert event["event"] == "handler hangs, no more heartbeats"
     assert event["busy_s"] >= 0.1
     assert " < point (" in event["where"]
+
+
+class SlowAsync(Handler):
+    """Waits for ever."""
+
+    async def point(self, point: Point, /) -> None:
+        await self.wait(point)
+
+    async def wait(self, point: Point) -> None:
+        del point
+        await asyncio.get_running_loop().create_future()
+
+
+def test_a_slow_call_of_an_async_handler_is_logged_once_with_its_place(
+    beating: Beating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beating, "handler", SlowAsync)
+    beating.heartbeats = Heartbeats(beating.connections, lambda _: PATIENCE_S, slow_s=0.02)
+    peer = beating.connect()
+    with structlog.testing.capture_logs() as events:
+        beating.heartbeats.start()
+        send(peer, Point())
+        wait_until(lambda: any(event["event"] == "async call takes long" for event in events))
+        read_exactly(peer, 3 * len(HEARTBEAT))
+    (event,) = [event for event in events if event["log_level"] == "warning"]
+    assert event["where"].startswith(f"wait ({__file__}:")
 
 
 def test_a_connection_that_waits_for_its_turn_gets_heartbeats_without_a_limit(
