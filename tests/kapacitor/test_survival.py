@@ -14,6 +14,8 @@ from tests.kapacitor.daemon import TaskStatus
 from tests.kapacitor.lines import BY_HOST, line
 from tests.serve_process import ServeProcess
 from tests.supervisor.ongoing import (
+    ASYNC_COUNT,
+    COUNT,
     Code,
     await_status,
     kapudf,
@@ -39,11 +41,12 @@ ROUND = 1_000
 SLOW_S = 5.0
 
 
+@pytest.mark.parametrize("template", [COUNT, ASYNC_COUNT], ids=["plain", "async"])
 def test_a_task_survives_deaths_and_new_code(
-    serve: Serve, kapacitor: Kapacitor, socket_path: str, tmp_path: Path
+    serve: Serve, kapacitor: Kapacitor, socket_path: str, tmp_path: Path, template: str
 ) -> None:
     """Kapacitor gets every point once, each with the count of an undisturbed run."""
-    code = Code(tmp_path)
+    code = Code(tmp_path, template)
     process = serve(code.handler)
     daemon = kapacitor(snapshot_interval="200ms")
     daemon.start_task("counted", BY_HOST)

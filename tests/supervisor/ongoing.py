@@ -47,11 +47,23 @@ class Count(Handler):
 """
 
 
+#: The same, with calls that end in another order than they begin.
+ASYNC_COUNT = (
+    COUNT.replace("    def point", "    async def point")
+    .replace(
+        "        self.agent",
+        "        await asyncio.sleep(point.time * 7 % 5 * 0.001)\n        self.agent",
+    )
+    .replace("\nfrom kapudf_cli", "\nimport asyncio\nfrom kapudf_cli", 1)
+)
+
+
 class Code:
     """A handler's file, which `change` replaces by its next version."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, template: str = COUNT) -> None:
         """Write the first version into `folder`."""
+        self._template = template
         self.file = folder / "count.py"
         self.version = 0
         self.change()
@@ -64,7 +76,7 @@ class Code:
     def change(self, more: str = "") -> int:
         """Write the next version, with `more` code at its end; return its number."""
         self.version += 1
-        self.file.write_text(COUNT.format(version=self.version) + more, encoding="utf-8")
+        self.file.write_text(self._template.format(version=self.version) + more, encoding="utf-8")
         # Same time and size for all versions: a bytecode cache checked by these would be stale.
         os.utime(self.file, (1, 1))
         return self.version
