@@ -84,7 +84,8 @@ class AsyncCaller(HandlerCaller):
 
     def end_in_child(self) -> None:
         """In a forked process: end it when the handler's code returns into the event loop."""
-        self.loop.end_in_child()
+        if self._loop is not None:
+            self._loop.end_in_child()
 
     def call(self, method: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a method of the handler, and send what it has written when it returns.

@@ -5,6 +5,7 @@ The parent waits for its child, and sends a point for each with the child's exit
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -58,3 +59,12 @@ class Forking(Handler):
 
     def teardown(self) -> None:
         forked(self.agent, "teardown")
+
+
+class ForkingAsync(Forking):
+    """The same in an event loop."""
+
+    async def point(self, point: Point, /) -> None:  # type: ignore[override]  # Handler allows it
+        await asyncio.sleep(0)
+        super().point(point)
+        await asyncio.sleep(0)
