@@ -51,7 +51,7 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
         1023, -1, 0, 2**32, 1e6, "1024", True, None, [], [2048], {}, {"max": 2048},
     ],
     "linger_ms": [
-        -0.1, 1.1, 500, "0.5", True, None, float("nan"), float("inf"), [], [0.5], {}, {"ms": 0.5},
+        -0.1, 5.1, 500, "0.5", True, None, float("nan"), float("inf"), [], [0.5], {}, {"ms": 0.5},
     ],
     "workers": [-1, 65, 1.0, "1", True, None, [], [1], {}, {"count": 1}],
     "on_error": ["ignore", "Fail", "", 1, True, None, [], ["skip"], {}, {"skip": True}],

@@ -1,45 +1,62 @@
 """Read coalescing: a short pause before a read, so that it returns several messages.
 
 Kapacitor writes each message with two small system calls, and each wakes a reader that
-waits. Under load, a pause of less than a millisecond lets messages accumulate, and halves
-the cost of a point. When idle, and for a peer that waits for each answer, a pause only
-costs time. So pauses are tried under load, and kept up only while they pay off.
+waits. A read through the journal costs as much as ten points or more, so it pays to let
+messages accumulate. Network cards do the same with interrupts (adaptive interrupt
+moderation): the length of the pause follows from the rate of arrival. When messages are
+rare, and for a peer that waits for each answer, a pause only costs time, so there is none.
 """
 
 from __future__ import annotations
 
-#: The default of linger_ms. A longer pause gains little; see docs/performance.md.
-DEFAULT_LINGER_MS = 0.5
-#: Short enough not to delay the answers to Kapacitor's keepalives.
-MAX_LINGER_MS = 1.0
+import math
+from typing import Final
 
-#: Reads in shorter intervals than this count as fast: about 3,500 messages a second.
-_FAST_S = 0.0003
-#: Try a pause after so many fast reads in a row. One message may take two: length and body.
-_FAST_READS = 8
-#: A pause that yields fewer messages than this is not worth its latency. Two messages per
-#: wake-up need a third to a half of the processor time; see docs/performance.md.
-_WORTHWHILE = 2
-#: A read that returns so many messages without a pause needs none.
-_PLENTY = 64
-#: How long to wait after a useless pause until the next attempt; doubled each time.
-_RETRY_S = 0.1
-_MAX_RETRY_S = 5.0
+#: The default of linger_ms; see docs/performance.md for what longer and shorter pauses do.
+DEFAULT_LINGER_MS = 2.0
+#: Short enough not to delay the answers to Kapacitor's keepalives.
+MAX_LINGER_MS = 5.0
+
+#: No pause below this many messages a second: the longest pause would yield too few.
+_LOWEST_RATE: Final = 3000.0
+#: The rate is a moving average over about this time, in seconds.
+_RATE_S: Final = 0.02
+#: How many messages a read should return. More gain little: see docs/performance.md.
+_WANTED: Final = 64
+#: A shorter pause takes longer than asked for: at a higher rate, reads are full anyway.
+_SHORTEST_S: Final = 0.0002
+#: A pause after which the read returns fewer messages than this is useless.
+_WORTHWHILE: Final = 2
+#: After so many useless pauses in a row, the peer waits for an answer to each message. One alone
+#: only means that the peer was not running: on a busy machine, messages come in bursts.
+_USELESS: Final = 4
+#: How long to wait then until the next attempt; doubled each time.
+_RETRY_S: Final = 0.1
+_MAX_RETRY_S: Final = 5.0
 
 
 class ReadCoalescing:
     """Decides after each read how long to pause before the next. Has no I/O and no clock."""
 
-    __slots__ = ("_fast_reads", "_last_s", "_longest_s", "_not_before_s", "_paused", "_retry_s")
+    __slots__ = (
+        "_last_s",
+        "_longest_s",
+        "_not_before_s",
+        "_paused",
+        "_rate",
+        "_retry_s",
+        "_useless",
+    )
 
     def __init__(self, longest_ms: float) -> None:
         """Pause for at most `longest_ms` milliseconds; 0 disables pauses."""
         self._longest_s = longest_ms / 1000
-        self._last_s = 0.0
-        self._fast_reads = 0
+        self._last_s = -math.inf
+        self._rate = 0.0
         self._paused = False
         self._not_before_s = 0.0
         self._retry_s = _RETRY_S
+        self._useless = 0
 
     def pause_s(self, now_s: float, messages: int) -> float:
         """Return how many seconds to pause after a read.
@@ -48,20 +65,24 @@ class ReadCoalescing:
             now_s: the monotonic clock's time after the read was handled, in seconds.
             messages: how many messages the read returned.
         """
-        fast = now_s - self._last_s < _FAST_S
+        decay = math.exp((self._last_s - now_s) / _RATE_S)
+        self._rate = rate = self._rate * decay + messages / _RATE_S
         self._last_s = now_s
         if self._paused:
-            if _WORTHWHILE <= messages < _PLENTY:
-                self._retry_s = _RETRY_S
-                return self._longest_s
             self._paused = False
-            self._fast_reads = 0
-            if messages < _WORTHWHILE:
+            if messages >= _WORTHWHILE:
+                self._useless = 0
+                self._retry_s = _RETRY_S
+            else:
+                self._useless += 1
+            if self._useless == _USELESS:
+                self._useless = 0
                 self._not_before_s = now_s + self._retry_s
                 self._retry_s = min(self._retry_s * 2, _MAX_RETRY_S)
+        if rate < _LOWEST_RATE or now_s < self._not_before_s:
             return 0.0
-        self._fast_reads = self._fast_reads + 1 if fast and messages < _PLENTY else 0
-        if self._fast_reads < _FAST_READS or now_s < self._not_before_s:
+        pause_s = min(self._longest_s, _WANTED / rate)
+        if pause_s < _SHORTEST_S:
             return 0.0
         self._paused = True
-        return self._longest_s
+        return pause_s

@@ -274,7 +274,7 @@ linger_ms: Final = setting(
     "--linger-ms",
     metavar="MS",
     type=float,
-    help="Longest pause before a read under load, so that points gather.  [default: 0.5]",
+    help="Longest pause before a read under load, so that points gather.  [default: 2]",
 )
 on_error: Final = setting(
     "--on-error",

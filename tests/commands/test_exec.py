@@ -263,7 +263,7 @@ def test_a_kapacitor_that_is_gone_ends_it() -> None:
         ([], "Missing option '--handler'", 2),
         (["--handler", "no-such"], "no installed handler has the name 'no-such'", 2),
         (["--handler", "lacking.py:Mirror"], "there is no file lacking.py", 2),
-        (["--handler", "mirror", "--linger-ms", "5"], "a number of milliseconds from 0", 2),
+        (["--handler", "mirror", "--linger-ms", "6"], "a number of milliseconds from 0", 2),
         (["--handler", "mirror", "--max-frame-bytes", "0"], "a number of bytes from 1024", 2),
         (["--handler", "mirror", "--grace-period", "-1"], "a number of seconds from 0", 2),
         (["--handler", "mirror", "surplus"], "unexpected extra argument", 2),
