@@ -63,7 +63,8 @@ class EventLoop:
         Args:
             threads: how many calls of `asyncio.to_thread` may run at once.
         """
-        self._selector = selectors.DefaultSelector()
+        # Not epoll, which a forked process would share.
+        self._selector = selectors.PollSelector()
         self._loop = _Loop(self._selector)
         self._loop.set_exception_handler(self._on_failure)
         threads = max(threads, min(32, (os.cpu_count() or 1) + 4))
