@@ -15,13 +15,13 @@ from kapudf_cli.journal.header import NO_FRAME
 #: How many deaths at one frame, handled by itself, make it poison. After a fault, such as a
 #: segmentation fault, one is enough. A kill may hit a frame by chance, several times on a slow
 #: machine, where each frame takes long.
-_DEATHS_BY_FAULT: Final = 1
-_DEATHS_BY_KILL: Final = 3
+DEATHS_BY_FAULT: Final = 1
+DEATHS_BY_KILL: Final = 3
 #: After this many deaths in a row without progress, the connection is given up, because it would
 #: kill all workers. Kills may have another cause: they must be more, and go on for longer.
-_MAX_FAULTS: Final = 6
-_MAX_DEATHS: Final = 20
-_LONGEST_DYING_S: Final = 600.0
+MAX_FAULTS: Final = 6
+MAX_DEATHS: Final = 20
+LONGEST_DYING_S: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ class PoisonDetector:
         self.isolated = self._deaths > 1
         if was_careful and scene.current_frame == scene.offset and (accused or alone):
             self._over_frame += 1
-            if self._over_frame >= (_DEATHS_BY_FAULT if accused else _DEATHS_BY_KILL):
+            if self._over_frame >= (DEATHS_BY_FAULT if accused else DEATHS_BY_KILL):
                 self._convict(scene.current_frame, how, drops_poison=drops_poison)
                 return
-        killed = self._deaths >= _MAX_DEATHS and now_s - self._dying_since_s >= _LONGEST_DYING_S
-        if self._faults >= _MAX_FAULTS or killed:
+        killed = self._deaths >= MAX_DEATHS and now_s - self._dying_since_s >= LONGEST_DYING_S
+        if self._faults >= MAX_FAULTS or killed:
             self.give_up = f"it ended {self._deaths} workers, the last one {how}"
 
     def _reset(self) -> None:

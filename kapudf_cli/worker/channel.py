@@ -213,11 +213,15 @@ _DECODER: Final = msgspec.json.Decoder(Order | Report | Forked)
 
 
 class Channel:
-    """One end of a channel between the supervisor and a worker."""
+    """One end of a channel between the supervisor and a worker.
+
+    Attributes:
+        socket: this end; messages keep their boundaries.
+    """
 
     def __init__(self, end: socket.socket) -> None:
         """Take over one end of a pair of SOCK_SEQPACKET sockets."""
-        self._socket = end
+        self.socket = end
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
@@ -229,7 +233,7 @@ class Channel:
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when a message waits."""
-        return self._socket.fileno()
+        return self.socket.fileno()
 
     @property
     def has_room(self) -> bool:
@@ -239,7 +243,7 @@ class Channel:
         has not read: about fifty.
         """
         poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
+        poll.register(self.socket, select.POLLOUT)
         return bool(poll.poll(0))
 
     def send(self, message: Order | Report | Forked, descriptors: Sequence[int] = ()) -> None:
@@ -250,14 +254,14 @@ class Channel:
                 was sent before.
             OSError: the other side is gone, or the system refuses more descriptors on their way.
         """
-        socket.send_fds(self._socket, [_ENCODER.encode(message)], list(descriptors))
+        socket.send_fds(self.socket, [_ENCODER.encode(message)], list(descriptors))
 
     def receive(self) -> tuple[Any, list[int]] | None:
         """Receive a message and its descriptors; None once the other side is closed."""
         try:
             # Not recv_fds(): up to Python 3.11 it drops the flag, so that child processes of a
             # handler would keep the connection open.
-            data, ancillary, _, _ = self._socket.recvmsg(
+            data, ancillary, _, _ = self.socket.recvmsg(
                 _LARGEST_BYTES, _DESCRIPTORS_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:
@@ -272,7 +276,7 @@ class Channel:
 
     def close(self) -> None:
         """Close this end."""
-        self._socket.close()
+        self.socket.close()
 
 
 class FinishList:

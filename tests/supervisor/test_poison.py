@@ -105,14 +105,14 @@ def test_kills_at_one_frame_after_the_other_find_no_poison(deaths: Deaths) -> No
 
 @pytest.mark.parametrize("current_frame", [REPLAYING_HISTORY, NO_FRAME, 20])
 def test_a_frame_that_is_not_in_hand_is_not_poison(deaths: Deaths, current_frame: int) -> None:
-    for _ in range(source._MAX_FAULTS - 1):
+    for _ in range(source.MAX_FAULTS - 1):
         assert deaths.fault(40, current_frame=current_frame).poison == set()
 
 
 def test_a_step_forward_takes_suspicion_away(deaths: Deaths) -> None:
-    for _ in range(source._DEATHS_BY_KILL):
+    for _ in range(source.DEATHS_BY_KILL):
         deaths.kill(40)
-    for _ in range(source._DEATHS_BY_KILL - 1):
+    for _ in range(source.DEATHS_BY_KILL - 1):
         assert deaths.kill(50).poison == set()
     assert deaths.kill(50).poison == {50}
 
@@ -168,15 +168,15 @@ def test_no_connection_is_blamed_if_several_could_be_the_cause(deaths: Deaths) -
 
 
 def test_faults_without_a_frame_to_blame_end_in_giving_up(deaths: Deaths) -> None:
-    for _ in range(source._MAX_FAULTS - 1):
+    for _ in range(source.MAX_FAULTS - 1):
         assert deaths.fault(40, current_frame=REPLAYING_HISTORY).give_up is None
     after = deaths.fault(40, current_frame=REPLAYING_HISTORY)
     assert after.give_up == "it ended 6 workers, the last one died by SIGSEGV"
 
 
 def test_kills_end_in_giving_up_only_if_they_go_on_for_long(deaths: Deaths) -> None:
-    for _ in range(2 * source._MAX_DEATHS):
+    for _ in range(2 * source.MAX_DEATHS):
         assert deaths.kill(40, current_frame=REPLAYING_HISTORY).give_up is None
-    deaths.now_s += source._LONGEST_DYING_S
+    deaths.now_s += source.LONGEST_DYING_S
     after = deaths.kill(40, current_frame=REPLAYING_HISTORY)
     assert after.give_up == "it ended 41 workers, the last one died by SIGKILL"

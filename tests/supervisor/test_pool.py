@@ -213,7 +213,7 @@ def test_a_worker_that_closed_its_channel_is_replaced_and_delays_nothing(loop: L
     os.kill(worker.pid, signal.SIGSTOP)
     with capture_logs() as events:
         # To the supervisor, this looks like a handler that closes all descriptors.
-        worker.channel._socket.shutdown(socket.SHUT_RDWR)
+        worker.channel.socket.shutdown(socket.SHUT_RDWR)
         turns_s = loop.turns_until(lambda: worker not in pool.workers)
     assert max(turns_s) < 0.5
     (died,) = (each for each in events if each["event"] == "worker died")
@@ -231,7 +231,7 @@ def test_a_retired_worker_that_exits_slowly_has_not_died(
     with capture_logs() as events:
         pool.reload(SETTINGS)
         loop.turn_until(lambda: pool.state_of(worker) is WorkerState.RETIRING)
-        worker.channel._socket.shutdown(socket.SHUT_RDWR)
+        worker.channel.socket.shutdown(socket.SHUT_RDWR)
         loop.turn_until(lambda: worker not in pool.all_workers())
     names = [each["event"] for each in events]
     assert "worker takes too long to exit, and is killed" in names

@@ -45,11 +45,11 @@ class Workers:
     def start_ready(self, handler: str = "mirror") -> WorkerProcess:
         """Start a worker, and wait until it has loaded its handler."""
         worker = self.start(handler)
-        worker.channel._socket.settimeout(PATIENCE_S)
+        worker.channel.socket.settimeout(PATIENCE_S)
         received = worker.channel.receive()
         assert received is not None
         assert isinstance(received[0], Ready)
-        worker.channel._socket.settimeout(0)
+        worker.channel.socket.settimeout(0)
         return worker
 
 

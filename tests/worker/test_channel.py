@@ -158,7 +158,7 @@ def test_the_longest_text_that_is_sent_fits(ends: tuple[Channel, Channel]) -> No
     worker.send(orders.Failed(problem, is_usage_error=False))
     assert ours.receive() == (orders.Failed(problem, is_usage_error=False), [])
     assert isinstance(ours.fileno(), int)
-    assert ours._socket.type == socket.SOCK_SEQPACKET
+    assert ours.socket.type == socket.SOCK_SEQPACKET
 
 
 def test_a_finish_is_listed_until_its_report_was_sent() -> None:
