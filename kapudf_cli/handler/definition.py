@@ -114,7 +114,8 @@ def _check_limits(handler: type[Handler]) -> None:
     if type(handler.concurrency) is not int or not 1 <= handler.concurrency <= MAX_CONCURRENCY:
         raise DefinitionError(f"{name}.concurrency is not a number from 1 to {MAX_CONCURRENCY}")
     timeout_s = handler.timeout_s
-    if timeout_s is not None and not timeout_s > 0:
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if timeout_s is not None and not (is_number and timeout_s > 0):
         raise DefinitionError(f"{name}.timeout_s is not a positive number of seconds, or None")
 
 

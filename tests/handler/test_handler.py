@@ -294,6 +294,14 @@ class WaitsNoTime(Waits):
     timeout_s = 0
 
 
+class WaitsText(Waits):
+    timeout_s = "5"  # type: ignore[assignment]  # that is the mistake
+
+
+class WaitsTrue(Waits):
+    timeout_s = True
+
+
 class WaitsAndYieldsSetup(Waits):
     async def setup(self) -> AsyncIterator[None]:  # type: ignore[override]  # that is the mistake
         yield
@@ -351,6 +359,8 @@ class AsyncPointOfBatch(BatchHandler):
             f"WaitsInTurns.serialize {OVERLAPS}",
         ),
         (WaitsNoTime, "WaitsNoTime.timeout_s is not a positive number of seconds, or None"),
+        (WaitsText, "WaitsText.timeout_s is not a positive number of seconds, or None"),
+        (WaitsTrue, "WaitsTrue.timeout_s is not a positive number of seconds, or None"),
         (WaitsAndYieldsSetup, "WaitsAndYieldsSetup.setup has a yield and would never run"),
         (
             YieldingSetup,
