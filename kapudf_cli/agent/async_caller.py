@@ -153,12 +153,21 @@ class AsyncCaller(HandlerCaller):
         self.wake()
 
     def oldest_call(self) -> str | None:
-        """Return where the oldest call in flight waits; see `HandlerCaller.oldest_call`."""
+        """Return where the oldest call in flight waits; see `HandlerCaller.oldest_call`.
+
+        None also if it runs, or blocks the event loop: then the thread shows where.
+        """
         try:
             oldest = next((call for call in self.calls if not call.is_done), None)
         except RuntimeError:  # The line has changed meanwhile.
             return None
-        return None if oldest is None or oldest.task is None else waits_at(oldest.task)
+        if oldest is None or oldest.task is None or self._is_running(oldest.task):
+            return None
+        return waits_at(oldest.task)
+
+    def _is_running(self, task: asyncio.Task[None]) -> bool:
+        """Return whether a task blocks the event loop. From any thread."""
+        return self._loop is not None and self._loop.current_task() is task
 
     def cancel(self) -> None:
         """Cancel the calls in flight, and forget what they wrote."""

@@ -55,7 +55,10 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class EventLoop:
-    """Runs the async methods of one handler. Only `wake` may be called from any thread."""
+    """Runs the async methods of one handler.
+
+    Only `wake` and `current_task` may be called from any thread.
+    """
 
     def __init__(self, *, threads: int) -> None:
         """Create a loop for the calling thread.
@@ -82,6 +85,10 @@ class EventLoop:
         """End the current `wait`, or the next one. From any thread."""
         with contextlib.suppress(RuntimeError):  # It is closed.
             self._loop.call_soon_threadsafe(self.end_wait)
+
+    def current_task(self) -> asyncio.Task[Any] | None:
+        """Return the task whose code runs now, None if there is none. From any thread."""
+        return asyncio.current_task(self._loop)
 
     # --- in the connection's thread ---
 
@@ -205,6 +212,8 @@ class EventLoop:
         """Log an exception that no code of the handler has handled."""
         del loop
         error = context.get("exception")
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            return  # `_run_safely` has logged it.
         what = context.get("message") if error is None else f"{type(error).__name__}: {error}"
         self._context.copy().run(_log.error, "background task failed: %s", what, exc_info=error)
 

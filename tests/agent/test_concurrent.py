@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -451,6 +452,27 @@ def test_the_exception_of_a_task_is_logged_by_kapudf(caplog: pytest.LogCaptureFi
         (record,) = [each for each in caplog.records if "background task" in each.message]
         assert record.message == "background task failed: LookupError: lost"
         assert record.exc_info is not None
+
+
+class ExitsInTask(Gated):
+    async def point(self, point: Point, /) -> Point:
+        task = asyncio.create_task(self._exit())
+        await asyncio.wait([task])
+        return point
+
+    async def _exit(self) -> None:
+        sys.exit(5)
+
+
+def test_a_task_that_exits_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with agent_with(ExitsInTask) as served:
+        start(served, Point(time=1))
+        assert served.side.receive() == Point(time=1)
+        for record in caplog.records:
+            record.exc_info = None  # Its traceback keeps the task.
+        gc.collect()
+        logged = [each.message for each in caplog.records if "background task" in each.message]
+    assert logged == ["background task failed: SystemExit"]
 
 
 class IgnoresCancellation(Gated):

@@ -207,6 +207,34 @@ def test_a_slow_call_of_an_async_handler_is_logged_once_with_its_place(
     assert event["where"].startswith(f"wait ({__file__}:")
 
 
+class BlocksLoop(Handler):
+    """Waits without `await` until `go_on` is set."""
+
+    async def point(self, point: Point, /) -> Point:
+        assert Slow.go_on.wait(PATIENCE_S)
+        return point
+
+
+def test_a_call_that_blocks_the_event_loop_is_logged_with_the_place_of_its_thread(
+    beating: Beating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beating, "handler", BlocksLoop)
+    beating.limit_s = 0.02
+    peer = beating.connect()
+    with structlog.testing.capture_logs() as events:
+        send(peer, Point())
+        connection = beating.connections.get(1)
+        assert connection is not None
+        wait_until(lambda: connection.agent.current_frame is not None)
+        beating.heartbeats.start()
+        wait_until(lambda: any(event["log_level"] == "error" for event in events))
+        Slow.go_on.set()
+        side = KapacitorSide(peer, timeout_s=PATIENCE_S)
+        assert side.receive() == Point()
+    (event,) = [event for event in events if event["log_level"] == "error"]
+    assert f" < point ({__file__}:" in event["where"]
+
+
 def test_a_connection_that_waits_for_its_turn_gets_heartbeats_without_a_limit(
     beating: Beating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
