@@ -203,6 +203,18 @@ def test_after_a_failure_of_new_code_the_old_code_goes_on(
     assert play(socket_path, [Point(time=1)]) == [EXPECTED]
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_child_that_it_forks_and_that_raises_is_ended(
+    shared: SharedHandler, serve: Callable[..., ServeProcess], socket_path: str, workers: str
+) -> None:
+    shared.write(
+        "child = os.fork()\n        if not child: raise ValueError('child')\n        os.wait()"
+    )
+    process = serve(shared.name, "--workers", workers)
+    assert play(socket_path, [Point(time=1)]) == [EXPECTED]
+    process.event("forked process returned into kapudf and is ended")
+
+
 @pytest.mark.parametrize("raised", ["raise SystemExit('bye')", "1 / 0"])
 def test_whatever_it_raises_is_named(shared: SharedHandler, raised: str) -> None:
     shared.write(raised)

@@ -44,8 +44,9 @@ def load_handler(settings: FunctionSettings, *, function: str, log: BoundLogger)
             log.debug("handler cannot be loaded", function=function, exc_info=error.cause)
             error.add_note("at level debug, the log has the traceback")
         raise
-    if os.getpid() != process:
-        end_child()  # Its code has forked, and let the child return.
+    finally:
+        if os.getpid() != process:
+            end_child()  # Its code has forked, and the child has returned or raised.
     if is_async(handler):
         import_concurrent_parts()  # Now, and not at the first connection.
     else:
