@@ -1,5 +1,5 @@
 """`python -m kapudf_cli`, for where the console script is not on the path."""
 
-from kapudf_cli.commands import main
+from kapudf_cli.commands import run
 
-main(prog_name="kapudf")
+run()

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from kapudf_cli.commands import main
 from kapudf_cli.protocol.udf_pb2 import Point
 from tests.conftest import plugin
+from tests.run_kapudf import run_kapudf
 from tests.serve_process import KAPUDF
 from tests.supervisor.tasks import play, points, tallied
 
@@ -46,6 +47,30 @@ def test_load_gets_every_point_back() -> None:
 def test_check_passes_for_an_async_process_udf() -> None:
     command = shlex.join([*KAPUDF, "exec", "--handler", TALLY, "--concurrency", "4"])
     assert ", 0 failed, " in run("check", "--exec", command).splitlines()[-1]
+
+
+#: Leaves a thread that never ends.
+LEAVES_THREAD = """
+import asyncio, threading
+from kapudf_cli import Handler
+
+
+class Leaves(Handler):
+    timeout_s = 0.05
+
+    async def point(self, point):
+        await asyncio.to_thread(threading.Event().wait)
+"""
+
+
+def test_a_command_ends_although_a_handler_has_left_a_thread(tmp_path: Path) -> None:
+    file = tmp_path / "points.txt"
+    file.write_text("m x=1.0 1\n", encoding="utf-8")
+    handler = tmp_path / "leaves.py"
+    handler.write_text(LEAVES_THREAD, encoding="utf-8")
+    result = run_kapudf("replay", "--handler", f"{handler}:Leaves", str(file))
+    assert result.returncode == 1
+    assert "point took longer than 0.05 s; it waited in point" in result.stderr
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

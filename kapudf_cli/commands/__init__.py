@@ -6,6 +6,7 @@ Each command is imported when it is called, and imports its dependencies when it
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -130,6 +131,25 @@ def main() -> None:
     Write a handler class and serve it on a Unix socket, straight from its file
     or installed under a name.
     """
+
+
+def run() -> None:
+    """Run the program, and end the process even if a handler has left threads running."""
+    try:
+        main(prog_name="kapudf")
+    except SystemExit as end:
+        if threading.active_count() > 1:
+            _exit_despite_threads(end)
+        raise
+
+
+def _exit_despite_threads(end: SystemExit) -> None:
+    from kapudf_cli.system import logs  # Most commands need no log.
+
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    logs.exit_despite_threads(end.code if isinstance(end.code, int) else 0)
 
 
 def _raise_on_sigterm() -> None:
