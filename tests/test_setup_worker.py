@@ -182,6 +182,16 @@ def test_a_failure_at_the_start_ends_it_with_the_message(
     assert f"Error: {PROBLEM}{shared.file}, line " in result.stderr
 
 
+def test_an_interrupt_that_it_raises_is_no_end_of_the_worker(
+    socket_path: str, shared: SharedHandler
+) -> None:
+    shared.write("raise KeyboardInterrupt")
+    result = run_kapudf("serve", "--socket", socket_path, "--handler", shared.name)
+    assert result.returncode == 1
+    assert "cannot be loaded: it raised KeyboardInterrupt" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_failure_is_a_fault_unless_the_file_is_for_elsewhere(
     shared: SharedHandler, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from kapudf_cli.agent import refused_writes
 from kapudf_cli.agent.agent import ConnectionSummary, Reason
-from kapudf_cli.errors import shorten
+from kapudf_cli.errors import describe, shorten
 from kapudf_cli.journal.journal import Journal
 from kapudf_cli.journal.stream import JournaledStream
 from kapudf_cli.plugin_errors import PluginError
@@ -314,6 +314,11 @@ def main(descriptor: int) -> None:
                 function, ready = _load(begin, log)
             except PluginError as error:
                 _fail(channel, error, is_template=begin.is_template)
+                return
+            except KeyboardInterrupt as error:
+                # Ctrl-C does not reach this process, so it is the handler's code that raised it.
+                problem = f"{begin.settings.handler} cannot be loaded: it raised {describe(error)}"
+                _fail(channel, PluginError(problem), is_template=begin.is_template)
                 return
             channel.send(ready)
             if begin.is_template:
