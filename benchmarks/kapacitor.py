@@ -49,7 +49,7 @@ class _Udf:
     @property
     def function(self) -> str:
         """The name of the function in kapacitord's configuration."""
-        return "".join(letter for letter in self.name if letter.isalnum()).lower()
+        return "udf" + "".join(letter for letter in self.name if letter.isalnum())
 
     @property
     def script(self) -> str:

@@ -20,17 +20,18 @@ MAX_LINGER_MS = 5.0
 #: No pause below this many messages a second: the longest pause would yield too few.
 _LOWEST_RATE: Final = 3000.0
 #: The rate is a moving average over about this time, in seconds.
-_RATE_S: Final = 0.02
+_RATE_S: Final = 0.01
 #: How many messages a read should return. More gain little: see docs/performance.md.
 _WANTED: Final = 64
-#: A shorter pause takes longer than asked for: at a higher rate, reads are full anyway.
-_SHORTEST_S: Final = 0.0002
+#: A read of this length has filled half of its buffer: so much waits that no pause is needed.
+_PLENTY_BYTES: Final = 48 * 1024
 #: A pause after which the read returns fewer messages than this is useless.
 _WORTHWHILE: Final = 2
 #: After so many useless pauses in a row, the peer waits for an answer to each message. One alone
 #: only means that the peer was not running: on a busy machine, messages come in bursts.
-_USELESS: Final = 4
-#: How long to wait then until the next attempt; doubled each time.
+_USELESS: Final = 2
+#: How long to wait until a pause is tried for a peer that may wait for each answer; doubled after
+#: each attempt that was useless.
 _RETRY_S: Final = 0.1
 _MAX_RETRY_S: Final = 5.0
 
@@ -43,6 +44,7 @@ class ReadCoalescing:
         "_longest_s",
         "_not_before_s",
         "_paused",
+        "_pipelines",
         "_rate",
         "_retry_s",
         "_useless",
@@ -54,35 +56,43 @@ class ReadCoalescing:
         self._last_s = -math.inf
         self._rate = 0.0
         self._paused = False
-        self._not_before_s = 0.0
+        # Whether the peer sends messages without waiting for the answers to those before.
+        self._pipelines = False
+        # Until then, no pause is tried to find that out.
+        self._not_before_s = -math.inf
         self._retry_s = _RETRY_S
         self._useless = 0
 
-    def pause_s(self, now_s: float, messages: int) -> float:
+    def pause_s(self, now_s: float, messages: int, size: int) -> float:
         """Return how many seconds to pause after a read.
 
         Args:
             now_s: the monotonic clock's time after the read was handled, in seconds.
             messages: how many messages the read returned.
+            size: how many bytes it returned.
         """
         decay = math.exp((self._last_s - now_s) / _RATE_S)
         self._rate = rate = self._rate * decay + messages / _RATE_S
         self._last_s = now_s
-        if self._paused:
-            self._paused = False
-            if messages >= _WORTHWHILE:
-                self._useless = 0
-                self._retry_s = _RETRY_S
-            else:
-                self._useless += 1
-            if self._useless == _USELESS:
+        self._learn(now_s, messages)
+        if rate < _LOWEST_RATE or size >= _PLENTY_BYTES:
+            return 0.0
+        if not self._pipelines and now_s < self._not_before_s:
+            return 0.0
+        self._paused = self._longest_s > 0.0
+        return min(self._longest_s, _WANTED / rate)
+
+    def _learn(self, now_s: float, messages: int) -> None:
+        """Find out from a read whether the peer waits for each answer."""
+        paused, self._paused = self._paused, False
+        if messages >= _WORTHWHILE:
+            self._pipelines = True
+            self._useless = 0
+            self._retry_s = _RETRY_S
+        elif paused:
+            self._useless += 1
+            if not self._pipelines or self._useless == _USELESS:
+                self._pipelines = False
                 self._useless = 0
                 self._not_before_s = now_s + self._retry_s
                 self._retry_s = min(self._retry_s * 2, _MAX_RETRY_S)
-        if rate < _LOWEST_RATE or now_s < self._not_before_s:
-            return 0.0
-        pause_s = min(self._longest_s, _WANTED / rate)
-        if pause_s < _SHORTEST_S:
-            return 0.0
-        self._paused = True
-        return pause_s

@@ -103,7 +103,7 @@ class ReadLoop:
             now_s = time.monotonic()
             recovery.compact_if_due(now_s)
             # All output is flushed, so that a pause delays nothing.
-            pause_s = self._coalescing.pause_s(now_s, messages)
+            pause_s = self._coalescing.pause_s(now_s, messages, len(data))
             if pause_s:
                 time.sleep(pause_s)
 
