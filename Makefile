@@ -78,7 +78,8 @@ coverage: $(INSTALLED)
 soak: $(INSTALLED)
 	KAPUDF_SOAK_KILLS=250 KAPUDF_SOAK_RELOADS=50 KAPUDF_SOAK_CONNECTIONS=2000 \
 	$(BIN)/python -m pytest -m 'long or not long' --timeout 900 \
-		tests/supervisor/test_takeover.py tests/supervisor/test_reload.py tests/supervisor/test_many_connections.py
+		tests/supervisor/test_takeover.py tests/supervisor/test_reload.py tests/supervisor/test_many_connections.py \
+		tests/supervisor/test_async_handlers.py
 
 # BENCH passes options on: make bench BENCH='--quick --against go=/tmp/go.sock'
 bench: $(INSTALLED)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., ServeProcess]
 
+#: `make soak` sets more.
+KILLS = int(os.environ.get("KAPUDF_SOAK_KILLS", "30"))
+RELOADS = int(os.environ.get("KAPUDF_SOAK_RELOADS", "6"))
+
 
 def await_progress(path: str, count: int) -> None:
     """Wait until the connection has handled `count` more points."""
@@ -58,8 +62,8 @@ def kill_worker(path: str) -> bool:
     ("handler", "kills", "reloads"),
     [
         ("Tally", 3, 2),
-        pytest.param("Tally", 200, 30, marks=pytest.mark.long),
-        pytest.param("Unordered", 50, 10, marks=pytest.mark.long),
+        pytest.param("Tally", KILLS, RELOADS, marks=pytest.mark.long),
+        pytest.param("Unordered", KILLS, RELOADS, marks=pytest.mark.long),
     ],
 )
 def test_kills_and_reloads_with_calls_in_flight_lose_and_repeat_nothing(
