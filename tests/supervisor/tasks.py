@@ -87,14 +87,20 @@ def points_in(status: dict[str, Any]) -> int:
     return int(connection["points_in"])
 
 
-def play(path: str, data: Iterable[RequestMessage], *, task: str = "task") -> list[ResponseMessage]:
+def play(
+    path: str,
+    data: Iterable[RequestMessage],
+    *,
+    task: str = "task",
+    timeout_s: float = PATIENCE_S * 4,
+) -> list[ResponseMessage]:
     """Connect, send Init and data, half-close, and return what comes after Init.
 
     Data is sent from a thread, as Kapacitor does: taking it may wait for the worker, which may
     wait until its output is read. Heartbeats are left out: on a busy machine they may come at
-    any time.
+    any time. All must have come back after `timeout_s`.
     """
-    with started_task(path, task, timeout_s=PATIENCE_S * 4) as side:
+    with started_task(path, task, timeout_s=timeout_s) as side:
         assert isinstance(side.connection, socket.socket)
         sending = in_thread(functools.partial(_send, side.connection.dup(), data))
         came: list[ResponseMessage] = []

@@ -81,7 +81,9 @@ def test_kills_and_reloads_with_calls_in_flight_lose_and_repeat_nothing(
             sent.append(point)
             yield point
 
-    playing = in_thread(lambda: play(socket_path, until_the_end()))
+    # A kill or a reload takes about half a second, on a slow machine four times as long.
+    timeout_s = 4 * PATIENCE_S + 2.0 * (kills + reloads)
+    playing = in_thread(lambda: play(socket_path, until_the_end(), timeout_s=timeout_s))
     chance = random.Random(1)  # noqa: S311 - the same choices in every run
     steps = ["kill"] * kills + ["reload"] * reloads
     chance.shuffle(steps)
