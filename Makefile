@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
 	@echo 'make serve      serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
-	@echo 'make test       run the tests that every change must pass (about 4 minutes on two cores)'
+	@echo 'make test       run the tests that every change must pass (about 5 minutes on two cores)'
 	@echo 'make test-long  run the fuzz, soak and long process tests (about 3 minutes)'
 	@echo 'make coverage   run all tests and report which lines no test reaches (takes much longer)'
 	@echo 'make soak       kill 250 workers and reload 50 times under load, serve 2,000 connections'
