@@ -4,8 +4,7 @@ This module has the names that most handlers need. `kapudf_cli.handler` has thos
 times, errors and types for annotations. `kapudf_cli.protocol` has the messages and enums of the
 protocol, and `kapudf_cli.testing` the pytest plugin. All other modules are internal.
 
-Each name is imported on first use. Importing protobuf takes longer than running
-`kapudf --help`, and the supervisor must not import it.
+Each name is imported on first use; see `kapudf_cli.lazy_names`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from __future__ import annotations
 import importlib
 import warnings
 from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.lazy_names import LazyNames
 
 if TYPE_CHECKING:
     from msgspec import Meta as Meta
@@ -77,29 +78,31 @@ if TYPE_CHECKING:  # deprecated here, see _MOVED and _REPLACED
     like = copy_envelope
 
 #: The module of each public name. A test compares it with the imports above.
-_HOMES: Final = {
-    "msgspec": ("Meta",),
-    "kapudf_cli.handler.batch_handler": ("BatchHandler",),
-    "kapudf_cli.handler.batches": ("Batch",),
-    "kapudf_cli.handler.errors": ("OptionsError",),
-    "kapudf_cli.handler.handler": ("Handler",),
-    "kapudf_cli.handler.option_declarations": ("Flag", "Name"),
-    "kapudf_cli.handler.options": ("Options",),
-    "kapudf_cli.handler.patch": ("FieldPatch", "PointPatch"),
-    "kapudf_cli.handler.points": (
-        "copy_envelope",
-        "get_field",
-        "get_fields",
-        "get_number",
-        "get_tag",
-        "set_field",
-    ),
-    "kapudf_cli.handler.state": ("PerGroup", "Snapshot", "State"),
-    "kapudf_cli.protocol.codec": ("decode_point",),
-    "kapudf_cli.protocol.raw_points": ("RawPoint",),
-    "kapudf_cli.protocol.udf_pb2": ("BATCH", "STREAM", "Point"),
-}
-_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+_NAMES: Final = LazyNames(
+    __name__,
+    {
+        "msgspec": ("Meta",),
+        "kapudf_cli.handler.batch_handler": ("BatchHandler",),
+        "kapudf_cli.handler.batches": ("Batch",),
+        "kapudf_cli.handler.errors": ("OptionsError",),
+        "kapudf_cli.handler.handler": ("Handler",),
+        "kapudf_cli.handler.option_declarations": ("Flag", "Name"),
+        "kapudf_cli.handler.options": ("Options",),
+        "kapudf_cli.handler.patch": ("FieldPatch", "PointPatch"),
+        "kapudf_cli.handler.points": (
+            "copy_envelope",
+            "get_field",
+            "get_fields",
+            "get_number",
+            "get_tag",
+            "set_field",
+        ),
+        "kapudf_cli.handler.state": ("PerGroup", "Snapshot", "State"),
+        "kapudf_cli.protocol.codec": ("decode_point",),
+        "kapudf_cli.protocol.raw_points": ("RawPoint",),
+        "kapudf_cli.protocol.udf_pb2": ("BATCH", "STREAM", "Point"),
+    },
+)
 
 #: The module of each name that has moved. They can be imported from here for one more release.
 _MOVED: Final = {
@@ -147,26 +150,21 @@ _REPLACED: Final = {
     ),
 }
 
-__all__ = [*_HOME_OF]  # noqa: PLE0604 - text they are
+__all__ = [*_NAMES]  # noqa: PLE0604 - text they are
 
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562), or an old name with a warning."""
-    if (home := _HOME_OF.get(name)) is not None:
-        value: object = getattr(importlib.import_module(home), name)
-        globals()[name] = value
-        return value
     if (home := _MOVED_TO.get(name)) is not None:
         new_name, advice = name, f"import it from {home}"
     elif name in _REPLACED:
         home, new_name, advice = _REPLACED[name]
     else:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
+        return _NAMES.load(name)
     warnings.warn(f"kapudf_cli.{name} is deprecated; {advice}", DeprecationWarning, stacklevel=2)
     return getattr(importlib.import_module(home), new_name)
 
 
 def __dir__() -> list[str]:
     """Return all public names, imported or not."""
-    return [*_HOME_OF, "__version__"]
+    return [*_NAMES, "__version__"]

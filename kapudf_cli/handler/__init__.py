@@ -6,8 +6,9 @@ errors and types for annotations. Each is imported on first use.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.lazy_names import LazyNames
 
 if TYPE_CHECKING:
     from kapudf_cli.errors import KapudfError as KapudfError
@@ -25,41 +26,37 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.errors import InvalidWriteError as InvalidWriteError
 
 #: The module of each public name. A test compares it with the imports above.
-_HOMES: Final = {
-    "kapudf_cli.errors": ("KapudfError",),
-    "kapudf_cli.handler.errors": (
-        "ConnectionClosedError",
-        "FieldValueError",
-        "InvalidReturnError",
-        "StateError",
-    ),
-    "kapudf_cli.handler.output": ("Writer",),
-    "kapudf_cli.handler.points": (
-        "FieldValue",
-        "drop_field",
-        "get_datetime",
-        "set_datetime",
-        "time_ns",
-    ),
-    "kapudf_cli.handler.state": ("inspect_snapshot",),
-    "kapudf_cli.protocol.errors": ("InvalidWriteError",),
-}
-_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+_NAMES: Final = LazyNames(
+    __name__,
+    {
+        "kapudf_cli.errors": ("KapudfError",),
+        "kapudf_cli.handler.errors": (
+            "ConnectionClosedError",
+            "FieldValueError",
+            "InvalidReturnError",
+            "StateError",
+        ),
+        "kapudf_cli.handler.output": ("Writer",),
+        "kapudf_cli.handler.points": (
+            "FieldValue",
+            "drop_field",
+            "get_datetime",
+            "set_datetime",
+            "time_ns",
+        ),
+        "kapudf_cli.handler.state": ("inspect_snapshot",),
+        "kapudf_cli.protocol.errors": ("InvalidWriteError",),
+    },
+)
 
-__all__ = [*_HOME_OF]  # noqa: PLE0604 - text they are
+__all__ = [*_NAMES]  # noqa: PLE0604 - text they are
 
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562)."""
-    home = _HOME_OF.get(name)
-    if home is None:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
-    value: object = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+    return _NAMES.load(name)
 
 
 def __dir__() -> list[str]:
     """Return all public names, imported or not."""
-    return [*_HOME_OF]
+    return [*_NAMES]

@@ -1,7 +1,7 @@
 """The protocol without I/O: framing, messages, and the order in which they may come.
 
-This package has no sockets, threads, clock or log. It imports `kapudf_cli.errors` and
-protobuf, and nothing else of the project.
+This package has no sockets, threads, clock or log. It imports protobuf, and of the project only
+`kapudf_cli.errors` and `kapudf_cli.lazy_names`.
 
 It exports the messages and enums, for handlers that use them. Each is imported on first use,
 because the supervisor, which uses the framing, must not import protobuf.
@@ -9,8 +9,9 @@ because the supervisor, which uses the framing, must not import protobuf.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.lazy_names import LazyNames
 
 if TYPE_CHECKING:
     from kapudf_cli.protocol.udf_pb2 import BATCH as BATCH
@@ -41,52 +42,48 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.udf_pb2 import ValueType as ValueType
 
 #: The module of each public name. A test compares it with the imports above.
-_HOMES: Final = {
-    "kapudf_cli.protocol.udf_pb2": (
-        "BATCH",
-        "BOOL",
-        "DOUBLE",
-        "DURATION",
-        "INT",
-        "STREAM",
-        "STRING",
-        "BeginBatch",
-        "EdgeType",
-        "EndBatch",
-        "ErrorResponse",
-        "InfoRequest",
-        "InfoResponse",
-        "InitRequest",
-        "InitResponse",
-        "KeepaliveRequest",
-        "KeepaliveResponse",
-        "Option",
-        "OptionInfo",
-        "OptionValue",
-        "Point",
-        "RestoreRequest",
-        "RestoreResponse",
-        "SnapshotRequest",
-        "SnapshotResponse",
-        "ValueType",
-    ),
-}
-_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+_NAMES: Final = LazyNames(
+    __name__,
+    {
+        "kapudf_cli.protocol.udf_pb2": (
+            "BATCH",
+            "BOOL",
+            "DOUBLE",
+            "DURATION",
+            "INT",
+            "STREAM",
+            "STRING",
+            "BeginBatch",
+            "EdgeType",
+            "EndBatch",
+            "ErrorResponse",
+            "InfoRequest",
+            "InfoResponse",
+            "InitRequest",
+            "InitResponse",
+            "KeepaliveRequest",
+            "KeepaliveResponse",
+            "Option",
+            "OptionInfo",
+            "OptionValue",
+            "Point",
+            "RestoreRequest",
+            "RestoreResponse",
+            "SnapshotRequest",
+            "SnapshotResponse",
+            "ValueType",
+        ),
+    },
+)
 
-__all__ = [*_HOME_OF]  # noqa: PLE0604 - text they are
+__all__ = [*_NAMES]  # noqa: PLE0604 - text they are
 
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562)."""
-    home = _HOME_OF.get(name)
-    if home is None:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
-    value: object = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+    return _NAMES.load(name)
 
 
 def __dir__() -> list[str]:
     """Return all public names, imported or not."""
-    return [*_HOME_OF]
+    return [*_NAMES]
