@@ -67,7 +67,8 @@ class Router:
         self._new: dict[int, RoutedConnection] = {}
         # Those that are pausing or moving.
         self._moving: dict[int, RoutedConnection] = {}
-        # Whether connections are to be spread over the workers, now or once one can be moved.
+        # Whether connections are to be spread over the workers, and whether that goes on once
+        # one more can be moved, or a frozen worker runs again.
         self._spreads = self._spreads_later = False
 
     # --- queries ---
@@ -135,15 +136,15 @@ class Router:
         connection = self.connections[number]
         connection.is_isolated = is_isolated
         connection.is_careful = is_careful
-        if is_movable and not connection.is_movable and self._spreads_later:
-            self._spreads, self._spreads_later = True, False
+        if is_movable and not connection.is_movable:
+            self._spreads |= self._spreads_later
         connection.is_movable = is_movable
 
     def observe_frozen(self, workers: Collection[int]) -> None:
         """Note which workers are frozen; see `RoutedWorker`."""
         for worker in self.workers.values():
-            if worker.is_frozen and worker.number not in workers and self._spreads_later:
-                self._spreads, self._spreads_later = True, False
+            if worker.is_frozen and worker.number not in workers:
+                self._spreads |= self._spreads_later
             worker.is_frozen = worker.number in workers
 
     def place(self, room: Collection[int]) -> list[Give]:
@@ -155,11 +156,8 @@ class Router:
         Args:
             room: the workers that can be sent a connection now.
         """
-        ready = [
-            each
-            for each in self.workers.values()
-            if each.state is WorkerState.SERVING and each.number in room
-        ]
+        serving = [each for each in self.workers.values() if each.state is WorkerState.SERVING]
+        ready = [each for each in serving if each.number in room]
         # Workers that serve an isolated connection whose frames are handled one at a time.
         suspected: set[int] | None = None
         gives: dict[int, Give] = {}
@@ -186,12 +184,8 @@ class Router:
             connection.worker, connection.was_served = give.worker, True
             self._orphans.pop(give.connection, None)
             self._new.pop(give.connection, None)
-        loads = [
-            len(each.connections)
-            for each in self.workers.values()
-            if each.state is WorkerState.SERVING
-        ]
-        if any(len(self.workers[number].connections) > min(loads) + 1 for number in gives):
+        least = min((len(each.connections) for each in serving), default=0)
+        if any(len(self.workers[number].connections) > least + 1 for number in gives):
             # A worker with fewer connections had no room.
             self._spreads = True
         return list(gives.values())
