@@ -284,7 +284,12 @@ def _load(begin: Start, log: BoundLogger) -> tuple[Function, Ready]:
     with contextlib.suppress(OSError):
         os.chdir(begin.folder)
     before = fork_safety.Baseline()
-    handler = load_handler(begin.settings, function=begin.name, log=log)
+    try:
+        handler = load_handler(begin.settings, function=begin.name, log=log)
+    except KeyboardInterrupt as error:
+        # Ctrl-C does not reach this process, so it is the handler's code that raised it.
+        problem = f"{begin.settings.handler} cannot be loaded: it raised {describe(error)}"
+        raise PluginError(problem) from error
     if begin.is_template:
         before.check(handler)
     ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)))
@@ -314,11 +319,6 @@ def main(descriptor: int) -> None:
                 function, ready = _load(begin, log)
             except PluginError as error:
                 _fail(channel, error, is_template=begin.is_template)
-                return
-            except KeyboardInterrupt as error:
-                # Ctrl-C does not reach this process, so it is the handler's code that raised it.
-                problem = f"{begin.settings.handler} cannot be loaded: it raised {describe(error)}"
-                _fail(channel, PluginError(problem), is_template=begin.is_template)
                 return
             channel.send(ready)
             if begin.is_template:
