@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -14,12 +13,12 @@ import pytest
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.journal.header import NO_FRAME
 from kapudf_cli.protocol.framing import HEARTBEAT
-from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.routes import ConnectionState, Give
 from kapudf_cli.transport.stream import Commit, ConnectionStats
 from tests.journal.connections import JournaledConnection
 from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
+from tests.supervisor.connections import supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +29,7 @@ class Connection(JournaledConnection):
 
     def __init__(self) -> None:
         super().__init__()
-        self.supervised = SupervisedConnection(
-            7, self.connection.dup(), os.dup(self.memory), None, busy_limit_s=10.0
-        )
+        self.supervised = supervised(self)
 
     def got_to(self, offset: int, *, current_frame: int | None = None, received: int = 100) -> None:
         """Make the worker busy with a frame, after it handled all input before an offset."""
@@ -426,9 +423,7 @@ def test_the_peer_sees_the_end_once_it_is_closed(kept: Connection) -> None:
     kept.supervised.close()
     assert kept.peer.recv(1) == b""
     child.close()
-    kept.supervised = SupervisedConnection(
-        8, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
-    )
+    kept.supervised = supervised(kept, 8, busy_limit_s=1.0)
 
 
 def test_a_connection_that_no_worker_will_serve_is_logged(kept: Connection) -> None:

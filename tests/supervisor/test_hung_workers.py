@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.routes import ConnectionState
 from kapudf_cli.supervisor.worker_death import HungWorkers
 from kapudf_cli.system import logs
 from kapudf_cli.system.processes import is_stopped
-from tests.journal.connections import JournaledConnection
 from tests.serve_process import PATIENCE_S
+from tests.supervisor.connections import two_supervised
 from tests.supervisor.workers import Workers
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from kapudf_cli.supervisor.connection import SupervisedConnection
     from kapudf_cli.supervisor.worker_process import WorkerProcess
 
 LOG = logs.get_logger()
@@ -35,23 +36,13 @@ def worker() -> Iterator[WorkerProcess]:
 
 
 @pytest.fixture
-def served() -> Iterator[list[SupervisedConnection]]:
-    """Give connections 1 and 2."""
-    kept = [JournaledConnection() for _ in range(2)]
-    both = [
-        SupervisedConnection(
-            number, each.connection.dup(), os.dup(each.memory), None, busy_limit_s=10.0
-        )
-        for number, each in enumerate(kept, 1)
-    ]
-    for each_served in both:
-        each_served.header.busy_since_ns = 1
-        each_served.route.state = ConnectionState.SERVED
-    yield both
-    for each in both:
-        each.close()
-    for one in kept:
-        one.close()
+def served() -> Iterator[Sequence[SupervisedConnection]]:
+    """Give connections 1 and 2, with busy handlers."""
+    with two_supervised() as both:
+        for each in both:
+            each.header.busy_since_ns = 1
+            each.route.state = ConnectionState.SERVED
+        yield both
 
 
 def await_stacks(worker: WorkerProcess) -> str:
@@ -63,7 +54,7 @@ def await_stacks(worker: WorkerProcess) -> str:
 
 
 def test_a_hanging_worker_writes_its_stacks_before_it_is_killed(
-    worker: WorkerProcess, served: list[SupervisedConnection]
+    worker: WorkerProcess, served: Sequence[SupervisedConnection]
 ) -> None:
     hanging = HungWorkers()
     hanging.note(served[0], worker, 100.0, LOG)
@@ -78,7 +69,7 @@ def test_a_hanging_worker_writes_its_stacks_before_it_is_killed(
 
 
 def test_each_hanging_handler_is_reported_once(
-    worker: WorkerProcess, served: list[SupervisedConnection]
+    worker: WorkerProcess, served: Sequence[SupervisedConnection]
 ) -> None:
     hanging = HungWorkers()
     with capture_logs() as events:
@@ -98,7 +89,7 @@ def test_each_hanging_handler_is_reported_once(
 
 
 def test_a_worker_that_dies_meanwhile_is_forgotten(
-    worker: WorkerProcess, served: list[SupervisedConnection]
+    worker: WorkerProcess, served: Sequence[SupervisedConnection]
 ) -> None:
     hanging = HungWorkers()
     hanging.forget(worker)
@@ -112,7 +103,7 @@ def test_a_worker_that_dies_meanwhile_is_forgotten(
 
 
 def test_a_worker_that_is_frozen_is_killed_and_no_connection_is_blamed(
-    worker: WorkerProcess, served: list[SupervisedConnection]
+    worker: WorkerProcess, served: Sequence[SupervisedConnection]
 ) -> None:
     hanging = HungWorkers()
     with capture_logs() as events:
@@ -127,12 +118,10 @@ def test_a_worker_that_is_frozen_is_killed_and_no_connection_is_blamed(
 
 
 def test_a_worker_that_is_stopped_with_a_frame_is_frozen_and_its_handler_does_not_hang(
-    worker: WorkerProcess, served: list[SupervisedConnection]
+    worker: WorkerProcess, served: Sequence[SupervisedConnection]
 ) -> None:
     os.kill(worker.pid, signal.SIGSTOP)
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_stopped(worker.pid) and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: is_stopped(worker.pid))
     hanging = HungWorkers()
     with capture_logs() as events:
         hanging.note(served[0], worker, 100.0, LOG)

@@ -14,13 +14,13 @@ from structlog.testing import capture_logs
 
 from kapudf_cli.config import Settings
 from kapudf_cli.supervisor import templates
-from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.replacement import Reloaded
 from kapudf_cli.supervisor.routes import WorkerState
 from kapudf_cli.supervisor.worker_process import WorkerProcess
 from kapudf_cli.worker import channel as orders
 from kapudf_cli.worker.channel import FinishList
+from tests.supervisor.connections import supervised
 from tests.supervisor.workers import SETTINGS
 
 if TYPE_CHECKING:
@@ -272,9 +272,7 @@ def test_a_long_wait_for_a_worker_is_logged_once(
     Room(monkeypatch, 0)
     pool.workers[0].kill()
     loop.turn_until(lambda: pool.is_empty)
-    waiting = SupervisedConnection(
-        7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=1.0
-    )
+    waiting = supervised(kept, busy_limit_s=1.0)
     pool.add(waiting)
     with capture_logs() as events:
         for now_s in (100.0, 105.0, 110.0, 120.0):
@@ -289,12 +287,8 @@ def test_a_connection_that_a_dead_worker_logged_as_finished_is_not_taken_over(
 ) -> None:
     pool = loop.start_pool(SETTINGS)
     (worker,) = pool.workers
-    for number, memory in ((7, kept.memory), (8, kept.memory)):
-        pool.add(
-            SupervisedConnection(
-                number, kept.connection.dup(), os.dup(memory), None, busy_limit_s=1.0
-            )
-        )
+    for number in (7, 8):
+        pool.add(supervised(kept, number, busy_limit_s=1.0))
     loop.turn_until(lambda: pool.connections_of(worker) == 2)
     os.kill(worker.pid, signal.SIGSTOP)
     # The worker has logged the finish, and dies before it reports it.

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from kapudf_cli.supervisor.connection import SupervisedConnection
 from kapudf_cli.supervisor.routes import Give, WorkerState
 from kapudf_cli.supervisor.worker_death import WorkerDeath, beginning, faulty_thread, where
 from kapudf_cli.system import logs
 from kapudf_cli.worker.channel import Stop
-from tests.journal.connections import JournaledConnection
+from tests.supervisor.connections import supervised, two_supervised
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.journal.connections import JournaledConnection
     from tests.supervisor.workers import Workers
 
 STARTING, SERVING = WorkerState.STARTING, WorkerState.SERVING
@@ -76,9 +76,7 @@ def test_a_fault_is_that_of_a_connection_from_its_threads_first_moment(
     file = tmp_path / "faulting.py"
     file.write_text(FAULTING, encoding="utf-8")
     worker = workers.start_ready(f"{file}:Faulting")
-    served = SupervisedConnection(
-        7, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
-    )
+    served = supervised(kept)
     with contextlib.closing(served):
         assert worker.hand_over(*served.prepare(Give(worker.number, 7)))
         death = WorkerDeath.of(worker, SERVING)
@@ -139,19 +137,11 @@ def test_a_connection_that_waited_for_its_turn_is_not_blamed(
     how: str, silent_s: float, accused: list[bool | None]
 ) -> None:
     death = WorkerDeath(1, 2, SERVING, "SIGKILL", STACKS if how == "a hang" else "")
-    with contextlib.ExitStack() as undo:
-        connections = []
-        for number in (1, 2):
-            kept = JournaledConnection()
-            undo.callback(kept.close)
-            connection = SupervisedConnection(
-                number, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
-            )
-            undo.callback(connection.close)
-            connection.header.thread = 10 + number
+    with two_supervised() as connections:
+        for connection in connections:
+            connection.header.thread = 10 + connection.number
             connection.header.busy_since_ns = 1
             connection.header.heartbeat_ns = time.monotonic_ns() - round(silent_s * 1e9)
-            connections.append(connection)
         connections[0].is_hanging = how == "a hang"
         connections[1].header.waits_for_turn = 1
         assert list(death.accusations(connections).values()) == accused
@@ -186,20 +176,12 @@ def test_a_death_is_blamed_on_a_connection_only_if_it_must_be_its_own(
     hung: set[int], busy: set[int], silent_s: float, stacks: str, accused: list[bool | None]
 ) -> None:
     death = WorkerDeath(1, 2, SERVING, "SIGKILL", stacks)
-    with contextlib.ExitStack() as undo:
-        connections = []
-        for number in (1, 2):
-            kept = JournaledConnection()
-            undo.callback(kept.close)
-            connection = SupervisedConnection(
-                number, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=10.0
-            )
-            undo.callback(connection.close)
-            connection.header.thread = 10 + number
-            connection.header.busy_since_ns = int(number in busy)
+    with two_supervised() as connections:
+        for connection in connections:
+            connection.header.thread = 10 + connection.number
+            connection.header.busy_since_ns = int(connection.number in busy)
             connection.header.heartbeat_ns = time.monotonic_ns() - round(silent_s * 1e9)
-            connection.is_hanging = number in hung
-            connections.append(connection)
+            connection.is_hanging = connection.number in hung
         assert list(death.accusations(connections).values()) == accused
         words = [death.in_words(each) for each in connections]
     if 1 in hung:
