@@ -72,11 +72,6 @@ class InputWindow:
         """The input that is not handled."""
         return bytes(self._bytes)
 
-    @property
-    def unhandled_bytes(self) -> int:
-        """How much input is not handled."""
-        return len(self._bytes)
-
     def resume_at(self, offset: int) -> None:
         """Set the offset of the first byte; call it before anything is fed."""
         self.offset = offset
