@@ -95,6 +95,16 @@ class Steps(Counting):
         return [counted(point.time, number)] * (number % 3)
 
 
+def handled(task: JournaledTask, served: ServedAgent, *, survives: int, after: bool) -> ServedAgent:
+    """Wait until all input is handled, by an agent or, if two die, the third; return the last."""
+    if not task.await_handled(served):
+        served = task.take_over(survives=survives, after=after)
+        if not task.await_handled(served):
+            served = task.take_over()
+    assert task.await_handled(served)
+    return served
+
+
 def sent_by_steps(numbers: range) -> list[Point]:
     return [counted(number, number) for number in numbers for _ in range(number % 3)]
 
@@ -108,11 +118,7 @@ def test_a_death_at_any_commit_loses_and_repeats_nothing(
     served = task.serve(survives=survives, after=after)
     task.send(INIT, *points(*range(1, 7)), KeepaliveRequest(time=7), SnapshotRequest())
     task.send(*points(*range(7, 13)))
-    if not task.await_handled(served):
-        served = task.take_over(survives=survives, after=after)
-        if not task.await_handled(served):
-            served = task.take_over()
-    assert task.await_handled(served)
+    served = handled(task, served, survives=survives, after=after)
     task.end()
     expected = [
         INITIALIZED,
@@ -338,11 +344,7 @@ def test_without_order_a_death_loses_and_repeats_nothing(
     served = task.serve(survives=survives, after=after)
     sent = [Point(time=time, group=f"g{time % 3}") for time in range(1, 19)]
     task.send(INIT, *sent, SnapshotRequest())
-    if not task.await_handled(served):
-        served = task.take_over(survives=survives, after=after)
-        if not task.await_handled(served):
-            served = task.take_over()
-    assert task.await_handled(served)
+    served = handled(task, served, survives=survives, after=after)
     task.end()
     assert served.summary().stats.points_in == len(sent)
     task.hang_up()

@@ -45,14 +45,14 @@ def test_it_is_over_once_every_worker_has_ended(loop: Loop, pool: Pool) -> None:
 
 
 def test_without_workers_there_is_nothing_to_wait_for() -> None:
-    nobody = Drain(
+    empty = Drain(
         [],
         grace_period_s=10.0,
         now_s=100.0,
         attempt=lambda step: step(),
         log=logs.get_logger(),
     )
-    assert nobody.advance(100.0) is None
+    assert empty.advance(100.0) is None
 
 
 def test_who_does_not_end_in_time_is_pressed_step_by_step(

@@ -160,7 +160,7 @@ def file(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[File]:
 
 
 #: The client of a reload that does not start.
-NOBODY = 0
+NO_CLIENT = 0
 
 #: Functions before and after a reload, and for each new one, the old function whose connections
 #: it keeps; None for none.
@@ -326,7 +326,7 @@ def test_settings_that_cannot_be_change_nothing(
     before = file.functions.settings
     file.reloading = Reloader[int](file.functions, read, logs.get_logger())
     with pytest.raises(kind, match=said):
-        file.reloading.reload_one("f", NOBODY)
+        file.reloading.reload_one("f", NO_CLIENT)
     with capture_logs() as events:
         file.reloading.reload_all()
     assert [each["event"] for each in events] == ["reload failed, everything goes on as it was"]
@@ -343,9 +343,9 @@ def test_one_alone_is_neither_removed_nor_moved(file: File) -> None:
     file.write({"b": ("moved", "a")})
     gone = "a is no longer in the configuration; SIGHUP removes or renames it"
     with pytest.raises(ControlError, match=gone):
-        file.reloading.reload_one("a", NOBODY)
+        file.reloading.reload_one("a", NO_CLIENT)
     with pytest.raises(ControlError, match="the socket of b is another one now; SIGHUP moves it"):
-        file.reloading.reload_one("b", NOBODY)
+        file.reloading.reload_one("b", NO_CLIENT)
     assert file.paths() == {"1", "2"}
     assert not file.workers.reloads
 
@@ -354,7 +354,7 @@ def test_a_function_that_cannot_be_prepared_is_logged_and_reported(file: File) -
     file.serve({"a": ("1", "a")})
     file.write({"a": ("1", "a")}, socket_group="no-such-group", socket_mode="0600")
     with capture_logs() as events, pytest.raises(SocketPathError, match="no-such-group"):
-        file.reloading.reload_one("a", NOBODY)
+        file.reloading.reload_one("a", NO_CLIENT)
     assert [(each["event"], each["function"]) for each in events] == [
         ("reload failed, everything goes on as it was", "a")
     ]
@@ -429,4 +429,4 @@ def test_a_stop_comes_before_the_reloads_that_wait(file: File) -> None:
     assert results[2].problem == "kapudf was told to stop, and reloads nothing any more"
     assert file.workers.reloaded == ["a"]
     with pytest.raises(ControlError, match="told to stop"):
-        file.reloading.reload_one("a", NOBODY)
+        file.reloading.reload_one("a", NO_CLIENT)

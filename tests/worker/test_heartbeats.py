@@ -182,7 +182,7 @@ def test_a_hanging_handler_gets_no_more_heartbeats_and_is_reported_once(
 
 
 class SlowAsync(Handler):
-    """Waits for ever."""
+    """Waits without end."""
 
     async def point(self, point: Point, /) -> None:
         await self.wait(point)
