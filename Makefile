@@ -36,13 +36,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
-# The first part is by a server on a socket of its own, which is stopped whatever happens.
+# The first part is by a server on a socket of its own, which is stopped whatever happens. The
+# socket is there before the handler is loaded, and accepts connections only then.
 demo: $(INSTALLED)
 	@folder=$$(mktemp -d) && socket=$$folder/mirror.sock && \
 	echo "$(BIN)/kapudf serve --socket $$socket --handler mirror &" && \
 	{ $(BIN)/kapudf serve --socket $$socket --handler mirror --log-level warning & server=$$!; } && \
 	trap 'kill $$server 2>/dev/null; wait $$server; rm -rf $$folder' EXIT && \
-	tries=0 && until [ -S $$socket ]; do \
+	tries=0 && until $(BIN)/kapudf probe --socket $$socket >/dev/null 2>&1; do \
 		kill -0 $$server && [ $$((tries += 1)) -le 100 ] && sleep 0.1 || exit 1; \
 	done && \
 	echo "$(BIN)/kapudf replay $(RECORDINGS)/stream.srpl --limit 5 --diff \\" && \

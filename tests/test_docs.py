@@ -569,6 +569,16 @@ def sessions(page: Path) -> Iterator[tuple[str, str]]:
         yield from re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)+)", text, re.MULTILINE)
 
 
+def test_the_demo_of_the_readme_shows_what_three_handlers_change() -> None:
+    """`-o` keeps make from installing into a .venv that there may not be."""
+    command = ["make", "-o", ".venv/installed", "demo", f"BIN={Path(sys.executable).parent}"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("  +mycustom_field=42.0\n") == 5
+    assert ran.stdout.count("  +avg=") == 5
+    assert "end   cpu,host=server01 tmax=2020-09-13T12:27:40Z 1 point\n" in ran.stdout
+
+
 def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
     page = ROOT / "docs" / "testing-udfs.md"
     text = page.read_text(encoding="utf-8")
