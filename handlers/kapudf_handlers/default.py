@@ -14,7 +14,7 @@ stream
 
 from __future__ import annotations
 
-from kapudf_cli import Handler, Name, Options, Point, get_field, set_field
+from kapudf_cli import Handler, Name, Options, PointPatch
 
 
 class DefaultOptions(Options):
@@ -32,25 +32,17 @@ class Default(Handler):
 
     options: DefaultOptions
 
+    passes_through: bool | PointPatch = True
+
     def setup(self) -> None:
-        """Combine the fields of all types into one list."""
+        """Have the fields and tags set where they are missing, empty tags included."""
         chosen = self.options
         # If an option is called twice for one name, the last call wins, as with DefaultNode.
-        self._fields: dict[str, object] = {
+        fields: dict[str, object] = {
             **dict(chosen.field),
             **dict(chosen.field_int),
             **dict(chosen.field_string),
             **dict(chosen.field_bool),
         }
-        self._tags = dict(chosen.tag)
-
-    def point(self, point: Point, /) -> Point:
-        """Set missing fields and tags."""
-        for name, value in self._fields.items():
-            if get_field(point, name) is None:
-                set_field(point, name, value)
-        for name, text in self._tags.items():
-            # DefaultNode treats an empty tag as missing.
-            if not point.tags.get(name):
-                point.tags[name] = text
-        return point
+        if fields or chosen.tag:
+            self.passes_through = PointPatch(fields, dict(chosen.tag), only_missing=True)

@@ -17,7 +17,7 @@ from kapudf_cli.agent.turns import NoTurn
 from kapudf_cli.errors import shorten
 from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.output import with_article, write_batch
-from kapudf_cli.protocol.codec import RESPONSES, decode_point, encode_point
+from kapudf_cli.protocol.codec import RESPONSES, encode_point
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.framing import HEARTBEAT, encode_varint
 from kapudf_cli.protocol.udf_pb2 import STREAM, BeginBatch, EndBatch, ErrorResponse, Point
@@ -138,11 +138,12 @@ class Outbox:
         # The hot path, as in write_point.
         if self._passes_points:
             frame = raw if patch is None else patch.extend(raw)
-            if frame is not None and len(frame) <= self._max_written_bytes:
+            size = len(frame)
+            if size <= self._max_written_bytes:
                 output = self._output
                 output.frames.append(frame)
                 output.owner_points += 1
-                output.size += len(frame)
+                output.size += size
                 if output.size >= FLUSH_BYTES:
                     self.flush()
                 return
@@ -199,11 +200,9 @@ class Outbox:
             self.flush()
         size = len(frames)
         if patch is not None:
-            patched, size = patch.extend_run(frames, self._max_written_bytes)
-            count = len(patched)
+            frames, count, size = patch.extend_run(frames, self._max_written_bytes)
             if not count:
                 return 0, 0
-            frames = b"".join(patched)
         with self._lock:
             self._output.write_run(frames, count)
         return count, size
@@ -397,14 +396,7 @@ class Outbox:
             with self._lock:
                 self._output.write_replayed_point()
             return
-        # Not decoded where that can be avoided: text that is not UTF-8 is passed on.
-        frame = raw if patch is None else patch.extend(raw)
-        if frame is None and patch is not None:
-            point = decode_point(raw)
-            patch.apply(point)
-            self.write_point(point)
-        else:
-            self._write(Point(), Point, frame=frame)
+        self._write(Point(), Point, frame=raw if patch is None else patch.extend(raw))
 
     def _need_not_wait(self) -> bool:
         """Return whether a thread other than the owner may write, or fail, now."""

@@ -18,17 +18,11 @@ import math
 import struct
 from typing import TYPE_CHECKING, Self
 
-from kapudf_cli.handler.points import get_fields, set_field
+from kapudf_cli.handler.points import get_field, set_field
 from kapudf_cli.protocol.codec import decode_point, encode_point
 from kapudf_cli.protocol.errors import UndecodableMessageError
 from kapudf_cli.protocol.framing import encode_varint
-from kapudf_cli.protocol.raw_points import (
-    KNOWN_FRAMES,
-    LONG_HEAD_BYTES,
-    SHORT_HEAD_BYTES,
-    RawPoint,
-    extend_point,
-)
+from kapudf_cli.protocol.raw_points import RawPoint, extend_point, extend_points, frame_bytes
 from kapudf_cli.protocol.udf_pb2 import Point
 
 if TYPE_CHECKING:
@@ -41,83 +35,109 @@ _DOUBLE = struct.Struct("<d")
 class PointPatch:
     """Sets the same fields and tags on any number of points. Create it once, in `setup`."""
 
-    __slots__ = ("_entries", "_names", "_patch")
+    __slots__ = ("_entries", "_fields", "_names", "_only_missing", "_tags")
 
     def __init__(
         self,
         fields: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
+        *,
+        only_missing: bool = False,
     ) -> None:
         """Create a patch that sets these fields, with the types of their values, and these tags.
+
+        Args:
+            fields: the fields.
+            tags: the tags.
+            only_missing: set only what a point lacks. A field of any type is present, and an
+                empty tag is missing.
 
         Raises:
             FieldValueError: as `set_field` does.
             TypeError, ValueError: the value of a tag is not valid text.
         """
-        self._patch = Point()
-        for name, value in (fields or {}).items():
-            set_field(self._patch, name, value)
-        for name, text in (tags or {}).items():
-            self._patch.tags[name] = text
-        self._entries = self._patch.SerializeToString()
-        self._names = [_Name(name) for name in {**(fields or {}), **(tags or {})}]
+        fields, tags = dict(fields or {}), dict(tags or {})
+        patch = Point(tags=tags)
+        for name, value in fields.items():
+            set_field(patch, name, value)
+        self._fields = fields
+        self._tags = tags
+        self._only_missing = only_missing
+        self._entries = patch.SerializeToString()
+        self._names = [_Name(name) for name in {**fields, **tags}]
 
     def apply(self, point: Point) -> None:
         """Set the fields and tags on a decoded point."""
-        for name, value in get_fields(self._patch).items():
-            set_field(point, name, value)
-        for name, text in self._patch.tags.items():
-            point.tags[name] = text
+        self._set(point, point)
 
-    def extend(self, raw: RawPoint) -> bytes | None:
-        """Return a point's frame with the fields and tags set, None if it must be decoded.
+    def extend(self, raw: RawPoint) -> bytes:
+        """Return a point's frame with the fields and tags set.
 
-        Whether the bytes are a valid point is not checked.
+        If it need not be decoded, it is not checked whether the bytes are a valid point.
+
+        Raises:
+            UndecodableMessageError: the bytes are not a valid point.
         """
         for name in self._names:
             # This runs for each point, and rfind() takes a third of the time of `in`.
             if raw.rfind(name.text) >= 0 and name.may_be_in(raw):
-                return None
+                return self._decode_and_extend(raw)
         return extend_point(raw, self._entries)
 
-    def extend_run(self, frames: bytes, max_bytes: int) -> tuple[list[bytes], int]:
-        """Return the points of a run with the fields and tags set, and the bytes they took.
+    def extend_run(self, frames: bytes, max_bytes: int) -> tuple[bytes, int, int]:
+        """Return the points of a run with the fields and tags set.
 
         Args:
             frames: points whose heads are known.
             max_bytes: the longest frame to return. The run ends before a longer one, and before
                 one that cannot be decoded although it must be.
-        """
-        known = KNOWN_FRAMES.get
-        patched: list[bytes] = []
-        start = 0
-        while start < len(frames):
-            size = known(frames[start : start + LONG_HEAD_BYTES]) or known(
-                frames[start : start + SHORT_HEAD_BYTES]
-            )
-            if size is None:
-                break
-            raw = RawPoint(frames[start : start + size])
-            frame = self.extend(raw) or self._decode_and_extend(raw)
-            if frame is None or len(frame) > max_bytes:
-                break
-            patched.append(frame)
-            start += size
-        return patched, start
 
-    def _decode_and_extend(self, raw: RawPoint) -> bytes | None:
-        try:
-            point = decode_point(raw)
-        except UndecodableMessageError:
-            return None
-        self.apply(point)
-        return encode_point(point)
+        Returns:
+            The new frames, their number, and how many bytes of `frames` they took.
+        """
+        # One search for a name in all points is cheaper than one in each point.
+        if any(frames.rfind(name.text) >= 0 for name in self._names):
+            return self._extend_each(frames, max_bytes)
+        return extend_points(frames, self._entries, max_bytes)
+
+    def _extend_each(self, frames: bytes, max_bytes: int) -> tuple[bytes, int, int]:
+        """Do what `extend_run` does for points that may have to be decoded."""
+        extended: list[bytes] = []
+        start = 0
+        while start < len(frames) and (size := frame_bytes(frames, start)) is not None:
+            try:
+                frame = self.extend(RawPoint(frames[start : start + size]))
+            except UndecodableMessageError:
+                break
+            if len(frame) > max_bytes:
+                break
+            extended.append(frame)
+            start += size
+        return b"".join(extended), len(extended), start
+
+    def _decode_and_extend(self, raw: RawPoint) -> bytes:
+        point = decode_point(raw)
+        if not self._only_missing:
+            self.apply(point)
+            return encode_point(point)
+        missing = Point()
+        self._set(missing, point)
+        return extend_point(raw, missing.SerializeToString())
+
+    def _set(self, target: Point, point: Point) -> None:
+        """Set on `target` what the patch sets on `point`."""
+        for name, value in self._fields.items():
+            if not self._only_missing or get_field(point, name) is None:
+                set_field(target, name, value)
+        for name, text in self._tags.items():
+            if not self._only_missing or not point.tags.get(name):
+                target.tags[name] = text
 
 
 class FieldPatch(PointPatch):
     """Sets one field, to another value for each point: `patch.to(value)`."""
 
-    __slots__ = ("_double_entry", "_name", "_value")
+    __slots__ = ("_double_entry", "_name")
 
     def __init__(self, name: str) -> None:
         """Create a patch for the field of this name.
@@ -127,7 +147,6 @@ class FieldPatch(PointPatch):
         """
         super().__init__({name: 0.0})
         self._name = name
-        self._value: object = 0.0
         # The map entry of a double ends with the eight bytes of the value.
         self._double_entry = self._entries[: -_DOUBLE.size]
 
@@ -141,12 +160,8 @@ class FieldPatch(PointPatch):
             self._entries = self._double_entry + _DOUBLE.pack(value)
         else:
             super().__init__({self._name: value})
-        self._value = value
+        self._fields[self._name] = value
         return self
-
-    def apply(self, point: Point) -> None:
-        """Set the field on a decoded point."""
-        set_field(point, self._name, self._value)
 
 
 class _Name:
@@ -163,4 +178,5 @@ class _Name:
     def may_be_in(self, raw: bytes) -> bool:
         """Return False only if no field or tag of the point has this name."""
         # Protobuf may omit an empty name.
-        return not self.text or any(each in raw for each in self._after)
+        common, longer = self._after
+        return not self.text or raw.find(common) >= 0 or raw.find(longer) >= 0

@@ -51,6 +51,13 @@ def point_head(size: int) -> bytes:
     return head
 
 
+def frame_bytes(data: bytes, start: int) -> int | None:
+    """Return the length of the frame at `start`, None if its head is not known."""
+    return KNOWN_FRAMES.get(data[start : start + LONG_HEAD_BYTES]) or KNOWN_FRAMES.get(
+        data[start : start + SHORT_HEAD_BYTES]
+    )
+
+
 def point_run(data: bytes, start: int, end: int) -> tuple[int, int]:
     """Return where the run of known, complete frames in `data[start:end]` ends, and their number.
 
@@ -68,18 +75,59 @@ def point_run(data: bytes, start: int, end: int) -> tuple[int, int]:
         count += 1
 
 
-def extend_point(raw: RawPoint, entries: bytes) -> bytes | None:
+def extend_point(raw: RawPoint, entries: bytes) -> bytes:
     """Return a point's frame with encoded map entries appended to the point.
 
     Protobuf merges bytes that are appended to a message: the entries are added to their maps.
-    Return None if the frame's head is neither short nor long.
     """
     size = len(raw)
-    if size > MAX_SHORT_FRAME_BYTES:
-        if not MIN_LONG_FRAME_BYTES <= size <= MAX_LONG_FRAME_BYTES:
-            return None
+    if size <= MAX_SHORT_FRAME_BYTES:
+        start = SHORT_HEAD_BYTES
+    elif MIN_LONG_FRAME_BYTES <= size <= MAX_LONG_FRAME_BYTES:
         start = LONG_HEAD_BYTES
     else:
-        start = SHORT_HEAD_BYTES
+        start = _skip_varint(raw, _skip_varint(raw, 0) + len(POINT_TAG))
     size += len(entries) - start
     return (POINT_HEADS.get(size) or point_head(size)) + raw[start:] + entries
+
+
+def _skip_varint(data: bytes, place: int) -> int:
+    """Return where the varint at `place` ends."""
+    while data[place] > 0x7F:
+        place += 1
+    return place + 1
+
+
+def extend_points(frames: bytes, entries: bytes, max_bytes: int) -> tuple[bytes, int, int]:
+    """Return a run of points with the same encoded map entries appended to each.
+
+    Args:
+        frames: points whose heads are known.
+        entries: the map entries, as for `extend_point`.
+        max_bytes: the longest frame to return; the run ends before a longer one.
+
+    Returns:
+        The new frames, their number, and how many bytes of `frames` they took.
+    """
+    known, heads = KNOWN_FRAMES.get, POINT_HEADS.get
+    growth = len(entries)
+    pieces: list[bytes] = []
+    start = count = 0
+    end = len(frames)
+    while start < end:
+        # As in frame_bytes; a call for each point costs time.
+        size = known(frames[start : start + LONG_HEAD_BYTES]) or known(
+            frames[start : start + SHORT_HEAD_BYTES]
+        )
+        if size is None:
+            break
+        head_bytes = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
+        extended = size - head_bytes + growth
+        head = heads(extended) or point_head(extended)
+        if extended + len(head) > max_bytes:
+            break
+        following = start + size
+        pieces += (head, frames[start + head_bytes : following], entries)
+        start = following
+        count += 1
+    return b"".join(pieces), count, start

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapudf_cli import FieldPatch, Handler, PointPatch, decode_point, set_field
+from kapudf_cli import (
+    FieldPatch,
+    Handler,
+    PointPatch,
+    decode_point,
+    get_field,
+    get_fields,
+    set_field,
+)
 from kapudf_cli.handler import FieldValueError
 from kapudf_cli.protocol.codec import encode_point
-from kapudf_cli.protocol.raw_points import RawPoint
+from kapudf_cli.protocol.raw_points import RawPoint, frame_bytes
 from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.testing import StartTask, lines
 
@@ -39,15 +48,16 @@ def points(draw: st.DrawFn) -> Point:
     )
 
 
+def copy_of(point: Point) -> Point:
+    """Return an equal point."""
+    copy = Point()
+    copy.CopyFrom(point)
+    return copy
+
+
 def patched(point: Point, patch: PointPatch) -> Point:
-    """Return the point as it would be sent: patched as bytes if possible."""
-    raw = RawPoint(encode_point(point))
-    frame = patch.extend(raw)
-    if frame is not None:
-        return decode_point(RawPoint(frame))
-    decoded = decode_point(raw)
-    patch.apply(decoded)
-    return decoded
+    """Return the point as it would be sent."""
+    return decode_point(RawPoint(patch.extend(RawPoint(encode_point(point)))))
 
 
 @given(points(), st.dictionaries(names, values, max_size=3), st.dictionaries(names, texts))
@@ -62,13 +72,58 @@ def test_patched_bytes_are_the_point_with_everything_set(
     assert result == point
 
 
+@given(points(), st.dictionaries(names, values, max_size=3), st.dictionaries(names, texts))
+def test_only_what_is_missing_is_set(
+    point: Point, fields: dict[str, object], tags: dict[str, str]
+) -> None:
+    patch = PointPatch(fields, tags, only_missing=True)
+    result = patched(point, patch)
+    patch.apply(expected := copy_of(point))
+    assert result == expected
+    for name, value in fields.items():
+        if get_field(point, name) is None:
+            set_field(point, name, value)
+    for name, text in tags.items():
+        if not point.tags.get(name):
+            point.tags[name] = text
+    assert result == point
+
+
+@given(
+    st.lists(points(), min_size=1, max_size=5),
+    st.dictionaries(names, values, max_size=2),
+    st.dictionaries(names, texts, max_size=2),
+    st.booleans(),
+)
+def test_a_run_is_patched_like_its_points(
+    run: list[Point],
+    fields: dict[str, object],
+    tags: dict[str, str],
+    only_missing: bool,  # noqa: FBT001 - drawn
+) -> None:
+    patch = PointPatch(fields, tags, only_missing=only_missing)
+    raws = [RawPoint(encode_point(point)) for point in run]
+    data, count, taken = patch.extend_run(b"".join(raws), 1 << 20)
+    assert data == b"".join(patch.extend(raw) for raw in raws[:count])
+    assert taken == sum(map(len, raws[:count]))
+    # The run ends at the first frame whose length is not remembered, and not before.
+    assert count == len(list(itertools.takewhile(lambda raw: frame_bytes(raw, 0), raws)))
+
+
+@pytest.mark.parametrize("fields", [{"x": 1.5}, {"n": 1.5}], ids=["absent", "present"])
+def test_a_run_ends_before_a_point_that_gets_too_long(fields: dict[str, object]) -> None:
+    raws = [RawPoint(encode_point(Point(name="n" * size))) for size in (50, 60, 51)]
+    longest = len(PointPatch(fields).extend(raws[0]))
+    data, count, taken = PointPatch(fields).extend_run(b"".join(raws), longest)
+    assert (len(data), count, taken) == (longest, 1, len(raws[0]))
+
+
 @given(points(), names, st.lists(values, max_size=4))
 def test_a_field_patch_sets_its_last_value(point: Point, name: str, given: list[object]) -> None:
     patch = FieldPatch(name)
     for value in given:
         result = patched(point, patch.to(value))
-        expected = Point()
-        expected.CopyFrom(point)
+        expected = copy_of(point)
         set_field(expected, name, value)
         assert result == expected
 
@@ -91,7 +146,8 @@ def test_a_name_is_found_however_its_length_was_written(key: bytes) -> None:
         raw = RawPoint(encode_point(Point(name="n" * (size - 3)))[:6] + body + b"\x12\x96\x01")
         raw = RawPoint(raw + b"n" * 150)
         assert decode_point(raw) == point
-        assert PointPatch({"x": 1}).extend(raw) is None
+        set_field(point, "x", 1)
+        assert decode_point(RawPoint(PointPatch({"x": 1}).extend(raw))) == point
 
 
 def test_an_empty_name_may_be_missing_in_the_bytes() -> None:
@@ -99,7 +155,9 @@ def test_an_empty_name_may_be_missing_in_the_bytes() -> None:
     raw = RawPoint(bytes([len(body) + 3, 0x8A, 0x01, len(body)]) + body)
     assert 0 not in raw
     assert "" in decode_point(raw).fieldsDouble
-    assert PointPatch({"": 1}).extend(raw) is None
+    result = decode_point(RawPoint(PointPatch({"": 1}).extend(raw)))
+    assert get_fields(result) == {"": 1}
+    assert "" not in result.fieldsDouble
 
 
 @pytest.mark.parametrize("size", [*range(100, 140), *range(16_370, 16_390), 70_000])
