@@ -27,7 +27,6 @@ from kapudf_cli import (
     Name,
     Options,
     PerGroup,
-    Point,
     RawPoint,
     State,
     decode_point,
@@ -128,14 +127,10 @@ class MovingAverage(Handler):
 
         A point without a number in the field passes through unchanged.
         """
-        mean = self.mean_at(decode_point(raw))
-        return raw if mean is None else self.average.to(mean)
-
-    def mean_at(self, point: Point) -> float | None:
-        """Add the value of a point, and return the average, None if the point has none."""
+        point = decode_point(raw)
         value = get_number(point, self.options.field)
         if value is None or not math.isfinite(value):
-            return None
+            return raw
         mean = self.state.of(point).mean_with(value, self.options.size)
         # The sum of huge values may be infinite, which a field must not be.
-        return mean if math.isfinite(mean) else None
+        return self.average.to(mean) if math.isfinite(mean) else raw

@@ -79,8 +79,8 @@ class PointPatch:
             UndecodableMessageError: the bytes are not a valid point.
         """
         for name in self._names:
-            # This runs for each point, and rfind() takes a third of the time of `in`.
-            if raw.rfind(name.text) >= 0 and name.may_be_in(raw):
+            # This runs for each point, and find() takes less time than `in`.
+            if raw.find(name.text) >= 0 and name.may_be_in(raw):
                 return self._decode_and_extend(raw)
         return extend_point(raw, self._entries)
 
@@ -96,7 +96,7 @@ class PointPatch:
             The new frames, their number, and how many bytes of `frames` they took.
         """
         # One search for a name in all points is cheaper than one in each point.
-        if any(frames.rfind(name.text) >= 0 for name in self._names):
+        if any(frames.find(name.text) >= 0 for name in self._names):
             return self._extend_each(frames, max_bytes)
         return extend_points(frames, self._entries, max_bytes)
 
@@ -137,7 +137,7 @@ class PointPatch:
 class FieldPatch(PointPatch):
     """Sets one field, to another value for each point: `patch.to(value)`."""
 
-    __slots__ = ("_double_entry", "_name")
+    __slots__ = ("_double_entry", "_name", "_value")
 
     def __init__(self, name: str) -> None:
         """Create a patch for the field of this name.
@@ -147,6 +147,7 @@ class FieldPatch(PointPatch):
         """
         super().__init__({name: 0.0})
         self._name = name
+        self._value: object = 0.0
         # The map entry of a double ends with the eight bytes of the value.
         self._double_entry = self._entries[: -_DOUBLE.size]
 
@@ -160,8 +161,12 @@ class FieldPatch(PointPatch):
             self._entries = self._double_entry + _DOUBLE.pack(value)
         else:
             super().__init__({self._name: value})
-        self._fields[self._name] = value
+        self._value = value
         return self
+
+    def apply(self, point: Point) -> None:
+        """Set the field on a decoded point."""
+        set_field(point, self._name, self._value)
 
 
 class _Name:

@@ -20,8 +20,9 @@ from kapudf_cli.protocol.decode_errors import find_fault, first_field
 from kapudf_cli.protocol.errors import DecodeMemoryError, EmptyMessageError, UndecodableMessageError
 from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, encode_varint
 from kapudf_cli.protocol.raw_points import (
-    KNOWN_FRAMES,
     LONG_HEAD_BYTES,
+    MAX_LONG_FRAME_BYTES,
+    MIN_LONG_FRAME_BYTES,
     POINT_HEADS,
     POINT_TAG,
     RawPoint,
@@ -176,7 +177,7 @@ def decode_point(raw: RawPoint) -> Point:
     Raises:
         UndecodableMessageError: the bytes are not a point.
     """
-    if KNOWN_FRAMES.get(raw[:LONG_HEAD_BYTES]) == len(raw):
+    if MIN_LONG_FRAME_BYTES <= len(raw) <= MAX_LONG_FRAME_BYTES and raw[2] == POINT_TAG[0]:
         # The usual case. If decoding fails, the general way below raises the error.
         try:
             return _point_from(raw[LONG_HEAD_BYTES:])

@@ -109,7 +109,7 @@ class RequestReader(FrameReader["ReadRequest"]):
                 return start
             self.offset = base + start
             if self._raw:
-                yield RawPoint(data[start:following])
+                yield data[start:following]  # type: ignore[misc]  # RawPoint() is a call
             else:
                 head_bytes = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
                 try:
