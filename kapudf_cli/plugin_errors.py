@@ -5,6 +5,7 @@ Apart from `plugins`, because the supervisor must not import handlers or protobu
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import KapudfError, describe
@@ -66,7 +67,7 @@ class HandlerImportError(PluginError):
     def __init__(self, name: str, source: str, cause: BaseException) -> None:
         # A class that was named directly already shows its source.
         origin = "" if source == name else f" of {source}"
-        reason = f"{describe(cause)}{_place_in_import(cause)}"
+        reason = f"{describe(cause)}{_place_in_import(cause)}{_how_to_install(cause)}"
         super().__init__(f"handler '{name}'{origin} cannot be imported: {reason}")
         self.name = name
         self.source = source
@@ -110,6 +111,14 @@ class NotAHandlerError(PluginError):
     """The name does not refer to a usable handler class."""
 
     is_usage_error = True
+
+
+def _how_to_install(error: BaseException) -> str:
+    """Return where a module that is missing must be installed."""
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    pip = f"{sys.executable} -m pip install PACKAGE"
+    return f"; install the package that has it into kapudf's environment: {pip}"
 
 
 def _place_in_import(error: BaseException) -> str:

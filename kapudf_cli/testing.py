@@ -100,8 +100,8 @@ class Task:
         """
         definition.check(handler)
         plugins.set_up(handler)
-        with served(handler, timeout_s=_TIMEOUT_S) as side:
-            yield cls(side)
+        with served(handler, timeout_s=_TIMEOUT_S) as one:
+            yield cls(one.side)
 
     def info(self) -> InfoResponse:
         """Ask what the handler declares."""

@@ -616,7 +616,7 @@ def test_check_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 1
-    assert result.stdout == output
+    assert result.stdout + result.stderr == output
 
 
 def test_the_page_on_testing_has_every_check() -> None:

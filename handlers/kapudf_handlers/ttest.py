@@ -70,6 +70,7 @@ class TTest(BatchHandler):
 
     provides = STREAM
     options: TTestOptions
+    may_drop_all = True
     # More groups than this are a mistake, or no longer get points.
     state = PerGroup(History, limit=100_000)
 

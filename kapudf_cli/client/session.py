@@ -382,7 +382,7 @@ class Session:
             self._order.receive(step)
         match step:
             case ErrorResponse():
-                raise errors.failed(step.error)
+                raise self._connection.failed(step.error)
             case BeginBatch() | Point() | EndBatch():
                 self.counts.received(step)
                 came = self.counts.points_received + self.counts.batches_received
@@ -440,8 +440,10 @@ class Session:
     def _silent(self, wait: Wait) -> UdfFaultError:
         unfinished = f"; {self._side.unfinished}" if self._side.unfinished else ""
         in_process = self._connection.pid == os.getpid()
+        where = self._connection.where()
+        place = f"; it is in {where}" if where else ""
         return UdfFaultError(
-            f"{wait.silent}{self._progress()}{unfinished}",
+            f"{wait.silent}{self._progress()}{unfinished}{place}",
             advice=errors.HEARTBEATS if in_process else wait.advice,
         )
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from kapudf_cli.agent.agent import Agent
 from kapudf_cli.client.driver import KapacitorSide, ask_info, why_not_connected
-from kapudf_cli.client.errors import TASK_FAILS, ProbeError, TargetError, UdfFaultError
+from kapudf_cli.client.errors import TASK_FAILS, ProbeError, TargetError, UdfFaultError, failed
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system.socket_file import peer_credentials
+from kapudf_cli.system.stacks import plugin_calls
 from kapudf_cli.system.terminal_text import counted
 from kapudf_cli.transport import SocketStream
 
@@ -50,11 +51,13 @@ class Ending:
         text: what happened, without a subject: `exited with status 1`.
         last_words: the last lines on its stderr, oldest first. The first one is the `panic:`
             line of a Go program, even if long stack traces follow it.
+        error: the exception with which a handler in this process ended.
     """
 
     clean: bool
     text: str
     last_words: tuple[str, ...] = ()
+    error: BaseException | None = None
 
     @property
     def cause(self) -> str:
@@ -78,12 +81,21 @@ class Connection:
         drains: whether the UDF certainly answers all of its input before it closes, and a
             keepalive only after the points before it. True for kapudf's agent; other agents
             may drop answers that are not written when their input ends.
+        where: returns the innermost calls of a handler in this process, while it is called.
     """
 
     side: KapacitorSide
     pid: int | None
     ending: Callable[[float], Ending | None]
     drains: bool = False
+    where: Callable[[], str | None] = lambda: None
+
+    def failed(self, text: str) -> UdfFaultError:
+        """Return the error for an ErrorResponse; its cause is the handler's exception, if known."""
+        fault = failed(text)
+        if self.pid == os.getpid() and (ending := self.ending(EXIT_S)) is not None:
+            fault.__cause__ = ending.error
+        return fault
 
     def closed(self, when: str) -> UdfFaultError:
         """Return the error for a UDF that closed too early, with how its process ended."""
@@ -189,17 +201,36 @@ class HandlerTarget:
         def ending(timeout_s: float) -> Ending | None:
             return _ending(summaries[0]) if ended.wait(timeout_s) else None
 
-        with served(self.handler, timeout_s=timeout_s, on_end=on_end) as side:
-            yield Connection(side, os.getpid(), ending, drains=True)
+        with served(self.handler, timeout_s=timeout_s, on_end=on_end) as handler:
+            yield Connection(handler.side, os.getpid(), ending, drains=True, where=handler.where)
 
 
 def _ending(summary: ConnectionSummary) -> Ending:
     error = summary.error or summary.stop_error
     if error is not None:
-        return Ending(clean=False, text=f"ended: {error}")
+        return Ending(clean=False, text=f"ended: {error}", error=error)
     if summary.refusal is not None:
         return Ending(clean=True, text=f"ended: {summary.refusal}")
     return Ending(clean=True, text="ended by itself")
+
+
+@dataclass(frozen=True)
+class ServedHandler:
+    """A handler that is served in this process.
+
+    Attributes:
+        side: Kapacitor's side of its connection.
+        agent: serves it.
+        thread: runs the agent.
+    """
+
+    side: KapacitorSide
+    agent: Agent
+    thread: threading.Thread
+
+    def where(self) -> str | None:
+        """Return the innermost calls of the handler; None if it is not called now."""
+        return self.agent.oldest_call or plugin_calls(self.thread)
 
 
 @contextlib.contextmanager
@@ -208,8 +239,8 @@ def served(
     *,
     timeout_s: float,
     on_end: Callable[[ConnectionSummary], None] = lambda _: None,
-) -> Iterator[KapacitorSide]:
-    """Serve a handler on a socket pair, with the agent of `kapudf serve`; yield Kapacitor's side.
+) -> Iterator[ServedHandler]:
+    """Serve a handler on a socket pair, with the agent of `kapudf serve`.
 
     Args:
         handler: makes the handler; usually its class.
@@ -222,7 +253,7 @@ def served(
     thread.start()
     try:
         with KapacitorSide(ours, timeout_s=timeout_s) as side:
-            yield side
+            yield ServedHandler(side, agent, thread)
     finally:
         thread.join(timeout_s)
 
@@ -234,8 +265,8 @@ def describe(handler: HandlerFactory) -> InfoResponse:
         ProbeError: it failed.
         OSError: it did not answer in time.
     """
-    with served(handler, timeout_s=_DESCRIBE_TIMEOUT_S) as side:
-        return ask_info(side)
+    with served(handler, timeout_s=_DESCRIBE_TIMEOUT_S) as one:
+        return ask_info(one.side)
 
 
 def info_of(target: Target, *, timeout_s: float) -> InfoResponse:

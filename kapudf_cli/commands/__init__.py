@@ -118,6 +118,7 @@ class Commands(click.Group):
                 say(f"Error: {error.source}: {fault}", err=True)
             ctx.exit(EXIT_USAGE)
         except KapudfError as error:
+            output.show_traceback(error)
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             say(f"Error: {error}{notes}", err=True)
             ctx.exit(EXIT_USAGE if error.is_usage_error else EXIT_FAILURE)

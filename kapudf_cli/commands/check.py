@@ -11,10 +11,12 @@ import click
 
 from kapudf_cli.commands import EXIT_FAILURE, options
 from kapudf_cli.commands.options import silenced, target_options
-from kapudf_cli.commands.output import json_text, own_stdout
+from kapudf_cli.commands.output import json_text, own_stdout, say, show_traceback
 from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kapudf_cli.client.target import Target
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.udf_pb2 import Option
@@ -88,6 +90,7 @@ def check(
             if not as_json:
                 table.add(result)
         table.end()
+        _show_tracebacks(results)
         counts = {
             outcome.value: sum(result.outcome is outcome for result in results)
             for outcome in Outcome
@@ -103,6 +106,16 @@ def check(
             out.emit(", ".join(f"{count} {name}" for name, count in counts.items()))
     if counts[Outcome.FAILED.value]:
         click.get_current_context().exit(EXIT_FAILURE)
+
+
+def _show_tracebacks(results: Sequence[Result]) -> None:
+    """Print to stderr where the handler raised, once for each exception that failed checks."""
+    shown = set()
+    for result in results:
+        if result.error is not None and result.reason not in shown:
+            shown.add(result.reason)
+            if show_traceback(result.error):
+                say(f"{result.check.name}: {result.reason}", err=True)
 
 
 def _options(calls: str, target: Target, timeout_s: float) -> list[Option]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import click
 from click.core import ParameterSource
 
-from kapudf_cli.commands.output import PrintableLines, own_stdout
+from kapudf_cli.commands.output import WHOLE_TRACEBACKS, PrintableLines, own_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +146,13 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="HANDLER",
         help="A handler in this process: its name, package.module:Class, or file.py:Class.",
     )
+    @click.option(
+        "--traceback",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep_traceback,
+        help="If a --handler raises, show the whole traceback, with kapudf's own calls.",
+    )
     @functools.wraps(command)
     def with_target(
         *args: Any, socket: str | None, command: str | None, handler: str | None, **kwargs: Any
@@ -153,6 +160,11 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return with_target.__wrapped__(*args, target=_target(socket, command, handler), **kwargs)
 
     return with_target
+
+
+def _keep_traceback(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - as click calls it
+    del param
+    ctx.meta[WHOLE_TRACEBACKS] = value
 
 
 def _target(socket: str | None, command: str | None, handler: str | None) -> Target:

@@ -14,6 +14,7 @@ import os
 import select
 import sys
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -45,6 +46,32 @@ _PROGRESS_EVERY_S: Final = 0.2
 def say(line: str = "", *, err: bool = False) -> None:
     """Print one line of text to stdout or stderr."""
     click.echo(printable(line), err=err)
+
+
+#: Where --traceback is kept, in the `meta` of the click context.
+WHOLE_TRACEBACKS: Final = "kapudf.whole_tracebacks"
+
+
+def show_traceback(error: BaseException) -> bool:
+    """Print to stderr where the exception of a handler in this process was raised.
+
+    These are the frames of the handler's code, for a message of the caller with the exception;
+    with --traceback, the whole traceback. Nothing is printed, and False
+    returned, for other errors.
+    """
+    from kapudf_cli.agent.errors import HandlerError
+    from kapudf_cli.system.stacks import plugin_traceback
+
+    raised = error.__cause__
+    if not isinstance(raised, HandlerError):
+        return False
+    if click.get_current_context().meta.get(WHOLE_TRACEBACKS):
+        text = "".join(traceback.format_exception(raised.cause))
+    else:
+        text = plugin_traceback(raised.cause)
+    for line in text.splitlines():
+        say(line, err=True)
+    return bool(text)
 
 
 def say_json(content: object, *, indent: int | None = None) -> None:

@@ -224,8 +224,7 @@ def replay(
         )
         check_compatible(info.wants, recording.kind, feed)
         out.live = on_terminal or speed is not None or recording.size_bytes is None
-        colour = on_terminal and "NO_COLOR" not in os.environ
-        shown = _shown(shape, out, diff=diff, colour=colour, on_terminal=on_terminal)
+        shown = _shown(shape, out, diff=diff, on_terminal=on_terminal)
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
         run = Replay(connection, provides=info.provides, timeout_s=timeout_s)
         out.while_blocked = run.keep_alive
@@ -259,6 +258,7 @@ def replay(
             out.flush()
             errors = ill_formed.count + failures + _report_unwritable(shown)
             _report(run, ended_s - began_s, errors, recording, feed)
+        _warn_of_silence(run.counts, target)
         _write(snapshot_to, run.snapshot)
         if errors:
             click.get_current_context().exit(1)
@@ -296,7 +296,7 @@ def _tags(group_by: str | None) -> tuple[str, ...] | None:
     return None if tags == ("*",) else tags
 
 
-def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool, on_terminal: bool) -> Format:
+def _shown(shape: str, out: Stdout, *, diff: bool, on_terminal: bool) -> Format:
     """Return the formatter of the output."""
     from kapudf_cli.tools.replay.formats import (
         DifferenceFormat,
@@ -306,6 +306,7 @@ def _shown(shape: str, out: Stdout, *, diff: bool, colour: bool, on_terminal: bo
     )
 
     if diff:
+        colour = on_terminal and "NO_COLOR" not in os.environ
         return DifferenceFormat(out.emit, _paint if colour else lambda text, _: text)
     match shape:
         case "json":
@@ -366,6 +367,21 @@ def _report_unwritable(shown: Format) -> int:
     what = counted(shown.unwritable, "point")
     say(f"not printed: {what}; the first: {shown.first_unwritable}", err=True)
     return shown.unwritable
+
+
+def _warn_of_silence(counts: Counts, target: Target) -> None:
+    """Print a warning to stderr if nothing came back, unless the handler says that it drops all."""
+    from kapudf_cli.client.target import HandlerTarget
+
+    if counts.messages_received or not counts.points_sent:
+        return
+    if isinstance(target, HandlerTarget) and target.handler.may_drop_all:
+        return
+    say(
+        "warning: the UDF wrote nothing; what `point` and `end_batch` of a handler return is "
+        "written (`may_drop_all = True` in its class ends this warning)",
+        err=True,
+    )
 
 
 def _report(run: Replay, seconds: float, errors: int, recording: Recording, feed: Feed) -> None:

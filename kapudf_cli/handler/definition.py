@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Final, get_args
 
+from google.protobuf.message import Message
+
 from kapudf_cli.handler import deprecated, options
 from kapudf_cli.handler.batch_handler import BatchHandler
 from kapudf_cli.handler.concurrency import MAX_CONCURRENCY
@@ -15,6 +17,7 @@ from kapudf_cli.handler.methods import check_methods, forgotten_init
 from kapudf_cli.handler.output import is_async_function
 from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.udf_pb2 import STREAM, EdgeType
+from kapudf_cli.tickscript.identifiers import nearest
 
 #: The methods whose result is written. They may have a `yield`.
 _WRITTEN_METHODS: Final = frozenset({"begin_batch", "point", "raw_point", "end_batch", "teardown"})
@@ -149,7 +152,13 @@ def check_created(handler: Handler) -> None:
 
 def advice_for(error: BaseException) -> str:
     """Return what to add to the message of an exception that a handler raised, or an empty text."""
-    if not isinstance(error, AttributeError) or not isinstance(error.obj, Handler):
+    if not isinstance(error, AttributeError):
+        return ""
+    if isinstance(error.obj, Message) and error.name is not None:
+        meant = nearest(error.name, error.obj.DESCRIPTOR.fields_by_name)
+        kind = error.obj.DESCRIPTOR.name
+        return "" if meant is None else f"; did you mean {kind}.{meant}?"
+    if not isinstance(error.obj, Handler):
         return ""
     name = error.name
     if name not in {"options", "state"} or annotation_of(type(error.obj), name) is not None:

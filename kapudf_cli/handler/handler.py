@@ -99,6 +99,8 @@ class Handler:
         passes_through: True to send each point on as it came, or a `PointPatch` to send it on
             with the same changes to each. Neither `point` nor `raw_point` is called then. It is
             read once, after `init`: `setup` may set it, and a later change has no effect.
+        may_drop_all: whether it is right that nothing is written, as by a handler that writes
+            only anomalies. Otherwise `check` fails for it, and `replay` warns.
         agent: writes points and batches.
     """
 
@@ -110,6 +112,7 @@ class Handler:
     concurrency: ClassVar[int] = DEFAULT_CONCURRENCY
     ordered: ClassVar[bool] = True
     timeout_s: ClassVar[float | None] = None
+    may_drop_all: ClassVar[bool] = False
     shared: Any = None
 
     if TYPE_CHECKING:  # at run time, only annotations of subclasses declare something

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shlex
-import sys
 import threading
 import time
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +14,7 @@ import structlog
 from kapudf_cli.agent.agent import Agent, ConnectionSummary, Reason
 from kapudf_cli.agent.checkpoints import LastSnapshot, NoCheckpoints
 from kapudf_cli.system import logs
+from kapudf_cli.system.stacks import innermost_calls
 from kapudf_cli.worker.busy_watchdog import HEARTBEAT_INTERVAL_S, BusyWatchdog
 
 if TYPE_CHECKING:
@@ -295,16 +293,7 @@ class Heartbeats:
 
 def where(connection: Connection) -> str:
     """Return where the handler of a connection is: its innermost calls, the innermost first."""
-    if (place := connection.agent.oldest_call) is not None:
-        return place
-    thread = connection.thread
-    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way
-    if frame is None:
-        return "ended"
-    calls = reversed(traceback.extract_stack(frame))
-    return " < ".join(
-        f"{call.name} ({call.filename}:{call.lineno})" for call in itertools.islice(calls, 5)
-    )
+    return connection.agent.oldest_call or innermost_calls(connection.thread) or "ended"
 
 
 def log_finish(log: BoundLogger, summary: ConnectionSummary) -> None:

@@ -156,7 +156,7 @@ def tasks(handler: type[Handler], count: int) -> Iterator[list[KapacitorSide]]:
     with contextlib.ExitStack() as stack:
         sides = []
         for _ in range(count):
-            sides.append(stack.enter_context(served(handler, timeout_s=PATIENCE_S)))
+            sides.append(stack.enter_context(served(handler, timeout_s=PATIENCE_S)).side)
             sides[-1].send(INIT)
             assert sides[-1].receive() == InitResponse(success=True)
         yield sides

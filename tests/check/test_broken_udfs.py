@@ -167,6 +167,36 @@ def test_a_check_is_not_blamed_for_the_data_of_earlier_ones_without_saying_so() 
     )
 
 
+class ForgetsToReturn(Handler):
+    """Changes the point and returns nothing."""
+
+    def point(self, point: Point, /) -> None:
+        point.name = "changed"
+
+
+class WritesOnlyAnomalies(ForgetsToReturn):
+    """Says that it may write nothing."""
+
+    may_drop_all = True
+
+
+@pytest.mark.parametrize(
+    ("handler", "outcome", "reason"),
+    [
+        (ForgetsToReturn, Outcome.FAILED, "wrote nothing for 1000 points. What `point`"),
+        (WritesOnlyAnomalies, Outcome.NOT_APPLICABLE, "wrote nothing, and may_drop_all is set"),
+        (WithoutState, Outcome.PASSED, ""),
+    ],
+)
+def test_a_handler_that_writes_nothing_must_say_so(
+    handler: type[Handler], outcome: Outcome, reason: str
+) -> None:
+    chosen = [check for check in CHECKS if check.name in {"info", "init", "writes"}]
+    *_, result = run(Trial(HandlerTarget("handler", handler), PATIENCE_S), chosen)
+    assert (result.check.name, result.outcome) == ("writes", outcome)
+    assert reason in result.reason
+
+
 def test_a_udf_that_does_everything_right_fails_nothing() -> None:
     target = CommandTarget("plain_udf", (sys.executable, "-m", "tests.peers.plain_udf"))
     found = [*run(Trial(target, PATIENCE_S))]

@@ -39,7 +39,8 @@ class Described(Handler):
 
 
 def test_a_handler_in_this_process_is_spoken_to_as_kapacitor_speaks() -> None:
-    with served(Described, timeout_s=PATIENCE_S) as side:
+    with served(Described, timeout_s=PATIENCE_S) as one:
+        side = one.side
         side.send(InitRequest(taskID="t"))
         side.send(Point(time=1))
         side.half_close()
@@ -60,7 +61,8 @@ class Leaves(Handler):
 
 def test_a_handler_in_this_process_is_stopped_at_the_end() -> None:
     Leaves.stopped = threading.Event()
-    with served(Leaves, timeout_s=PATIENCE_S) as side:
+    with served(Leaves, timeout_s=PATIENCE_S) as one:
+        side = one.side
         side.send(InitRequest())
         assert side.receive() == InitResponse(success=True)
         assert not Leaves.stopped.is_set()

@@ -780,6 +780,64 @@ def test_a_udf_that_hangs_is_told_of() -> None:
     )
 
 
+def test_a_handler_that_hangs_is_told_of_with_the_line(tmp_path: Path) -> None:
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        "import time\n"
+        "from kapudf_cli import Handler\n"
+        "class Hangs(Handler):\n"
+        "    def point(self, point):\n"
+        "        time.sleep(2)\n",
+        encoding="utf-8",
+    )
+    told = failure(STREAM, "--handler", f"{script}:Hangs", "--timeout", "0.5", "--limit", "1")
+    assert f"(0 points back of 1 sent); it is in point ({script}:5). " in told
+
+
+RAISES = """
+from kapudf_cli import Handler, decode_point
+
+class Raises(Handler):
+    def point(self, point):
+        return fails(point)
+
+def fails(point):
+    return decode_point(None)
+"""
+
+
+@pytest.mark.parametrize("option", [(), ("--traceback",)])
+def test_an_exception_is_shown_with_the_lines_of_the_handler(
+    tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    script = tmp_path / "raises.py"
+    script.write_text(RAISES, encoding="utf-8")
+    handler = ("--handler", f"{script}:Raises")
+    ended = replay(STREAM, *handler, "--limit", "1", *option)
+    frames = re.findall(r'^  File "(.+)", line (\d+), in', ended.stderr, re.MULTILINE)
+    files = [(os.path.basename(file), int(line)) for file, line in frames]
+    own = files.index(("raises.py", 6))
+    assert files[own + 1] == ("raises.py", 9)
+    # What the handler calls in kapudf is shown, what calls the handler only on request.
+    assert (own > 0) == bool(option)
+    assert "Error: the UDF failed the task: Raises.point raised " in ended.stderr
+
+
+@pytest.mark.parametrize("says_so", [False, True])
+def test_a_handler_that_writes_nothing_is_warned_of(tmp_path: Path, says_so: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    script = tmp_path / "silent.py"
+    script.write_text(
+        "from kapudf_cli import Handler\n"
+        "class Silent(Handler):\n"
+        f"    may_drop_all = {says_so}\n"
+        "    def point(self, point): pass\n",
+        encoding="utf-8",
+    )
+    ended = replay(STREAM, "--handler", f"{script}:Silent", "--limit", "1")
+    assert ended.returncode == 0
+    assert ("warning: the UDF wrote nothing" in ended.stderr) != says_so
+
+
 @pytest.mark.parametrize("method", ["setup", "stop"])
 def test_a_slow_handler_is_not_said_to_end_its_task(tmp_path: Path, method: str) -> None:
     script = tmp_path / "slow.py"

@@ -572,7 +572,8 @@ def test_an_import_failure_is_one_line(short_folder: Path) -> None:
     assert serve_with(short_folder, "bad", status=1) == (
         "Error: handler 'bad' of acme-udfs 2.3 (acme_bad:Bad) cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_module_anywhere' "
-        f"({short_folder}/acme_bad.py, line 1) "
+        f"({short_folder}/acme_bad.py, line 1); install the package that has it into kapudf's "
+        f"environment: {sys.executable} -m pip install PACKAGE "
         "(at level debug, the log has the traceback)\n"
     )
 

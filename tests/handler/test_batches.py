@@ -53,8 +53,8 @@ def batch_points(*values: float) -> list[Point]:
 
 def exchange(handler: type[Handler], *requests: RequestMessage) -> list[ResponseMessage]:
     """Return all responses of a handler after Init."""
-    with served(handler, timeout_s=PATIENCE_S) as side:
-        answers = list(responses_to(side, [InitRequest(), *requests]))
+    with served(handler, timeout_s=PATIENCE_S) as one:
+        answers = list(responses_to(one.side, [InitRequest(), *requests]))
     assert answers[0] == InitResponse(success=True)
     return answers[1:]
 

@@ -241,6 +241,26 @@ def test_a_forgotten_init_of_the_base_class_is_reported_with_its_place(
     assert reason in str(caught.value)
 
 
+class Misspells(Handler):
+    def point(self, point: Point, /) -> None:
+        getattr(point, point.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("fieldDouble", "AttributeError: fieldDouble; did you mean Point.fieldsDouble?"),
+        ("xyz", "AttributeError: xyz"),
+    ],
+)
+def test_a_misspelt_field_is_answered_with_the_right_one(
+    udf: StartTask, name: str, error: str
+) -> None:
+    with pytest.raises(TaskFailedError) as caught:
+        udf(Misspells).send(Point(name=name))
+    assert str(caught.value) == f"Misspells.point raised {error}"
+
+
 class UsesUndeclared(Handler):
     def point(self, point: Point, /) -> None:
         getattr(self, point.name)

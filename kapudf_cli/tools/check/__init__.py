@@ -26,6 +26,7 @@ CHECKS: Final[Sequence[Check]] = (
     *data_checks.SNAPSHOT_CHECKS,
     *data_checks.STREAM_CHECKS,
     *data_checks.BATCH_CHECKS,
+    *data_checks.WRITING_CHECKS,
     *connection_checks.END_CHECKS,
 )
 
@@ -43,6 +44,7 @@ def run(trial: Trial, checks: Sequence[Check] = CHECKS) -> Iterator[Result]:
         for number, check in enumerate(checks):
             started = time.monotonic()
             outcome, reason = Outcome.PASSED, ""
+            fault: UdfFaultError | None = None
             try:
                 if gone:
                     raise NotApplicableError(gone)
@@ -50,7 +52,7 @@ def run(trial: Trial, checks: Sequence[Check] = CHECKS) -> Iterator[Result]:
                     raise NotApplicableError(_NOT_CUT)
                 trial.run(check)
             except UdfFaultError as error:
-                outcome, reason = Outcome.FAILED, error.problem
+                outcome, reason, fault = Outcome.FAILED, error.problem, error
             except NotApplicableError as error:
                 outcome, reason = Outcome.NOT_APPLICABLE, str(error)
             except TargetError as error:
@@ -62,4 +64,4 @@ def run(trial: Trial, checks: Sequence[Check] = CHECKS) -> Iterator[Result]:
                 outcome, gone = Outcome.FAILED, f"the UDF is gone; see {check.name}"
                 reason = f"{reason}; " if reason else ""
                 reason += "the UDF no longer serves its socket, and all of its tasks have ended"
-            yield Result(check, outcome, reason, time.monotonic() - started)
+            yield Result(check, outcome, reason, time.monotonic() - started, fault)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.client.errors import UdfFaultError
 from kapudf_cli.client.session import drain
+from kapudf_cli.client.target import HandlerTarget
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
     STREAM,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 #: InfluxDB limits a field to 64 KiB of text, but an earlier node may have joined several fields.
 _LARGE_TEXT: Final = 1 << 20
 _MANY: Final = 20_000
+#: A handler that writes nothing for so many points of its fields most likely never writes.
+_ENOUGH_POINTS: Final = 1_000
 #: The sources of rules about all data of an edge.
 _SOURCES: Final = {
     STREAM: "The fields of Point in udf.proto; writePoint in udf/server.go",
@@ -412,6 +415,34 @@ def _restore(session: Session, snapshot: bytes) -> None:
 def _send_restore(session: Session, snapshot: bytes) -> RestoreResponse:
     return drain(session.ask(RestoreRequest(snapshot=snapshot), RestoreResponse, "Restore"))
 
+
+def _writes_something(trial: Trial) -> None:
+    with trial.started() as session:
+        data = trial.data(_ENOUGH_POINTS)
+        drain(session.exchange(data, f"a keepalive behind {len(data)} messages"))
+        # Some write only at the end.
+        drain(session.finish())
+        if session.counts.messages_received:
+            return
+    if not isinstance(trial.target, HandlerTarget):
+        raise NotApplicableError("it wrote nothing, which may be right")
+    if trial.target.handler.may_drop_all:
+        raise NotApplicableError("it wrote nothing, and may_drop_all is set")
+    problem = (
+        f"wrote nothing for {_ENOUGH_POINTS} points. What `point` and `end_batch` return is "
+        "written; set `may_drop_all = True` if nothing can be right"
+    )
+    raise UdfFaultError(problem)
+
+
+WRITING_CHECKS: Final = (
+    Check(
+        "writes",
+        "The UDF writes something for its input.",
+        "A handler without output most often lacks a `return`, and nothing reports that",
+        _writes_something,
+    ),
+)
 
 SNAPSHOT_CHECKS: Final = (
     Check(

@@ -79,12 +79,14 @@ class Result:
         outcome: whether it passed.
         reason: why it failed or does not apply; empty if it passed.
         duration_s: how long it took.
+        error: what the UDF did, if the check failed by that.
     """
 
     check: Check
     outcome: Outcome
     reason: str
     duration_s: float
+    error: UdfFaultError | None = None
 
 
 @dataclass

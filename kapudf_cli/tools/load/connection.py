@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.client.errors import UdfFaultError, failed
+from kapudf_cli.client.errors import UdfFaultError
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.errors import ProtocolError
 from kapudf_cli.protocol.framing import FrameReader
@@ -168,7 +168,7 @@ class LoadConnection:
         try:
             for kind in self._frames.feed(data):
                 if isinstance(kind, ErrorResponse):
-                    raise failed(kind.error)
+                    raise self._connection.failed(kind.error)
                 self.received[kind] += 1
                 answers += kind == self._answer
         except ProtocolError as error:
@@ -186,6 +186,10 @@ class LoadConnection:
             answers -= taken
             if taken < count:
                 self._due.appendleft((due_ns, count - taken))
+
+    def where(self) -> str | None:
+        """Return where a handler in this process is; see `Connection.where`."""
+        return self._connection.where()
 
     def _lost(self) -> UdfFaultError:
         return self._connection.closed(f"after {self.sent} points")

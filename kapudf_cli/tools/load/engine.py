@@ -321,6 +321,9 @@ class Engine:
         problem = (
             f"sent nothing for {self._plan.timeout_s:g} s ({returned} points back of {sent} sent)"
         )
+        places = [place for each in self._connections if (place := each.where())]
+        if places:
+            problem += f"; it is in {places[0]}"
         return UdfFaultError(problem, advice=STUCK)
 
     def _tick(self) -> None:
