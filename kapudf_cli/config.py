@@ -53,7 +53,8 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="the name of an installed handler, package.module:Class or file.py:Class",
+            description="the name of an installed handler, package.module:Class, file.py:Class or "
+            "a script for InfluxData's agent",
         ),
     ]
     socket: Annotated[str, Meta(min_length=1, description="the path of a Unix socket")]

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from kapudf_cli.errors import describe
 from kapudf_cli.handler import definition
 from kapudf_cli.handler.errors import DefinitionError
 from kapudf_cli.handler.handler import Handler
+from kapudf_cli.influx_scripts.recognition import ScriptCall, find_script
 from kapudf_cli.plugin_errors import (
     AmbiguousHandlerError,
     HandlerImportError,
@@ -129,6 +130,40 @@ class Plugin:
         return found
 
 
+@dataclass(frozen=True)
+class ScriptPlugin(Plugin):
+    """A script for InfluxData's agent, which makes its handlers itself.
+
+    Attributes:
+        call: the script and its arguments.
+    """
+
+    call: ScriptCall = field(kw_only=True)
+
+    @property
+    def target(self) -> str:
+        """The script."""
+        return self.module
+
+    def load(self) -> type[Handler]:
+        """Run the script until it has started an agent or a server; return a class for it.
+
+        Raises:
+            HandlerImportError: it raised.
+            NotAHandlerError: it has started neither.
+        """
+        compile_from_source(self.module)
+        # Most processes run no script.
+        runs = importlib.import_module("kapudf_cli.influx_scripts.runs")
+        try:
+            handler: type[Handler] = runs.load(self.call)
+        except runs.NothingStartedError as error:
+            raise NotAHandlerError(f"handler '{self.name}': {error}") from error
+        except (Exception, SystemExit) as error:
+            raise HandlerImportError(self.name, self.source, error) from error
+        return handler
+
+
 def set_up(handler: type[Handler]) -> None:
     """Call a handler's `setup_worker`, unless this process has called it before.
 
@@ -167,14 +202,21 @@ def find(spec: str) -> Plugin:
     """Return the plugin for `spec`, without importing it.
 
     Args:
-        spec: an installed plugin's name, `package.module:Class`, or
-            `path/to/file.py:Class`.
+        spec: an installed plugin's name, `package.module:Class`, `path/to/file.py:Class`, or a
+            script for InfluxData's agent: `path/to/script.py`, perhaps with arguments.
 
     Raises:
+        HandlerImportError: the script cannot be read as Python.
         UnknownHandlerError: no installed plugin has that name.
         AmbiguousHandlerError: several distributions provide it.
         NotAHandlerError: the file does not exist, or `spec` does not name a class.
     """
+    try:
+        call = find_script(spec)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise HandlerImportError(spec, spec, error) from error
+    if call is not None:
+        return ScriptPlugin(name=spec, module=str(call.path), attribute="", call=call)
     module, colon, attribute = spec.rpartition(":")
     if colon or spec.endswith(".py"):
         return _find_target(spec, module or spec, attribute if module else "")

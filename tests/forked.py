@@ -43,7 +43,7 @@ _FIRST_FREE: Final = 256
 _MAX_DESCRIPTOR: Final = 1 << 20
 _ROOT: Final = Path(__file__).parent.parent
 #: The first arguments of processes that are forked, and whether their folder is on the path.
-_PROGRAMS: Final = {"kapudf_cli": True, "kapudf_cli.worker.main": False}
+_PROGRAMS: Final = {"kapudf_cli": True, "kapacitor.udf": True, "kapudf_cli.worker.main": False}
 #: Variables that the interpreter reads when it starts, and so does not see after a fork.
 _READ_AT_START: Final = ("PYTHON", "LC_", "LANG", "COVERAGE")
 _INTERPRETER: Final = sys.executable

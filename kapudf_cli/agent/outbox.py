@@ -64,7 +64,7 @@ class Outbox:
         max_frame_bytes: int,
         on_failure: Callable[[], None],
         turn: Turn | NoTurn = _NO_TURN,
-        provides: EdgeType = STREAM,
+        provides: EdgeType | None = STREAM,
     ) -> None:
         """Write to `stream`.
 
@@ -73,7 +73,7 @@ class Outbox:
             max_frame_bytes: the longest frame sent, without its length prefix.
             on_failure: called when another thread's write is refused.
             turn: given up while the peer does not read, and taken again.
-            provides: the edge that the handler is expected to provide.
+            provides: the edge that the handler is expected to provide; None to check no edge.
         """
         self._stream = stream
         self._max_frame_bytes = max_frame_bytes
@@ -248,7 +248,7 @@ class Outbox:
         frame = self._encode(ErrorResponse(error=self.fit_error(error)))
         with self._lock:
             # Neither duplicate suppression nor a skipped batch applies to it.
-            self._output.add(frame, by_owner=True)
+            self._output.add(frame, by_owner=get_ident() == self._owner)
 
     def fit_error(self, text: str) -> str:
         """Return an error's text as Kapacitor may log it and show it on a terminal."""

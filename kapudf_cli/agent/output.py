@@ -127,8 +127,11 @@ class Output:
         "size",
     )
 
-    def __init__(self, stream: Stream, provides: EdgeType) -> None:
-        """Write to `stream`, with the edge that the handler is expected to provide."""
+    def __init__(self, stream: Stream, provides: EdgeType | None) -> None:
+        """Write to `stream`, with the edge that the handler is expected to provide.
+
+        If that is None, no edge is checked.
+        """
         self._stream = stream
         self._order = OutgoingOrder()
         self._order.declare(provides)
@@ -285,11 +288,13 @@ class Output:
     # --- data ---
 
     def declare(self, provides: EdgeType) -> None:
-        """Check what is written from now on against this edge.
+        """Check what is written from now on against this edge, if edges are checked.
 
         Raises:
             InvalidWriteError: data of another edge is held back.
         """
+        if self._order.provides is None:
+            return
         if provides != self._order.provides and self._held.messages:
             problem = "data before Init, for another edge than the one that info() declares"
             raise InvalidWriteError(problem)

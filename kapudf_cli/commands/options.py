@@ -274,7 +274,10 @@ def combined(raw: dict[str, Any], given: dict[str, Any], *, source: str) -> Sett
     return config.check(overlaid, source=source)
 
 
-HANDLER_HELP: Final = "Installed handler by name, package.module:Class, or file.py:Class."
+HANDLER_HELP: Final = (
+    "Installed handler by name, package.module:Class, file.py:Class, or a script for InfluxData's "
+    "Python agent: 'script.py arguments'."
+)
 
 max_frame_bytes: Final = setting(
     "--max-frame-bytes",

@@ -132,7 +132,7 @@ class OutgoingOrder:
 
     Attributes:
         provides: the edge that the handler declared: batches for BATCH, points outside of
-            batches for STREAM.
+            batches for STREAM. None if anything may be written that kapacitord accepts.
         in_batch: whether a batch has been begun and not ended.
         takes_points: whether a Point may be written. A Point does not change the state.
     """
@@ -142,7 +142,7 @@ class OutgoingOrder:
     def __init__(self) -> None:
         self.declare(STREAM)
 
-    def declare(self, provides: EdgeType) -> None:
+    def declare(self, provides: EdgeType | None) -> None:
         """Reset the state, for a handler that provides this edge."""
         self.provides = provides
         self.in_batch = False
@@ -164,7 +164,7 @@ class OutgoingOrder:
             InvalidWriteError: a batch is open, the edge is a stream, or the
                 size is negative or above MAX_BATCH_SIZE.
         """
-        if self.in_batch:
+        if self.in_batch and self.provides is not None:
             problem = "a BeginBatch inside a batch; end the open batch first"
             raise InvalidWriteError(problem)
         if self.provides == STREAM:

@@ -142,6 +142,29 @@ def get_logger() -> structlog.stdlib.BoundLogger:
     return logger
 
 
+def to_logging() -> structlog.stdlib.BoundLogger:
+    """Return a logger of kapudf's own events that writes them to `logging`, as lines of text.
+
+    For a process that configures `logging` itself.
+    """
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        loggers.get("kapudf"),
+        processors=[_as_line],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+    )
+    return logger
+
+
+def _as_line(logger: object, method: str, event: EventDict) -> tuple[tuple[str], dict[str, Any]]:
+    """Return the arguments for `logging`: the event and its facts in one line."""
+    del logger, method
+    exc_info = event.pop("exc_info", None)
+    text = str(event.pop("event"))
+    facts = "".join(f" {name}={_Shown(value)!r}" for name, value in event.items())
+    return (printable(text + facts).replace("%", "%%"),), {"exc_info": exc_info}
+
+
 def bind_facts(**facts: Any) -> None:
     """Add facts to every event that the current thread logs from now on."""
     _facts.set({**(_facts.get() or {}), **facts})

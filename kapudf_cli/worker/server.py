@@ -6,6 +6,7 @@ A handler that crashes the interpreter ends every connection; with workers, none
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import selectors
@@ -149,7 +150,8 @@ def take_over_stdio() -> StdioStream:
     sys.stdout.flush()
     os.dup2(2, 1)
     # Like stderr: what a handler prints is logged at once.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     return StdioStream(requests, responses)
 
 

@@ -1,0 +1,1 @@
+"""The agent (`agent.py`) and the messages (`udf_pb2.py`)."""
