@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -37,23 +37,6 @@ _SHOWN_LINES = 10
 _COLOURS = {"+": "green", "-": "red", "~": "yellow"}
 
 
-class _Period(click.ParamType[int]):
-    """A duration as TICKscript writes it, in nanoseconds."""
-
-    name = "period"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from kapudf_cli.tickscript.literals import read_literal
-
-        try:
-            literal, end = read_literal(value, 0)
-        except ValueError:
-            end = -1
-        if end != len(value) or literal.durationValue <= 0:
-            self.fail(f"{value!r} is not a duration above 0, such as 500ms, 10s or 1m", param, ctx)
-        return int(literal.durationValue)
-
-
 @dataclass
 class _IllFormed:
     """Ends the replay at an ill-formed line or, with --keep-going, shows and counts it."""
@@ -70,6 +53,22 @@ class _IllFormed:
             say(f"skipped: {error}", err=True)
         if self.count == _SHOWN_LINES:
             say("skipped: more lines, which are only counted", err=True)
+
+
+def _read_period(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return a duration as TICKscript writes it in nanoseconds."""
+    del ctx, param
+    from kapudf_cli.tickscript.literals import read_literal
+
+    if value is None:
+        return None
+    try:
+        literal, end = read_literal(value, 0)
+    except ValueError:
+        end = -1
+    if end != len(value) or literal.durationValue <= 0:
+        raise click.BadParameter(f"{value!r} is not a duration above 0, such as 500ms, 10s or 1m")
+    return int(literal.durationValue)
 
 
 def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -109,7 +108,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     "--window",
     "period_ns",
     metavar="PERIOD",
-    type=_Period(),
+    callback=_read_period,
     help="Split the stream into batches, as |window().period(PERIOD).every(PERIOD) does.",
 )
 @click.option(

@@ -126,8 +126,11 @@ REFUSED: dict[str, tuple[object, str]] = {
     "Decimal": (decimal.Decimal(1), "Decimal Decimal('1'): no field can hold this type"),
     "Fraction": (fractions.Fraction(1, 2), "Fraction Fraction(1, 2): no field can hold this type"),
     "an array": (np.array(1.0), "ndarray array(1.): no field can hold this type"),
-    "complex128": (np.complex128(1), "complex128 np.complex128(1+0j): no field can hold this type"),
-    "bytes_": (np.bytes_(b"x"), "bytes_ np.bytes_(b'x'): no field can hold this type"),
+    "complex128": (
+        np.complex128(1),
+        f"complex128 {np.complex128(1)!r}: no field can hold this type",
+    ),
+    "bytes_": (np.bytes_(b"x"), f"bytes_ {np.bytes_(b'x')!r}: no field can hold this type"),
     "datetime64": (np.datetime64("2026-01-01"), "datetime64 "),
     "timedelta64": (np.timedelta64(5, "s"), "timedelta64 "),
     "timedelta64 of no unit": (np.timedelta64(5), "timedelta64 "),
