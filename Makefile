@@ -3,30 +3,36 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+LOWEST := .venv-lowest
 PROTO := kapudf_cli/protocol/udf
 RECORDINGS := tests/recordings
 # The tests wait a good part of their time: half as many processes again as there are cores.
 JOBS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
+
+# What depends on the versions of the dependencies.
+CORE_TESTS := tests/protocol tests/tickscript tests/handler tests/agent tests/handlers tests/influx_scripts \
+	tests/recordings tests/test_captures.py
 
 # Where the environment forbids compiled modules, each process would compile all modules again,
 # which doubles the time of the tests.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-long coverage soak bench bench-kapacitor check format proto clean
+.PHONY: help demo serve test test-lowest test-long coverage soak bench bench-kapacitor check format proto clean
 
 help:
 	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
 	@echo 'make serve      serve the mirror handler on /tmp/mirror.sock until Ctrl-C'
 	@echo 'make test       run the tests that every change must pass (about 5 minutes on two cores)'
+	@echo 'make test-lowest  run the core tests with the lowest versions of the dependencies (about a minute)'
 	@echo 'make test-long  run the fuzz, soak and long process tests (about 3 minutes)'
 	@echo 'make coverage   run all tests and report which lines no test reaches (takes much longer)'
 	@echo 'make soak       kill 250 workers and reload 50 times under load, serve 2,000 connections'
 	@echo 'make bench      measure, beside a raw echo and a plain agent (about five minutes)'
 	@echo 'make bench-kapacitor  measure mirror UDFs behind a real kapacitord (about five minutes)'
-	@echo 'make check      check style, types and that the generated code is up to date'
+	@echo 'make check      check style, types and that the generated files are up to date'
 	@echo 'make format     format the code'
-	@echo 'make proto      regenerate the protobuf code'
+	@echo 'make proto      regenerate the descriptor set and the types of the messages'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -63,6 +69,18 @@ serve: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)
 
+# The lowest versions have an environment of their own, with the test tools of the other one.
+$(LOWEST)/installed: pyproject.toml constraints.txt constraints-lowest.txt
+	@echo 'Installing the lowest versions into $(LOWEST) (once, about a minute) ...'
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[numpy,reload,stats]' \
+		$$(grep -E '^(hypothesis|pytest|pytest-timeout|pytest-xdist)==' constraints.txt) \
+		--constraint constraints-lowest.txt
+	@touch $@
+
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) $(CORE_TESTS)
+
 # Its processes start as a user starts them, not by fork: see tests/forked.py.
 test-long: $(INSTALLED)
 	@echo 'The long tests take about 3 minutes on two cores.'
@@ -93,24 +111,28 @@ bench-kapacitor: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy kapudf_cli handlers benchmarks tests
+	$(BIN)/mypy kapudf_cli handlers compat benchmarks tests
 	@$(MAKE) --no-print-directory proto-drift
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Writes the descriptor set and the types into a folder.
+protoc = $(BIN)/python -m grpc_tools.protoc -I proto --pyi_out=$(1) \
+	--descriptor_set_out=$(1)/$(PROTO).binpb $(PROTO).proto
+
 proto: $(INSTALLED)
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. $(PROTO).proto
+	$(call protoc,.)
 
 # Generates into a folder of its own and compares with what is committed.
 .PHONY: proto-drift
 proto-drift: $(INSTALLED)
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out="$$fresh" --pyi_out="$$fresh" $(PROTO).proto && \
-	diff -u $(PROTO)_pb2.py "$$fresh/$(PROTO)_pb2.py" && \
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && mkdir -p "$$fresh/$(dir $(PROTO))" && \
+	$(call protoc,"$$fresh") && \
+	cmp $(PROTO).binpb "$$fresh/$(PROTO).binpb" && \
 	diff -u $(PROTO)_pb2.pyi "$$fresh/$(PROTO)_pb2.pyi" || \
-		{ echo 'the generated code is not that of proto/: run make proto'; exit 1; }
+		{ echo 'the generated files are not those of proto/: run make proto'; exit 1; }
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build dist
+	rm -rf .venv $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build dist
