@@ -67,7 +67,7 @@ class HandlerImportError(PluginError):
     def __init__(self, name: str, source: str, cause: BaseException) -> None:
         # A class that was named directly already shows its source.
         origin = "" if source == name else f" of {source}"
-        reason = f"{describe(cause)}{_place_in_import(cause)}{_how_to_install(cause)}"
+        reason = f"{describe(cause)}{_place_in_import(cause, source)}{_how_to_install(cause)}"
         super().__init__(f"handler '{name}'{origin} cannot be imported: {reason}")
         self.name = name
         self.source = source
@@ -121,8 +121,11 @@ def _how_to_install(error: BaseException) -> str:
     return f"; install the package that has it into kapudf's environment: {pip}"
 
 
-def _place_in_import(error: BaseException) -> str:
-    """Return the line of the imported code that raised, unless the error has it already."""
+def _place_in_import(error: BaseException, source: str) -> str:
+    """Return the line of the imported code that raised, unless the error has it already.
+
+    That of a script, which is run instead, has the file name `source`.
+    """
     if isinstance(error, SyntaxError):
         return ""
     place = ""
@@ -133,7 +136,7 @@ def _place_in_import(error: BaseException) -> str:
         if file.startswith("<frozen importlib"):
             # The frames so far started the import, and do not belong to the imported code.
             importing, place = True, ""
-        elif importing:
+        elif importing or file == source:
             place = f" ({file}, line {trace.tb_lineno})"
         trace = trace.tb_next
     return place

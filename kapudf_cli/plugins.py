@@ -116,8 +116,12 @@ class Plugin:
 
     def _checked(self, found: object) -> type[Handler]:
         if not (inspect.isclass(found) and issubclass(found, Handler)):
+            hint = ""
+            if self.module.endswith(".py") and find_script(self.module) is not None:
+                hint = f"; it is a handler for InfluxData's agent, so name just {self.module}"
             problem = (
-                f"handler '{self.name}': {self.target} is not a subclass of kapudf_cli.Handler"
+                f"handler '{self.name}': {self.target} is not a subclass of "
+                f"kapudf_cli.Handler{hint}"
             )
             raise NotAHandlerError(problem)
         try:

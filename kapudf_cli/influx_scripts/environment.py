@@ -1,14 +1,14 @@
 """What a script finds in a process of kapudf: modules, signals and files.
 
 The process is not the script's own, so some calls have no effect in a script's main part: those
-that set signal handlers, and those that remove the socket that kapudf serves.
+that set signal handlers, and those that remove the socket that kapudf serves, or set its mode.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
+import importlib.machinery
 import os
 import signal
 import stat
@@ -23,9 +23,10 @@ from kapudf_cli.influx_scripts.recognition import AGENT, MESSAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
-#: Removes a file, also from a script's main part.
-unlink: Final = os.unlink
+#: The paths at which scripts serve sockets by themselves.
+SERVED_PATHS: Final[set[str]] = set()
 
 
 @functools.cache
@@ -36,9 +37,9 @@ def prepare() -> None:
     signal.signal = _in_scripts(
         signal.signal, lambda *_: True, "it sets signal handlers, which have no effect"
     )
-    keep = "it removes a socket, which is left: kapudf serves a socket of its own"
-    os.remove = _in_scripts(os.remove, _is_socket, keep)
-    os.unlink = _in_scripts(os.unlink, _is_socket, keep)
+    text = "it removes a socket or sets its permissions, which has no effect: kapudf serves its own"
+    for name in ("remove", "unlink", "chmod", "chown"):
+        setattr(os, name, _in_scripts(getattr(os, name), _is_socket, text))
 
 
 def _in_scripts(
@@ -57,10 +58,24 @@ def _in_scripts(
     return call
 
 
-def _is_socket(path: Any, **_: Any) -> bool:
+def _is_socket(path: Any, *_: Any, **__: Any) -> bool:
+    if path in SERVED_PATHS:
+        return True
     with contextlib.suppress(OSError):
         return stat.S_ISSOCK(os.lstat(path).st_mode)
     return False
+
+
+def other_package(folder: Path) -> str | None:
+    """Return where the package `kapacitor` is for a script in `folder`; None if it is kapudf's."""
+    spec = importlib.machinery.PathFinder.find_spec("kapacitor", [str(folder), *sys.path])
+    for found in (spec and spec.submodule_search_locations) or ():
+        try:
+            with open(os.path.join(found, "udf", "agent.py"), encoding="utf-8") as agent:
+                return None if "kapudf" in agent.read() else found
+        except OSError:
+            return found
+    return None
 
 
 def provide(packages: Iterable[str], agent: types.ModuleType, messages: types.ModuleType) -> None:

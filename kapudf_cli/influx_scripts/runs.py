@@ -15,7 +15,6 @@ import contextlib
 import functools
 import io
 import os
-import socket
 import sys
 import threading
 import types
@@ -73,38 +72,25 @@ class Server:
     """`kapacitor.udf.agent.Server`: has the accepter called for each connection of kapudf."""
 
     def __init__(self, socket_path: str, accepter: Any) -> None:
-        """Create a socket at the path, which is not used: scripts set its permissions."""
+        """Use no socket of its own, so what the script does with the file has no effect."""
         self.accepter = accepter
-        self._path = os.fspath(socket_path)
+        environment.SERVED_PATHS.add(os.fspath(socket_path))
         self._part = _current_part()
         self._stopped = threading.Event()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.bind(self._path)
-        except OSError:
-            # A process serves the path, kapudf itself perhaps.
-            self._socket.close()
-        else:
-            self._identity = os.lstat(self._path)
 
     def serve(self) -> None:
         """Have connections accepted until `stop` is called."""
-        self._remove()
         self._part.start_serving(self)
         self._stopped.wait()
 
     def stop(self) -> None:
         """Let `serve` return."""
         self._stopped.set()
-        self._remove()
 
-    def _remove(self) -> None:
-        """Remove the socket that was created, unless another one is at its place."""
-        if self._socket.fileno() >= 0:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.lstat(self._path), self._identity):
-                    environment.unlink(self._path)
-            self._socket.close()
+    def end(self) -> None:
+        """Let `serve` return, and wait a while for what the script does then."""
+        self.stop()
+        self._part.join(_END_S)
 
 
 class _Part(main_module.ScriptThread):
@@ -199,12 +185,15 @@ class Script:
             return type(self._unused[0].handler).__name__
         return self._call.path.stem
 
-    def forget(self) -> None:
-        """End what `prepare` has started, for a process that is to be forked."""
+    def end_unused(self) -> None:
+        """End what `prepare` has started, because a fork would not have its threads.
+
+        The script is run again for the next connection.
+        """
         while self._unused:
             self._unused.pop().end()
         if self._server is not None:
-            self._server.stop()
+            self._server.end()
             self._server = None
 
     def _run(self) -> Agent | Server:
@@ -246,6 +235,14 @@ def load(call: ScriptCall) -> type[SupervisedHandler]:
         NothingStartedError: it has started neither.
         Exception: what the script raised.
     """
+    if (folder := environment.other_package(call.path.parent)) is not None:
+        _log.warning(
+            "another package kapacitor comes first on the import path",
+            extra={
+                "folder": folder,
+                "advice": f"`python {call.path.name}` uses it; kapudf does not",
+            },
+        )
     script = Script(call)
     script.prepare()
     # Others look up the file of a handler's class by its module.

@@ -290,7 +290,18 @@ def _load(begin: Start, log: BoundLogger) -> tuple[Function, Ready]:
         # Ctrl-C does not reach this process, so it is the handler's code that raised it.
         problem = f"{begin.settings.handler} cannot be loaded: it raised {describe(error)}"
         raise PluginError(problem) from error
+    script = getattr(handler, "script", None)
+    if script is not None:
+        log.info(
+            "script loaded",
+            function=begin.name,
+            script=script.name,
+            advice="what its snapshot() does not return is lost when a worker is replaced; "
+            "return all of it, and take it in restore()",
+        )
     if begin.is_template:
+        if script is not None:
+            script.end_unused()
         before.check(handler)
     ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)))
     return Function(begin.name, handler, begin.settings), ready
