@@ -536,6 +536,10 @@ def test_the_page_of_the_handlers_has_each_with_its_options_and_its_snippet(name
             assert default == ""
         elif field.default is msgspec.NODEFAULT:
             assert default == "none are set"
+        elif field.default is False:
+            assert default == "not called"
+        elif isinstance(field.default, dt.timedelta):
+            assert default == f"`{field.default.total_seconds():g}s`"
         else:
             assert default == f"`{field.default!r}`"
     docstring = textwrap.dedent(sys.modules[handler.__module__].__doc__ or "")

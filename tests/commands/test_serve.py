@@ -557,7 +557,7 @@ def test_an_unknown_handler_brings_the_known_ones_and_the_nearest(short_folder: 
     assert said.startswith(
         "Error: no installed handler has the name 'miror'; did you mean 'mirror'? (installed:"
     )
-    assert "mirror, moving-average, outliers, plain, ttest; name other classes as" in said
+    assert "mirror, moving-average, outliers, plain, rate, seasonal-baseline, ttest; name" in said
     assert said.count("\n") == 1
 
 

@@ -9,6 +9,8 @@ from kapudf_handlers.default import Default
 from kapudf_handlers.mirror import BatchMirror, Mirror
 from kapudf_handlers.moving_average import MovingAverage
 from kapudf_handlers.outliers import Outliers
+from kapudf_handlers.rate import Rate
+from kapudf_handlers.seasonal_baseline import SeasonalBaseline
 from kapudf_handlers.ttest import TTest
 
 from kapudf_cli.protocol.udf_pb2 import InitRequest
@@ -35,6 +37,11 @@ EMPTY_FIRST = "expects a string that is not empty as value 1, got ''"
         (Default, ".tag('', 'x')", f".tag() {EMPTY_FIRST}"),
         (MovingAverage, ".field('').size(2)", f".field() {EMPTY}"),
         (MovingAverage, ".field('v').size(2).as('')", f".as() {EMPTY}"),
+        (Rate, ".field('')", f".field() {EMPTY}"),
+        (Rate, ".field('v').as('')", f".as() {EMPTY}"),
+        (SeasonalBaseline, ".field('')", f".field() {EMPTY}"),
+        (SeasonalBaseline, ".field('v').as('')", f".as() {EMPTY}"),
+        (SeasonalBaseline, ".field('v').deviation('')", f".deviation() {EMPTY}"),
         (Outliers, ".field('')", f".field() {EMPTY}"),
         (TTest, ".field('').size(3).alpha(0.1)", f".field() {EMPTY}"),
     ],
