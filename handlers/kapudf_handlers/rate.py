@@ -1,15 +1,15 @@
 """The rate of change of a field, also of a counter that starts again at 0.
 
 stream
-|from()
-.measurement('net')
-.groupBy('host', 'interface')
-@rate()
-.field('bytes_recv')
-.as('bytes_per_s')
-.counter()
-|alert()
-.crit(lambda: "bytes_per_s" > 100000000.0)
+    |from()
+        .measurement('net')
+        .groupBy('host', 'interface')
+    @rate()
+        .field('bytes_recv')
+        .as('bytes_per_s')
+        .counter()
+    |alert()
+        .crit(lambda: "bytes_per_s" > 100000000.0)
 """
 
 from __future__ import annotations
