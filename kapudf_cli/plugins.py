@@ -221,6 +221,9 @@ def find(spec: str) -> Plugin:
         raise HandlerImportError(spec, spec, error) from error
     if call is not None:
         return ScriptPlugin(name=spec, module=str(call.path), attribute="", call=call)
+    first_word = spec.partition(" ")[0]
+    if first_word.endswith(".py"):
+        _check_file(spec, first_word)
     module, colon, attribute = spec.rpartition(":")
     if colon or spec.endswith(".py"):
         return _find_target(spec, module or spec, attribute if module else "")
@@ -236,18 +239,26 @@ def find(spec: str) -> Plugin:
 
 
 def _find_target(spec: str, module: str, attribute: str) -> Plugin:
+    _check_file(spec, module)
     if not _is_dotted_name(attribute):
         problem = (
             f"handler '{spec}' does not name a class; write package.module:Class or file.py:Class"
         )
-        raise NotAHandlerError(problem)
-    if module.startswith("~"):
-        problem = f"handler '{spec}': ~ is not expanded; write the full path"
-        raise NotAHandlerError(problem)
-    if module.endswith(".py") and not Path(module).is_file():
-        problem = f"handler '{spec}': there is no file {module}"
+        if module.endswith(".py"):
+            problem += (
+                ". It is no script for InfluxData's agent: it does not import kapacitor.udf.agent"
+            )
         raise NotAHandlerError(problem)
     return Plugin(name=spec, module=module, attribute=attribute)
+
+
+def _check_file(spec: str, path: str) -> None:
+    if path.startswith("~"):
+        problem = f"handler '{spec}': ~ is not expanded; write the full path"
+        raise NotAHandlerError(problem)
+    if path.endswith(".py") and not Path(path).is_file():
+        problem = f"handler '{spec}': there is no file {path}"
+        raise NotAHandlerError(problem)
 
 
 def _is_dotted_name(text: str) -> bool:

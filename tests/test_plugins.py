@@ -306,7 +306,12 @@ def test_a_module_that_cannot_be_found_is_an_import_that_fails(spec: str) -> Non
     "spec",
     ["module:", ":Class", ":", "module:1st", "module:A..B", "module:A B", "handler.py", "a.py:"],
 )
-def test_a_target_without_a_class_is_refused(spec: str) -> None:
+def test_a_target_without_a_class_is_refused(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("handler.py", "a.py"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(NotAHandlerError, match=r"package\.module:Class or file\.py:Class"):
         plugins.find(spec)
 

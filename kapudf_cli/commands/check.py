@@ -78,7 +78,7 @@ def check(
 
     target = silenced(target)
     chosen = None if calls is None else _options(calls, target, timeout_s)
-    logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR)
+    _quieten(logging.WARNING if verbose else logging.ERROR)
     results = []
     on_terminal = sys.stdout.isatty()
     with own_stdout() as out:
@@ -106,6 +106,14 @@ def check(
             out.emit(", ".join(f"{count} {name}" for name, count in counts.items()))
     if counts[Outcome.FAILED.value]:
         click.get_current_context().exit(EXIT_FAILURE)
+
+
+def _quieten(level: int) -> None:
+    """Show log events from this level on, also if a script has set up logging already."""
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(level)
 
 
 def _show_tracebacks(results: Sequence[Result]) -> None:

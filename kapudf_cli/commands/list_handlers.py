@@ -1,4 +1,4 @@
-"""`kapudf list-handlers`: list installed handlers, including broken ones."""
+"""`kapudf list-handlers`: list handlers, including broken ones."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ if TYPE_CHECKING:
 
 
 @click.command("list-handlers")
+@click.argument("handlers", nargs=-1, metavar="[HANDLER]...")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, for machines.")
-def list_handlers(*, as_json: bool) -> None:
-    """List the installed handlers.
+def list_handlers(handlers: tuple[str, ...], *, as_json: bool) -> None:
+    """List handlers with their edges and options: all that are installed, or those named.
 
-    They are the entry points of the group kapudf.handlers. One that cannot be loaded is
-    listed with the reason.
+    The installed ones are the entry points of the group kapudf.handlers. A HANDLER is what
+    --handler of other commands takes: a name, package.module:Class, file.py:Class, or a
+    script for InfluxData's Python agent. One that cannot be loaded is listed with the
+    reason.
     """
     from kapudf_cli import plugins
     from kapudf_cli.commands.output import aligned
 
-    installed = plugins.discover()
-    names = [plugin.name for plugin in installed]
+    listed = [plugins.find(handler) for handler in handlers] or plugins.discover()
+    names = [] if handlers else [plugin.name for plugin in listed]
     # Output that a plugin prints at import must not mix with the rows.
     with contextlib.redirect_stdout(sys.stderr):
-        rows = [_describe(plugin, ambiguous=names.count(plugin.name) > 1) for plugin in installed]
+        rows = [_describe(plugin, ambiguous=names.count(plugin.name) > 1) for plugin in listed]
     if as_json:
         say_json(rows, indent=2)
         return
@@ -44,7 +47,9 @@ def list_handlers(*, as_json: bool) -> None:
             row["wants"] or "-",
             row["provides"] or "-",
             " ".join(row["options"] or ()) or "-",
-            f"{row['distribution']} {row['version']} ({row['target']})",
+            f"{row['distribution']} {row['version']} ({row['target']})"
+            if row["distribution"]
+            else row["target"],
             f"broken: {row['error']}" if row["error"] else row["summary"],
         )
         for row in rows

@@ -144,7 +144,8 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--handler",
         metavar="HANDLER",
-        help="A handler in this process: its name, package.module:Class, or file.py:Class.",
+        help="A handler in this process: its name, package.module:Class, file.py:Class, or a "
+        "script for InfluxData's Python agent: 'script.py arguments'.",
     )
     @click.option(
         "--traceback",

@@ -249,7 +249,11 @@ def load(call: ScriptCall) -> type[SupervisedHandler]:
     module = types.ModuleType(f"kapudf_script_{abs(hash(call))}")
     module.__file__ = str(call.path)
     sys.modules[module.__name__] = module
-    attributes = {"script": script, "__module__": module.__name__, "__doc__": f"{call.path.name}."}
+    attributes = {
+        "script": script,
+        "__module__": module.__name__,
+        "__doc__": "A script for InfluxData's agent.",
+    }
     return type(script.handler_name, (SupervisedHandler,), attributes)
 
 

@@ -616,7 +616,7 @@ def test_an_ambiguous_name_is_refused_with_both_distributions(short_folder: Path
         ("acme_plain:Gone", "acme_plain has no 'Gone'; handlers there: Plain"),
         ("json:JSONDecoder", "json:JSONDecoder is not a subclass of kapudf_cli.Handler"),
         ("kapudf_cli:Handler", "cannot be used: Handler does not define point()"),
-        ("acme_plain.py", "does not name a class; write package.module:Class or file.py:Class"),
+        ("gone.py", "there is no file gone.py"),
     ],
 )
 def test_what_is_no_handler_is_refused(short_folder: Path, handler: str, problem: str) -> None:
