@@ -356,6 +356,7 @@ class Agent:
             self._caller.drain(DRAIN_LIMIT_S)
         self._recovery.compact()
         self._outbox.block_others()
+        self._stream.meter.publish()
         self._handover.pause()
         self._outbox.unblock_others()
 
@@ -395,11 +396,14 @@ class Agent:
             # A connection that only asked for Info is closed at once: kapacitord waits for
             # that when it starts.
             unread = self._stream.settle(_SETTLE_TIMEOUT_S)
+        if self._stopping and reason is Reason.CLOSED:
+            reason = Reason.STOPPED
+        self._stream.meter.note_end(reason.value if refusal is None else "refused")
         unread += self._stream.close()
         stats = self._recovery.stats()
         task_id, node_id = self._dispatcher.task
         return ConnectionSummary(
-            Reason.STOPPED if self._stopping and reason is Reason.CLOSED else reason,
+            reason,
             error,
             task_id,
             node_id,

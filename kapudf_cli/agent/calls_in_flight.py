@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kapudf_cli.protocol.order import Incoming
@@ -53,6 +54,8 @@ class Call:
         points: points that count as handled with it.
         batches: batches that count as handled with it.
         state: the state of the conversation after the frame.
+        began_ns: when it began (CLOCK_MONOTONIC).
+        took_ns: how long it took, once it is done.
         awaits: whether the method is async; otherwise it is done at once.
         is_done: whether the method has returned or raised.
         error: what it raised, or why its output cannot be sent.
@@ -69,6 +72,7 @@ class Call:
     __slots__ = (
         "awaits",
         "batches",
+        "began_ns",
         "end",
         "error",
         "group",
@@ -82,6 +86,7 @@ class Call:
         "points",
         "state",
         "task",
+        "took_ns",
         "written",
         "written_bytes",
     )
@@ -103,6 +108,8 @@ class Call:
         self.points = points
         self.batches = batches
         self.state = state
+        self.began_ns = time.monotonic_ns()
+        self.took_ns = 0
         self.awaits = awaits
         self.is_done = False
         self.error: BaseException | None = None
@@ -181,6 +188,7 @@ class CallsInFlight:
         call.is_done = True
         call.is_open = False
         call.error = error
+        call.took_ns = time.monotonic_ns() - call.began_ns
         if call.is_canceled:
             return
         self._bytes += call.written_bytes

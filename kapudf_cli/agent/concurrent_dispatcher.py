@@ -107,14 +107,22 @@ class ConcurrentDispatcher(Dispatcher):
             if self._skips_batch:
                 call.group = None
                 self._skips_batch = not isinstance(message, EndBatch)
+                self._count_dropped(call.points)
                 method = _do_nothing
         self.caller.start(call, method, message)
 
-    def count(self, call: Call) -> None:
-        """Count a call that retires, once."""
-        self.points_in += call.points
+    def count(self, call: Call) -> int:
+        """Count a call that retires, once; return how many points it has handled."""
+        if call.method == "begin_batch":
+            self.begin_counting_batch()
+        points = call.points
+        self.points_in += points
         self.batches_in += call.batches
+        if isinstance(self.caller.handler, BatchHandler):
+            # Its points are only collected until the batch ends.
+            points = self.points_in - self._points_before_batch if call.batches else 0
         call.points = call.batches = 0
+        return points
 
     # --- a replay, in which nothing is sent ---
 

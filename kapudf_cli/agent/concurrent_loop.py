@@ -8,6 +8,7 @@ committed is always a prefix of the input; see `calls_in_flight`.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.dispatcher import Next, excerpt
@@ -15,6 +16,7 @@ from kapudf_cli.agent.handover import DRAIN_LIMIT_S
 from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.protocol.order import Incoming
 from kapudf_cli.system import loggers
+from kapudf_cli.transport.meter import BOUNDS_NS, HANDLER_NS, IN_FLIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -60,6 +62,7 @@ class ConcurrentLoop:
         self._outbox = dispatcher.outbox
         self._recovery = recovery
         self._window = recovery.requests
+        self._counts = stream.meter.counts
         self.bytes_in = 0
         self._ended = self._aborted = False
         self._compact_not_before_s = 0.0
@@ -162,6 +165,7 @@ class ConcurrentLoop:
 
     def _start(self, frame: Frame, *, is_done: bool) -> None:
         self._dispatcher.start(frame.message, frame.offset, frame.end, is_done=is_done)
+        self._counts[IN_FLIGHT] = len(self._calls)
 
     def _begin_carefully(self, frame: Frame, poison: Collection[int]) -> None:
         """Give the handler a frame that may kill the worker, while no other is in flight."""
@@ -232,8 +236,14 @@ class ConcurrentLoop:
     def _leave_line(self, call: Call) -> None:
         """Retire a call, and count the frames that are handled with it."""
         for each in self._calls.retire(call):
-            self._dispatcher.count(each)
+            self._count(each)
             self._window.advance(each.end)
+        self._counts[IN_FLIGHT] = len(self._calls)
+
+    def _count(self, call: Call) -> None:
+        self._counts[HANDLER_NS] += call.took_ns
+        if points := self._dispatcher.count(call):
+            self._counts[bisect_left(BOUNDS_NS, call.took_ns // points)] += points
 
     def _fail(self, call: Call, error: BaseException) -> None:
         """Do what `on_error` says about the first call, which has failed."""
@@ -241,7 +251,7 @@ class ConcurrentLoop:
             with self._outbox.changing() as output:
                 # As for a method that is not async, what it wrote before is sent.
                 error = self._outbox.release(call, output) or error
-        self._dispatcher.count(call)
+        self._count(call)
         following = self._dispatcher.failed(call.method, error, call.offset)
         if following is Next.RESTART_HANDLER:
             # The frames after this one are given to the new handler.

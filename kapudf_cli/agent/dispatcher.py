@@ -101,6 +101,7 @@ class Dispatcher:
         points_in: points received.
         batches_in: batches received to their end.
         failures: exceptions of the handler that `on_error` passed over.
+        dropped_points: see `ConnectionStats`.
         task: the names of the task and the node, empty before Init.
     """
 
@@ -127,7 +128,9 @@ class Dispatcher:
         self._dropped = DropLog()
         self._last_snapshot = b""
         self._replays = False
-        self.points_in = self.batches_in = self.failures = 0
+        self.points_in = self.batches_in = self.failures = self.dropped_points = 0
+        # Points of the current batch: how many had come before it, and how many were dropped.
+        self._points_before_batch = self._dropped_of_batch = 0
         self.task = ("", "")
         self._done = 0
         self._begin()
@@ -139,6 +142,11 @@ class Dispatcher:
         self.stateless = False
         self._skips_batch = False
         self._keepalives_since_init = 0
+
+    def resume_counts(self, points_in: int, batches_in: int) -> None:
+        """Set the counters after a replay, which has counted points and batches again."""
+        self._points_before_batch += points_in - self.points_in
+        self.points_in, self.batches_in = points_in, batches_in
 
     @property
     def allows_checkpoint(self) -> bool:
@@ -197,6 +205,7 @@ class Dispatcher:
                 self.points_in += 1
                 return self._point(message, offset)
             case BeginBatch():
+                self.begin_counting_batch()
                 self.outbox.send_data()
                 return self._give("begin_batch", self.caller.handler.begin_batch, message, offset)
             case EndBatch():
@@ -275,7 +284,9 @@ class Dispatcher:
         if method == "begin_batch":
             self.skip_batch()
         elif method == "end_batch":
-            self._abandon_batch()
+            self._drop_batch()
+        else:
+            self._count_dropped(1)
         return Next.RESTART_HANDLER if self._on_error == "restart" else Next.GO_ON
 
     def drop(self, message: ReadRequest) -> None:
@@ -321,14 +332,16 @@ class Dispatcher:
         self.order.receive(kind)
         if kind is Point:
             self.points_in += 1
+            self._count_dropped(1)
             # While a batch is skipped, the read loop must not handle points itself.
             self.order.takes_points = not self._skips_batch
         elif kind is BeginBatch:
+            self.begin_counting_batch()
             self.skip_batch()
         elif kind is EndBatch:
             self.batches_in += 1
             self._skips_batch = False
-            self._abandon_batch()
+            self._drop_batch()
         elif kind is SnapshotRequest:
             self._answer("snapshot", SnapshotResponse(snapshot=self._last_snapshot))
         elif kind is KeepaliveRequest:
@@ -340,7 +353,23 @@ class Dispatcher:
         self.order.takes_points = False
         self._abandon_batch()
 
+    def begin_counting_batch(self) -> None:
+        """Begin to count the points of a batch, for the case that it is dropped."""
+        self._points_before_batch = self.points_in
+        self._dropped_of_batch = 0
+
     # --- inside ---
+
+    def _count_dropped(self, points: int) -> None:
+        if not self._replays:
+            self.dropped_points += points
+            self._dropped_of_batch += points
+
+    def _drop_batch(self) -> None:
+        """Drop the current batch at its end."""
+        points = self.points_in - self._points_before_batch
+        self._count_dropped(points - self._dropped_of_batch)
+        self._abandon_batch()
 
     def _abandon_batch(self) -> None:
         with self.outbox.changing() as output:
@@ -350,6 +379,7 @@ class Dispatcher:
         if self._skips_batch:
             # The read loop must not handle the next one itself.
             self.order.takes_points = False
+            self._count_dropped(1)
             return Next.GO_ON
         self.outbox.send_data()
         try:

@@ -7,6 +7,8 @@ the dispatcher.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.dispatcher import Next, excerpt
@@ -15,8 +17,9 @@ from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.output import write_returned
 from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.order import Incoming
-from kapudf_cli.protocol.udf_pb2 import BeginBatch, Point
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system import loggers
+from kapudf_cli.transport.meter import BOUNDS_NS, HANDLER_NS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -53,6 +56,7 @@ class ReadLoop:
             linger_ms: the longest pause before a read under load, in milliseconds.
         """
         self._stream = stream
+        self._meter = stream.meter
         self._dispatcher = dispatcher
         self._outbox = dispatcher.outbox
         self._recovery = recovery
@@ -80,7 +84,12 @@ class ReadLoop:
             ConnectionClosedError: the connection broke.
             ProtocolError, HandlerError, RefusedError: as `handle` does.
         """
-        dispatcher, recovery = self._dispatcher, self._recovery
+        dispatcher, recovery, meter = self._dispatcher, self._recovery, self._meter
+        meter.adopt()
+        counts = meter.counts
+        ready, begun = Incoming.READY, Incoming.IN_BATCH
+        # Whether the last read ended inside a batch.
+        in_batch = False
         while True:
             try:
                 data = self._stream.read()
@@ -91,14 +100,25 @@ class ReadLoop:
             if not data:
                 return
             self.bytes_in += len(data)
+            points_before = dispatcher.points_in
             with dispatcher.caller.turn:
+                meter.began_ns = monotonic_ns()
                 if self._requests.offset < careful_until or dispatcher.done:
                     messages = self.handle_carefully(data, poison)
                 else:
                     messages = self.handle(data)
             if not messages:
                 continue  # Only a part of a frame came.
-            forget_input = dispatcher.stateless and dispatcher.order.state is Incoming.READY
+            took_ns = monotonic_ns() - meter.began_ns
+            counts[HANDLER_NS] += took_ns
+            points = dispatcher.points_in - points_before
+            state = dispatcher.order.state
+            if state is begun or in_batch:
+                in_batch = state is begun
+                points, took_ns = meter.add_to_batch(points, took_ns, ends=not in_batch)
+            if points:
+                counts[bisect_left(BOUNDS_NS, took_ns // points)] += points
+            forget_input = dispatcher.stateless and state is ready
             self._outbox.flush(recovery.stats(), forget_input=forget_input)
             now_s = time.monotonic()
             recovery.compact_if_due(now_s)
@@ -107,7 +127,7 @@ class ReadLoop:
             if pause_s:
                 time.sleep(pause_s)
 
-    def handle(self, data: bytes) -> int:  # noqa: C901, PLR0912 - a call for each point costs time
+    def handle(self, data: bytes) -> int:  # noqa: C901, PLR0912, PLR0915 - a call for each point costs time
         """Handle the requests that `data` completes; return how many.
 
         The hot path: what is done here for a point is done for every point, so that
@@ -156,10 +176,11 @@ class ReadLoop:
                     following = dispatcher.failed(method, error, requests.offset)
                 else:
                     others += 1
-                    if kind is BeginBatch:
+                    if kind is BeginBatch or kind is EndBatch:
                         dispatcher.points_in += points + self._run_points - counted
                         counted = points + self._run_points
-                        self._recovery.compact_before_batch()
+                        if kind is BeginBatch:
+                            self._recovery.compact_before_batch()
                     following = dispatcher.dispatch(message, requests.offset)
                 self._follow(following)
                 # The handler may be another one, or may have changed how it takes points.

@@ -98,6 +98,7 @@ class Recovery(Generic[InputT]):
             dispatcher.failures,
             self._restarts,
             self._takeovers,
+            dispatcher.dropped_points,
             dispatcher.done,
         )
 
@@ -222,7 +223,7 @@ class Recovery(Generic[InputT]):
             # Also to tell Kapacitor that the new handler failed.
             with self._outbox.changing() as output:
                 output.stop_suppressing()
-        dispatcher.points_in, dispatcher.batches_in = counted
+        dispatcher.resume_counts(*counted)
         dispatcher.order.state = state
         if state is Incoming.IN_BATCH and not begun:
             # The history does not reach back to the batch's begin.
@@ -260,8 +261,8 @@ class Recovery(Generic[InputT]):
     def _go_on_from(self, point: ResumePoint) -> None:
         """Continue the counters, and suppress what was sent beyond them."""
         dispatcher, stats = self._dispatcher, point.stats
-        dispatcher.points_in, dispatcher.batches_in = stats.points_in, stats.batches_in
-        dispatcher.failures = stats.failures
+        dispatcher.resume_counts(stats.points_in, stats.batches_in)
+        dispatcher.failures, dispatcher.dropped_points = stats.failures, stats.dropped_points
         self._restarts = stats.restarts
         self._takeovers = stats.takeovers + 1
         self.requests.resume_at(stats.offset)

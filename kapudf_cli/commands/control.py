@@ -2,58 +2,162 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import shutil
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.core import ParameterSource
 
 from kapudf_cli.commands import options
-from kapudf_cli.commands.output import aligned, say, say_json
+from kapudf_cli.commands.output import aligned, json_text, say, say_styled
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: The supervisor answers at once, unless the machine is overloaded.
-_STATUS_TIMEOUT_S = 10.0
+_STATUS_TIMEOUT_S: Final = 10.0
+#: How often `--watch` asks; the supervisor measures rates over a second.
+_WATCH_INTERVAL_S: Final = 1.0
+#: Tables fit into a terminal of this width.
+_COLUMNS: Final = 80
+#: How the table of connections calls long states.
+_SHORT_STATES: Final = {
+    "waiting on Kapacitor": "output waits",
+    "being handed over": "handover",
+    "waiting for turn": "waits turn",
+    "waiting for a worker": "no worker",
+}
+#: Their colors in `--watch`; other states have none.
+_COLORS: Final = {
+    "serving": "green",
+    "busy": "green",
+    "starting": "yellow",
+    "retiring": "yellow",
+    "being handed over": "yellow",
+    "waiting for turn": "yellow",
+    "waiting on Kapacitor": "red",
+    "waiting for a worker": "red",
+    "not reading": "red",
+}
 
 
 @click.command(short_help="Show the state of a function, its workers and tasks.")
-@options.socket_path("Unix socket of the function.")
-@options.as_json
-def status(path: str, *, as_json: bool) -> None:
-    """Show the state of a function that `kapudf serve` serves.
+@options.socket_path("Unix socket of the function.", required=False)
+@options.config_file("file", "Show all functions of this configuration file instead.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json", "prometheus", "influx"]),
+    default="table",
+    show_default=True,
+    help="json: an object per function. prometheus, influx: the metrics, as text for Prometheus or "
+    "as line protocol.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--watch", is_flag=True, help="Show the tables again every second, until Ctrl-C.")
+def status(
+    path: str | None, file: Path | None, output_format: str, *, as_json: bool, watch: bool
+) -> None:
+    """Show the state of functions that `kapudf serve` serves.
 
     Shows the supervisor, the workers, and for each connection the task, the points in
     and out, and whether it is idle, busy or waiting for Kapacitor.
     """
-    from kapudf_cli.supervisor import control
-    from kapudf_cli.system.terminal_text import counted
+    paths = _sockets(path, file)
+    if as_json:
+        output_format = "json"
+    if watch and output_format != "table":
+        raise click.UsageError("--watch shows tables; remove it, or --format and --json")
+    while watch:
+        lines, _ = _lines(paths, "table")
+        say_styled([*lines, ""], clears=True)
+        time.sleep(_WATCH_INTERVAL_S)
+    lines, failed = _lines(paths, output_format)
+    say_styled(lines)
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def _sockets(path: str | None, file: Path | None) -> list[str]:
+    """Return the socket that was given, or those of the configuration file that was."""
+    if path is not None and file is not None:
+        # A flag overrides an environment variable.
+        source = click.get_current_context().get_parameter_source
+        if source("path") is ParameterSource.ENVIRONMENT:
+            path = None
+        elif source("file") is ParameterSource.ENVIRONMENT:
+            file = None
+    if (path is None) == (file is None):
+        raise click.UsageError("give either --socket PATH or --config FILE")
+    if file is None:
+        return [] if path is None else [path]
+    from kapudf_cli import config, config_file
+
+    settings = config.check(config_file.read(file), source=str(file))
+    return [function.socket for function in settings.functions.values()]
+
+
+def _lines(paths: list[str], output_format: str) -> tuple[list[str], bool]:
+    """Return what is printed of some functions, and whether one of them did not answer.
+
+    Why it did not is printed to stderr, or shown in its place among tables.
+    """
+    from kapudf_cli.supervisor import control, metrics
+    from kapudf_cli.supervisor.errors import ControlError
+
+    statuses: list[dict[str, Any] | ControlError] = []
+    for path in paths:
+        try:
+            statuses.append(control.ask(path, "status", timeout_s=_STATUS_TIMEOUT_S))
+        except ControlError as error:
+            statuses.append(error)
+            say(f"Error: {error}", err=True)
+    known = [each for each in statuses if isinstance(each, dict)]
+    match output_format:
+        case "json":
+            lines = [json_text(each) for each in known]
+        case "prometheus":
+            lines = list(metrics.prometheus(known))
+        case "influx":
+            lines = list(metrics.influx(known))
+        case _:
+            lines = [line for each in known for line in ("", *_tables(each))][1:]
+    return lines, len(known) < len(statuses)
+
+
+# --- tables ---
+
+
+def _tables(answer: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that show the status of a function."""
+    from kapudf_cli.system.terminal_text import counted, printable
     from kapudf_cli.worker.channel import Code
 
-    answer = control.ask(path, "status", timeout_s=_STATUS_TIMEOUT_S)
-    if as_json:
-        say_json(answer)
-        return
     supervisor = answer["supervisor"]
-    say(f"function    {answer['function']} ({answer['handler']}) at {answer['socket']}")
+    heads = [("function", f"{answer['function']} ({answer['handler']})")]
+    heads.append(("socket", answer["socket"]))
     if answer["code"] is not None:
-        say(f"code        {Code(**answer['code'])}")
-    say(
-        f"supervisor  pid {supervisor['pid']}, {supervisor['rss_mb']} MB, "
-        f"up {_duration(supervisor['age_s'])}, {counted(answer['worker_deaths'], 'worker death')}"
-    )
-    for each in answer["templates"]:
-        say(
-            f"template    pid {each['pid']}, {each['rss_mb']} MB, up {_duration(each['age_s'])}, "
-            f"{each['state']}"
-        )
-    for rows in (_workers(answer["workers"]), _connections(answer["connections"])):
-        say()
-        for line in aligned(rows):
-            say(line)
+        code = Code(**answer["code"])
+        heads.append(("code", f"{code.path}, sha256 {code.sha256}"))
+        heads.append(("saved", code.saved))
+    deaths = counted(answer["worker_deaths"], "worker death")
+    heads.append(("supervisor", f"{_process(supervisor)}, {deaths}"))
+    heads += [("template", f"{_process(each)}, {each['state']}") for each in answer["templates"]]
+    for name, text in heads:
+        yield f"{name:<12}{printable(text)}"
+    yield ""
+    yield from _workers(answer["workers"])
+    yield ""
+    yield from _connections(answer["connections"])
 
 
-def _workers(workers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _process(process: dict[str, Any]) -> str:
+    return f"pid {process['pid']}, {process['rss_mb']} MB, up {_duration(process['age_s'])}"
+
+
+def _workers(workers: list[dict[str, Any]]) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("WORKER", "PID", "STATE", "CONNECTIONS", "MEMORY", "AGE")]
     rows += [
         (
@@ -66,30 +170,58 @@ def _workers(workers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         )
         for worker in workers
     ]
-    return rows
+    return _colored(aligned(rows), [worker["state"] for worker in workers])
 
 
-def _connections(connections: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    head = ("CONNECTION", "TASK", "NODE", "WORKER", "STATE", "IN", "OUT", "POINTS/S")
-    rows: list[tuple[str, ...]] = [(*head, "FAILED", "TAKEOVERS", "AGE")]
+def _connections(connections: list[dict[str, Any]]) -> Iterator[str]:
+    head = ("ID", "TASK", "NODE", "WORKER", "STATE", "IN", "OUT", "IN/S")
+    rows: list[tuple[str, ...]] = [(*head, "FAIL", "DIED", "AGE")]
     for each in connections:
-        busy = f" {_duration(each['busy_s'])}" if each["busy_s"] >= 1 else ""
+        state = _SHORT_STATES.get(each["state"], each["state"])
+        busy = f" {_short_duration(each['busy_s'])}" if each["busy_s"] >= 1 else ""
         rows.append(
             (
                 str(each["connection"]),
                 each["task_id"] or "-",
                 each["node_id"] or "-",
                 "-" if each["worker"] is None else str(each["worker"]),
-                f"{each['state']}{busy}",
-                str(each["points_in"]),
-                str(each["points_out"]),
-                f"{each['points_per_s']:.0f}",
-                str(each["failures"]),
-                str(each["takeovers"]),
-                _duration(each["age_s"]),
+                f"{state}{busy}",
+                _short(each["points_in"]),
+                _short(each["points_out"]),
+                _short(each["points_per_s"]),
+                _short(each["failures"]),
+                _short(each["takeovers"]),
+                _short_duration(each["age_s"]),
             )
         )
-    return rows
+    width = max(shutil.get_terminal_size((_COLUMNS, 0)).columns, _COLUMNS)
+    # The names of tasks and nodes are free, and give way to the numbers.
+    return _colored(aligned(rows, width=width, cut=(1, 2)), [each["state"] for each in connections])
+
+
+def _colored(lines: Iterator[str], states: list[str]) -> Iterator[str]:
+    """Yield the lines of a table, with its rows in the colors of their states."""
+    yield click.style(next(lines), bold=True)
+    for line, state in zip(lines, states, strict=True):
+        yield click.style(line, fg=_COLORS.get(state))
+
+
+def _short(number: float) -> str:
+    """Return a number in five characters at most: 312, 14.8k, 1.23M."""
+    if number < 10_000:  # noqa: PLR2004
+        return f"{number:.0f}"
+    units = iter("kMGTPE")
+    while number >= 999.5:  # noqa: PLR2004 - it would be rounded to 1000
+        number, unit = number / 1000, next(units)
+    return f"{number:.3g}{unit}"
+
+
+def _short_duration(seconds: float) -> str:
+    """Return a duration in four characters at most, in its largest unit: 3.5s, 12m, 40d."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"  # noqa: PLR2004
 
 
 def _duration(seconds: float) -> str:
@@ -114,26 +246,12 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     point is lost. If the new code fails, the old code keeps running, and this command
     prints the reason and exits with 1.
     """
-    from kapudf_cli import config, config_file
     from kapudf_cli.supervisor import control
     from kapudf_cli.supervisor.errors import ControlError
     from kapudf_cli.system.terminal_text import counted
 
-    if path is not None and file is not None:
-        # A flag overrides an environment variable.
-        source = click.get_current_context().get_parameter_source
-        if source("path") is ParameterSource.ENVIRONMENT:
-            path = None
-        elif source("file") is ParameterSource.ENVIRONMENT:
-            file = None
-    if (path is None) == (file is None):
-        raise click.UsageError("give either --socket PATH or --config FILE")
-    paths = [path] if path is not None else []
-    if file is not None:
-        settings = config.check(config_file.read(file), source=str(file))
-        paths = [function.socket for function in settings.functions.values()]
     failed = False
-    for each in paths:
+    for each in _sockets(path, file):
         try:
             answer = control.ask(each, "reload", timeout_s=timeout_s)
         except ControlError as error:

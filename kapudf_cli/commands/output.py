@@ -38,6 +38,10 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _BUFFER_BYTES: Final = 32 * 1024
 #: How often `Stdout.while_blocked` is called.
 _BLOCKED_MS: Final = 50
+#: Erase the terminal, and what has scrolled out of it; write from its top.
+_CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
+#: A column of a table that is cut is not shorter than this.
+_SHORTEST_CUT: Final = 6
 #: When a progress bar appears, and how often it changes.
 _PROGRESS_DELAY_S: Final = 1.0
 _PROGRESS_EVERY_S: Final = 0.2
@@ -74,6 +78,19 @@ def show_traceback(error: BaseException) -> bool:
     return bool(text)
 
 
+def say_styled(lines: Iterable[str], *, clears: bool = False) -> None:
+    """Print lines that are escaped already, and may have colors for a terminal.
+
+    Args:
+        lines: the lines.
+        clears: whether to clear the terminal first, if stdout is one.
+    """
+    if clears and sys.stdout.isatty():
+        click.echo(_CLEAR, nl=False)
+    for line in lines:
+        click.echo(line)
+
+
 def say_json(content: object, *, indent: int | None = None) -> None:
     """Print a value as JSON."""
     click.echo(json_text(content, indent=indent))
@@ -84,16 +101,33 @@ def json_text(content: object, *, indent: int | None = None) -> str:
     return printable_json(json.dumps(content, indent=indent, ensure_ascii=False))
 
 
-def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def aligned(
+    rows: Iterable[Sequence[str]], *, width: int | None = None, cut: Sequence[int] = ()
+) -> Iterator[str]:
     """Yield rows as lines of aligned columns; all rows have the same number of cells.
 
     Cells are escaped, so that a newline in a cell does not start a row.
+
+    Args:
+        rows: the cells.
+        width: the longest line that is wanted.
+        cut: the columns that are shortened for that, as far as their text stays recognizable.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while width is not None and sum(widths) + 2 * len(widths) - 2 > width:
+        longest = max(cut, key=lambda column: widths[column])
+        if widths[longest] <= _SHORTEST_CUT:
+            break
+        widths[longest] -= 1
     for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        cells = (_fitted(cell, width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+def _fitted(cell: str, width: int) -> str:
+    """Return a cell that is as wide as its column; a cut one ends with an ellipsis."""
+    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 1]}…"
 
 
 def escaped(error: click.ClickException) -> click.ClickException:

@@ -16,6 +16,7 @@ import mmap
 import struct
 from typing import NamedTuple, Protocol, cast
 
+from kapudf_cli.transport.meter import Meter
 from kapudf_cli.transport.stream import DONE_BITS, ConnectionStats
 
 #: The first page. The rest of the memory holds input and output: see `Journal`.
@@ -40,6 +41,7 @@ _NODE_OFFSET = 2048
 #: Longer names of tasks and nodes are truncated; they are only for logs.
 _TEXT_BYTES = 512
 _LENGTH = struct.Struct("@H")
+_METER_OFFSET = 3072
 
 #: The value of `current_frame` while the handler has no frame, or an unknown one.
 NO_FRAME = -1
@@ -159,6 +161,10 @@ class Header:
     heartbeat_ns = _word(_HEARTBEAT)
     given = _word(_GIVEN)
     thread = _word(_THREAD)
+
+    def open_meter(self) -> Meter:
+        """Return the connection's meter."""
+        return Meter(self._memory, _METER_OFFSET)
 
     @property
     def task(self) -> tuple[str, str]:

@@ -137,6 +137,7 @@ class Journal:
     Attributes:
         header: the header, in shared memory.
         record: a copy of the active commit record.
+        meter: the connection's meter, in shared memory.
         received: how many bytes of input were taken from the socket.
         descriptor: the memory; `close` closes it.
     """
@@ -148,6 +149,7 @@ class Journal:
         self._memory = mmap.mmap(descriptor, 0)
         self._view = memoryview(self._memory)
         self.header = Header(self._memory)
+        self.meter = self.header.open_meter()
         self._segment_bytes = self.header.segment_bytes
         self._long_bytes = (len(self._memory) - self._segment_start(2)) // 2
         # How many bytes of output were written to the ring's current segment.
@@ -174,6 +176,7 @@ class Journal:
         """Close the memory in this process; the supervisor still has it."""
         if not self._memory.closed:
             self._view.release()
+            self.meter.publish()
             self._memory.close()
             os.close(self.descriptor)
 

@@ -62,6 +62,7 @@ class JournaledStream(SocketStream):
         unread = journal.unprocessed() if journal.record.complete else b""
         super().__init__(connection, wake, receive=self._receive, unread=unread)
         self._journal = journal
+        self.meter = journal.meter
         self._journal_bytes = journal_bytes
         self._snapshot_interval_s = snapshot_interval_s
         self._compacted_s = time.monotonic()
@@ -107,6 +108,7 @@ class JournaledStream(SocketStream):
             if self._journal.is_closed:
                 return
             self._journal.header.heartbeat_ns = time.monotonic_ns()
+            self.meter.publish()
             if offset is not None and not self._agent_records:
                 self._journal.header.current_frame = offset
 

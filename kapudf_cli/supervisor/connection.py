@@ -36,6 +36,8 @@ _BETWEEN_WORKERS: Final = {
     ConnectionState.PAUSING,
     ConnectionState.MOVING,
 }
+#: The unit of `stat_result.st_blocks`, see stat(2).
+_BLOCK_BYTES: Final = 512
 #: The period over which `points_per_s` is measured.
 _RATE_S: Final = 1.0
 
@@ -47,13 +49,15 @@ class SupervisedConnection:
         number: its name in the log.
         route: which worker serves it; the router changes this.
         watch: whether its handler is busy.
-        takeovers: how often another worker took it over after a death.
+        meter: what it has cost.
         is_neglected: whether there is something to read or send, although its worker says that
             it waits for that, and has done nothing since the last tick.
         is_hanging: whether its worker is to be killed because its handler hangs.
         poison_detector: finds out whether one of its frames kills workers.
         points_per_s: the points of the last second or so.
         points_before: how many points had come when its worker got it.
+        bytes_per_s: the bytes handled in the last second or so.
+        checkpoint_s: when its last checkpoint was noticed, of the monotonic clock.
     """
 
     def __init__(
@@ -71,21 +75,25 @@ class SupervisedConnection:
         self.peer = peer
         self.started_s = time.monotonic()
         self.watch = BusyWatchdog(busy_limit_s)
-        self.takeovers = 0
         self.poison_detector = PoisonDetector()
         self.points_before = 0
-        self.points_per_s = 0.0
+        self.points_per_s = self.bytes_per_s = 0.0
         self.is_neglected = False
         self.is_hanging = False
         # The worker that is paused while another one takes over, and its thread.
         self._paused = (0, 0)
         self._received_before = 0
         self._rated_s = self.started_s
-        self._rated_points = 0
+        self._rated_points = self._rated_bytes = 0
+        self.checkpoint_s = self.started_s
+        self._input_start = 0
+        # Since when no worker handles its input, because of a death or of a handover.
+        self._pauses_since_s: float | None = None
         self._socket = connection
         self._memory = memory
         self._map = mmap.mmap(memory, HEADER_BYTES)
         self.header = Header(self._map)
+        self.meter = self.header.open_meter()
 
     # --- to workers ---
 
@@ -93,6 +101,7 @@ class SupervisedConnection:
         """Prepare it for another worker; return the message and the descriptors for that."""
         if give.waits and self.route.worker is not None:
             self._paused = (self.route.worker, self.header.thread)
+            self._pauses_since_s = time.monotonic()
         self.header.thread = self.header.given = 0
         self.header.heartbeat_ns = time.monotonic_ns()
         if not give.waits:
@@ -102,6 +111,7 @@ class SupervisedConnection:
             # It counts as busy until it says otherwise: it may hang while it replays.
             self.header.busy_since_ns = time.monotonic_ns()
             self.header.waits_for_peer = self.header.waits_for_turn = 0
+            self.meter.end_wait()
         order = Serve(
             self.number,
             None if self.peer is None else self.peer.pid,
@@ -135,7 +145,24 @@ class SupervisedConnection:
         """Note that a worker goes on; its thread is the current one again if it had paused."""
         if worker == self._paused[0]:
             _, self.header.thread = self._paused
+            self._end_pause()
+        elif self._paused[0]:
+            self.meter.note_handed_over(self._end_pause())
         self._paused = (0, 0)
+
+    def on_taken_over(self) -> None:
+        """Note that a worker goes on with it after the death of another one."""
+        self.meter.note_taken_over(self._end_pause())
+
+    def _end_pause(self) -> float:
+        """Return how long nobody has handled its input, in seconds."""
+        since_s, self._pauses_since_s = self._pauses_since_s, None
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    @property
+    def takeovers(self) -> int:
+        """How often another worker took it over after a death."""
+        return self.meter.takeovers[0]
 
     def give_up(self, reason: str) -> None:
         """Have the next worker fail it, with the reason."""
@@ -170,7 +197,9 @@ class SupervisedConnection:
             drops_poison: whether a frame that kills workers is dropped, and the connection
                 goes on, or the connection is given up.
         """
-        self.takeovers += 1
+        self.meter.note_death()
+        if self._pauses_since_s is None:
+            self._pauses_since_s = time.monotonic()
         header, record = self.header, self.header.record
         scene = DeathScene(
             offset=record.stats.offset,
@@ -212,10 +241,14 @@ class SupervisedConnection:
             what = (record.stats.offset, received, self._sent_until())
         self.watch.tick(now_s, current_frame=what, sent=(record.output_end, record.stats.offset))
 
+        if record.input_start != self._input_start:
+            self.checkpoint_s, self._input_start = now_s, record.input_start
         if now_s - self._rated_s >= _RATE_S:
-            points = record.stats.points_in
-            self.points_per_s = (points - self._rated_points) / (now_s - self._rated_s)
-            self._rated_s, self._rated_points = now_s, points
+            period_s = now_s - self._rated_s
+            points, handled = record.stats.points_in, record.stats.offset
+            self.points_per_s = (points - self._rated_points) / period_s
+            self.bytes_per_s = (handled - self._rated_bytes) / period_s
+            self._rated_s, self._rated_points, self._rated_bytes = now_s, points, handled
 
     @property
     def needs_heartbeat(self) -> bool:
@@ -266,6 +299,53 @@ class SupervisedConnection:
         if self.header.waits_for_turn:
             return "waiting for turn"
         return "busy" if self.header.busy_since_ns else "idle"
+
+    @property
+    def points_in_flight(self) -> int:
+        """How many points the handler has; without `async`, one if it is busy."""
+        return self.meter.in_flight or int(self.is_at_work)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes of input are not handled, those of points in flight included."""
+        unhandled = self.header.received - self.header.record.stats.offset
+        return max(unhandled, 0) + unread_bytes(self._socket.fileno())
+
+    @property
+    def queue_delay_s(self) -> float:
+        """How long new input will wait until it is handled, in seconds: an estimate.
+
+        By Little's law, it is what waits divided by what was handled per second. While nothing is
+        handled, it is how long the current call has taken.
+        """
+        waiting = self.waiting_bytes
+        if not waiting:
+            return 0.0
+        rated_s = waiting / self.bytes_per_s if self.bytes_per_s else 0.0
+        return max(rated_s, self.watch.busy_s)
+
+    @property
+    def checkpoint_age_s(self) -> float:
+        """How old the last checkpoint is, in seconds; 0 if no input has come since."""
+        record = self.header.record
+        has_input = record.stats.offset > record.input_start
+        return time.monotonic() - self.checkpoint_s if has_input else 0.0
+
+    @property
+    def journal_bytes(self) -> int:
+        """How much memory its journal takes."""
+        return os.fstat(self._memory).st_blocks * _BLOCK_BYTES
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much input the journal holds, with the checkpoint before it."""
+        record = self.header.record
+        return record.prefix_bytes + self.header.received - record.input_start
+
+    @property
+    def kept_limit_bytes(self) -> int:
+        """How much input the journal can hold; beyond that, a worker's death ends the task."""
+        return self.header.segment_bytes
 
     def _has_work_left(self) -> bool:
         """Return whether there is input to read or room for output, although its worker waits."""

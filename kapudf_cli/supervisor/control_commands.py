@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kapudf_cli import __version__
 from kapudf_cli.errors import KapudfError
+from kapudf_cli.supervisor.counters import Counters
+from kapudf_cli.supervisor.worker_death import USUAL_CAUSES
 from kapudf_cli.system import processes
+from kapudf_cli.transport.meter import END_REASONS
 
 if TYPE_CHECKING:
     from kapudf_cli.supervisor.connection import SupervisedConnection
@@ -93,7 +97,16 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, An
         started_s: when the supervisor started, of the monotonic clock.
     """
     loaded = pool.loaded
+    history = pool.history
+    totals = Counters()
+    totals.add(history.ended)
+    connections = []
+    for connection in pool.connections.values():
+        counters = Counters.of(connection)
+        totals.add(counters)
+        connections.append(_of_connection(connection, counters))
     return {
+        "version": __version__,
         "function": pool.name,
         "handler": "" if loaded is None else loaded.handler,
         "code": None if loaded is None else msgspec.structs.asdict(loaded.code),
@@ -112,7 +125,13 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, An
             }
             for each in pool.templates
         ],
+        "worker_starts": history.worker_starts,
         "worker_deaths": pool.deaths,
+        "worker_deaths_by_cause": dict.fromkeys(USUAL_CAUSES, 0) | history.worker_deaths,
+        "busy_limit_s": pool.settings.busy_limit_s,
+        "snapshot_interval_s": pool.settings.snapshot_interval_s,
+        "totals": totals.as_dict(),
+        "ended_connections": {reason: history.ends[reason] for reason in END_REASONS},
         "workers": [
             {
                 "worker": worker.number,
@@ -124,12 +143,11 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, An
             }
             for worker in pool.all_workers()
         ],
-        "connections": [_of_connection(each) for each in pool.connections.values()],
+        "connections": connections,
     }
 
 
-def _of_connection(connection: SupervisedConnection) -> dict[str, Any]:
-    stats = connection.header.record.stats
+def _of_connection(connection: SupervisedConnection, counters: Counters) -> dict[str, Any]:
     task_id, node_id = connection.header.task
     return {
         "connection": connection.number,
@@ -138,14 +156,15 @@ def _of_connection(connection: SupervisedConnection) -> dict[str, Any]:
         "worker": connection.route.worker,
         "state": connection.state,
         "busy_s": _seconds(connection.watch.busy_s),
-        "points_in": stats.points_in,
-        "points_out": stats.points_out,
-        "batches_in": stats.batches_in,
-        "batches_out": stats.batches_out,
+        **counters.as_dict(),
         "points_per_s": round(connection.points_per_s, 1),
-        "failures": stats.failures,
-        "restarts": stats.restarts,
-        "takeovers": connection.takeovers,
+        "points_in_flight": connection.points_in_flight,
+        "waiting_bytes": connection.waiting_bytes,
+        "queue_delay_s": _seconds(connection.queue_delay_s),
+        "checkpoint_age_s": _seconds(connection.checkpoint_age_s),
+        "journal_bytes": connection.journal_bytes,
+        "kept_bytes": connection.kept_bytes,
+        "kept_limit_bytes": connection.kept_limit_bytes,
         "age_s": _seconds(time.monotonic() - connection.started_s),
     }
 

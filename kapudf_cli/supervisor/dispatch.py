@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kapudf_cli.supervisor.counters import History
 from kapudf_cli.supervisor.router import Router
 from kapudf_cli.supervisor.routes import (
     Assign,
@@ -43,6 +44,7 @@ class Dispatch:
         router: decides which worker serves which connection.
         connections: those that have not ended, by number.
         processes: the workers that have not ended, by number.
+        history: counts what has ended.
     """
 
     def __init__(self, log: BoundLogger) -> None:
@@ -50,6 +52,7 @@ class Dispatch:
         self.router = Router()
         self.connections: dict[int, SupervisedConnection] = {}
         self.processes: dict[int, WorkerProcess] = {}
+        self.history = History()
         self._log = log
         self._hung = HungWorkers()
         self._warned_of_waiting = False
@@ -267,6 +270,8 @@ class Dispatch:
                 self.execute(orders)
                 connection = self.connections.get(report.connection)
                 if connection is not None and connection.route.worker == number:
+                    if not orders:
+                        connection.on_taken_over()
                     event = "connection handed over" if orders else "connection taken over"
                     self._log.info(event, connection=report.connection, worker=number)
             case channel.Refused():
@@ -279,6 +284,7 @@ class Dispatch:
         worker.end_rest()
         worker.points_of_ended += connection.points - connection.points_before
         self.execute(self.router.on_finished(worker.number, number))
+        self.history.add_ended(connection)
         connection.close()
 
     def _on_refused(self, worker: WorkerProcess, report: channel.Refused) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.supervisor.acceptance import DescriptorReserve
     from kapudf_cli.supervisor.connection import SupervisedConnection
+    from kapudf_cli.supervisor.counters import History
     from kapudf_cli.supervisor.routes import Order
     from kapudf_cli.supervisor.worker_process import WorkerProcess
     from kapudf_cli.system.socket_file import SocketFile
@@ -66,7 +67,6 @@ class Pool:
     Attributes:
         name: what a TICKscript calls.
         settings: of the function.
-        deaths: how many workers have died unexpectedly.
         loaded: what the workers have loaded that serve, None before the first one.
         has_failed: whether the code that was loaded last could not be imported.
     """
@@ -112,7 +112,6 @@ class Pool:
         )
         self._dispatch = Dispatch(self._log)
         self._starter = Starter(self._dispatch, self._templates, self._reports, self._log)
-        self.deaths = 0
         self.loaded: channel.Ready | None = None
         self.has_failed = False
         self._was_ready = False
@@ -138,6 +137,16 @@ class Pool:
             if self._dispatch.state_of(each) is not WorkerState.DISMISSED
             and not self._dispatch.router.is_replacing(each.number)
         ]
+
+    @property
+    def history(self) -> History:
+        """Counts what has ended."""
+        return self._dispatch.history
+
+    @property
+    def deaths(self) -> int:
+        """How many workers have died unexpectedly."""
+        return self.history.worker_deaths.total()
 
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
@@ -478,7 +487,7 @@ class Pool:
         orphans, orders = self._dispatch.on_exit(worker, finished)
         is_expected = death.is_expected(stopping=self._is_stopping)
         if self._phase is not _Phase.KILLED and not is_expected:
-            self.deaths += 1
+            self.history.worker_deaths[death.cause] += 1
             death.log(self._log, connections=len(orphans))
         self._execute(orders)
         if was_new:

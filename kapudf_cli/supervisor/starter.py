@@ -146,5 +146,6 @@ class Starter:
     def _watch(self, worker: WorkerProcess) -> int:
         """Look after a worker that was just started; return its number."""
         self._dispatch.processes[worker.number] = worker
+        self._dispatch.history.worker_starts += 1
         self._reports.watch(worker)
         return worker.number

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 _DUMP_PAUSE_S: Final = 0.3
 #: After this time without any Python code, one thread must be holding the interpreter.
 _INTERPRETER_HELD_S: Final = 3.0
+#: Why a worker is killed.
+_HUNG: Final = "a handler hung"
+_FROZEN: Final = "it was frozen"
+#: The names of these causes in metrics; for others, the supervisor could not tell it anything.
+_CAUSES: Final = {_HUNG: "hung", _FROZEN: "frozen"}
+_OTHER_CAUSE: Final = "unresponsive"
+#: Causes that metrics show before they occur for the first time, so that a first one is a change.
+USUAL_CAUSES: Final = ("SIGKILL", "SIGSEGV", "exit", *_CAUSES.values(), _OTHER_CAUSE)
 #: How a worker ends that has finished its work.
 _DONE: Final = "exit status 0"
 #: How many lines of stacks are logged.
@@ -69,7 +77,7 @@ class HungWorkers:
         if connection.is_hanging:
             return
         connection.is_hanging = True
-        self._ask(worker, now_s, "a handler hung")
+        self._ask(worker, now_s, _HUNG)
         task_id, node_id = connection.header.task
         log.error(
             "handler hangs, its worker is replaced",
@@ -101,7 +109,7 @@ class HungWorkers:
         """
         if worker in self._asked:
             return
-        self._ask(worker, now_s, "it was frozen")
+        self._ask(worker, now_s, _FROZEN)
         log.error(
             "worker is frozen, it is replaced",
             connection=connection.number,
@@ -178,6 +186,13 @@ class WorkerDeath:
             return True
         is_told = stopping or self.state in {WorkerState.RETIRING, WorkerState.DEAD}
         return is_told and (self.how == _DONE or self.was_overdue)
+
+    @property
+    def cause(self) -> str:
+        """Why it died, in one of few words: why it was killed, the signal, or `exit`."""
+        if self.reason is not None:
+            return _CAUSES.get(self.reason, _OTHER_CAUSE)
+        return self.how if self.how.startswith(("SIG", "signal")) else "exit"
 
     def log(self, log: BoundLogger, *, connections: int) -> None:
         """Log an unexpected death.

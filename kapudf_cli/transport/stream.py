@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kapudf_cli.transport.meter import Meter
+
 
 #: How many frames `ConnectionStats.done` has a bit for.
 DONE_BITS: Final = 256
@@ -30,6 +32,8 @@ class ConnectionStats(NamedTuple):
         failures: exceptions of the handler that `on_error` passed over.
         restarts: how often a new handler replaced one that had raised.
         takeovers: how often another agent took the connection over.
+        dropped_points: points received for which the handler's answer was dropped, or which it
+            was not given.
         done: which frames from `offset` on were answered although frames before them were not,
             as bits; at most `DONE_BITS`.
     """
@@ -43,6 +47,7 @@ class ConnectionStats(NamedTuple):
     failures: int = 0
     restarts: int = 0
     takeovers: int = 0
+    dropped_points: int = 0
     done: int = 0
 
 
@@ -73,9 +78,11 @@ class Stream(Protocol):
 
     Attributes:
         on_full: called when a write has to wait until the peer reads.
+        meter: measures the connection.
     """
 
     on_full: Callable[[], None] | None
+    meter: Meter
 
     @property
     def waits(self) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.transport.descriptors import settle, unread_bytes, unsent_bytes, wait_for
 from kapudf_cli.transport.input import Input, Waker
+from kapudf_cli.transport.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ class _DescriptorStream:
     Attributes:
         input: the input.
         on_full: see `Stream`.
+        meter: see `Stream`.
         read: see `Stream.read`. It is `input.read` itself, because under load another call
             in between would be noticeable.
     """
@@ -75,6 +77,7 @@ class _DescriptorStream:
         )
         self.read = self.input.read
         self.on_full: Callable[[], None] | None = None
+        self.meter = Meter()
         self._wait: Callable[[], object] = self._poll.poll
         self._aborted = False
         # Guards the descriptors against use after close, when their numbers may have been
@@ -170,11 +173,15 @@ class _DescriptorStream:
         """Wait until output can be written; if that takes long, read input ahead."""
         if self.on_full is not None:
             self.on_full()
-        self.input.read_ahead_until(
-            lambda timeout_s: wait_for(
-                self._responses, select.POLLOUT, *self._abort_wakes, timeout_s=timeout_s
+        self.meter.begin_wait()
+        try:
+            self.input.read_ahead_until(
+                lambda timeout_s: wait_for(
+                    self._responses, select.POLLOUT, *self._abort_wakes, timeout_s=timeout_s
+                )
             )
-        )
+        finally:
+            self.meter.end_wait()
 
     def _unsent(self) -> int:
         """Return how many bytes the peer has not read yet."""

@@ -138,10 +138,14 @@ class Code(msgspec.Struct, frozen=True):
     modified_s: float
     sha256: str
 
+    @property
+    def saved(self) -> str:
+        """When it was saved, in local time."""
+        return f"{dt.datetime.fromtimestamp(self.modified_s).astimezone():%Y-%m-%d %H:%M:%S}"
+
     def __str__(self) -> str:
         """Return the text for the log."""
-        saved = dt.datetime.fromtimestamp(self.modified_s).astimezone()
-        return f"{self.path}, saved {saved:%Y-%m-%d %H:%M:%S}, sha256 {self.sha256}"
+        return f"{self.path}, saved {self.saved}, sha256 {self.sha256}"
 
 
 class Forked(_Message, frozen=True, tag=True):

@@ -315,6 +315,7 @@ def log_finish(log: BoundLogger, summary: ConnectionSummary) -> None:
         "failures": stats.failures,
         "restarts": stats.restarts,
         "takeovers": stats.takeovers,
+        "dropped_points": stats.dropped_points,
         "unprocessed_bytes": summary.unprocessed_bytes,
         "refusal": summary.refusal,
         "batch_unfinished": summary.batch_unfinished,

@@ -187,6 +187,7 @@ def test_points_that_do_not_raise_come_back_in_order(
     assert (summary.reason, summary.error) == (Reason.CLOSED, None)
     assert summary.stats.failures == len(MANY) - len(GOOD)
     assert summary.stats.restarts == (summary.stats.failures if on_error == "restart" else 0)
+    assert summary.stats.dropped_points == summary.stats.failures
     assert (summary.stats.points_in, summary.stats.points_out) == (len(MANY), len(GOOD))
     assert summary.stats.bytes_out == len(encoded(GOOD)) + len(b"\x04\x12\x02\x08\x01")
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -363,6 +364,7 @@ def test_a_batch_whose_begin_or_end_raises_is_dropped(
         5 if name == "after end" else 4,
     )
     assert not summary.batch_unfinished
+    assert summary.stats.dropped_points == 2
 
 
 @each_way_on
@@ -375,6 +377,8 @@ def test_a_bad_point_of_a_batch_is_dropped_and_the_batch_goes_on(on_error: OnErr
     # Without a journal, the new handler does not know the begin, and the rest is skipped.
     assert all(len(each) == 4 for each in whole_batches(responses))
     assert summary.stats.failures == 2
+    # With a restart, the last point of each batch was skipped too.
+    assert summary.stats.dropped_points == (2 if on_error == "skip" else 4)
 
 
 @each_way_on
@@ -394,6 +398,7 @@ def test_a_handler_of_whole_batches_drops_the_bad_ones(
         9,
         6,
     )
+    assert summary.stats.dropped_points == 3
 
 
 @each_way_on

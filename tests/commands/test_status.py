@@ -9,18 +9,24 @@ import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
 from kapudf_cli.client.driver import KapacitorSide, probe
+from kapudf_cli.commands import main
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
+from kapudf_cli.supervisor.metrics import METRICS
 from tests.conftest import plugin
 from tests.peers import in_thread
 from tests.plugins.unprivileged import run_unprivileged
+from tests.run_kapudf import run_kapudf
 from tests.serve_process import PATIENCE_S
-from tests.supervisor.ongoing import await_status, kapudf, status_of
+from tests.supervisor.ongoing import Code, await_status, kapudf, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,13 +60,13 @@ def test_the_table_has_the_function_its_workers_and_its_connections(
             side.send(Point(time=number))
             side.receive()
         await_status(socket_path, state_is("idle"))
-        head, code, supervisor, _, *workers, _, names, connection = kapudf(
+        head, path, code, saved, supervisor, _, *workers, _, names, connection = kapudf(
             "status", "--socket", socket_path
         ).splitlines()
-    assert head == f"function    udf (Mirror) at {socket_path}"
-    assert re.fullmatch(
-        r"code        /.+/mirror\.py, saved [\d-]{10} [\d:]{8}, sha256 [0-9a-f]{12}", code
-    )
+    assert head == "function    udf (Mirror)"
+    assert path == f"socket      {socket_path}"
+    assert re.fullmatch(r"code        /.+/mirror\.py, sha256 [0-9a-f]{12}", code)
+    assert re.fullmatch(r"saved       [\d-]{10} [\d:]{8}", saved)
     assert re.fullmatch(
         rf"supervisor  pid {process.pid}, [\d.]+ MB, up [\d.]+ s, 0 worker deaths", supervisor
     )
@@ -70,10 +76,9 @@ def test_the_table_has_the_function_its_workers_and_its_connections(
         assert found, row
         assert found.groups() == (str(number), "1" if number == 1 else "0")
     assert names.split() == [
-        *["CONNECTION", "TASK", "NODE", "WORKER", "STATE", "IN", "OUT", "POINTS/S"],
-        *["FAILED", "TAKEOVERS", "AGE"],
+        *["ID", "TASK", "NODE", "WORKER", "STATE", "IN", "OUT", "IN/S", "FAIL", "DIED", "AGE"],
     ]
-    assert re.fullmatch(r"1 +cpu_alert +udf2 +1 +idle +3 +3 +\d+ +0 +0 +[\d.]+ s", connection)
+    assert re.fullmatch(r"1 +cpu_alert +udf2 +1 +idle +3 +3 +\d+ +0 +0 +[\d.]+s", connection)
 
 
 def test_json_has_the_same_for_machines(serve: Serve, socket_path: str) -> None:
@@ -123,7 +128,7 @@ def test_a_busy_handler_shows(serve: Serve, socket_path: str, gate: Path) -> Non
             lambda status: state_is("busy")(status) and status["connections"][0]["busy_s"] >= 1,
         )
         assert status["connections"][0]["points_in"] == 0
-        assert re.search(r" busy [1-9][\d.]* s ", kapudf("status", "--socket", socket_path))
+        assert re.search(r" busy [1-9][\d.]*s ", kapudf("status", "--socket", socket_path))
         gate.with_suffix(".point").write_bytes(b"open")
         assert isinstance(side.receive(), Point)
         await_status(socket_path, state_is("idle"))
@@ -167,7 +172,7 @@ def test_a_connection_without_a_worker_shows(serve: Serve, socket_path: str, gat
         status = await_status(socket_path, state_is("waiting for a worker"))
         assert status["connections"][0]["worker"] is None
         assert status["worker_deaths"] == 1
-        assert re.search(r" - +waiting for a worker", kapudf("status", "--socket", socket_path))
+        assert re.search(r" - +no worker", kapudf("status", "--socket", socket_path))
         side.send(Point(time=7))
         gate.with_suffix(".import").write_bytes(b"open")
         answer = side.receive()
@@ -188,6 +193,125 @@ def test_a_handover_shows(serve: Serve, socket_path: str, gate: Path) -> None:
         assert sorted(worker["state"] for worker in status["workers"]) == ["retiring", "serving"]
         gate.with_suffix(".restore").write_bytes(b"open")
         await_status(socket_path, state_is("idle"))
+
+
+# --- counters ---
+
+
+def test_counters_outlive_workers_handovers_and_connections(
+    serve: Serve, socket_path: str, tmp_path: Path
+) -> None:
+    process = serve(Code(tmp_path).handler)
+    with task(socket_path) as side:
+
+        def send_points() -> None:
+            for number in range(50):
+                side.send(Point(time=number))
+                side.receive()
+
+        send_points()
+        status = await_status(
+            socket_path, lambda status: sum(status["totals"]["handler_buckets"]) == 50
+        )
+        os.kill(status["workers"][0]["pid"], signal.SIGKILL)
+        process.event("connection taken over")
+        send_points()
+        process.signal(signal.SIGHUP)
+        process.event("connection handed over")
+        send_points()
+        (connection,) = status_of(socket_path)["connections"]
+        assert 0 < connection["takeover_pause_s"] < PATIENCE_S
+        assert 0 < connection["handover_pause_s"] < connection["takeover_pause_s"]
+        assert connection["kept_bytes"] < connection["kept_limit_bytes"]
+        lines = kapudf("status", "--socket", socket_path, "--format", "prometheus").splitlines()
+    assert [line.split()[2] for line in lines if line.startswith("# TYPE ")] == [
+        metric.name for metric in METRICS
+    ]
+    status = await_status(socket_path, lambda status: not status["connections"])
+    totals = status["totals"]
+    assert {
+        "points_in": 150, "points_out": 150, "takeovers": 1, "handovers": 1, "failures": 0,
+    }.items() <= totals.items()  # fmt: skip
+    assert sum(totals["handler_buckets"]) == 150
+    assert totals["handler_s"] > 0
+    assert totals["bytes_in"] > 0
+    assert status["ended_connections"]["closed"] == 1
+    assert status["worker_deaths_by_cause"]["SIGKILL"] == status["worker_deaths"] == 1
+    assert status["worker_starts"] == 3
+
+
+# --- several functions, and other formats ---
+
+
+def test_all_functions_of_a_configuration_are_shown(
+    serve: Serve, socket_path: str, tmp_path: Path
+) -> None:
+    serve("mirror")
+    config = tmp_path / "kapudf.yaml"
+    missing = f"{socket_path}.missing"
+    config.write_text(
+        f"functions: {{udf: {{handler: mirror, socket: {socket_path}}},"
+        f" gone: {{handler: mirror, socket: {missing}}}}}",
+        encoding="utf-8",
+    )
+    table = run_kapudf("status", "--config", str(config))
+    assert table.stdout.startswith("function    udf (Mirror)\n")
+    assert table.stderr.startswith(f"Error: {missing}: there is no")
+    as_json = run_kapudf("status", "--config", str(config), "--json")
+    assert json.loads(as_json.stdout)["function"] == "udf"
+    assert [table.returncode, as_json.returncode] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "give either --socket PATH or --config FILE"),
+        (["--socket", "a", "--watch", "--json"], "--watch shows tables"),
+        (["--socket", "a", "--watch", "--format", "influx"], "--watch shows tables"),
+    ],
+)
+def test_a_wrong_call_is_refused(arguments: list[str], problem: str) -> None:
+    assert problem in kapudf("status", *arguments, status=2)
+
+
+def test_watch_shows_the_tables_again_and_again(serve: Serve, socket_path: str) -> None:
+    serve("mirror")
+    command = [sys.executable, "-m", "kapudf_cli", "status", "--socket", socket_path, "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        heads = (line for line in watching.stdout if line.startswith("function"))
+        assert [next(heads), next(heads)] == ["function    udf (Mirror)\n"] * 2
+        watching.send_signal(signal.SIGINT)
+        watching.stdout.read()
+    assert watching.returncode == -signal.SIGINT
+
+
+#: A connection whose columns are as wide as they get.
+WIDE = {
+    "connection": 99_999, "task_id": "average_of_all_disks_" * 5, "node_id": "udf_node_1234",
+    "worker": 999, "state": "not reading", "busy_s": 3599.0, "points_in": 10**12 - 1,
+    "points_out": 999_999, "points_per_s": 123_456.7, "failures": 9999, "takeovers": 1234,
+    "age_s": 86_400.0 * 999,
+}  # fmt: skip
+
+
+def test_tables_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = {
+        "worker": 999, "pid": 4_194_304, "state": "retiring", "connections": 9999,
+        "rss_mb": 123_456.7, "age_s": 86_400.0 * 999,
+    }  # fmt: skip
+    answer = {
+        "function": "f", "handler": "H", "socket": "/s", "code": None, "templates": [worker],
+        "supervisor": worker, "worker_deaths": 1234, "workers": [worker], "connections": [WIDE],
+    }  # fmt: skip
+    monkeypatch.setattr("kapudf_cli.supervisor.control.ask", lambda *_, **__: answer)
+    lines = CliRunner().invoke(main, ["status", "--socket", "/s"]).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    names, row = (re.split(" {2,}", line.strip()) for line in lines[-2:])
+    shown = dict(zip(names, row, strict=True))
+    assert shown["TASK"].endswith("…")
+    assert (shown["IN"], shown["OUT"], shown["IN/S"]) == ("1T", "1M", "123k")
+    assert (shown["STATE"], shown["AGE"]) == ("not reading 59m", "999d")
 
 
 # --- who may ask ---

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.handler_caller import HandlerFactory
     from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.transport.meter import Meter
 
 T = TypeVar("T")
 
@@ -75,12 +76,13 @@ def responses_to(
 
 @dataclass(frozen=True)
 class ServedAgent:
-    """A running agent, Kapacitor's side of its connection, and the socket of that side."""
+    """A running agent, Kapacitor's side of its connection, its socket there, and its meter."""
 
     agent: Agent
     side: KapacitorSide
     connection: socket.socket
     ended: Future[ConnectionSummary]
+    meter: Meter
 
     def summary(self) -> ConnectionSummary:
         """Wait until the agent has ended, and raise any exception of `run`."""
@@ -99,8 +101,9 @@ def agent_with(
 ) -> Iterator[ServedAgent]:
     """Serve `handler` with an agent in a thread; close the connection on exit."""
     ours, theirs = socket.socketpair()
+    stream = SocketStream(theirs)
     agent = Agent(
-        SocketStream(theirs),
+        stream,
         handler,
         max_frame_bytes=max_frame_bytes,
         on_error=on_error,
@@ -111,7 +114,7 @@ def agent_with(
     with KapacitorSide(ours, timeout_s=PATIENCE_S) as side:
         ended = in_thread(agent.run)
         try:
-            yield ServedAgent(agent, side, ours, ended)
+            yield ServedAgent(agent, side, ours, ended, stream.meter)
         finally:
             if ended.done() and ended.exception():
                 # `run` has raised: close its socket, or its warning would fail the next test.
