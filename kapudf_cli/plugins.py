@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -188,6 +187,9 @@ def set_up(handler: type[Handler]) -> None:
 
 def discover() -> list[Plugin]:
     """Return all installed plugins, sorted by name; a name may occur more than once."""
+    # It takes 2 MB, and a worker whose handler is given by its module or file does not need it.
+    from importlib import metadata  # noqa: PLC0415
+
     # A distribution may be found twice, for example installed and in the working folder.
     plugins = {
         Plugin(
@@ -197,7 +199,7 @@ def discover() -> list[Plugin]:
             distribution=entry.dist.name if entry.dist else None,
             version=entry.dist.version if entry.dist else None,
         )
-        for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+        for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)
     }
     return sorted(plugins, key=lambda plugin: (plugin.name, plugin.source))
 

@@ -95,12 +95,23 @@ def test_a_name_that_there_is_not_is_an_ordinary_attribute_error() -> None:
         _ = kapudf_cli.Nothing
 
 
-def test_importing_the_package_loads_neither_protobuf_nor_msgspec() -> None:
-    """The supervisor and the command line live without them."""
-    code = (
-        "import sys, kapudf_cli, kapudf_cli.handler, kapudf_cli.protocol.framing; "
-        "print([name for name in ('google.protobuf', 'msgspec', 'numpy') if name in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("imported", "not_needed"),
+    [
+        pytest.param(
+            "kapudf_cli, kapudf_cli.handler, kapudf_cli.protocol.framing",
+            ("google.protobuf", "msgspec", "numpy"),
+            id="the package, for the supervisor and the command line",
+        ),
+        pytest.param(
+            "kapudf_cli.worker.main",
+            ("click", "yaml", "importlib.metadata", "kapudf_cli.agent.event_loop"),
+            id="a worker",
+        ),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(imported: str, not_needed: tuple[str, ...]) -> None:
+    code = f"import sys, {imported}; print([each for each in {not_needed} if each in sys.modules])"
     done = subprocess.run(
         [KAPUDF[0], "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
