@@ -1,12 +1,13 @@
 """`make bench`: measure kapudf, a raw echo and a plain agent in one run.
 
 python -m benchmarks --quick
-python -m benchmarks --against go=/tmp/go-mirror.sock
+python -m benchmarks --against go=/tmp/go-mirror.sock --against-average go=/tmp/go-moving-avg
 """
 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -31,10 +32,24 @@ _LONG_MILLIONS = 20
     help="Also measure the mirror UDF at this socket.",
 )
 @click.option(
+    "--against-average",
+    multiple=True,
+    metavar="NAME=COMMAND",
+    help="Also measure this process UDF, which averages with the options of moving-average.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True,
     help="Folder for results.json and throughput.svg.",
 )  # fmt: skip
-def main(*, rounds: int, seconds: float, quick: bool, against: tuple[str, ...], out: Path) -> None:
+def main(
+    *,
+    rounds: int,
+    seconds: float,
+    quick: bool,
+    against: tuple[str, ...],
+    against_average: tuple[str, ...],
+    out: Path,
+) -> None:
     """Measure kapudf, the yardsticks, and any other mirror UDF, in one run."""
     if quick:
         rounds, seconds = 2, 0.3
@@ -69,6 +84,17 @@ def main(*, rounds: int, seconds: float, quick: bool, against: tuple[str, ...], 
         )
         averaging = Work(STREAM.messages, AVERAGE)
         suite.throughput("moving-average", [Contender("kapudf", average, averaging)])
+        commands = {"kapudf": shlex.join(contenders.exec_command("moving-average"))}
+        commands |= {
+            name: command for name, _, command in (a.partition("=") for a in against_average)
+        }
+        suite.throughput(
+            "moving-average, as processes",
+            [
+                Contender(name, command, averaging, is_command=True)
+                for name, command in commands.items()
+            ],
+        )
         suite.throughput(
             "moving-average, 8 connections",
             [

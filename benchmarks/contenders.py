@@ -36,6 +36,20 @@ def kapudf(folder: Path, handler: str, *options: str) -> Iterator[str]:
         yield path
 
 
+def exec_command(handler: str) -> list[str]:
+    """Return the command that runs a handler as a process UDF."""
+    return [
+        sys.executable,
+        "-m",
+        "kapudf_cli",
+        "exec",
+        "--handler",
+        handler,
+        "--log-level",
+        "error",
+    ]
+
+
 @contextlib.contextmanager
 def yardstick(folder: Path, name: str) -> Iterator[str]:
     """Start one of the yardsticks, and yield the socket's path."""
@@ -112,7 +126,10 @@ def help_s() -> float:
 
 def pid_of(connection: Connection) -> int:
     """Return the number of the process at the other end."""
-    return _peer_pid(connection.socket)
+    if isinstance(connection.socket, socket.socket):
+        return _peer_pid(connection.socket)
+    assert connection.pid is not None
+    return connection.pid
 
 
 def _peer_pid(side: socket.socket) -> int:

@@ -35,16 +35,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Contender:
-    """A UDF to measure: its name, its socket, and the data to send."""
+    """A UDF to measure: its name, its socket or command, and the data to send."""
 
     name: str
     path: str
     work: Work
     echo: bool = False
+    is_command: bool = False
 
     def connect(self) -> Connection:
-        """Open a connection that is ready for data."""
-        return Connection(self.path, self.work, echo=self.echo)
+        """Open a connection that is ready for data; start the command, if it is one."""
+        return Connection(self.path, self.work, echo=self.echo, is_command=self.is_command)
 
 
 def string(value: str) -> OptionValue:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.framing import FrameReader
@@ -65,6 +67,33 @@ def batch(points: list[Point]) -> list[BeginBatch | Point | EndBatch]:
     return [begin, *inside, end]
 
 
+class Pipes:
+    """The pipes of a process UDF, with the methods of a socket that a `Connection` needs."""
+
+    def __init__(self, readable: int, writable: int) -> None:
+        """Use descriptors that belong to another object."""
+        self._readable = readable
+        self._writable = writable
+        os.set_blocking(writable, True)
+
+    def sendall(self, data: bytes) -> None:
+        """Write all of `data`."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._writable, rest) :]
+
+    def send(self, data: bytes) -> int:
+        """Write a part of `data`; return how many bytes."""
+        return os.write(self._writable, data)
+
+    def settimeout(self, timeout_s: float) -> None:
+        """Do nothing: a pipe has no timeout."""
+
+    def recv_into(self, buffer: bytearray, count: int) -> int:
+        """Read up to `count` bytes; return how many, 0 at the end."""
+        return os.readv(self._readable, [memoryview(buffer)[:count]])
+
+
 class Connection:
     """A task's connection to a UDF, or a plain one to the echo server.
 
@@ -74,20 +103,40 @@ class Connection:
 
     Attributes:
         socket: the connection, past Init.
+        pid: the UDF's process if this object started it; None for a UDF at a socket.
         work: what is sent.
         block: the bytes of one block of `work`.
         answer_bytes: how many bytes come back for a block.
     """
 
-    def __init__(self, path: str, work: Work, *, echo: bool = False) -> None:
+    def __init__(
+        self, path: str, work: Work, *, echo: bool = False, is_command: bool = False
+    ) -> None:
         """Connect and, unless it is an echo, start a task and measure the answer to one block.
+
+        Args:
+            path: the UDF's socket, or the command that starts it as a process.
+            work: what is sent.
+            echo: whether it is a server that returns bytes.
+            is_command: whether `path` is a command.
 
         Raises:
             RuntimeError: the UDF refused, failed, or closed the connection.
         """
-        self._side = KapacitorSide.connect(path, timeout_s=_TIMEOUT_S)
-        assert isinstance(self._side.connection, socket.socket)
-        self.socket = self._side.connection
+        self._opened = contextlib.ExitStack()
+        self.socket: socket.socket | Pipes
+        self.pid: int | None = None
+        if is_command:
+            target = CommandTarget.parse(path)
+            opened = self._opened.enter_context(target.open(timeout_s=_TIMEOUT_S))
+            self._side = opened.side
+            self.pid = opened.pid
+            self.socket = Pipes(*self._side.descriptors)
+        else:
+            self._side = KapacitorSide.connect(path, timeout_s=_TIMEOUT_S)
+            assert isinstance(self._side.connection, socket.socket)
+            self.socket = self._side.connection
+            self._opened.callback(self.socket.close)
         self.work = work
         self.block = b"".join(REQUESTS.encode(message) for message in work.messages)
         self.answer_bytes = len(self.block)
@@ -137,11 +186,11 @@ class Connection:
             self.socket.sendall(self.block)
 
     def close(self) -> None:
-        """Close the connection."""
-        self.socket.close()
+        """Close the connection, and end the process if this object started it."""
+        self._opened.close()
 
 
-def receive(connection: socket.socket, count: int) -> None:
+def receive(connection: socket.socket | Pipes, count: int) -> None:
     """Read that many bytes and drop them.
 
     Raises:
@@ -196,7 +245,7 @@ def wait_until(due: float) -> None:
         time.sleep(left / 2 if left > _SLEEP_UNTIL_S else 0)
 
 
-def _send_as_kapacitor(connection: socket.socket, frame: bytes) -> None:
+def _send_as_kapacitor(connection: socket.socket | Pipes, frame: bytes) -> None:
     """Send a frame as Kapacitor does: the length, and then the body."""
     head = head_bytes(frame)
     connection.send(frame[:head])

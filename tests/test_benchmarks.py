@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import time
 from contextlib import closing
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.contenders import cpu_s, exec_command, pid_of
 from benchmarks.traffic import Connection, bulk, ping_pong, receive, wait_until
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import DOUBLE, STRING, Option, OptionValue, Point
@@ -41,6 +43,7 @@ def test_what_comes_back_for_a_block_is_learnt_from_the_first(
         assert one.answer_bytes == other.answer_bytes == len(one.block)
         assert bulk([one, other], 30) > 0
         for each in (one, other):
+            assert isinstance(each.socket, socket.socket)
             each.socket.settimeout(0)
             with pytest.raises(BlockingIOError):
                 each.socket.recv(1)
@@ -58,6 +61,14 @@ def test_an_answer_may_be_longer_than_what_it_answers(serve: Serve, socket_path:
     with closing(Connection(socket_path, work)) as made:
         assert made.answer_bytes > len(made.block)
         assert bulk([made], 3) > 0
+
+
+def test_a_process_is_measured_through_its_pipes() -> None:
+    command = shlex.join(exec_command("mirror"))
+    with closing(Connection(command, POINTS, is_command=True)) as made:
+        assert made.answer_bytes == len(made.block)
+        assert bulk([made], 30) > 0
+        assert cpu_s(pid_of(made)) > 0
 
 
 @pytest.mark.parametrize("interval_s", [0.0, 0.001])
