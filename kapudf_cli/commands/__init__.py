@@ -124,8 +124,28 @@ class Commands(click.Group):
             ctx.exit(EXIT_USAGE if error.is_usage_error else EXIT_FAILURE)
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - as click calls it
+    del param
+    if not value or ctx.resilient_parsing:
+        return
+    from google import protobuf
+
+    from kapudf_cli import __version__
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    say(f"kapudf {__version__} (Python {python}, protobuf {protobuf.__version__})")
+    ctx.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="kapudf", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the versions of kapudf, Python and protobuf, and exit.",
+)
 def main() -> None:
     """Run user-defined functions (UDFs) for Kapacitor.
 

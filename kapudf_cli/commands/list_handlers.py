@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any
+import textwrap
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from kapudf_cli.commands.output import say, say_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kapudf_cli.plugins import Plugin
 
+_NAME_WIDTH: Final = 24
+_INDENT: Final = " " * 4
+_WIDTH: Final = 80
 
-@click.command("list-handlers")
+
+@click.command("list-handlers", short_help="List handlers with their edges and options.")
 @click.argument("handlers", nargs=-1, metavar="[HANDLER]...")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, for machines.")
 def list_handlers(handlers: tuple[str, ...], *, as_json: bool) -> None:
@@ -27,7 +34,6 @@ def list_handlers(handlers: tuple[str, ...], *, as_json: bool) -> None:
     reason.
     """
     from kapudf_cli import plugins
-    from kapudf_cli.commands.output import aligned
 
     listed = [plugins.find(handler) for handler in handlers] or plugins.discover()
     names = [] if handlers else [plugin.name for plugin in listed]
@@ -40,22 +46,29 @@ def list_handlers(handlers: tuple[str, ...], *, as_json: bool) -> None:
     if not rows:
         say("no handlers are installed", err=True)
         return
-    cells = [("NAME", "WANTS", "PROVIDES", "OPTIONS", "FROM", "WHAT IT DOES")]
-    cells += [
-        (
-            row["name"],
-            row["wants"] or "-",
-            row["provides"] or "-",
-            " ".join(row["options"] or ()) or "-",
-            f"{row['distribution']} {row['version']} ({row['target']})"
-            if row["distribution"]
-            else row["target"],
-            f"broken: {row['error']}" if row["error"] else row["summary"],
+    for row in rows:
+        for line in _lines(row):
+            say(line)
+
+
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that show a handler, which fit into a terminal of 80 columns."""
+    edges = f"{row['wants']} to {row['provides']}" if row["wants"] else "broken"
+    yield f"{row['name']:{_NAME_WIDTH}} {edges}"
+    source = row["target"]
+    if row["distribution"]:
+        source = f"{row['distribution']} {row['version']} ({source})"
+    calls = " ".join(f".{call}" for call in row["options"] or ())
+    for text in (row["summary"], calls, source, row["error"] and f"broken: {row['error']}"):
+        # A name may be longer than a line, and is not cut: it is to be copied.
+        yield from textwrap.wrap(
+            text or "",
+            _WIDTH,
+            initial_indent=_INDENT,
+            subsequent_indent=_INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
-        for row in rows
-    ]
-    for line in aligned(cells):
-        say(line)
 
 
 def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from click.testing import CliRunner
@@ -46,9 +48,13 @@ def test_each_command_has_help(command: str) -> None:
     assert result.stderr == ""
 
 
-def test_the_version_is_the_distribution_s() -> None:
+def test_the_version_is_shown_with_those_that_a_bug_report_needs() -> None:
     result = run_kapudf("--version")
-    assert (result.returncode, result.stdout) == (0, f"kapudf {kapudf_cli.__version__}\n")
+    python, protobuf = platform.python_version(), metadata.version("protobuf")
+    assert result.returncode == 0
+    assert result.stdout == (
+        f"kapudf {kapudf_cli.__version__} (Python {python}, protobuf {protobuf})\n"
+    )
 
 
 def test_an_unknown_command_is_refused() -> None:
