@@ -7,6 +7,7 @@ import http.server
 import importlib
 import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -42,7 +43,7 @@ from kapudf_cli.testing import StartTask, Task, TaskFailedError, grouped, lines
 from kapudf_cli.tickscript.snippets import edge_name, signatures
 from kapudf_cli.tools.check import CHECKS
 from tests.peers import in_thread
-from tests.run_kapudf import PYTEST
+from tests.run_kapudf import PYTEST, run_kapudf
 from tests.serve_process import KAPUDF
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "writing-handlers.md"
+MIGRATION = ROOT / "docs" / "migration.md"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -111,8 +113,8 @@ def test_every_python_snippet_has_a_file_name_and_can_be_imported(
     assert list(names.values()) == snippets(page, "python")
     tests = Path(__file__).read_text(encoding="utf-8")
     for name in names:
-        # The one is a test, the others are what the sessions of their page run.
-        if name in {"test_rate", "twice", "counter"}:
+        # A test, what the sessions of their page run, and scripts for InfluxData's agent.
+        if name in {"test_rate", "twice", "counter"} or name.startswith("old_"):
             continue
         module = load(name, page)
         handlers = [each for each in vars(module).values() if _is_own_handler(each, module)]
@@ -131,11 +133,17 @@ def _is_own_handler(value: object, module: ModuleType) -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", [README, GUIDE], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, GUIDE, MIGRATION], ids=lambda page: page.stem)
 def test_every_python_snippet_is_accepted_by_mypy(page: Path, tmp_path: Path) -> None:
     files = write_snippets(page, tmp_path)
     options = ["--strict", "--config-file=", "--cache-dir", str(ROOT / ".mypy_cache")]
-    command = [KAPUDF[0], "-m", "mypy", *options, *(file.name for file in files)]
+    command = [
+        KAPUDF[0],
+        "-m",
+        "mypy",
+        *options,
+        *(name for file in files if not (name := file.name).startswith("old_")),
+    ]
     verdict = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert verdict.returncode == 0, verdict.stdout
 
@@ -569,8 +577,27 @@ def test_probe_prints_what_the_readme_shows(
 
 def sessions(page: Path) -> Iterator[tuple[str, str]]:
     """Yield each command of a page's console blocks that has output, and that."""
+    yield from ((command, output) for command, output in commands(page) if output)
+
+
+def commands(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield each command of a page's console blocks, and its output."""
     for text in snippets(page, "console"):
-        yield from re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)+)", text, re.MULTILINE)
+        yield from re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE)
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write each text and Python block of a page that has a file name to that file."""
+    text = page.read_text(encoding="utf-8")
+    for name, content in re.findall(
+        r"`([\w.]+)`:\n\n```(?:text|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    ):
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def timeless(output: str) -> str:
+    """Return the output of a replay without its time and rate."""
+    return re.sub(r"; [\d.]+ s, [\d,]+ points/s", "", output)
 
 
 def test_the_demo_of_the_readme_shows_what_three_handlers_change() -> None:
@@ -585,11 +612,7 @@ def test_the_demo_of_the_readme_shows_what_three_handlers_change() -> None:
 
 def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
     page = ROOT / "docs" / "testing-udfs.md"
-    text = page.read_text(encoding="utf-8")
-    for name, content in re.findall(
-        r"`([\w.]+)`:\n\n```(?:text|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
-    ):
-        (tmp_path / name).write_text(content, encoding="utf-8")
+    write_files(page, tmp_path)
     shown = [(command, output) for command, output in sessions(page) if "kapudf replay" in command]
     assert len(shown) == 8
     for command, output in shown:
@@ -603,8 +626,57 @@ def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
             env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             check=False,
         )
-        timeless = re.sub(r"; [\d.]+ s, [\d,]+ points/s", "", result.stdout + result.stderr)
-        assert timeless == re.sub(r"; [\d.]+ s, [\d,]+ points/s", "", output), command
+        assert timeless(result.stdout + result.stderr) == timeless(output), command
+
+
+def test_the_handlers_of_the_page_on_migration_do_what_the_scripts_do(tmp_path: Path) -> None:
+    write_files(MIGRATION, tmp_path)
+    compared = 0
+    for command, output in commands(MIGRATION):
+        words, _, file = command.partition(" > ")
+        if words.startswith("kapudf replay"):
+            result = run_kapudf(*shlex.split(words)[1:], cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+            if file:
+                (tmp_path / file).write_text(result.stdout, encoding="utf-8")
+            shown = result.stderr if file else result.stdout + result.stderr
+            assert timeless(shown) == timeless(output), command
+        elif words.startswith("diff "):
+            new = (tmp_path / "new.txt").read_text(encoding="utf-8")
+            assert (tmp_path / "old.txt").read_text(encoding="utf-8") == new
+            assert output in new
+            compared += 1
+        elif words.startswith("cat "):
+            assert (tmp_path / "old.snapshot").read_text(encoding="utf-8") == output.strip()
+    assert compared == 3
+
+
+def test_the_average_of_the_page_on_migration_goes_on_after_either_script(
+    load: Callable[..., ModuleType], udf: StartTask
+) -> None:
+    module = load("average", MIGRATION)
+    for kept in ({"window": [2.0, 4.0]}, {"size": 2, "window": [2.0, 4.0], "avg": 3.0}):
+        average = udf(module.Average, module.AverageOptions(field="x", size=2))
+        average.restore(json.dumps({"": kept}).encode())
+        assert values(average.send(*lines("m x=6 1")).points, "avg") == [5.0]
+    mirror = udf(load("mirror", MIGRATION).Mirror)
+    assert mirror.send(*lines("m x=6 1")).points == lines("m x=6 1")
+    module = load("outliers", MIGRATION)
+    outliers = udf(module.Outliers, module.OutliersOptions(field="x"))
+    small = Batch("m", points=lines("m x=1 1"))
+    assert outliers.send(small).batches[0].points == []
+
+
+def test_a_pickle_of_a_class_of_the_script_is_migrated(
+    load: Callable[..., ModuleType], udf: StartTask
+) -> None:
+    module = load("pickled", MIGRATION)
+    entry = module.Entry()
+    entry.time = 1
+    snapshot = pickle.dumps([entry, entry], protocol=0)
+    numbered = udf(module.Numbered)
+    numbered.restore(snapshot.replace(module.__name__.encode(), b"__main__"))
+    assert values(numbered.send(*lines("m x=6 1")).points, "seen") == [3]
 
 
 def test_check_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
