@@ -38,6 +38,9 @@ for profile, max_examples in {"short": 40, "long": 200}.items():
     )
 settings.load_profile("short")
 
+# Most tests need no keeper, which would take half a second for each process.
+os.environ.setdefault("KAPUDF_KEEPER", "0")
+
 # A shell starts background jobs with SIGINT ignored, and processes inherit that. Tests that send
 # SIGINT, to this process or to their own, need the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

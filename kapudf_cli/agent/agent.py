@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.checkpoints import Checkpoints, ResumePlan
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
+    from kapudf_cli.agent.handover import HandoverState
     from kapudf_cli.transport import Stream
 
 #: How long Kapacitor may take to read what was sent last. If the connection closed
@@ -195,6 +196,11 @@ class Agent:
     def release(self) -> None:
         """Release the connection after a pause: another agent serves it from here on."""
         self._handover.release()
+
+    @property
+    def handover_state(self) -> HandoverState:
+        """Which part the agent has in a handover."""
+        return self._handover.state
 
     def cancel_handover(self) -> None:
         """Cancel a handover: go on after a pause, give up a takeover. No decision will follow."""

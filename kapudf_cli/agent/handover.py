@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,19 @@ if TYPE_CHECKING:
 #: How long a handover waits for calls in flight, which the next worker then makes again, and
 #: for the handler's `drain`.
 DRAIN_LIMIT_S: Final = 5.0
+
+
+class HandoverState(enum.Enum):
+    """Which part an agent has in a handover."""
+
+    #: It serves the connection.
+    SERVING = enum.auto()
+    #: It is paused, and can go on.
+    PAUSED = enum.auto()
+    #: It is to take the connection over from an agent that is paused.
+    WAITING = enum.auto()
+    #: It is about to forget the connection.
+    RELEASED = enum.auto()
 
 
 class HandedOver(Exception):  # noqa: N818 - it is no error
@@ -32,7 +46,7 @@ class Handover:
             takes_over: whether the agent takes the connection over from another agent.
         """
         self._takes_over = takes_over
-        self._released = False
+        self._released = self._paused = False
         # True if no decision will follow, so that waiting would never end.
         self._canceled = False
         self._decided = threading.Event()
@@ -40,13 +54,22 @@ class Handover:
 
     # --- from any thread ---
 
+    @property
+    def state(self) -> HandoverState:
+        """What was decided, and whether the agent is paused."""
+        if self._released:
+            return HandoverState.RELEASED
+        if self._takes_over:
+            return HandoverState.WAITING
+        return HandoverState.PAUSED if self._paused else HandoverState.SERVING
+
     def request(self, on_paused: Callable[[], None]) -> None:
         """Ask the agent to pause; it calls `on_paused` once it has."""
         self._on_paused = on_paused
 
     def go(self) -> None:
         """Let the agent go on: it serves the connection."""
-        self._takes_over = False
+        self._takes_over = self._paused = False
         self._decided.set()
 
     def release(self) -> None:
@@ -74,6 +97,7 @@ class Handover:
         self._decided.clear()
         if self._canceled:
             self._decided.set()
+        self._paused = True
         self._on_paused()
         self.wait()
 

@@ -93,6 +93,15 @@ if TYPE_CHECKING:
     help="Replace a worker that uses this much memory.  [default: never]",
 )
 @click.option(
+    "--keeper/--no-keeper",
+    "has_keeper",
+    default=True,
+    envvar="KAPUDF_KEEPER",
+    show_envvar=True,
+    help="Keep a small parent process, which starts the supervisor again if it dies, while tasks "
+    "go on. systemd can do that itself.  [default: yes]",
+)
+@click.option(
     "--reload",
     "watches_code",
     is_flag=True,
@@ -101,7 +110,9 @@ if TYPE_CHECKING:
 @options.grace_period
 @options.log_format
 @options.log_level
-def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> None:
+def serve(
+    config_file: Path | None, *, has_keeper: bool, watches_code: bool, **flags: object
+) -> None:
     """Serve handlers to Kapacitor on Unix sockets.
 
     Serve one function with --socket and --handler, or several with --config. Flags
@@ -114,7 +125,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     """
     from kapudf_cli.journal import kernel
     from kapudf_cli.plugin_errors import PluginError
-    from kapudf_cli.system import logs
+    from kapudf_cli.system import keeping, logs
     from kapudf_cli.system.processes import raise_descriptor_limit
 
     given = {name: value for name, value in flags.items() if value is not None}
@@ -125,8 +136,11 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
     log = logs.get_logger()
     if chosen.in_one_process and watches_code:
         raise click.UsageError("--reload needs workers; remove --workers 0")
-    raise_descriptor_limit()
     alone = chosen.in_one_process
+    keeps = keeping.is_kept()
+    if has_keeper and not alone and not keeps:
+        keeping.become_keeper()
+    raise_descriptor_limit()
     if not alone and not kernel.counts_reads():
         if watches_code:
             raise click.UsageError("--reload needs workers, which this system lacks (needs Linux)")
@@ -140,6 +154,7 @@ def serve(config_file: Path | None, *, watches_code: bool, **flags: object) -> N
                 chosen,
                 lambda: _settings(config_file, given, again=True),
                 log,
+                keeps=keeps,
                 watches_code=watches_code,
             )
     except PluginError as error:
@@ -210,9 +225,11 @@ def _serve_by_workers(
     reload_settings: Callable[[], Settings],
     log: BoundLogger,
     *,
+    keeps: bool,
     watches_code: bool,
 ) -> int:
     from kapudf_cli.supervisor.supervisor import Supervisor
+    from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.system.signals import SignalQueue
 
     signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -222,5 +239,6 @@ def _serve_by_workers(
             from kapudf_cli.supervisor.code_watch import CodeWatch
 
             watch = stack.enter_context(CodeWatch(lambda: signals.put(signal.SIGHUP), log))
-        supervisor = Supervisor(chosen, reload_settings, log=log, code_watch=watch)
+        store = DescriptorStore(keeps=keeps, log=log)
+        supervisor = Supervisor(chosen, reload_settings, store=store, log=log, code_watch=watch)
         return supervisor.run(signals)

@@ -6,8 +6,8 @@ a new record is written to the one that is not active, and then one store of eig
 makes it the active one. (`struct` copies a native integer as a whole; a process is killed
 between stores, not within one.)
 
-The header is the first page of the memory. The layout is private to one start of kapudf,
-so it has no version.
+The header is the first page of the memory, and two areas for the supervisor's record. A later
+version of kapudf may read it, after an upgrade: `FORMAT` changes with its layout.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ from typing import NamedTuple, Protocol, cast
 from kapudf_cli.transport.meter import Meter
 from kapudf_cli.transport.stream import DONE_BITS, ConnectionStats
 
-#: The first page. The rest of the memory holds input and output: see `Journal`.
-HEADER_BYTES = mmap.PAGESIZE
+#: The version of the layout of the journal, and of everything else that one supervisor leaves to
+#: the next one: the messages between supervisor and worker, and the supervisor's records.
+FORMAT = 1
+#: The versions that this code can read.
+READABLE_FORMATS = frozenset({FORMAT})
+
+#: The longest record of the supervisor.
+SUPERVISOR_RECORD_BYTES = 64 * 1024
+#: The first page and the supervisor's records. The rest of the memory holds input and output: see
+#: `Journal`. Only pages that are written take memory.
+HEADER_BYTES = mmap.PAGESIZE + 2 * SUPERVISOR_RECORD_BYTES
 
 _WORD = struct.Struct("@q")
 _ACTIVE = 0
@@ -35,11 +44,15 @@ _THREAD = 64
 _HEARTBEAT = 72
 _WAITS_FOR_TURN = 80
 _GIVEN = 88
+_FORMAT = 96
+_HAS_ENDED = 104
+_ACTIVE_SUPERVISOR_RECORD = 112
 _RECORD_OFFSETS = (128, 384)
 _TASK_OFFSET = 1024
 _NODE_OFFSET = 2048
 #: Longer names of tasks and nodes are truncated; they are only for logs.
 _TEXT_BYTES = 512
+_SUPERVISOR_OFFSETS = (mmap.PAGESIZE, mmap.PAGESIZE + SUPERVISOR_RECORD_BYTES)
 _LENGTH = struct.Struct("@H")
 _METER_OFFSET = 3072
 
@@ -119,6 +132,8 @@ class Header:
         given: where the last frame ends that an async handler was given; 0 if any input that was
             received may have been given to the handler.
         waits_for_peer: 1 while output cannot be sent because the peer does not read.
+        format: the version of the layout.
+        has_ended: 1 once the supervisor has forgotten the connection.
     """
 
     __slots__ = ("_memory",)
@@ -161,6 +176,27 @@ class Header:
     heartbeat_ns = _word(_HEARTBEAT)
     given = _word(_GIVEN)
     thread = _word(_THREAD)
+    format = _word(_FORMAT)
+    has_ended = _word(_HAS_ENDED)
+    _active_supervisor_record = _word(_ACTIVE_SUPERVISOR_RECORD)
+
+    @property
+    def supervisor_record(self) -> bytes:
+        """What the supervisor knows of the connection besides; b"" at first."""
+        offset = _SUPERVISOR_OFFSETS[self._active_supervisor_record & 1]
+        (length,) = _WORD.unpack_from(self._memory, offset)
+        return self._memory[offset + _WORD.size : offset + _WORD.size + length]
+
+    @supervisor_record.setter
+    def supervisor_record(self, data: bytes) -> None:
+        # Like a commit: to the area that is not active, and then one store makes it active.
+        other = ~self._active_supervisor_record & 1
+        offset = _SUPERVISOR_OFFSETS[other]
+        if len(data) > SUPERVISOR_RECORD_BYTES - _WORD.size:
+            raise ValueError(len(data))
+        _WORD.pack_into(self._memory, offset, len(data))
+        self._memory[offset + _WORD.size : offset + _WORD.size + len(data)] = data
+        self._active_supervisor_record = other
 
     def open_meter(self) -> Meter:
         """Return the connection's meter."""

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.errors import ConfigError
 from kapudf_cli.journal import kernel
-from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, CommitRecord, Header
+from kapudf_cli.journal.header import FORMAT, HEADER_BYTES, NO_FRAME, CommitRecord, Header
 from kapudf_cli.transport.descriptors import unsent_bytes
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
         os.ftruncate(descriptor, total)
         with mmap.mmap(descriptor, HEADER_BYTES) as memory:
             header = Header(memory)
+            header.format = FORMAT
             header.segment_bytes = segment
             header.current_frame = NO_FRAME
             # Until it first waits for input, the worker is busy creating the handler.

@@ -50,6 +50,11 @@ def counts_reads() -> bool:
             return False
 
 
+def is_unread(connection: socket.socket) -> bool:
+    """Return whether nothing was read from a connection, by any process."""
+    return _peek_offset(connection) in {-1, _HIGHEST}
+
+
 def begin_read_count(connection: socket.socket, header: Header) -> None:
     """Start to count; nothing may have been read yet."""
     header.peek_base = 0

@@ -6,16 +6,24 @@ import contextlib
 import errno
 import os
 import resource
+import time
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.journal import journal
-from kapudf_cli.supervisor.connection import SupervisedConnection
+from kapudf_cli.supervisor.connection import (
+    ConnectionRecord,
+    SupervisedConnection,
+    journal_name,
+    socket_name,
+)
 from kapudf_cli.system.socket_file import peer_credentials
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from kapudf_cli.config import FunctionSettings
+    from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.system.socket_file import SocketFile
 
 #: How many descriptors a connection takes in this process, besides its own.
@@ -27,14 +35,21 @@ _RESERVE_SHARE: Final = 8
 
 
 def accept(
-    socket_file: SocketFile, settings: FunctionSettings, numbers: Iterator[int]
+    socket_file: SocketFile,
+    settings: FunctionSettings,
+    *,
+    function: str,
+    numbers: Iterator[int],
+    store: DescriptorStore,
 ) -> SupervisedConnection | None:
     """Accept the next connection and create its journal; None if none waits.
 
     Args:
         socket_file: where it waits.
         settings: of the function.
-        numbers: gives it its name in the log.
+        function: its name.
+        numbers: gives the connection its name in the log.
+        store: keeps the connection's socket and journal for the next supervisor.
 
     Raises:
         OSError: the system has no descriptor or memory left. Without descriptors, the connection
@@ -48,21 +63,47 @@ def accept(
         connection = socket_file.accept()
     if connection is None:
         return None
+    # At once: if this process died before, the connection would be lost.
+    number = next(numbers)
+    store.put(socket_name(number), connection.fileno())
+    return begin(connection, number, settings, function=function, store=store)
+
+
+def begin(
+    connection: socket.socket,
+    number: int,
+    settings: FunctionSettings,
+    *,
+    function: str,
+    store: DescriptorStore,
+) -> SupervisedConnection:
+    """Create the journal of a connection that is in the store, and from which nothing was read.
+
+    Raises:
+        OSError: the system has no memory left; the connection is closed.
+    """
     with contextlib.ExitStack() as undo:
         undo.callback(connection.close)
+        undo.callback(store.remove, socket_name(number))
         memory = journal.create(
             connection,
             journal_bytes=settings.journal_bytes,
             max_frame_bytes=settings.max_frame_bytes,
         )
         undo.callback(os.close, memory)
-        supervised = SupervisedConnection(
-            next(numbers),
-            connection,
-            memory,
-            peer_credentials(connection),
-            busy_limit_s=settings.busy_limit_s,
+        peer = peer_credentials(connection)
+        record = ConnectionRecord(
+            number,
+            function,
+            None if peer is None else peer.pid,
+            None if peer is None else peer.uid,
+            time.monotonic(),
         )
+        supervised = SupervisedConnection(
+            record, connection, memory, store, busy_limit_s=settings.busy_limit_s
+        )
+        supervised.save()
+        store.put(journal_name(number), memory)
         undo.pop_all()
     return supervised
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import mmap
 import os
 import select
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
 
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, Header
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.supervisor.routes import Give
-    from kapudf_cli.system.socket_file import PeerCredentials
+    from kapudf_cli.system.descriptor_store import DescriptorStore
 
 #: A worker that reads nothing for this time is not just slow.
 _NOT_READING_S: Final = 1.0
@@ -40,6 +43,54 @@ _BETWEEN_WORKERS: Final = {
 _BLOCK_BYTES: Final = 512
 #: The period over which `points_per_s` is measured.
 _RATE_S: Final = 1.0
+#: How much of a long record is kept for the next supervisor.
+_KEPT_CHARACTERS: Final = 4_000
+_KEPT_POISON: Final = 1_000
+
+
+class ConnectionRecord(msgspec.Struct):
+    """What the next supervisor must know of a connection, besides what its journal says.
+
+    Attributes:
+        number: its name in the log.
+        function: the function that serves it.
+        peer_pid: the process at the other end, None if the system does not name it.
+        peer_uid: the user of that process.
+        started_s: when it began, of the monotonic clock.
+        was_served: whether any worker was told to serve it.
+        poison_detector: finds out whether one of its frames kills workers.
+    """
+
+    number: int
+    function: str
+    peer_pid: int | None
+    peer_uid: int | None
+    started_s: float
+    was_served: bool = False
+    poison_detector: PoisonDetector = msgspec.field(default_factory=PoisonDetector)
+
+    def encode(self) -> bytes:
+        """Return it as JSON, shortened to what fits into a journal."""
+        detector = self.poison_detector
+        if detector.give_up is not None or len(detector.poison) > _KEPT_POISON:
+            give_up = detector.give_up and detector.give_up[:_KEPT_CHARACTERS]
+            poison = set(sorted(detector.poison)[-_KEPT_POISON:])
+            kept = msgspec.structs.replace(detector, give_up=give_up, poison=poison)
+            return _ENCODER.encode(msgspec.structs.replace(self, poison_detector=kept))
+        return _ENCODER.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> ConnectionRecord:
+        """Return the record from JSON.
+
+        Raises:
+            msgspec.DecodeError: it is not valid.
+        """
+        return _DECODER.decode(data)
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(ConnectionRecord)
 
 
 class SupervisedConnection:
@@ -47,13 +98,13 @@ class SupervisedConnection:
 
     Attributes:
         number: its name in the log.
+        record: what the next supervisor must know of it.
         route: which worker serves it; the router changes this.
         watch: whether its handler is busy.
         meter: what it has cost.
         is_neglected: whether there is something to read or send, although its worker says that
             it waits for that, and has done nothing since the last tick.
         is_hanging: whether its worker is to be killed because its handler hangs.
-        poison_detector: finds out whether one of its frames kills workers.
         points_per_s: the points of the last second or so.
         points_before: how many points had come when its worker got it.
         bytes_per_s: the bytes handled in the last second or so.
@@ -62,20 +113,26 @@ class SupervisedConnection:
 
     def __init__(
         self,
-        number: int,
+        record: ConnectionRecord,
         connection: socket.socket,
         memory: int,
-        peer: PeerCredentials | None,
+        store: DescriptorStore,
         *,
         busy_limit_s: float,
     ) -> None:
-        """Keep a connection's socket and memory, and close them in the end."""
-        self.number = number
-        self.route = RoutedConnection(number)
-        self.peer = peer
-        self.started_s = time.monotonic()
+        """Keep a connection's socket and memory, and close them in the end.
+
+        Args:
+            record: what is known of it.
+            connection: the socket.
+            memory: its journal.
+            store: keeps the socket and the memory for the next supervisor, until the end.
+            busy_limit_s: the limit for one frame, in seconds.
+        """
+        self.number = record.number
+        self.record = record
+        self.route = RoutedConnection(record.number, was_served=record.was_served)
         self.watch = BusyWatchdog(busy_limit_s)
-        self.poison_detector = PoisonDetector()
         self.points_before = 0
         self.points_per_s = self.bytes_per_s = 0.0
         self.is_neglected = False
@@ -83,22 +140,55 @@ class SupervisedConnection:
         # The worker that is paused while another one takes over, and its thread.
         self._paused = (0, 0)
         self._received_before = 0
-        self._rated_s = self.started_s
+        self._rated_s = self.checkpoint_s = record.started_s
         self._rated_points = self._rated_bytes = 0
-        self.checkpoint_s = self.started_s
         self._input_start = 0
         # Since when no worker handles its input, because of a death or of a handover.
         self._pauses_since_s: float | None = None
         self._socket = connection
         self._memory = memory
+        self._store = store
         self._map = mmap.mmap(memory, HEADER_BYTES)
         self.header = Header(self._map)
         self.meter = self.header.open_meter()
+
+    @classmethod
+    def adopt(cls, connection: socket.socket, memory: int, store: DescriptorStore) -> Self:
+        """Go on with a connection of an earlier supervisor, which has saved its record."""
+        with mmap.mmap(memory, HEADER_BYTES) as header:
+            record = ConnectionRecord.decode(Header(header).supervisor_record)
+        store.keep(socket_name(record.number), connection.fileno())
+        store.keep(journal_name(record.number), memory)
+        adopted = cls(record, connection, memory, store, busy_limit_s=math.inf)
+        adopted._rate_from_now()
+        return adopted
+
+    def _rate_from_now(self) -> None:
+        stats = self.header.record.stats
+        self._rated_s, self._input_start = time.monotonic(), self.header.record.input_start
+        self._rated_points, self._rated_bytes = stats.points_in, stats.offset
+
+    def save(self) -> None:
+        """Save the record for the next supervisor, before what it says is done."""
+        self.header.supervisor_record = self.record.encode()
+
+    @property
+    def poison_detector(self) -> PoisonDetector:
+        """Finds out whether one of its frames kills workers."""
+        return self.record.poison_detector
+
+    @property
+    def age_s(self) -> float:
+        """Its age in seconds."""
+        return time.monotonic() - self.record.started_s
 
     # --- to workers ---
 
     def prepare(self, give: Give) -> tuple[Serve, list[int]]:
         """Prepare it for another worker; return the message and the descriptors for that."""
+        if not self.record.was_served:
+            self.record.was_served = True
+            self.save()
         if give.waits and self.route.worker is not None:
             self._paused = (self.route.worker, self.header.thread)
             self._pauses_since_s = time.monotonic()
@@ -114,9 +204,9 @@ class SupervisedConnection:
             self.meter.end_wait()
         order = Serve(
             self.number,
-            None if self.peer is None else self.peer.pid,
-            None if self.peer is None else self.peer.uid,
-            time.monotonic() - self.started_s,
+            self.record.peer_pid,
+            self.record.peer_uid,
+            self.age_s,
             self._resume_plan(give) if give.takes_over else None,
         )
         return order, [self._socket.fileno(), self._memory]
@@ -167,6 +257,7 @@ class SupervisedConnection:
     def give_up(self, reason: str) -> None:
         """Have the next worker fail it, with the reason."""
         self.poison_detector.give_up = reason
+        self.save()
 
     # --- after a death ---
 
@@ -216,6 +307,7 @@ class SupervisedConnection:
             alone=alone,
             drops_poison=drops_poison,
         )
+        self.save()
 
     # --- while its handler is busy ---
 
@@ -404,15 +496,34 @@ class SupervisedConnection:
             batches_out=stats.batches_out,
             bytes_in=self.header.received,
             bytes_out=stats.bytes_out,
-            duration_s=round(time.monotonic() - self.started_s, 6),
+            duration_s=round(self.age_s, 6),
             takeovers=self.takeovers,
         )
 
     def close(self) -> None:
-        """Close the socket and the memory."""
+        """Close the socket and the memory, and keep them no longer."""
+        # If this process dies before they are out of the store, the next one forgets them.
+        self.header.has_ended = 1
+        self._store.remove(socket_name(self.number), journal_name(self.number))
         self._map.close()
         os.close(self._memory)
         with contextlib.suppress(OSError):
             # So that the peer sees the end even if a handler's child process has the socket too.
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+
+def socket_name(connection: int) -> str:
+    """Return the name of a connection's socket in the store."""
+    return f"connection-{connection}"
+
+
+def journal_name(connection: int) -> str:
+    """Return the name of a connection's journal in the store."""
+    return f"journal-{connection}"
+
+
+def format_of(memory: int) -> int:
+    """Return the version of the layout of a journal."""
+    with mmap.mmap(memory, HEADER_BYTES) as header:
+        return Header(header).format

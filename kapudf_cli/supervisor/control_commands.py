@@ -165,7 +165,7 @@ def _of_connection(connection: SupervisedConnection, counters: Counters) -> dict
         "journal_bytes": connection.journal_bytes,
         "kept_bytes": connection.kept_bytes,
         "kept_limit_bytes": connection.kept_limit_bytes,
-        "age_s": _seconds(time.monotonic() - connection.started_s),
+        "age_s": _seconds(connection.age_s),
     }
 
 

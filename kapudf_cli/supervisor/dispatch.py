@@ -100,6 +100,14 @@ class Dispatch:
         self.connections[connection.number] = connection
         self.router.add(connection.route)
 
+    def adopt(self, worker: WorkerProcess, connections: list[SupervisedConnection]) -> None:
+        """Add a worker of an earlier supervisor, and the connections that it serves."""
+        self.processes[worker.number] = worker
+        self.router.adopt(worker.number, (each.route for each in connections))
+        for connection in connections:
+            self.connections[connection.number] = connection
+            connection.on_assigned()
+
     def check(self, now_s: float) -> None:
         """Send heartbeats where they are due, and find workers that hang."""
         frozen = set()

@@ -4,31 +4,90 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.config import CONTROL_SUFFIX
+from kapudf_cli.supervisor.connection import socket_name
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.pool import Pool
-from kapudf_cli.system import processes
+from kapudf_cli.system import systemd
 from kapudf_cli.system.errors import SocketPathError
 from kapudf_cli.system.socket_file import SocketFile
 
 if TYPE_CHECKING:
     import selectors
+    import socket
     from collections.abc import Mapping
 
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.supervisor.acceptance import DescriptorReserve
+    from kapudf_cli.supervisor.adoption import Adopted, Inheritance
+    from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.worker.listeners import Listeners
 
 #: No further function is started while this many workers load their handlers: they would only
 #: take the processors from each other, and from the workers that serve.
 _MAX_STARTING: Final = max(4, 2 * (os.cpu_count() or 1))
+#: The names in the store of the sockets that kapudf has bound begin with this.
+_LISTENER: Final = "listener-"
+
+
+class InheritedListeners:
+    """Sockets that are bound already: by an earlier supervisor, or by systemd."""
+
+    def __init__(self, listeners: Mapping[str, socket.socket], store: DescriptorStore) -> None:
+        """Take over sockets.
+
+        Args:
+            listeners: the sockets by their names. Those that systemd listens on have the names
+                that the units give them, which should be those of the functions.
+            store: keeps those of an earlier supervisor.
+        """
+        self._listeners = dict(listeners)
+        self._store = store
+
+    def take(self, name: str, settings: FunctionSettings) -> tuple[SocketFile, str] | None:
+        """Return the socket of a function, and its name in the store; None if it is not bound yet.
+
+        Raises:
+            SocketPathError: systemd listens for the function at another path.
+        """
+        path = os.path.realpath(settings.socket)
+        for kept_name, listener in list(self._listeners.items()):
+            if os.path.realpath(listener.getsockname()) == path:
+                break
+            if kept_name == name:
+                problem = (
+                    f"systemd listens for the function {name} at {listener.getsockname()}; set its "
+                    "socket to that path, or ListenStream= to this one"
+                )
+                raise SocketPathError(settings.socket, problem)
+        else:
+            return None
+        del self._listeners[kept_name]
+        if not kept_name.startswith(_LISTENER):
+            return SocketFile.borrow(listener), kept_name
+        if not os.path.exists(path):
+            # It was removed: the socket cannot be reached any more.
+            listener.close()
+            self._store.remove(kept_name)
+            return None
+        self._store.keep(kept_name, listener.fileno())
+        return SocketFile.adopt(listener, mode=settings.mode, group=settings.group), kept_name
+
+    def close_unused(self) -> None:
+        """Close the sockets that no function has taken."""
+        for kept_name, listener in self._listeners.items():
+            if kept_name.startswith(_LISTENER):
+                with contextlib.suppress(OSError):
+                    os.unlink(listener.getsockname())
+                self._store.remove(kept_name)
+            listener.close()
+        self._listeners.clear()
 
 
 class FunctionSockets:
@@ -44,12 +103,21 @@ class FunctionSockets:
         access: the permission bits and the group.
     """
 
-    def __init__(self, name: str, settings: FunctionSettings, log: BoundLogger) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: FunctionSettings,
+        listeners: InheritedListeners,
+        store: DescriptorStore,
+        log: BoundLogger,
+    ) -> None:
         """Bind the sockets.
 
         Args:
             name: the function's name.
             settings: the function's settings.
+            listeners: sockets that are bound already.
+            store: keeps the socket for the next supervisor.
             log: where a missing control socket is logged.
 
         Raises:
@@ -58,15 +126,22 @@ class FunctionSockets:
         self.user: ServedFunction | None = None
         self.listens = False
         self.access: tuple[int, str | None] | None = (settings.mode, settings.group)
-        self.socket_file = SocketFile.bind(
-            settings.socket,
-            mode=settings.mode,
-            group=settings.group,
-            remove_stale=settings.remove_stale,
-            # Kapacitor retries a refused connection for minutes, but waits for an answer only
-            # for its time-out.
-            listens=False,
-        )
+        self._store = store
+        found = listeners.take(name, settings)
+        if found is not None:
+            self.socket_file, self._kept_name = found
+        else:
+            self.socket_file = SocketFile.bind(
+                settings.socket,
+                mode=settings.mode,
+                group=settings.group,
+                remove_stale=settings.remove_stale,
+                # Kapacitor retries a refused connection for minutes, but waits for an answer only
+                # for its time-out.
+                listens=False,
+            )
+            self._kept_name = store.unused(f"{_LISTENER}{name}")
+            store.put(self._kept_name, self.socket_file.listener.fileno())
         self.control_file: SocketFile | None = None
         try:
             self.control_file = self.socket_file.bind_beside(
@@ -104,6 +179,7 @@ class FunctionSockets:
 
     def release(self) -> None:
         """Close the sockets and remove their paths."""
+        self._store.remove(self._kept_name)
         if self.control_file is not None:
             self.control_file.release()
         self.socket_file.release()
@@ -156,6 +232,8 @@ class Functions:
         listeners: Listeners[FunctionSockets],
         control_listeners: Listeners[FunctionSockets],
         reserve: DescriptorReserve,
+        store: DescriptorStore,
+        inheritance: Inheritance,
         log: BoundLogger,
     ) -> None:
         """Bind the sockets of all functions.
@@ -166,21 +244,24 @@ class Functions:
             listeners: accept Kapacitor's connections, once a function is ready.
             control_listeners: accept control clients.
             reserve: descriptors for starting workers.
+            store: keeps everything for the next supervisor.
+            inheritance: what an earlier supervisor has left.
             log: where events go.
 
         Raises:
             SocketPathError: a socket cannot be bound; all are released.
         """
         self.settings = settings
-        self.is_up = False
+        self.is_up = self._is_announced = False
         self.ends = False
         self._selector = selector
         self._listeners = listeners
         self._control_listeners = control_listeners
         self._reserve = reserve
+        self._store = store
+        self._listeners_found = InheritedListeners(inheritance.listeners, store)
         self._log = log
-        self._worker_numbers = itertools.count(1)
-        self._connection_numbers = itertools.count(1)
+        self._numbers = inheritance.numbers
         # Functions in the settings, and removed ones whose successor is not ready yet.
         self._served: dict[str, ServedFunction] = {}
         # Removed functions, until their last worker has ended.
@@ -188,6 +269,7 @@ class Functions:
         self._sockets: list[FunctionSockets] = []
         self._unstarted: collections.deque[ServedFunction] = collections.deque()
         self.change(self.prepare(settings))
+        self._listeners_found.close_unused()
 
     def get(self, name: str) -> ServedFunction | None:
         """Return a function, None if it is no longer served."""
@@ -254,9 +336,11 @@ class Functions:
                 socket=sockets.socket_file.path,
             )
         self._dismiss_replaced()
-        if not self.is_up and all(each.sockets and each.sockets.listens for each in served):
+        if self.is_up or all(each.sockets and each.sockets.listens for each in served):
             self.is_up = True
-            processes.notify_systemd("READY=1")
+            if not self._is_announced:
+                self._is_announced = True
+                systemd.notify("READY=1")
 
     # --- as the settings change ---
 
@@ -271,7 +355,9 @@ class Functions:
             for name, wanted in settings.functions.items():
                 ours = next((each for each in self._sockets if each.is_at(wanted.socket)), None)
                 if ours is None:
-                    ours = FunctionSockets(name, wanted, self._log)
+                    ours = FunctionSockets(
+                        name, wanted, self._listeners_found, self._store, self._log
+                    )
                     undo.callback(ours.release)
                 else:
                     undo.callback(ours.restore_access, ours.access)
@@ -297,7 +383,9 @@ class Functions:
             function.sockets = None
         for name, sockets in change.sockets.items():
             known = self._served.get(name)
-            function = known or ServedFunction(self._pool(name), None)
+            function = known or ServedFunction(
+                self._pool(name, change.settings.functions[name]), None
+            )
             function.sockets = sockets
             self._served[name] = function
             if known is None:
@@ -315,21 +403,61 @@ class Functions:
             self.listen_where_ready()
         return stay
 
+    # --- after the death of another supervisor ---
+
+    def adopt(self, adopted: Adopted) -> None:
+        """Go on with the workers and connections of an earlier supervisor.
+
+        The workers are replaced as in a reload, once `start` was called. The connections of
+        functions that are no longer in the settings end.
+        """
+        if adopted.is_empty:
+            return
+        # From now on, a function that cannot be served does not end the others.
+        self.is_up = True
+        groups = adopted.by_function()
+        before = {
+            name: (group.settings.handler, group.settings.socket)
+            for name, group in groups.items()
+            if group.settings is not None
+        }
+        renamed = _renamed(before, self.settings.functions)
+        for old, group in groups.items():
+            name = renamed.get(old, old)
+            if name in self._served:
+                pool = self._served[name].pool
+            elif group.settings is not None:
+                pool = self._pool(name, group.settings)
+                self._leaving.append(ServedFunction(pool, None))
+            else:
+                # Without any worker, nothing is known of the function.
+                for connection in group.waiting:
+                    connection.log_abandoned(self._log)
+                    connection.close()
+                continue
+            pool.adopt([(each.process, each.connections) for each in group.workers], group.waiting)
+            if name != old:
+                self._log.info("function renamed", function=name, before=old)
+                pool.rename(name)
+            if name not in self._served:
+                pool.stop()
+        for number, unbegun in adopted.unbegun:
+            path = unbegun.getsockname()
+            sockets = next((each for each in self._sockets if each.is_at(path)), None)
+            if sockets is None or sockets.user is None:
+                unbegun.close()
+                self._store.remove(socket_name(number))
+            else:
+                sockets.user.pool.begin(number, unbegun)
+
     def _renamed(self, settings: Settings) -> dict[str, str]:
         """Return the new name of each function that keeps its handler and path, by the old one."""
-        renamed = {}
-        for new, wanted in settings.functions.items():
-            for old, function in self._served.items():
-                sockets = function.sockets
-                if (
-                    new not in self._served
-                    and old not in settings.functions
-                    and sockets is not None
-                    and sockets.is_at(wanted.socket)
-                    and function.pool.settings.handler == wanted.handler
-                ):
-                    renamed[old] = new
-        return renamed
+        served = {
+            name: (each.pool.settings.handler, each.sockets.socket_file.path)
+            for name, each in self._served.items()
+            if each.sockets is not None
+        }
+        return _renamed(served, settings.functions)
 
     def _dismiss_replaced(self) -> None:
         """Release unused sockets, and stop the functions without sockets."""
@@ -361,15 +489,16 @@ class Functions:
             self._leaving.remove(function)
             self._log.info("function removed", function=function.pool.name)
 
-    def _pool(self, name: str) -> Pool:
+    def _pool(self, name: str, settings: FunctionSettings) -> Pool:
         return Pool(
             name,
-            self.settings.functions[name],
+            settings,
             self.settings,
-            worker_numbers=self._worker_numbers,
-            connection_numbers=self._connection_numbers,
+            worker_numbers=self._numbers.workers,
+            connection_numbers=self._numbers.connections,
             selector=self._selector,
             reserve=self._reserve,
+            store=self._store,
             log=self._log,
         )
 
@@ -385,6 +514,27 @@ class Functions:
                 self._listeners.remove(sockets)
 
     def release(self) -> None:
-        """Release the sockets of all functions."""
+        """Release the sockets of all functions, and the numbers."""
         for sockets in self._sockets:
             sockets.release()
+        self._numbers.close()
+
+
+def _renamed(
+    before: Mapping[str, tuple[str, str]], settings: Mapping[str, FunctionSettings]
+) -> dict[str, str]:
+    """Return the new name of each function that keeps its handler and path, by the old one.
+
+    Args:
+        before: the handler and the path of each function.
+        settings: the new settings of all functions.
+    """
+    return {
+        old: new
+        for new, wanted in settings.items()
+        for old, (handler, path) in before.items()
+        if new not in before
+        and old not in settings
+        and handler == wanted.handler
+        and os.path.realpath(path) == os.path.realpath(wanted.socket)
+    }

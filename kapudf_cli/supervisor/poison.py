@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from kapudf_cli.journal.header import NO_FRAME
 
 #: How many deaths at one frame, handled by itself, make it poison. After a fault, such as a
@@ -44,7 +46,7 @@ class DeathScene:
     was_busy: bool
 
 
-class PoisonDetector:
+class PoisonDetector(msgspec.Struct):
     """Finds frames of one connection that kill workers.
 
     Attributes:
@@ -53,24 +55,25 @@ class PoisonDetector:
         give_up: why the connection is failed, None if it is not.
         isolated: whether it must not share a worker with another isolated connection, so that
             the next death shows which of them is the cause.
+        deaths: how many there were since the last progress.
+        faults: how many of them its own thread caused.
+        died_at: at which offset they were.
+        dying_since_s: when the first of them was.
+        over_frame: how many of them were at the frame at that offset, handled by itself.
+        given_at_deaths: for each death: how many bytes the handler may have been given, if not
+            all of these are handled yet.
     """
 
-    def __init__(self) -> None:
-        """Begin without a suspect."""
-        self.until = 0
-        self.poison: set[int] = set()
-        self.give_up: str | None = None
-        self.isolated = False
-        # Since the last progress: all deaths, those that its own thread caused, their offset, and
-        # the time of the first one.
-        self._deaths = self._faults = 0
-        self._died_at = -1
-        self._dying_since_s = 0.0
-        # How many of them were at the frame at that offset, handled by itself.
-        self._over_frame = 0
-        # For each death: how many bytes the handler may have been given, if not all of these are
-        # handled yet.
-        self._given_at_deaths: list[int] = []
+    until: int = 0
+    poison: set[int] = msgspec.field(default_factory=set)
+    give_up: str | None = None
+    isolated: bool = False
+    deaths: int = 0
+    faults: int = 0
+    died_at: int = -1
+    dying_since_s: float = 0.0
+    over_frame: int = 0
+    given_at_deaths: list[int] = msgspec.field(default_factory=list)
 
     def note_death(
         self,
@@ -95,32 +98,32 @@ class PoisonDetector:
         """
         self.poison = {place for place in self.poison if place >= scene.input_start}
         waited = not scene.was_busy and scene.current_frame == NO_FRAME
-        if scene.offset > self._died_at or waited:
+        if scene.offset > self.died_at or waited:
             self._reset()
-            self._over_frame = 0
-        self._given_at_deaths = [given for given in self._given_at_deaths if given > scene.offset]
+            self.over_frame = 0
+        self.given_at_deaths = [given for given in self.given_at_deaths if given > scene.offset]
         if waited or accused is False:
             return  # This connection is not the cause.
         was_careful = scene.offset < self.until
-        if not self._deaths:
-            self._dying_since_s = now_s
-        self._deaths += 1
-        self._faults += accused is True
-        self._died_at = scene.offset
-        self._given_at_deaths.append(scene.given)
+        if not self.deaths:
+            self.dying_since_s = now_s
+        self.deaths += 1
+        self.faults += accused is True
+        self.died_at = scene.offset
+        self.given_at_deaths.append(scene.given)
         self.until = max(self.until, scene.given)
-        self.isolated = self._deaths > 1
+        self.isolated = self.deaths > 1
         if was_careful and scene.current_frame == scene.offset and (accused or alone):
-            self._over_frame += 1
-            if self._over_frame >= (DEATHS_BY_FAULT if accused else DEATHS_BY_KILL):
+            self.over_frame += 1
+            if self.over_frame >= (DEATHS_BY_FAULT if accused else DEATHS_BY_KILL):
                 self._convict(scene.current_frame, how, drops_poison=drops_poison)
                 return
-        killed = self._deaths >= MAX_DEATHS and now_s - self._dying_since_s >= LONGEST_DYING_S
-        if self._faults >= MAX_FAULTS or killed:
-            self.give_up = f"it ended {self._deaths} workers, the last one {how}"
+        killed = self.deaths >= MAX_DEATHS and now_s - self.dying_since_s >= LONGEST_DYING_S
+        if self.faults >= MAX_FAULTS or killed:
+            self.give_up = f"it ended {self.deaths} workers, the last one {how}"
 
     def _reset(self) -> None:
-        self._deaths = self._faults = 0
+        self.deaths = self.faults = 0
         self.isolated = False
 
     def _convict(self, offset: int, how: str, *, drops_poison: bool) -> None:
@@ -128,10 +131,10 @@ class PoisonDetector:
         if drops_poison:
             self.poison.add(offset)
             self._reset()
-            self._given_at_deaths.clear()
+            self.given_at_deaths.clear()
         else:
             self.give_up = (
-                f"the frame at byte {offset} ended {_workers(len(self._given_at_deaths))}, "
+                f"the frame at byte {offset} ended {_workers(len(self.given_at_deaths))}, "
                 f"the last one {how}; on_error: skip would drop it"
             )
 

@@ -6,7 +6,7 @@ import enum
 import time
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.supervisor.acceptance import accept
+from kapudf_cli.supervisor.acceptance import accept, begin
 from kapudf_cli.supervisor.dispatch import Dispatch
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.replacement import (
@@ -32,6 +32,7 @@ from kapudf_cli.worker import channel
 
 if TYPE_CHECKING:
     import selectors
+    import socket
     from collections.abc import Iterable, Iterator, Mapping
 
     from structlog.stdlib import BoundLogger
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from kapudf_cli.supervisor.counters import History
     from kapudf_cli.supervisor.routes import Order
     from kapudf_cli.supervisor.worker_process import WorkerProcess
+    from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.system.socket_file import SocketFile
     from kapudf_cli.worker.channel import Report
 
@@ -81,6 +83,7 @@ class Pool:
         connection_numbers: Iterator[int],
         selector: selectors.BaseSelector,
         reserve: DescriptorReserve,
+        store: DescriptorStore,
         log: BoundLogger,
     ) -> None:
         """Serve a function.
@@ -93,12 +96,14 @@ class Pool:
             connection_numbers: gives new connections their names in the log.
             selector: workers are registered with it, with a callable as data.
             reserve: descriptors for starting workers.
+            store: keeps connections and workers for the next supervisor.
             log: where events go.
         """
         self.name = name
         self.settings = settings
         self._connection_numbers = connection_numbers
         self._reserve = reserve
+        self._store = store
         self._reports = WorkerReports(selector, on_report=self._on_report, on_end=self._on_exit)
         self._root_log = log
         self._log = log.bind(function=name)
@@ -114,7 +119,7 @@ class Pool:
         self._starter = Starter(self._dispatch, self._templates, self._reports, self._log)
         self.loaded: channel.Ready | None = None
         self.has_failed = False
-        self._was_ready = False
+        self._was_ready = self._has_adopted = False
         self._recycling = Recycling()
         self._reload_results = ReloadResults()
         self._phase = _Phase.RUNNING
@@ -217,30 +222,72 @@ class Pool:
     def rename(self, name: str) -> None:
         """Serve the function under another name; its connections go on."""
         self.name = name
+        for connection in self.connections.values():
+            connection.record.function = name
+            connection.save()
         self._log = self._root_log.bind(function=name)
         self._dispatch.use_log(self._log)
         self._templates.rename(name, self._log)
         self._starter.use_log(self._log)
 
+    def adopt(
+        self,
+        workers: Iterable[tuple[WorkerProcess, list[SupervisedConnection]]],
+        waiting: Iterable[SupervisedConnection],
+    ) -> None:
+        """Go on with workers of an earlier supervisor, until `start` replaces them.
+
+        Args:
+            workers: each with the connections that it serves.
+            waiting: connections that no worker serves.
+        """
+        for worker, connections in workers:
+            for each in connections:
+                each.watch.limit_s = self.settings.busy_limit_s
+            self._dispatch.adopt(worker, connections)
+            self._reports.watch(worker)
+            self.loaded = worker.loaded
+            self._was_ready = self._has_adopted = True
+        for connection in waiting:
+            self.add(connection)
+
+    def begin(self, number: int, connection: socket.socket) -> None:
+        """Serve a connection that an earlier supervisor has accepted, and not begun to serve.
+
+        Raises:
+            OSError: the system has no memory left; the connection is closed.
+        """
+        self.add(begin(connection, number, self.settings, function=self.name, store=self._store))
+
     def start(self) -> None:
-        """Start the first workers.
+        """Start the first workers, or those that replace adopted ones as in a reload.
 
         Raises:
             OSError: the system has no process, memory or descriptor left. Those that are missing
                 are started later.
         """
-        self._starter.start_first(self.settings)
+        if self._has_adopted:
+            self._starter.start_for_reload(self.settings)
+        else:
+            self._starter.start_first(self.settings)
 
     def accept(self, socket_file: SocketFile) -> bool:
         """Serve the next connection, if there is one; see `Listeners`."""
         self._reserve.check()
-        connection = accept(socket_file, self.settings, self._connection_numbers)
+        connection = accept(
+            socket_file,
+            self.settings,
+            function=self.name,
+            numbers=self._connection_numbers,
+            store=self._store,
+        )
         if connection is not None:
             self._dispatch.add(connection)
         return connection is not None
 
     def add(self, connection: SupervisedConnection) -> None:
-        """Serve a connection."""
+        """Serve a connection that has no worker."""
+        connection.watch.limit_s = self.settings.busy_limit_s
         self._dispatch.add(connection)
 
     def tick(self, now_s: float) -> None:
@@ -405,6 +452,8 @@ class Pool:
                 self._on_ready(worker, report)
             case channel.Failed():
                 self._on_failed(worker, report)
+            case channel.Identity():
+                pass  # It answers an earlier supervisor.
             case _:
                 self._dispatch.on_report(worker, report)
 
@@ -416,6 +465,7 @@ class Pool:
             start_s=round(worker.age_s, 3),
         )
         worker.loaded = report
+        worker.keep(self._store)
         self._dispatch.observe()
         before = self._dispatch.state_of(worker)
         self._execute(self._dispatch.router.on_ready(worker.number))

@@ -32,7 +32,7 @@ from kapudf_cli.supervisor.routes import (
 from kapudf_cli.worker.channel import Pause, Release, Resume, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from kapudf_cli.supervisor.routes import Order, RoutedConnection
 
@@ -125,9 +125,20 @@ class Router:
     # --- connections come and go ---
 
     def add(self, connection: RoutedConnection) -> None:
-        """Add a new connection, which waits until `place` gives it to a worker."""
+        """Add a connection, which waits until `place` gives it to a worker."""
         self.connections[connection.number] = connection
-        self._new[connection.number] = connection
+        waiting = self._orphans if connection.was_served else self._new
+        waiting[connection.number] = connection
+
+    def adopt(self, worker: int, connections: Iterable[RoutedConnection]) -> None:
+        """Add a worker of an earlier supervisor, and the connections that it serves."""
+        routed = self.workers[worker] = RoutedWorker(worker)
+        routed.change(Step.SERVE)
+        for connection in connections:
+            connection.change(Step.GIVE)
+            connection.worker, connection.was_served = worker, True
+            self.connections[connection.number] = connection
+            routed.connections.add(connection.number)
 
     def observe(
         self, number: int, *, is_isolated: bool, is_careful: bool, is_movable: bool

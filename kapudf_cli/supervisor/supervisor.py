@@ -16,13 +16,14 @@ import traceback
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kapudf_cli.supervisor.acceptance import DescriptorReserve
+from kapudf_cli.supervisor.adoption import Inheritance
 from kapudf_cli.supervisor.control import ControlClients
 from kapudf_cli.supervisor.control_commands import ControlCommands
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.functions import Functions
 from kapudf_cli.supervisor.reload import Reloader
 from kapudf_cli.supervisor.worker_death import beginning
-from kapudf_cli.system import processes
+from kapudf_cli.system import systemd
 from kapudf_cli.worker.channel import Abort
 from kapudf_cli.worker.listeners import Listeners
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from kapudf_cli.supervisor.control import ControlClient
     from kapudf_cli.supervisor.functions import FunctionSockets
     from kapudf_cli.supervisor.pool import Pool
+    from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.system.signals import SignalQueue
     from kapudf_cli.system.socket_file import SocketFile
 
@@ -66,6 +68,7 @@ class Supervisor:
         settings: Settings,
         read_settings: Callable[[], Settings],
         *,
+        store: DescriptorStore,
         log: BoundLogger,
         code_watch: CodeWatch | None = None,
     ) -> None:
@@ -74,6 +77,7 @@ class Supervisor:
         Args:
             settings: what to serve.
             read_settings: reads the settings again; raises KapudfError if they are wrong.
+            store: keeps descriptors for the next supervisor, and has those of the last one.
             log: where events go.
             code_watch: watches the files of the handlers, if given.
 
@@ -91,12 +95,15 @@ class Supervisor:
             self._selector, self._accept_control, log
         )
         self._clients = ControlClients(self._selector)
+        self._inheritance = Inheritance(store, log)
         self._functions = Functions(
             settings,
             self._selector,
             listeners=self._listeners,
             control_listeners=self._control_listeners,
             reserve=self._reserve,
+            store=store,
+            inheritance=self._inheritance,
             log=log,
         )
         self._reloading: Reloader[ControlClient] = Reloader(self._functions, read_settings, log)
@@ -119,9 +126,10 @@ class Supervisor:
         self._selector.register(signals, selectors.EVENT_READ)
         abandoned = 0
         try:
+            self._adopt()
             self._functions.start()
             first = self._serve_until_signal(signals)
-            processes.notify_systemd("STOPPING=1")
+            systemd.notify("STOPPING=1")
             hurried = self._drain(first, signals)
             # Workers may log finished connections until they have ended.
             self._end_workers()
@@ -134,6 +142,19 @@ class Supervisor:
             self._selector.close()
         self._log.info("stopped", abandoned_connections=abandoned)
         return 1 if hurried else 0
+
+    def _adopt(self) -> None:
+        """Go on with what an earlier supervisor has left, if there was one."""
+        adopted = self._inheritance.adopt()
+        last_end = os.environ.pop("KAPUDF_LAST_END", "")
+        if not adopted.is_empty:
+            self._log.info(
+                "goes on with the tasks of the last supervisor",
+                **({"last_end": last_end} if last_end else {}),
+                workers=len(adopted.workers),
+                connections=adopted.connections,
+            )
+        self._functions.adopt(adopted)
 
     # --- the loop ---
 

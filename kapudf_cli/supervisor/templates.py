@@ -133,7 +133,7 @@ class Templates:
         begin = self._begin(settings)
         with self._reserve.lent():
             if not settings.preload:
-                return WorkerProcess(begin)
+                return WorkerProcess.start(begin)
             template = self._roles.coming if for_reload else self._roles.current
             if template is not None:
                 try:
@@ -209,13 +209,13 @@ class Templates:
 
     def _start_template(self, settings: FunctionSettings) -> WorkerProcess:
         adoption.adopt_orphans()
-        template = WorkerProcess(self._begin(settings, is_template=True))
+        template = WorkerProcess.start(self._begin(settings, is_template=True))
         self._templates[template] = _Template()
         self._reports.watch(template)
         return template
 
     def _fork(self, begin: channel.Start, template: WorkerProcess) -> WorkerProcess:
-        worker = WorkerProcess(begin, template)
+        worker = WorkerProcess.start(begin, template)
         self._templates[template].has_forked = True
         return worker
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.supervisor.routes import WorkerState
+from kapudf_cli.supervisor.worker_process import UNKNOWN_END
 from kapudf_cli.system.processes import is_stopped
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class WorkerDeath:
         if stopping and self.state is WorkerState.STARTING:
             return True
         is_told = stopping or self.state in {WorkerState.RETIRING, WorkerState.DEAD}
-        return is_told and (self.how == _DONE or self.was_overdue)
+        return is_told and (self.how in {_DONE, UNKNOWN_END} or self.was_overdue)
 
     @property
     def cause(self) -> str:

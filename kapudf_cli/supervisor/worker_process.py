@@ -7,19 +7,21 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from kapudf_cli.system import processes
-from kapudf_cli.system.adoption import AdoptedProcess
-from kapudf_cli.worker.channel import Channel, FinishList, Fork, Forked, Start
+from kapudf_cli.system.adoption import UNKNOWN_STATUS, AdoptedProcess
+from kapudf_cli.worker.channel import Channel, Fork, Forked, Start, WorkerRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.worker.channel import Order, Ready, Report, Serve
 
 #: How much of the stacks that a worker writes is read; a handler may have many threads.
@@ -35,6 +37,8 @@ _FIRST_REST_S: Final = 0.5
 _MAX_REST_S: Final = 5.0
 #: How long the exit of a template may take after its channels are closed.
 _TEMPLATE_PATIENCE_S: Final = 0.5
+#: How a worker has ended that an earlier supervisor had started.
+UNKNOWN_END: Final = "unknown exit status"
 
 
 class WorkerProcess:
@@ -42,6 +46,8 @@ class WorkerProcess:
 
     Attributes:
         number: its name in the log.
+        channel: the supervisor's end.
+        record: what outlives it.
         template: the template that was told to fork it, None if it was started by exec.
         loaded: what it has loaded, None until it is ready.
         points_of_ended: how many points it has handled of connections that have ended.
@@ -53,22 +59,16 @@ class WorkerProcess:
         exit_overdue: whether it was killed only because its exit took too long.
     """
 
-    def __init__(self, begin: Start, template: WorkerProcess | None = None) -> None:
-        """Start a worker.
-
-        Args:
-            begin: how.
-            template: forks it; otherwise it is started by exec.
-
-        Raises:
-            ConnectionError: the template has ended.
-            OSError: the system has no process, memory or descriptor left.
-        """
-        self.number = begin.worker
-        self.template = template
+    def __init__(
+        self, number: int, channel: Channel, dump: int, record: int, *, started_s: float
+    ) -> None:
+        """Do not call this; use `start` or `adopt`."""
+        self.number = number
+        self.channel = channel
+        self.template: WorkerProcess | None = None
         self.loaded: Ready | None = None
         self.points_of_ended = 0
-        self.started_s = time.monotonic()
+        self.started_s = started_s
         self.rests_until_s = 0.0
         self.channel_lost_s: float | None = None
         self.killed_for: str | None = None
@@ -80,23 +80,41 @@ class WorkerProcess:
         self._queue: collections.deque[Order] = collections.deque()
         self._lacks_room = False
         self._blocked_since_s = 0.0
+        # Each thread's stack is written here, on demand and by a fault.
+        self._dump = dump
         self._dump_read = 0
+        self._record_descriptor = record
+        self.record = WorkerRecord(record)
+        self._store: DescriptorStore | None = None
         # None until the template has forked it.
         self._process: subprocess.Popen[bytes] | AdoptedProcess | None = None
         self.exit_notice = -1
+
+    @classmethod
+    def start(cls, begin: Start, template: WorkerProcess | None = None) -> Self:
+        """Start a worker.
+
+        Args:
+            begin: how.
+            template: forks it; otherwise it is started by exec.
+
+        Raises:
+            ConnectionError: the template has ended.
+            OSError: the system has no process, memory or descriptor left.
+        """
         with contextlib.ExitStack() as undo:
-            # Each thread's stack is written here, on demand and by a fault.
-            self._dump = os.memfd_create("kapudf-stacks")
-            undo.callback(os.close, self._dump)
-            self._finishes = os.memfd_create("kapudf-finishes")
-            undo.callback(os.close, self._finishes)
-            self.channel, theirs = Channel.pair()
-            undo.callback(self.channel.close)
+            dump = os.memfd_create("kapudf-stacks")
+            undo.callback(os.close, dump)
+            record = os.memfd_create("kapudf-worker")
+            undo.callback(os.close, record)
+            channel, theirs = Channel.pair()
+            undo.callback(channel.close)
+            worker = cls(begin.worker, channel, dump, record, started_s=time.monotonic())
+            worker.template = template
             with theirs:
                 if template is not None:
                     fork = Fork(begin.name, begin.worker)
-                    files = [theirs.fileno(), self._dump, self._finishes]
-                    template.channel.send(fork, files)
+                    template.channel.send(fork, [theirs.fileno(), dump, record])
                 else:
                     command = [sys.executable, "-P", "-m", "kapudf_cli.worker.main"]
                     started = subprocess.Popen(  # noqa: S603 - our own module
@@ -106,17 +124,64 @@ class WorkerProcess:
                         # A Ctrl-C must reach only the supervisor.
                         process_group=0,
                     )
-                    self._watch(started)
+                    worker.watch(started)
             if template is None:
-                self.channel.send(begin, [self._dump, self._finishes])
+                channel.send(begin, [dump, record])
             undo.pop_all()
+        return worker
+
+    @classmethod
+    def adopt(
+        cls,
+        number: int,
+        channel: int,
+        dump: int,
+        record: int,
+        store: DescriptorStore,
+    ) -> Self:
+        """Look after a worker that another supervisor has started.
+
+        Args:
+            number: its name in the log.
+            channel: the supervisor's end.
+            dump: the memory file for its stacks.
+            record: the memory file of its record.
+            store: keeps these.
+
+        Raises:
+            ProcessLookupError: it has ended; nothing was closed.
+        """
+        pid, started_ticks = WorkerRecord(record).process
+        process = AdoptedProcess(pid) if pid else None
+        if process is None or processes.start_ticks(pid) != started_ticks:
+            raise ProcessLookupError(pid)
+        started_s = time.monotonic() - processes.age_s(started_ticks)
+        end = socket.socket(fileno=channel)
+        end.settimeout(0)
+        worker = cls(number, Channel(end), dump, record, started_s=started_s)
+        worker._store = store
+        for name, descriptor in zip(kept_names(number), (channel, dump, record), strict=True):
+            store.keep(name, descriptor)
+        worker.watch(process)
+        return worker
+
+    def keep(self, store: DescriptorStore) -> None:
+        """Keep its descriptors for the next supervisor, until it has ended."""
+        self._store = store
+        channel, dump, record = kept_names(self.number)
+        store.put(dump, self._dump)
+        store.put(record, self._record_descriptor)
+        # The last one: a worker whose channel is kept can be adopted.
+        store.put(channel, self.channel.fileno())
 
     def on_forked(self, pid: int) -> None:
         """Note that the template has forked it."""
-        self._watch(AdoptedProcess(pid))
+        self.watch(AdoptedProcess(pid))
 
-    def _watch(self, process: subprocess.Popen[bytes] | AdoptedProcess) -> None:
+    def watch(self, process: subprocess.Popen[bytes] | AdoptedProcess) -> None:
+        """Look after its process."""
         self._process = process
+        self.record.process = (process.pid, processes.start_ticks(process.pid))
         with contextlib.suppress(OSError):
             self.exit_notice = os.pidfd_open(process.pid)
         with contextlib.suppress(OSError):
@@ -287,18 +352,27 @@ class WorkerProcess:
         return None if self._process is None else self._process.poll()
 
     def finished_connections(self) -> set[int]:
-        """Return connections that it has logged as finished and not reported; see `FinishList`."""
-        return FinishList(self._finishes).read()
+        """Return the connections that it has logged as finished last, reported or not."""
+        return self.record.finished()
 
     def close(self) -> None:
         """Close its remaining descriptors."""
-        for descriptor in (self._dump, self._finishes, self.exit_notice):
+        if self._store is not None:
+            self._store.remove(*kept_names(self.number))
+        for descriptor in (self._dump, self._record_descriptor, self.exit_notice):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
 
+def kept_names(number: int) -> tuple[str, str, str]:
+    """Return the names in the store of a worker's channel, stacks and record."""
+    return f"worker-{number}", f"worker-{number}-stacks", f"worker-{number}-record"
+
+
 def _in_words(status: int) -> str:
     """Return an exit status, negative for a signal, in words."""
+    if status == UNKNOWN_STATUS:
+        return UNKNOWN_END
     if status >= 0:
         return f"exit status {status}"
     try:

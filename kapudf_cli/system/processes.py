@@ -1,4 +1,4 @@
-"""This process and others: limits, memory, processor time, descendants, notices to systemd."""
+"""This process and others: limits, memory, processor time and descendants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 import resource
-import socket
+import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.errors import describe
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: Indexes into the fields of /proc/PID/stat that follow the command's name; see proc(5).
 _STATE, _PARENT = 0, 1
 _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM = 11, 12, 13, 14
+_STARTED = 19
 
 
 def tree(pids: Iterable[int]) -> set[int]:
@@ -57,6 +58,21 @@ def rss_bytes(pid: int) -> int:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+
+
+def start_ticks(pid: int) -> int:
+    """Return when a process was started, in clock ticks since the machine was; 0 if it is gone.
+
+    With the process id, it identifies a process: the id alone may be used again.
+    """
+    fields = _stat(pid)
+    return 0 if fields is None else int(fields[_STARTED])
+
+
+def age_s(started_ticks: int) -> float:
+    """Return how long ago a process was started, in seconds; see `start_ticks`."""
+    now_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return max(now_s - started_ticks / os.sysconf("SC_CLK_TCK"), 0.0)
 
 
 def is_stopped(pid: int) -> bool:
@@ -119,21 +135,3 @@ def explain_limit(error: Exception) -> str:
         if soft != resource.RLIM_INFINITY:
             return f"{describe(error)} ({name} is {soft} {unit})"
     return str(error) or describe(error)
-
-
-def notify_systemd(state: str) -> None:
-    """Send a state such as "READY=1" to systemd, if systemd started this process.
-
-    See sd_notify(3), for services of Type=notify.
-    """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    # A notification that fails must not stop the service.
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
-    ):
-        channel.sendto(state.encode(), address)

@@ -56,13 +56,21 @@ class SocketFile:
     """
 
     def __init__(
-        self, path: str, listener: socket.socket, lock: _PathLock | None, held: _HeldFile
+        self,
+        path: str,
+        listener: socket.socket,
+        lock: _PathLock | None,
+        held: _HeldFile,
+        *,
+        is_ours: bool = True,
     ) -> None:
-        """Do not call this; use `bind`."""
+        """Do not call this; use `bind`, `adopt` or `borrow`."""
         self.path = path
         self.listener = listener
         self._lock = lock
         self._held = held
+        # Whether this process sets its permissions, and removes it in the end.
+        self._is_ours = is_ours
 
     @classmethod
     def bind(
@@ -100,6 +108,39 @@ class SocketFile:
             socket_file = cls._bind(path, mode, gid, lock, listens=listens)
             undo.pop_all()
         return socket_file
+
+    @classmethod
+    def adopt(cls, listener: socket.socket, *, mode: int, group: str | None) -> Self:
+        """Go on with a socket that an earlier process has bound, and did not release.
+
+        Raises:
+            SocketPathError: its path is gone, or served by another process.
+        """
+        path = listener.getsockname()
+        with contextlib.ExitStack() as undo:
+            lock = _PathLock(path)
+            undo.callback(lock.release)
+            with _explained(path):
+                held = _HeldFile(path)
+            undo.callback(held.close)
+            listener.settimeout(0)
+            socket_file = cls(path, listener, lock, held)
+            socket_file.set_access(mode, group)
+            undo.pop_all()
+        return socket_file
+
+    @classmethod
+    def borrow(cls, listener: socket.socket) -> Self:
+        """Accept connections of a socket that belongs to systemd, as it is.
+
+        Raises:
+            SocketPathError: its path is gone.
+        """
+        path = listener.getsockname()
+        with _explained(path):
+            held = _HeldFile(path)
+        listener.settimeout(0)
+        return cls(path, listener, None, held, is_ours=False)
 
     def bind_beside(self, suffix: str, *, mode: int, group: str | None) -> SocketFile:
         """Also listen at this path with a suffix, guarded by the same lock.
@@ -152,6 +193,8 @@ class SocketFile:
         Raises:
             SocketPathError: the group does not exist, or this process may not set it.
         """
+        if not self._is_ours:
+            return
         gid = _group_id(self.path, group)
         with _explained(self.path):
             os.chown(self._held.name, -1, os.getegid() if gid is None else gid)
@@ -177,7 +220,7 @@ class SocketFile:
         """Close, remove the socket if it is still this one, and release the lock."""
         self.close()
         with contextlib.suppress(OSError):
-            if self._held.is_at(self.path):
+            if self._is_ours and self._held.is_at(self.path):
                 os.unlink(self.path)
         self._held.close()
         if self._lock is not None:

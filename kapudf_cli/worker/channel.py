@@ -11,6 +11,7 @@ Either side notices the other's death by the end of its input.
     Resume, Release (after Paused or TakenOver)
     Stop, Abort
                                                  Finished (each connection once)
+    Identify (from another supervisor)           Identity
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ _INT_BYTES: Final = array.array("i").itemsize
 _DESCRIPTORS_BYTES: Final = socket.CMSG_LEN(3 * _INT_BYTES)
 #: Longer texts, such as errors, are cut before they are sent.
 TEXT_CHARACTERS: Final = 16_000
-#: An entry of a `FinishList`.
+#: The beginning of a `WorkerRecord`, and the number of a connection in it.
+_PROCESS: Final = struct.Struct("@2q")
 _NUMBER: Final = struct.Struct("@q")
+#: How many finished connections a `WorkerRecord` has: more than can wait to be reported.
+_FINISHES: Final = 16 * 1024
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -72,7 +76,7 @@ class Fork(_Message, frozen=True, tag=True):
     """Fork a worker, from a template that has loaded the handler.
 
     With it come the worker's end of a channel, and the memory files for its stacks and for its
-    `FinishList`.
+    `WorkerRecord`.
     """
 
     name: str
@@ -120,6 +124,10 @@ class Stop(_Message, frozen=True, tag=True):
 
 class Abort(_Message, frozen=True, tag=True):
     """Abort every connection that is left after Stop, because the grace period is over."""
+
+
+class Identify(_Message, frozen=True, tag=True):
+    """Answer Identity: another supervisor has started, and goes on with this worker."""
 
 
 # --- from a worker --------------------------------------------------------------
@@ -209,8 +217,28 @@ class Finished(_Message, frozen=True, tag=True):
     connection: int
 
 
-Order: TypeAlias = Start | Fork | Serve | Resume | Pause | Release | Stop | Abort
-Report: TypeAlias = Ready | Failed | Paused | TakenOver | Refused | Finished
+class Identity(_Message, frozen=True, tag=True):
+    """What a worker has loaded and serves; all orders before Identify have been carried out.
+
+    Attributes:
+        function: the name of the function when the worker started.
+        settings: of the function, as the worker got them.
+        loaded: the handler.
+        serving: the connections that it serves.
+        paused: those that it has paused, each with the identity of its thread.
+        waiting: those that it is to take over from a worker that has paused.
+    """
+
+    function: str
+    settings: FunctionSettings
+    loaded: Ready
+    serving: tuple[int, ...]
+    paused: tuple[tuple[int, int], ...]
+    waiting: tuple[int, ...]
+
+
+Order: TypeAlias = Start | Fork | Serve | Resume | Pause | Release | Stop | Abort | Identify
+Report: TypeAlias = Ready | Failed | Paused | TakenOver | Refused | Finished | Identity
 
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(Order | Report | Forked)
@@ -283,36 +311,39 @@ class Channel:
         self.socket.close()
 
 
-class FinishList:
-    """Connections that a worker has logged as finished, and not reported as `Finished` yet.
+class WorkerRecord:
+    """What is known of a worker when it has died, or when another supervisor has started.
 
-    It is in memory that the supervisor can read after the worker's death, so that no connection
-    is logged as finished twice.
+    It is in memory that the supervisor shares with the worker: which process the worker is, and
+    which connections it has logged as finished last. So no connection is logged as finished twice.
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Keep the list in a memory file."""
+        """Keep the record in a memory file."""
         self._descriptor = descriptor
-        self._count = self._unsent = 0
+        self._count = 0
         self._lock = threading.Lock()
 
-    def add(self, connection: int) -> None:
+    @property
+    def process(self) -> tuple[int, int]:
+        """Its process id, and when that process was started; see `processes.start_ticks`."""
+        data = os.pread(self._descriptor, _PROCESS.size, 0)
+        pid, started = _PROCESS.unpack(data.ljust(_PROCESS.size, b"\0"))
+        return pid, started
+
+    @process.setter
+    def process(self, process: tuple[int, int]) -> None:
+        os.pwrite(self._descriptor, _PROCESS.pack(*process), 0)
+
+    def add_finished(self, connection: int) -> None:
         """Add a connection, right after its finish was logged."""
         with self._lock:
-            os.pwrite(self._descriptor, _NUMBER.pack(connection), self._count * _NUMBER.size)
+            offset = _PROCESS.size + self._count % _FINISHES * _NUMBER.size
+            os.pwrite(self._descriptor, _NUMBER.pack(connection), offset)
             self._count += 1
-            self._unsent += 1
 
-    def on_sent(self) -> None:
-        """Note that one more `Finished` was sent; after the last one, clear the list."""
-        with self._lock:
-            self._unsent -= 1
-            if not self._unsent:
-                os.ftruncate(self._descriptor, 0)
-                self._count = 0
-
-    def read(self) -> set[int]:
-        """Return the connections in the list."""
-        data = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+    def finished(self) -> set[int]:
+        """Return the connections that it has logged as finished last."""
+        data = os.pread(self._descriptor, _FINISHES * _NUMBER.size, _PROCESS.size)
         whole = len(data) // _NUMBER.size * _NUMBER.size
         return {number for (number,) in _NUMBER.iter_unpack(data[:whole])}

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from kapudf_cli.agent import refused_writes
 from kapudf_cli.agent.agent import ConnectionSummary, Reason
+from kapudf_cli.agent.handover import HandoverState
 from kapudf_cli.errors import describe, shorten
 from kapudf_cli.journal.journal import Journal
 from kapudf_cli.journal.stream import JournaledStream
@@ -38,7 +39,8 @@ from kapudf_cli.worker.channel import (
     Channel,
     Failed,
     Finished,
-    FinishList,
+    Identify,
+    Identity,
     Pause,
     Paused,
     Ready,
@@ -48,6 +50,7 @@ from kapudf_cli.worker.channel import (
     Serve,
     Stop,
     TakenOver,
+    WorkerRecord,
 )
 from kapudf_cli.worker.connections import Connections, Function, Heartbeats, where
 from kapudf_cli.worker.loading import code_files, code_of, load_handler
@@ -77,16 +80,25 @@ class Worker:
     def __init__(
         self,
         channel: Channel,
-        finishes: FinishList,
+        record: WorkerRecord,
         function: Function,
+        ready: Ready,
         log: BoundLogger,
     ) -> None:
-        """Serve `function` for the supervisor at the other end of `channel`."""
+        """Serve `function` for the supervisor at the other end of `channel`.
+
+        Args:
+            channel: this process's end.
+            record: has the connections that were logged as finished.
+            function: the function.
+            ready: what was loaded.
+            log: where events go.
+        """
         self._channel = channel
-        self._finishes = finishes
         self._function = function
+        self._ready = ready
         self._log = log
-        self._connections = Connections(log, self._on_end, on_logged=finishes.add)
+        self._connections = Connections(log, self._on_end, on_logged=record.add_finished)
         # The main thread sends the reports of all threads, so that the end of the supervisor is
         # noticed in one place.
         self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
@@ -135,14 +147,8 @@ class Worker:
             return False
         order, descriptors = received
         match order:
-            case Serve() if len(descriptors) == _DESCRIPTORS_OF_TAKE:
-                self._take(order, *descriptors)
             case Serve():
-                # This process had no descriptor left, so that the kernel dropped some of them.
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                problem = "no file descriptors are left; raise the limit (LimitNOFILE=)"
-                self._report(Refused(order.connection, problem, retry=True))
+                self._take_or_refuse(order, descriptors)
             case Stop():
                 self._stop()
             case Abort():
@@ -153,7 +159,25 @@ class Worker:
                 # A connection that has ended meanwhile is reported already.
                 if (connection := self._connections.get(order.connection)) is not None:
                     self._steer(connection, order)
+            case Identify():
+                self._report(self._identity())
         return True
+
+    def _identity(self) -> Identity:
+        """Return what this worker serves, for another supervisor."""
+        current = [(each, each.agent.handover_state) for each in self._connections.current()]
+        return Identity(
+            self._function.name,
+            self._function.settings,
+            self._ready,
+            serving=tuple(each.number for each, state in current if state is HandoverState.SERVING),
+            paused=tuple(
+                (each.number, each.thread.ident or 0)
+                for each, state in current
+                if state is HandoverState.PAUSED
+            ),
+            waiting=tuple(each.number for each, state in current if state is HandoverState.WAITING),
+        )
 
     def _steer(self, connection: Connection, order: Resume | Pause | Release) -> None:
         match order:
@@ -163,6 +187,17 @@ class Worker:
                 connection.agent.pause(lambda: self._report(Paused(connection.number)))
             case Release():
                 connection.agent.release()
+
+    def _take_or_refuse(self, order: Serve, descriptors: list[int]) -> None:
+        """Serve a connection, if all of its descriptors have come."""
+        if len(descriptors) == _DESCRIPTORS_OF_TAKE:
+            self._take(order, *descriptors)
+            return
+        # This process had no descriptor left, so that the kernel dropped some of them.
+        for descriptor in descriptors:
+            os.close(descriptor)
+        problem = "no file descriptors are left; raise the limit (LimitNOFILE=)"
+        self._report(Refused(order.connection, problem, retry=True))
 
     def _take(self, order: Serve, connection: int, memory: int) -> None:
         """Serve a connection, or say why it cannot be."""
@@ -240,9 +275,11 @@ class Worker:
         """Go on without a supervisor, so that the tasks do not stop."""
         self._orphaned = True
         connections = self._connections.current()
-        self._log.warning(
-            "supervisor is gone, serving connections to their end", connections=len(connections)
-        )
+        if connections:
+            self._log.warning(
+                "supervisor is gone, serving connections to their end",
+                connections=len(connections),
+            )
         for connection in connections:
             connection.agent.cancel_handover()
 
@@ -268,10 +305,7 @@ class Worker:
     def _send_reports(self) -> None:
         with contextlib.suppress(queue.Empty, OSError):
             while True:
-                report = self._reports.get_nowait()
-                self._channel.send(report)
-                if isinstance(report, Finished):
-                    self._finishes.on_sent()
+                self._channel.send(self._reports.get_nowait())
 
 
 def _load(begin: Start, log: BoundLogger) -> tuple[Function, Ready]:
@@ -322,7 +356,7 @@ def main(descriptor: int) -> None:
     begin, descriptors = received
     logs.configure(begin.log_format, begin.log_level)
     log = logs.get_logger()
-    dump, finishes = descriptors
+    dump, record = descriptors
     _dump_stacks_to(dump)
     with logs.prints_logged():
         try:
@@ -331,11 +365,14 @@ def main(descriptor: int) -> None:
             except PluginError as error:
                 _fail(channel, error, is_template=begin.is_template)
                 return
-            channel.send(ready)
+            try:
+                channel.send(ready)
+            except BrokenPipeError:
+                return  # The supervisor has ended meanwhile.
             if begin.is_template:
                 _be_template(channel, function, ready, log)
             else:
-                Worker(channel, FinishList(finishes), function, log).run()
+                Worker(channel, WorkerRecord(record), function, ready, log).run()
         except OSError:
             log.exception("worker ends")
         refused_writes.log_all()
@@ -366,7 +403,7 @@ def _be_template(channel: Channel, function: Function, ready: Ready, log: BoundL
     try:
         _dump_stacks_to(forked.dump)
         function = dataclasses.replace(function, name=forked.order.name)
-        Worker(forked.channel, FinishList(forked.finishes), function, log).run()
+        Worker(forked.channel, WorkerRecord(forked.record), function, ready, log).run()
         status = 0
     except Exception:
         log.exception("worker ends")

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.system import processes
+from kapudf_cli.system import systemd
 from kapudf_cli.system.signals import SignalQueue
 from kapudf_cli.system.socket_file import peer_credentials
 from kapudf_cli.transport import SocketStream, StdioStream
@@ -65,10 +65,10 @@ class Server:
                     handler=function.handler.__name__,
                     socket=self._sockets[name].path,
                 )
-            processes.notify_systemd("READY=1")
+            systemd.notify("READY=1")
             self._heartbeats.start()
             first = self._accept_until_signal()
-            processes.notify_systemd("STOPPING=1")
+            systemd.notify("STOPPING=1")
             hurried = self._drain(first)
         finally:
             self._heartbeats.stop()

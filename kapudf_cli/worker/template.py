@@ -22,7 +22,7 @@ from kapudf_cli.worker.channel import Channel, Failed, Fork, Forked
 if TYPE_CHECKING:
     from kapudf_cli.worker.channel import Ready
 
-#: A worker's end of the channel, and its memory files for stacks and finished connections.
+#: A worker's end of the channel, and its memory files for stacks and its record.
 _DESCRIPTORS_OF_FORK: Final = 3
 #: How often a new worker looks whether the supervisor has adopted it.
 _ADOPTION_PAUSE_S: Final = 0.0002
@@ -38,12 +38,12 @@ class ForkedWorker:
         order: what it was forked for.
         channel: its end of the channel.
         dump: the memory file for the stacks of its threads.
-        finishes: the memory file for its `FinishList`.
+        record: the memory file of its `WorkerRecord`.
     """
 
     def __init__(self, order: Fork, descriptors: list[int]) -> None:
         """Take the descriptors over."""
-        descriptor, self.dump, self.finishes = descriptors
+        descriptor, self.dump, self.record = descriptors
         self.order = order
         self.channel = Channel(socket.socket(fileno=descriptor))
 
@@ -51,7 +51,7 @@ class ForkedWorker:
         """Close the descriptors, in the template."""
         self.channel.close()
         os.close(self.dump)
-        os.close(self.finishes)
+        os.close(self.record)
 
 
 def fork_workers(channel: Channel, ready: Ready) -> ForkedWorker | None:

@@ -46,7 +46,7 @@ ELSEWHERE = (
 def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `kapudf serve` until it exits by itself."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KAPUDF_")}
-    return run_kapudf("serve", *arguments, env={**kept, **(env or {})})
+    return run_kapudf("serve", *arguments, env={**kept, "KAPUDF_KEEPER": "0", **(env or {})})
 
 
 def refusal(*arguments: str, status: int = 2, env: Mapping[str, str] | None = None) -> str:

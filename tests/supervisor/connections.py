@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING
 
-from kapudf_cli.supervisor.connection import SupervisedConnection
+from kapudf_cli.supervisor.connection import ConnectionRecord, SupervisedConnection
+from kapudf_cli.system import logs
+from kapudf_cli.system.descriptor_store import DescriptorStore
 from tests.journal.connections import JournaledConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def unkept() -> DescriptorStore:
+    """Return a store that keeps nothing beyond this process."""
+    return DescriptorStore(keeps=False, log=logs.get_logger())
 
 
 def supervised(
@@ -18,7 +26,11 @@ def supervised(
 ) -> SupervisedConnection:
     """Return the supervisor's side of a connection, with descriptors of its own."""
     return SupervisedConnection(
-        number, kept.connection.dup(), os.dup(kept.memory), None, busy_limit_s=busy_limit_s
+        ConnectionRecord(number, "f", None, None, time.monotonic()),
+        kept.connection.dup(),
+        os.dup(kept.memory),
+        unkept(),
+        busy_limit_s=busy_limit_s,
     )
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Self
 
 from kapudf_cli.config import FunctionSettings, Settings
 from kapudf_cli.supervisor.acceptance import DescriptorReserve
+from kapudf_cli.supervisor.adoption import Inheritance
 from kapudf_cli.supervisor.functions import Functions
 from kapudf_cli.supervisor.pool import Pool
 from kapudf_cli.system import logs
 from kapudf_cli.worker.listeners import Listeners
 from tests.serve_process import PATIENCE_S
+from tests.supervisor.connections import unkept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,7 @@ class Loop:
         self.selector = selectors.DefaultSelector()
         self._undo = contextlib.ExitStack()
         self._undo.callback(self.selector.close)
+        self.store = unkept()
         self.reserve = DescriptorReserve()
         self._undo.callback(self.reserve.close)
         self.pools: Callable[[], list[Pool]] = list
@@ -76,6 +79,7 @@ class Loop:
             connection_numbers=itertools.count(1),
             selector=self.selector,
             reserve=self.reserve,
+            store=self.store,
             log=logs.get_logger(),
         )
         self.pools = lambda: [pool]
@@ -115,6 +119,8 @@ class Loop:
             listeners=Listeners(self.selector, accept, log),
             control_listeners=Listeners(self.selector, greet, log),
             reserve=self.reserve,
+            store=self.store,
+            inheritance=Inheritance(self.store, log),
             log=log,
         )
         self.pools = functions.pools

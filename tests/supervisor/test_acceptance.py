@@ -12,13 +12,15 @@ import pytest
 
 from kapudf_cli.journal import journal
 from kapudf_cli.supervisor import acceptance
-from kapudf_cli.supervisor.acceptance import accept
 from kapudf_cli.system.socket_file import SocketFile
 from tests.serve_process import PATIENCE_S
+from tests.supervisor.connections import unkept
 from tests.supervisor.workers import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from kapudf_cli.supervisor.connection import SupervisedConnection
 
 
 @pytest.fixture
@@ -38,6 +40,11 @@ def peer(socket_file: SocketFile) -> Iterator[socket.socket]:
         yield made
 
 
+def accept(socket_file: SocketFile, numbers: Iterator[int]) -> SupervisedConnection | None:
+    """Accept a connection of the function `f`."""
+    return acceptance.accept(socket_file, SETTINGS, function="f", numbers=numbers, store=unkept())
+
+
 def descriptors() -> int:
     """Return how many descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
@@ -51,11 +58,11 @@ def test_a_connection_knows_its_number_and_who_is_at_the_other_end(
     socket_file: SocketFile, peer: socket.socket
 ) -> None:
     numbers = itertools.count(7)
-    served = accept(socket_file, SETTINGS, numbers)
+    served = accept(socket_file, numbers)
     assert served is not None
     assert served.number == 7
-    assert served.peer is not None
-    assert (served.peer.pid, served.peer.uid) == (os.getpid(), os.getuid())
+    record = served.record
+    assert (record.function, record.peer_pid, record.peer_uid) == ("f", os.getpid(), os.getuid())
     assert served.watch.limit_s == SETTINGS.busy_limit_s
     assert served.header.received == 0
     assert served.header.busy_since_ns
@@ -65,7 +72,7 @@ def test_a_connection_knows_its_number_and_who_is_at_the_other_end(
 
 def test_without_a_waiting_connection_none_is_accepted(socket_file: SocketFile) -> None:
     numbers, before = itertools.count(1), descriptors()
-    assert accept(socket_file, SETTINGS, numbers) is None
+    assert accept(socket_file, numbers) is None
     assert descriptors() == before
     assert next(numbers) == 1
 
@@ -77,9 +84,9 @@ def test_a_connection_waits_in_the_queue_while_descriptors_are_scarce(
     with monkeypatch.context() as scarce:
         scarce.setattr("os.dup", refuse)
         with pytest.raises(OSError, match="Too many open files"):
-            accept(socket_file, SETTINGS, itertools.count())
+            accept(socket_file, itertools.count())
     assert descriptors() == before
-    served = accept(socket_file, SETTINGS, itertools.count())
+    served = accept(socket_file, itertools.count())
     assert served is not None
     served.close()
     assert peer.recv(1) == b""
@@ -100,6 +107,6 @@ def test_a_connection_that_cannot_be_served_is_closed(
     before = descriptors()
     monkeypatch.setattr(part, name, refuse)
     with pytest.raises(OSError, match="Too many open files"):
-        accept(socket_file, SETTINGS, itertools.count())
+        accept(socket_file, itertools.count())
     assert peer.recv(1) == b""
     assert descriptors() == before

@@ -407,7 +407,7 @@ def test_after_a_handover_the_recorded_thread_is_that_of_the_serving_worker(
 
 
 def test_a_rate_is_that_of_the_last_while(kept: Connection) -> None:
-    started_s = kept.supervised.started_s
+    started_s = kept.supervised.record.started_s
     header = kept.supervised.header
     header.commit(header.record._replace(stats=ConnectionStats(points_in=300)))
     kept.supervised.tick(started_s + 0.5)

@@ -19,7 +19,6 @@ from kapudf_cli.supervisor.replacement import Reloaded
 from kapudf_cli.supervisor.routes import WorkerState
 from kapudf_cli.supervisor.worker_process import WorkerProcess
 from kapudf_cli.worker import channel as orders
-from kapudf_cli.worker.channel import FinishList
 from tests.supervisor.connections import supervised
 from tests.supervisor.workers import SETTINGS
 
@@ -42,10 +41,10 @@ class Room:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
         self.left = left
         self.started: list[WorkerProcess] = []
-        self._start = WorkerProcess
+        self._start = WorkerProcess.start
         monkeypatch.setattr(templates, "WorkerProcess", self)
 
-    def __call__(self, begin: Start) -> WorkerProcess:
+    def start(self, begin: Start) -> WorkerProcess:
         if not self.left:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self.left -= 1
@@ -292,7 +291,7 @@ def test_a_connection_that_a_dead_worker_logged_as_finished_is_not_taken_over(
     loop.turn_until(lambda: pool.connections_of(worker) == 2)
     os.kill(worker.pid, signal.SIGSTOP)
     # The worker has logged the finish, and dies before it reports it.
-    FinishList(worker._finishes).add(7)
+    worker.record.add_finished(7)
     with capture_logs() as events:
         pool.kill()
         loop.turn_until(lambda: pool.is_empty)

@@ -19,6 +19,7 @@ from kapudf_cli.supervisor.supervisor import Supervisor
 from kapudf_cli.system import logs
 from kapudf_cli.system.signals import SignalQueue
 from tests.serve_process import PATIENCE_S
+from tests.supervisor.connections import unkept
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ def serve(
     actor = threading.Thread(target=act)
     with signals, capture_logs() as events:
         supervisor = Supervisor(
-            settings, read_settings or (lambda: settings), log=logs.get_logger(), code_watch=watch
+            settings,
+            read_settings or (lambda: settings),
+            store=unkept(),
+            log=logs.get_logger(),
+            code_watch=watch,
         )
         actor.start()
         status = supervisor.run(signals)
@@ -132,7 +137,7 @@ def test_nothing_is_left_if_several_functions_cannot_be_started(short_folder: Pa
     }
     settings = Settings(functions=functions, log_format="json")
     with SignalQueue((signal.SIGTERM, signal.SIGHUP)) as signals:
-        supervisor = Supervisor(settings, lambda: settings, log=logs.get_logger())
+        supervisor = Supervisor(settings, lambda: settings, store=unkept(), log=logs.get_logger())
         with pytest.raises(
             WorkerStartError, match="no installed handler has the name 'no-such-handler'"
         ):

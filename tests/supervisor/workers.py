@@ -38,7 +38,7 @@ class Workers:
     def start(self, handler: str = "mirror") -> WorkerProcess:
         """Start a worker; it loads its handler in the background."""
         settings = FunctionSettings(handler=handler, socket="/unused")
-        worker = WorkerProcess(Start("f", next(self._numbers), settings, "json", "info"))
+        worker = WorkerProcess.start(Start("f", next(self._numbers), settings, "json", "info"))
         self._left.callback(_end, worker)
         return worker
 

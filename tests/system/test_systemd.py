@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.system import processes
+from kapudf_cli.system import systemd
 from tests.serve_process import PATIENCE_S, ServeProcess
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def test_a_notice_arrives_at_a_path(short_folder: Path, monkeypatch: pytest.Monk
     path = str(short_folder / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     with receiver(path) as listener:
-        processes.notify_systemd("READY=1")
+        systemd.notify("READY=1")
         assert listener.recv(64) == b"READY=1"
 
 
@@ -36,7 +36,7 @@ def test_a_notice_arrives_at_an_abstract_address(
     name = f"kapudf-test/{short_folder.name}"
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     with receiver(f"\0{name}") as listener:
-        processes.notify_systemd("STOPPING=1")
+        systemd.notify("STOPPING=1")
         assert listener.recv(64) == b"STOPPING=1"
 
 
@@ -46,7 +46,7 @@ def test_a_notice_that_cannot_be_delivered_is_no_error(
 ) -> None:
     monkeypatch.chdir(short_folder)
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    processes.notify_systemd("READY=1")
+    systemd.notify("READY=1")
 
 
 def test_without_systemd_nothing_is_sent(
@@ -54,9 +54,9 @@ def test_without_systemd_nothing_is_sent(
 ) -> None:
     with receiver(str(short_folder / "notify")) as listener:
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-        processes.notify_systemd("READY=1")
+        systemd.notify("READY=1")
         monkeypatch.setenv("NOTIFY_SOCKET", "")
-        processes.notify_systemd("READY=1")
+        systemd.notify("READY=1")
         listener.settimeout(0)
         with pytest.raises(BlockingIOError):
             listener.recv(64)

@@ -161,20 +161,19 @@ def test_the_longest_text_that_is_sent_fits(ends: tuple[Channel, Channel]) -> No
     assert ours.socket.type == socket.SOCK_SEQPACKET
 
 
-def test_a_finish_is_listed_until_its_report_was_sent() -> None:
-    descriptor = os.memfd_create("finishes")
+def test_a_record_has_the_process_and_the_connections_that_finished_last() -> None:
+    descriptor = os.memfd_create("record")
     try:
-        worker, supervisor = orders.FinishList(descriptor), orders.FinishList(descriptor)
+        worker, supervisor = orders.WorkerRecord(descriptor), orders.WorkerRecord(descriptor)
+        assert (supervisor.process, supervisor.finished()) == ((0, 0), set())
+        supervisor.process = (4711, 123456)
         for number in (7, 2**40):
-            worker.add(number)
-        assert supervisor.read() == {7, 2**40}
-        worker.on_sent()
-        worker.add(8)
-        worker.on_sent()
-        assert 8 in supervisor.read()
-        worker.on_sent()
-        assert supervisor.read() == set()
-        worker.add(9)
-        assert supervisor.read() == {9}
+            worker.add_finished(number)
+        assert supervisor.finished() == {7, 2**40}
+        for number in range(100, 17_000):
+            worker.add_finished(number)
+        assert 7 not in supervisor.finished()
+        assert set(range(1_000, 17_000)) <= supervisor.finished()
+        assert supervisor.process == (4711, 123456)
     finally:
         os.close(descriptor)

@@ -1,0 +1,242 @@
+"""A supervisor that dies: the next one goes on, and nothing is lost or repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kapudf_cli.protocol.udf_pb2 import ErrorResponse, Point
+from kapudf_cli.supervisor import control
+from kapudf_cli.supervisor.errors import ControlError
+from tests.conftest import plugin
+from tests.serve_process import KAPUDF, PATIENCE_S, ServeProcess
+from tests.supervisor.ongoing import Code, OngoingTask, check_count
+from tests.supervisor.tasks import of_type, play, points, started_task, tallied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+#: How many supervisors and workers the long test kills at random; `make soak` kills more.
+KILLS = int(os.environ.get("KAPUDF_SOAK_KILLS", "20"))
+#: How long each kill may take on average.
+MOST_S_A_KILL = 4.0
+
+MORTAL = (sys.executable, "-m", "tests.peers.mortal_supervisor")
+#: Where a supervisor dies, from the first connection to its end.
+STEPS = [
+    "acceptance.begin.before",
+    "journal.create.after",
+    "SupervisedConnection.save.after",
+    "SupervisedConnection.prepare.after",
+    "WorkerProcess.hand_over.after",
+    "WorkerProcess.keep.before",
+    "WorkerProcess.keep.after",
+    "DescriptorStore.put:worker-2.before",
+    "adoption.decide.before",
+    "Pool.adopt.after",
+    "Router.on_paused.before",
+    "Router.on_paused.after",
+    "Router.on_taken_over.before",
+    "WorkerProcess.send:Pause.after",
+    "WorkerProcess.send:Release.before",
+    "WorkerProcess.send:Release.after",
+    "WorkerProcess.send:Resume.before",
+    "WorkerProcess.send:Resume.after",
+    "SupervisedConnection.note_death.before",
+    "SupervisedConnection.note_death.after",
+    "Dispatch.on_exit.before",
+    "SupervisedConnection.close.before",
+    "DescriptorStore.remove:connection-1.before",
+    "DescriptorStore.remove:journal-1.after",
+]
+FIRST_STEPS = {"WorkerProcess.send:Release.after"}
+
+
+@pytest.fixture
+def serve_kept(
+    socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., ServeProcess]]:
+    """Start `kapudf serve` with a keeper, ready to use."""
+    monkeypatch.setenv("KAPUDF_KEEPER", "1")
+    # The keeper runs the command again as it was called.
+    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
+    with contextlib.ExitStack() as processes:
+
+        def start(handler: str, *arguments: str, kapudf: Any = KAPUDF) -> ServeProcess:
+            process = ServeProcess(
+                "--socket", socket_path, "--handler", handler, *arguments, kapudf=kapudf
+            )
+            return processes.enter_context(process).ready()
+
+        yield start
+
+
+def await_status(path: str, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Wait for a status, also while there is no supervisor."""
+    deadline = time.monotonic() + 2 * PATIENCE_S
+    while True:
+        with contextlib.suppress(ControlError):
+            status = control.ask(path, "status", timeout_s=PATIENCE_S)
+            if is_wanted(status):
+                return status
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def supervisor_of(path: str) -> int:
+    status = await_status(path, lambda _: True)
+    return int(status["supervisor"]["pid"])
+
+
+def kill_supervisor(path: str) -> None:
+    """Kill the supervisor, and wait until the next one has replaced the workers."""
+    before = await_status(path, lambda status: bool(status["workers"]))
+    os.kill(before["supervisor"]["pid"], signal.SIGKILL)
+    old = {worker["worker"] for worker in before["workers"]}
+    await_status(
+        path,
+        lambda status: (
+            bool(status["workers"])
+            and not old & {worker["worker"] for worker in status["workers"]}
+            and all(each["state"] != "being handed over" for each in status["connections"])
+        ),
+    )
+
+
+def kill_worker(path: str) -> None:
+    """Kill the worker of the connection, and wait until another one serves it."""
+
+    def served(status: dict[str, Any]) -> set[int]:
+        numbers = {each["worker"] for each in status["connections"]}
+        return {each["pid"] for each in status["workers"] if each["worker"] in numbers}
+
+    before = await_status(path, lambda status: bool(served(status)))
+    for pid in served(before):
+        os.kill(pid, signal.SIGKILL)
+    await_status(path, lambda status: bool(served(status) - served(before)))
+
+
+def test_a_task_outlives_supervisors_and_the_keeper_ends_with_the_last_one(
+    serve_kept: Callable[..., ServeProcess], socket_path: str, tmp_path: Path
+) -> None:
+    code = Code(tmp_path)
+    process = serve_kept(code.handler)
+    assert process.rss_bytes() < 12e6
+    with OngoingTask(socket_path) as task:
+        task.await_more()
+        code.change()
+        kill_supervisor(socket_path)
+        task.await_version(2)
+        goes_on = process.event("goes on with the tasks of the last supervisor")
+        assert (goes_on["last_end"], goes_on["connections"]) == ("SIGKILL", 1)
+        # Another one can connect, and gets a number of its own.
+        with started_task(socket_path, "another"):
+            await_status(
+                socket_path,
+                lambda status: [each["connection"] for each in status["connections"]] == [1, 2],
+            )
+        process.event("connection finished", connection=2)
+        kill_worker(socket_path)
+        task.await_more()
+        assert check_count(task) == [1, 2]
+    (finished,) = process.await_events("connection finished", 1, task_id="task")
+    assert (finished["reason"], finished["connection"]) == ("closed", 1)
+    assert process.stop() == 0
+    finished_ones = [
+        (each["connection"], each["reason"]) for each in process.matching("connection finished")
+    ]
+    assert sorted(finished_ones) == [(1, "closed"), (2, "closed")]
+    assert not os.path.exists(socket_path)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(each, marks=[] if each in FIRST_STEPS else pytest.mark.long) for each in STEPS],
+)
+def test_a_death_at_any_step_loses_and_repeats_nothing(
+    serve_kept: Callable[..., ServeProcess],
+    socket_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    deaths = tmp_path / "deaths"
+    monkeypatch.setenv("DEATHS", str(deaths))
+    monkeypatch.setenv("DIE_AT", step)
+    code = Code(tmp_path)
+    process = serve_kept(code.handler, kapudf=MORTAL)
+    deaths.touch()
+    with OngoingTask(socket_path) as task:
+        task.await_more()
+        kill_supervisor(socket_path)
+        task.await_more()
+        kill_worker(socket_path)
+        task.await_more()
+        check_count(task)
+    process.event("connection finished")
+    await_status(socket_path, lambda status: not status["connections"])
+    assert deaths.stat().st_size >= 1
+    deaths.unlink()
+    # The last one may be dying.
+    await_status(socket_path, lambda status: {"serving"} == {w["state"] for w in status["workers"]})
+    assert process.stop() == 0
+    assert len(list(process.matching("connection finished"))) == 1
+
+
+@pytest.mark.parametrize("kills", [pytest.param(KILLS, marks=pytest.mark.long)])
+def test_supervisors_and_workers_killed_at_random_change_nothing_for_eight_tasks(
+    serve_kept: Callable[..., ServeProcess], socket_path: str, kills: int
+) -> None:
+    process = serve_kept(plugin("mortal.py:Count"), "--workers", "2", "--snapshot-interval", "0.3")
+    chance = random.Random(7)  # noqa: S311 - the same choices in every run
+    pause = threading.Event()
+    killed = threading.Event()
+
+    def run(task: str) -> int:
+        """Send points until enough were killed; return how many points came back."""
+        sent: list[Point] = []
+
+        def until_killed() -> Iterator[Point]:
+            for point in points(10_000_000):
+                # Slower than the workers, so that they keep up.
+                if point.time % 500 == 0 and killed.wait(0.02):
+                    return
+                sent.append(point)
+                yield point
+
+        back = play(socket_path, until_killed(), task=task, timeout_s=kills * MOST_S_A_KILL + 60)
+        assert of_type(back, ErrorResponse) == []
+        assert back == tallied(sent)
+        return len(sent)
+
+    with ThreadPoolExecutor(8) as threads:
+        tasks = [threads.submit(run, f"task-{number}") for number in range(8)]
+        enough_s = time.monotonic() + kills * MOST_S_A_KILL
+        supervisors = 0
+        while supervisors < kills and time.monotonic() < enough_s:
+            status = await_status(socket_path, lambda status: bool(status["workers"]))
+            pause.wait(chance.uniform(0.0, 0.5))
+            pids = [status["supervisor"]["pid"]]
+            if chance.random() < 0.5:
+                pids += [each["pid"] for each in status["workers"]]
+            for pid in chance.sample(pids, min(len(pids), 2)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    supervisors += pid == pids[0]
+            if any(task.done() for task in tasks):
+                break
+        killed.set()
+        counts = [task.result(PATIENCE_S * 4) for task in tasks]
+    finished = process.await_events("connection finished", 8, reason="closed")
+    assert sorted(event["points_out"] for event in finished) == sorted(counts)
+    assert supervisors
