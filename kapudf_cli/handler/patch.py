@@ -79,8 +79,8 @@ class PointPatch:
             UndecodableMessageError: the bytes are not a valid point.
         """
         for name in self._names:
-            # This runs for each point, and find() takes less time than `in`.
-            if raw.find(name.text) >= 0 and name.may_be_in(raw):
+            # This runs for each point, and rfind() takes less time than find() and `in`.
+            if raw.rfind(name.text) >= 0 and name.may_be_in(raw):
                 return self._decode_and_extend(raw)
         return extend_point(raw, self._entries)
 
@@ -96,7 +96,7 @@ class PointPatch:
             The new frames, their number, and how many bytes of `frames` they took.
         """
         # One search for a name in all points is cheaper than one in each point.
-        if any(frames.find(name.text) >= 0 for name in self._names):
+        if any(frames.rfind(name.text) >= 0 and name.may_be_in(frames) for name in self._names):
             return self._extend_each(frames, max_bytes)
         return extend_points(frames, self._entries, max_bytes)
 
@@ -181,7 +181,7 @@ class _Name:
         self._after = (encode_varint(len(self.text))[-1:] + self.text, b"\0" + self.text)
 
     def may_be_in(self, raw: bytes) -> bool:
-        """Return False only if no field or tag of the point has this name."""
+        """Return False only if no field or tag of the point, or of these points, has this name."""
         # Protobuf may omit an empty name.
         common, longer = self._after
-        return not self.text or raw.find(common) >= 0 or raw.find(longer) >= 0
+        return not self.text or raw.rfind(common) >= 0 or raw.rfind(longer) >= 0
