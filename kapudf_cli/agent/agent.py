@@ -12,6 +12,8 @@ import enum
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kapudf_cli.agent import forks
 from kapudf_cli.agent.checkpoints import NoCheckpoints
 from kapudf_cli.agent.dispatcher import RefusedError
@@ -413,7 +415,7 @@ class Agent:
             error,
             task_id,
             node_id,
-            stats._replace(bytes_out=self._outbox.bytes_sent),
+            msgspec.structs.replace(stats, bytes_out=self._outbox.bytes_sent),
             bytes_in=self._read_loop.bytes_in,
             unprocessed_bytes=self._read_loop.bytes_in - stats.offset + unread,
             batch_unfinished=self._outbox.in_batch,

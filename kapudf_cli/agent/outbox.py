@@ -171,9 +171,10 @@ class Outbox:
         return self._output.bytes
 
     @property
-    def bytes_written(self) -> int:
-        """Bytes handed to the stream or waiting for the next flush."""
-        return self._output.bytes + self._output.size
+    def written(self) -> tuple[int, int, int]:
+        """Points, batches and bytes that were handed to the stream or wait for the next flush."""
+        output = self._output
+        return output.points, output.batches, output.bytes + output.size
 
     @property
     def is_broken(self) -> bool:

@@ -87,14 +87,15 @@ class Recovery(Generic[InputT]):
 
     def stats(self) -> ConnectionStats:
         """Return what the connection has done; only between two requests."""
-        dispatcher, outbox = self._dispatcher, self._outbox
+        dispatcher = self._dispatcher
+        points, batches, size = self._outbox.written
         return ConnectionStats(
             self.requests.offset,
             dispatcher.points_in,
-            outbox.points,
+            points,
             dispatcher.batches_in,
-            outbox.batches,
-            outbox.bytes_written,
+            batches,
+            size,
             dispatcher.failures,
             self._restarts,
             self._takeovers,

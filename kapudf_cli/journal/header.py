@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import mmap
 import struct
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
+
+import msgspec
 
 from kapudf_cli.transport.meter import Meter
 from kapudf_cli.transport.stream import DONE_BITS, ConnectionStats
@@ -32,6 +34,7 @@ SUPERVISOR_RECORD_BYTES = 64 * 1024
 HEADER_BYTES = mmap.PAGESIZE + 2 * SUPERVISOR_RECORD_BYTES
 
 _WORD = struct.Struct("@q")
+_TWO_WORDS = struct.Struct("@qq")
 _ACTIVE = 0
 _RECEIVED = 8
 _BUSY_SINCE = 16
@@ -47,6 +50,7 @@ _GIVEN = 88
 _FORMAT = 96
 _HAS_ENDED = 104
 _ACTIVE_SUPERVISOR_RECORD = 112
+_LOCKS_OUTPUT = 120
 _RECORD_OFFSETS = (128, 384)
 _TASK_OFFSET = 1024
 _NODE_OFFSET = 2048
@@ -62,7 +66,7 @@ NO_FRAME = -1
 REPLAYING_HISTORY = -2
 
 
-class CommitRecord(NamedTuple):
+class CommitRecord(msgspec.Struct, frozen=True, gc=False):
     """Everything that one commit changes at once.
 
     Attributes:
@@ -88,9 +92,10 @@ class CommitRecord(NamedTuple):
     stats: ConnectionStats = ConnectionStats()
 
 
-_OWN_FIELDS = len(CommitRecord._fields) - 1
+_OWN_FIELDS = len(CommitRecord.__struct_fields__) - 1
+_STATS_FIELDS = len(ConnectionStats.__struct_fields__) - 1
 _DONE_BYTES = DONE_BITS // 8
-_RECORD = struct.Struct(f"@{_OWN_FIELDS + len(ConnectionStats._fields) - 1}q{_DONE_BYTES}s")
+_RECORD = struct.Struct(f"@{_OWN_FIELDS + _STATS_FIELDS}q{_DONE_BYTES}s")
 
 
 class _Word(Protocol):
@@ -134,6 +139,7 @@ class Header:
         waits_for_peer: 1 while output cannot be sent because the peer does not read.
         format: the version of the layout.
         has_ended: 1 once the supervisor has forgotten the connection.
+        locks_output: 1 while the worker must lock the memory to send; see `output_lock`.
     """
 
     __slots__ = ("_memory",)
@@ -146,15 +152,10 @@ class Header:
     def record(self) -> CommitRecord:
         """The active commit record."""
         (active,) = _WORD.unpack_from(self._memory, _ACTIVE)
-        values = _RECORD.unpack_from(self._memory, _RECORD_OFFSETS[active & 1])
-        return CommitRecord._make(
-            (
-                *values[:_OWN_FIELDS],
-                ConnectionStats._make(
-                    (*values[_OWN_FIELDS:-1], int.from_bytes(values[-1], "little"))
-                ),
-            )
-        )
+        *values, done = _RECORD.unpack_from(self._memory, _RECORD_OFFSETS[active & 1])
+        own, stats = values[:_OWN_FIELDS], values[_OWN_FIELDS:]
+        stats.append(int.from_bytes(done, "little"))
+        return msgspec.structs.replace(CommitRecord(*own), stats=ConnectionStats(*stats))
 
     def commit(self, record: CommitRecord) -> None:
         """Replace the commit record at once."""
@@ -162,8 +163,34 @@ class Header:
         other = ~active & 1
         stats = record.stats
         done = stats.done.to_bytes(_DONE_BYTES, "little") if stats.done else b""
-        _RECORD.pack_into(self._memory, _RECORD_OFFSETS[other], *record[:-1], *stats[:-1], done)
+        _RECORD.pack_into(
+            self._memory,
+            _RECORD_OFFSETS[other],
+            record.segment,
+            record.prefix_bytes,
+            record.input_start,
+            record.sent,
+            record.in_batch,
+            record.complete,
+            record.output_start,
+            record.output_end,
+            stats.offset,
+            stats.points_in,
+            stats.points_out,
+            stats.batches_in,
+            stats.batches_out,
+            stats.bytes_out,
+            stats.failures,
+            stats.restarts,
+            stats.takeovers,
+            stats.dropped_points,
+            done,
+        )
         _WORD.pack_into(self._memory, _ACTIVE, other)
+
+    def record_waiting(self) -> None:
+        """Record that the worker waits for input and the handler has no frame."""
+        _TWO_WORDS.pack_into(self._memory, _BUSY_SINCE, 0, NO_FRAME)
 
     received = _word(_RECEIVED)
     busy_since_ns = _word(_BUSY_SINCE)
@@ -174,6 +201,7 @@ class Header:
     waits_for_peer = _word(_WAITS_FOR_PEER)
     waits_for_turn = _word(_WAITS_FOR_TURN)
     heartbeat_ns = _word(_HEARTBEAT)
+    locks_output = _word(_LOCKS_OUTPUT)
     given = _word(_GIVEN)
     thread = _word(_THREAD)
     format = _word(_FORMAT)

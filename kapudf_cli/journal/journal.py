@@ -33,6 +33,8 @@ import resource
 import time
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from kapudf_cli.errors import ConfigError
 from kapudf_cli.journal import kernel
 from kapudf_cli.journal.header import FORMAT, HEADER_BYTES, NO_FRAME, CommitRecord, Header
@@ -53,6 +55,10 @@ _INPUT: Final = HEADER_BYTES + 2 * _RING_SEGMENT_BYTES
 _BACKLOG_BYTES: Final = 2 * 1024 * 1024
 #: The end of a segment, where input goes that is not kept because the segment is full.
 _SCRATCH_BYTES: Final = 96 * 1024
+#: Where in a page input starts, after a prefix of any length. Data comes from pages of the kernel,
+#: mostly from their start. Some processors take three times as long to copy it to an address
+#: that is a little further in its page, because each load seems to depend on the last store.
+_INPUT_OFFSET: Final = mmap.PAGESIZE // 2
 #: A journal that cannot be compacted, as in the middle of a batch, may grow to this many times
 #: `journal_bytes`. Beyond that the connection goes on, but a worker's death ends it.
 _OVERDRAFT: Final = 4
@@ -121,6 +127,7 @@ def create(connection: socket.socket, *, journal_bytes: int, max_frame_bytes: in
             header.format = FORMAT
             header.segment_bytes = segment
             header.current_frame = NO_FRAME
+            header.locks_output = int(not kernel.take_part_in_barriers())
             # Until it first waits for input, the worker is busy creating the handler.
             header.busy_since_ns = time.monotonic_ns()
             header.commit(CommitRecord(output_start=_RING[0], output_end=_RING[0]))
@@ -151,10 +158,9 @@ class Journal:
         self._view = memoryview(self._memory)
         self.header = Header(self._memory)
         self.meter = self.header.open_meter()
+        kernel.take_part_in_barriers()
         self._segment_bytes = self.header.segment_bytes
         self._long_bytes = (len(self._memory) - self._segment_start(2)) // 2
-        # How many bytes of output were written to the ring's current segment.
-        self._ring_segment_used = 0
         with contextlib.suppress(OSError):
             # A page that was sent must not be part of a huge page that is written to.
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -165,6 +171,14 @@ class Journal:
         self._locate_input()
         # At how many bytes the kernel's count must be reset.
         self._reset_at = kernel.keep_read_count_high(connection, self.header, self.received)
+        # Where the ring's segment with the last output ends, 0 if that is not in the ring.
+        end = self.record.output_end
+        limits = [start + _RING_SEGMENT_BYTES for start in _RING]
+        self._output_limit = next(
+            (limit for limit in limits if limit - _RING_SEGMENT_BYTES <= end <= limit), 0
+        )
+        # How many bytes of output this worker has written to that segment.
+        self._ring_segment_used = 0
         # The file position, which the kernel advances with each byte sent.
         self._at = os.lseek(descriptor, 0, os.SEEK_CUR)
 
@@ -198,7 +212,7 @@ class Journal:
         self._input_at = start + count
         if received >= self._reset_at:
             self._reset_at = kernel.keep_read_count_high(self._connection, self.header, received)
-        return bytes(self._view[start : start + count])
+        return self._memory[start : start + count]
 
     @property
     def kept_bytes(self) -> int:
@@ -207,7 +221,7 @@ class Journal:
 
     def history(self, until: int) -> bytes:
         """Return Init, Restore and the input up to an offset, which rebuild the handler's state."""
-        start = self._segment_start(self.record.segment)
+        start = self._prefix_at(self.record.segment, self.record.prefix_bytes)
         return bytes(self._view[start : self._position_of(until)])
 
     def unprocessed(self) -> bytes:
@@ -218,7 +232,7 @@ class Journal:
     @property
     def max_prefix_bytes(self) -> int:
         """How many bytes `compact` has room for, prefix and remainder together."""
-        return self._segment_bytes - 2 * _SCRATCH_BYTES
+        return self._segment_bytes - 2 * _SCRATCH_BYTES - mmap.PAGESIZE
 
     def compact(self, prefix: bytes, remainder: bytes) -> bool:
         """Replace the input up to `record.stats.offset` by a prefix that rebuilds the state.
@@ -235,13 +249,15 @@ class Journal:
             return False
         if len(prefix) + len(remainder) > self.max_prefix_bytes:
             return False
-        old, used = self.record.segment, self.record.prefix_bytes + self.kept_bytes
-        start = self._segment_start(1 - old)
+        old = self.record.segment
+        used = self._position_of(self.received) - self._segment_start(old)
+        start = self._prefix_at(1 - old, len(prefix))
         middle = start + len(prefix)
         self._view[start:middle] = prefix
         self._view[middle : middle + len(remainder)] = remainder
         self._commit(
-            self.record._replace(
+            msgspec.structs.replace(
+                self.record,
                 segment=1 - old,
                 prefix_bytes=len(prefix),
                 input_start=self.record.stats.offset,
@@ -263,35 +279,44 @@ class Journal:
             piece: whole messages, which must be sent before the next call.
             commit: what becomes true with it.
         """
-        messages, in_batch, stats, forget_input = commit
-        record = self.record
+        record, stats = self.record, commit.stats
         input_start, complete = record.input_start, record.complete
-        # Without an incomplete frame, compaction changes nothing but the record.
-        compacts = forget_input and stats and stats.offset == self.received and record.prefix_bytes
-        if compacts:
-            input_start, complete = self.received, 1
         output_start, output_end = record.output_start, record.output_end
+        # Without an incomplete frame, compaction changes nothing but the record.
+        forgets = (
+            commit.forget_input and stats and stats.offset == self.received and record.prefix_bytes
+        )
+        if forgets:
+            input_start, complete = self.received, 1
         if piece:
-            output_start = self._allocate_output(len(piece))
-            output_end = output_start + len(piece)
+            size = len(piece)
+            output_start, output_end = output_end, output_end + size
+            if output_end > self._output_limit:
+                output_start = self._allocate_output(size)
+                output_end = output_start + size
             self._view[output_start:output_end] = piece
-        # All fields, because _replace() takes twice as long.
+            self._ring_segment_used += size
         self._commit(
             CommitRecord(
                 record.segment,
                 record.prefix_bytes,
                 input_start,
-                messages if stats else record.sent + messages,
-                int(in_batch),
+                commit.messages if stats else record.sent + commit.messages,
+                int(commit.in_batch),
                 complete,
                 output_start,
                 output_end,
                 stats or record.stats,
             )
         )
-        if compacts:
-            self._locate_input()
-            self._release_forgotten_pages(record)
+        if forgets:
+            forgotten = self.received - record.input_start
+            if record.complete:
+                self._input_at -= forgotten
+            else:
+                self._locate_input()
+            if forgotten > _KEPT_BYTES:
+                self._release_forgotten_pages(forgotten)
 
     @property
     def unsent(self) -> int:
@@ -299,7 +324,7 @@ class Journal:
         record = self.record
         if not record.output_start <= self._at <= record.output_end:
             # The piece is not stored right after the one before it.
-            self._at = kernel.seek(self.descriptor, record.output_start, os.SEEK_SET)
+            self._at = os.lseek(self.descriptor, record.output_start, os.SEEK_SET)
         return record.output_end - self._at
 
     def send(self, count: int) -> int:
@@ -329,7 +354,7 @@ class Journal:
     def _input_when_full(self, limit: int) -> tuple[int, int]:
         """Mark the segment as full; return where to write input instead, and how much at once."""
         if self.record.complete:
-            self._commit(self.record._replace(complete=0))
+            self._commit(msgspec.structs.replace(self.record, complete=0))
             self._locate_input()
         scratch = self._segment_start(self.record.segment) + self._segment_bytes - _SCRATCH_BYTES
         return scratch, min(limit, _SCRATCH_BYTES)
@@ -337,16 +362,20 @@ class Journal:
     def _segment_start(self, segment: int) -> int:
         return _INPUT + segment * self._segment_bytes
 
+    def _prefix_at(self, segment: int, prefix_bytes: int) -> int:
+        """Return where a prefix of this length starts, so that input starts at `_INPUT_OFFSET`."""
+        return self._segment_start(segment) + (_INPUT_OFFSET - prefix_bytes) % mmap.PAGESIZE
+
     def _position_of(self, offset: int) -> int:
         record = self.record
-        return (
-            self._segment_start(record.segment) + record.prefix_bytes + offset - record.input_start
-        )
+        prefix_at = self._prefix_at(record.segment, record.prefix_bytes)
+        return prefix_at + record.prefix_bytes + offset - record.input_start
 
     def _allocate_output(self, size: int) -> int:
-        """Return where a piece of output can be written."""
+        """Return where a piece of output can be written that does not fit after the last one."""
         end = self.record.output_end
         if size > _RING_SEGMENT_BYTES:
+            self._output_limit = 0
             # Use the other area if the file position is in the first one.
             start = self._segment_start(2)
             if start <= end <= start + self._long_bytes:
@@ -355,37 +384,28 @@ class Journal:
             # ones. The kernel keeps released pages until the peer has read them.
             self._release_pages(self._segment_start(2), 2 * self._long_bytes)
             return start
-        if size >= mmap.PAGESIZE:
-            # sendfile(2) works page by page, and an additional page costs another step.
-            end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
-        for number, start in enumerate(_RING):
-            if start <= end <= start + _RING_SEGMENT_BYTES:
-                if end + size <= start + _RING_SEGMENT_BYTES:
-                    self._ring_segment_used += size
-                    return end
-                return self._switch_ring_segment(_RING[1 - number], size)
-        self._ring_segment_used = 0
-        return self._switch_ring_segment(_RING[0], size)
-
-    def _switch_ring_segment(self, segment: int, size: int) -> int:
-        """Start to use a segment of the ring, with a piece of `size` bytes; return the segment."""
+        if not self._output_limit:
+            self._ring_segment_used = 0
+        start = _RING[1] if self._output_limit == _RING[1] else _RING[0]
         # Bytes arrive in order. If fewer are in flight than were written to the other
         # segment, none of this segment is.
         if self._in_flight() > self._ring_segment_used:
-            self._release_pages(segment, _RING_SEGMENT_BYTES)
-        self._ring_segment_used = size
-        return segment
+            self._release_pages(start, _RING_SEGMENT_BYTES)
+        self._ring_segment_used = 0
+        self._output_limit = start + _RING_SEGMENT_BYTES
+        return start
 
     def _in_flight(self) -> int:
         """Return how many bytes the peer has not read yet, or a little more: unix(7)."""
         return unsent_bytes(self._connection.fileno())
 
-    def _release_forgotten_pages(self, before: CommitRecord) -> None:
+    def _release_forgotten_pages(self, forgotten: int) -> None:
         """Release the pages of input that was forgotten in place: all but the prefix."""
-        if (forgotten := self.received - before.input_start) > _KEPT_BYTES:
-            start = -(-before.prefix_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = min(before.prefix_bytes + forgotten, self._segment_bytes)
-            self._release_pages(self._segment_start(before.segment) + start, end - start)
+        record = self.record
+        start = self._position_of(record.input_start)
+        end = min(start + forgotten, self._segment_start(record.segment + 1))
+        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._release_pages(start, end - start)
 
     def _release_pages(self, start: int, size: int) -> None:
         """Release the pages of a part to the system; they read as zeros from then on."""

@@ -1,23 +1,25 @@
-"""What the journal needs from Linux: a count of the bytes read, and system calls that hold the GIL.
+"""What the journal needs from Linux: a read count, a send that holds the GIL, and barriers.
 
 **The read count.** A worker may die after a read and before it has recorded how much it read.
 The kernel still knows: the peek offset of a socket, SO_PEEK_OFF (socket(7)), decreases by each
 byte that is read. Set to a high value and never used for peeking, it counts what was read. It
 belongs to the connection, not to a process.
 
-**System calls.** Python releases its interpreter lock (GIL) around a system call, and a handler
-may then hold it for a second in C code. A sending thread would wait that long after each call, in
-the middle of a message, and with the lock held that keeps the supervisor from sending a
-heartbeat. None of the calls here blocks, so there is no need to release the GIL.
+**Sending.** Python releases its interpreter lock (GIL) around a system call, and a handler may
+then hold it for a second in C code. A sending thread would wait that long after each call, in the
+middle of a message. The call here does not block, so there is no need to release the GIL.
+
+**Barriers.** A processor may delay a store until after a later load. Two processes that each store
+one word of shared memory and then load the other's may both load old values. membarrier(2)
+prevents that, and takes time only in the process that calls it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
-import fcntl
 import os
 import socket
+import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -96,58 +98,13 @@ def _set_peek_offset(connection: socket.socket, offset: int) -> None:
     connection.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, offset)
 
 
-# --- system calls that hold the GIL ---
+# --- system calls without Python's own functions ---
 
-_libc: Final = ctypes.PyDLL(None, use_errno=True)
-
-
-class _Flock(ctypes.Structure):
-    """`struct flock` of fcntl(2)."""
-
-    _fields_ = (
-        ("l_type", ctypes.c_short),
-        ("l_whence", ctypes.c_short),
-        ("l_start", ctypes.c_long),
-        ("l_len", ctypes.c_long),
-        ("l_pid", ctypes.c_int),
-    )
-
-
-# On Linux, a long is as wide as an off_t and a ssize_t.
-_lseek: Final = _libc.lseek
-_lseek.argtypes = (ctypes.c_int, ctypes.c_long, ctypes.c_int)
-_lseek.restype = ctypes.c_long
+_libc: Final = ctypes.PyDLL(None)
+# With declared types and `errno`, a call would take half as long again. So all numbers must fit
+# into a C int, and a call that fails is repeated with Python's own function, which raises.
 _sendfile: Final = _libc.sendfile
-_sendfile.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-_sendfile.restype = ctypes.c_long
-# Each write makes two of these calls. Without `errno`, which is not needed, and with arguments
-# that need no conversion, they take two thirds of the time.
-_fcntl: Final = ctypes.PyDLL(None).fcntl
-_LOCK: Final = ctypes.byref(_Flock(fcntl.F_WRLCK, os.SEEK_SET))
-_UNLOCK: Final = ctypes.byref(_Flock(fcntl.F_UNLCK, os.SEEK_SET))
-_SET_LOCK: Final = fcntl.F_SETLK
-
-
-def try_lock(descriptor: int) -> bool:
-    """Lock a file as `fcntl.lockf` does, without waiting; return False if it is locked."""
-    return bool(_fcntl(descriptor, _SET_LOCK, _LOCK) == 0)
-
-
-def unlock(descriptor: int) -> None:
-    """Unlock a file that this process has locked."""
-    _fcntl(descriptor, _SET_LOCK, _UNLOCK)
-
-
-def seek(descriptor: int, offset: int, whence: int) -> int:
-    """Move an open file's position and return it, as `os.lseek` does.
-
-    Raises:
-        OSError: it cannot be moved there.
-    """
-    position: int = _lseek(descriptor, offset, whence)
-    if position < 0:
-        raise _error()
-    return position
+_MOST_BYTES: Final = 2**30
 
 
 def send_file(connection: int, file: int, count: int) -> int:
@@ -156,16 +113,32 @@ def send_file(connection: int, file: int, count: int) -> int:
     Raises:
         OSError: as the socket does; BlockingIOError if it has no room.
     """
-    while True:
-        sent: int = _sendfile(connection, file, None, count)
-        if sent >= 0:
-            return sent
-        # Do not keep the error in a variable: its traceback refers to this frame, and the cycle
-        # would keep the callers' variables alive until the next full garbage collection.
-        if ctypes.get_errno() != errno.EINTR:
-            raise _error()
+    sent: int = _sendfile(connection, file, None, min(count, _MOST_BYTES))
+    return sent if sent >= 0 else os.sendfile(connection, file, None, count)
 
 
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
+#: The number of membarrier(2) on 64-bit processors; Python has no function for it.
+_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283, "riscv64": 283}.get(os.uname().machine)
+#: Commands of membarrier(2), "global expedited".
+_BARRIER: Final = 1 << 1
+_REGISTER: Final = 1 << 2
+
+
+def _membarrier(command: int) -> bool:
+    if _MEMBARRIER is None or sys.maxsize < 2**32:
+        return False
+    return bool(_libc.syscall(_MEMBARRIER, command, 0, 0) == 0)
+
+
+def take_part_in_barriers() -> bool:
+    """Have `barrier` of other processes apply to this one; return whether the system can."""
+    return _membarrier(_REGISTER)
+
+
+def barrier() -> bool:
+    """Order the loads and stores of all processes that take part; return whether the system can.
+
+    This process then sees what they stored before the barrier, and they see after it what this
+    process stored.
+    """
+    return _membarrier(_BARRIER)

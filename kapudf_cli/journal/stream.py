@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.agent.checkpoints import MAX_MESSAGE_BYTES, ResumePoint
-from kapudf_cli.journal import kernel
-from kapudf_cli.journal.header import NO_FRAME, REPLAYING_HISTORY
+from kapudf_cli.journal.header import REPLAYING_HISTORY
+from kapudf_cli.journal.output_lock import locked_for_worker
 from kapudf_cli.system import loggers
 from kapudf_cli.transport import SocketStream
 from kapudf_cli.transport.stream import Commit
@@ -127,21 +126,22 @@ class JournaledStream(SocketStream):
         Raises:
             OSError: the connection broke.
         """
-        memory = self._journal.descriptor
-        # The lock keeps the supervisor's heartbeats out of the middle of a message. It is
-        # released if this process dies.
-        if not kernel.try_lock(memory):
-            fcntl.lockf(memory, fcntl.LOCK_EX)
-        try:
-            while unsent := self._journal.unsent:
-                try:
-                    self._journal.send(unsent)
-                except BlockingIOError:
-                    self._journal.header.waits_for_peer = 1
-                    self._wait_for_room()
-                    self._journal.header.waits_for_peer = 0
-        finally:
-            kernel.unlock(memory)
+        if self._journal.header.locks_output:
+            with locked_for_worker(self._journal.descriptor):
+                self._send_rest()
+        else:
+            self._send_rest()
+
+    def _send_rest(self) -> None:
+        journal = self._journal
+        unsent = journal.unsent
+        while unsent:
+            try:
+                unsent -= journal.send(unsent)
+            except BlockingIOError:
+                journal.header.waits_for_peer = 1
+                self._wait_for_room()
+                journal.header.waits_for_peer = 0
 
     def close(self) -> int:
         """Close the socket and the journal."""
@@ -168,10 +168,9 @@ class JournaledStream(SocketStream):
 
     def _wait_for_input(self) -> None:
         header = self._journal.header
-        header.current_frame = NO_FRAME
-        header.busy_since_ns = 0
+        header.record_waiting()
         try:
-            super()._wait_for_input()
+            self._wait()
         finally:
             header.busy_since_ns = time.monotonic_ns()
 

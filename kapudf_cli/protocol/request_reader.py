@@ -90,7 +90,7 @@ class RequestReader(FrameReader["ReadRequest"]):
             return start  # The limit must be checked for each frame.
         known = KNOWN_FRAMES.get
         decode = Point.FromString
-        while True:
+        while start < end:
             if self.take_run is not None:
                 following, count = point_run(data, start, min(end, start + _MAX_RUN_BYTES))
                 if count:
@@ -118,3 +118,4 @@ class RequestReader(FrameReader["ReadRequest"]):
                     return start  # The general way raises the error.
                 yield point
             start = following
+        return start

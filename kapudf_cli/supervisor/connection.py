@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import mmap
 import os
@@ -16,6 +15,7 @@ import msgspec
 
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.journal.header import HEADER_BYTES, NO_FRAME, Header
+from kapudf_cli.journal.output_lock import locked_for_supervisor
 from kapudf_cli.protocol.framing import HEARTBEAT
 from kapudf_cli.supervisor.poison import DeathScene, PoisonDetector
 from kapudf_cli.supervisor.routes import ConnectionState, RoutedConnection
@@ -469,16 +469,11 @@ class SupervisedConnection:
 
     def beat(self) -> None:
         """Send a heartbeat, unless part of a message is still unsent."""
-        with contextlib.suppress(OSError):
-            # A worker locks the memory while it sends.
-            fcntl.lockf(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                if self.is_waiting:
-                    self._send_rest()
-                if self._sent_until() == self.header.record.output_end:
-                    self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)
-            finally:
-                fcntl.lockf(self._memory, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError), locked_for_supervisor(self._memory, self.header):
+            if self.is_waiting:
+                self._send_rest()
+            if self._sent_until() == self.header.record.output_end:
+                self._socket.send(HEARTBEAT, socket.MSG_DONTWAIT)
 
     def log_abandoned(self, log: BoundLogger) -> None:
         """Log the event that sums it up, because no worker will."""

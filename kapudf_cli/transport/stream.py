@@ -7,7 +7,9 @@ time call `interrupt` (read what has arrived, then end), `pause` (stop waiting f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 DONE_BITS: Final = 256
 
 
-class ConnectionStats(NamedTuple):
+class ConnectionStats(msgspec.Struct, frozen=True, gc=False):
     """What a connection has done, between two requests.
 
     Attributes:
@@ -51,7 +53,7 @@ class ConnectionStats(NamedTuple):
     done: int = 0
 
 
-class Commit(NamedTuple):
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """What becomes true with a write, all at once.
 
     Attributes:

@@ -32,18 +32,24 @@ class DyingHeader(Header):
     After that, all stores fail, even if the exception was caught.
     """
 
-    __slots__ = ("_after", "_left", "_over", "has_died")
+    __slots__ = ("_after", "_held", "_left", "_over", "has_died")
 
     def __init__(self, held: Journal, *, over: str, after: bool, survives: int = 0) -> None:
         """Die at the store named by `over` ("commit" or "received"), after `survives` others."""
         super().__init__(mmap.mmap(held.descriptor, HEADER_BYTES))
+        self._held = held
         self._over = over
         self._after = after
         self._left = survives
         self.has_died = False
 
     def commit(self, record: CommitRecord) -> None:
-        self._die_over("commit", lambda: super(DyingHeader, self).commit(record))
+        def store() -> None:
+            super(DyingHeader, self).commit(record)
+            # Its code runs on in the test, and must not overwrite what it has committed.
+            self._held.record = record
+
+        self._die_over("commit", store)
 
     @property
     def received(self) -> int:

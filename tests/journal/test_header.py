@@ -8,28 +8,23 @@ from typing import TYPE_CHECKING
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from msgspec.structs import replace
 
 from kapudf_cli.journal import header as layout
 from kapudf_cli.journal.header import HEADER_BYTES, CommitRecord, Header
-from kapudf_cli.transport.stream import ConnectionStats
+from kapudf_cli.transport.stream import DONE_BITS, ConnectionStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORDS = (
     "received", "busy_since_ns", "current_frame", "peek_base", "peek_reset", "segment_bytes",
-    "waits_for_peer", "thread",
+    "waits_for_peer", "thread", "locks_output",
 )  # fmt: skip
 
 counts = st.integers(0, 2**63 - 1)
-some_progress = st.builds(
-    ConnectionStats._make, st.tuples(*[counts] * len(ConnectionStats._fields))
-)
-some_marks = st.builds(
-    lambda own, stats: CommitRecord._make((*own, stats)),
-    st.tuples(*[counts] * (len(CommitRecord._fields) - 1)),
-    some_progress,
-)
+some_progress = st.builds(ConnectionStats, *[counts] * 10, done=st.integers(0, 2**DONE_BITS - 1))
+some_marks = st.builds(CommitRecord, *[counts] * 8, stats=some_progress)
 
 
 @pytest.fixture
@@ -66,8 +61,7 @@ def test_a_partly_written_record_changes_nothing(
 
 def test_each_field_is_independent(memory: mmap.mmap) -> None:
     header = Header(memory)
-    own = range(100, 100 + len(CommitRecord._fields) - 1)
-    record = CommitRecord._make((*own, ConnectionStats(*range(200, 209))))
+    record = replace(CommitRecord(*range(100, 108)), stats=ConnectionStats(*range(200, 210)))
     for number, word in enumerate(WORDS):
         setattr(header, word, -number)
     header.commit(record)
@@ -80,7 +74,7 @@ def test_each_field_is_independent(memory: mmap.mmap) -> None:
 
 def test_the_two_records_do_not_overlap() -> None:
     first, second = layout._RECORD_OFFSETS
-    assert first >= layout._THREAD + 8
+    assert first >= layout._LOCKS_OUTPUT + 8
     assert first + layout._RECORD.size <= second
     assert second + layout._RECORD.size <= layout._TASK_OFFSET
     assert layout._NODE_OFFSET + 2 + layout._TEXT_BYTES <= HEADER_BYTES

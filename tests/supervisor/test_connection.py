@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.journal.header import NO_FRAME
@@ -34,7 +35,7 @@ class Connection(JournaledConnection):
     def got_to(self, offset: int, *, current_frame: int | None = None, received: int = 100) -> None:
         """Make the worker busy with a frame, after it handled all input before an offset."""
         header = self.supervised.header
-        header.commit(header.record._replace(stats=ConnectionStats(offset)))
+        header.commit(replace(header.record, stats=ConnectionStats(offset)))
         header.current_frame = offset if current_frame is None else current_frame
         header.received = received
         header.busy_since_ns = 1
@@ -114,7 +115,7 @@ def test_poison_that_is_no_history_any_more_is_forgotten(kept: Connection) -> No
         order = kept.dies()
     assert order.poison == (40,)
     header = kept.supervised.header
-    header.commit(header.record._replace(input_start=41))
+    header.commit(replace(header.record, input_start=41))
     kept.got_to(80)
     assert 40 not in kept.dies().poison
 
@@ -353,7 +354,7 @@ def test_input_that_the_worker_does_not_read_counts_against_the_limit(
     assert after(21.0) == ("idle", False)
 
     connection.header.waits_for_peer = 1
-    connection.header.commit(connection.header.record._replace(output_end=1 << 20))
+    connection.header.commit(replace(connection.header.record, output_end=1 << 20))
     assert after(30.0, 39.5) == ("not reading", False), "Kapacitor would take output"
     assert after(40.0) == ("not reading", True)
     with contextlib.suppress(BlockingIOError):
@@ -409,7 +410,7 @@ def test_after_a_handover_the_recorded_thread_is_that_of_the_serving_worker(
 def test_a_rate_is_that_of_the_last_while(kept: Connection) -> None:
     started_s = kept.supervised.record.started_s
     header = kept.supervised.header
-    header.commit(header.record._replace(stats=ConnectionStats(points_in=300)))
+    header.commit(replace(header.record, stats=ConnectionStats(points_in=300)))
     kept.supervised.tick(started_s + 0.5)
     assert kept.supervised.points_per_s == 0
     kept.supervised.tick(started_s + 2.0)
@@ -436,7 +437,7 @@ def test_a_connection_that_no_worker_will_serve_is_logged(kept: Connection) -> N
     header = kept.supervised.header
     header.task = ("task", "node")
     header.received = 99
-    header.commit(header.record._replace(stats=ConnectionStats(90, points_in=3, points_out=2)))
+    header.commit(replace(header.record, stats=ConnectionStats(90, points_in=3, points_out=2)))
     kept.supervised.log_abandoned(Log())  # type: ignore[arg-type]
     ((event, facts),) = events
     assert event == "connection finished"
