@@ -18,7 +18,7 @@ CORE_TESTS := tests/protocol tests/tickscript tests/handler tests/agent tests/ha
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-lowest test-long coverage soak bench bench-kapacitor check format proto clean
+.PHONY: help demo serve test test-lowest test-long test-deploy coverage soak bench bench-kapacitor check format proto clean
 
 help:
 	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test       run the tests that every change must pass (about 5 minutes on two cores)'
 	@echo 'make test-lowest  run the core tests with the lowest versions of the dependencies (about a minute)'
 	@echo 'make test-long  run the fuzz, soak and long process tests (about 3 minutes)'
+	@echo 'make test-deploy  run the tests with Prometheus, containers and systemd, where these are installed'
 	@echo 'make coverage   run all tests and report which lines no test reaches (takes much longer)'
 	@echo 'make soak       kill 250 workers and reload 50 times under load, serve 2,000 connections'
 	@echo 'make bench      measure, beside a raw echo and a plain agent (about five minutes)'
@@ -86,6 +87,10 @@ test-long: $(INSTALLED)
 	@echo 'The long tests take about 3 minutes on two cores.'
 	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m 'long or hypothesis' \
 		--hypothesis-profile long --timeout 300 --durations 10
+
+# Needs prometheus, podman, buildah, runc and debootstrap of Debian; skips the tests that lack one.
+test-deploy: $(INSTALLED)
+	$(BIN)/python -m pytest -m deploy --timeout 900 --durations 10 tests/deploy
 
 # Tracing doubles the time of the tests, and needs processes that start by exec.
 coverage: $(INSTALLED)

@@ -46,6 +46,11 @@ _SHOWN_CHARACTERS = 200
 _MIN_FRAME_LIMIT_BYTES = 1024
 
 
+#: A host, with brackets if it is an IPv6 address, and a port up to 65535.
+_PORT = "[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_ADDRESS = rf"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]*):({_PORT})\Z"
+
+
 class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one function: a handler and its socket."""
 
@@ -145,10 +150,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")
     ] = 10.0
 
+    metrics: Annotated[
+        Annotated[str, Meta(pattern=_ADDRESS)] | None,
+        Meta(description="HOST:PORT such as 127.0.0.1:9464, or null for no metrics"),
+    ] = None
+
     @property
     def in_one_process(self) -> bool:
         """Whether there are no workers."""
         return all(function.workers == 0 for function in self.functions.values())
+
+
+def metrics_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of `metrics`; without a host, it is the loopback address."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def check(raw: dict[str, Any], *, source: str) -> Settings:

@@ -69,6 +69,10 @@ WRONG_AT_TOP: dict[str, list[object]] = {
     "functions": [1, "mirror", True, None, [], ["mirror"], {}],
     "log_format": ["xml", "JSON", 1, True, None, "", [], ["json"], {}, {"format": "json"}],
     "log_level": ["verbose", "INFO", 1, True, None, "", [], ["info"], {}, {"level": "info"}],
+    "metrics": [
+        "9464", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "::1:9464", "a b:1", "", 9464, True,
+        [], {}, {"port": 9464},
+    ],
     "grace_period_s": [
         -1, -0.5, 3600.5, "10", True, None, float("nan"), float("inf"), [], [10], {}, {"s": 10},
     ],

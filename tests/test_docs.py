@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -719,6 +720,40 @@ def test_load_prints_the_rows_that_the_page_on_testing_shows() -> None:
             "points", "time", "throughput", "latency p50", "latency p90", "latency p99",
             "latency p99.9", "latency max", "CPU", "memory",
         ]  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
+def test_the_recipe_for_jq_shows_warnings_and_errors() -> None:
+    (recipe,) = [
+        each for each in snippets(ROOT / "docs" / "deployment.md", "console") if "| jq " in each
+    ]
+    options, text, _ = re.split(r"'", recipe.partition("| jq ")[2])
+    log = [
+        "Started kapudf.service",
+        json.dumps(
+            {"timestamp": "2026-11-28T04:44:00.123Z", "level": "info", "event": "listening"}
+        ),
+        json.dumps(
+            {
+                "timestamp": "2026-11-28T04:44:01.123Z",
+                "level": "error",
+                "event": "connection finished",
+                "reason": "handler_error",
+                "error": "it raised",
+                "function": "f",
+                "task_id": "cpu",
+                "points_in": 3,
+            }
+        ),
+    ]
+    shown = subprocess.run(
+        ["jq", *options.split(), text],
+        input="\n".join(log),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == ("2026-11-28T04:44:01  error  f  cpu  connection finished  it raised\n")
 
 
 def events_in_source() -> set[str]:

@@ -107,6 +107,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Reload when the handler's code changes; for development, needs kapudf[reload].",
 )
+@options.setting(
+    "--metrics",
+    scope="process",
+    metavar="HOST:PORT",
+    help="Serve metrics for Prometheus at this address, as 127.0.0.1:9464; needs "
+    "kapudf[metrics].  [default: nowhere]",
+)
 @options.grace_period
 @options.log_format
 @options.log_level
@@ -134,6 +141,8 @@ def serve(
     chosen = _settings(config_file, given)
     logs.configure(chosen.log_format, chosen.log_level)
     log = logs.get_logger()
+    if chosen.in_one_process and chosen.metrics is not None:
+        raise click.UsageError("--metrics needs workers; remove it, or --workers 0")
     if chosen.in_one_process and watches_code:
         raise click.UsageError("--reload needs workers; remove --workers 0")
     alone = chosen.in_one_process
@@ -228,17 +237,26 @@ def _serve_by_workers(
     keeps: bool,
     watches_code: bool,
 ) -> int:
+    from kapudf_cli import config
     from kapudf_cli.supervisor.supervisor import Supervisor
     from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.system.signals import SignalQueue
 
     signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with signals, contextlib.ExitStack() as stack:
+        metrics = None
+        if chosen.metrics is not None:
+            from kapudf_cli.supervisor.metrics_server import MetricsServer
+
+            address = config.metrics_address(chosen.metrics)
+            metrics = stack.enter_context(MetricsServer(address, log))
         watch = None
         if watches_code:
             from kapudf_cli.supervisor.code_watch import CodeWatch
 
             watch = stack.enter_context(CodeWatch(lambda: signals.put(signal.SIGHUP), log))
         store = DescriptorStore(keeps=keeps, log=log)
-        supervisor = Supervisor(chosen, reload_settings, store=store, log=log, code_watch=watch)
+        supervisor = Supervisor(
+            chosen, reload_settings, store=store, log=log, code_watch=watch, metrics=metrics
+        )
         return supervisor.run(signals)

@@ -245,7 +245,7 @@ class SupervisedConnection:
         self.meter.note_taken_over(self._end_pause())
 
     def _end_pause(self) -> float:
-        """Return how long nobody has handled its input, in seconds."""
+        """Return how long no worker has handled its input, in seconds."""
         since_s, self._pauses_since_s = self._pauses_since_s, None
         return 0.0 if since_s is None else time.monotonic() - since_s
 

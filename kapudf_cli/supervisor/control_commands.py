@@ -68,6 +68,13 @@ class ControlCommands:
         else:
             client.reply({"error": "unknown command; there are status and reload"})
 
+    def statuses(self) -> list[dict[str, Any]]:
+        """Return the status of each function, for metrics."""
+        return [
+            status_of(pool, socket_path="", started_s=self._started_s)
+            for pool in self._functions.pools()
+        ]
+
     def answer_reloads(self) -> None:
         """Answer the clients whose reloads are done."""
         for result in self._reloader.take_results():

@@ -19,5 +19,11 @@ class WorkerStartError(PluginError):
         self.is_usage_error = is_usage_error
 
 
+class MetricsAddressError(KapudfError):
+    """The address for metrics cannot be bound."""
+
+    is_usage_error = True
+
+
 class ControlError(KapudfError):
     """The supervisor of a function could not be asked, or could not do what was asked."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kapudf_cli.supervisor.code_watch import CodeWatch
     from kapudf_cli.supervisor.control import ControlClient
     from kapudf_cli.supervisor.functions import FunctionSockets
+    from kapudf_cli.supervisor.metrics_server import MetricsServer
     from kapudf_cli.supervisor.pool import Pool
     from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.system.signals import SignalQueue
@@ -71,6 +72,7 @@ class Supervisor:
         store: DescriptorStore,
         log: BoundLogger,
         code_watch: CodeWatch | None = None,
+        metrics: MetricsServer | None = None,
     ) -> None:
         """Bind the sockets of all functions.
 
@@ -80,6 +82,7 @@ class Supervisor:
             store: keeps descriptors for the next supervisor, and has those of the last one.
             log: where events go.
             code_watch: watches the files of the handlers, if given.
+            metrics: gets the status of all functions, if given.
 
         Raises:
             SocketPathError: a socket cannot be bound; all are released.
@@ -108,6 +111,9 @@ class Supervisor:
         )
         self._reloading: Reloader[ControlClient] = Reloader(self._functions, read_settings, log)
         self._commands = ControlCommands(self._functions, self._reloading)
+        if metrics is not None:
+            supply = functools.partial(metrics.supply, self._commands.statuses)
+            self._selector.register(metrics, selectors.EVENT_READ, supply)
         self._is_ending = False
         self._has_failed = False
         # When each kind of failure was last logged, by its type, file and line.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import contextvars
+import functools
 import io
 import logging
 import os
@@ -24,7 +25,7 @@ from kapudf_cli.system.log_writer import THREAD_NAME, LineHandler, LogWriter
 from kapudf_cli.system.terminal_text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from structlog.typing import EventDict, Processor
 
@@ -33,6 +34,10 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 #: The longest text in an event, and the longest traceback, in characters.
 _TEXT_CHARACTERS: Final = 16 * 1024
+#: What people look for in a line; `ConsoleRenderer` writes the time, level and event before it.
+_FIRST_FOR_PEOPLE: Final = ("error", "reason", "how", "function", "task_id", "node_id")
+#: People read JSON, too.
+_FIRST_IN_JSON: Final = ("timestamp", "level", "event")
 #: The fields that `ConsoleRenderer` prints on separate lines.
 _BLOCKS: Final = ("stack", "exception")
 
@@ -91,16 +96,18 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
     ]
     if for_people:
         render += [
+            functools.partial(_put_first, names=_FIRST_FOR_PEOPLE),
             _make_printable,
             structlog.dev.ConsoleRenderer(
                 colors=on_terminal,
+                sort_keys=False,
                 exception_formatter=structlog.dev.plain_traceback,
                 pad_event_to=24,
             ),
         ]
     else:
         render += [
-            _put_first,
+            functools.partial(_put_first, names=_FIRST_IN_JSON),
             structlog.processors.JSONRenderer(default=repr, ensure_ascii=False),
         ]
     processors: list[Processor] = [
@@ -219,10 +226,10 @@ def crash_descriptor() -> int:
     return _STDERR if _configured is None else _configured.writer.descriptor
 
 
-def _put_first(logger: object, method: str, event: EventDict) -> EventDict:
-    """Put timestamp, level and event first in each line, because people read JSON, too."""
+def _put_first(logger: object, method: str, event: EventDict, *, names: Sequence[str]) -> EventDict:
+    """Put some fields first, in this order; the others keep theirs."""
     del logger, method
-    first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
+    first = {name: event.pop(name) for name in names if name in event}
     return {**first, **event}
 
 

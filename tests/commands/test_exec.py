@@ -310,7 +310,7 @@ def test_a_log_that_would_get_between_the_frames_is_refused() -> None:
 
 def test_a_closed_stdin_is_an_input_that_has_ended() -> None:
     command = f"exec {shlex.join([*KAPUDF, 'exec', '--handler', 'mirror'])} <&-"
-    process = subprocess.run(["sh", "-c", command], capture_output=True, check=False)  # noqa: S607
+    process = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
     assert process.returncode == 0
     assert process.stdout == b""
     assert b'"reason": "closed"' in process.stderr

@@ -170,6 +170,13 @@ def test_the_console_has_lines_for_people() -> None:
     assert result.stdout == ""
 
 
+def test_on_the_console_the_error_and_the_function_come_first() -> None:
+    code = "log.error('it happened', age_s=1, connection=7, function='f', error='no', task_id='t')"
+    assert run(code, "console").stderr.split("] ")[1].split() == [
+        *["it", "happened", "error=no", "function=f", "task_id=t", "age_s=1", "connection=7"],
+    ]
+
+
 def test_the_console_has_indented_tracebacks() -> None:
     code = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed')"
     lines = run(code, "console").stderr.splitlines()
