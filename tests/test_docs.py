@@ -757,8 +757,11 @@ def test_the_recipe_for_jq_shows_warnings_and_errors() -> None:
 
 
 def events_in_source() -> set[str]:
-    """Return the names of the events that whoever runs `kapudf serve` may see in its log."""
-    parts = ("agent/*", "handler/handler", "journal/*", "supervisor/*", "system/*", "worker/*")
+    """Return the names of the events that `kapudf serve` may log."""
+    parts = (
+        *("agent/*", "handler/handler", "influx_scripts/*"),
+        *("journal/*", "supervisor/*", "system/*", "worker/*"),
+    )
     files = [file for part in parts for file in (ROOT / "kapudf_cli").glob(f"{part}.py")]
     found: set[str] = set()
     for file in files:

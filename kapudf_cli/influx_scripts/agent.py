@@ -116,7 +116,7 @@ class ScriptAgent:
     def _write_other(self, response: Response, kind: str | None, outbox: Outbox) -> None:
         """Send what is no data."""
         if kind == "error":
-            _log.error("the script fails its task: %s", response.error.error)
+            _log.error("script fails its task: %s", response.error.error)
             outbox.fail(response.error.error)
         elif kind == "keepalive":
             outbox.heartbeat()

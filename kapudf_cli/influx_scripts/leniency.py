@@ -22,7 +22,7 @@ def warn_once(text: str) -> None:
     warning = f"{script}: {text}"
     if warning not in _logged:
         _logged.add(warning)
-        _log.warning("%s", warning)
+        _log.warning("script warning: %s", warning)
 
 
 _assign: Final = SnapshotResponse.__setattr__

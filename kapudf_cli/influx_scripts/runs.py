@@ -237,7 +237,7 @@ def load(call: ScriptCall) -> type[SupervisedHandler]:
     """
     if (folder := environment.other_package(call.path.parent)) is not None:
         _log.warning(
-            "another package kapacitor comes first on the import path",
+            "another package kapacitor comes first",
             extra={
                 "folder": folder,
                 "advice": f"`python {call.path.name}` uses it; kapudf does not",

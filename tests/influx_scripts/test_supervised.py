@@ -141,7 +141,7 @@ def test_another_package_of_the_name_is_told(
     (tmp_path / "kapacitor" / "udf").mkdir(parents=True)
     (tmp_path / "kapacitor" / "__init__.py").touch()
     process = serve(str(tmp_path / "flat.py"))
-    event = process.event("another package kapacitor comes first on the import path")
+    event = process.event("another package kapacitor comes first")
     assert event["folder"] == str(tmp_path / "kapacitor")
     with started_task(socket_path) as side:
         assert answer(side, Point(time=1)) == Point(time=1)

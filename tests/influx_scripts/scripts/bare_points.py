@@ -7,6 +7,10 @@ from kapacitor.udf import udf_pb2
 class Bare(Base):
     wants = provides = udf_pb2.BATCH
 
+    def point(self, point):
+        point.name = "cpu"
+        super().point(point)
+
 
 if __name__ == "__main__":
     run(Bare)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import sys
+import os
 
 from kapacitor.udf.agent import Agent, Handler
 from kapacitor.udf import udf_pb2
@@ -44,6 +44,9 @@ class CountHandler(Handler):
 
     def snapshot(self):
         data = {group: state.count for group, state in self._states.items()}
+        if "RECORD" in os.environ:
+            with open(os.environ["RECORD"], "a") as record:
+                record.write("%d\n" % sum(data.values()))
         response = udf_pb2.Response()
         response.snapshot.snapshot = json.dumps(data).encode()
         return response
