@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kapudf_cli.client.driver import probe
 from kapudf_cli.client.errors import ProbeError
 from kapudf_cli.system import processes
-from kapudf_cli.system.socket_file import peer_credentials
+from kapudf_cli.system.peers import peer_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

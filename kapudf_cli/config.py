@@ -11,7 +11,7 @@ import functools
 import os
 import typing
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,8 @@ from kapudf_cli.errors import ConfigError
 from kapudf_cli.handler.concurrency import MAX_CONCURRENCY
 from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES, MAX_VARINT
 from kapudf_cli.system import logs  # noqa: TC001 - msgspec reads the annotations at run time
+from kapudf_cli.system.peers import MAX_ID
+from kapudf_cli.system.socket_file import Access
 from kapudf_cli.tickscript.identifiers import identifier, name_problem
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -36,9 +38,6 @@ _MIN_RSS_MB = 64
 #: A larger number cannot be encoded for a worker, and has the effect of no limit.
 _MAX_LIMIT = 10**15
 
-#: The largest group number; the next one means "unchanged" to chown(2).
-_MAX_GROUP = 2**32 - 2
-
 #: How much of a wrong value or name an error message shows.
 _SHOWN_CHARACTERS = 200
 
@@ -49,6 +48,17 @@ _MIN_FRAME_LIMIT_BYTES = 1024
 #: A host, with brackets if it is an IPv6 address, and a port up to 65535.
 _PORT = "[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 _ADDRESS = rf"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]*):({_PORT})\Z"
+
+
+#: Some users or groups.
+_Names: TypeAlias = Annotated[
+    Annotated[
+        list[Annotated[str, Meta(min_length=1)] | Annotated[int, Meta(ge=0, le=MAX_ID)]],
+        Meta(min_length=1),
+    ]
+    | None,
+    Meta(description="a list of names or numbers, or null for everybody"),
+]
 
 
 class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,9 +77,11 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(pattern=r"^0[0-7]{3}\Z", description="four octal digits such as 0660")
     ] = "0660"
     socket_group: Annotated[
-        str | Annotated[int, Meta(ge=0, le=_MAX_GROUP)] | None,
+        str | Annotated[int, Meta(ge=0, le=MAX_ID)] | None,
         Meta(description="the name or number of a group, or null for the process's own"),
     ] = None
+    allow_users: _Names = None
+    allow_groups: _Names = None
     remove_stale: Annotated[bool, Meta(description="true or false")] = False
     max_frame_bytes: Annotated[
         int,
@@ -130,6 +142,15 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
     def group(self) -> str | None:
         """The name of the socket's group, or its number in digits."""
         return None if self.socket_group is None else str(self.socket_group)
+
+    @property
+    def access(self) -> Access:
+        """Who may connect to the socket."""
+        users, groups = (
+            None if names is None else tuple(map(str, names))
+            for names in (self.allow_users, self.allow_groups)
+        )
+        return Access(self.mode, self.group, users, groups)
 
     @property
     def mode(self) -> int:

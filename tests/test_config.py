@@ -44,6 +44,8 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
         {"mode": "0660"},
     ],
     "socket_group": [-1, 2**32 - 1, 1.5, True, [], ["kapacitor"], {}, {"name": "kapacitor"}],
+    "allow_users": ["kapacitor", 0, [], [""], [-1], [2**32 - 1], [1.5], [None], True, {}],
+    "allow_groups": ["kapacitor", 0, [], [""], [-1], [2**32 - 1], [1.5], [None], True, {}],
     "remove_stale": [0, 1, "true", "yes", None, [], {}, {"a": True}],
     "preload": [0, 1, "true", "yes", None, [], {}, {"a": True}],
     "standby": [-1, 9, 1.5, True, "1", None, [], {}],

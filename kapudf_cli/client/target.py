@@ -17,7 +17,7 @@ from kapudf_cli.agent.agent import Agent
 from kapudf_cli.client.driver import KapacitorSide, ask_info, why_not_connected
 from kapudf_cli.client.errors import TASK_FAILS, ProbeError, TargetError, UdfFaultError, failed
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
-from kapudf_cli.system.socket_file import peer_credentials
+from kapudf_cli.system.peers import peer_credentials
 from kapudf_cli.system.stacks import plugin_calls
 from kapudf_cli.system.terminal_text import counted
 from kapudf_cli.transport import SocketStream

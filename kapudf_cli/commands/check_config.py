@@ -89,7 +89,7 @@ def _faults_here(settings: Settings) -> list[str]:
     faults = []
     for name, function in settings.functions.items():
         try:
-            socket_file.check(function.socket, group=function.group)
+            socket_file.check(function.socket, function.access)
         except SocketPathError as error:
             faults.append(f"functions.{name}.socket: {error}")
     if not settings.in_one_process:

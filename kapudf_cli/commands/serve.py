@@ -34,6 +34,19 @@ if TYPE_CHECKING:
     metavar="GROUP",
     help="Group of the socket, by name or number.  [default: that of the process]",
 )
+@options.setting(
+    "--allow-users",
+    metavar="USERS",
+    type=options.NAMES,
+    help="Users who may connect, by name or number, separated by commas.  [default: all whom the "
+    "socket's permissions allow]",
+)
+@options.setting(
+    "--allow-groups",
+    metavar="GROUPS",
+    type=options.NAMES,
+    help="The same for groups; with both, a user or a group must match.",
+)
 @click.option(
     "--remove-stale/--keep-stale",
     default=None,
@@ -219,6 +232,7 @@ def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
                 remove_stale=each.remove_stale,
             )
             undo.callback(socket.release)
+            socket.filter_peers(each.access)
             sockets.append(socket)
         undo.pop_all()
         server = Server(

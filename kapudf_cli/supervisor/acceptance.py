@@ -16,7 +16,7 @@ from kapudf_cli.supervisor.connection import (
     journal_name,
     socket_name,
 )
-from kapudf_cli.system.socket_file import peer_credentials
+from kapudf_cli.system.peers import peer_credentials
 
 if TYPE_CHECKING:
     import socket

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kapudf_cli.supervisor.acceptance import DescriptorReserve
     from kapudf_cli.supervisor.adoption import Adopted, Inheritance
     from kapudf_cli.system.descriptor_store import DescriptorStore
+    from kapudf_cli.system.socket_file import Access
     from kapudf_cli.worker.listeners import Listeners
 
 #: No further function is started while this many workers load their handlers: they would only
@@ -100,7 +101,7 @@ class FunctionSockets:
         control_file: the socket for status and reload, None if it cannot be bound.
         user: the function that accepts the connections, None before the first one.
         listens: whether connections are accepted from `socket_file`.
-        access: the permission bits and the group.
+        access: who may connect.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class FunctionSockets:
         """
         self.user: ServedFunction | None = None
         self.listens = False
-        self.access: tuple[int, str | None] | None = (settings.mode, settings.group)
+        self.access: Access | None = settings.access
         self._store = store
         found = listeners.take(name, settings)
         if found is not None:
@@ -149,6 +150,11 @@ class FunctionSockets:
             )
         except SocketPathError as error:
             log.warning("no status and reload by socket", function=name, error=str(error))
+        try:
+            self._filter_peers(settings.access)
+        except SocketPathError:
+            self.release()
+            raise
 
     def __str__(self) -> str:
         """Return the name of the function that uses them, for the log."""
@@ -158,19 +164,27 @@ class FunctionSockets:
         """Return whether a path leads to these sockets."""
         return os.path.realpath(path) == os.path.realpath(self.socket_file.path)
 
-    def set_access(self, access: tuple[int, str | None]) -> None:
-        """Change the permission bits and the group of the sockets.
+    def set_access(self, access: Access) -> None:
+        """Change who may connect.
 
         Raises:
-            SocketPathError: there is no such group, or it may not be given.
+            SocketPathError: there is no such user or group, or it may not be given.
         """
         if access != self.access:
-            for socket_file in (self.socket_file, self.control_file):
-                if socket_file is not None:
-                    socket_file.set_access(*access)
+            self._filter_peers(access)
+            for socket_file in self._files():
+                socket_file.set_access(access.mode, access.group)
             self.access = access
 
-    def restore_access(self, access: tuple[int, str | None] | None) -> None:
+    def _filter_peers(self, access: Access) -> None:
+        for socket_file in self._files():
+            socket_file.filter_peers(access)
+
+    def _files(self) -> list[SocketFile]:
+        both = (self.socket_file, self.control_file)
+        return [each for each in both if each is not None]
+
+    def restore_access(self, access: Access | None) -> None:
         """Undo `set_access`, also if it changed only one of the sockets."""
         self.access = None
         if access is not None:
@@ -361,7 +375,7 @@ class Functions:
                     undo.callback(ours.release)
                 else:
                     undo.callback(ours.restore_access, ours.access)
-                    ours.set_access((wanted.mode, wanted.group))
+                    ours.set_access(wanted.access)
                 sockets[name] = ours
             undo.pop_all()
         return Change(settings, sockets, self._renamed(settings))

@@ -110,7 +110,7 @@ class Reloader(Generic[C]):
             raise ControlError(f"the socket of {name} is another one now; SIGHUP moves it")
         access = function.sockets.access
         try:
-            function.sockets.set_access((wanted.mode, wanted.group))
+            function.sockets.set_access(wanted.access)
         except KapudfError as error:
             function.sockets.restore_access(access)
             self._log.error(

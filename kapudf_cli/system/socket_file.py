@@ -5,47 +5,43 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import grp
 import os
 import socket
 import stat
-import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from kapudf_cli.system.errors import SocketInUseError, SocketPathError, StaleSocketError
+from kapudf_cli.system.peers import PeerFilter, group_id, peer_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: sun_path has 108 bytes, the last one a NUL (unix(7)).
 MAX_PATH_BYTES = 107
-#: The largest group number; the next one means "unchanged" to chown(2).
-MAX_GROUP = 2**32 - 2
 #: Kapacitor connects once per task, and once at its start. Connections are accepted only as fast
 #: as workers start them, and a full queue refuses more (EAGAIN). The kernel's cap is somaxconn.
 BACKLOG = 4096
+#: How many connections of other users are closed at once.
+_MAX_REFUSED = 64
 #: The longest content of a lock file: a process number.
 _LOCK_BYTES = 32
 _HAS_O_PATH = hasattr(os, "O_PATH")
 
 
-@dataclass(frozen=True)
-class PeerCredentials:
-    """The process at the other end of a Unix socket, as reported by the kernel."""
+class Access(NamedTuple):
+    """Who may connect to a socket.
 
-    pid: int
-    uid: int
-    gid: int
+    Attributes:
+        mode: the permission bits of its path.
+        group: the group of its path, None for the group of the process.
+        users: the users whose connections are accepted, by name or number; None for all of them.
+        groups: the same for groups. With both, a peer needs to be in one of them.
+    """
 
-
-def peer_credentials(connection: socket.socket) -> PeerCredentials | None:
-    """Return the process at the other end, None if the system does not tell."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None
-    layout = "3i"
-    answer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(layout))
-    return PeerCredentials(*struct.unpack(layout, answer))
+    mode: int = 0o660
+    group: str | None = None
+    users: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
 
 class SocketFile:
@@ -71,6 +67,7 @@ class SocketFile:
         self._held = held
         # Whether this process sets its permissions, and removes it in the end.
         self._is_ours = is_ours
+        self._peers: PeerFilter | None = None
 
     @classmethod
     def bind(
@@ -200,17 +197,29 @@ class SocketFile:
             os.chown(self._held.name, -1, os.getegid() if gid is None else gid)
             os.chmod(self._held.name, mode)
 
+    def filter_peers(self, access: Access) -> None:
+        """Accept connections of some users only.
+
+        Raises:
+            SocketPathError: there is no such user or group.
+        """
+        self._peers = PeerFilter.of(self.path, access.users, access.groups)
+
     def accept(self) -> socket.socket | None:
-        """Return the next connection, None if none waits.
+        """Return the next connection, None if none waits; close those of other users.
 
         Raises:
             OSError: no descriptor or memory is left.
         """
-        try:
-            connection, _ = self.listener.accept()
-        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-            return None
-        return connection
+        for _ in range(_MAX_REFUSED):
+            try:
+                connection, _ = self.listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return None
+            if self._peers is None or self._peers.allows(connection):
+                return connection
+            connection.close()
+        return None  # The loop comes back for the others.
 
     def close(self) -> None:
         """Stop accepting; the path stays locked."""
@@ -330,15 +339,16 @@ def _check_lock(path: str, descriptor: int) -> bytes:
     return holder
 
 
-def check(path: str, *, group: str | None) -> None:
+def check(path: str, access: Access) -> None:
     """Check whether a socket can be created at a path, without creating anything.
 
     Raises:
         SocketPathError: the path is too long, its folder does not exist, another file
-            exists there, or the group does not exist.
+            exists there, or a user or group does not exist.
     """
     _check_path(path)
-    _group_id(path, group)
+    _group_id(path, access.group)
+    PeerFilter.of(path, access.users, access.groups)
     with contextlib.suppress(OSError):
         _check_kind(path, os.lstat(path).st_mode)
 
@@ -371,15 +381,7 @@ def _check_path(path: str) -> None:
 
 
 def _group_id(path: str, group: str | None) -> int | None:
-    if group is None:
-        return None
-    try:
-        return grp.getgrnam(group).gr_gid
-    except (KeyError, ValueError):
-        if group.isascii() and group.isdigit() and int(group[:11]) <= MAX_GROUP:
-            return int(group)  # A number needs no name, as in a container.
-        problem = f"there is no group {group!r}; create it or choose another group"
-        raise SocketPathError(path, problem) from None
+    return None if group is None else group_id(path, group)
 
 
 def _make_way(path: str, *, remove_stale: bool) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.checkpoints import Checkpoints, ResumePlan
     from kapudf_cli.config import FunctionSettings
     from kapudf_cli.handler.handler import Handler
-    from kapudf_cli.system.socket_file import PeerCredentials
+    from kapudf_cli.system.peers import PeerCredentials
     from kapudf_cli.transport import Stream
 
 

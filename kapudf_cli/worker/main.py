@@ -30,8 +30,8 @@ from kapudf_cli.journal.journal import Journal
 from kapudf_cli.journal.stream import JournaledStream
 from kapudf_cli.plugin_errors import PluginError
 from kapudf_cli.system import logs, processes
+from kapudf_cli.system.peers import PeerCredentials
 from kapudf_cli.system.signals import SignalQueue
-from kapudf_cli.system.socket_file import PeerCredentials
 from kapudf_cli.worker import fork_safety, template
 from kapudf_cli.worker.channel import (
     TEXT_CHARACTERS,

@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING
 
 from kapudf_cli.system import systemd
+from kapudf_cli.system.peers import peer_credentials
 from kapudf_cli.system.signals import SignalQueue
-from kapudf_cli.system.socket_file import peer_credentials
 from kapudf_cli.transport import SocketStream, StdioStream
 from kapudf_cli.worker.connections import Connections, Heartbeats, checkpoints_for, where
 from kapudf_cli.worker.listeners import Listeners

@@ -18,7 +18,7 @@ import pytest
 
 from kapudf_cli.client.driver import KapacitorSide, probe
 from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
-from kapudf_cli.system.socket_file import peer_credentials
+from kapudf_cli.system.peers import peer_credentials
 from tests.conftest import plugin
 from tests.plugins.distributions import PLAIN, environment, install
 from tests.run_kapudf import run_kapudf

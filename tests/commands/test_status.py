@@ -25,14 +25,12 @@ from tests.conftest import plugin
 from tests.peers import in_thread
 from tests.plugins.unprivileged import run_unprivileged
 from tests.run_kapudf import run_kapudf
-from tests.serve_process import PATIENCE_S
+from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import Code, await_status, kapudf, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from tests.serve_process import ServeProcess
 
     Serve = Callable[..., ServeProcess]
 
@@ -316,6 +314,15 @@ def test_tables_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- who may ask ---
 
+#: What a user imports who may not read the code, to ask for a status.
+ASK = """
+import sys
+from kapudf_cli.commands import control, main, output
+from kapudf_cli.supervisor import control, metrics
+from kapudf_cli.system import terminal_text
+from kapudf_cli.worker import channel
+"""
+
 
 def test_the_control_socket_has_the_access_rights_of_the_functions_own(
     serve: Serve, socket_path: str
@@ -333,13 +340,7 @@ def test_who_may_not_feed_the_function_may_not_ask(
 ) -> None:
     short_folder.chmod(0o755)
     serve("mirror")
-    asked = run_unprivileged(
-        "import sys\nfrom kapudf_cli.commands import main\n"
-        "from kapudf_cli.commands import control\n"
-        "from kapudf_cli.commands import output\nfrom kapudf_cli.supervisor import control",
-        "main(['status', '--socket', sys.argv[1]])",
-        socket_path,
-    )
+    asked = run_unprivileged(ASK, "main(['status', '--socket', sys.argv[1]])", socket_path)
     assert asked.returncode == 1
     assert asked.stderr == f"Error: {socket_path}.control: cannot ask: Permission denied\n"
 
@@ -431,3 +432,30 @@ def test_idle_control_clients_are_dropped_for_new_ones(serve: Serve, socket_path
         assert oldest.recv(1) == b""
         await_status(socket_path, lambda status: status["workers"])
         assert probe(socket_path, timeout_s=PATIENCE_S).info.options
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+def test_who_is_not_allowed_may_not_ask_until_a_reload_allows_it(
+    short_folder: Path, socket_path: str
+) -> None:
+    short_folder.chmod(0o755)
+    config = short_folder / "kapudf.yaml"
+    function = {"handler": "mirror", "socket": socket_path, "socket_mode": "0666"}
+
+    def allow(user: int) -> None:
+        functions = {"udf": {**function, "allow_users": [user]}}
+        config.write_text(json.dumps({"functions": functions}), encoding="utf-8")
+
+    def ask() -> int:
+        code = "main(['status', '--socket', sys.argv[1]])"
+        return run_unprivileged(ASK, code, socket_path).returncode
+
+    allow(1)
+    with ServeProcess("--config", str(config)) as process:
+        process.ready()
+        assert ask() == 1
+        assert process.event("peer refused")["peer_uid"] == 65534
+        allow(65534)
+        kapudf("reload", "--config", str(config))
+        assert ask() == 0
+        assert process.stop() == 0

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kapudf_cli.system.errors import SocketInUseError, SocketPathError, StaleSocketError
+from kapudf_cli.system.peers import PeerCredentials, peer_credentials
 from kapudf_cli.system.socket_file import (
     MAX_PATH_BYTES,
-    PeerCredentials,
     SocketFile,
-    peer_credentials,
 )
 from tests.plugins.unprivileged import run_unprivileged
 from tests.serve_process import KAPUDF, PATIENCE_S

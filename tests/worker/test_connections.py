@@ -19,7 +19,7 @@ from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import InitResponse, Point
 from kapudf_cli.system import logs
-from kapudf_cli.system.socket_file import PeerCredentials
+from kapudf_cli.system.peers import PeerCredentials
 from kapudf_cli.transport import SocketStream
 from kapudf_cli.transport.stream import ConnectionStats
 from kapudf_cli.worker.connections import Connections, Function, checkpoints_for
