@@ -138,7 +138,7 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, An
         "busy_limit_s": pool.settings.busy_limit_s,
         "snapshot_interval_s": pool.settings.snapshot_interval_s,
         "totals": totals.as_dict(),
-        "ended_connections": {reason: history.ends[reason] for reason in END_REASONS},
+        "ended_connections": dict.fromkeys(END_REASONS, 0) | history.ends,
         "workers": [
             {
                 "worker": worker.number,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from kapudf_cli.transport.meter import BOUNDS_NS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kapudf_cli.supervisor.connection import SupervisedConnection
 
 
@@ -91,6 +94,8 @@ class Counters:
 class History:
     """What a function counts apart from the connections that it has.
 
+    The next supervisor goes on with it; see `encode` and `decode`.
+
     Attributes:
         ended: the counters of its connections that have ended.
         ends: how many of them ended for which reason; see `END_REASONS`.
@@ -99,11 +104,29 @@ class History:
     """
 
     ended: Counters = field(default_factory=Counters)
-    ends: collections.Counter[str] = field(default_factory=collections.Counter)
+    ends: dict[str, int] = field(default_factory=dict)
     worker_starts: int = 0
-    worker_deaths: collections.Counter[str] = field(default_factory=collections.Counter)
+    worker_deaths: dict[str, int] = field(default_factory=dict)
 
     def add_ended(self, connection: SupervisedConnection) -> None:
         """Add a connection that has ended."""
         self.ended.add(Counters.of(connection))
-        self.ends[connection.meter.end or "lost"] += 1
+        reason = connection.meter.end or "lost"
+        self.ends[reason] = self.ends.get(reason, 0) + 1
+
+    def add_death(self, cause: str) -> None:
+        """Add a worker that has died unexpectedly."""
+        self.worker_deaths[cause] = self.worker_deaths.get(cause, 0) + 1
+
+
+def encode(histories: Mapping[str, History]) -> bytes:
+    """Return the histories of functions, by name, for the next supervisor."""
+    return msgspec.json.encode(histories)
+
+
+def decode(data: bytes) -> dict[str, History]:
+    """Return the histories that an earlier supervisor has left; none if they cannot be read."""
+    try:
+        return msgspec.json.decode(data, type=dict[str, History])
+    except msgspec.DecodeError:
+        return {}

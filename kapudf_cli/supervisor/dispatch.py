@@ -47,12 +47,12 @@ class Dispatch:
         history: counts what has ended.
     """
 
-    def __init__(self, log: BoundLogger) -> None:
-        """Begin without workers and connections; log to `log`."""
+    def __init__(self, log: BoundLogger, history: History | None = None) -> None:
+        """Begin without workers and connections; log to `log`, and count on from `history`."""
         self.router = Router()
         self.connections: dict[int, SupervisedConnection] = {}
         self.processes: dict[int, WorkerProcess] = {}
-        self.history = History()
+        self.history = History() if history is None else history
         self._log = log
         self._hung = HungWorkers()
         self._warned_of_waiting = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.config import CONTROL_SUFFIX
+from kapudf_cli.supervisor import counters
 from kapudf_cli.supervisor.connection import socket_name
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.pool import Pool
@@ -276,6 +277,9 @@ class Functions:
         self._listeners_found = InheritedListeners(inheritance.listeners, store)
         self._log = log
         self._numbers = inheritance.numbers
+        # What functions have counted, at the end of the last turn of the loop.
+        self._kept_counters = self._numbers.counters
+        self._histories = counters.decode(self._kept_counters)
         # Functions in the settings, and removed ones whose successor is not ready yet.
         self._served: dict[str, ServedFunction] = {}
         # Removed functions, until their last worker has ended.
@@ -503,6 +507,13 @@ class Functions:
             self._leaving.remove(function)
             self._log.info("function removed", function=function.pool.name)
 
+    def keep_counters(self) -> None:
+        """Keep what functions have counted, for the next supervisor."""
+        kept = counters.encode({each.name: each.history for each in self.pools()})
+        if kept != self._kept_counters:
+            self._kept_counters = kept
+            self._numbers.keep_counters(kept)
+
     def _pool(self, name: str, settings: FunctionSettings) -> Pool:
         return Pool(
             name,
@@ -514,6 +525,7 @@ class Functions:
             reserve=self._reserve,
             store=self._store,
             log=self._log,
+            history=self._histories.pop(name, None),
         )
 
     # --- at the end ---

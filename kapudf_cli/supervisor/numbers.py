@@ -1,4 +1,4 @@
-"""Numbers of connections and workers, which go on after the death of a supervisor."""
+"""Numbers of connections and workers, and counters, which go on after the death of a supervisor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 #: The name in the store.
 NAME: Final = "numbers"
 _WORD: Final = struct.Struct("@q")
-_FORMAT, _CONNECTIONS, _WORKERS = range(0, 3 * _WORD.size, _WORD.size)
+_FORMAT, _CONNECTIONS, _WORKERS, _ACTIVE = range(0, 4 * _WORD.size, _WORD.size)
+#: Where the counters are: in one of two areas, so that a whole one is left whenever a supervisor
+#: dies. Only pages that are written take memory.
+_AREA_BYTES: Final = 1024 * 1024
+_AREAS: Final = (mmap.PAGESIZE, mmap.PAGESIZE + _AREA_BYTES)
 
 
 class Numbers:
@@ -51,6 +55,22 @@ class Numbers:
         """Close the memory."""
         self._memory.close()
         os.close(self._descriptor)
+
+    @property
+    def counters(self) -> bytes:
+        """What was last kept with `keep_counters`; b"" at first."""
+        offset = _AREAS[self._read(_ACTIVE) & 1]
+        header = os.pread(self._descriptor, _WORD.size, offset)
+        length = _WORD.unpack(header)[0] if header else 0
+        return os.pread(self._descriptor, length, offset + _WORD.size)
+
+    def keep_counters(self, data: bytes) -> None:
+        """Keep data for the next supervisor, unless it is too long."""
+        if len(data) > _AREA_BYTES - _WORD.size:
+            return
+        other = ~self._read(_ACTIVE) & 1
+        os.pwrite(self._descriptor, _WORD.pack(len(data)) + data, _AREAS[other])
+        _WORD.pack_into(self._memory, _ACTIVE, other)
 
     def _read(self, offset: int) -> int:
         number: int = _WORD.unpack_from(self._memory, offset)[0]

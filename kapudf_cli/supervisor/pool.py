@@ -85,6 +85,7 @@ class Pool:
         reserve: DescriptorReserve,
         store: DescriptorStore,
         log: BoundLogger,
+        history: History | None = None,
     ) -> None:
         """Serve a function.
 
@@ -98,6 +99,7 @@ class Pool:
             reserve: descriptors for starting workers.
             store: keeps connections and workers for the next supervisor.
             log: where events go.
+            history: what an earlier supervisor has counted.
         """
         self.name = name
         self.settings = settings
@@ -115,7 +117,7 @@ class Pool:
             reserve=reserve,
             log=self._log,
         )
-        self._dispatch = Dispatch(self._log)
+        self._dispatch = Dispatch(self._log, history)
         self._starter = Starter(self._dispatch, self._templates, self._reports, self._log)
         self.loaded: channel.Ready | None = None
         self.has_failed = False
@@ -151,7 +153,7 @@ class Pool:
     @property
     def deaths(self) -> int:
         """How many workers have died unexpectedly."""
-        return self.history.worker_deaths.total()
+        return sum(self.history.worker_deaths.values())
 
     def all_workers(self) -> list[WorkerProcess]:
         """Return every worker that has not ended."""
@@ -537,7 +539,7 @@ class Pool:
         orphans, orders = self._dispatch.on_exit(worker, finished)
         is_expected = death.is_expected(stopping=self._is_stopping)
         if self._phase is not _Phase.KILLED and not is_expected:
-            self.history.worker_deaths[death.cause] += 1
+            self.history.add_death(death.cause)
             death.log(self._log, connections=len(orphans))
         self._execute(orders)
         if was_new:

@@ -196,6 +196,7 @@ class Supervisor:
         self._attempt(self._commands.answer_reloads)
         self._attempt(self._functions.listen_where_ready)
         self._attempt(self._functions.forget_ended)
+        self._attempt(self._functions.keep_counters)
         self._attempt(self._reap_orphans)
 
     def _reap_orphans(self) -> None:

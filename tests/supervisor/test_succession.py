@@ -134,18 +134,24 @@ def test_a_task_outlives_supervisors_and_the_keeper_ends_with_the_last_one(
     assert process.rss_bytes() < 12e6
     with OngoingTask(socket_path) as task:
         task.await_more()
+        with started_task(socket_path, "ended"):
+            pass
+        process.event("connection finished", connection=2)
         code.change()
         kill_supervisor(socket_path)
         task.await_version(2)
+        # The counters go on, too.
+        status = await_status(socket_path, lambda _: True)
+        assert (status["ended_connections"]["closed"], status["worker_starts"]) == (1, 2)
         goes_on = process.event("goes on with the tasks of the last supervisor")
         assert (goes_on["last_end"], goes_on["connections"]) == ("SIGKILL", 1)
         # Another one can connect, and gets a number of its own.
         with started_task(socket_path, "another"):
             await_status(
                 socket_path,
-                lambda status: [each["connection"] for each in status["connections"]] == [1, 2],
+                lambda status: [each["connection"] for each in status["connections"]] == [1, 3],
             )
-        process.event("connection finished", connection=2)
+        process.event("connection finished", connection=3)
         kill_worker(socket_path)
         task.await_more()
         assert check_count(task) == [1, 2]
@@ -155,7 +161,7 @@ def test_a_task_outlives_supervisors_and_the_keeper_ends_with_the_last_one(
     finished_ones = [
         (each["connection"], each["reason"]) for each in process.matching("connection finished")
     ]
-    assert sorted(finished_ones) == [(1, "closed"), (2, "closed")]
+    assert sorted(finished_ones) == [(1, "closed"), (2, "closed"), (3, "closed")]
     assert not os.path.exists(socket_path)
 
 
