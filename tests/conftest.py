@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, settings
 from tests import forked
 from tests.journal.connections import JournaledConnection
 from tests.journal.tasks import JournaledTask
-from tests.serve_process import ServeProcess
+from tests.serve_process import KAPUDF, ServeProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -84,6 +84,25 @@ def serve(socket_path: str) -> Iterator[Callable[..., ServeProcess]]:
 
         def start(handler: str, *arguments: str) -> ServeProcess:
             process = ServeProcess("--socket", socket_path, "--handler", handler, *arguments)
+            return processes.enter_context(process).ready()
+
+        yield start
+
+
+@pytest.fixture
+def serve_kept(
+    socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., ServeProcess]]:
+    """Start `kapudf serve` with a keeper, ready to use."""
+    monkeypatch.setenv("KAPUDF_KEEPER", "1")
+    # The keeper runs the command again as it was called.
+    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
+    with contextlib.ExitStack() as processes:
+
+        def start(handler: str, *arguments: str, kapudf: Sequence[str] = KAPUDF) -> ServeProcess:
+            process = ServeProcess(
+                "--socket", socket_path, "--handler", handler, *arguments, kapudf=kapudf
+            )
             return processes.enter_context(process).ready()
 
         yield start

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import shlex
 import time
 from typing import TYPE_CHECKING
 
@@ -387,7 +388,8 @@ class Agent:
         peer_is_gone: bool = False,
     ) -> ConnectionSummary:
         """Tell Kapacitor, stop the handler, close the connection, and return the summary."""
-        self._tell(error)
+        unread = self._tell_of_stop() if self._fails_by_stop(reason) else 0
+        self._tell(None if error is None else str(error))
         lost = peer_is_gone or error is not None or self._outbox.is_broken
         self._outbox.close(None if lost else "the connection has ended")
         stop_error: HandlerError | None = None
@@ -399,11 +401,10 @@ class Agent:
             if not is_caused_by(raised, ConnectionClosedError):
                 stop_error = raised
         self._outbox.settle()
-        unread = 0
         if self._dispatcher.order.state is not Incoming.BEFORE_INIT or error is not None:
             # A connection that only asked for Info is closed at once: kapacitord waits for
             # that when it starts.
-            unread = self._stream.settle(_SETTLE_TIMEOUT_S)
+            unread += self._stream.settle(_SETTLE_TIMEOUT_S)
         if self._stopping and reason is Reason.CLOSED:
             reason = Reason.STOPPED
         self._stream.meter.note_end(reason.value if refusal is None else "refused")
@@ -423,11 +424,32 @@ class Agent:
             stop_error=stop_error,
         )
 
-    def _tell(self, error: KapudfError | None) -> None:
+    def _fails_by_stop(self, reason: Reason) -> bool:
+        """Return whether a stop ends the connection of a task that would go on."""
+        task_id, _ = self._dispatcher.task
+        is_stopped = self._stopping and reason is Reason.CLOSED and bool(task_id)
+        return is_stopped and not self._stream.has_input_ended
+
+    def _tell_of_stop(self) -> int:
+        """Tell Kapacitor that the task was stopped; return how many bytes of input came meanwhile.
+
+        Kapacitor may discard answers that it has read and not passed on when an error comes, so
+        it gets some time for that before.
+        """
+        self._tell(None)
+        self._outbox.settle()
+        unread = self._stream.settle(_SETTLE_TIMEOUT_S)
+        if not self._stream.has_input_ended:
+            task_id, _ = self._dispatcher.task
+            reload = f"kapacitor reload {shlex.quote(task_id)}"
+            self._tell(f"kapudf stopped serving this task; start it, then run: {reload}")
+        return unread
+
+    def _tell(self, error: str | None) -> None:
         """Send pending output and then the error, if Kapacitor is still connected."""
         try:
             if error is not None:
-                self._outbox.fail(str(error))
+                self._outbox.fail(error)
             self._outbox.flush()
         except ConnectionClosedError:
             pass  # The summary has the reason.

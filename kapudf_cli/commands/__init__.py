@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "probe": "kapudf_cli.commands.probe:probe",
     "status": "kapudf_cli.commands.control:status",
     "reload": "kapudf_cli.commands.control:reload",
+    "upgrade": "kapudf_cli.commands.upgrade:upgrade",
     "replay": "kapudf_cli.commands.replay:replay",
     "check": "kapudf_cli.commands.check:check",
     "load": "kapudf_cli.commands.load:load",

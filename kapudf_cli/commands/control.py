@@ -65,7 +65,7 @@ def status(
     Shows the supervisor, the workers, and for each connection the task, the points in
     and out, and whether it is idle, busy or waiting for Kapacitor.
     """
-    paths = _sockets(path, file)
+    paths = sockets(path, file)
     if as_json:
         output_format = "json"
     if watch and output_format != "table":
@@ -80,7 +80,7 @@ def status(
         click.get_current_context().exit(1)
 
 
-def _sockets(path: str | None, file: Path | None) -> list[str]:
+def sockets(path: str | None, file: Path | None) -> list[str]:
     """Return the socket that was given, or those of the configuration file that was."""
     if path is not None and file is not None:
         # A flag overrides an environment variable.
@@ -251,7 +251,7 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     from kapudf_cli.system.terminal_text import counted
 
     failed = False
-    for each in _sockets(path, file):
+    for each in sockets(path, file):
         try:
             answer = control.ask(each, "reload", timeout_s=timeout_s)
         except ControlError as error:

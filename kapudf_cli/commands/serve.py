@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from kapudf_cli.config import Settings
+
+
+#: These end, reload and upgrade.
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 @click.command()
@@ -141,7 +146,8 @@ def serve(
     On SIGINT or SIGTERM, connections process the input that has arrived, handlers flush,
     the sockets are removed, and the exit status is 0. A second signal stops the process at
     once, with status 1. SIGHUP reloads the configuration and the handlers' code while
-    tasks run; without workers it has no effect.
+    tasks run, and SIGUSR2 replaces kapudf itself by the installed version, as `kapudf
+    upgrade` does; without workers they have no effect.
     """
     from kapudf_cli.journal import kernel
     from kapudf_cli.plugin_errors import PluginError
@@ -152,16 +158,20 @@ def serve(
     if config_file is None and not {"socket", "handler"} <= given.keys():
         raise click.UsageError("give --socket and --handler, or a --config file")
     chosen = _settings(config_file, given)
+    if keeping.CHECK_VARIABLE in os.environ:
+        # It is an upgrade of a running kapudf that asks.
+        from kapudf_cli.supervisor.upgrade import describe_version
+
+        click.echo(describe_version())
+        return
     logs.configure(chosen.log_format, chosen.log_level)
     log = logs.get_logger()
-    if chosen.in_one_process and chosen.metrics is not None:
-        raise click.UsageError("--metrics needs workers; remove it, or --workers 0")
-    if chosen.in_one_process and watches_code:
-        raise click.UsageError("--reload needs workers; remove --workers 0")
     alone = chosen.in_one_process
-    keeps = keeping.is_kept()
-    if has_keeper and not alone and not keeps:
-        keeping.become_keeper()
+    if alone and chosen.metrics is not None:
+        raise click.UsageError("--metrics needs workers; remove it, or --workers 0")
+    if alone and watches_code:
+        raise click.UsageError("--reload needs workers; remove --workers 0")
+    keeps = _is_kept(needs_keeper=has_keeper and not alone)
     raise_descriptor_limit()
     if not alone and not kernel.counts_reads():
         if watches_code:
@@ -185,6 +195,16 @@ def serve(
         raise
     logs.exit_despite_threads(status)
     click.get_current_context().exit(status)
+
+
+def _is_kept(*, needs_keeper: bool) -> bool:
+    """Return whether another process keeps the descriptors of this one; become a keeper first."""
+    from kapudf_cli.system import keeping
+
+    is_kept = keeping.is_kept()
+    if needs_keeper and not is_kept:
+        keeping.become_keeper()
+    return is_kept
 
 
 def _settings(config_file: Path | None, given: dict[str, Any], *, again: bool = False) -> Settings:
@@ -215,7 +235,7 @@ def _serve_in_one_process(chosen: Settings, log: BoundLogger) -> int:
     from kapudf_cli.worker.server import Server
 
     # A signal that arrives while handlers load is handled once they are loaded.
-    queue = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    queue = SignalQueue(_SIGNALS)
     faulthandler.enable(logs.crash_descriptor())
     with queue as signals, contextlib.ExitStack() as undo, logs.prints_logged():
         functions = [
@@ -256,7 +276,7 @@ def _serve_by_workers(
     from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.system.signals import SignalQueue
 
-    signals = SignalQueue((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    signals = SignalQueue(_SIGNALS)
     with signals, contextlib.ExitStack() as stack:
         metrics = None
         if chosen.metrics is not None:

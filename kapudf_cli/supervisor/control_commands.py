@@ -11,6 +11,7 @@ import msgspec
 from kapudf_cli import __version__
 from kapudf_cli.errors import KapudfError
 from kapudf_cli.supervisor.counters import Counters
+from kapudf_cli.supervisor.upgrade import kapudf_version
 from kapudf_cli.supervisor.worker_death import USUAL_CAUSES
 from kapudf_cli.system import processes
 from kapudf_cli.transport.meter import END_REASONS
@@ -22,20 +23,25 @@ if TYPE_CHECKING:
     from kapudf_cli.supervisor.pool import Pool
     from kapudf_cli.supervisor.reload import Reloader
     from kapudf_cli.supervisor.replacement import Reloaded
+    from kapudf_cli.supervisor.upgrade import Upgrade
 
 
 class ControlCommands:
     """Answers control clients: at once, or once a reload is done."""
 
-    def __init__(self, functions: Functions, reloader: Reloader[ControlClient]) -> None:
+    def __init__(
+        self, functions: Functions, reloader: Reloader[ControlClient], upgrade: Upgrade
+    ) -> None:
         """Answer for functions, from now on.
 
         Args:
             functions: those that are connection.
             reloader: reloads one of them.
+            upgrade: replaces this program.
         """
         self._functions = functions
         self._reloader = reloader
+        self._upgrade = upgrade
         self._started_s = time.monotonic()
 
     def handle(self, sockets: FunctionSockets, client: ControlClient, command: str) -> None:
@@ -57,6 +63,7 @@ class ControlCommands:
                     function.pool,
                     socket_path=sockets.socket_file.path,
                     started_s=self._started_s,
+                    starts=self._functions.starts,
                 )
             )
         elif command == "reload":
@@ -65,8 +72,10 @@ class ControlCommands:
             except KapudfError as error:
                 client.reply({"error": str(error)})
             self.answer_reloads()
+        elif command == "upgrade":
+            self._upgrade.begin(client)
         else:
-            client.reply({"error": "unknown command; there are status and reload"})
+            client.reply({"error": "unknown command; there are status, reload and upgrade"})
 
     def statuses(self) -> list[dict[str, Any]]:
         """Return the status of each function, for metrics."""
@@ -95,13 +104,14 @@ def _answer(name: str, reloaded: Reloaded) -> dict[str, Any]:
     }
 
 
-def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, Any]:
+def status_of(pool: Pool, *, socket_path: str, started_s: float, starts: int = 1) -> dict[str, Any]:
     """Return the state of a function, its workers and its connections as a JSON object.
 
     Args:
         pool: the function's workers.
         socket_path: where Kapacitor connects.
         started_s: when the supervisor started, of the monotonic clock.
+        starts: how many supervisors have served the tasks, one after the other.
     """
     loaded = pool.loaded
     history = pool.history
@@ -122,6 +132,8 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, An
             "pid": os.getpid(),
             "rss_mb": _megabytes(processes.rss_bytes(os.getpid())),
             "age_s": _seconds(time.monotonic() - started_s),
+            "starts": starts,
+            "version": kapudf_version(),
         },
         "templates": [
             {
@@ -144,6 +156,7 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float) -> dict[str, An
                 "worker": worker.number,
                 "pid": worker.pid,
                 "state": pool.state_of(worker).value,
+                "is_adopted": worker.is_adopted,
                 "connections": pool.connections_of(worker),
                 "rss_mb": _megabytes(worker.rss_bytes()),
                 "age_s": _seconds(worker.age_s),

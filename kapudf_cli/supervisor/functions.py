@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.config import CONTROL_SUFFIX
+from kapudf_cli.journal.header import FORMAT
 from kapudf_cli.supervisor import counters
 from kapudf_cli.supervisor.connection import socket_name
 from kapudf_cli.supervisor.errors import WorkerStartError
@@ -237,6 +238,7 @@ class Functions:
         is_up: whether all first functions have been ready; after that, a failure of one does not
             end the others.
         ends: whether `stop_listening` was called; nothing new is started after that.
+        starts: how many supervisors have served the tasks, one after the other.
     """
 
     def __init__(
@@ -280,6 +282,7 @@ class Functions:
         # What functions have counted, at the end of the last turn of the loop.
         self._kept_counters = self._numbers.counters
         self._histories = counters.decode(self._kept_counters)
+        self.starts = self._numbers.note_start()
         # Functions in the settings, and removed ones whose successor is not ready yet.
         self._served: dict[str, ServedFunction] = {}
         # Removed functions, until their last worker has ended.
@@ -296,6 +299,13 @@ class Functions:
     def names(self) -> frozenset[str]:
         """Return the names of the functions in the settings."""
         return frozenset(name for name, each in self._served.items() if each.sockets)
+
+    def formats(self) -> set[int]:
+        """Return the versions of all that the next supervisor would go on with."""
+        pools = self.pools()
+        return {FORMAT} | {
+            each.header.format for pool in pools for each in pool.connections.values()
+        }
 
     def pools(self) -> list[Pool]:
         """Return the worker pools of all functions, removed ones included."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: The name in the store.
 NAME: Final = "numbers"
 _WORD: Final = struct.Struct("@q")
-_FORMAT, _CONNECTIONS, _WORKERS, _ACTIVE = range(0, 4 * _WORD.size, _WORD.size)
+_FORMAT, _CONNECTIONS, _WORKERS, _ACTIVE, _STARTS = range(0, 5 * _WORD.size, _WORD.size)
 #: Where the counters are: in one of two areas, so that a whole one is left whenever a supervisor
 #: dies. Only pages that are written take memory.
 _AREA_BYTES: Final = 1024 * 1024
@@ -50,6 +50,10 @@ class Numbers:
         _WORD.pack_into(numbers._memory, _FORMAT, FORMAT)
         store.put(NAME, descriptor)
         return numbers
+
+    def note_start(self) -> int:
+        """Note that a supervisor has started; return how many there have been, with this one."""
+        return next(self._numbers(_STARTS))
 
     def close(self) -> None:
         """Close the memory."""

@@ -78,6 +78,11 @@ class Reloader(Generic[C]):
         """Whether a reload was requested and has not begun."""
         return bool(self._waiting) or self._all_wait
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a reload was requested and is not done."""
+        return self.is_waiting or self._is_under_way()
+
     def reload_all(self) -> None:
         """Reload all functions, with the settings as they are now.
 

@@ -22,8 +22,10 @@ from kapudf_cli.supervisor.control_commands import ControlCommands
 from kapudf_cli.supervisor.errors import WorkerStartError
 from kapudf_cli.supervisor.functions import Functions
 from kapudf_cli.supervisor.reload import Reloader
+from kapudf_cli.supervisor.upgrade import Upgrade
 from kapudf_cli.supervisor.worker_death import beginning
-from kapudf_cli.system import systemd
+from kapudf_cli.system import keeping, systemd
+from kapudf_cli.system.terminal_text import counted
 from kapudf_cli.worker.channel import Abort
 from kapudf_cli.worker.listeners import Listeners
 
@@ -110,11 +112,16 @@ class Supervisor:
             log=log,
         )
         self._reloading: Reloader[ControlClient] = Reloader(self._functions, read_settings, log)
-        self._commands = ControlCommands(self._functions, self._reloading)
+        self._upgrade = Upgrade(self._selector, store, log, formats=self._functions.formats)
+        self._commands = ControlCommands(self._functions, self._reloading, self._upgrade)
         if metrics is not None:
             supply = functools.partial(metrics.supply, self._commands.statuses)
             self._selector.register(metrics, selectors.EVENT_READ, supply)
-        self._is_ending = False
+        self._watchdog_s = systemd.watchdog_s()
+        self._fed_s = -math.inf
+        self._announces_reload = False
+        self._status = ""
+        self._is_ending = self._is_succeeded = False
         self._has_failed = False
         # When each kind of failure was last logged, by its type, file and line.
         self._failures: dict[tuple[type, str, int | None], float] = {}
@@ -123,7 +130,7 @@ class Supervisor:
         """Serve until SIGINT or SIGTERM and return the exit status: 0, or 1 if hurried.
 
         Args:
-            signals: a queue of these and of SIGHUP, which reloads.
+            signals: a queue of these, of SIGHUP, which reloads, and of SIGUSR2, which upgrades.
 
         Raises:
             WorkerStartError: a handler cannot be loaded, or no process be started, at the very
@@ -135,15 +142,18 @@ class Supervisor:
             self._adopt()
             self._functions.start()
             first = self._serve_until_signal(signals)
+            if first is signal.SIGTERM and self._leaves_to_successor():
+                return 0
             systemd.notify("STOPPING=1")
             hurried = self._drain(first, signals)
             # Workers may log finished connections until they have ended.
             self._end_workers()
             abandoned = sum(pool.abandon() for pool in self._functions.pools())
         finally:
-            self._is_ending = True
-            self._end_workers()
-            self._attempt(self._functions.release)
+            if not self._is_succeeded:
+                self._is_ending = True
+                self._end_workers()
+                self._attempt(self._functions.release)
             self._reserve.close()
             self._selector.close()
         self._log.info("stopped", abandoned_connections=abandoned)
@@ -152,7 +162,7 @@ class Supervisor:
     def _adopt(self) -> None:
         """Go on with what an earlier supervisor has left, if there was one."""
         adopted = self._inheritance.adopt()
-        last_end = os.environ.pop("KAPUDF_LAST_END", "")
+        last_end = os.environ.pop(keeping.LAST_END_VARIABLE, "")
         if not adopted.is_empty:
             self._log.info(
                 "goes on with the tasks of the last supervisor",
@@ -162,6 +172,21 @@ class Supervisor:
             )
         self._functions.adopt(adopted)
 
+    def _leaves_to_successor(self) -> bool:
+        """Return whether systemd restarts this service, so that everything is to go on."""
+        if not systemd.is_restarting():
+            return False
+        problem = self._upgrade.check_now().problem
+        if problem is not None:
+            self._log.error("tasks cannot go on after the restart", error=problem)
+            return False
+        self._log.info(
+            "leaves the tasks to the next supervisor",
+            connections=sum(len(pool.connections) for pool in self._functions.pools()),
+        )
+        self._is_succeeded = True
+        return True
+
     # --- the loop ---
 
     def _serve_until_signal(self, signals: SignalQueue) -> signal.Signals:
@@ -170,10 +195,14 @@ class Supervisor:
             taken = self._attempt(signals.take) or []
             # A stop comes before a reload, and several reloads are one.
             for number in taken:
-                if number is not signal.SIGHUP:
+                if number not in {signal.SIGHUP, signal.SIGUSR2}:
                     return number
-            if taken:
+            if signal.SIGHUP in taken:
+                systemd.notify_reload(begins=True)
+                self._announces_reload = True
                 self._attempt(self._reloading.reload_all)
+            if signal.SIGUSR2 in taken:
+                self._attempt(self._upgrade.begin)
 
     def _turn(self, longest_s: float | None = None) -> None:
         """Wait for events, for `longest_s` at most, and handle them."""
@@ -198,6 +227,29 @@ class Supervisor:
         self._attempt(self._functions.forget_ended)
         self._attempt(self._functions.keep_counters)
         self._attempt(self._reap_orphans)
+        self._attempt(self._upgrade.step)
+        self._tell_systemd(now_s)
+
+    def _tell_systemd(self, now_s: float) -> None:
+        """Tell systemd what has changed, and that the loop works."""
+        if self._announces_reload and not self._reloading.is_under_way:
+            self._announces_reload = False
+            systemd.notify_reload(begins=False)
+        functions = len(self._functions.names())
+        connections = sum(len(pool.connections) for pool in self._functions.pools())
+        status = f"serves {counted(connections, 'connection')} of {counted(functions, 'function')}"
+        if status != self._status:
+            self._status = status
+            systemd.notify(f"STATUS={status}")
+        self._feed_watchdog(now_s)
+
+    def _feed_watchdog(self, now_s: float) -> None:
+        """Tell systemd that the loop works, unless a step of it has failed."""
+        if self._watchdog_s is None or self._has_failed:
+            return
+        if now_s - self._fed_s >= self._watchdog_s:
+            self._fed_s = now_s
+            systemd.notify("WATCHDOG=1")
 
     def _reap_orphans(self) -> None:
         """Reap child processes that have ended, other than workers and templates.
@@ -226,12 +278,14 @@ class Supervisor:
         needs_ticks = (
             self._functions.is_starting
             or self._reloading.is_waiting
+            or self._upgrade.is_under_way
             or any(pool.needs_ticks for pool in self._functions.pools())
         )
         tick_s = _TICK_S if needs_ticks else None
         adopts = os.getpid() == 1 or any(pool.templates for pool in self._functions.pools())
         reap_s = _REAP_S if adopts else None
-        waits = [each for each in (*rests_s, tick_s, reap_s, longest_s) if each is not None]
+        often = (*rests_s, tick_s, reap_s, longest_s, self._watchdog_s)
+        waits = [each for each in often if each is not None]
         return self._selector.select(max(min(waits), 0.0) if waits else None)
 
     def _follow_code(self, code_watch: CodeWatch) -> None:
@@ -314,7 +368,7 @@ class Supervisor:
         while (wait_s := drain.advance(time.monotonic())) is not None:
             self._turn(wait_s)
             taken = self._attempt(signals.take) or []
-            if any(number is not signal.SIGHUP for number in taken):
+            if any(number not in {signal.SIGHUP, signal.SIGUSR2} for number in taken):
                 connections = sum(len(pool.connections) for pool in pools)
                 self._log.warning("second signal, ending at once", connections=connections)
                 return True

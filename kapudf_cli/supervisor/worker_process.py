@@ -49,6 +49,7 @@ class WorkerProcess:
         channel: the supervisor's end.
         record: what outlives it.
         template: the template that was told to fork it, None if it was started by exec.
+        is_adopted: whether an earlier supervisor has started it.
         loaded: what it has loaded, None until it is ready.
         points_of_ended: how many points it has handled of connections that have ended.
         exit_notice: a descriptor that is readable once the process has ended, -1 where the
@@ -66,6 +67,7 @@ class WorkerProcess:
         self.number = number
         self.channel = channel
         self.template: WorkerProcess | None = None
+        self.is_adopted = False
         self.loaded: Ready | None = None
         self.points_of_ended = 0
         self.started_s = started_s
@@ -159,7 +161,7 @@ class WorkerProcess:
         end = socket.socket(fileno=channel)
         end.settimeout(0)
         worker = cls(number, Channel(end), dump, record, started_s=started_s)
-        worker._store = store
+        worker.is_adopted, worker._store = True, store
         for name, descriptor in zip(kept_names(number), (channel, dump, record), strict=True):
             store.keep(name, descriptor)
         worker.watch(process)

@@ -211,12 +211,17 @@ def exit_despite_threads(status: int) -> None:
         exit_at_once(status)
 
 
+def flush() -> None:
+    """Write the log as far as it is queued, within a limited time."""
+    if _configured is not None:
+        _configured.writer.finish()
+
+
 def exit_at_once(status: int) -> NoReturn:
     """Exit without waiting for any thread, after writing the log."""
     try:
         logging.shutdown()
-        if _configured is not None:
-            _configured.writer.finish()
+        flush()
     finally:
         os._exit(status)
 

@@ -36,6 +36,8 @@ class SignalQueue:
         self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in self._signals:
             self._previous[number] = signal.signal(number, self._enqueue)
+        # The program that has become this one by exec has blocked them until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
         return self
 
     def __exit__(

@@ -121,6 +121,10 @@ class Stream(Protocol):
     def is_pausing(self) -> bool:
         """Whether `pause` was called and the reader has not raised ReadPaused yet."""
 
+    @property
+    def has_input_ended(self) -> bool:
+        """Whether the peer has ended its side, so that no input follows what has arrived."""
+
     def write(self, data: bytes, commit: Commit | None = None) -> None:
         """Write all of `data`, waiting for as long as the peer does not read.
 

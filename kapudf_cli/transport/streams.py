@@ -100,6 +100,13 @@ class _DescriptorStream:
         """Whether the reader is to pause; see `Stream.is_pausing`."""
         return self._waker.paused
 
+    @property
+    def has_input_ended(self) -> bool:
+        """Whether no input follows what has arrived; see `Stream.has_input_ended`."""
+        poll = select.poll()
+        poll.register(self._requests, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def read_now(self) -> bytes | None:
         """Return input without waiting; see `Stream.read_now`."""
         return self.input.read_now()

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from kapudf_cli.system.socket_file import SocketFile
     from kapudf_cli.worker.connections import Connection, Function
 
+#: These have an effect only with workers.
+_NO_ENDS = {signal.SIGHUP, signal.SIGUSR2}
 #: How long a thread may take to end after its connection is aborted.
 _ABORT_WAIT_S = 1.0
 
@@ -251,8 +253,8 @@ def _wait(
 
 
 def _take_end(signals: SignalQueue, log: BoundLogger) -> signal.Signals | None:
-    """Return a signal that ends the server, if one came; SIGHUP does not."""
+    """Return a signal that ends the server, if one came; SIGHUP and SIGUSR2 do not."""
     taken = signals.take()
-    if signal.SIGHUP in taken:
+    if _NO_ENDS & set(taken):
         log.warning("no reload without workers, everything goes on as it was")
-    return next((number for number in taken if number is not signal.SIGHUP), None)
+    return next((number for number in taken if number not in _NO_ENDS), None)

@@ -1034,6 +1034,23 @@ def test_a_handler_error_on_a_lost_connection_is_reported() -> None:
 
 # --- stop and abort ---
 
+STOPPED = ErrorResponse(
+    error="kapudf stopped serving this task; start it, then run: kapacitor reload task"
+)
+
+
+def test_a_stop_does_not_fail_a_task_that_has_ended_or_that_is_none() -> None:
+    with agent_with(Mirror) as served:
+        served.side.send_bytes(encoded(INIT, Point(time=1)))
+        served.side.half_close()
+        served.agent.stop()
+        assert list(served.side.responses()) == [INITIALIZED, Point(time=1)]
+    with agent_with(Mirror) as served:
+        served.side.send(InfoRequest())
+        served.side.receive()
+        served.agent.stop()
+        assert list(served.side.responses()) == []
+
 
 def test_an_idle_agent_stops_at_once() -> None:
 
@@ -1045,7 +1062,7 @@ def test_an_idle_agent_stops_at_once() -> None:
         served.side.send_bytes(encoded(INIT, Point(time=1)))
         assert [served.side.receive() for _ in range(2)] == [INITIALIZED, Point(time=1)]
         served.agent.stop()
-        assert list(served.side.responses()) == [Point(name="last")]
+        assert list(served.side.responses()) == [Point(name="last"), STOPPED]
         summary = served.summary()
     assert summary.reason is Reason.STOPPED
     assert summary.error is None
@@ -1068,7 +1085,7 @@ def test_an_agent_that_is_stopped_processes_what_has_arrived() -> None:
         served.side.send_bytes(encoded(*points[1:]))
         served.agent.stop()
         go_on.set()
-        assert list(served.side.responses()) == [INITIALIZED, *points]
+        assert list(served.side.responses()) == [INITIALIZED, *points, STOPPED]
         summary = served.summary()
     assert summary.reason is Reason.STOPPED
     assert summary.stats.points_in == summary.stats.points_out == 100
@@ -1081,7 +1098,7 @@ def test_an_agent_that_is_stopped_inside_a_frame_leaves_it_unprocessed() -> None
         assert served.side.receive() == INITIALIZED
         served.side.send_bytes(part)
         served.agent.stop()
-        assert list(served.side.responses()) == []
+        assert list(served.side.responses()) == [STOPPED]
         summary = served.summary()
     assert (summary.reason, summary.error) == (Reason.STOPPED, None)
     assert summary.unprocessed_bytes == len(part)

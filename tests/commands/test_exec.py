@@ -33,6 +33,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 from tests.conftest import plugin
 from tests.peers import responses_to
 from tests.serve_process import KAPUDF, PATIENCE_S
+from tests.supervisor.tasks import of_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +173,7 @@ def test_a_signal_lets_it_finish(
         assert connection.side.receive() == Point(time=1)
         assert connection.pid is not None
         os.kill(connection.pid, number)
-        assert list(connection.side.responses()) == [Point(name="flushed")]
+        assert of_type(connection.side.responses(), Point) == [Point(name="flushed")]
         assert ended(connection).text == "exited with status 0"
     assert record.read_text(encoding="utf-8").splitlines()[-1] == "teardown"
     assert log.await_event("connection finished")["reason"] == "stopped"

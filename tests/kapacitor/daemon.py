@@ -334,6 +334,21 @@ class KapacitorDaemon:
             raise RefusedError(result.stderr.strip())
         return result.stdout
 
+    def shell(self, command: str) -> str:
+        """Run a shell command that calls `kapacitor`; return its output, with errors."""
+        folder = os.path.dirname(os.path.abspath(self._binaries.kapacitor))
+        path = os.pathsep.join([folder, os.environ["PATH"]])
+        result = subprocess.run(
+            ["/bin/sh", "-c", command],
+            env={**os.environ, "PATH": path, "KAPACITOR_URL": self._url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_S,
+            check=True,
+        )
+        return result.stdout
+
     def _http(self, method: str, path: str, body: bytes | None = None) -> tuple[int, str]:
         url = f"{self._url}/kapacitor/v1/{path}"
         request = urllib.request.Request(url, data=body, method=method)  # noqa: S310 - loopback

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,13 +15,14 @@ from tests.kapacitor.lines import BY_HOST, line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.kapacitor.daemon import KapacitorDaemon
     from tests.serve_process import ServeProcess
 
     Kapacitor = Callable[..., KapacitorDaemon]
     Serve = Callable[..., ServeProcess]
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 def test_an_exception_fails_its_task_and_no_other(serve: Serve, kapacitor: Kapacitor) -> None:
@@ -190,12 +193,18 @@ def test_nothing_that_was_sent_before_sigterm_is_lost(
     assert {group.tags["host"] for group in groups} >= set(hosts)
     assert daemon.alive
 
-    assert daemon.await_failure("drained", line(2)).startswith("udf2: ")
+    assert daemon.await_failure("drained", line(2)) == (
+        "udf2: stopping UDF server: kapudf stopped serving this task; "
+        "start it, then run: kapacitor reload drained"
+    )
     assert daemon.alive
 
     serve("mirror")
-    daemon.disable("drained")
-    daemon.enable("drained")
+    daemon.start_task("other", BY_HOST)
+    # As the docs say: all tasks that have failed.
+    page = OPERATIONS.read_text("utf-8")
+    (recover,) = re.findall(r"^\$ (kapacitor list tasks .*)$", page, re.MULTILINE)
+    assert daemon.shell(recover) == ""
     daemon.wait_for(lambda: daemon.status("drained").executing, "the task to run")
     daemon.write(line(3))
     daemon.await_point("drained", n=3)

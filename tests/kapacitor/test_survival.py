@@ -24,6 +24,7 @@ from tests.supervisor.ongoing import (
     write_config,
 )
 from tests.supervisor.slow_import import SlowImport
+from tests.supervisor.succession import kill_supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +70,28 @@ def test_a_task_survives_deaths_and_new_code(
     assert (connection["points_in"], connection["points_out"]) == (total, total)
     assert (connection["task_id"], connection["takeovers"]) == ("counted", rounds // 2)
     assert len(list(process.matching("worker died", how="SIGKILL"))) == rounds // 2
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.long)])
+def test_a_task_survives_deaths_of_the_supervisor_and_upgrades(
+    serve_kept: Serve, kapacitor: Kapacitor, socket_path: str, tmp_path: Path, rounds: int
+) -> None:
+    code = Code(tmp_path)
+    serve_kept(code.handler)
+    daemon = kapacitor(snapshot_interval="200ms")
+    daemon.start_task("counted", BY_HOST)
+    for number in range(rounds):
+        daemon.write(*(line(2 * number * ROUND + n) for n in range(ROUND)))
+        kill_supervisor(socket_path)
+        daemon.write(*(line((2 * number + 1) * ROUND + n) for n in range(ROUND)))
+        code.change()
+        kapudf("upgrade", "--socket", socket_path)
+        assert daemon.status("counted") == EXECUTES
+    total = 2 * rounds * ROUND
+    daemon.await_point("counted", n=total - 1, count=total)
+    assert daemon.taken("counted", "http_out3") == total
+    assert daemon.status("counted") == EXECUTES
+    assert status_of(socket_path)["supervisor"]["starts"] == 2 * rounds + 1
 
 
 def test_a_task_goes_on_while_its_function_is_renamed_and_moved(

@@ -10,6 +10,7 @@ import pytest
 from kapudf_cli.config import FunctionSettings, Settings
 from kapudf_cli.supervisor.control_commands import ControlCommands
 from kapudf_cli.supervisor.reload import Reloader
+from kapudf_cli.supervisor.upgrade import Upgrade
 from kapudf_cli.system import logs
 from tests.supervisor.loops import Loop
 
@@ -30,7 +31,10 @@ class Asked:
         self._reloader: Reloader[ControlClient] = Reloader(
             self.functions, lambda: self.settings, logs.get_logger()
         )
-        self._commands = ControlCommands(self.functions, self._reloader)
+        upgrade = Upgrade(
+            loop.selector, loop.store, logs.get_logger(), formats=self.functions.formats
+        )
+        self._commands = ControlCommands(self.functions, self._reloader, upgrade)
         self.answers: list[dict[str, Any]] = []
         function = self.functions.get("f")
         assert function is not None
@@ -119,4 +123,4 @@ def test_a_function_that_is_served_no_more_says_so(asked: Asked) -> None:
 @pytest.mark.parametrize("command", ["", "stop", "STATUS"])
 def test_an_unknown_request_is_answered_with_the_known_ones(asked: Asked, command: str) -> None:
     asked.ask(command)
-    assert asked.answers == [{"error": "unknown command; there are status and reload"}]
+    assert asked.answers == [{"error": "unknown command; there are status, reload and upgrade"}]

@@ -10,16 +10,15 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kapudf_cli.protocol.udf_pb2 import ErrorResponse, Point
-from kapudf_cli.supervisor import control
-from kapudf_cli.supervisor.errors import ControlError
 from tests.conftest import plugin
-from tests.serve_process import KAPUDF, PATIENCE_S, ServeProcess
+from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import Code, OngoingTask, check_count
+from tests.supervisor.succession import await_status, kill_supervisor, kill_worker
 from tests.supervisor.tasks import of_type, play, points, started_task, tallied
 
 if TYPE_CHECKING:
@@ -60,70 +59,6 @@ STEPS = [
     "DescriptorStore.remove:journal-1.after",
 ]
 FIRST_STEPS = {"WorkerProcess.send:Release.after"}
-
-
-@pytest.fixture
-def serve_kept(
-    socket_path: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., ServeProcess]]:
-    """Start `kapudf serve` with a keeper, ready to use."""
-    monkeypatch.setenv("KAPUDF_KEEPER", "1")
-    # The keeper runs the command again as it was called.
-    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
-    with contextlib.ExitStack() as processes:
-
-        def start(handler: str, *arguments: str, kapudf: Any = KAPUDF) -> ServeProcess:
-            process = ServeProcess(
-                "--socket", socket_path, "--handler", handler, *arguments, kapudf=kapudf
-            )
-            return processes.enter_context(process).ready()
-
-        yield start
-
-
-def await_status(path: str, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Wait for a status, also while there is no supervisor."""
-    deadline = time.monotonic() + 2 * PATIENCE_S
-    while True:
-        with contextlib.suppress(ControlError):
-            status = control.ask(path, "status", timeout_s=PATIENCE_S)
-            if is_wanted(status):
-                return status
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def supervisor_of(path: str) -> int:
-    status = await_status(path, lambda _: True)
-    return int(status["supervisor"]["pid"])
-
-
-def kill_supervisor(path: str) -> None:
-    """Kill the supervisor, and wait until the next one has replaced the workers."""
-    before = await_status(path, lambda status: bool(status["workers"]))
-    os.kill(before["supervisor"]["pid"], signal.SIGKILL)
-    old = {worker["worker"] for worker in before["workers"]}
-    await_status(
-        path,
-        lambda status: (
-            bool(status["workers"])
-            and not old & {worker["worker"] for worker in status["workers"]}
-            and all(each["state"] != "being handed over" for each in status["connections"])
-        ),
-    )
-
-
-def kill_worker(path: str) -> None:
-    """Kill the worker of the connection, and wait until another one serves it."""
-
-    def served(status: dict[str, Any]) -> set[int]:
-        numbers = {each["worker"] for each in status["connections"]}
-        return {each["pid"] for each in status["workers"] if each["worker"] in numbers}
-
-    before = await_status(path, lambda status: bool(served(status)))
-    for pid in served(before):
-        os.kill(pid, signal.SIGKILL)
-    await_status(path, lambda status: bool(served(status) - served(before)))
 
 
 def test_a_task_outlives_supervisors_and_the_keeper_ends_with_the_last_one(

@@ -28,7 +28,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S, ServeProcess
-from tests.supervisor.tasks import started_task
+from tests.supervisor.tasks import of_type, started_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,10 @@ def test_input_that_arrived_before_sigterm_is_answered(
         process.signal(signal.SIGTERM)
         process.event("stopping")
         gate.write_bytes(b"open")
-        assert list(side.responses()) == points
+        *answers, stopped = side.responses()
+        assert answers == points
+        assert isinstance(stopped, ErrorResponse)
+        assert "kapacitor reload task" in stopped.error
     assert process.wait() == 0
     finished = process.event("connection finished")
     assert finished["reason"] == "stopped"
@@ -129,7 +132,7 @@ def test_handlers_are_stopped_once_and_their_last_output_arrives(
         side.send(Point(name="cpu"))
         assert side.receive() == Point(name="cpu")
         process.signal(signal.SIGTERM)
-        assert list(side.responses()) == [Point(name="flushed")]
+        assert of_type(side.responses(), Point) == [Point(name="flushed")]
     assert process.wait() == 0
     assert record.read_text(encoding="utf-8").split() == ["__init__", "init", "point", "teardown"]
 
