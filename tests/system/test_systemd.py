@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import socket
 from typing import TYPE_CHECKING
 
@@ -71,8 +73,29 @@ def test_a_server_says_when_it_is_ready_and_when_it_stops(
         receiver(path) as listener,
         ServeProcess(*arguments, env={"NOTIFY_SOCKET": path}) as process,
     ):
-        assert listener.recv(64) == b"READY=1"
+        notices = iter(lambda: listener.recv(64).decode(), "STOPPING=1")
+        assert next(notices) == "READY=1"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(socket_path)
+            process.event("connection started")
+        process.event("connection finished")
+        process.signal(signal.SIGHUP)
+        process.event("new workers serve")
         assert process.stop() == 0
-        assert listener.recv(64) == b"STOPPING=1"
+        told = list(notices)
+    status = [each for each in told if each.startswith("STATUS=")]
+    assert status[0] == "STATUS=serves 0 connections of 1 function"
+    (begin,) = (place for place, each in enumerate(told) if each.startswith("RELOADING=1\n"))
+    assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", told[begin])
+    assert "READY=1" in told[begin:]
+
+
+def test_the_watchdog_is_fed_while_the_loop_works(short_folder: Path, socket_path: str) -> None:
+    path = str(short_folder / "notify")
+    arguments = ["--socket", socket_path, "--handler", "mirror"]
+    env = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "60000"}
+    with receiver(path) as listener, ServeProcess(*arguments, env=env) as process:
+        for _ in range(3):
+            while listener.recv(64) != b"WATCHDOG=1":
+                pass
+        assert process.stop() == 0
