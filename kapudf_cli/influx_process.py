@@ -250,6 +250,8 @@ class _Process:
             None,
             checkpoints=NoCheckpoints(),
         )
+        if self._signals is not None and (started := self._connections.get(number)) is not None:
+            started.agent.stop()  # The signal came while the script made its agent.
         ended.wait()
         return self._summaries.pop(number)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from kapudf_cli.handler.output import with_article
 from kapudf_cli.influx_scripts.leniency import warn_once
+from kapudf_cli.influx_scripts.main_module import ScriptThread
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.udf_pb2 import BATCH, STREAM, Response
 from kapudf_cli.system import loggers
@@ -38,12 +40,14 @@ class ScriptAgent:
         self.handler = handler
         self.provides: EdgeType | None = None
         self._outbox: Outbox | None = None
+        self._connected = threading.Event()
         self._in_batch = False
         self._flushed_s = 0.0
 
     def connect(self, outbox: Outbox) -> None:
         """Write to a connection from now on."""
         self._outbox = outbox
+        self._connected.set()
 
     def await_handler(self) -> None:
         """Wait until the script has set the handler, which it may do after `start`.
@@ -68,7 +72,7 @@ class ScriptAgent:
         Raises:
             InvalidWriteError: it would crash kapacitord.
             ConnectionClosedError: the connection has ended.
-            RuntimeError: it has not begun.
+            RuntimeError: it has not begun, and this thread would start it.
             TypeError: `response` is no Response.
         """
         if type(response) is not Response:
@@ -76,10 +80,7 @@ class ScriptAgent:
             if (response := as_response(given)) is None:
                 what = "None" if given is None else with_article(given)
                 raise TypeError(f"cannot write {what}; write_response takes a Response")
-        outbox = self._outbox
-        if outbox is None:
-            problem = "the agent has not started; call start() before write_response()"
-            raise RuntimeError(problem)
+        outbox = self._outbox or self._await_outbox()
         kind = response.WhichOneof("message")
         if kind == "point":
             if self.provides == BATCH and not self._in_batch:
@@ -98,6 +99,16 @@ class ScriptAgent:
         if flush and (now_s := time.monotonic()) - self._flushed_s >= _FLUSH_INTERVAL_S:
             self._flushed_s = now_s
             outbox.flush()
+
+    def _await_outbox(self) -> Outbox:
+        """Wait for the connection in a thread of the script that writes before it is there."""
+        thread = threading.current_thread()
+        if not isinstance(thread, ScriptThread) and thread is not threading.main_thread():
+            self._connected.wait()
+        if self._outbox is None:
+            problem = "the agent has no connection; call start() before write_response()"
+            raise RuntimeError(problem)
+        return self._outbox
 
     def _begin(self, response: Response, outbox: Outbox) -> None:
         if self.provides == STREAM:

@@ -99,7 +99,7 @@ def _import_or_make(package: str) -> None:
         _import_or_make(parent)
     try:
         importlib.import_module(package)
-    except ImportError:
+    except Exception:  # noqa: BLE001 - another package of that name may not fit this Python
         made = types.ModuleType(package)
         made.__path__ = []
         sys.modules[package] = made

@@ -36,6 +36,7 @@ _log = loggers.get("kapudf")
 
 #: How long the end of a connection waits for what the script does after `Agent.wait`.
 _END_S: Final = 5.0
+_UNAWAITED_END_S: Final = 1.0
 
 
 class NothingStartedError(Exception):
@@ -52,6 +53,7 @@ class Agent(ScriptAgent):
         self._out = out
         self._part = _in.part if isinstance(_in, _Accepted) else _current_part()
         self._ended = threading.Event()
+        self._is_awaited = False
 
     def start(self) -> None:
         """Serve the connection; return at once."""
@@ -59,13 +61,15 @@ class Agent(ScriptAgent):
 
     def wait(self) -> None:
         """Wait until the connection has ended."""
+        self._is_awaited = True
         self._ended.wait()
 
     def end(self) -> None:
         """Let `wait` return, and wait a while for what the script does then."""
+        self._connected.set()
         self._ended.set()
-        if self._part is not threading.current_thread():
-            self._part.join(_END_S)
+        # Some scripts do not call `wait`, and their main part never ends.
+        self._part.join(_END_S if self._is_awaited else _UNAWAITED_END_S)
 
 
 class Server:

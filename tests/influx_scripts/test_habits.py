@@ -166,6 +166,7 @@ FLAWLESS = [
         ],
     ),
     Case("thread.py", [*POINTS, SnapshotRequest()], [*POINTS, SnapshotResponse(snapshot=b"")]),
+    Case("early_thread.py", [Point(name="cpu")], [Point(name="tick"), Point(name="cpu")]),
     Case("flat.py", [*POINTS], [*POINTS]),
     Case("package.py", [*POINTS], [*POINTS]),
     Case("loose.py", [*POINTS], [*POINTS]),
