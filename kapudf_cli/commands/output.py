@@ -232,8 +232,9 @@ def own_stdout() -> Iterator[Stdout]:
     sys.stdout.flush()
     # In a test, stdout may not be a file. Then there is no descriptor to redirect.
     try:
-        descriptor = os.dup(sys.stdout.fileno())
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        stdout = sys.stdout.fileno()
+        descriptor = os.dup(stdout)
+        os.dup2(sys.stderr.fileno(), stdout)
     except OSError:
         out = Stdout(sys.stdout.buffer)
         yield out
@@ -249,8 +250,9 @@ def own_stdout() -> Iterator[Stdout]:
             # If this fails again, the error was raised already.
             out.flush()
         file.close()
-        sys.stdout.flush()
-        os.dup2(descriptor, sys.stdout.fileno())
+        with contextlib.suppress(ValueError):  # The handler has closed it.
+            sys.stdout.flush()
+        os.dup2(descriptor, stdout)
         os.close(descriptor)
 
 

@@ -150,6 +150,10 @@ class JournaledStream(SocketStream):
             self._journal.close()
         return unread
 
+    def _close(self) -> None:
+        # No shutdown: another worker may go on with the connection.
+        self._socket.close()
+
     def _receive(self, limit: int) -> bytes:
         with self._lock:
             self._agent_records = False

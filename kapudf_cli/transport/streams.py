@@ -235,6 +235,8 @@ class SocketStream(_DescriptorStream):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _close(self) -> None:
+        # A process that the handler has forked has the socket too, and would keep it open.
+        self._abort()
         self._socket.close()
 
 

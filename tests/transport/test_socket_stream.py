@@ -303,6 +303,17 @@ def test_close_returns_the_number_of_unread_bytes(ends: tuple[SocketStream, sock
     assert stream.close() == 0
 
 
+def test_close_ends_the_connection_although_another_process_has_it_open() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs.dup():  # as a process that the handler has forked
+        stream = SocketStream(theirs)
+        stream.write(b"the last")
+        stream.close()
+        ours.settimeout(PATIENCE_S)
+        assert ours.recv(64) == b"the last"
+        assert ours.recv(64) == b""
+
+
 def test_close_ends_the_connection_and_leaves_no_descriptor_open() -> None:
     ours, theirs = socket.socketpair()
     with ours:
