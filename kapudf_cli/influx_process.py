@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from kapudf_cli.agent.checkpoints import NoCheckpoints
 from kapudf_cli.config import FunctionSettings
 from kapudf_cli.influx_scripts.adapter import ScriptHandler
-from kapudf_cli.influx_scripts.agent import ScriptAgent
+from kapudf_cli.influx_scripts.agent import NOT_STARTED, ScriptAgent
 from kapudf_cli.influx_scripts.interface import defaultIn, defaultOut
 from kapudf_cli.system import logs
 from kapudf_cli.system.signals import SignalQueue
@@ -58,17 +58,31 @@ class Agent(ScriptAgent):
         # `sys.stdin` itself is a stream of text, and has the one of bytes.
         self._in = getattr(_in, "buffer", _in)
         self._out = getattr(out, "buffer", out)
+        self._thread: threading.Thread | None = None
         self._copies: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Serve the connection in a thread, which keeps the process alive; return at once."""
+        """Serve the connection in a thread, which keeps the process alive; return at once.
+
+        Raises:
+            RuntimeError: it was called before.
+        """
+        if self._thread is not None:
+            problem = "the agent has started already; make another one for another connection"
+            raise RuntimeError(problem)
         # Here, because what the script prints from now on must not be sent to Kapacitor.
         stream = self._stream()
         self._thread = threading.Thread(target=self._serve, args=(stream,), name="kapudf-agent")
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the connection has ended."""
+        """Wait until the connection has ended.
+
+        Raises:
+            RuntimeError: `start` was not called.
+        """
+        if self._thread is None:
+            raise RuntimeError(NOT_STARTED)
         self._thread.join()
         for thread in self._copies:
             thread.join()

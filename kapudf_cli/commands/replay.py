@@ -374,13 +374,14 @@ def _warn_of_silence(counts: Counts, target: Target) -> None:
 
     if counts.messages_received or not counts.points_sent:
         return
-    if isinstance(target, HandlerTarget) and target.handler.may_drop_all:
-        return
-    say(
-        "warning: the UDF wrote nothing; what `point` and `end_batch` of a handler return is "
-        "written (`may_drop_all = True` in its class ends this warning)",
-        err=True,
-    )
+    if not isinstance(target, HandlerTarget):
+        say("warning: the UDF wrote nothing", err=True)
+    elif not target.handler.may_drop_all:
+        say(
+            "warning: the UDF wrote nothing; what `point` and `end_batch` of a handler return is "
+            "written (`may_drop_all = True` in its class ends this warning)",
+            err=True,
+        )
 
 
 def _report(run: Replay, seconds: float, errors: int, recording: Recording, feed: Feed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kapudf_cli.handler.errors import InvalidReturnError
@@ -39,6 +40,7 @@ class ScriptHandler(Handler):
 
     #: Not checked: scripts may write whatever kapacitord accepts.
     provides: ClassVar[EdgeType] = None  # type: ignore[assignment]
+    may_drop_all = True
 
     def __init__(self, agent: Outbox) -> None:
         """Have the script make its handler, and connect the script's agent to `agent`."""
@@ -99,15 +101,25 @@ class ScriptHandler(Handler):
 
     def begin_batch(self, begin: BeginBatch, /) -> None:
         """Give the script the begin of a batch."""
-        self.script_agent.handler.begin_batch(begin)
+        _ignore(self.script_agent.handler.begin_batch(begin), "begin_batch")
 
     def point(self, point: Point, /) -> None:
         """Give the script a point."""
-        self.script_agent.handler.point(point)
+        if (returned := self.script_agent.handler.point(point)) is not None:
+            _ignore(returned, "point")
 
     def end_batch(self, end: EndBatch, /) -> None:
         """Give the script the end of a batch."""
-        self.script_agent.handler.end_batch(end)
+        _ignore(self.script_agent.handler.end_batch(end), "end_batch")
+
+
+def _ignore(returned: object, method: str) -> None:
+    """Log what a method returned instead of writing it."""
+    if isinstance(returned, (Response, GeneratorType, CoroutineType)):
+        warn_once(
+            f"{method}() returns {with_article(returned)}, which is ignored: send it "
+            "with write_response"
+        )
 
 
 def _answered(answer: Any, method: str) -> Response:

@@ -27,6 +27,9 @@ _HANDLER_S: Final = 5.0
 _PAUSE_S: Final = 0.01
 
 
+NOT_STARTED: Final = "the agent has not started; call its start() first"
+
+
 class ScriptAgent:
     """One connection, as a script sees it.
 

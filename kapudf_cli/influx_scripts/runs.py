@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from kapudf_cli.influx_scripts import environment, interface, main_module
 from kapudf_cli.influx_scripts.adapter import ScriptHandler
-from kapudf_cli.influx_scripts.agent import ScriptAgent
+from kapudf_cli.influx_scripts.agent import NOT_STARTED, ScriptAgent
 from kapudf_cli.protocol import udf_pb2
 from kapudf_cli.system import loggers
 
@@ -52,15 +52,23 @@ class Agent(ScriptAgent):
         self._in = _in
         self._out = out
         self._part = _in.part if isinstance(_in, _Accepted) else _current_part()
+        self._started = False
         self._ended = threading.Event()
         self._is_awaited = False
 
     def start(self) -> None:
         """Serve the connection; return at once."""
         self._part.start_serving(self)
+        self._started = True
 
     def wait(self) -> None:
-        """Wait until the connection has ended."""
+        """Wait until the connection has ended.
+
+        Raises:
+            RuntimeError: `start` was not called.
+        """
+        if not self._started:
+            raise RuntimeError(NOT_STARTED)
         self._is_awaited = True
         self._ended.wait()
 
@@ -114,7 +122,10 @@ class _Part(main_module.ScriptThread):
         try:
             self._call()
         except SystemExit as exit_:
-            error = NothingStartedError(f"it exits ({exit_}) before it starts an agent")
+            error = NothingStartedError(
+                f"it exits ({exit_}) before it starts an agent; its arguments follow its path: "
+                f"--handler '{self.name} ARGUMENT'"
+            )
         except BaseException as raised:  # noqa: BLE001 - a script may raise anything
             error = raised
         if not self.started.done():

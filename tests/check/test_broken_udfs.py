@@ -184,7 +184,7 @@ class WritesOnlyAnomalies(ForgetsToReturn):
     ("handler", "outcome", "reason"),
     [
         (ForgetsToReturn, Outcome.FAILED, "wrote nothing for 1000 points. What `point`"),
-        (WritesOnlyAnomalies, Outcome.NOT_APPLICABLE, "wrote nothing, and may_drop_all is set"),
+        (WritesOnlyAnomalies, Outcome.NOT_APPLICABLE, "wrote nothing, which may be right"),
         (WithoutState, Outcome.PASSED, ""),
     ],
 )

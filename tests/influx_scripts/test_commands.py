@@ -47,6 +47,14 @@ def test_replay_moves_a_script_s_state_from_one_run_to_the_next(tmp_path: Path) 
     assert second.stdout.splitlines()[-2].endswith("+n=4i")
 
 
+def test_replay_shows_its_results_although_the_script_closes_stdout(tmp_path: Path) -> None:
+    text = (SCRIPTS / "counting.py").read_text(encoding="utf-8")
+    (tmp_path / "closing.py").write_text(f"{text}    sys.stdout.close()\n", encoding="utf-8")
+    (tmp_path / "points.lp").write_text("cpu a=1 1\n", encoding="utf-8")
+    result = run_kapudf("replay", "points.lp", "--handler", "closing.py", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "cpu a=1.0,count=1i 1\n")
+
+
 def test_load_measures_a_script() -> None:
     result = run_kapudf("load", "--handler", COUNTING, "--points", "100", "--json")
     assert json.loads(result.stdout)["points_returned"] == 100

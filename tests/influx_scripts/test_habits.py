@@ -128,6 +128,7 @@ LENIENT = [
         ],
         "a snapshot is a str: its UTF-8 bytes are used",
     ),
+    Case("returns_response.py", POINTS, [], "point() returns a Response, which is ignored"),
     Case("bare_points.py", BATCH, list(POINTS), "points outside of a batch, although info()"),
 ]
 
@@ -260,6 +261,7 @@ def test_the_main_part_has_arguments_signal_handlers_prints_and_code_after_the_e
     [
         ("starts_nothing.py", "its main part starts neither an Agent nor a Server"),
         ("exits_early.py", "it exits (usage: exits_early.py MODEL) before it starts an agent"),
+        ("waits_first.py", "the agent has not started; call its start() first"),
         ("import_fails.py", "No module named 'no_such_package' ("),
     ],
 )
@@ -268,6 +270,13 @@ def test_kapudf_tells_why_a_script_cannot_be_run(script: str, told: str) -> None
     assert seen.responses == []
     assert told in seen.log
     assert seen.status != "exited with status 0"
+
+
+def test_a_second_start_of_an_agent_is_refused_and_the_first_goes_on() -> None:
+    seen = outcome(commands("starts_twice.py")["alone"], [INIT, *POINTS])
+    assert seen.responses == [INITIALIZED, *POINTS]
+    assert "RuntimeError: the agent has started already" in seen.log
+    assert seen.status == "exited with status 1"
 
 
 def test_init_that_is_refused_is_answered() -> None:
