@@ -251,13 +251,7 @@ def load(call: ScriptCall) -> type[SupervisedHandler]:
         Exception: what the script raised.
     """
     if (folder := environment.other_package(call.path.parent)) is not None:
-        _log.warning(
-            "another package kapacitor comes first",
-            extra={
-                "folder": folder,
-                "advice": f"`python {call.path.name}` uses it; kapudf does not",
-            },
-        )
+        _log.warning("another package kapacitor comes first, kapudf does not use it: %s", folder)
     script = Script(call)
     script.prepare()
     # Others look up the file of a handler's class by its module.

@@ -285,3 +285,12 @@ def test_init_that_is_refused_is_answered() -> None:
     option.values.add(stringValue="")
     seen = outcome(commands("counting.py")["alone"], [init])
     assert seen.responses == [InitResponse(error="invalid as name")]
+
+
+@pytest.mark.parametrize("on_error", ["skip", "restart"])
+def test_a_script_that_raises_may_go_on(on_error: str) -> None:
+    command = (*commands("raises.py")["by kapudf"], "--on-error", on_error)
+    seen = outcome(command, [INIT, *POINTS])
+    assert seen.responses == [INITIALIZED]
+    assert seen.status == "exited with status 0"
+    assert "point dropped: Raising.point raised ValueError: value 1.5 is bad" in seen.log

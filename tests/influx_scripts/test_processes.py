@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.protocol.udf_pb2 import (
+    ErrorResponse,
     InitRequest,
     InitResponse,
     KeepaliveRequest,
@@ -124,7 +125,10 @@ def test_a_signal_stops_a_server_and_removes_its_socket(
             assert stat.S_IMODE(os.stat(socket_path).st_mode) == 0o777
             side.send(point(1, 1))
             process.send_signal(number)
-            assert list(side.responses()) == [point(1, 1)]
+            answer, error = side.responses()
+            assert answer == point(1, 1)
+            assert isinstance(error, ErrorResponse)
+            assert "stopped serving this task" in error.error
         assert process.wait(PATIENCE_S) == 0
         assert process.stderr is not None
         assert b"Server stopped" in process.stderr.read()

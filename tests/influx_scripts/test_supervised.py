@@ -141,8 +141,8 @@ def test_another_package_of_the_name_is_told(
     (tmp_path / "kapacitor" / "udf").mkdir(parents=True)
     (tmp_path / "kapacitor" / "__init__.py").touch()
     process = serve(str(tmp_path / "flat.py"))
-    event = process.event("another package kapacitor comes first")
-    assert event["folder"] == str(tmp_path / "kapacitor")
+    told = "another package kapacitor comes first, kapudf does not use it"
+    process.event(f"{told}: {tmp_path / 'kapacitor'}")
     with started_task(socket_path) as side:
         assert answer(side, Point(time=1)) == Point(time=1)
 
