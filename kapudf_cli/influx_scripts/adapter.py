@@ -6,6 +6,7 @@ import inspect
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kapudf_cli.errors import describe
 from kapudf_cli.handler.errors import InvalidReturnError
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.handler.output import with_article
@@ -98,6 +99,23 @@ class ScriptHandler(Handler):
             warn_once("restore() takes no argument: it is called without the snapshot")
             answer = method()
         return _answered(answer, "restore").restore
+
+    def restore_again(self, request: RestoreRequest, /) -> RestoreResponse:
+        """Give the script its state after the death of a worker, or after a reload.
+
+        If the script cannot take it, its task goes on without it. Kapacitor itself fails a task
+        whose Restore is refused, when it starts.
+        """
+        try:
+            response = self.restore(request)
+        except Exception as error:  # noqa: BLE001 - a script may raise anything
+            response = RestoreResponse(error=describe(error))
+        if not response.success:
+            warn_once(
+                f"restore() does not take the script's own snapshot ({response.error}): the task "
+                "goes on without its state"
+            )
+        return RestoreResponse(success=True)
 
     def begin_batch(self, begin: BeginBatch, /) -> None:
         """Give the script the begin of a batch."""

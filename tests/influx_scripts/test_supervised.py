@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.client.driver import KapacitorSide
 from kapudf_cli.plugin_errors import NotAHandlerError
 from kapudf_cli.plugins import find
-from kapudf_cli.protocol.udf_pb2 import KeepaliveResponse, Point, SnapshotRequest, SnapshotResponse
+from kapudf_cli.protocol.udf_pb2 import (
+    KeepaliveResponse,
+    Point,
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
 from tests.influx_scripts.test_habits import SCRIPTS
-from tests.peers import responses_to
+from tests.peers import INIT, INITIALIZED, responses_to
 from tests.processes import await_end
 from tests.run_kapudf import run_kapudf
+from tests.serve_process import PATIENCE_S
 from tests.supervisor.ongoing import kapudf, serving_pid
 from tests.supervisor.tasks import started_task
 from tests.waiting import wait_until
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from kapudf_cli.client.driver import KapacitorSide
     from tests.serve_process import ServeProcess
 
     Serve = Callable[..., ServeProcess]
@@ -106,6 +114,25 @@ def test_each_connection_has_module_variables_of_its_own(serve: Serve, socket_pa
         for side in (first, second):
             side.send(SnapshotRequest())
             assert isinstance(side.receive(), SnapshotResponse)
+
+
+def test_a_script_that_restores_nothing_goes_on_after_a_death(
+    serve: Serve, socket_path: str
+) -> None:
+    process = serve(str(SCRIPTS / "restores_nothing.py"))
+    with started_task(socket_path) as side:
+        assert answer(side, Point(time=1)) == Point(time=1)
+        side.send(SnapshotRequest())
+        assert isinstance(side.receive(), SnapshotResponse)
+        assert answer(side, Point(time=2)) == Point(time=2)  # The snapshot is in the journal now.
+        pid = serving_pid(socket_path)
+        os.kill(pid, signal.SIGKILL)
+        await_end(pid)
+        assert answer(side, Point(time=3)) == Point(time=3)
+    assert any("(not implemented): the task goes on" in each["event"] for each in process.events)
+    with KapacitorSide.connect(socket_path, timeout_s=PATIENCE_S) as side:
+        refused = list(responses_to(side, [INIT, RestoreRequest(snapshot=b"later")]))
+    assert refused == [INITIALIZED, RestoreResponse(error="not implemented")]
 
 
 def test_code_after_the_end_is_run_before_a_worker_ends(
