@@ -116,8 +116,8 @@ class KapacitorDaemon:
         self._log = folder / "kapacitord.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
-        config = _CONFIG.format(folder=folder, snapshot_interval=snapshot_interval)
-        (folder / "kapacitor.conf").write_text(config + udf_section, encoding="utf-8")
+        self._config = _CONFIG.format(folder=folder, snapshot_interval=snapshot_interval)
+        self._configure(udf_section)
 
     def __enter__(self) -> Self:
         try:
@@ -144,10 +144,16 @@ class KapacitorDaemon:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def restart(self) -> None:
-        """Stop it, and start it again with the tasks and snapshots that it has stored."""
+    def restart(self, udf_section: str | None = None) -> None:
+        """Stop it, and start it again with the tasks and snapshots that it has stored.
+
+        Args:
+            udf_section: replaces that of its configuration.
+        """
         assert self.alive, self.log_lines()
         self._stop()
+        if udf_section is not None:
+            self._configure(udf_section)
         self._start()
 
     def log_lines(self) -> list[str]:
@@ -293,6 +299,10 @@ class KapacitorDaemon:
         raise AssertionError(f"waited in vain for {what}; kapacitord {state}:\n{log}")
 
     # --- inside ---
+
+    def _configure(self, udf_section: str) -> None:
+        text = self._config + udf_section
+        (self._folder / "kapacitor.conf").write_text(text, encoding="utf-8")
 
     def _start(self) -> None:
         with self._log.open("wb") as log:

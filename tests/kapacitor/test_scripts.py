@@ -72,6 +72,49 @@ def test_a_worker_counts_on_after_a_restart_and_a_death(
     assert daemon.status("counted").executing
 
 
+NATIVE = """
+import json
+
+from kapudf_cli import Handler, PerGroup, Snapshot, State, set_field
+
+
+class Total(State):
+    count: int = 0
+
+
+class Count(Handler):
+    state = PerGroup(Total)
+
+    def migrate(self, snapshot: Snapshot):
+        for group, count in json.loads(snapshot.raw).items():
+            self.state.at(group, 0).count = count
+        return self.state
+
+    def point(self, point):
+        total = self.state.of(point)
+        total.count += 1
+        set_field(point, "count", total.count)
+        return point
+"""
+
+
+def test_a_native_handler_goes_on_with_the_snapshot_of_a_script(
+    serve: Serve, kapacitor: Kapacitor, record: Path, socket_path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "native.py").write_text(NATIVE, encoding="utf-8")
+    process = serve(f"{tmp_path}/native.py:Count")
+    section = process_udf("counting.py", record)
+    daemon = kapacitor(udf_section=section, snapshot_interval="100ms")
+    daemon.start_task("counted", BY_HOST)
+    daemon.write(*(line(n) for n in range(5)))
+    daemon.await_point("counted", n=4, count=5)
+    daemon.await_snapshot(record, "5")
+    daemon.restart(f'[udf]\n[udf.functions.udf]\nsocket = "{socket_path}"\ntimeout = "60s"\n')
+    daemon.write(line(5))
+    daemon.await_point("counted", n=5, count=6)
+    assert any(each["event"].startswith("snapshot migrated") for each in process.events)
+
+
 def test_a_script_with_a_socket_outlives_restarts_of_kapacitord(
     kapacitor: Kapacitor, socket_path: str
 ) -> None:
