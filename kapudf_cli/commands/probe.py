@@ -6,20 +6,28 @@ from pathlib import Path
 
 import click
 
-from kapudf_cli.commands import options
+from kapudf_cli.commands import control, options
 from kapudf_cli.commands.output import say, say_json
 
 
 @click.command(short_help="Ask a running UDF for its edges and options.")
-@options.socket_path("Unix socket of the UDF.")
+@options.socket_path("Unix socket of the UDF.", required=False)
+@options.config_file("file", "Ask all functions of this configuration file instead.")
 @options.timeout("How long connecting and answering may take.")
 @options.as_json
-def probe(path: str, timeout_s: float, *, as_json: bool) -> None:
+def probe(path: str | None, file: Path | None, timeout_s: float, *, as_json: bool) -> None:
     """Ask a UDF for its edges and options, as Kapacitor does when it starts.
 
     The UDF may be in any language. Exits with 0 if the answer is valid and with 1 if
     not, so it can serve as a health check.
     """
+    for each in control.sockets(path, file):
+        if file is not None and not as_json:
+            say(f"socket      {each}")
+        _probe(each, timeout_s, as_json=as_json)
+
+
+def _probe(path: str, timeout_s: float, *, as_json: bool) -> None:
     from kapudf_cli.client import driver
     from kapudf_cli.tickscript import snippets
 

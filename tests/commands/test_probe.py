@@ -141,6 +141,23 @@ def test_the_path_may_be_in_the_environment(
     assert result.returncode == 0
 
 
+def test_all_functions_of_a_configuration_are_asked(
+    serve: Callable[..., ServeProcess], socket_path: str, tmp_path: Path
+) -> None:
+    serve("mirror")
+    functions = {"udf": {"handler": "mirror", "socket": socket_path}}
+    config = tmp_path / "kapudf.yaml"
+    config.write_text(json.dumps({"functions": functions}), encoding="utf-8")
+    result = run_kapudf("probe", env={**os.environ, "KAPUDF_CONFIG": str(config)})
+    assert result.stdout.splitlines()[:2] == [f"socket      {socket_path}", "wants       stream"]
+    missing = f"{socket_path}.missing"
+    functions["gone"] = {"handler": "mirror", "socket": missing}
+    config.write_text(json.dumps({"functions": functions}), encoding="utf-8")
+    result = run_kapudf("probe", "--config", str(config))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: {missing}: ")
+
+
 def test_the_call_is_one_that_can_be_pasted(short_folder: Path) -> None:
     path = str(short_folder / "my-mirror.v2.sock")
     with answering(path, b"\x02\x0a\x00"):
@@ -305,5 +322,4 @@ def test_a_probe_without_a_path() -> None:
     kept = {name: value for name, value in os.environ.items() if name != "KAPUDF_SOCKET"}
     result = run_kapudf("probe", env=kept)
     assert result.returncode == 2
-    assert "Missing option '--socket'" in result.stderr
-    assert "KAPUDF_SOCKET" in result.stderr
+    assert "give either --socket PATH or --config FILE" in result.stderr
