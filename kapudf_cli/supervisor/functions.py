@@ -73,6 +73,8 @@ class InheritedListeners:
             return None
         del self._listeners[kept_name]
         if not kept_name.startswith(_LISTENER):
+            # systemd passes it on by itself, an upgrade does not.
+            self._store.keep(kept_name, listener.fileno())
             return SocketFile.borrow(listener), kept_name
         if not os.path.exists(path):
             # It was removed: the socket cannot be reached any more.

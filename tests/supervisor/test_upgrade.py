@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import stat
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kapudf_cli.protocol.udf_pb2 import Point
 from kapudf_cli.supervisor.upgrade import Verdict, describe_version
 from tests.serve_process import ServeProcess
 from tests.supervisor.ongoing import Code, OngoingTask, check_count, kapudf, status_of
@@ -99,3 +102,50 @@ def test_a_version_that_does_not_start_changes_nothing(
             failed = process.event("upgrade failed, the old version goes on")
             assert "workerz: unknown setting" in failed["error"]
             assert len(status_of(socket_path)["connections"]) == 1
+
+
+#: Starts kapudf as systemd does for a socket unit: `-c ACTIVATING PATH serve ...`.
+ACTIVATING = """
+import os, socket, sys
+from kapudf_cli.system import systemd
+
+_, path, *arguments = sys.argv
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+os.chmod(path, 0o604)
+listener.listen()
+os.environ.update(systemd.pass_descriptors({"udf": listener.fileno()}))
+os.execv(sys.executable, [sys.executable, "-m", "kapudf_cli", *arguments])
+"""
+
+
+def test_a_socket_of_systemd_is_used_as_it_is_also_after_an_upgrade(
+    socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
+    starts = (sys.executable, "-c", ACTIVATING, socket_path)
+    arguments = ("--socket", socket_path, "--handler", "mirror")
+    with ServeProcess(*arguments, kapudf=starts) as process:
+        process.ready()
+        with started_task(socket_path) as side:
+            kapudf("upgrade", "--socket", socket_path)
+            assert status_of(socket_path)["supervisor"]["starts"] == 2
+            side.send(Point(time=1))
+            assert side.receive() == Point(time=1)
+        with started_task(socket_path):
+            pass
+        assert process.stop() == 0
+    # It is systemd's, which goes on listening.
+    assert stat.S_IMODE(os.stat(socket_path).st_mode) == 0o604
+
+
+def test_a_socket_of_systemd_at_another_path_is_refused(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
+    other, wanted = str(short_folder / "other"), str(short_folder / "udf")
+    starts = (sys.executable, "-c", ACTIVATING, other)
+    with ServeProcess("--socket", wanted, "--handler", "mirror", kapudf=starts) as process:
+        assert process.wait() == 1
+    (line,) = process.lines
+    assert f"systemd listens for the function udf at {other}; set its socket to that path" in line
