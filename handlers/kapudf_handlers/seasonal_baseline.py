@@ -11,7 +11,7 @@
             .crit(lambda: isPresent("deviation") AND abs("deviation") > 4.0)
 
 A season is a week or a day, and has a slot for each of its hours. The baseline of a slot is the
-mean and the standard deviation of its values in earlier seasons, of which older ones count less.
+mean and the standard deviation of its values in earlier seasons; older seasons count less.
 """
 
 from __future__ import annotations
