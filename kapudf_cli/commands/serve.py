@@ -167,15 +167,15 @@ def serve(
     logs.configure(chosen.log_format, chosen.log_level)
     log = logs.get_logger()
     alone = chosen.in_one_process
-    if alone and chosen.metrics is not None:
-        raise click.UsageError("--metrics needs workers; remove it, or --workers 0")
-    if alone and watches_code:
-        raise click.UsageError("--reload needs workers; remove --workers 0")
+    needs_workers = "--reload" if watches_code else "--metrics" if chosen.metrics else None
+    if alone and needs_workers:
+        raise click.UsageError(f"{needs_workers} needs workers; remove --workers 0")
     keeps = _is_kept(needs_keeper=has_keeper and not alone)
     raise_descriptor_limit()
     if not alone and not kernel.counts_reads():
-        if watches_code:
-            raise click.UsageError("--reload needs workers, which this system lacks (needs Linux)")
+        if needs_workers:
+            problem = f"{needs_workers} needs workers, which this system lacks (needs Linux)"
+            raise click.UsageError(problem)
         log.warning("this system lacks what workers need, serving in one process (needs Linux)")
         alone = True
     try:

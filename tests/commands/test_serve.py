@@ -21,6 +21,7 @@ from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
 from kapudf_cli.system.peers import peer_credentials
 from tests.conftest import plugin
 from tests.plugins.distributions import PLAIN, environment, install
+from tests.plugins.unprivileged import run_unprivileged
 from tests.run_kapudf import run_kapudf
 from tests.serve_process import PATIENCE_S, ServeProcess
 
@@ -699,9 +700,10 @@ def test_where_the_system_lacks_what_workers_need_one_process_serves(socket_path
         assert process.stop() == 0
 
 
-def test_where_there_can_be_no_workers_there_is_no_reload(socket_path: str) -> None:
+@pytest.mark.parametrize("flag", ["--reload", "--metrics=:0"])
+def test_where_there_can_be_no_workers_some_flags_are_refused(socket_path: str, flag: str) -> None:
     result = subprocess.run(
-        [*ELSEWHERE, "serve", "--socket", socket_path, "--handler", "mirror", "--reload"],
+        [*ELSEWHERE, "serve", "--socket", socket_path, "--handler", "mirror", flag],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -709,7 +711,8 @@ def test_where_there_can_be_no_workers_there_is_no_reload(socket_path: str) -> N
         check=False,
     )
     assert result.returncode == 2
-    assert "--reload needs workers, which this system lacks" in result.stderr
+    name = flag.partition("=")[0]
+    assert f"{name} needs workers, which this system lacks" in result.stderr
 
 
 def test_a_crash_of_the_interpreter_without_workers_leaves_its_stack(socket_path: str) -> None:
@@ -723,3 +726,23 @@ def test_a_crash_of_the_interpreter_without_workers_leaves_its_stack(socket_path
             assert process.wait() == -signal.SIGABRT
     assert any("Fatal Python error: Aborted" in line for line in process.lines)
     assert any("talkative.py" in line and "in point" in line for line in process.lines)
+
+
+#: Connects as another user, and reads; the server says nothing before it is asked.
+CONNECT = """
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.settimeout(30)
+    connection.connect(sys.argv[1])
+    print(connection.recv(16))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+def test_without_workers_other_users_are_refused_too(short_folder: Path, socket_path: str) -> None:
+    short_folder.chmod(0o755)
+    flags = ("--socket", socket_path, "--handler", "mirror", "--socket-mode", "0666")
+    with serving(*flags, "--allow-users", "1, 2", "--workers", "0") as process:
+        refused = run_unprivileged("import socket, sys", CONNECT, socket_path)
+        assert refused.stdout == "b''\n"
+        assert process.event("peer refused")["peer_uid"] == 65534
+        assert process.stop() == 0
