@@ -45,22 +45,12 @@ class Number(click.FloatRange):
         return number
 
 
-class Names(click.ParamType[list[str]]):
-    """Names, separated by commas."""
+def names(value: str | list[str]) -> list[str]:
+    """Return names that are separated by commas, without spaces; empty ones are left out."""
+    if isinstance(value, list):
+        return value
+    return [name for part in value.split(",") if (name := part.strip())]
 
-    name = "names"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[str]:
-        """Return the names without spaces around them; empty ones are left out."""
-        del param, ctx
-        if isinstance(value, list):
-            return value
-        return [name for part in str(value).split(",") if (name := part.strip())]
-
-
-NAMES: Final = Names()
 
 as_json: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON object, for machines."

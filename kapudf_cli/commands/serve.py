@@ -42,14 +42,14 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 @options.setting(
     "--allow-users",
     metavar="USERS",
-    type=options.NAMES,
+    type=options.names,
     help="Users who may connect, by name or number, separated by commas.  [default: all whom the "
     "socket's permissions allow]",
 )
 @options.setting(
     "--allow-groups",
     metavar="GROUPS",
-    type=options.NAMES,
+    type=options.names,
     help="The same for groups; with both, a user or a group must match.",
 )
 @click.option(
