@@ -183,6 +183,7 @@ with KapacitorSide.connect(sys.argv[1], timeout_s=100) as side:
     while not ended.wait(0.001):
         number += 1
         began_s = time.monotonic()
+        side.extend(100)
         side.send(Point(time=number))
         answer = side.receive()
         assert answer is not None and answer.fieldsInt["count"] == number, (number, answer)
