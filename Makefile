@@ -74,7 +74,7 @@ test: $(INSTALLED)
 $(LOWEST)/installed: pyproject.toml constraints.txt constraints-lowest.txt
 	@echo 'Installing the lowest versions into $(LOWEST) (once, about a minute) ...'
 	@$(PYTHON) -m venv $(LOWEST)
-	@$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[numpy,reload,stats]' \
+	@$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[metrics,numpy,reload,stats]' \
 		$$(grep -E '^(hypothesis|pytest|pytest-timeout|pytest-xdist)==' constraints.txt) \
 		--constraint constraints-lowest.txt
 	@touch $@

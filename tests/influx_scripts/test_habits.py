@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from kapudf_cli.client.command_target import CommandTarget
+from kapudf_cli.protocol.framing import HEARTBEAT_TIME
 from kapudf_cli.protocol.udf_pb2 import (
     BeginBatch,
     EndBatch,
     ErrorResponse,
     InitResponse,
+    KeepaliveResponse,
     Point,
     RestoreRequest,
     RestoreResponse,
@@ -31,6 +33,7 @@ from tests.serve_process import KAPUDF, PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kapudf_cli.client.driver import KapacitorSide
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
     Requests = Sequence[RequestMessage]
@@ -50,11 +53,17 @@ class Outcome:
     status: str
 
 
+def answers_to(side: KapacitorSide, requests: Requests) -> Responses:
+    """Send requests, and return the responses until the end, without those of a busy handler."""
+    heartbeat = KeepaliveResponse(time=HEARTBEAT_TIME)
+    return [each for each in responses_to(side, requests) if each != heartbeat]
+
+
 def outcome(command: Sequence[str], requests: Requests) -> Outcome:
     """Run a script with requests until it ends."""
     log = io.BytesIO()
     with CommandTarget("script", tuple(command), log).open(timeout_s=PATIENCE_S) as connection:
-        responses = list(responses_to(connection.side, requests))
+        responses = answers_to(connection.side, requests)
         ending = connection.ending(PATIENCE_S)
         assert ending is not None
     return Outcome(responses, log.getvalue().decode(), ending.text)

@@ -24,7 +24,7 @@ from kapudf_cli.protocol.udf_pb2 import (
     KeepaliveResponse,
     Point,
 )
-from tests.influx_scripts.test_habits import ALONE, SCRIPTS, outcome, point
+from tests.influx_scripts.test_habits import ALONE, SCRIPTS, answers_to, outcome, point
 from tests.peers import INIT, INITIALIZED, responses_to
 from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until
@@ -60,7 +60,7 @@ def await_served(path: str) -> None:
 def mirrored(path: str) -> None:
     """Check that a socket is served."""
     with KapacitorSide.connect(path, timeout_s=PATIENCE_S) as side:
-        answers = list(responses_to(side, [INIT, point(1, 1)]))
+        answers = answers_to(side, [INIT, point(1, 1)])
     assert answers == [INITIALIZED, point(1, 1)]
 
 
