@@ -32,9 +32,11 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 #: A command that has served this long is started again at once.
 _LONG_LIFE_S = 10.0
-#: Otherwise it is after a pause, which is doubled each time.
+#: Otherwise it is after a pause, which is doubled each time, up to a limit that is longer for
+#: a command that has not served at all.
 _FIRST_PAUSE_S = 0.1
-_MAX_PAUSE_S = 30.0
+_MAX_PAUSE_S = 2.0
+_MAX_PAUSE_IN_VAIN_S = 30.0
 
 
 class Keeper:
@@ -148,9 +150,10 @@ class Keeper:
         lived_s = time.monotonic() - self._started_s
         if self._is_ready and lived_s >= _LONG_LIFE_S:
             self._early_ends = 0
+        most_s = _MAX_PAUSE_S if self._is_ready else _MAX_PAUSE_IN_VAIN_S
         pause_s = 0.0
         if self._early_ends:
-            pause_s = min(_FIRST_PAUSE_S * 2.0**self._early_ends, _MAX_PAUSE_S)
+            pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(self._early_ends, 16), most_s)
         self._early_ends += 1
         self._due_s = time.monotonic() + pause_s
         self._last_end = f"exit status {status}"
