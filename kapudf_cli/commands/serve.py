@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from kapudf_cli.commands import options
+from kapudf_cli.commands.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +163,7 @@ def serve(
         # It is an upgrade of a running kapudf that asks.
         from kapudf_cli.supervisor.upgrade import describe_version
 
-        click.echo(describe_version())
+        say(describe_version())
         return
     logs.configure(chosen.log_format, chosen.log_level)
     log = logs.get_logger()

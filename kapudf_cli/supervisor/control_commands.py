@@ -11,7 +11,6 @@ import msgspec
 from kapudf_cli import __version__
 from kapudf_cli.errors import KapudfError
 from kapudf_cli.supervisor.counters import Counters
-from kapudf_cli.supervisor.upgrade import kapudf_version
 from kapudf_cli.supervisor.worker_death import USUAL_CAUSES
 from kapudf_cli.system import processes
 from kapudf_cli.transport.meter import END_REASONS
@@ -133,7 +132,7 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float, starts: int = 1
             "rss_mb": _megabytes(processes.rss_bytes(os.getpid())),
             "age_s": _seconds(time.monotonic() - started_s),
             "starts": starts,
-            "version": kapudf_version(),
+            "version": __version__,
         },
         "templates": [
             {

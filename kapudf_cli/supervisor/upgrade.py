@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
+from kapudf_cli import __version__
 from kapudf_cli.errors import shorten
 from kapudf_cli.journal.header import READABLE_FORMATS
 from kapudf_cli.system import keeping, logs
@@ -41,16 +42,9 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 _NOT_FOR_CHECK: Final = ("NOTIFY_SOCKET", "FDSTORE", "WATCHDOG_USEC")
 
 
-def kapudf_version() -> str:
-    """Return the version of this program."""
-    from importlib.metadata import version  # noqa: PLC0415 - it takes long to import
-
-    return version("kapudf")
-
-
 def describe_version() -> str:
     """Return what `Verdict.of` reads: this version, and the formats that it can read."""
-    return json.dumps({"version": kapudf_version(), "formats": sorted(READABLE_FORMATS)})
+    return json.dumps({"version": __version__, "formats": sorted(READABLE_FORMATS)})
 
 
 @dataclass(frozen=True)

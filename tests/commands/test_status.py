@@ -394,13 +394,28 @@ def test_an_answer_that_is_none_is_a_line(socket_path: str, answer: bytes, cause
     assert said.count("\n") == 1
 
 
+UNKNOWN = b'{"error": "unknown command; there are status, reload and upgrade"}\n'
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "answer"),
     [
-        (b"\xff\xfe garbage\n", b'{"error": "unknown command; there are status and reload"}\n'),
-        (b'{"command": 7}\n', b'{"error": "unknown command; there are status and reload"}\n'),
-        (b'{"command": "stop"}\n', b'{"error": "unknown command; there are status and reload"}\n'),
-        (b"[" * 4000 + b"\n", b'{"error": "unknown command; there are status and reload"}\n'),
+        (
+            b"\xff\xfe garbage\n",
+            UNKNOWN,
+        ),
+        (
+            b'{"command": 7}\n',
+            UNKNOWN,
+        ),
+        (
+            b'{"command": "stop"}\n',
+            UNKNOWN,
+        ),
+        (
+            b"[" * 4000 + b"\n",
+            UNKNOWN,
+        ),
         (b"x" * 100_000, b""),
     ],
 )

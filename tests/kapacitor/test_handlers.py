@@ -29,6 +29,8 @@ MODULES = {
     "moving-average": "kapudf_handlers.moving_average",
     "outliers": "kapudf_handlers.outliers",
     "ttest": "kapudf_handlers.ttest",
+    "rate": "kapudf_handlers.rate",
+    "seasonal-baseline": "kapudf_handlers.seasonal_baseline",
 }
 
 SECOND = 1_000_000_000

@@ -49,8 +49,8 @@ _GOOD: Final[Sequence[Mapping[ValueType, OptionValue]]] = (
 
 
 def generated(info: InfoResponse) -> list[list[Option]]:
-    """Return calls of all declared options: several candidates, best first."""
-    return [
+    """Return calls of the declared options: several candidates, best first."""
+    candidates = [
         [
             # Another check reports an unknown type.
             Option(name=name, values=[good.get(kind, good[STRING]) for kind in option.valueTypes])
@@ -58,6 +58,8 @@ def generated(info: InfoResponse) -> list[list[Option]]:
         ]
         for good in _GOOD
     ]
+    # An option may have a format of its own, such as a time zone, and a default.
+    return [*candidates, *([each] for each in candidates[0])]
 
 
 def mistyped(info: InfoResponse) -> list[Option]:
