@@ -25,6 +25,7 @@ from tests.peers import in_thread
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable, Iterator
 
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
@@ -112,6 +113,29 @@ def play(
         with contextlib.suppress(OSError):
             sending.result(PATIENCE_S)
         return came
+
+
+def play_until(
+    path: str, ended: threading.Event, *, task: str, timeout_s: float = PATIENCE_S * 4
+) -> int:
+    """Send points to `mortal.Count` until `ended`, as `play` does; return how many.
+
+    Each must come back once, in order, and with the exact counts.
+    """
+    sent: list[Point] = []
+
+    def until_ended() -> Iterator[Point]:
+        for point in points(10_000_000):
+            # Slower than the workers, so that they keep up.
+            if point.time % 500 == 0 and ended.wait(0.02):
+                return
+            sent.append(point)
+            yield point
+
+    back = play(path, until_ended(), task=task, timeout_s=timeout_s)
+    assert of_type(back, ErrorResponse) == []
+    assert back == tallied(sent)
+    return len(sent)
 
 
 def _send(connection: socket.socket, data: Iterable[RequestMessage]) -> None:

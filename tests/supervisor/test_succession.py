@@ -10,19 +10,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kapudf_cli.protocol.udf_pb2 import ErrorResponse, Point
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import Code, OngoingTask, check_count
 from tests.supervisor.succession import await_status, kill_supervisor, kill_worker
-from tests.supervisor.tasks import of_type, play, points, started_task, tallied
+from tests.supervisor.tasks import play_until, started_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 #: How many supervisors and workers the long test kills at random; `make soak` kills more.
@@ -143,25 +143,9 @@ def test_supervisors_and_workers_killed_at_random_change_nothing_for_eight_tasks
     pause = threading.Event()
     killed = threading.Event()
 
-    def run(task: str) -> int:
-        """Send points until enough were killed; return how many points came back."""
-        sent: list[Point] = []
-
-        def until_killed() -> Iterator[Point]:
-            for point in points(10_000_000):
-                # Slower than the workers, so that they keep up.
-                if point.time % 500 == 0 and killed.wait(0.02):
-                    return
-                sent.append(point)
-                yield point
-
-        back = play(socket_path, until_killed(), task=task, timeout_s=kills * MOST_S_A_KILL + 60)
-        assert of_type(back, ErrorResponse) == []
-        assert back == tallied(sent)
-        return len(sent)
-
     with ThreadPoolExecutor(8) as threads:
-        tasks = [threads.submit(run, f"task-{number}") for number in range(8)]
+        run = partial(play_until, socket_path, killed, timeout_s=kills * MOST_S_A_KILL + 60)
+        tasks = [threads.submit(run, task=f"task-{number}") for number in range(8)]
         enough_s = time.monotonic() + kills * MOST_S_A_KILL
         supervisors = 0
         while supervisors < kills and time.monotonic() < enough_s:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,7 +27,7 @@ from tests.conftest import plugin
 from tests.plugins.mortal import ENOUGH_DEATHS
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.ongoing import await_status
-from tests.supervisor.tasks import batches, interspersed, of_type, play, points, tallied
+from tests.supervisor.tasks import batches, interspersed, of_type, play, play_until, points, tallied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -154,25 +155,9 @@ def test_workers_killed_at_random_change_nothing_for_eight_tasks(
     pause = threading.Event()
     killed = threading.Event()
 
-    def run(task: str) -> int:
-        """Send points until enough workers were killed; return how many points came back."""
-        sent: list[Point] = []
-
-        def until_killed() -> Iterator[Point]:
-            for point in points(10_000_000):
-                # Slower than the workers, so that they keep up.
-                if point.time % 500 == 0 and killed.wait(0.02):
-                    return
-                sent.append(point)
-                yield point
-
-        back = play(socket_path, until_killed(), task=task)
-        assert of_type(back, ErrorResponse) == []
-        assert back == tallied(sent)
-        return len(sent)
-
     with ThreadPoolExecutor(8) as threads:
-        tasks = [threads.submit(run, f"task-{number}") for number in range(8)]
+        run = partial(play_until, socket_path, killed)
+        tasks = [threads.submit(run, task=f"task-{number}") for number in range(8)]
         dead: set[int] = set()
         # On an overloaded machine, many die before they have done anything, and are then
         # replaced more and more slowly.
