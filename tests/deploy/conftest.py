@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.deploy.containers import COUNT, ROOT, build, make_image
+from tests.deploy.containers import ROOT, build, make_image
+from tests.supervisor.ongoing import COUNT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 def count_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with a handler that counts."""
     folder = tmp_path_factory.mktemp("count")
-    (folder / "count.py").write_text(COUNT, encoding="utf-8")
+    (folder / "count.py").write_text(COUNT.format(version=1), encoding="utf-8")
     return folder
 
 

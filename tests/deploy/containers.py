@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from tests import waiting
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from types import TracebackType
+    from collections.abc import Iterable, Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
 #: The tools that these tests need, each with the name of its package in Debian.
@@ -46,11 +47,8 @@ def run(*command: str, check: bool = True, **more: Any) -> subprocess.CompletedP
     return done
 
 
-def wait_until(is_done: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
-    deadline_s = time.monotonic() + patience_s
-    while not is_done():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+#: Commands in containers take longer than processes of the host.
+wait_until = functools.partial(waiting.wait_until, patience_s=PATIENCE_S)
 
 
 # --- images ---
@@ -115,12 +113,7 @@ class Container:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is not None:
             sys.stderr.write(self.logs())
         run(*_PODMAN, "rm", "--force", "--time", "0", self.name)
@@ -167,7 +160,7 @@ def volume() -> Iterator[str]:
         run("podman", "volume", "rm", "--force", name)
 
 
-#: A task whose handler counts points: each answer must have the next number.
+#: A task for the handler of `ongoing.COUNT`: each answer must have the next number.
 _TRAFFIC = """
 import sys, threading, time
 from kapudf_cli.client.driver import KapacitorSide
@@ -189,24 +182,6 @@ with KapacitorSide.connect(sys.argv[1], timeout_s=100) as side:
         assert answer is not None and answer.fieldsInt["count"] == number, (number, answer)
         longest_s = max(longest_s, time.monotonic() - began_s)
 print(number, longest_s)
-"""
-
-#: The handler for it.
-COUNT = """
-from kapudf_cli import Handler, State, set_field
-
-
-class Tally(State):
-    count: int = 0
-
-
-class Count(Handler):
-    state: Tally
-
-    def point(self, point):
-        self.state.count += 1
-        set_field(point, "count", self.state.count)
-        return point
 """
 
 
@@ -239,12 +214,7 @@ class Traffic:
             raise AssertionError(errors)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         output, errors = self._process.communicate("", timeout=PATIENCE_S)
         if error is None and not self._is_failure_expected:
             assert self._process.returncode == 0, errors

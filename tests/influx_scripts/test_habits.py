@@ -261,7 +261,7 @@ def test_the_main_part_has_arguments_signal_handlers_prints_and_code_after_the_e
     assert seen.responses == [INITIALIZED, Point(time=1, tags={"tag": "t"})]
     assert "a point 1" in seen.log
     assert seen.status == "exited with status 0"
-    # kapudf runs it once more: to find out that it works.
+    # kapudf runs the script twice: the first time, to find out that it works.
     assert set(record.read_text(encoding="utf-8").splitlines()) == {"after the end"}
 
 
