@@ -29,7 +29,6 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
 
     from structlog.stdlib import BoundLogger
 
@@ -84,12 +83,7 @@ class MetricsServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Answer no more requests."""
         self._server.shutdown()
         self._server.server_close()

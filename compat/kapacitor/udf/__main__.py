@@ -2,7 +2,7 @@
 
     python -u -m kapacitor.udf script.py [arguments]
 
-Other scripts need this not: `python -u script.py` is enough.
+Other scripts do not need this: `python -u script.py` is enough.
 """
 
 import runpy
