@@ -111,9 +111,10 @@ class PeerFilter:
     def allows(self, connection: socket.socket) -> bool:
         """Return whether the peer of a connection may use it; log the first refusal of a peer."""
         peer = peer_credentials(connection)
-        if peer is not None and peer.uid in self._users:
-            return True
-        if peer is not None and self._groups and not self._groups.isdisjoint(_groups(connection)):
+        if peer is not None and (
+            peer.uid in self._users
+            or (self._groups and not self._groups.isdisjoint(_groups(connection, peer)))
+        ):
             return True
         pid, uid = (-1, -1) if peer is None else (peer.pid, peer.uid)
         if (pid, uid) not in self._refused:
@@ -132,12 +133,10 @@ class PeerFilter:
         return False
 
 
-def _groups(connection: socket.socket) -> set[int]:
+def _groups(connection: socket.socket, peer: PeerCredentials) -> set[int]:
     """Return the groups of the peer, when it connected."""
-    peer = peer_credentials(connection)
-    groups = set() if peer is None else {peer.gid}
     try:
         answer = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
     except OSError:
-        return groups
-    return groups | {group for (group,) in struct.iter_unpack("@I", answer)}
+        return {peer.gid}
+    return {peer.gid} | {group for (group,) in struct.iter_unpack("@I", answer)}
