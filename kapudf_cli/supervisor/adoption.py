@@ -69,11 +69,13 @@ class AdoptedFunction:
         settings: those of its workers, None without workers.
         workers: its workers.
         waiting: its connections that no worker serves.
+        ended: its connections that have ended, and may not be counted yet.
     """
 
     settings: FunctionSettings | None = None
     workers: list[AdoptedWorker] = field(default_factory=list)
     waiting: list[SupervisedConnection] = field(default_factory=list)
+    ended: list[SupervisedConnection] = field(default_factory=list)
 
 
 @dataclass
@@ -83,11 +85,13 @@ class Adopted:
     Attributes:
         workers: the workers that have answered.
         waiting: the connections that no worker serves.
+        ended: the connections that have ended, and may not be counted yet.
         unbegun: sockets of connections that have no journal yet, with their numbers.
     """
 
     workers: list[AdoptedWorker] = field(default_factory=list)
     waiting: list[SupervisedConnection] = field(default_factory=list)
+    ended: list[SupervisedConnection] = field(default_factory=list)
     unbegun: list[tuple[int, socket.socket]] = field(default_factory=list)
 
     @property
@@ -114,6 +118,9 @@ class Adopted:
         for connection in self.waiting:
             name = connection.record.function
             functions.setdefault(name, AdoptedFunction()).waiting.append(connection)
+        for connection in self.ended:
+            name = connection.record.function
+            functions.setdefault(name, AdoptedFunction()).ended.append(connection)
         return functions
 
 
@@ -251,7 +258,8 @@ class Inheritance:
         for process in processes:
             if process.number not in identities:
                 ended |= self._end(process)
-        connections = self._open_connections(ended)
+        connections = self._open_connections()
+        ended_ones = [connections.pop(number) for number in ended & connections.keys()]
         decision = decide(identities, ended)
         workers = {
             process.number: AdoptedWorker(process, identities[process.number])
@@ -272,7 +280,7 @@ class Inheritance:
                 waiting.append(connection)
         for worker in workers.values():
             worker.process.loaded = worker.identity.loaded
-        return Adopted(list(workers.values()), waiting, self._open_unbegun())
+        return Adopted(list(workers.values()), waiting, ended_ones, self._open_unbegun())
 
     def _open_workers(self) -> tuple[list[WorkerProcess], set[int]]:
         """Return the workers that have not ended, and the connections that any has finished."""
@@ -305,8 +313,8 @@ class Inheritance:
         process.close()
         return finished
 
-    def _open_connections(self, ended: set[int]) -> dict[int, SupervisedConnection]:
-        """Return the connections that have not ended."""
+    def _open_connections(self) -> dict[int, SupervisedConnection]:
+        """Return the connections that are not counted as ended and closed."""
         connections = {}
         for number, memory in list(self._journals.items()):
             descriptor = self._sockets.pop(number, None)
@@ -316,7 +324,7 @@ class Inheritance:
             connection = SupervisedConnection.adopt(
                 socket.socket(fileno=descriptor), memory, self._store
             )
-            if number in ended or connection.header.has_ended:
+            if connection.header.has_ended:
                 connection.close()
             else:
                 connections[number] = connection

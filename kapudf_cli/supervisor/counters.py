@@ -101,15 +101,21 @@ class History:
         ends: how many of them ended for which reason; see `END_REASONS`.
         worker_starts: how many workers were started.
         worker_deaths: how many workers have died unexpectedly, by cause; see `WorkerDeath.cause`.
+        counted: the numbers of connections that are in `ended` already, and may still be in the
+            store: so the next supervisor does not count them again.
     """
 
     ended: Counters = field(default_factory=Counters)
     ends: dict[str, int] = field(default_factory=dict)
     worker_starts: int = 0
     worker_deaths: dict[str, int] = field(default_factory=dict)
+    counted: set[int] = field(default_factory=set)
 
     def add_ended(self, connection: SupervisedConnection) -> None:
-        """Add a connection that has ended."""
+        """Add a connection that has ended, unless it was added before."""
+        if connection.number in self.counted:
+            return
+        self.counted.add(connection.number)
         self.ended.add(Counters.of(connection))
         reason = connection.meter.end or "lost"
         self.ends[reason] = self.ends.get(reason, 0) + 1

@@ -54,6 +54,8 @@ class Dispatch:
         self.processes: dict[int, WorkerProcess] = {}
         self.history = History() if history is None else history
         self._log = log
+        # Those that have ended, and are kept until they are counted for the next supervisor, too.
+        self._ended: list[SupervisedConnection] = []
         self._hung = HungWorkers()
         self._warned_of_waiting = False
 
@@ -292,8 +294,19 @@ class Dispatch:
         worker.end_rest()
         worker.points_of_ended += connection.points - connection.points_before
         self.execute(self.router.on_finished(worker.number, number))
+        self.add_ended(connection)
+
+    def add_ended(self, connection: SupervisedConnection) -> None:
+        """Count a connection that has ended; it stays open until `close_ended` is called."""
         self.history.add_ended(connection)
-        connection.close()
+        self._ended.append(connection)
+
+    def close_ended(self) -> None:
+        """Close the connections that have ended; to be called once `history` was kept."""
+        while self._ended:
+            connection = self._ended.pop()
+            connection.close()
+            self.history.counted.discard(connection.number)
 
     def _on_refused(self, worker: WorkerProcess, report: channel.Refused) -> None:
         """Handle that a worker cannot serve a connection, or not take it over."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from kapudf_cli.config import FunctionSettings, Settings
     from kapudf_cli.supervisor.acceptance import DescriptorReserve
-    from kapudf_cli.supervisor.adoption import Adopted, Inheritance
+    from kapudf_cli.supervisor.adoption import Adopted, AdoptedFunction, Inheritance
     from kapudf_cli.system.descriptor_store import DescriptorStore
     from kapudf_cli.system.socket_file import Access
     from kapudf_cli.worker.listeners import Listeners
@@ -441,10 +441,9 @@ class Functions:
         The workers are replaced as in a reload, once `start` was called. The connections of
         functions that are no longer in the settings end.
         """
-        if adopted.is_empty:
-            return
-        # From now on, a function that cannot be served does not end the others.
-        self.is_up = True
+        if not adopted.is_empty:
+            # From now on, a function that cannot be served does not end the others.
+            self.is_up = True
         groups = adopted.by_function()
         before = {
             name: (group.settings.handler, group.settings.socket)
@@ -461,11 +460,13 @@ class Functions:
                 self._leaving.append(ServedFunction(pool, None))
             else:
                 # Without any worker, nothing is known of the function.
-                for connection in group.waiting:
-                    connection.log_abandoned(self._log)
-                    connection.close()
+                self._abandon(group)
                 continue
-            pool.adopt([(each.process, each.connections) for each in group.workers], group.waiting)
+            pool.adopt(
+                [(each.process, each.connections) for each in group.workers],
+                waiting=group.waiting,
+                ended=group.ended,
+            )
             if name != old:
                 self._log.info("function renamed", function=name, before=old)
                 pool.rename(name)
@@ -479,6 +480,12 @@ class Functions:
                 self._store.remove(socket_name(number))
             else:
                 sockets.user.pool.begin(number, unbegun)
+
+    def _abandon(self, group: AdoptedFunction) -> None:
+        for connection in group.waiting:
+            connection.log_abandoned(self._log)
+        for connection in (*group.waiting, *group.ended):
+            connection.close()
 
     def _renamed(self, settings: Settings) -> dict[str, str]:
         """Return the new name of each function that keeps its handler and path, by the old one."""
@@ -520,11 +527,17 @@ class Functions:
             self._log.info("function removed", function=function.pool.name)
 
     def keep_counters(self) -> None:
-        """Keep what functions have counted, for the next supervisor."""
-        kept = counters.encode({each.name: each.history for each in self.pools()})
-        if kept != self._kept_counters:
-            self._kept_counters = kept
-            self._numbers.keep_counters(kept)
+        """Keep what functions have counted, for the next supervisor; close what has ended."""
+        pools = self.pools()
+        try:
+            kept = counters.encode({each.name: each.history for each in pools})
+            if kept != self._kept_counters:
+                self._kept_counters = kept
+                self._numbers.keep_counters(kept)
+        finally:
+            # Not before: only connections that are not kept any more cannot be counted again.
+            for pool in pools:
+                pool.close_ended()
 
     def _pool(self, name: str, settings: FunctionSettings) -> Pool:
         return Pool(

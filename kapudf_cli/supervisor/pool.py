@@ -236,12 +236,14 @@ class Pool:
         self,
         workers: Iterable[tuple[WorkerProcess, list[SupervisedConnection]]],
         waiting: Iterable[SupervisedConnection],
+        ended: Iterable[SupervisedConnection],
     ) -> None:
         """Go on with workers of an earlier supervisor, until `start` replaces them.
 
         Args:
             workers: each with the connections that it serves.
             waiting: connections that no worker serves.
+            ended: connections that have ended meanwhile.
         """
         for worker, connections in workers:
             for each in connections:
@@ -252,6 +254,8 @@ class Pool:
             self._was_ready = self._has_adopted = True
         for connection in waiting:
             self.add(connection)
+        for connection in ended:
+            self._dispatch.add_ended(connection)
 
     def begin(self, number: int, connection: socket.socket) -> None:
         """Serve a connection that an earlier supervisor has accepted, and not begun to serve.
@@ -369,6 +373,10 @@ class Pool:
         self._templates.kill()
         for worker in self.all_workers():
             worker.kill()
+
+    def close_ended(self) -> None:
+        """Close the connections that have ended; to be called once `history` was kept."""
+        self._dispatch.close_ended()
 
     def abandon(self) -> int:
         """Log the connections that did not end by themselves; return how many there are."""

@@ -54,11 +54,13 @@ STEPS = [
     "SupervisedConnection.note_death.before",
     "SupervisedConnection.note_death.after",
     "Dispatch.on_exit.before",
+    "Dispatch.add_ended.before",
+    "Dispatch.add_ended.after",
     "SupervisedConnection.close.before",
     "DescriptorStore.remove:connection-1.before",
     "DescriptorStore.remove:journal-1.after",
 ]
-FIRST_STEPS = {"WorkerProcess.send:Release.after"}
+FIRST_STEPS = {"WorkerProcess.send:Release.after", "Dispatch.add_ended.before"}
 
 
 def test_a_task_outlives_supervisors_and_the_keeper_ends_with_the_last_one(
@@ -129,7 +131,12 @@ def test_a_death_at_any_step_loses_and_repeats_nothing(
     assert deaths.stat().st_size >= 1
     deaths.unlink()
     # The last one may be dying.
-    await_status(socket_path, lambda status: {"serving"} == {w["state"] for w in status["workers"]})
+    status = await_status(
+        socket_path, lambda status: {"serving"} == {w["state"] for w in status["workers"]}
+    )
+    # Counted once, with all of its points.
+    assert status["ended_connections"]["closed"] == 1
+    assert status["totals"]["points_in"] == task.sent
     assert process.stop() == 0
     assert len(list(process.matching("connection finished"))) == 1
 
