@@ -18,7 +18,7 @@ CORE_TESTS := tests/protocol tests/tickscript tests/handler tests/agent tests/ha
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-lowest test-long test-deploy coverage soak bench bench-kapacitor check format proto clean
+.PHONY: help demo serve docs pictures test test-docs test-lowest test-long test-deploy coverage soak bench bench-kapacitor check format proto clean
 
 help:
 	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
@@ -27,6 +27,9 @@ help:
 	@echo 'make test-lowest  run the core tests with the lowest versions of the dependencies (about a minute)'
 	@echo 'make test-long  run the fuzz, soak and long process tests (about 3 minutes)'
 	@echo 'make test-deploy  run the tests with Prometheus, containers and systemd, where these are installed'
+	@echo 'make docs       build the documentation site into build/docs'
+	@echo 'make pictures   draw the pictures of the documentation again'
+	@echo 'make test-docs  build the site and test it in Chromium, where that is installed'
 	@echo 'make coverage   run all tests and report which lines no test reaches (takes much longer)'
 	@echo 'make soak       kill 250 workers and reload 50 times under load, serve 2,000 connections'
 	@echo 'make bench      measure, beside a raw echo and a plain agent (about five minutes)'
@@ -67,6 +70,14 @@ demo: $(INSTALLED)
 serve: $(INSTALLED)
 	$(BIN)/kapudf serve --socket /tmp/mirror.sock --handler mirror --remove-stale
 
+# Every warning is an error, so a link that leads nowhere is one.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees -c docs/site docs build/docs
+	@echo 'The site is in build/docs: open build/docs/index.html.'
+
+pictures: $(INSTALLED)
+	$(BIN)/python docs/site/terminal_picture.py docs/images/replay-diff.svg
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)
 
@@ -87,6 +98,11 @@ test-long: $(INSTALLED)
 	@echo 'The long tests take about 3 minutes on two cores.'
 	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m 'long or hypothesis' \
 		--hypothesis-profile long --timeout 300 --durations 10
+
+# Needs chromium of Debian; skips the tests without it.
+test-docs: docs
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[browser]' --constraint constraints.txt
+	$(BIN)/python -m pytest -m browser tests/site
 
 # Needs prometheus, podman, buildah, runc and debootstrap of Debian; skips the tests that lack one.
 test-deploy: $(INSTALLED)

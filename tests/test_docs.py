@@ -56,8 +56,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-GUIDE = ROOT / "docs" / "writing-handlers.md"
-MIGRATION = ROOT / "docs" / "migration.md"
+INDEX, GUIDE, REFERENCE, ASYNC, MODELS, MIGRATION = (
+    ROOT / "docs" / f"{name}.md"
+    for name in (
+        "index", "writing-handlers", "handler-reference", "async-handlers", "models", "migration",
+    )
+)  # fmt: skip
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -90,7 +94,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 
-    def imported(name: str, page: Path = GUIDE) -> ModuleType:
+    def imported(name: str, page: Path | None = None) -> ModuleType:
+        if page is None:
+            pages = (GUIDE, REFERENCE, ASYNC, MODELS)
+            page = next(each for each in pages if name in named_snippets(each))
         write_snippets(page, tmp_path)
         importlib.invalidate_caches()
         return importlib.import_module(name)
@@ -134,7 +141,9 @@ def _is_own_handler(value: object, module: ModuleType) -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", [README, GUIDE, MIGRATION], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [README, GUIDE, REFERENCE, ASYNC, MODELS, MIGRATION], ids=lambda page: page.stem
+)
 def test_every_python_snippet_is_accepted_by_mypy(page: Path, tmp_path: Path) -> None:
     files = write_snippets(page, tmp_path)
     options = ["--strict", "--config-file=", "--cache-dir", str(ROOT / ".mypy_cache")]
@@ -467,7 +476,7 @@ def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(
 
 
 def test_what_is_served_from_a_file_is_on_its_page() -> None:
-    for page in (README, GUIDE):
+    for page in (README, INDEX, GUIDE):
         served = re.findall(r"--handler (\w+)\.py:(\w+)", page.read_text(encoding="utf-8"))
         assert served
         for name, handler in served:
@@ -511,14 +520,23 @@ def test_every_kapudf_command_of_a_page_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target.removeprefix("#") in anchors, target
-        else:
-            assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        if not name.startswith("https://"):
+            file = page.parent / name if name else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a code host gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+
+
+def test_every_page_is_in_the_list_of_pages() -> None:
+    listed = re.findall(r"^- \[.+?\]\((.+?)\): ", INDEX.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(["index.md", *listed]) == sorted(page.name for page in PAGES[2:])
 
 
 def own_handlers() -> dict[str, type[Handler]]:
@@ -696,8 +714,8 @@ def test_check_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
     assert result.stdout + result.stderr == output
 
 
-def test_the_page_on_testing_has_every_check() -> None:
-    page = (ROOT / "docs" / "testing-udfs.md").read_text(encoding="utf-8")
+def test_the_page_on_checks_has_every_check() -> None:
+    page = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
     rows = [f"| `{check.name}` | {check.rule} | {check.source} |" for check in CHECKS]
     shown = re.findall(r"^\| `[\w-]+` \| .+ \| .+ \|$", page, re.MULTILINE)
     assert shown[-len(rows) :] == rows
@@ -724,9 +742,7 @@ def test_load_prints_the_rows_that_the_page_on_testing_shows() -> None:
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
 def test_the_recipe_for_jq_shows_warnings_and_errors() -> None:
-    (recipe,) = [
-        each for each in snippets(ROOT / "docs" / "deployment.md", "console") if "| jq " in each
-    ]
+    (recipe,) = [each for each in snippets(ROOT / "docs" / "log.md", "sh") if "| jq " in each]
     options, text, _ = re.split(r"'", recipe.partition("| jq ")[2])
     log = [
         "Started kapudf.service",
@@ -776,10 +792,8 @@ def events_in_source() -> set[str]:
 
 
 def test_every_event_is_in_the_docs_and_the_docs_have_no_other() -> None:
-    documented: set[str] = set()
-    for page in ("deployment.md", "operations.md"):
-        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-        (table,) = re.findall(r"^\| event \| level \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
-        for row in table.splitlines()[1:]:
-            documented |= set(re.findall(r"`([^`]+)`", row.split("|")[1]))
+    text = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| event \| level \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = [row for table in tables for row in table.splitlines()[1:]]
+    documented = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
     assert documented == events_in_source()

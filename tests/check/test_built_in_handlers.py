@@ -9,6 +9,7 @@ import pytest
 from kapudf_cli import plugins
 from kapudf_cli.client.command_target import CommandTarget
 from kapudf_cli.client.target import HandlerTarget, SocketTarget
+from kapudf_cli.tickscript.calls import read_calls
 from kapudf_cli.tools.check import CHECKS, connection_checks, run
 from kapudf_cli.tools.check.trial import Outcome, Trial
 from tests.serve_process import KAPUDF, PATIENCE_S
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from kapudf_cli.tools.check.trial import Check
     from tests.serve_process import ServeProcess
 
+#: The options of handlers that accept none that `check` generates. Nothing serves the URL.
+OPTIONS = {"enrich": ".by('host').url('http://127.0.0.1:9/{}').tag('owner')"}
 HANDLERS = [plugin.name for plugin in plugins.discover() if plugin.distribution == "kapudf"]
 
 
@@ -32,9 +35,11 @@ OF_A_PROCESS = (
 )  # fmt: skip
 
 
-def failures(target: Target, checks: Iterable[Check] = CHECKS) -> list[str]:
+def failures(target: Target, checks: Iterable[Check] = CHECKS, calls: str = "") -> list[str]:
     chosen = set(checks)
-    results = list(run(Trial(target, PATIENCE_S), [each for each in CHECKS if each in chosen]))
+    options = [call.option for call in read_calls(calls)] if calls else None
+    trial = Trial(target, PATIENCE_S, options)
+    results = list(run(trial, [each for each in CHECKS if each in chosen]))
     passed = [result for result in results if result.outcome is Outcome.PASSED]
     # At least one check must apply.
     assert len(passed) > len(results) / 2
@@ -51,7 +56,8 @@ def test_there_are_handlers_to_check() -> None:
 
 @pytest.mark.parametrize("name", HANDLERS)
 def test_a_built_in_handler_conforms_in_this_process(name: str) -> None:
-    assert failures(HandlerTarget(name, plugins.find(name).load())) == []
+    target = HandlerTarget(name, plugins.find(name).load())
+    assert failures(target, calls=OPTIONS.get(name, "")) == []
 
 
 @pytest.mark.parametrize("name", ["mirror", pytest.param("outliers", marks=pytest.mark.long)])

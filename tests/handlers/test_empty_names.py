@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from kapudf_handlers.default import Default
+from kapudf_handlers.enrich import Enrich
 from kapudf_handlers.mirror import BatchMirror, Mirror
 from kapudf_handlers.moving_average import MovingAverage
 from kapudf_handlers.outliers import Outliers
@@ -42,6 +43,9 @@ EMPTY_FIRST = "expects a string that is not empty as value 1, got ''"
         (SeasonalBaseline, ".field('')", f".field() {EMPTY}"),
         (SeasonalBaseline, ".field('v').as('')", f".as() {EMPTY}"),
         (SeasonalBaseline, ".field('v').deviation('')", f".deviation() {EMPTY}"),
+        (Enrich, ".by('').url('http://a/{}').tag('x')", f".by() {EMPTY}"),
+        (Enrich, ".by('x').url('http://a/{}').tag('')", f".tag() {EMPTY}"),
+        (Enrich, ".by('x').url('http://a/{}').field('')", f".field() {EMPTY}"),
         (Outliers, ".field('')", f".field() {EMPTY}"),
         (TTest, ".field('').size(3).alpha(0.1)", f".field() {EMPTY}"),
     ],

@@ -31,6 +31,7 @@ MODULES = {
     "ttest": "kapudf_handlers.ttest",
     "rate": "kapudf_handlers.rate",
     "seasonal-baseline": "kapudf_handlers.seasonal_baseline",
+    "enrich": "kapudf_handlers.enrich",
 }
 
 SECOND = 1_000_000_000

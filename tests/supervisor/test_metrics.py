@@ -16,7 +16,7 @@ from kapudf_cli.transport.meter import BOUNDS_NS
 
 parser = pytest.importorskip("prometheus_client.parser", reason="needs kapudf[metrics]")
 
-MONITORING = Path(__file__).parents[2] / "docs" / "monitoring.md"
+METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 Status = dict[str, Any]
 
@@ -158,6 +158,6 @@ def test_the_documentation_has_all_metrics() -> None:
     for key, names in rows.items():
         further = ", ".join(f"`{each}`" for each in sorted(labels[key]))
         expected.append(f"| {'<br>'.join(names)} | {further} | {key[1]} |")
-    text = MONITORING.read_text(encoding="utf-8")
+    text = METRICS_PAGE.read_text(encoding="utf-8")
     shown = [line for line in text.splitlines() if line.startswith("| `kapudf_")]
     assert shown == expected
