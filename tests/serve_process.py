@@ -111,6 +111,12 @@ class ServeProcess:
         assert len(found) >= count, (name, facts, self.events, self.lines)
         return found
 
+    def await_line(self, line: str) -> None:
+        """Wait for a line that is no event."""
+        with self._changed:
+            self._changed.wait_for(lambda: line in self.lines or self._ended, PATIENCE_S)
+        assert line in self.lines, self.lines
+
     def matching(self, name: str, **facts: object) -> Iterator[dict[str, Any]]:
         """Yield the events so far of this name with these facts."""
         for event in list(self.events):

@@ -160,9 +160,24 @@ def run() -> None:
     try:
         main(prog_name="kapudf")
     except SystemExit as end:
+        if end.code == EXIT_USAGE and _has_tasks_left():
+            # systemd does not start a service again whose settings are wrong. But as long as it
+            # tries, it keeps the tasks' connections.
+            say("The tasks go on in their workers until kapudf can start.", err=True)
+            end.code = EXIT_FAILURE
         if threading.active_count() > 1:
             _exit_despite_threads(end)
         raise
+
+
+def _has_tasks_left() -> bool:
+    """Return whether an earlier supervisor has left tasks that this process was to go on with."""
+    if "LISTEN_FDNAMES" not in os.environ:
+        return False
+    from kapudf_cli.supervisor import numbers
+    from kapudf_cli.system import keeping
+
+    return keeping.has_left(numbers.NAME)
 
 
 def _exit_despite_threads(end: SystemExit) -> None:

@@ -176,10 +176,15 @@ class Supervisor:
         """Return whether systemd restarts this service, so that everything is to go on."""
         if not systemd.is_restarting():
             return False
-        problem = self._upgrade.check_now().problem
-        if problem is not None:
-            self._log.error("tasks cannot go on after the restart", error=problem)
+        verdict = self._upgrade.check_now()
+        if verdict.problem is not None and verdict.starts:
+            self._log.error("tasks cannot go on after the restart", error=verdict.problem)
             return False
+        if verdict.problem is not None:
+            self._log.error(
+                "kapudf cannot start again, tasks go on in their workers until it can",
+                error=verdict.problem,
+            )
         self._log.info(
             "leaves the tasks to the next supervisor",
             connections=sum(len(pool.connections) for pool in self._functions.pools()),

@@ -7,6 +7,7 @@ like any other supervisor after the death of the last one; see `adoption`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import selectors
@@ -54,10 +55,12 @@ class Verdict:
     Attributes:
         version: its version, "" if it is not known.
         problem: why it cannot, None if it can.
+        starts: whether it starts. One that does not leaves everything as it is.
     """
 
     version: str = ""
     problem: str | None = None
+    starts: bool = True
 
     @classmethod
     def of(cls, output: str, formats: Collection[int]) -> Verdict:
@@ -134,17 +137,18 @@ class Upgrade:
         self._selector.register(_output_of(self._check), selectors.EVENT_READ, self._read)
 
     def check_now(self) -> Verdict:
-        """Check the installed version, and wait for the verdict."""
+        """Check whether the installed version can go on if it is started; wait for the verdict."""
         try:
             with _start_check() as check:
                 try:
                     output, _ = check.communicate(timeout=_CHECK_S)
                 except subprocess.TimeoutExpired:
                     check.kill()
-                    return Verdict(problem=_TOO_LONG)
+                    return Verdict(problem=_TOO_LONG, starts=False)
         except OSError as error:
-            return Verdict(problem=f"it does not start: {error}")
-        return Verdict.of(output.decode("utf-8", "replace"), self._formats())
+            return Verdict(problem=f"it does not start: {error}", starts=False)
+        verdict = Verdict.of(output.decode("utf-8", "replace"), self._formats())
+        return dataclasses.replace(verdict, starts=check.returncode == 0)
 
     def step(self) -> None:
         """Do what is due."""

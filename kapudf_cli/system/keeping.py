@@ -24,6 +24,15 @@ def is_kept() -> bool:
     return (capacity or "0") != "0"
 
 
+def has_left(name: str) -> bool:
+    """Return whether an earlier process has left a descriptor with this name.
+
+    It is for a program that ends before it has taken over what is left.
+    """
+    is_given = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return is_given and name in os.environ.get("LISTEN_FDNAMES", "").split(":")
+
+
 def this_command() -> list[str]:
     """Return the command of this process, with the path of the interpreter."""
     return [sys.executable, *sys.orig_argv[1:]]

@@ -164,6 +164,22 @@ def test_reloads_restarts_and_kills_stop_no_task(service: Container) -> None:
     assert show(service, "kapudf", "NRestarts") != "0"
 
 
+def test_a_restart_with_wrong_settings_stops_no_task(service: Container) -> None:
+    config = "/etc/kapudf/config.yaml"
+    with Traffic(service, SOCKET) as traffic:
+        status = status_of(service)
+        assert status is not None
+        service.exec("sh", "-c", f"cp {config} /srv/good.yaml && echo workerz: 1 >> {config}")
+        assert service.try_exec("systemctl", "restart", "kapudf").returncode
+        # A second each.
+        wait_until(lambda: int(show(service, "kapudf", "NRestarts")) >= 6)
+        service.exec("cp", "/srv/good.yaml", config)
+        await_change(service, status, "supervisor")
+        assert show(service, "kapudf", "ActiveState") == "active"
+    # Its points were answered meanwhile, too.
+    assert traffic.pause_s < 5.0
+
+
 def test_a_stop_ends_tasks_and_leaves_no_process(service: Container) -> None:
     with Traffic(service, SOCKET) as traffic:
         service.exec("systemctl", "stop", "kapudf")

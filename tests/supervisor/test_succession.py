@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S, ServeProcess
-from tests.supervisor.ongoing import Code, OngoingTask, check_count
+from tests.supervisor.ongoing import Code, OngoingTask, check_count, status_of, write_config
 from tests.supervisor.succession import await_status, kill_supervisor, kill_worker
 from tests.supervisor.tasks import play_until, started_task
 
@@ -100,6 +100,31 @@ def test_a_task_outlives_supervisors_and_the_keeper_ends_with_the_last_one(
     ]
     assert sorted(finished_ones) == [(1, "closed"), (2, "closed"), (3, "closed")]
     assert not os.path.exists(socket_path)
+
+
+def test_tasks_go_on_without_a_supervisor_while_the_settings_are_wrong(
+    socket_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAPUDF_KEEPER", "1")
+    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
+    code, config = Code(tmp_path), tmp_path / "kapudf.yaml"
+    functions = {"count": {"handler": code.handler, "socket": socket_path}}
+    write_config(config, functions)
+    with (
+        ServeProcess("--config", str(config)) as process,
+        contextlib.nullcontext(process.ready()),
+        OngoingTask(socket_path) as task,
+    ):
+        task.await_more()
+        write_config(config, functions, workerz=1)
+        os.kill(status_of(socket_path)["supervisor"]["pid"], signal.SIGKILL)
+        process.await_line("The tasks go on in their workers until kapudf can start.")
+        task.await_more()
+        write_config(config, functions)
+        # systemd starts a service again after this exit status, unlike after 2.
+        goes_on = process.event("goes on with the tasks of the last supervisor")
+        assert (goes_on["last_end"], goes_on["connections"]) == ("exit status 1", 1)
+        check_count(task)
 
 
 @pytest.mark.parametrize(
