@@ -42,8 +42,8 @@ _REQUEST_BYTES: Final = 1024 * 1024
 _FIRST_FREE: Final = 256
 _MAX_DESCRIPTOR: Final = 1 << 20
 _ROOT: Final = Path(__file__).parent.parent
-#: The first arguments of processes that are forked, and whether their folder is on the path.
-_PROGRAMS: Final = {"kapudf_cli": True, "kapacitor.udf": True, "kapudf_cli.worker.main": False}
+#: The modules of processes that are forked.
+_PROGRAMS: Final = {"kapudf_cli", "kapacitor.udf", "kapudf_cli.worker.main"}
 #: Variables that the interpreter reads when it starts, and so does not see after a fork.
 _READ_AT_START: Final = ("PYTHON", "LC_", "LANG", "COVERAGE")
 _INTERPRETER: Final = sys.executable
@@ -136,7 +136,7 @@ def module_of(args: Any) -> str | None:
     module = str(options[1])
     if has_path and module.startswith("tests.peers."):
         return module
-    return module if _PROGRAMS.get(module) is has_path else None
+    return module if module in _PROGRAMS else None
 
 
 def umask() -> int:
@@ -221,7 +221,7 @@ def import_everything() -> None:
 
 def starts_others(arguments: list[str]) -> bool:
     return arguments[1:3] == ["-m", "kapudf_cli"] and (
-        arguments[3:4] in (["serve"], ["check"]) or "--exec" in arguments
+        arguments[3:4] in (["serve"], ["check"], ["dev"]) or "--exec" in arguments
     )
 
 

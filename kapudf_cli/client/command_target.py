@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: How many lines of a child's stderr are kept, and the length of each.
 _LAST_LINES = 20
 _LINE_BYTES = 2000
-#: How long a child may take to exit after both pipes are closed, and after SIGTERM.
+#: How long a child may take to exit after its pipes are closed, and after SIGTERM.
 _EXIT_S = 2.0
 #: How long descendants of a child may keep its stderr open.
 _STDERR_S = 0.5
@@ -78,7 +78,7 @@ class CommandTarget:
             with KapacitorSide(pipes, timeout_s=timeout_s) as side:
                 yield Connection(side, child.pid, lambda wait_s: _ending(child, stderr, wait_s))
         finally:
-            _end(child)
+            end_group(child)
             stderr.finish()
 
     def _start(self) -> tuple[subprocess.Popen[bytes], PipePair]:
@@ -145,10 +145,11 @@ def _ending(child: subprocess.Popen[bytes], stderr: _Stderr, wait_s: float) -> E
         status = child.wait(wait_s)
     except subprocess.TimeoutExpired:
         return None
-    return Ending(status == 0, _how_it_ended(status), stderr.last_lines())
+    return Ending(status == 0, how_it_ended(status), stderr.last_lines())
 
 
-def _how_it_ended(status: int) -> str:
+def how_it_ended(status: int) -> str:
+    """Return in words how a child with this status ended."""
     if status >= 0:
         return f"exited with status {status}"
     try:
@@ -157,11 +158,16 @@ def _how_it_ended(status: int) -> str:
         return f"was ended by signal {-status}"
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Wait for the exit of a child whose pipes are closed; kill it if it does not exit."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def end_group(child: subprocess.Popen[bytes], *, first_wait_s: float = _EXIT_S) -> None:
+    """Wait for the exit of a child that leads a process group; end the group if it does not exit.
+
+    Args:
+        child: the child.
+        first_wait_s: how long it may take before SIGTERM; SIGKILL follows after 2 s more.
+    """
+    for number, wait_s in ((signal.SIGTERM, first_wait_s), (signal.SIGKILL, _EXIT_S)):
         try:
-            child.wait(_EXIT_S)
+            child.wait(wait_s)
             break
         except subprocess.TimeoutExpired:
             _signal_group(child, number)

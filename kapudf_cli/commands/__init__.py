@@ -39,6 +39,7 @@ _COMMANDS: Final = {
     "reload": "kapudf_cli.commands.control:reload",
     "upgrade": "kapudf_cli.commands.upgrade:upgrade",
     "replay": "kapudf_cli.commands.replay:replay",
+    "dev": "kapudf_cli.commands.dev:dev",
     "check": "kapudf_cli.commands.check:check",
     "load": "kapudf_cli.commands.load:load",
     "check-config": "kapudf_cli.commands.check_config:check_config",

@@ -57,19 +57,24 @@ WHOLE_TRACEBACKS: Final = "kapudf.whole_tracebacks"
 
 
 def show_traceback(error: BaseException) -> bool:
-    """Print to stderr where the exception of a handler in this process was raised.
+    """Print to stderr where the code of a handler in this process raised an exception.
 
     These are the frames of the handler's code, for a message of the caller with the exception;
-    with --traceback, the whole traceback. Nothing is printed, and False
-    returned, for other errors.
+    with --traceback, the whole traceback. Nothing is printed, and False returned, for other
+    errors, and in commands without --traceback.
     """
     from kapudf_cli.agent.errors import HandlerError
+    from kapudf_cli.plugin_errors import HandlerImportError, WorkerSetupError
     from kapudf_cli.system.stacks import plugin_traceback
 
-    raised = error.__cause__
-    if not isinstance(raised, HandlerError):
+    whole = click.get_current_context().meta.get(WHOLE_TRACEBACKS)
+    # An import and `setup_worker` fail in the command itself, `point` in the agent's thread.
+    in_command = isinstance(error, HandlerImportError | WorkerSetupError)
+    raised = error if in_command else error.__cause__
+    kinds = HandlerError, HandlerImportError, WorkerSetupError
+    if whole is None or not isinstance(raised, kinds):
         return False
-    if click.get_current_context().meta.get(WHOLE_TRACEBACKS):
+    if whole:
         text = "".join(traceback.format_exception(raised.cause))
     else:
         text = plugin_traceback(raised.cause)

@@ -19,14 +19,15 @@ from kapudf_cli.commands.output import own_stdout, progress, say
 from kapudf_cli.system.terminal_text import counted, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kapudf_cli.client.target import Counts, Target
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.codec import DataMessage
+    from kapudf_cli.tools.dev import Report
     from kapudf_cli.tools.errors import RecordingError
     from kapudf_cli.tools.recordings.recording import Kind, Recording
-    from kapudf_cli.tools.replay.differences import Differences, Fate
+    from kapudf_cli.tools.replay.differences import Fate
     from kapudf_cli.tools.replay.feed import Feed
     from kapudf_cli.tools.replay.formats import Format
     from kapudf_cli.tools.replay.replay import Replay
@@ -77,6 +78,19 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     if value is not None and not Path(value).parent.is_dir():
         raise click.BadParameter(f"there is no folder {Path(value).parent}")
     return value
+
+
+def _report_to(ctx: click.Context, param: click.Parameter, value: int | None) -> Report | None:
+    """Return the report for `kapudf dev`, which begins before the handler is loaded."""
+    del ctx, param
+    if value is None:
+        return None
+    from kapudf_cli.system.source_code import on_read
+    from kapudf_cli.tools.dev import Report
+
+    report = Report(value)
+    on_read(report.file)
+    return report
 
 
 @click.command(short_help="Send a recording through a UDF, and show the output.")
@@ -156,6 +170,7 @@ def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | No
     is_flag=True,
     help="Continue after ill-formed lines and count them; the exit status is still 1.",
 )
+@click.option("--report", type=int, hidden=True, callback=_report_to)
 def replay(
     *,
     file: str,
@@ -177,6 +192,7 @@ def replay(
     by_name: bool,
     diff: bool,
     keep_going: bool,
+    report: Report | None,
 ) -> None:
     """Send a recording through a UDF as a task would, and print its output.
 
@@ -194,7 +210,6 @@ def replay(
     from kapudf_cli.tools.recordings.notation import Grouping
     from kapudf_cli.tools.recordings.recording import open_recording
     from kapudf_cli.tools.replay.feed import Feed, Selection, Windows, check_compatible
-    from kapudf_cli.tools.replay.formats import DifferenceFormat
     from kapudf_cli.tools.replay.replay import Replay
 
     _check_shape(diff=diff)
@@ -223,13 +238,11 @@ def replay(
         )
         check_compatible(info.wants, recording.kind, feed)
         out.live = on_terminal or speed is not None or recording.size_bytes is None
-        shown = _shown(shape, out, diff=diff, on_terminal=on_terminal)
+        shown = _shown(shape, out, diff=diff, on_terminal=on_terminal, report=report)
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
         run = Replay(connection, provides=info.provides, timeout_s=timeout_s)
         out.while_blocked = run.keep_alive
-        messages = feed.messages(recording.records)
-        if isinstance(shown, DifferenceFormat):
-            messages = _recorded_differences(messages, shown.differences)
+        messages = _compared(feed.messages(recording.records), shown)
         came_back = open_now.enter_context(
             contextlib.closing(
                 run.run(
@@ -256,7 +269,9 @@ def replay(
             shown.finish()
             out.flush()
             errors = ill_formed.count + failures + _report_unwritable(shown)
-            _report(run, ended_s - began_s, errors, recording, feed)
+            _summarize(run, ended_s - began_s, errors, recording, feed)
+        if report is not None:
+            report.complete()
         _warn_of_silence(run.counts, target)
         _write(snapshot_to, run.snapshot)
         if errors:
@@ -295,7 +310,9 @@ def _tags(group_by: str | None) -> tuple[str, ...] | None:
     return None if tags == ("*",) else tags
 
 
-def _shown(shape: str, out: Stdout, *, diff: bool, on_terminal: bool) -> Format:
+def _shown(
+    shape: str, out: Stdout, *, diff: bool, on_terminal: bool, report: Report | None
+) -> Format:
     """Return the formatter of the output."""
     from kapudf_cli.tools.replay.formats import (
         DifferenceFormat,
@@ -306,7 +323,8 @@ def _shown(shape: str, out: Stdout, *, diff: bool, on_terminal: bool) -> Format:
 
     if diff:
         colour = on_terminal and "NO_COLOR" not in os.environ
-        return DifferenceFormat(out.emit, _paint if colour else lambda text, _: text)
+        emit = out.emit if report is None else _reported(out.emit, report)
+        return DifferenceFormat(emit, _paint if colour else lambda text, _: text)
     match shape:
         case "json":
             return JsonFormat(out.emit, out.emit_part)
@@ -319,6 +337,18 @@ def _shown(shape: str, out: Stdout, *, diff: bool, on_terminal: bool) -> Format:
             )
 
 
+def _reported(emit: Callable[[str], None], report: Report) -> Callable[[str], None]:
+    """Return a function that emits a line, and reports it if it is a point's."""
+
+    def emit_and_report(line: str) -> None:
+        emit(line)
+        plain = click.unstyle(line)
+        if not plain.startswith("#"):
+            report.line(plain)
+
+    return emit_and_report
+
+
 def _paint(text: str, fate: Fate | None) -> str:
     if fate is None:
         return click.style(text, dim=True)
@@ -326,12 +356,13 @@ def _paint(text: str, fate: Fate | None) -> str:
     return click.style(text, fg=colour) if colour else text
 
 
-def _recorded_differences(
-    messages: Iterator[DataMessage], differences: Differences
-) -> Iterator[DataMessage]:
-    """Yield the messages, and record each as sent before it is sent."""
+def _compared(messages: Iterator[DataMessage], shown: Format) -> Iterator[DataMessage]:
+    """Yield the messages; with --diff, record each as sent before it is sent."""
+    from kapudf_cli.tools.replay.formats import DifferenceFormat
+
     for message in messages:
-        differences.sent(message)
+        if isinstance(shown, DifferenceFormat):
+            shown.differences.sent(message)
         yield message
 
 
@@ -384,7 +415,7 @@ def _warn_of_silence(counts: Counts, target: Target) -> None:
         )
 
 
-def _report(run: Replay, seconds: float, errors: int, recording: Recording, feed: Feed) -> None:
+def _summarize(run: Replay, seconds: float, errors: int, recording: Recording, feed: Feed) -> None:
     """Print to stderr which parts of the recording were not sent, and the summary."""
     from kapudf_cli.tools.recordings.recording import Kind
 

@@ -18,6 +18,7 @@ import sysconfig
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType
 
 #: The flags of a cache file with a hash of the source that must be checked.
@@ -28,6 +29,12 @@ _HASH_BYTES: Final = 8
 _python_get_code: Final = importlib.machinery.SourceFileLoader.get_code
 #: Packages that are compiled from source even if they are in site-packages.
 _packages: Final[set[str]] = set()
+_readers: Final[list[Callable[[str], None]]] = []
+
+
+def on_read(tell: Callable[[str], None]) -> None:
+    """Call `tell` with the path of each file of a handler's code from now on, before it is read."""
+    _readers.append(tell)
 
 
 def compile_from_source(module: str) -> None:
@@ -47,6 +54,8 @@ def _get_code(loader: Any, fullname: str) -> CodeType | None:
     path = loader.get_filename(fullname)
     if fullname.partition(".")[0] not in _packages and path.startswith(_installed()):
         return _python_get_code(loader, fullname)
+    for tell in _readers:
+        tell(path)
     source = loader.get_data(path)
     source_hash = importlib.util.source_hash(source)
     cache = _cache_of(path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import sys
 import traceback
 from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.system import source_code
 
 if TYPE_CHECKING:
     import threading
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
 #: More calls than this do not fit into a line of a log.
 _CALLS: Final = 5
+#: The modules that import others, whose frames say nothing about the code that is imported.
+_IMPORTERS: Final = (importlib.__file__, source_code.__file__)
 #: Where the code of kapudf itself is.
 _KAPUDF: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
@@ -32,13 +37,18 @@ def plugin_traceback(error: BaseException) -> str:
     """Return the frames of an exception that are the plugin's, or of what the plugin called.
 
     In the form of a Python traceback, without its first and last line; "" if there are none. Files
-    in the working folder have relative paths.
+    in the working folder have relative paths. The line of a SyntaxError counts as a frame.
     """
-    frames = _plugin_frames(traceback.extract_tb(error.__traceback__))
+    trace = traceback.extract_tb(error.__traceback__)
+    frames = _plugin_frames([frame for frame in trace if not _is_importer(frame)])
     here = os.path.join(os.getcwd(), "")
     for frame in frames:
         frame.filename = frame.filename.removeprefix(here)
-    return "".join(traceback.format_list(frames)).rstrip("\n")
+    lines = traceback.format_list(frames)
+    if isinstance(error, SyntaxError):
+        *place, _ = traceback.format_exception_only(error)
+        lines += [line.replace(f'"{here}', '"', 1) for line in place]
+    return "".join(lines).rstrip("\n")
 
 
 def _stack_of(thread: threading.Thread) -> Sequence[traceback.FrameSummary]:
@@ -52,6 +62,10 @@ def _plugin_frames(
     """Return the frames from the first call out of kapudf on, outermost first."""
     inner = itertools.dropwhile(lambda frame: not _is_kapudf(frame), frames)
     return [*itertools.dropwhile(_is_kapudf, inner)]
+
+
+def _is_importer(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith("<frozen importlib") or frame.filename in _IMPORTERS
 
 
 def _is_kapudf(frame: traceback.FrameSummary) -> bool:
