@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-import textwrap
 from typing import TYPE_CHECKING
 
 import click
 
 from kapudf_cli.commands import EXIT_FAILURE, options
 from kapudf_cli.commands.options import silenced, target_options
-from kapudf_cli.commands.output import json_text, own_stdout, say, show_traceback
-from kapudf_cli.system.terminal_text import printable
+from kapudf_cli.commands.output import (
+    json_text,
+    labelled,
+    own_stdout,
+    say,
+    show_traceback,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,19 +29,15 @@ if TYPE_CHECKING:
 
 _COLOURS = {"passed": "green", "failed": "red", "not applicable": "bright_black"}
 _MARKS = {"passed": "passed", "failed": "FAILED", "not applicable": "-"}
-_NAME_WIDTH = 26
-_INDENT = " " * 8
-_WIDTH = 100
+_INDENT = 8
+#: Names of checks have 26 characters at most.
+_REASON_COLUMN = _INDENT + 26 + 2
 
 
 @click.command(short_help="Check that a UDF follows Kapacitor's protocol.")
 @target_options
-@click.option(
-    "--options",
-    "calls",
-    metavar="CALLS",
-    help="Options for the UDF, as in TICKscript: \".field('value').size(10)\".  "
-    "[default: made from the options that it declares]",
+@options.calls(
+    example=".field('value').size(10)", otherwise="made from the options that it declares"
 )
 @options.timeout(
     "How long each answer may take: the timeout in kapacitor.conf, or less.",
@@ -161,8 +162,8 @@ class _Table:
         self._line(result, result.check.name)
         if self._verbose:
             for label, text in (("rule", result.check.rule), ("source", result.check.source)):
-                for line in textwrap.wrap(f"{label}: {text}", _WIDTH - len(_INDENT)):
-                    self._out.emit(_INDENT + line)
+                for line in wrapped(f"{label}: {text}", indent=_INDENT):
+                    self._out.emit(line)
 
     def end(self) -> None:
         """Print the collected skipped checks."""
@@ -175,9 +176,11 @@ class _Table:
     def _line(self, result: Result, name: str) -> None:
         outcome = result.outcome.value
         mark = f"{_MARKS[outcome]:6}"
+        lines = labelled(f"{mark}  {name}", result.reason, indent=_REASON_COLUMN)
         if self._colour:
-            mark = click.style(mark, fg=_COLOURS[outcome])
-        self._out.emit(f"{mark}  {name:{_NAME_WIDTH}}  {printable(result.reason)}".rstrip())
+            lines[0] = click.style(mark, fg=_COLOURS[outcome]) + lines[0][len(mark) :]
+        for line in lines:
+            self._out.emit(line)
 
 
 def _as_dict(result: Result) -> dict[str, object]:

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from kapudf_cli.commands import options
-from kapudf_cli.commands.output import aligned, json_text, say, say_styled
+from kapudf_cli.commands.output import COLUMNS, aligned, json_text, labelled, say, say_styled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 _STATUS_TIMEOUT_S: Final = 10.0
 #: How often `--watch` asks; the supervisor measures rates over a second.
 _WATCH_INTERVAL_S: Final = 1.0
-#: Tables fit into a terminal of this width.
-_COLUMNS: Final = 80
 #: How the table of connections calls long states.
 _SHORT_STATES: Final = {
     "waiting on Kapacitor": "output waits",
@@ -132,7 +130,7 @@ def _lines(paths: list[str], output_format: str) -> tuple[list[str], bool]:
 
 def _tables(answer: dict[str, Any]) -> Iterator[str]:
     """Yield the lines that show the status of a function."""
-    from kapudf_cli.system.terminal_text import counted, printable
+    from kapudf_cli.system.terminal_text import counted
     from kapudf_cli.worker.channel import Code
 
     supervisor = answer["supervisor"]
@@ -146,7 +144,7 @@ def _tables(answer: dict[str, Any]) -> Iterator[str]:
     heads.append(("supervisor", f"{_process(supervisor)}, {deaths}"))
     heads += [("template", f"{_process(each)}, {each['state']}") for each in answer["templates"]]
     for name, text in heads:
-        yield f"{name:<12}{printable(text)}"
+        yield from labelled(name, text, indent=12)
     yield ""
     yield from _workers(answer["workers"])
     yield ""
@@ -194,7 +192,7 @@ def _connections(connections: list[dict[str, Any]]) -> Iterator[str]:
                 _short_duration(each["age_s"]),
             )
         )
-    width = max(shutil.get_terminal_size((_COLUMNS, 0)).columns, _COLUMNS)
+    width = max(shutil.get_terminal_size((COLUMNS, 0)).columns, COLUMNS)
     # The names of tasks and nodes are free, and give way to the numbers.
     return _colored(aligned(rows, width=width, cut=(1, 2)), [each["state"] for each in connections])
 

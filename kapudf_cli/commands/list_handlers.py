@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kapudf_cli.commands.output import say, say_json
+from kapudf_cli.commands.output import say, say_json, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from kapudf_cli.plugins import Plugin
 
 _NAME_WIDTH: Final = 24
-_INDENT: Final = " " * 4
-_WIDTH: Final = 80
+_INDENT: Final = 4
 
 
 @click.command("list-handlers", short_help="List handlers with their edges and options.")
@@ -60,15 +58,7 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
         source = f"{row['distribution']} {row['version']} ({source})"
     calls = " ".join(f".{call}" for call in row["options"] or ())
     for text in (row["summary"], calls, source, row["error"] and f"broken: {row['error']}"):
-        # A name may be longer than a line, and is not cut: it is to be copied.
-        yield from textwrap.wrap(
-            text or "",
-            _WIDTH,
-            initial_indent=_INDENT,
-            subsequent_indent=_INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        yield from wrapped(text or "", indent=_INDENT)
 
 
 def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:

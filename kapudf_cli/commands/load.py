@@ -10,7 +10,7 @@ import click
 
 from kapudf_cli.commands import options
 from kapudf_cli.commands.options import Number, silenced, target_options
-from kapudf_cli.commands.output import aligned, json_text, own_stdout, show_live
+from kapudf_cli.commands.output import json_text, labelled, own_stdout, show_live
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kapudf_cli.client.target import Target
     from kapudf_cli.commands.options import Decorator
     from kapudf_cli.protocol.codec import DataMessage
-    from kapudf_cli.protocol.udf_pb2 import EdgeType
+    from kapudf_cli.protocol.udf_pb2 import EdgeType, InfoResponse, Option
     from kapudf_cli.tools.errors import RecordingError
     from kapudf_cli.tools.load.engine import Measured
     from kapudf_cli.tools.load.work import Shape
@@ -46,7 +46,10 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
 
 @click.command(short_help="Put a load on a UDF, and measure it.")
 @target_options
-@options.calls(example=".field('usage_idle').size(10)")
+@options.calls(
+    example=".field('usage_idle').size(10)",
+    otherwise="none, or if the UDF refuses that, made from the options that it declares",
+)
 @click.option(
     "--recording",
     type=click.Path(exists=True, dir_okay=False, readable=True),
@@ -82,7 +85,7 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
 @options.timeout("How long the UDF may send nothing.")
 @options.as_json
 def load(
-    target: Target, calls: str, recording: str | None, kind: Kind | None, timeout_s: float,
+    target: Target, calls: str | None, recording: str | None, kind: Kind | None, timeout_s: float,
     *, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Put a UDF, in any language, under load and measure it.
@@ -98,14 +101,14 @@ def load(
     Exits with 1 if the UDF failed, hung, or closed the connection.
     """
     from kapudf_cli.client.target import info_of
-    from kapudf_cli.tickscript.calls import check_calls, read_calls
+    from kapudf_cli.tickscript.calls import check_calls, read_calls, write_calls
     from kapudf_cli.tools.load.engine import Engine, Plan
     from kapudf_cli.tools.load.work import Shape, Work
 
     if kind is not None and recording is None:
         raise click.UsageError("--input-format is the format of a --recording, which is missing")
     target = silenced(target)
-    read = read_calls(calls)
+    read = None if calls is None else read_calls(calls)
     duration_s, points = how["duration_s"], how["points"]
     if duration_s is None and points is None:
         duration_s = _DEFAULT_DURATION_S
@@ -119,12 +122,13 @@ def load(
     )
     with own_stdout() as out:
         info = info_of(target, timeout_s=timeout_s)
-        udf_options = check_calls(read, info)
+        given = None if read is None else check_calls(read, info)
         if recording is None:
             shape = Shape(fields=how["fields"], tags=how["tags"], groups=how["groups"])
             messages = _made(shape, info.wants, how["batch_size"])
         else:
             messages = _recorded(recording, kind, info.wants)
+        udf_options = _accepted(target, info, messages, timeout_s) if given is None else given
         engine = Engine(target, Work(messages, udf_options), plan)
         live = sys.stderr.isatty()
         try:
@@ -132,12 +136,35 @@ def load(
         finally:
             if live:
                 show_live("")
-        facts = _facts(target, plan.rate, measured)
+        facts = _facts(target, write_calls(udf_options), plan.rate, measured)
         if as_json:
             out.emit(json_text(facts))
         else:
             for line in _table(facts):
                 out.emit(line)
+
+
+def _accepted(
+    target: Target, info: InfoResponse, messages: Sequence[DataMessage], timeout_s: float
+) -> Sequence[Option]:
+    """Return options that the UDF accepts: none, or some that name a field of the messages."""
+    from kapudf_cli.client.session import Session, drain
+    from kapudf_cli.protocol.udf_pb2 import InitRequest, InitResponse, Point
+    from kapudf_cli.tools.options import first_accepted, generated
+
+    def init(options: Sequence[Option]) -> InitResponse:
+        request = InitRequest(taskID="kapudf-load", nodeID="udf1", options=options)
+        with target.open(timeout_s=timeout_s) as connection:
+            session = Session(connection, timeout_s=timeout_s)
+            response = drain(session.ask(request, InitResponse, "Init"))
+            session.part()
+            return response
+
+    if not info.options:
+        return ()
+    point = next(message for message in messages if isinstance(message, Point))
+    field = min(point.fieldsDouble or point.fieldsInt, default="value")
+    return first_accepted([(), *generated(info, field)], init, are_generated=True)
 
 
 def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessage]:
@@ -184,7 +211,7 @@ def _show_live(measured: Measured) -> None:
     show_live("   ".join(parts))
 
 
-def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, Any]:
+def _facts(target: Target, calls: str, rate: float | None, measured: Measured) -> dict[str, Any]:
     """Return the results in the form of the JSON output."""
     from kapudf_cli.tools.load.connection import PERCENTILES
 
@@ -192,6 +219,7 @@ def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, 
     known = measured.cpu_s is not None and measured.sent > 0
     return {
         "target": target.name,
+        "options": calls,
         "points_sent": measured.sent,
         "points_returned": measured.returned,
         "elapsed_s": round(measured.elapsed_s, 6),
@@ -218,7 +246,8 @@ def _facts(target: Target, rate: float | None, measured: Measured) -> dict[str, 
 def _table(facts: dict[str, Any]) -> list[str]:
     sent, returned, elapsed = facts["points_sent"], facts["points_returned"], facts["elapsed_s"]
     asked = f", {facts['rate']:,.0f} requested" if facts["rate"] else ""
-    rows = [
+    rows = [("options", facts["options"])] if facts["options"] else []
+    rows += [
         ("points", f"{sent:,} sent, {returned:,} came back"),
         ("time", f"{elapsed:.2f} s{' (interrupted)' if facts['interrupted'] else ''}"),
         ("throughput", f"{facts['points_per_s']:,.0f} points/s{asked}"),
@@ -233,4 +262,5 @@ def _table(facts: dict[str, Any]) -> list[str]:
         rows.append(("CPU", f"{facts['cpu_s']:.2f} s, {share:.0%} of one, {each:.2f} µs a point"))
     if facts["rss_mb"] is not None:
         rows.append(("memory", f"{facts['rss_mb']:.1f} MB at most"))
-    return list(aligned(rows))
+    width = max(len(name) for name, _ in rows) + 2
+    return [line for name, text in rows for line in labelled(name, text, indent=width)]

@@ -83,14 +83,21 @@ def config_file(name: str, text: str) -> Decorator:
     )
 
 
-def calls(*, example: str) -> Decorator:
-    """Return the option for the UDF's own options, in TICKscript, passed as `calls`."""
+def calls(*, example: str, otherwise: str | None = None) -> Decorator:
+    """Return the option for the UDF's own options, in TICKscript, passed as `calls`.
+
+    Args:
+        example: what to show in the help.
+        otherwise: what the command does without it, which it then gets as None; None if the task
+            has no options then.
+    """
+    default = "" if otherwise is None else f"  [default: {otherwise}]"
     return click.option(
         "--options",
         "calls",
         metavar="CALLS",
-        default="",
-        help=f"Options of the UDF, as a TICKscript calls them: {example}",
+        default="" if otherwise is None else None,
+        help=f"Options of the UDF, as a TICKscript calls them: {example}{default}",
     )
 
 

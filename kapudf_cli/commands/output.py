@@ -12,7 +12,9 @@ import io
 import json
 import os
 import select
+import shutil
 import sys
+import textwrap
 import threading
 import traceback
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 _STREAM_MODES: Final = {"stdin": "r", "stdout": "w", "stderr": "w"}
 #: The errors of a file that takes no more data.
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+#: Tables fit into a terminal of this width.
+COLUMNS: Final = 80
 #: How much output is collected before it is written.
 _BUFFER_BYTES: Final = 32 * 1024
 #: How often `Stdout.while_blocked` is called.
@@ -128,6 +132,31 @@ def aligned(
     for row in rows:
         cells = (_fitted(cell, width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+def labelled(label: str, text: str, *, indent: int) -> list[str]:
+    """Return a label and a text to its right, as lines of 80 columns; both are escaped."""
+    label = printable(label)
+    first, *others = wrapped(text, indent=indent) or [""]
+    if len(label) < indent:
+        return [f"{label:{indent}}{first[indent:]}".rstrip(), *others]
+    return [label, *filter(None, [first, *others])]
+
+
+def wrapped(text: str, *, indent: int) -> list[str]:
+    """Return a text as lines of 80 columns, which begin with spaces; escaped.
+
+    A word longer than a line is not cut, so that it can be copied.
+    """
+    margin = " " * indent
+    return textwrap.wrap(
+        printable(text),
+        COLUMNS,
+        initial_indent=margin,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _fitted(cell: str, width: int) -> str:
@@ -265,8 +294,10 @@ def own_stdout() -> Iterator[Stdout]:
 
 
 def show_live(line: str) -> None:
-    """Replace the status line on stderr; an empty one removes it."""
-    click.echo(f"\r{printable(line)}\x1b[K", err=True, nl=False)
+    """Replace the status line on stderr, cut to one line; an empty one removes it."""
+    # A terminal without a size is as wide as a table.
+    width = shutil.get_terminal_size((COLUMNS, 0)).columns
+    click.echo(f"\r{_fitted(printable(line), width).rstrip()}\x1b[K", err=True, nl=False)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,13 @@ def check(*arguments: str) -> tuple[int, str, str]:
     return result.returncode, result.stdout, result.stderr
 
 
+def rows(output: str) -> list[str]:
+    """Return the rows of the table, with their continued lines joined."""
+    for line in output.splitlines():
+        assert len(line) <= 80 or len(line.split()) == 1, line
+    return re.sub(r"\n {36}", " ", output).splitlines()
+
+
 def broken_udf(name: str) -> str:
     return f"{sys.executable} -m tests.peers.broken_udfs {name}"
 
@@ -35,7 +43,7 @@ def broken_udf(name: str) -> str:
 def test_a_handler_that_conforms_passes() -> None:
     status, output, errors = check("--handler", "mirror")
     assert (status, errors) == (0, "")
-    *lines, summary = output.splitlines()
+    *lines, summary = rows(output)
     assert "passed  info" in lines
     assert any(line.startswith("-       batch-types and ") for line in lines)
     assert not any(line.startswith("FAILED") for line in lines)
@@ -49,7 +57,7 @@ def test_a_handler_that_conforms_passes() -> None:
 def test_a_udf_that_does_not_conform_fails() -> None:
     status, output, errors = check("--exec", broken_udf("ExitsWith1"))
     assert (status, errors) == (1, "")
-    (failed,) = [line for line in output.splitlines() if line.startswith("FAILED")]
+    (failed,) = [row for row in rows(output) if row.startswith("FAILED")]
     assert failed.split(maxsplit=2)[1:] == [
         "exit",
         "exited with status 1, after saying: unexpected end of file",
@@ -108,7 +116,7 @@ def test_options_that_a_udf_refuses_fail_the_check_of_init() -> None:
         "--handler", "moving-average", "--options", ".field('value').size(-1)"
     )
     assert status == 1
-    (failed,) = [line for line in output.splitlines() if line.startswith("FAILED")]
+    (failed,) = [row for row in rows(output) if row.startswith("FAILED")]
     assert "init" in failed
     assert "refused .field('value').size(-1): .size() expects" in failed
     assert "no task can be started on it; see init" in output

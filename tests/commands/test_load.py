@@ -109,7 +109,7 @@ def test_batches_are_made_for_a_udf_that_wants_them() -> None:
             1,
         ),
         (["--handler", "mirror", "--options", ".nothing()"], "no option .nothing()", 2),
-        (["--handler", "moving-average"], "refused Init: .field() is missing", 1),
+        (["--handler", "moving-average", "--options", ""], "refused Init: .field() is missing", 1),
         (["--socket", "/nowhere.sock"], "there is no such socket; is the UDF running?", 1),
         (["--exec", "true"], "", 1),
         (["--handler", "mirror", "--recording", str(RECORDINGS / "batch.brpl")], "", 2),
@@ -121,6 +121,38 @@ def test_a_wrong_call_is_told(arguments: list[str], told: str, status: int) -> N
     assert told in errors
     assert errors.splitlines()[-1].startswith("Error: ")
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("handler", "arguments", "options"),
+    [
+        ("mirror", [], ""),
+        ("moving-average", [], ".as('usage_guest').field('usage_guest').size(10)"),
+        # An option that no generated call fits has a default.
+        ("seasonal-baseline", [], ".field('usage_guest')"),
+        (
+            "moving-average",
+            ["--recording", str(RECORDINGS / "stream.srpl")],
+            ".as('usage_idle').field('usage_idle').size(10)",
+        ),
+        ("moving-average", ["--options", ".field('x').size(3)"], ".field('x').size(3)"),
+    ],
+)
+def test_options_are_made_where_the_udf_needs_them(
+    handler: str, arguments: list[str], options: str
+) -> None:
+    found = facts("--handler", handler, "--points", "100", *arguments)
+    assert found["options"] == options
+
+
+def test_the_table_fits_into_80_columns() -> None:
+    calls = f".field('{'long name of a field, ' * 8}').size(10)"
+    status, output, _ = load("--handler", "moving-average", "--points", "100", "--options", calls)
+    assert status == 0
+    first, second, *_ = output.splitlines()
+    assert first.startswith("options        .field('long name of a field,")
+    assert second.startswith(" " * 15)
+    assert max(map(len, output.splitlines())) <= 80
 
 
 def test_an_empty_recording_is_told(tmp_path: Path) -> None:

@@ -299,7 +299,8 @@ def test_tables_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         "rss_mb": 123_456.7, "age_s": 86_400.0 * 999,
     }  # fmt: skip
     answer = {
-        "function": "f", "handler": "H", "socket": "/s", "code": None, "templates": [worker],
+        "function": "average_of_all_disks_" * 3, "handler": "average_of_all.disks:Average",
+        "socket": "/s", "code": None, "templates": [worker],
         "supervisor": worker, "worker_deaths": 1234, "workers": [worker], "connections": [WIDE],
     }  # fmt: skip
     monkeypatch.setattr("kapudf_cli.supervisor.control.ask", lambda *_, **__: answer)

@@ -10,18 +10,18 @@ from kapudf_cli.client.errors import TargetError, UdfFaultError
 from kapudf_cli.client.session import drain
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import EdgeType, InitRequest, Option, ValueType
-from kapudf_cli.tickscript.calls import write_calls
 from kapudf_cli.tickscript.identifiers import name_problem
 from kapudf_cli.tickscript.snippets import signatures
 from kapudf_cli.tools.check.data import mistyped, without_values
 from kapudf_cli.tools.check.trial import Check, NotApplicableError
+from kapudf_cli.tools.options import first_accepted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from kapudf_cli.client.session import Session
     from kapudf_cli.client.target import Ending
-    from kapudf_cli.protocol.udf_pb2 import InfoResponse
+    from kapudf_cli.protocol.udf_pb2 import InfoResponse, InitResponse
     from kapudf_cli.tools.check.trial import Trial
 
 # --- Info ---
@@ -103,19 +103,16 @@ _STALE: Final = (
 
 
 def _takes_good_options(trial: Trial) -> None:
-    refusals = []
-    for options in trial.candidates():
+    def init(options: Sequence[Option]) -> InitResponse:
         with trial.connected() as session:
             response = trial.init(session, options)
             if response.success:
                 drain(session.quiet(min(_QUIET_S, trial.timeout_s)))
-                trial.options = options
-                return
-        reason = " ".join(response.error.split()) or "no reason given"
-        refusals.append(f"refused {write_calls(options) or 'no options'}: {reason:.300}")
-    others = " (and other values, and none)" if len(refusals) > 1 else ""
-    hint = "" if trial.given_options is not None else "; give valid ones with --options"
-    raise UdfFaultError(f"{refusals[0]}{others}{hint}")
+            return response
+
+    trial.options = first_accepted(
+        trial.candidates(), init, are_generated=trial.given_options is None
+    )
 
 
 def _answers_without_options(trial: Trial) -> None:

@@ -1,4 +1,4 @@
-"""What the checks send: options made from the UDF's declaration, points and batches."""
+"""What the checks send: wrong options, points and batches."""
 
 from __future__ import annotations
 
@@ -7,59 +7,23 @@ from typing import TYPE_CHECKING, Final
 from kapudf_cli.handler.batches import Batch
 from kapudf_cli.protocol.udf_pb2 import (
     BOOL,
-    DOUBLE,
-    DURATION,
     INT,
     STRING,
     BeginBatch,
     Option,
-    OptionValue,
     Point,
-    ValueType,
 )
+from kapudf_cli.tools.options import good_value
 from kapudf_cli.tools.recordings.notation import group_id, in_batch, messages_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.protocol.udf_pb2 import InfoResponse
 
 #: The field that generated options name, and that each ordinary point has.
 FIELD: Final = "value"
-
-#: Two sets of values that most options accept: a share or a factor, a larger or smaller count, the
-#: name of a field.
-_GOOD: Final[Sequence[Mapping[ValueType, OptionValue]]] = (
-    {
-        BOOL: OptionValue(type=BOOL, boolValue=True),
-        INT: OptionValue(type=INT, intValue=10),
-        DOUBLE: OptionValue(type=DOUBLE, doubleValue=0.5),
-        STRING: OptionValue(type=STRING, stringValue=FIELD),
-        DURATION: OptionValue(type=DURATION, durationValue=10_000_000_000),
-    },
-    {
-        BOOL: OptionValue(type=BOOL, boolValue=False),
-        INT: OptionValue(type=INT, intValue=2),
-        DOUBLE: OptionValue(type=DOUBLE, doubleValue=2.0),
-        STRING: OptionValue(type=STRING, stringValue=FIELD),
-        DURATION: OptionValue(type=DURATION, durationValue=60_000_000_000),
-    },
-)
-
-
-def generated(info: InfoResponse) -> list[list[Option]]:
-    """Return calls of the declared options: several candidates, best first."""
-    candidates = [
-        [
-            # Another check reports an unknown type.
-            Option(name=name, values=[good.get(kind, good[STRING]) for kind in option.valueTypes])
-            for name, option in sorted(info.options.items())
-        ]
-        for good in _GOOD
-    ]
-    # An option may have a format of its own, such as a time zone, and a default.
-    return [*candidates, *([each] for each in candidates[0])]
 
 
 def mistyped(info: InfoResponse) -> list[Option]:
@@ -68,8 +32,11 @@ def mistyped(info: InfoResponse) -> list[Option]:
         Option(
             name=name,
             values=[
-                *(_GOOD[0][INT if kind == STRING else STRING] for kind in option.valueTypes),
-                _GOOD[0][BOOL],
+                *(
+                    good_value(INT if kind == STRING else STRING, FIELD)
+                    for kind in option.valueTypes
+                ),
+                good_value(BOOL, FIELD),
             ],
         )
         for name, option in sorted(info.options.items())

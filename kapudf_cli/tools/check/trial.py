@@ -21,7 +21,8 @@ from kapudf_cli.protocol.udf_pb2 import (
     InitResponse,
 )
 from kapudf_cli.tickscript.snippets import edge_name
-from kapudf_cli.tools.check.data import HOSTS, batches, generated, points
+from kapudf_cli.tools.check.data import FIELD, HOSTS, batches, points
+from kapudf_cli.tools.options import generated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -293,4 +294,4 @@ class Trial:
         if self.given_options is not None:
             return [self.given_options]
         info = self.known()
-        return [*generated(info), ()] if info.options else [()]
+        return [*generated(info, FIELD), ()] if info.options else [()]
