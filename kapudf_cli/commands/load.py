@@ -10,7 +10,7 @@ import click
 
 from kapudf_cli.commands import options
 from kapudf_cli.commands.options import Number, silenced, target_options
-from kapudf_cli.commands.output import json_text, labelled, own_stdout, show_live
+from kapudf_cli.commands.output import json_text, labelled, own_stdout, show_live, warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kapudf_cli.tools.errors import RecordingError
     from kapudf_cli.tools.load.engine import Measured
     from kapudf_cli.tools.load.work import Shape
-    from kapudf_cli.tools.recordings.recording import Kind
+    from kapudf_cli.tools.recordings.sources import Source
 
 #: How many points are generated; they are sent repeatedly.
 _BLOCK_POINTS = 1_000
@@ -52,10 +52,12 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
 )
 @click.option(
     "--recording",
-    type=click.Path(exists=True, dir_okay=False, readable=True),
-    help="Send the points of a recording, repeatedly, instead of generated ones.",
+    metavar="FILE",
+    type=options.RecordingPath(exists=True, dir_okay=False, readable=True),
+    help="Send the points of a recording, repeatedly, instead of generated ones: a file, or "
+    "influxdb://HOST:8086/DATABASE with --query.",
 )
-@options.input_format("the recording")
+@options.source_options("recording", "the --recording")
 @_count(
     "--fields", (1, 10_000), 10, "Double fields per point; the default is as in telegraf's cpu."
 )
@@ -85,7 +87,7 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
 @options.timeout("How long the UDF may send nothing.")
 @options.as_json
 def load(
-    target: Target, calls: str | None, recording: str | None, kind: Kind | None, timeout_s: float,
+    target: Target, calls: str | None, source: Source | None, timeout_s: float,
     *, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Put a UDF, in any language, under load and measure it.
@@ -105,8 +107,6 @@ def load(
     from kapudf_cli.tools.load.engine import Engine, Plan
     from kapudf_cli.tools.load.work import Shape, Work
 
-    if kind is not None and recording is None:
-        raise click.UsageError("--input-format is the format of a --recording, which is missing")
     target = silenced(target)
     read = None if calls is None else read_calls(calls)
     duration_s, points = how["duration_s"], how["points"]
@@ -123,11 +123,11 @@ def load(
     with own_stdout() as out:
         info = info_of(target, timeout_s=timeout_s)
         given = None if read is None else check_calls(read, info)
-        if recording is None:
+        if source is None:
             shape = Shape(fields=how["fields"], tags=how["tags"], groups=how["groups"])
             messages = _made(shape, info.wants, how["batch_size"])
         else:
-            messages = _recorded(recording, kind, info.wants)
+            messages = _recorded(source, info.wants)
         udf_options = _accepted(target, info, messages, timeout_s) if given is None else given
         engine = Engine(target, Work(messages, udf_options), plan)
         live = sys.stderr.isatty()
@@ -175,17 +175,16 @@ def _made(shape: Shape, wants: EdgeType, batch_size: int) -> Sequence[DataMessag
     return list(shape.points(_BLOCK_POINTS))
 
 
-def _recorded(path: str, kind: Kind | None, wants: EdgeType) -> Sequence[DataMessage]:
+def _recorded(source: Source, wants: EdgeType) -> Sequence[DataMessage]:
     """Return the first messages of a recording, without an incomplete batch at the end."""
     from kapudf_cli.protocol.udf_pb2 import EndBatch, Point
     from kapudf_cli.tools.errors import IncompatibleError
-    from kapudf_cli.tools.recordings.recording import open_recording
     from kapudf_cli.tools.replay.feed import Feed, check_compatible
 
     def refuse(error: RecordingError) -> None:
         raise error
 
-    with open_recording(path, precision="ns", refuse=refuse, kind=kind) as opened:
+    with source.open(wants, refuse=refuse, warn=warn) as opened:
         feed = Feed()
         check_compatible(wants, opened.kind, feed)
         messages = list(itertools.islice(feed.messages(opened.records), _RECORDED_MESSAGES))
@@ -193,7 +192,7 @@ def _recorded(path: str, kind: Kind | None, wants: EdgeType) -> Sequence[DataMes
         while not isinstance(messages[-1], EndBatch):
             messages.pop()
     if not any(isinstance(message, Point) for message in messages):
-        raise IncompatibleError(f"{path}: the recording has no points to send")
+        raise IncompatibleError(f"{opened.name}: the recording has no points to send")
     return messages
 
 

@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kapudf_cli.client.target import Target
     from kapudf_cli.config import Settings
     from kapudf_cli.tools.recordings.recording import Kind
+    from kapudf_cli.tools.recordings.sources import Source
 
 #: A decorator that adds an option to a command.
 Decorator: TypeAlias = "Callable[[Any], Any]"
@@ -108,16 +110,133 @@ def _kind(ctx: click.Context, param: click.Parameter, value: str | None) -> Kind
     return None if value is None else Kind[value.upper()]
 
 
-def input_format(file: str) -> Decorator:
-    """Return the option for the format of a recording, passed as `kind`; None to detect it."""
-    return click.option(
-        "--input-format",
-        "kind",
-        type=click.Choice(["stream", "batch", "lines"]),
-        callback=_kind,
-        help=f"The format of {file}: a stream recording, a batch recording or line protocol.  "
-        "[default: detected from its content]",
-    )
+class RecordingPath(click.Path):
+    """A file to read, or the URL of a database of InfluxDB."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path or URL; a file must exist."""
+        from kapudf_cli.tools.recordings.influxdb import is_url
+
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
+def source_options(parameter: str, what: str) -> Decorator:
+    """Return the options that say how to read a recording, which is passed as `source`.
+
+    Args:
+        parameter: the parameter of the command with the path or URL; None if it is not given.
+        what: how messages name that parameter.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.option(
+            "--input-format",
+            "kind",
+            type=click.Choice(["stream", "batch", "lines"]),
+            callback=_kind,
+            help=f"The format of {what}: a stream recording, a batch recording or line "
+            "protocol.  [default: detected from its content]",
+        )
+        @click.option(
+            "--precision",
+            type=click.Choice(["ns", "u", "ms", "s", "m", "h"]),
+            default="ns",
+            show_default=True,
+            help="Unit of the timestamps in line protocol.",
+        )
+        @click.option(
+            "--query", metavar="SELECT", help="What to read from InfluxDB: 'SELECT * FROM cpu'."
+        )
+        @click.option(
+            "--start",
+            "start_ns",
+            metavar="TIME",
+            callback=_time,
+            help="First time to read from InfluxDB: 2026-01-31, 2026-01-31T12:00:00Z or now-6h.",
+        )
+        @click.option(
+            "--stop",
+            "stop_ns",
+            metavar="TIME",
+            callback=_time,
+            help="Time after the last one.  [default: now]",
+        )
+        @click.option(
+            "--every",
+            "every_ns",
+            metavar="PERIOD",
+            callback=period,
+            help="Read InfluxDB in periods of this length. For a UDF that wants batches, each is "
+            "queried as |query().period(PERIOD).every(PERIOD) does.",
+        )
+        @functools.wraps(command)
+        def with_source(*args: Any, **kwargs: Any) -> Any:
+            given = {name: kwargs.pop(name) for name in _SOURCE_PARAMETERS}
+            path = kwargs.pop(parameter)
+            source = _source(path, given, what)
+            return with_source.__wrapped__(*args, source=source, **kwargs)
+
+        return with_source
+
+    return decorate
+
+
+_SOURCE_PARAMETERS: Final = ("kind", "precision", "query", "start_ns", "stop_ns", "every_ns")
+
+
+def _source(path: str | None, given: dict[str, Any], what: str) -> Source | None:
+    from kapudf_cli.tools.recordings.sources import Source
+
+    if path is None:
+        context = click.get_current_context()
+        for each in context.command.params:
+            source = context.get_parameter_source(each.name or "")
+            if each.name in _SOURCE_PARAMETERS and source is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"{each.opts[0]} says how to read {what}, which is missing")
+        return None
+    if given["start_ns"] is not None and given["stop_ns"] is None:
+        given["stop_ns"] = time.time_ns()
+    return Source(path, **given)
+
+
+def period(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return a duration as TICKscript writes it in nanoseconds."""
+    del ctx, param
+    if value is None:
+        return None
+    duration = _duration_ns(value)
+    if duration is None or duration <= 0:
+        raise click.BadParameter(f"{value!r} is not a duration above 0, such as 500ms, 10s or 1m")
+    return duration
+
+
+def _duration_ns(text: str) -> int | None:
+    """Return a duration of TICKscript in nanoseconds, None if the text is not one."""
+    from kapudf_cli.tickscript.literals import read_literal
+
+    try:
+        literal, end = read_literal(text, 0)
+    except ValueError:
+        return None
+    return int(literal.durationValue) if end == len(text) else None
+
+
+def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return a time in nanoseconds since the epoch: RFC 3339, a date, `now` or `now-6h`."""
+    del ctx, param
+    from kapudf_cli.tools.recordings.notation import read_time
+
+    if value is None:
+        return None
+    if value == "now":
+        return time.time_ns()
+    if value.startswith("now-") and (ago := _duration_ns(value.removeprefix("now-"))) is not None:
+        return time.time_ns() - ago
+    try:
+        return read_time(value if len(value) > len("2026-01-31") else f"{value}T00:00:00Z")
+    except ValueError as error:
+        examples = "2026-01-31, 2026-01-31T12:00:00Z or now-6h"
+        raise click.BadParameter(f"{value!r} is not a time such as {examples}") from error
 
 
 def timeout(text: str, *, least: float = 0, most: float = 3600, default: float = 10.0) -> Decorator:

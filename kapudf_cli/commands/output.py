@@ -56,6 +56,11 @@ def say(line: str = "", *, err: bool = False) -> None:
     click.echo(printable(line), err=err)
 
 
+def warn(problem: str) -> None:
+    """Print a warning to stderr."""
+    say(f"warning: {problem}", err=True)
+
+
 #: Where --traceback is kept, in the `meta` of the click context.
 WHOLE_TRACEBACKS: Final = "kapudf.whole_tracebacks"
 

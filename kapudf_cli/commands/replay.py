@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from kapudf_cli.commands import options
 from kapudf_cli.commands.options import Number, target_options
-from kapudf_cli.commands.output import own_stdout, progress, say
+from kapudf_cli.commands.output import own_stdout, progress, say, warn
 from kapudf_cli.system.terminal_text import counted, printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import DataMessage
     from kapudf_cli.tools.dev import Report
     from kapudf_cli.tools.errors import RecordingError
-    from kapudf_cli.tools.recordings.recording import Kind, Recording
+    from kapudf_cli.tools.recordings.recording import Recording
+    from kapudf_cli.tools.recordings.sources import Source
     from kapudf_cli.tools.replay.differences import Fate
     from kapudf_cli.tools.replay.feed import Feed
     from kapudf_cli.tools.replay.formats import Format
@@ -56,22 +57,6 @@ class _IllFormed:
             say("skipped: more lines, which are only counted", err=True)
 
 
-def _read_period(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Return a duration as TICKscript writes it in nanoseconds."""
-    del ctx, param
-    from kapudf_cli.tickscript.literals import read_literal
-
-    if value is None:
-        return None
-    try:
-        literal, end = read_literal(value, 0)
-    except ValueError:
-        end = -1
-    if end != len(value) or literal.durationValue <= 0:
-        raise click.BadParameter(f"{value!r} is not a duration above 0, such as 500ms, 10s or 1m")
-    return int(literal.durationValue)
-
-
 def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Check the folder of an output file before the replay starts, not at its end."""
     del ctx, param
@@ -94,10 +79,10 @@ def _report_to(ctx: click.Context, param: click.Parameter, value: int | None) ->
 
 
 @click.command(short_help="Send a recording through a UDF, and show the output.")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file", type=options.RecordingPath(exists=True, dir_okay=False, allow_dash=True))
 @target_options
 @options.calls(example=".field('usage', 42.0).every(10s)")
-@options.input_format("FILE")
+@options.source_options("file", "FILE")
 @click.option(
     "--group-by",
     metavar="TAGS",
@@ -112,17 +97,10 @@ def _report_to(ctx: click.Context, param: click.Parameter, value: int | None) ->
 )
 @click.option("--retention-policy", metavar="NAME", help="The same for the retention policy.")
 @click.option(
-    "--precision",
-    type=click.Choice(["ns", "u", "ms", "s", "m", "h"]),
-    default="ns",
-    show_default=True,
-    help="Unit of the timestamps in line protocol.",
-)
-@click.option(
     "--window",
     "period_ns",
     metavar="PERIOD",
-    callback=_read_period,
+    callback=options.period,
     help="Split the stream into batches, as |window().period(PERIOD).every(PERIOD) does.",
 )
 @click.option(
@@ -173,15 +151,13 @@ def _report_to(ctx: click.Context, param: click.Parameter, value: int | None) ->
 @click.option("--report", type=int, hidden=True, callback=_report_to)
 def replay(
     *,
-    file: str,
+    source: Source,
     target: Target,
     calls: str,
-    kind: Kind | None,
     group_by: str | None,
     measurement: str | None,
     database: str | None,
     retention_policy: str | None,
-    precision: str,
     period_ns: int | None,
     speed: float | None,
     limit: int | None,
@@ -197,7 +173,10 @@ def replay(
     """Send a recording through a UDF as a task would, and print its output.
 
     FILE is a Kapacitor recording, stream (.srpl) or batch (.brpl), or line protocol,
-    plain or compressed; - is standard input. The UDF may be in any language.
+    plain or compressed; - is standard input. It may also be a database of InfluxDB 1.x,
+    influxdb://[USER:PASSWORD@]HOST[:8086]/DATABASE, with --query; $INFLUX_USERNAME and
+    $INFLUX_PASSWORD keep a password out of the list of processes, and influxdbs:// uses
+    TLS. The UDF may be in any language.
 
     Exits with 0 on success; with 1 if the UDF did something that fails a task, if a line
     is ill-formed, or if nothing was sent; and with 2 if the options are wrong or do not
@@ -208,7 +187,6 @@ def replay(
     from kapudf_cli.protocol.udf_pb2 import InitRequest
     from kapudf_cli.tickscript.calls import check_calls, read_calls
     from kapudf_cli.tools.recordings.notation import Grouping
-    from kapudf_cli.tools.recordings.recording import open_recording
     from kapudf_cli.tools.replay.feed import Feed, Selection, Windows, check_compatible
     from kapudf_cli.tools.replay.replay import Replay
 
@@ -229,11 +207,11 @@ def replay(
         info = info_of(target, timeout_s=timeout_s)
         udf_options = check_calls(parsed_calls, info)
         recording = open_now.enter_context(
-            open_recording(
-                file,
-                precision=precision,
+            source.open(
+                info.wants,
                 refuse=ill_formed.refuse,
-                kind=kind,
+                warn=warn,
+                retention_policy=retention_policy,
             )
         )
         check_compatible(info.wants, recording.kind, feed)
@@ -406,19 +384,16 @@ def _warn_of_silence(counts: Counts, target: Target) -> None:
     if counts.messages_received or not counts.points_sent:
         return
     if not isinstance(target, HandlerTarget):
-        say("warning: the UDF wrote nothing", err=True)
+        warn("the UDF wrote nothing")
     elif not target.handler.may_drop_all:
-        say(
-            "warning: the UDF wrote nothing; what `point` and `end_batch` of a handler return is "
-            "written (`may_drop_all = True` in its class ends this warning)",
-            err=True,
+        warn(
+            "the UDF wrote nothing; what `point` and `end_batch` of a handler return is written "
+            "(`may_drop_all = True` in its class ends this warning)"
         )
 
 
 def _summarize(run: Replay, seconds: float, errors: int, recording: Recording, feed: Feed) -> None:
     """Print to stderr which parts of the recording were not sent, and the summary."""
-    from kapudf_cli.tools.recordings.recording import Kind
-
     tally = recording.tally
     if tally.passed_over:
         lines = counted(tally.passed_over, "line")
@@ -427,7 +402,7 @@ def _summarize(run: Replay, seconds: float, errors: int, recording: Recording, f
         batches = counted(tally.empty_batches, "batch")
         say(f"not sent: {batches} without points, which Kapacitor does not send", err=True)
     if feed.left_out:
-        records = counted(feed.left_out, "batch" if recording.kind is Kind.BATCH else "point")
+        records = counted(feed.left_out, "batch" if recording.kind.has_batches else "point")
         what = "another measurement, database or retention policy"
         say(f"not sent: {records} of {what}", err=True)
     if feed.windows is not None and feed.windows.held:

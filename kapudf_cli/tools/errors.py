@@ -41,3 +41,9 @@ class IncompatibleError(KapudfError):
     """A UDF, a recording and the options of the command cannot be used together."""
 
     is_usage_error = True
+
+
+class QueryError(KapudfError):
+    """A query of InfluxDB, or its range of time, cannot be replayed."""
+
+    is_usage_error = True

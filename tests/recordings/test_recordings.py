@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from kapudf_cli import Point, get_fields, set_field
 from kapudf_cli.handler.batches import Batch
+from kapudf_cli.protocol import STREAM
 from kapudf_cli.tools.errors import RecordingError
 from kapudf_cli.tools.recordings.line_protocol import write
 from kapudf_cli.tools.recordings.lines import Tally
 from kapudf_cli.tools.recordings.recording import Kind, open_recording
+from kapudf_cli.tools.recordings.sources import Source
 from tests.handlers import recordings
 from tests.recordings.test_line_protocol import STRINGS
 
@@ -546,3 +548,65 @@ def test_a_long_file_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> No
         assert recording.read_bytes <= 512 * 1024
         assert recording.size_bytes == path.stat().st_size
         assert sum(1 for _ in recording.records) == 49_999
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("name,time,v\nm,1,2\n", "CSV of InfluxDB.*influxdb://HOST:8086/DATABASE --query"),
+        ("name,tags,time,v\nm,host=a,1,2\n", "CSV of InfluxDB"),
+        ("name: m\ntime v\n---- -\n1    2\n", "a table of InfluxDB"),
+        ('{"results":[{"series":[]}]}\n', "JSON of InfluxDB"),
+        ("#group,false,false\n#datatype,string,long\n", "annotated CSV.*influxd inspect export-lp"),
+        (",result,table,_time,_value\n", "annotated CSV"),
+    ],
+)
+def test_other_formats_of_influxdb_are_named_with_the_next_step(
+    tmp_path: Path, content: str, problem: str
+) -> None:
+    path = tmp_path / "data"
+    path.write_text(content)
+    with pytest.raises(RecordingError, match=problem):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("time", "precision", "probable"),
+    [
+        (1_700_000_000, "ns", "s"),
+        (1_700_000_000_123, "ns", "ms"),
+        (1_700_000_000_123_456, "ns", "u"),
+        (1_700_000_000, "ms", "s"),
+        (28_333_333, "s", "m"),
+        (472_222, "ns", "h"),
+        (1_700_000_000_123_456_789, "ns", None),
+        (0, "ns", None),
+        (20, "ns", None),
+        (-5, "ns", None),
+        (700_000_000, "s", None),
+    ],
+)
+def test_a_precision_is_suggested_for_a_time_long_ago(
+    tmp_path: Path, time: int, precision: str, probable: str | None
+) -> None:
+    path = tmp_path / "data.lp"
+    path.write_text(f"m v=1 {time}\nm v=1 {time}\n")
+    warnings: list[str] = []
+    source = Source(str(path), precision=precision)
+    with source.open(STREAM, refuse=lambda _: None, warn=warnings.append) as recording:
+        assert len(list(recording.records)) == 2
+    named = [warning.partition("with --precision ")[2].split()[0] for warning in warnings]
+    assert named == [probable] * (probable is not None)
+
+
+def test_the_warning_shows_both_times(tmp_path: Path) -> None:
+    path = tmp_path / "data.lp"
+    path.write_text("m v=1 1700000000\n")
+    warnings: list[str] = []
+    with Source(str(path)).open(STREAM, refuse=print, warn=warnings.append) as recording:
+        list(recording.records)
+    (warning,) = warnings
+    assert warning == (
+        "the first time, 1970-01-01T00:00:01.7Z, is probably wrong: "
+        "with --precision s it is 2023-11-14T22:13:20Z"
+    )

@@ -9,6 +9,7 @@ import gzip
 import heapq
 import io
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -40,6 +41,21 @@ _BUFFER_BYTES: Final = 256 * 1024
 #: How much of the file detection reads, but at least one line.
 _DETECTION_LINES: Final = 60
 _DETECTION_CHARACTERS: Final = 256 * 1024
+_QUERY_ADVICE: Final = (
+    "does not tell tags from fields or integers from floats; replay from the database: "
+    "influxdb://HOST:8086/DATABASE --query 'SELECT …'"
+)
+#: The beginnings of other formats of InfluxDB, with what to do instead.
+_OTHER_FORMATS: Final = (
+    (re.compile(r"name,(?:tags,)?time,"), f"this is CSV of InfluxDB, which {_QUERY_ADVICE}"),
+    (re.compile(r"name: \S"), f"this is a table of InfluxDB, which {_QUERY_ADVICE}"),
+    (re.compile(r'\{\s*"results"'), f"this is JSON of InfluxDB, which {_QUERY_ADVICE}"),
+    (
+        re.compile(r"#(?:group|datatype|default),|,result,table,"),
+        "this is annotated CSV of InfluxDB 2; export line protocol: influxd inspect export-lp",
+    ),
+)
+
 #: Database and retention policy may both be empty.
 _LEADING_BLANKS: Final = 2
 
@@ -51,11 +67,18 @@ _MAX_SPOOLED_BYTES: Final = 4 * 1024**3
 
 
 class Kind(enum.Enum):
-    """The format of a recording, in words for a message."""
+    """The format of a recording, or another source, in words for a message."""
 
     STREAM = "a stream recording"
     BATCH = "a batch recording"
     LINES = "line protocol"
+    QUERIED_POINTS = "the result of a query"
+    QUERIED_BATCHES = "the result of a query with --every"
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether its records are batches, and not points."""
+        return self in {Kind.BATCH, Kind.QUERIED_BATCHES}
 
 
 @dataclass(frozen=True)
@@ -65,7 +88,7 @@ class Recording:
     Attributes:
         name: its name in messages.
         kind: its format.
-        size_bytes: the size of the stored file, None for a pipe.
+        size_bytes: the size of the stored file, None for a pipe or a query.
         tally: the counts of the lines read so far.
         records: its points or batches; can be iterated over once.
     """
@@ -75,12 +98,12 @@ class Recording:
     size_bytes: int | None
     tally: Tally
     records: Iterator[Point | Batch]
-    _file: IO[bytes]
+    _file: IO[bytes] | None
 
     @property
     def read_bytes(self) -> int:
         """How many bytes of the stored file have been read."""
-        return self._file.tell()
+        return 0 if self._file is None else self._file.tell()
 
 
 @contextlib.contextmanager
@@ -137,7 +160,7 @@ def _records(
             return read_batches(lines)
         case Kind.STREAM:
             return read_stream(lines, precision, detected=detected)
-        case Kind.LINES:
+        case _:
             return read_lines(lines, precision)
 
 
@@ -150,13 +173,16 @@ def _detect(lines: LineReader, name: str, *, live: bool) -> Kind:
         live: whether to read as few lines as possible, because later ones may take a while.
 
     Raises:
-        RecordingError: there are only blank lines.
+        RecordingError: there are only blank lines, or a format that cannot be replayed.
     """
     head: list[Line] = []
     first = _first_line(lines, head)
     if first is None:
         raise RecordingError(name, "there is nothing in it")
     text = first.text.lstrip()
+    for beginning, problem in _OTHER_FORMATS:
+        if beginning.match(text):
+            raise RecordingError(name, problem)
     if text.startswith("{"):
         short = first.problem is None and len(text) <= MAX_POINT_BYTES
         kind = Kind.LINES if short and is_point(text) else Kind.BATCH

@@ -192,7 +192,7 @@ def check_compatible(wants: EdgeType, kind: Kind, feed: Feed) -> None:
     """
     if wants not in {STREAM, BATCH}:
         raise IncompatibleError(f"the UDF wants an {edge_name(wants)}; it must be STREAM or BATCH")
-    if kind is Kind.BATCH:
+    if kind.has_batches:
         grouping = feed.grouping
         if feed.windows is not None or grouping.tags != () or grouping.by_name:
             raise IncompatibleError(f"this is {kind.value}, which has its own groups and batches")
@@ -203,6 +203,7 @@ def check_compatible(wants: EdgeType, kind: Kind, feed: Feed) -> None:
     elif wants == BATCH and feed.windows is None:
         raise IncompatibleError(
             f"the UDF wants batches, and this is {kind.value}; split it with --window 10s"
+            + (", or --start and --every 10s" if kind is Kind.QUERIED_POINTS else "")
         )
     elif wants == STREAM and feed.windows is not None:
         raise IncompatibleError("the UDF wants a stream; leave --window out")
