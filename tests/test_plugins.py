@@ -123,7 +123,7 @@ def test_an_unknown_name_like_no_other_brings_no_guess() -> None:
         plugins.find("zzzzzz")
     assert caught.value.nearest is None
     assert "did you mean" not in str(caught.value)
-    assert "(installed: batch-mirror, default, mirror," in str(caught.value)
+    assert "(installed: batch-mirror, default, enrich," in str(caught.value)
 
 
 def test_a_name_offered_twice_is_refused_with_both(site: Path) -> None:

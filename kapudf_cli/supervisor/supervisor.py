@@ -182,7 +182,7 @@ class Supervisor:
             return False
         if verdict.problem is not None:
             self._log.error(
-                "kapudf cannot start again, tasks go on in their workers until it can",
+                "successor cannot start, tasks go on in their workers until it can",
                 error=verdict.problem,
             )
         self._log.info(

@@ -66,6 +66,7 @@ class Loop:
                     key.data()
             for pool in self.pools():
                 pool.tick(time.monotonic())
+                pool.close_ended()
             turns_s[-1] += time.monotonic()
         return turns_s
 
