@@ -56,10 +56,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-INDEX, GUIDE, REFERENCE, ASYNC, MODELS, MIGRATION = (
+INDEX, TUTORIAL, GUIDE, REFERENCE, ASYNC, MODELS, MIGRATION = (
     ROOT / "docs" / f"{name}.md"
     for name in (
-        "index", "writing-handlers", "handler-reference", "async-handlers", "models", "migration",
+        "index", "tutorial", "writing-handlers", "handler-reference", "async-handlers", "models",
+        "migration",
     )
 )  # fmt: skip
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,7 +123,7 @@ def test_every_python_snippet_has_a_file_name_and_can_be_imported(
     tests = Path(__file__).read_text(encoding="utf-8")
     for name in names:
         # A test, what the sessions of their page run, and scripts for InfluxData's agent.
-        if name in {"test_rate", "twice", "counter"} or name.startswith("old_"):
+        if name in {"twice", "counter"} or name.startswith(("old_", "test_")):
             continue
         module = load(name, page)
         handlers = [each for each in vars(module).values() if _is_own_handler(each, module)]
@@ -142,7 +143,9 @@ def _is_own_handler(value: object, module: ModuleType) -> bool:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "page", [README, GUIDE, REFERENCE, ASYNC, MODELS, MIGRATION], ids=lambda page: page.stem
+    "page",
+    [README, TUTORIAL, GUIDE, REFERENCE, ASYNC, MODELS, MIGRATION],
+    ids=lambda page: page.stem,
 )
 def test_every_python_snippet_is_accepted_by_mypy(page: Path, tmp_path: Path) -> None:
     files = write_snippets(page, tmp_path)
@@ -168,6 +171,15 @@ def test_the_handler_of_the_readme_is_short_and_scales(
     assert values(out.points, "value") == [6.25, 10.0, None, "text"]
     assert out.points[2:] == points[2:]
     assert values(udf(module.Scale).send(points[0]).points, "value") == [5.0]
+
+
+def test_the_handler_of_the_tutorial_notices_a_surge(
+    load: Callable[..., ModuleType], udf: StartTask
+) -> None:
+    module = load("surge", TUTORIAL)
+    points = lines("m count=100 1", "m count=0 2", "m other=1 3", "m count=450 4")
+    out = udf(module.Surge, module.SurgeOptions(field="count")).send(*points).points
+    assert values(out, "times") == [1.0, 0.0, None, 5.0]
 
 
 def test_the_smallest_handler_doubles(load: Callable[..., ModuleType], udf: StartTask) -> None:
@@ -380,12 +392,15 @@ def test_columns_give_scores(load: Callable[..., ModuleType], udf: StartTask) ->
     assert empty.points == []
 
 
-def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
-    write_snippets(GUIDE, tmp_path)
-    command = [*PYTEST, "test_rate.py"]
+@pytest.mark.parametrize(
+    ("page", "file", "count"), [(GUIDE, "test_rate.py", 3), (TUTORIAL, "test_surge.py", 2)]
+)
+def test_the_tests_of_a_page_pass(page: Path, file: str, count: int, tmp_path: Path) -> None:
+    write_snippets(page, tmp_path)
+    command = [*PYTEST, file]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
-    assert "3 passed" in result.stdout
+    assert f"{count} passed" in result.stdout
 
 
 def test_points_are_passed_on_with_a_mark_or_as_they_came(
@@ -476,7 +491,7 @@ def test_the_handler_by_hand_scales_counts_and_insists_on_its_option(
 
 
 def test_what_is_served_from_a_file_is_on_its_page() -> None:
-    for page in (README, INDEX, GUIDE):
+    for page in (README, INDEX, TUTORIAL, GUIDE):
         served = re.findall(r"--handler (\w+)\.py:(\w+)", page.read_text(encoding="utf-8"))
         assert served
         for name, handler in served:
@@ -629,11 +644,12 @@ def test_the_demo_of_the_readme_shows_what_three_handlers_change() -> None:
     assert "end   cpu,host=server01 tmax=2020-09-13T12:27:40Z 1 point\n" in ran.stdout
 
 
-def test_replay_prints_what_the_page_on_testing_shows(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "testing-udfs.md"
+@pytest.mark.parametrize(("name", "count"), [("testing-udfs", 8), ("tutorial", 1)])
+def test_replay_prints_what_a_page_shows(name: str, count: int, tmp_path: Path) -> None:
+    page = ROOT / "docs" / f"{name}.md"
     write_files(page, tmp_path)
     shown = [(command, output) for command, output in sessions(page) if "kapudf replay" in command]
-    assert len(shown) == 8
+    assert len(shown) == count
     for command, output in shown:
         result = subprocess.run(
             # A process of its own takes a while to start, so a shell is used only where needed.
