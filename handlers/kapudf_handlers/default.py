@@ -14,17 +14,30 @@ stream
 
 from __future__ import annotations
 
-from kapudf_cli import Handler, Name, Options, PointPatch
+from typing import Annotated
+
+from kapudf_cli import Handler, Meta, Name, Options, PointPatch
 
 
 class DefaultOptions(Options):
     """The defaults for missing fields and tags; each may be called any number of times."""
 
-    field: list[tuple[Name, float]] = []
-    field_int: list[tuple[Name, int]] = []
-    field_string: list[tuple[Name, str]] = []
-    field_bool: list[tuple[Name, bool]] = []
-    tag: list[tuple[Name, str]] = []
+    field: Annotated[
+        list[tuple[Name, float]], Meta(description="a float to set if the point lacks the field")
+    ] = []
+    field_int: Annotated[
+        list[tuple[Name, int]], Meta(description="an integer to set if the point lacks the field")
+    ] = []
+    field_string: Annotated[
+        list[tuple[Name, str]], Meta(description="a string to set if the point lacks the field")
+    ] = []
+    field_bool: Annotated[
+        list[tuple[Name, bool]],
+        Meta(description="TRUE or FALSE to set if the point lacks the field"),
+    ] = []
+    tag: Annotated[
+        list[tuple[Name, str]], Meta(description="a tag to set if the point lacks it")
+    ] = []
 
 
 class Default(Handler):

@@ -53,13 +53,21 @@ _TOO_MANY_REQUESTS = 429
 class EnrichOptions(Options):
     """The tag, the web service, and what to take from its answer."""
 
-    by: Name
-    url: str
-    tag: list[Name] = []
-    field: list[Name] = []
-    ttl: dt.timedelta = dt.timedelta(minutes=10)
-    timeout: dt.timedelta = dt.timedelta(seconds=5)
-    keys: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    by: Annotated[Name, Meta(description="the tag whose value is looked up")]
+    url: Annotated[str, Meta(description="the address, with {} for the tag's value")]
+    tag: Annotated[
+        list[Name], Meta(description="a tag to take from the answer, replacing one of that name")
+    ] = []
+    field: Annotated[
+        list[Name], Meta(description="a field to take from the answer, replacing one of that name")
+    ] = []
+    ttl: Annotated[dt.timedelta, Meta(description="how long an answer is used")] = dt.timedelta(
+        minutes=10
+    )
+    timeout: Annotated[dt.timedelta, Meta(description="how long the service may take")] = (
+        dt.timedelta(seconds=5)
+    )
+    keys: Annotated[int, Meta(ge=1, le=1_000_000, description="how many values are kept")] = 10_000
 
 
 @dataclass(frozen=True)

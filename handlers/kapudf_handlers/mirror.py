@@ -14,14 +14,19 @@
 
 from __future__ import annotations
 
-from kapudf_cli import BATCH, Handler, Name, Options, PointPatch
+from typing import Annotated
+
+from kapudf_cli import BATCH, Handler, Meta, Name, Options, PointPatch
 
 
 class MirrorOptions(Options):
     """The fields and tags to set on each point; both may be called any number of times."""
 
-    field: list[tuple[Name, float]] = []
-    tag: list[tuple[Name, str]] = []
+    field: Annotated[
+        list[tuple[Name, float]],
+        Meta(description="a field to set on each point, replacing one of that name"),
+    ] = []
+    tag: Annotated[list[tuple[Name, str]], Meta(description="a tag to set on each point")] = []
 
 
 class Mirror(Handler):

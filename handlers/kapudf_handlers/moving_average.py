@@ -37,10 +37,10 @@ from kapudf_cli import (
 class MovingAverageOptions(Options):
     """The field to average, the number of points, and the name of the average."""
 
-    field: Name
+    field: Annotated[Name, Meta(description="the field to average")]
     # A million floats take 8 MB per group in memory, and about 20 MB in a snapshot.
-    size: Annotated[int, Meta(ge=1, le=1_000_000)]
-    as_: Name = "avg"
+    size: Annotated[int, Meta(ge=1, le=1_000_000, description="the number of points")]
+    as_: Annotated[Name, Meta(description="the name of the average")] = "avg"
 
 
 class Window(State, dict=True):

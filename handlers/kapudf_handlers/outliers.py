@@ -33,8 +33,8 @@ _FEWEST_VALUES = 2
 class OutliersOptions(Options):
     """The field to examine, and how far out an outlier lies."""
 
-    field: Name
-    scale: Annotated[float, Meta(ge=1.0)] = 1.5
+    field: Annotated[Name, Meta(description="the field to examine")]
+    scale: Annotated[float, Meta(ge=1.0, description="the number of interquartile ranges")] = 1.5
 
 
 class Outliers(BatchHandler):

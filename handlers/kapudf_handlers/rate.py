@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from typing import Annotated
 
 from kapudf_cli import (
     FieldPatch,
     Flag,
     Handler,
+    Meta,
     Name,
     Options,
     OptionsError,
@@ -35,10 +37,13 @@ from kapudf_cli import (
 class RateOptions(Options):
     """The field, the unit of time, and whether the field is a counter."""
 
-    field: Name
-    unit: dt.timedelta = dt.timedelta(seconds=1)
-    as_: Name = "rate"
-    counter: Flag = False
+    field: Annotated[Name, Meta(description="the field")]
+    unit: Annotated[dt.timedelta, Meta(description="the unit of time")] = dt.timedelta(seconds=1)
+    as_: Annotated[Name, Meta(description="the name of the rate")] = "rate"
+    counter: Annotated[
+        Flag,
+        Meta(description="a value below the last one is that of a counter that started again at 0"),
+    ] = False
 
 
 class Last(State):

@@ -41,13 +41,16 @@ _NANOSECONDS = 1_000_000_000
 class SeasonalBaselineOptions(Options):
     """The field, the season, and the names of what is added."""
 
-    field: Name
-    season: Literal["week", "day"] = "week"
-    zone: str = "UTC"
+    field: Annotated[Name, Meta(description="the field")]
+    season: Annotated[
+        Literal["week", "day"],
+        Meta(description="'week' for each hour of the week, 'day' for each hour of the day"),
+    ] = "week"
+    zone: Annotated[str, Meta(description="the time zone of the hours")] = "UTC"
     # With n, a season counts (n - 1) / n as much as the one after it.
-    memory: Annotated[int, Meta(ge=1, le=1000)] = 4
-    as_: Name = "expected"
-    deviation: Name = "deviation"
+    memory: Annotated[int, Meta(ge=1, le=1000, description="how long earlier seasons count")] = 4
+    as_: Annotated[Name, Meta(description="the name of the mean")] = "expected"
+    deviation: Annotated[Name, Meta(description="the name of the deviation")] = "deviation"
 
 
 class Sample(State, array_like=True):

@@ -54,9 +54,11 @@ _FEWEST_VALUES = 2
 class TTestOptions(Options):
     """The field to test, the size of the history, and the significance level."""
 
-    field: Name
-    size: Annotated[int, Meta(ge=2, le=1_000_000)]
-    alpha: Annotated[float, Meta(gt=0.0, lt=1.0)]
+    field: Annotated[Name, Meta(description="the field to test")]
+    size: Annotated[
+        int, Meta(ge=2, le=1_000_000, description="the number of values in the history")
+    ]
+    alpha: Annotated[float, Meta(gt=0.0, lt=1.0, description="the significance level")]
 
 
 class History(State):

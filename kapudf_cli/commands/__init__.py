@@ -44,6 +44,7 @@ _COMMANDS: Final = {
     "load": "kapudf_cli.commands.load:load",
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",
+    "schema": "kapudf_cli.commands.schema:schema",
 }
 
 

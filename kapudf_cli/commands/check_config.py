@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kapudf_cli.commands.output import json_text, say
+from kapudf_cli.commands import options
+from kapudf_cli.commands.output import json_text, say, say_json
 
 if TYPE_CHECKING:
+    from kapudf_cli.commands.schemas import CheckConfig
     from kapudf_cli.config import Settings
 
 
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     help="The file is for another machine: call no setup_worker, and skip the checks of the "
     "sockets' folders and groups, and of this process's limits.",
 )
-def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
+@options.as_json
+def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool, as_json: bool) -> None:
     """Check a configuration file, and that this machine can serve it.
 
     Checks the settings, imports the handlers, calls their `setup_worker`, and looks for
@@ -39,17 +42,23 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
     from kapudf_cli.errors import ConfigError
     from kapudf_cli.system.terminal_text import counted
 
+    if as_json and as_kapacitor:
+        raise click.UsageError("--kapacitor prints text for kapacitor.conf; remove it, or --json")
     settings = config.check(config_file.read(file), source=str(file))
     faults = _faults_of_handlers(settings, set_up=not elsewhere)
     if not elsewhere:
         faults += _faults_here(settings)
     if faults:
         raise ConfigError(str(file), faults)
-    say(f"{file}: OK, {counted(len(settings.functions), 'function')}", err=as_kapacitor)
-    unchecked = "permissions of the service's user, and whether another process serves the sockets"
+    unchecked = ["permissions of the service's user", "whether another process serves the sockets"]
     if elsewhere:
-        unchecked = f"setup_worker, the sockets' folders and groups, limits, {unchecked}"
-    say(f"not checked: {unchecked}", err=as_kapacitor)
+        unchecked = ["setup_worker", "the sockets' folders and groups", "limits", *unchecked]
+    if as_json:
+        say_json(_facts(file, settings, unchecked))
+        return
+    say(f"{file}: OK, {counted(len(settings.functions), 'function')}", err=as_kapacitor)
+    *most, last = unchecked
+    say(f"not checked: {', '.join(most)}, and {last}", err=as_kapacitor)
     if as_kapacitor:
         for name, function in settings.functions.items():
             # A JSON string without control characters is a valid TOML string.
@@ -57,6 +66,21 @@ def check_config(file: Path, *, as_kapacitor: bool, elsewhere: bool) -> None:
             say(f"[udf.functions.{name}]")
             say(f"    socket = {path}")
             say('    timeout = "10s"')
+
+
+def _facts(file: Path, settings: Settings, unchecked: list[str]) -> CheckConfig:
+    return {
+        "file": str(file),
+        "functions": [
+            {
+                "name": name,
+                "handler": function.handler,
+                "socket": os.path.abspath(function.socket),
+            }
+            for name, function in settings.functions.items()
+        ],
+        "not_checked": unchecked,
+    }
 
 
 def _faults_of_handlers(settings: Settings, *, set_up: bool) -> list[str]:

@@ -10,7 +10,15 @@ import click
 from click.core import ParameterSource
 
 from kapudf_cli.commands import options
-from kapudf_cli.commands.output import COLUMNS, aligned, json_text, labelled, say, say_styled
+from kapudf_cli.commands.output import (
+    COLUMNS,
+    aligned,
+    json_text,
+    labelled,
+    say,
+    say_json,
+    say_styled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,10 +58,10 @@ _COLORS: Final = {
     type=click.Choice(["table", "json", "prometheus", "influx"]),
     default="table",
     show_default=True,
-    help="json: an object per function. prometheus, influx: the metrics, as text for Prometheus or "
-    "as line protocol.",
+    help="json: all numbers, as --json. prometheus, influx: the metrics, as text for Prometheus "
+    "or as line protocol.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@options.as_json
 @click.option("--watch", is_flag=True, help="Show the tables again every second, until Ctrl-C.")
 def status(
     path: str | None, file: Path | None, output_format: str, *, as_json: bool, watch: bool
@@ -63,23 +71,26 @@ def status(
     Shows the supervisor, the workers, and for each connection the task, the points in
     and out, and whether it is idle, busy or waiting for Kapacitor.
     """
-    paths = sockets(path, file)
+    paths, has_file = sockets(path, file)
     if as_json:
         output_format = "json"
     if watch and output_format != "table":
         raise click.UsageError("--watch shows tables; remove it, or --format and --json")
     while watch:
-        lines, _ = _lines(paths, "table")
+        lines, _ = _lines(paths, "table", is_array=has_file)
         say_styled([*lines, ""], clears=True)
         time.sleep(_WATCH_INTERVAL_S)
-    lines, failed = _lines(paths, output_format)
+    lines, failed = _lines(paths, output_format, is_array=has_file)
     say_styled(lines)
     if failed:
         click.get_current_context().exit(1)
 
 
-def sockets(path: str | None, file: Path | None) -> list[str]:
-    """Return the socket that was given, or those of the configuration file that was."""
+def sockets(path: str | None, file: Path | None) -> tuple[list[str], bool]:
+    """Return the socket that was given, or those of the configuration file that was.
+
+    Also return whether there is a file, which makes the output an array.
+    """
     if path is not None and file is not None:
         # A flag overrides an environment variable.
         source = click.get_current_context().get_parameter_source
@@ -90,17 +101,22 @@ def sockets(path: str | None, file: Path | None) -> list[str]:
     if (path is None) == (file is None):
         raise click.UsageError("give either --socket PATH or --config FILE")
     if file is None:
-        return [] if path is None else [path]
+        return [] if path is None else [path], False
     from kapudf_cli import config, config_file
 
     settings = config.check(config_file.read(file), source=str(file))
-    return [function.socket for function in settings.functions.values()]
+    return [function.socket for function in settings.functions.values()], True
 
 
-def _lines(paths: list[str], output_format: str) -> tuple[list[str], bool]:
+def _lines(paths: list[str], output_format: str, *, is_array: bool) -> tuple[list[str], bool]:
     """Return what is printed of some functions, and whether one of them did not answer.
 
-    Why it did not is printed to stderr, or shown in its place among tables.
+    Why it did not is printed to stderr.
+
+    Args:
+        paths: their sockets.
+        output_format: the format.
+        is_array: whether JSON is an array, not an object.
     """
     from kapudf_cli.supervisor import control, metrics
     from kapudf_cli.supervisor.errors import ControlError
@@ -115,7 +131,7 @@ def _lines(paths: list[str], output_format: str) -> tuple[list[str], bool]:
     known = [each for each in statuses if isinstance(each, dict)]
     match output_format:
         case "json":
-            lines = [json_text(each) for each in known]
+            lines = [json_text(known)] if is_array else [json_text(each) for each in known]
         case "prometheus":
             lines = list(metrics.prometheus(known))
         case "influx":
@@ -237,7 +253,8 @@ def _duration(seconds: float) -> str:
 @options.timeout(
     "How long handing all connections over may take.", least=0.1, most=600, default=60.0
 )
-def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
+@options.as_json
+def reload(path: str | None, file: Path | None, timeout_s: float, *, as_json: bool) -> None:
     """Make a running `kapudf serve` load new code and settings.
 
     New workers start first. They take over the connections with their state, and no
@@ -249,7 +266,9 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
     from kapudf_cli.system.terminal_text import counted
 
     failed = False
-    for each in sockets(path, file):
+    reloaded = []
+    paths, has_file = sockets(path, file)
+    for each in paths:
         try:
             answer = control.ask(each, "reload", timeout_s=timeout_s)
         except ControlError as error:
@@ -257,6 +276,9 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
             say(f"Error: {error}", err=True)
             continue
         failed = failed or answer["stay"] > 0
+        reloaded.append(answer)
+        if as_json:
+            continue
         say(
             f"{answer['function']}: reloaded, "
             f"{counted(answer['connections'], 'connection')} handed over"
@@ -267,5 +289,7 @@ def reload(path: str | None, file: Path | None, timeout_s: float) -> None:
             )
         )
         say(f"  {answer['code']}")
+    if as_json and (reloaded or has_file):
+        say_json(reloaded if has_file else reloaded[0])
     if failed:
         click.get_current_context().exit(1)

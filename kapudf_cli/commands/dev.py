@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: The options of `kapudf replay` that make no sense here, or that this command sets itself.
 _NOT_PASSED: Final = frozenset(
-    {"file", "socket", "command", "handler", "shape", "diff", "snapshot_to", "report"}
+    {"file", "socket", "command", "handler", "shape", "as_json", "diff", "snapshot_to", "report"}
 )
 _PASSED: Final = [each for each in replay.params if each.name not in _NOT_PASSED]
 #: How many saved files and how many differing points are named.

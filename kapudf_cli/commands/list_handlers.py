@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from kapudf_cli.commands import options
 from kapudf_cli.commands.output import say, say_json, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kapudf_cli.commands.schemas import HandlerRow
     from kapudf_cli.plugins import Plugin
 
 _NAME_WIDTH: Final = 24
@@ -22,7 +24,7 @@ _INDENT: Final = 4
 
 @click.command("list-handlers", short_help="List handlers with their edges and options.")
 @click.argument("handlers", nargs=-1, metavar="[HANDLER]...")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, for machines.")
+@options.as_json
 def list_handlers(handlers: tuple[str, ...], *, as_json: bool) -> None:
     """List handlers with their edges and options: all that are installed, or those named.
 
@@ -49,24 +51,27 @@ def list_handlers(handlers: tuple[str, ...], *, as_json: bool) -> None:
             say(line)
 
 
-def _lines(row: dict[str, Any]) -> Iterator[str]:
+def _lines(row: HandlerRow) -> Iterator[str]:
     """Yield the lines that show a handler, which fit into a terminal of 80 columns."""
     edges = f"{row['wants']} to {row['provides']}" if row["wants"] else "broken"
     yield f"{row['name']:{_NAME_WIDTH}} {edges}"
     source = row["target"]
     if row["distribution"]:
         source = f"{row['distribution']} {row['version']} ({source})"
-    calls = " ".join(f".{call}" for call in row["options"] or ())
+    calls = " ".join(
+        f".{option['name']}({', '.join(option['types'])})" for option in row["options"] or ()
+    )
     for text in (row["summary"], calls, source, row["error"] and f"broken: {row['error']}"):
         yield from wrapped(text or "", indent=_INDENT)
 
 
-def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
+def _describe(plugin: Plugin, *, ambiguous: bool) -> HandlerRow:
     from kapudf_cli.client import target
+    from kapudf_cli.commands.udf_options import options_of
     from kapudf_cli.errors import KapudfError
     from kapudf_cli.tickscript import snippets
 
-    row: dict[str, Any] = {
+    row: HandlerRow = {
         "name": plugin.name,
         "wants": None,
         "provides": None,
@@ -86,7 +91,7 @@ def _describe(plugin: Plugin, *, ambiguous: bool) -> dict[str, Any]:
         return row
     row["wants"] = snippets.edge_name(info.wants)
     row["provides"] = snippets.edge_name(info.provides)
-    row["options"] = snippets.signatures(info)
+    row["options"] = options_of(info, handler)
     if ambiguous:
         row["error"] = f"another distribution also provides '{plugin.name}'; uninstall one"
     return row

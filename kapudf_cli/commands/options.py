@@ -55,7 +55,10 @@ def names(value: str | list[str]) -> list[str]:
 
 
 as_json: Final = click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON object, for machines."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON, for machines; `kapudf schema COMMAND` describes it.",
 )
 
 

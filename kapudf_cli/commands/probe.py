@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kapudf_cli.commands import control, options
 from kapudf_cli.commands.output import say, say_json
+
+if TYPE_CHECKING:
+    from kapudf_cli.commands.schemas import Probe
 
 
 @click.command(short_help="Ask a running UDF for its edges and options.")
@@ -21,31 +25,39 @@ def probe(path: str | None, file: Path | None, timeout_s: float, *, as_json: boo
     The UDF may be in any language. Exits with 0 if the answer is valid and with 1 if
     not, so it can serve as a health check.
     """
-    for each in control.sockets(path, file):
-        if file is not None and not as_json:
-            say(f"socket      {each}")
-        _probe(each, timeout_s, as_json=as_json)
+    found = []
+    paths, has_file = control.sockets(path, file)
+    for each in paths:
+        facts = _probe(each, timeout_s)
+        found.append(facts)
+        if not as_json:
+            _show(facts, with_socket=has_file)
+    if as_json:
+        say_json(found if has_file else found[0])
 
 
-def _probe(path: str, timeout_s: float, *, as_json: bool) -> None:
+def _probe(path: str, timeout_s: float) -> Probe:
     from kapudf_cli.client import driver
+    from kapudf_cli.commands.udf_options import options_of
     from kapudf_cli.tickscript import snippets
 
     answer = driver.probe(path, timeout_s=timeout_s)
-    info = answer.info
-    call = snippets.snippet(Path(path).stem, info)
-    facts = {
-        "wants": snippets.edge_name(info.wants),
-        "provides": snippets.edge_name(info.provides),
-        "options": snippets.signatures(info),
-        "tickscript": call,
+    return {
+        "socket": path,
+        "wants": snippets.edge_name(answer.info.wants),
+        "provides": snippets.edge_name(answer.info.provides),
+        "options": options_of(answer.info),
+        "tickscript": snippets.snippet(Path(path).stem, answer.info),
         "round_trip_s": round(answer.round_trip_s, 6),
     }
-    if as_json:
-        say_json(facts)
-        return
+
+
+def _show(facts: Probe, *, with_socket: bool) -> None:
+    calls = [f"{each['name']}({', '.join(each['types'])})" for each in facts["options"]]
+    if with_socket:
+        say(f"socket      {facts['socket']}")
     say(f"wants       {facts['wants']}")
     say(f"provides    {facts['provides']}")
-    say(f"options     {' '.join(snippets.signatures(info)) or 'none'}")
-    say(f"TICKscript  {call}")
-    say(f"round trip  {answer.round_trip_s * 1000:.2f} ms")
+    say(f"options     {' '.join(calls) or 'none'}")
+    say(f"TICKscript  {facts['tickscript']}")
+    say(f"round trip  {facts['round_trip_s'] * 1000:.2f} ms")

@@ -123,6 +123,7 @@ def _report_to(ctx: click.Context, param: click.Parameter, value: int | None) ->
     show_default=True,
     help="Output format: line protocol, one JSON object per line, or a table.",
 )
+@options.as_json
 @click.option(
     "--diff", is_flag=True, help="Show what the UDF changed, point by point, instead of its output."
 )
@@ -165,6 +166,7 @@ def replay(
     timeout_s: float,
     snapshot_to: str | None,
     restore_from: str | None,
+    as_json: bool,
     by_name: bool,
     diff: bool,
     keep_going: bool,
@@ -190,7 +192,7 @@ def replay(
     from kapudf_cli.tools.replay.feed import Feed, Selection, Windows, check_compatible
     from kapudf_cli.tools.replay.replay import Replay
 
-    _check_shape(diff=diff)
+    shape = _checked_shape(shape, as_json=as_json, diff=diff)
     feed = Feed(
         selection=Selection(measurement, database, retention_policy),
         grouping=Grouping(_tags(group_by), by_name=by_name),
@@ -276,11 +278,13 @@ def _write(path: str | None, snapshot: bytes | None) -> None:
         raise OutputError(problem) from error
 
 
-def _check_shape(*, diff: bool) -> None:
-    """Refuse --format together with --diff."""
+def _checked_shape(shape: str, *, as_json: bool, diff: bool) -> str:
+    """Return the format; refuse --format together with --diff or --json."""
     source = click.get_current_context().get_parameter_source("shape")
-    if diff and source is not ParameterSource.DEFAULT:
-        raise click.UsageError("--diff has its own format; remove --format")
+    if (diff or as_json) and source is not ParameterSource.DEFAULT:
+        flag = "--diff has its own format" if diff else "--json is a format"
+        raise click.UsageError(f"{flag}; remove --format")
+    return "json" if as_json else shape
 
 
 def _tags(group_by: str | None) -> tuple[str, ...] | None:
@@ -294,11 +298,14 @@ def _shown(
     """Return the formatter of the output."""
     from kapudf_cli.tools.replay.formats import (
         DifferenceFormat,
+        JsonDifferenceFormat,
         JsonFormat,
         LineFormat,
         TableFormat,
     )
 
+    if diff and shape == "json":
+        return JsonDifferenceFormat(out.emit)
     if diff:
         colour = on_terminal and "NO_COLOR" not in os.environ
         emit = out.emit if report is None else _reported(out.emit, report)

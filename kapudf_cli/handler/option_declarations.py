@@ -49,6 +49,7 @@ class OptionDeclaration:
         single: whether the value is the argument itself, not a tuple.
         repeated: whether it may be called several times.
         required: whether it must be called.
+        doc: the description in its `Meta`; None if it has none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class OptionDeclaration:
     single: bool
     repeated: bool
     required: bool
+    doc: str | None = None
 
     @property
     def is_flag(self) -> bool:
@@ -138,6 +140,8 @@ def _read(options: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> Op
     if is_flag:
         annotations = ()
     default = None if field.required else _default(field)
+    _, notes = _unwrap(_without_none(field.type))
+    docs = [note.description for note in notes if note.description]
     return OptionDeclaration(
         name=field.encode_name,
         attribute=field.name,
@@ -147,6 +151,7 @@ def _read(options: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> Op
         single=single and not is_flag,
         repeated=repeated,
         required=field.required and not is_flag,
+        doc=docs[-1] if docs else None,
     )
 
 
@@ -210,6 +215,9 @@ def _unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta]]:
 
 
 def _without_none(annotation: Any) -> Any:
+    if typing.get_origin(annotation) is Annotated:
+        base, *notes = typing.get_args(annotation)
+        return Annotated[_without_none(base), *notes]
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
         others = [each for each in typing.get_args(annotation) if each is not type(None)]
         if len(others) == 1:

@@ -23,7 +23,7 @@ def edge_name(edge: EdgeType) -> str:
 def signatures(info: InfoResponse) -> list[str]:
     """Return each option with its types, by name: `field(STRING, DOUBLE)`."""
     return [
-        f"{name}({', '.join(_type_name(kind) for kind in option.valueTypes)})"
+        f"{name}({', '.join(type_name(kind) for kind in option.valueTypes)})"
         for name, option in sorted(info.options.items())
     ]
 
@@ -38,5 +38,7 @@ def _arguments(option: OptionInfo) -> str:
     return ", ".join(_PLACEHOLDERS.get(kind, "…") for kind in option.valueTypes)
 
 
-def _type_name(kind: ValueType) -> str:
+def type_name(kind: ValueType) -> str:
+    """Return `STRING` or another name of the protocol."""
+    # A UDF may send a number that has no name.
     return ValueType.Name(kind) if kind in ValueType.values() else f"unknown type {kind}"

@@ -29,6 +29,7 @@ COMMANDS = [
     "load",
     "check-config",
     "new",
+    "schema",
 ]
 
 

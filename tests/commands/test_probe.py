@@ -98,7 +98,11 @@ def test_an_answer_for_machines_has_the_same_facts(
     assert (status, errors) == (0, "")
     facts = json.loads(output)
     assert facts.pop("round_trip_s") > 0
-    assert facts == {
+    options = facts.pop("options")
+    assert {each["required"] for each in options} == {None}
+    calls = [f"{each['name']}({', '.join(each['types'])})" for each in options]
+    assert {**facts, "options": calls} == {
+        "socket": socket_path,
         "wants": "batch",
         "provides": "batch",
         "options": [

@@ -256,7 +256,7 @@ def test_all_functions_of_a_configuration_are_shown(
     assert table.stdout.startswith("function    udf (Mirror)\n")
     assert table.stderr.startswith(f"Error: {missing}: there is no")
     as_json = run_kapudf("status", "--config", str(config), "--json")
-    assert json.loads(as_json.stdout)["function"] == "udf"
+    assert [each["function"] for each in json.loads(as_json.stdout)] == ["udf"]
     assert [table.returncode, as_json.returncode] == [1, 1]
 
 

@@ -21,7 +21,8 @@ def test_list_handlers_shows_the_edges_and_options_of_a_script() -> None:
     assert result.returncode == 0
     counting, broken = json.loads(result.stdout)
     assert (counting["wants"], counting["provides"]) == ("stream", "stream")
-    assert (counting["options"], counting["target"]) == (["as(STRING)"], COUNTING)
+    (option,) = counting["options"]
+    assert (option["name"], option["types"], counting["target"]) == ("as", ["STRING"], COUNTING)
     assert "No module named 'no_such_package'" in broken["error"]
 
 

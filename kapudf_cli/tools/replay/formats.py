@@ -279,3 +279,21 @@ class DifferenceFormat(Format):
         if fate is Fate.CHANGED:
             return f"{line}  {self._paint(printable('  '.join(difference.changes)), fate)}"
         return self._paint(line, fate)
+
+
+class JsonDifferenceFormat(DifferenceFormat):
+    """Differences as JSON: an object a line, for each point."""
+
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        """Pass each line to `emit`, which several threads call."""
+        super().__init__(emit, lambda text, _: text)
+
+    def finish(self) -> None:
+        """Show lost points."""
+        self.differences.finish()
+
+    def _show(self, result: Difference | BeginBatch | EndBatch) -> None:
+        if isinstance(result, Difference):
+            fate = result.fate.name.lower()
+            shown = {"fate": fate, "name": result.name, **_content(result.point)}
+            self._emit(_json({**shown, "changes": result.changes}))
