@@ -45,6 +45,7 @@ _COMMANDS: Final = {
     "check-config": "kapudf_cli.commands.check_config:check_config",
     "new": "kapudf_cli.commands.new:new",
     "schema": "kapudf_cli.commands.schema:schema",
+    "completion": "kapudf_cli.commands.completion:completion",
 }
 
 

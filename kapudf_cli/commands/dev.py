@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from kapudf_cli.commands import options
 from kapudf_cli.commands.output import say, say_styled
 from kapudf_cli.commands.replay import replay
 from kapudf_cli.system.terminal_text import counted
@@ -64,7 +65,7 @@ def _refuse_stdin(ctx: click.Context, param: click.Parameter, value: str | None)
     cls=_Dev,
     short_help="Replay a recording whenever a handler's code is saved.",
     params=[
-        click.Argument(["handler"]),
+        click.Argument(["handler"], type=options.HANDLER),
         click.Option(
             ["--replay", "recording"],
             metavar="RECORDING",

@@ -14,7 +14,13 @@ from kapudf_cli.commands import options
 
 
 @click.command("exec")
-@options.setting("--handler", metavar="HANDLER", required=True, help=options.HANDLER_HELP)
+@options.setting(
+    "--handler",
+    metavar="HANDLER",
+    type=options.HANDLER,
+    required=True,
+    help=options.HANDLER_HELP,
+)
 @options.max_frame_bytes
 @options.linger_ms
 @options.on_error

@@ -23,7 +23,7 @@ _INDENT: Final = 4
 
 
 @click.command("list-handlers", short_help="List handlers with their edges and options.")
-@click.argument("handlers", nargs=-1, metavar="[HANDLER]...")
+@click.argument("handlers", nargs=-1, metavar="[HANDLER]...", type=options.HANDLER)
 @options.as_json
 def list_handlers(handlers: tuple[str, ...], *, as_json: bool) -> None:
     """List handlers with their edges and options: all that are installed, or those named.

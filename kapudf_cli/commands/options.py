@@ -23,6 +23,7 @@ from kapudf_cli.commands.output import WHOLE_TRACEBACKS, PrintableLines, own_std
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from click.shell_completion import CompletionItem
     from msgspec import Struct
 
     from kapudf_cli.client.target import Target
@@ -47,6 +48,31 @@ class Number(click.FloatRange):
         return number
 
 
+class HandlerType(click.ParamType[str]):
+    """A handler, as `plugins.find` takes it; completes names of installed ones, and files."""
+
+    name = "text"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Return names and Python files here, or else have the shell complete a path."""
+        del ctx, param
+        from click.shell_completion import CompletionItem
+
+        from kapudf_cli import plugins
+
+        files = [] if "/" in incomplete else sorted(map(str, Path().glob("*.py")))
+        found = [*sorted({plugin.name for plugin in plugins.discover()}), *files]
+        fitting = [CompletionItem(each) for each in found if each.startswith(incomplete)]
+        return fitting or [CompletionItem(incomplete, type="file")]
+
+
+HANDLER: Final = HandlerType()
+#: A path that need not exist, and that need not be readable, as Unix sockets.
+SOCKET: Final = click.Path(readable=False)
+
+
 def names(value: str | list[str]) -> list[str]:
     """Return names that are separated by commas, without spaces; empty ones are left out."""
     if isinstance(value, list):
@@ -68,6 +94,7 @@ def socket_path(text: str, *, required: bool = True) -> Decorator:
         "--socket",
         "path",
         metavar="PATH",
+        type=SOCKET,
         required=required,
         envvar="KAPUDF_SOCKET",
         show_envvar=True,
@@ -267,6 +294,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--socket",
         metavar="PATH",
+        type=SOCKET,
         envvar="KAPUDF_SOCKET",
         show_envvar=True,
         help="The UDF at this Unix socket.",
@@ -280,6 +308,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--handler",
         metavar="HANDLER",
+        type=HANDLER,
         help="A handler in this process: its name, package.module:Class, file.py:Class, or a "
         "script for InfluxData's Python agent: 'script.py arguments'.",
     )

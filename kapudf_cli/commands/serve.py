@@ -27,8 +27,8 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 @click.command()
-@options.setting("--socket", metavar="PATH", help="Unix socket to listen on.")
-@options.setting("--handler", metavar="HANDLER", help=options.HANDLER_HELP)
+@options.setting("--socket", metavar="PATH", type=options.SOCKET, help="Unix socket to listen on.")
+@options.setting("--handler", metavar="HANDLER", type=options.HANDLER, help=options.HANDLER_HELP)
 @options.config_file("config_file", "YAML file with one or more functions.")
 @options.setting(
     "--socket-mode",

@@ -30,6 +30,7 @@ COMMANDS = [
     "check-config",
     "new",
     "schema",
+    "completion",
 ]
 
 
