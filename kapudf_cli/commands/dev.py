@@ -79,7 +79,7 @@ def _refuse_stdin(ctx: click.Context, param: click.Parameter, value: str | None)
             is_flag=False,
             flag_value="",
             help="Run pytest on this path.  [default: test_FILE.py beside the file, or in a "
-            "folder tests beside it or above]",
+            "folder tests beside it or above; else the folder tests of the project]",
         ),
         *_PASSED,
     ],
@@ -127,7 +127,7 @@ def dev(handler: str, recording: str | None, tests: str | None, **passed: object
 
 
 def _file_of(handler: str) -> str | None:
-    """Return the file of a handler that is named by its file; None for others.
+    """Return the file of a handler's module, None if it is not a file; nothing is imported.
 
     Raises:
         PluginError: there is no such file, or no such handler.
@@ -140,11 +140,22 @@ def _file_of(handler: str) -> str | None:
     except HandlerImportError:
         # A script with a syntax error: the first run shows it.
         module = handler.partition(" ")[0]
-    return module if module.endswith(".py") else None
+    if module.endswith(".py"):
+        return module
+    package, *names = module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not names:
+        return spec.origin if spec else None
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder, *names)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return str(file)
+    return None
 
 
 def _tests_of(file: str | None) -> str:
-    """Return the file with the tests of a handler's file.
+    """Return the file with the tests of a handler's file, or the folder of the project's tests.
 
     Raises:
         UsageError: there is none.
@@ -157,6 +168,9 @@ def _tests_of(file: str | None) -> str:
     for place in places:
         if (place / name).is_file():
             return os.path.relpath(place / name)
+    project = next((each for each in path.parents if (each / "pyproject.toml").exists()), None)
+    if project is not None and (project / "tests").is_dir():
+        return os.path.relpath(project / "tests")
     raise click.UsageError(
         f"there is no {name} in {path.parent}, nor in a folder tests there or above; name the "
         "tests: --test PATH"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 from click.testing import CliRunner
 
+from kapudf_cli import scaffold
 from kapudf_cli.commands import main
 from tests.dev.test_dev import save
 from tests.processes import await_end
@@ -165,6 +166,19 @@ def test_ctrl_c_ends_the_run_and_clears_are_for_terminals(folder: Path) -> None:
         await_end(int(pid))
 
 
+def test_the_code_of_an_installed_handler_is_followed_and_its_project_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaffold.write(scaffold.names_of("my-ramp"), tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
+    with Dev(tmp_path, "my_ramp.handler:MyRamp", "--test") as dev:
+        assert "4 passed" in dev.run(1)
+        code = tmp_path / "src" / "my_ramp" / "handler.py"
+        save(code, code.read_text().replace("change = (value", "change = 2 * (value"))
+        assert "failed" in dev.run(2)
+        assert dev.interrupt() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -172,7 +186,6 @@ def test_ctrl_c_ends_the_run_and_clears_are_for_terminals(folder: Path) -> None:
         (["scale.py:Scale", "--replay", "nothing.lp"], "'nothing.lp' does not exist"),
         (["scale.py:Scale", "--replay", "-"], "standard input can be read only once"),
         (["scale.py:Scale", "--test"], "there is no test_scale.py in"),
-        (["moving-average", "--test"], "name the tests of this handler"),
         (["nothing.py:Scale", "--replay", "points.lp"], "there is no file nothing.py"),
         (["no-such-name", "--replay", "points.lp"], "no installed handler has the name"),
         (["scale.py:Scale", "--replay", "points.lp", "--window", "10x"], "not a duration"),
