@@ -76,7 +76,7 @@ class TICKscript(RegexLexer):
             (r"\.\w+", Name.Attribute),
             (r"\d+(?:\.\d+)?(?:u|µ|ms|s|m|h|d|w)?\b", Number),
             (r"\w+", Name),
-            (r"[()\[\],:]", Punctuation),
+            (r"[()\[\],:.]", Punctuation),
             (r"[-+*/%<>=!~]+", Operator),
             (r"\s+", Text),
         ]
