@@ -664,6 +664,14 @@ def test_replay_prints_what_a_page_shows(name: str, count: int, tmp_path: Path) 
         assert timeless(result.stdout + result.stderr) == timeless(output), command
 
 
+def test_the_picture_of_replay_shows_its_output(tmp_path: Path) -> None:
+    """If not: make pictures."""
+    picture = ROOT / "docs" / "images" / "replay-diff.svg"
+    command = [sys.executable, ROOT / "docs" / "site" / "terminal_picture.py", tmp_path / "new.svg"]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "new.svg").read_text("utf-8") == picture.read_text("utf-8")
+
+
 def test_the_handlers_of_the_page_on_migration_do_what_the_scripts_do(tmp_path: Path) -> None:
     write_files(MIGRATION, tmp_path)
     compared = 0

@@ -41,8 +41,9 @@ html_favicon = html_logo = "logo.svg"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sphinx = False
-# A page that is opened from a folder may not read others, so results show titles only.
-html_show_search_summary = False
+html_js_files = ["site.js"]
+# The default underlines names, which hides their underscores.
+pygments_dark_style = "a11y-dark"
 html_theme_options = {"navigation_with_keys": True}
 # The pages have their own typography: -- is an option, and "" a string.
 smartquotes = False
@@ -112,6 +113,8 @@ def _module(name: str) -> str:
     module = importlib.import_module(name)
     lines = [f"\n## {name}\n", "```{eval-rst}", f".. module:: {name}", ""]
     for each, value in _public(module).items():
+        if not str(getattr(value, "__module__", name)).startswith("kapudf_cli"):
+            continue  # `Meta` is described by msgspec, messages by the page on the protocol
         kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
         lines += [f".. auto{kind}:: {each}", *["   :members:"][: kind == "class"], ""]
     return "\n".join([*lines, "```", ""])

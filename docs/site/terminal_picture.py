@@ -69,7 +69,9 @@ def spans(line: str) -> Iterator[str]:
         text = line[position : found.start() if found else None]
         if text:
             attributes = "".join(f' {name}="{value}"' for name, value in style.items())
-            yield f"<tspan{attributes}>{html.escape(text, quote=False)}</tspan>"
+            # Browsers would join several plain spaces.
+            shown = html.escape(text, quote=False).replace(" ", "\N{NO-BREAK SPACE}")
+            yield f"<tspan{attributes}>{shown}</tspan>"
         if found:
             position = found.end()
             for code in found[1].split(";"):
@@ -91,9 +93,9 @@ def picture(lines: list[str]) -> str:
         f'<text x="{_MARGIN_PX}" y="{first_px + row * _LINE_PX}">{"".join(spans(line))}</text>'
         for row, line in enumerate(lines)
     ]
-    box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
+    box = f'xmlns="http://www.w3.org/2000/svg" width="{width}" viewBox="0 0 {width} {height}"'
     fonts = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-    style = f'font-family="{fonts}" font-size="14" fill="#dfe3ea" xml:space="preserve"'
+    style = f'font-family="{fonts}" font-size="14" fill="#dfe3ea"'
     return "\n".join(
         [
             f"<svg {box} {style}>",
