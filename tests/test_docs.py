@@ -667,8 +667,8 @@ def test_replay_prints_what_a_page_shows(name: str, count: int, tmp_path: Path) 
 def test_the_picture_of_replay_shows_its_output(tmp_path: Path) -> None:
     """If not: make pictures."""
     picture = ROOT / "docs" / "images" / "replay-diff.svg"
-    command = [sys.executable, ROOT / "docs" / "site" / "terminal_picture.py", tmp_path / "new.svg"]
-    subprocess.run(command, check=True)
+    program = ROOT / "docs" / "site" / "terminal_picture.py"
+    subprocess.run([sys.executable, str(program), str(tmp_path / "new.svg")], check=True)
     assert (tmp_path / "new.svg").read_text("utf-8") == picture.read_text("utf-8")
 
 

@@ -72,6 +72,10 @@ def open_page(browser: Any) -> Iterator[Callable[..., Page]]:
     contexts: list[Any] = []
     problems: list[str] = []
 
+    def note(message: Any) -> None:
+        if message.type in {"error", "warning"}:
+            problems.append(message.text)
+
     def opened(url: str, scheme: str = "light", size: str = "desktop") -> Page:
         width, height = SIZES[size]
         context = browser.new_context(
@@ -79,10 +83,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Page]]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.on(
-            "console",
-            lambda message: message.type in {"error", "warning"} and problems.append(message.text),
-        )
+        page.on("console", note)
         page.on("pageerror", lambda error: problems.append(f"{url}: {error}"))
         own = url.rpartition("/")[0].partition("?")[0]
         page.on(
