@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kapudf_cli import entry_points
 from kapudf_cli.errors import describe
 from kapudf_cli.handler import definition
 from kapudf_cli.handler.errors import DefinitionError
@@ -33,8 +34,6 @@ from kapudf_cli.system.source_code import compile_from_source
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-ENTRY_POINT_GROUP = "kapudf.handlers"
 
 #: For each class, the `setup_worker` that was called. A test may replace the method.
 _set_up: weakref.WeakKeyDictionary[type[Handler], object] = weakref.WeakKeyDictionary()
@@ -187,9 +186,6 @@ def set_up(handler: type[Handler]) -> None:
 
 def discover() -> list[Plugin]:
     """Return all installed plugins, sorted by name; a name may occur more than once."""
-    # It takes 2 MB, and a worker whose handler is given by its module or file does not need it.
-    from importlib import metadata  # noqa: PLC0415
-
     # A distribution may be found twice, for example installed and in the working folder.
     plugins = {
         Plugin(
@@ -199,7 +195,7 @@ def discover() -> list[Plugin]:
             distribution=entry.dist.name if entry.dist else None,
             version=entry.dist.version if entry.dist else None,
         )
-        for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)
+        for entry in entry_points.installed()
     }
     return sorted(plugins, key=lambda plugin: (plugin.name, plugin.source))
 

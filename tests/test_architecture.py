@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 #: From the ground up. A name stands for a module, or for a package with all that is in it.
 FLOORS = [
-    {"errors", "lazy_names"},
+    {"entry_points", "errors", "lazy_names"},
     {"plugin_errors", "protocol"},
     {"system", "tickscript"},
     {"handler", "transport"},

@@ -60,10 +60,10 @@ class HandlerType(click.ParamType[str]):
         del ctx, param
         from click.shell_completion import CompletionItem
 
-        from kapudf_cli import plugins
+        from kapudf_cli import entry_points
 
         files = [] if "/" in incomplete else sorted(map(str, Path().glob("*.py")))
-        found = [*sorted({plugin.name for plugin in plugins.discover()}), *files]
+        found = [*sorted(entry_points.installed().names), *files]
         fitting = [CompletionItem(each) for each in found if each.startswith(incomplete)]
         return fitting or [CompletionItem(incomplete, type="file")]
 
