@@ -18,7 +18,7 @@ CORE_TESTS := tests/protocol tests/tickscript tests/handler tests/agent tests/ha
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve docs pictures test test-docs test-lowest test-long test-deploy coverage soak bench bench-kapacitor check format proto clean
+.PHONY: help demo serve docs man pictures test test-docs test-lowest test-long test-deploy coverage soak bench bench-kapacitor check format proto clean
 
 help:
 	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-long  run the fuzz, soak and long process tests (about 3 minutes)'
 	@echo 'make test-deploy  run the tests with Prometheus, containers and systemd, where these are installed'
 	@echo 'make docs       build the documentation site into build/docs'
+	@echo 'make man        write the man pages into build/man; a wheel has them, too'
 	@echo 'make pictures   draw the pictures of the documentation again'
 	@echo 'make test-docs  build the site and test it in Chromium, where that is installed'
 	@echo 'make coverage   run all tests and report which lines no test reaches (takes much longer)'
@@ -74,6 +75,9 @@ serve: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees -c docs/site docs build/docs
 	@echo 'The site is in build/docs: open build/docs/index.html.'
+
+man: $(INSTALLED)
+	$(BIN)/python hatch_build.py build/man
 
 pictures: $(INSTALLED)
 	$(BIN)/python docs/site/terminal_picture.py docs/images/replay-diff.svg
@@ -132,7 +136,7 @@ bench-kapacitor: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy kapudf_cli handlers compat benchmarks tests
+	$(BIN)/mypy hatch_build.py kapudf_cli handlers compat benchmarks tests
 	@$(MAKE) --no-print-directory proto-drift
 
 format: $(INSTALLED)
