@@ -149,8 +149,11 @@ class Enrich(Handler):
         loop = asyncio.get_running_loop()
         lasts_s = self.options.ttl.total_seconds()
         try:
-            async with self.free, asyncio.timeout(self.options.timeout.total_seconds()):
-                found = await loop.run_in_executor(self.threads, self.ask, key)
+            async with self.free:
+                if loop.time() < self.paused_until_s:
+                    return old
+                async with asyncio.timeout(self.options.timeout.total_seconds()):
+                    found = await loop.run_in_executor(self.threads, self.ask, key)
         except (OSError, HTTPException, ValueError, RecursionError) as error:
             found, lasts_s = old, min(lasts_s, _PAUSE_S)
             if _is_down(error):
@@ -193,7 +196,7 @@ class Enrich(Handler):
         self.failures += 1
         if now_s - self.reported_s >= _PAUSE_S:
             cause = str(error) or type(error).__name__
-            _log.warning("no answer for %r, %d failed requests: %s", key, self.failures, cause)
+            _log.warning("failed requests: %d, the last for %r: %s", self.failures, key, cause)
             self.failures, self.reported_s = 0, now_s
 
     def teardown(self) -> None:

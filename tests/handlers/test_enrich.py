@@ -87,7 +87,7 @@ def down(_: str) -> tuple[int, bytes]:
 @pytest.fixture
 def service() -> Iterator[Service]:
     with Service() as server:
-        in_thread(server.serve_forever)
+        in_thread(partial(server.serve_forever, 0.01))
         yield server
         server.shutdown()
 
@@ -187,9 +187,15 @@ def test_old_answers_are_used_while_the_service_is_down(
         assert owners(task.send(*points(["b", "new", "a"])).points) == ["web", "-", "ops"]
     assert service.asked[2:] == ["a"]
     (record,) = caplog.records
-    assert record.getMessage().endswith(
-        "'a', 1 failed requests: HTTP Error 503: Service Unavailable"
-    )
+    said = "failed requests: 1, the last for 'a': HTTP Error 503: Service Unavailable"
+    assert record.getMessage() == said
+
+
+def test_few_requests_are_made_to_a_service_that_fails(service: Service, udf: StartTask) -> None:
+    service.answer = down
+    hosts = [f"host{number}" for number in range(60)]
+    assert owners(udf(Enrich, options(service)).send(*points(hosts)).points) == ["-"] * 60
+    assert 1 <= len(service.asked) <= 16
 
 
 def test_a_wrong_answer_for_one_host_does_not_stop_others(service: Service, udf: StartTask) -> None:
