@@ -41,6 +41,11 @@ def test_it_scales(udf):
     (point,) = udf(Scale).send(*lines("m x=3 1")).points
     assert point.fieldsDouble["scaled"] == 6.0
 """
+HANGS = """
+import os, time
+print(f"pid {os.getpid()} hangs", flush=True)
+time.sleep(600)
+"""
 
 
 class Dev:
@@ -78,9 +83,9 @@ class Dev:
             while data := os.read(self._output, 65536):
                 self.text += data.decode(errors="replace").replace("\r\n", "\n")
 
-    def interrupt(self) -> int:
-        """Press Ctrl-C, and return the exit status."""
-        self._process.send_signal(signal.SIGINT)
+    def signal(self, number: signal.Signals) -> int:
+        """Send a signal, and return the exit status."""
+        self._process.send_signal(number)
         return self._process.wait(PATIENCE_S)
 
     def run(self, number: int, end: str = "waiting for a save; Ctrl-C ends\n") -> str:
@@ -143,7 +148,7 @@ def test_each_save_runs_again_whatever_was_saved(folder: Path) -> None:
         save(handler, HANDLER)
         assert "no point differs from the last complete run\n" in dev.run(8)
         assert "\x1b" not in dev.text
-        assert dev.interrupt() == 0
+        assert dev.signal(signal.SIGINT) == 0
 
 
 def test_ctrl_c_ends_the_run_and_clears_are_for_terminals(folder: Path) -> None:
@@ -159,10 +164,9 @@ def test_ctrl_c_ends_the_run_and_clears_are_for_terminals(folder: Path) -> None:
         save(folder / "factor.py", "FACTOR = 3\n")
         assert "1 failed" in dev.run(2)
         assert dev.text.count("\x1b[2J") == 1
-        hang = "import os, time\nprint(f'pid {os.getpid()} hangs', flush=True)\ntime.sleep(600)\n"
-        save(folder / "factor.py", hang)
+        save(folder / "factor.py", HANGS)
         (pid,) = re.findall(r"pid (\d+) hangs", dev.run(3, end="hangs\n"))
-        assert dev.interrupt() == 0
+        assert dev.signal(signal.SIGINT) == 0
         await_end(int(pid))
 
 
@@ -176,7 +180,15 @@ def test_the_code_of_an_installed_handler_is_followed_and_its_project_tested(
         code = tmp_path / "src" / "my_ramp" / "handler.py"
         save(code, code.read_text().replace("change = (value", "change = 2 * (value"))
         assert "failed" in dev.run(2)
-        assert dev.interrupt() == 0
+        assert dev.signal(signal.SIGINT) == 0
+
+
+def test_sigterm_ends_the_run_too(folder: Path) -> None:
+    (folder / "factor.py").write_text(HANGS)
+    with Dev(folder, "scale.py:Scale", "--replay", "points.lp") as dev:
+        (pid,) = re.findall(r"pid (\d+) hangs", dev.run(1, end="hangs\n"))
+        assert dev.signal(signal.SIGTERM) == -signal.SIGTERM
+        await_end(int(pid))
 
 
 @pytest.mark.parametrize(
