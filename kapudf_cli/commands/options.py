@@ -269,6 +269,35 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         raise click.BadParameter(f"{value!r} is not a time such as {examples}") from error
 
 
+def is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Check the folder of an output file before the work starts, not at its end."""
+    del ctx, param
+    if value is not None and not Path(value).parent.is_dir():
+        raise click.BadParameter(f"there is no folder {Path(value).parent}")
+    return value
+
+
+def plot(what: str) -> Decorator:
+    """Return the option for a picture, passed as `plot`."""
+    return click.option(
+        "--plot",
+        metavar="FILE",
+        type=click.Path(dir_okay=False, writable=True),
+        callback=_plot,
+        help=f"Draw {what}: a file that ends with .svg, .png or .html (a page with zoom).",
+    )
+
+
+def _plot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Check that the picture can be drawn, before the work starts."""
+    if value is not None:
+        from kapudf_cli.tools.plot import drawing
+
+        is_folder_there(ctx, param, value)
+        drawing.check(value)
+    return value
+
+
 def timeout(text: str, *, least: float = 0, most: float = 3600, default: float = 10.0) -> Decorator:
     """Return the option for a timeout above 0, passed as `timeout_s`."""
     return click.option(

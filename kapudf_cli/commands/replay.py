@@ -19,11 +19,12 @@ from kapudf_cli.commands.output import own_stdout, progress, say, warn
 from kapudf_cli.system.terminal_text import counted, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from kapudf_cli.client.target import Counts, Target
     from kapudf_cli.commands.output import Stdout
     from kapudf_cli.protocol.codec import DataMessage
+    from kapudf_cli.protocol.udf_pb2 import Option
     from kapudf_cli.tools.dev import Report
     from kapudf_cli.tools.errors import RecordingError
     from kapudf_cli.tools.recordings.recording import Recording
@@ -57,12 +58,42 @@ class _IllFormed:
             say("skipped: more lines, which are only counted", err=True)
 
 
-def _is_folder_there(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Check the folder of an output file before the replay starts, not at its end."""
-    del ctx, param
-    if value is not None and not Path(value).parent.is_dir():
-        raise click.BadParameter(f"there is no folder {Path(value).parent}")
-    return value
+class _Plot:
+    """The picture of --plot, which is drawn at the end.
+
+    Attributes:
+        changes: collects what is drawn.
+        tell: takes the differences that --diff finds; None without --plot.
+        differences: finds the differences without --diff; None without --plot.
+    """
+
+    def __init__(self, path: str | None, udf_options: Sequence[Option], *, compares: bool) -> None:
+        from kapudf_cli.tools.plot.changes import Changes
+        from kapudf_cli.tools.replay.differences import Differences
+
+        texts = [value.stringValue for option in udf_options for value in option.values]
+        self.changes = Changes(list(filter(None, texts)))
+        self.differences = Differences(self.changes.take) if compares else None
+        self.tell = None if path is None else self.changes.take
+        self._path = path
+
+    def take(self, message: DataMessage) -> None:
+        """Compare a message that came back."""
+        if self.differences is not None:
+            self.differences.received(message)
+
+    def draw(self, name: str, counts: Counts) -> None:
+        """Draw the picture; all messages have been taken."""
+        from kapudf_cli.tools.plot.drawing import draw
+
+        if self._path is None:
+            return
+        if self.differences is not None:
+            self.differences.finish()
+        sent = f"{counted(counts.points_sent, 'point')} sent"
+        title = f"{name}: {sent}, {counts.points_received:,} came back"
+        draw(self.changes.picture(title), self._path)
+        say(f"written: {self._path}", err=True)
 
 
 def _report_to(ctx: click.Context, param: click.Parameter, value: int | None) -> Report | None:
@@ -127,6 +158,7 @@ def _report_to(ctx: click.Context, param: click.Parameter, value: int | None) ->
 @click.option(
     "--diff", is_flag=True, help="Show what the UDF changed, point by point, instead of its output."
 )
+@options.plot("what the UDF changed in each group")
 @options.timeout(
     "How long the UDF may send nothing: the timeout in kapacitor.conf. Keepalives are sent "
     "at half of it."
@@ -135,7 +167,7 @@ def _report_to(ctx: click.Context, param: click.Parameter, value: int | None) ->
     "--snapshot-to",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
-    callback=_is_folder_there,
+    callback=options.is_folder_there,
     help="Request a snapshot after the last point, and write it to this file.",
 )
 @click.option(
@@ -170,6 +202,7 @@ def replay(
     by_name: bool,
     diff: bool,
     keep_going: bool,
+    plot: str | None,
     report: Report | None,
 ) -> None:
     """Send a recording through a UDF as a task would, and print its output.
@@ -218,11 +251,14 @@ def replay(
         )
         check_compatible(info.wants, recording.kind, feed)
         out.live = on_terminal or speed is not None or recording.size_bytes is None
-        shown = _shown(shape, out, diff=diff, on_terminal=on_terminal, report=report)
+        plotted = _Plot(plot, udf_options, compares=plot is not None and not diff)
+        shown = _shown(
+            shape, out, diff=diff, on_terminal=on_terminal, report=report, plotted=plotted
+        )
         connection = open_now.enter_context(target.open(timeout_s=timeout_s))
         run = Replay(connection, provides=info.provides, timeout_s=timeout_s)
         out.while_blocked = run.keep_alive
-        messages = _compared(feed.messages(recording.records), shown)
+        messages = _compared(feed.messages(recording.records), shown, plotted)
         came_back = open_now.enter_context(
             contextlib.closing(
                 run.run(
@@ -240,6 +276,7 @@ def replay(
             with contextlib.nullcontext() if on_terminal else progress(recording, run.counts):
                 for message in came_back:
                     shown.take(message)
+                    plotted.take(message)
                     ended_s = time.monotonic()
             _check_that_points_were_sent(run.counts, recording, feed, ill_formed)
         except KapudfError:
@@ -250,12 +287,18 @@ def replay(
             out.flush()
             errors = ill_formed.count + failures + _report_unwritable(shown)
             _summarize(run, ended_s - began_s, errors, recording, feed)
-        if report is not None:
-            report.complete()
-        _warn_of_silence(run.counts, target)
-        _write(snapshot_to, run.snapshot)
+            plotted.draw(f"{target.name}{calls}", run.counts)
+        _complete(report, run, target, snapshot_to)
         if errors:
             click.get_current_context().exit(1)
+
+
+def _complete(report: Report | None, run: Replay, target: Target, snapshot_to: str | None) -> None:
+    """Complete the report of a replay without errors, warn of silence, write the snapshot."""
+    if report is not None:
+        report.complete()
+    _warn_of_silence(run.counts, target)
+    _write(snapshot_to, run.snapshot)
 
 
 def _read(path: str) -> bytes:
@@ -293,7 +336,13 @@ def _tags(group_by: str | None) -> tuple[str, ...] | None:
 
 
 def _shown(
-    shape: str, out: Stdout, *, diff: bool, on_terminal: bool, report: Report | None
+    shape: str,
+    out: Stdout,
+    *,
+    diff: bool,
+    on_terminal: bool,
+    report: Report | None,
+    plotted: _Plot,
 ) -> Format:
     """Return the formatter of the output."""
     from kapudf_cli.tools.replay.formats import (
@@ -309,7 +358,8 @@ def _shown(
     if diff:
         colour = on_terminal and "NO_COLOR" not in os.environ
         emit = out.emit if report is None else _reported(out.emit, report)
-        return DifferenceFormat(emit, _paint if colour else lambda text, _: text)
+        paint = _paint if colour else lambda text, _: text
+        return DifferenceFormat(emit, paint, plotted.tell)
     match shape:
         case "json":
             return JsonFormat(out.emit, out.emit_part)
@@ -341,13 +391,18 @@ def _paint(text: str, fate: Fate | None) -> str:
     return click.style(text, fg=colour) if colour else text
 
 
-def _compared(messages: Iterator[DataMessage], shown: Format) -> Iterator[DataMessage]:
-    """Yield the messages; with --diff, record each as sent before it is sent."""
+def _compared(
+    messages: Iterator[DataMessage], shown: Format, plotted: _Plot
+) -> Iterator[DataMessage]:
+    """Yield the messages; with --diff and --plot, record each as sent before it is sent."""
     from kapudf_cli.tools.replay.formats import DifferenceFormat
 
+    differences = plotted.differences
+    if isinstance(shown, DifferenceFormat):
+        differences = shown.differences
     for message in messages:
-        if isinstance(shown, DifferenceFormat):
-            shown.differences.sent(message)
+        if differences is not None:
+            differences.sent(message)
         yield message
 
 

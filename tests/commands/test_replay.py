@@ -914,3 +914,40 @@ def test_grouped_points_keep_their_groups() -> None:
     output = replayed(STREAM, "--handler", "mirror", "--group-by", "host,cpu", "--diff")
     assert output.splitlines()[-1] == "# 550 as they were"
     assert grouped(lines("m,host=a x=1 1"), "host")[0].group == "host=a"
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize("diff", [[], ["--diff"]], ids=["output", "diff"])
+def test_a_picture_shows_what_the_udf_changed(tmp_path: Path, diff: list[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plot.svg"
+    result = replay(
+        *(STREAM, "--handler", "moving-average", "--group-by", "host", "--limit", "60", *diff),
+        *("--options", ".field('usage_idle').size(3)", "--plot", str(path)),
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 60 + len(diff)
+    assert result.stderr.splitlines()[-1] == f"written: {path}"
+    text = path.read_text()
+    assert "60 points sent, 60 came back" in text
+    assert "new: avg (20)" in text
+
+
+def test_a_replay_that_fails_is_drawn_up_to_there(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plot.svg"
+    lines = "m v=1 1\nm v=2 2\nm v= 3\n"
+    result = replay("-", "--handler", "mirror", "--plot", str(path), stdin=lines.encode())
+    assert result.returncode == 1
+    assert "input: v (2)" in path.read_text()
+
+
+def test_a_picture_that_cannot_be_drawn_is_an_error_before_the_replay(tmp_path: Path) -> None:
+    plot = str(tmp_path / "plot.pdf")
+    assert "ends with .svg" in failure(STREAM, "--handler", "mirror", "--plot", plot)
+    plot = str(tmp_path / "none" / "plot.svg")
+    result = replay(STREAM, "--handler", "mirror", "--plot", plot)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "there is no folder" in result.stderr

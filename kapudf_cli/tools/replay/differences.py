@@ -50,12 +50,16 @@ class Difference:
         fate: what happened to the point.
         point: the point as it came back, or as it was sent if it is lost.
         name: its measurement, which points of batches do not have themselves.
+        group: its group.
+        before: the point as it was sent, None if it is new.
         changes: a text for each change.
     """
 
     fate: Fate
     point: Point
     name: str
+    group: str
+    before: Point | None = None
     changes: tuple[str, ...] = ()
 
 
@@ -150,14 +154,15 @@ class Differences:
             group, name = batch.group, batch.name
         sent = self._find(point, group, name)
         if sent is None:
-            self._report(Difference(Fate.NEW, point, name))
+            self._report(Difference(Fate.NEW, point, name, group))
             return
         if not sent.in_batch:
             while (first := self._groups[sent.group][0]) is not sent:
                 self._lose(first)
         self._forget(sent)
         changes = tuple(_changes(sent, point, name, in_stream=batch is None and not sent.in_batch))
-        self._report(Difference(Fate.CHANGED if changes else Fate.SAME, point, name, changes))
+        fate = Fate.CHANGED if changes else Fate.SAME
+        self._report(Difference(fate, point, name, sent.group, _point(sent), changes))
 
     def _find(self, point: Point, group: str, name: str) -> _Sent | None:
         """Return the pending message of a point that came back, None if the point is new."""
@@ -196,7 +201,8 @@ class Differences:
     def _lose(self, sent: _Sent) -> None:
         self._forget(sent)
         if isinstance(sent.message, Point):
-            self._report(Difference(Fate.LOST, sent.message, sent.name))
+            message = sent.message
+            self._report(Difference(Fate.LOST, message, sent.name, sent.group, message))
 
     def _forget(self, sent: _Sent) -> None:
         """Remove a message from the pending ones."""

@@ -241,16 +241,21 @@ class DifferenceFormat(Format):
     """
 
     def __init__(
-        self, emit: Callable[[str], None], paint: Callable[[str, Fate | None], str]
+        self,
+        emit: Callable[[str], None],
+        paint: Callable[[str, Fate | None], str],
+        tell: Callable[[Difference | BeginBatch | EndBatch], None] | None = None,
     ) -> None:
         """Pass each line to `emit`, which several threads call.
 
         Args:
             emit: prints a line.
             paint: colours a text by the fate of its point; None for the lines of a batch.
+            tell: also called with each difference.
         """
         self._emit = emit
         self._paint = paint
+        self._tell = tell
         self.differences = Differences(self._show)
 
     def take(self, message: DataMessage) -> None:
@@ -266,6 +271,8 @@ class DifferenceFormat(Format):
             self._emit(self._paint(f"# {', '.join(fates)}", None))
 
     def _show(self, result: Difference | BeginBatch | EndBatch) -> None:
+        if self._tell is not None:
+            self._tell(result)
         if isinstance(result, Difference):
             self._emit(self._line(result))
         else:
