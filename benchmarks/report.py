@@ -8,12 +8,13 @@ import platform
 import statistics
 import sys
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 import google.protobuf
 from google.protobuf.internal import api_implementation
 
 from kapudf_cli import __version__
+from kapudf_cli.tools.plot.drawing import draw
+from kapudf_cli.tools.plot.picture import Bars, Picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -117,26 +118,8 @@ def write_bars(
         bars: the label and the length of each.
         grey: for each bar, whether it is only there to compare with.
     """
-    longest = max(length for _, length in bars)
-    row, left, width = 22, 330, 380
-    height = row * len(bars) + 50
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 80} {height}">',
-        f'<rect width="100%" height="{height}" fill="white"/>',
-        '<g font-family="sans-serif" font-size="12">',
-        f'<text x="10" y="20">{escape(title)}</text>',
-    ]
-    for number, ((label, length), is_grey) in enumerate(zip(bars, grey, strict=True)):
-        top = 35 + number * row
-        drawn = length / longest * width
-        colour = "#8a8a8a" if is_grey else "#2a6f97"
-        lines += [
-            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{escape(label)}</text>',
-            f'<rect x="{left}" y="{top}" width="{drawn:.1f}" height="16" fill="{colour}"/>',
-            f'<text x="{left + drawn + 5:.1f}" y="{top + 13}">{length:.2f}</text>',
-        ]
-    lines.append("</g>")
-    path.write_text("\n".join([*lines, "</svg>", ""]), encoding="utf-8")
+    muted = frozenset(label for (label, _), is_grey in zip(bars, grey, strict=True) if is_grey)
+    draw(Picture("", [Bars(title, bars, muted)]), str(path))
 
 
 def _number(value: float) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.contenders import cpu_s, exec_command, pid_of
+from benchmarks.report import write_bars
 from benchmarks.traffic import Connection, bulk, ping_pong, receive, wait_until
 from kapudf_cli.protocol.codec import REQUESTS
 from kapudf_cli.protocol.udf_pb2 import DOUBLE, STRING, Option, OptionValue, Point
@@ -20,6 +21,7 @@ from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.serve_process import ServeProcess
 
@@ -123,3 +125,12 @@ def test_a_head_is_what_says_how_long_the_frame_is(size: int) -> None:
     head = head_bytes(frame)
     length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(frame[:head]))
     assert length == len(frame) - head
+
+
+def test_bars_are_drawn_with_their_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    bars = [("plain <mirror>", 1.0), ("kapudf", 24.507)]
+    write_bars(tmp_path / "bars.svg", "Throughput", bars, grey=[True, False])
+    drawn = (tmp_path / "bars.svg").read_text()
+    for shown in ("Throughput", "plain &lt;mirror&gt;", "1.00", "kapudf", "24.51"):
+        assert shown in drawn

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kapudf_cli.commands import options
 from kapudf_cli.commands.options import Number, silenced, target_options
-from kapudf_cli.commands.output import json_text, labelled, own_stdout, show_live, warn
+from kapudf_cli.commands.output import json_text, labelled, own_stdout, say, show_live, warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kapudf_cli.tools.errors import RecordingError
     from kapudf_cli.tools.load.engine import Measured
     from kapudf_cli.tools.load.work import Shape
+    from kapudf_cli.tools.plot.picture import Picture
     from kapudf_cli.tools.recordings.sources import Source
 
 #: How many points are generated; they are sent repeatedly.
@@ -29,6 +31,8 @@ _BLOCK_POINTS = 1_000
 #: How many messages of a recording are read; they are sent repeatedly.
 _RECORDED_MESSAGES = 100_000
 _DEFAULT_DURATION_S = 10.0
+#: How many samples --plot keeps; of a longer run, it keeps every second one.
+_MAX_SAMPLES = 2_000
 
 
 def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decorator:
@@ -85,10 +89,11 @@ def _count(flag: str, within: tuple[int, int], default: int, text: str) -> Decor
     help="Send many points per system call. Kapacitor needs two calls per point.",
 )
 @options.timeout("How long the UDF may send nothing.")
+@options.plot("the throughput over time, and the latency")
 @options.as_json
 def load(
     target: Target, calls: str | None, source: Source | None, timeout_s: float,
-    *, as_json: bool, **how: Any,
+    *, as_json: bool, plot: str | None, **how: Any,
 ) -> None:  # fmt: skip
     """Put a UDF, in any language, under load and measure it.
 
@@ -131,8 +136,9 @@ def load(
         udf_options = _accepted(target, info, messages, timeout_s) if given is None else given
         engine = Engine(target, Work(messages, udf_options), plan)
         live = sys.stderr.isatty()
+        course = _Course()
         try:
-            measured = engine.run(_show_live if live else lambda _: None)
+            measured = engine.run(lambda each: course.take(each, live=live))
         finally:
             if live:
                 show_live("")
@@ -142,6 +148,50 @@ def load(
         else:
             for line in _table(facts):
                 out.emit(line)
+    if plot is not None:
+        from kapudf_cli.tools.plot.drawing import draw
+
+        course.take(measured)
+        draw(course.picture(facts), plot)
+        say(f"written: {plot}", err=True)
+
+
+class _Course:
+    """The number of points over time, for --plot."""
+
+    def __init__(self) -> None:
+        self._samples = [(0.0, 0, 0)]
+
+    def take(self, measured: Measured, *, live: bool = False) -> None:
+        """Add the results so far; show them on a terminal."""
+        if live:
+            _show_live(measured)
+        if measured.elapsed_s > self._samples[-1][0]:
+            self._samples.append((measured.elapsed_s, measured.sent, measured.returned))
+        if len(self._samples) > _MAX_SAMPLES:
+            del self._samples[1::2]
+
+    def picture(self, facts: dict[str, Any]) -> Picture:
+        """Return the picture of a run with these results."""
+        from kapudf_cli.tools.plot.picture import Bars, Line, Lines, Picture, Role
+
+        ends = [sample[0] for sample in self._samples[1:]]
+        rates = [
+            [(later[n] - now[n]) / (later[0] - now[0]) for now, later in pairwise(self._samples)]
+            for n in (1, 2)
+        ]
+        throughput = [
+            Line("sent", ends, rates[0], Role.INPUT),
+            Line("came back", ends, rates[1], Role.OUTPUT),
+        ]
+        latency = f"latency of {facts['timed']}, ms"
+        return Picture(
+            f"{facts['target']}{facts['options']}: {facts['points_per_s']:,.0f} points/s",
+            [
+                Lines("points/s", throughput, "seconds"),
+                Bars(latency, list(facts["latency_ms"].items()), decimals=3),
+            ],
+        )
 
 
 def _accepted(

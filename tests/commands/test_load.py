@@ -161,3 +161,13 @@ def test_an_empty_recording_is_told(tmp_path: Path) -> None:
     found, output, errors = load("--handler", "mirror", "--recording", str(empty))
     assert (found, output) == (2, "")
     assert "has no points to send" in errors
+
+
+def test_a_picture_has_throughput_and_latency(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "load.svg"
+    status, _, errors = load("--handler", "mirror", "--points", "500", "--plot", str(plot))
+    assert (status, errors) == (0, f"written: {plot}\n")
+    drawn = plot.read_text()
+    for shown in ("mirror: ", "came back", "seconds", "latency of points, ms", "p99.9"):
+        assert shown in drawn

@@ -57,12 +57,14 @@ def write(picture: Picture, path: str) -> None:
         _PANEL_IN if isinstance(panel, Lines) else _BAR_PANEL_IN + _BAR_IN * len(panel.bars)
         for panel in picture.panels
     ]
-    height = sum(heights) + _TITLE_IN + _NOTE_IN * len(picture.notes)
+    title_in = _TITLE_IN if picture.title else 0.0
+    height = sum(heights) + title_in + _NOTE_IN * len(picture.notes)
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
         # A font may lack a character of a name; it is then drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
-        figure.suptitle(picture.title, x=0.01, ha="left", fontsize=12)
+        if picture.title:
+            figure.suptitle(picture.title, x=0.01, ha="left", fontsize=12)
         _draw_panels(figure, picture, heights)
         if picture.notes:
             notes = "\n".join(picture.notes)
@@ -84,6 +86,7 @@ def _draw_panels(figure: Figure, picture: Picture, heights: Sequence[float]) -> 
             axes = figure.add_subplot(grid[number])
             _draw_lines(axes, panel, None)
             axes.set_xlabel(panel.place_label)
+            axes.set_ylim(bottom=0)
         else:
             if last is not None:
                 last.tick_params(labelbottom=False)
@@ -105,6 +108,7 @@ def _draw_lines(axes: Axes, panel: Lines, axis: style.TimeAxis | None) -> None:
     axes.set_title(panel.title)
     axes.grid(visible=True, color=style.GRID, linewidth=0.6)
     axes.margins(x=0.01, y=0.12)
+    axes.yaxis.set_major_formatter("{x:,.10g}")
     if axis is not None and not axis.unit_ns:
         locator = _Locator()
         axes.xaxis.set_major_locator(locator)

@@ -82,7 +82,7 @@ class Picture:
     """A picture: panels, one below the other.
 
     Attributes:
-        title: what it shows.
+        title: what it shows; may be empty.
         panels: the panels; those with times share the horizontal axis.
         notes: what a reader must know, such as what is not drawn.
     """
