@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pygments.lexer import RegexLexer, words
@@ -42,12 +43,15 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sphinx = False
 html_js_files = ["site.js"]
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
 # The default underlines names, which hides their underscores.
 pygments_dark_style = "a11y-dark"
 html_theme_options = {"navigation_with_keys": True}
 # The pages have their own typography: -- is an option, and "" a string.
 smartquotes = False
 
+# Names in docstrings have single backticks.
+default_role = "code"
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "separated"
@@ -148,6 +152,8 @@ ADDED: Final = {
 
 def add(_: Sphinx, page: str, source: list[str]) -> None:
     """Add to a page what only the site can show, and unlink what it does not have."""
+    # The site shows the title of a page in the place of its file name.
+    source[0] = re.sub(r"\[([\w-]+\.md)\]\((\1(?:#[\w-]+)?)\)", r"[](\2)", source[0])
     source[0] = re.sub(r"\[([^]]+)\]\(\.\./[\w/-]+(?:\.md)?\)", r"\1", source[0])
     if page in ADDED:
         source[0] += ADDED[page](source[0])

@@ -148,8 +148,8 @@ def background(page: Page) -> str:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("kapacitor reload", "operations.html"),
-        ("snapshot", "guarantees.html"),
+        ("kapacitor reload", "troubleshooting.html"),
+        ("snapshot", "writing-handlers.html"),
         ("broken pipe", "troubleshooting.html"),
         ("windowSize", "writing-handlers.html"),
         ("--busy-limit", "command-line.html"),
@@ -168,7 +168,7 @@ def test_search_finds(
     links = page.evaluate(
         "[...document.querySelectorAll('#search-results li a')].map(each => each.href)"
     )
-    assert any(f"/{expected}" in link for link in links), links
+    assert any(f"/{expected}" in link for link in links[:5]), links
     shot(page, f"search-{words.strip('-').replace(' ', '-')}-{address.partition(':')[0]}")
 
 
