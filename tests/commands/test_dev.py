@@ -99,7 +99,8 @@ class Dev:
             return bool(found)
 
         try:
-            wait_until(ended)
+            # A run may be several processes that import all of kapudf.
+            wait_until(ended, 2 * PATIENCE_S)
         except AssertionError:
             pytest.fail(self.text)
         return found[0]
@@ -161,11 +162,9 @@ def test_ctrl_c_ends_the_run_and_clears_are_for_terminals(folder: Path) -> None:
         assert "1 passed" in first
         assert "\x1b[33m" in first
         assert "\x1b[2J" not in first
-        save(folder / "factor.py", "FACTOR = 3\n")
-        assert "1 failed" in dev.run(2)
-        assert dev.text.count("\x1b[2J") == 1
         save(folder / "factor.py", HANGS)
-        (pid,) = re.findall(r"pid (\d+) hangs", dev.run(3, end="hangs\n"))
+        (pid,) = re.findall(r"pid (\d+) hangs", dev.run(2, end="hangs\n"))
+        assert dev.text.count("\x1b[2J") == 1
         assert dev.signal(signal.SIGINT) == 0
         await_end(int(pid))
 
