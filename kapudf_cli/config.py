@@ -104,6 +104,9 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=64, description="a number of processes from 0 (none of its own) to 64"),
     ] = 1
+    partitions: Annotated[
+        int, Meta(ge=1, le=64, description="a number of processes from 1 (no partitions) to 64")
+    ] = 1
     preload: Annotated[bool, Meta(description="true or false")] = False
     standby: Annotated[int, Meta(ge=0, le=8, description="a number of processes from 0 to 8")] = 0
     on_error: Annotated[OnError, Meta(description="fail, skip or restart")] = DEFAULT_ON_ERROR
@@ -224,6 +227,8 @@ def check(raw: dict[str, Any], *, source: str) -> Settings:
 
 def _conflict(function: FunctionSettings) -> str | None:
     """Return an error message if settings of a function exclude each other, None if not."""
+    if function.partitions > 1 and not function.workers:
+        return "partitions: needs workers; remove it, or workers: 0"
     if function.preload and not function.workers:
         return "preload: needs workers; remove it, or workers: 0"
     if function.standby and not function.workers:

@@ -184,6 +184,18 @@ def set_up(handler: type[Handler]) -> None:
     _set_up[handler] = method
 
 
+def check_partitions(name: str, handler: type[Handler]) -> None:
+    """Check that a handler can have partitions.
+
+    Raises:
+        NotAHandlerError: it cannot.
+    """
+    try:
+        definition.check_partitions(handler)
+    except DefinitionError as error:
+        raise NotAHandlerError(f"handler '{name}' cannot have partitions: {error}") from error
+
+
 def discover() -> list[Plugin]:
     """Return all installed plugins, sorted by name; a name may occur more than once."""
     # A distribution may be found twice, for example installed and in the working folder.

@@ -24,7 +24,7 @@ from kapudf_cli.agent.handler_caller import is_caused_by
 from kapudf_cli.agent.handover import DRAIN_LIMIT_S, HandedOver, Handover
 from kapudf_cli.agent.parts import PartSettings, assemble
 from kapudf_cli.agent.read_coalescing import DEFAULT_LINGER_MS
-from kapudf_cli.agent.turns import turn_of
+from kapudf_cli.agent.turns import NoTurn, turn_of
 from kapudf_cli.errors import KapudfError, describe
 from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.protocol.errors import ProtocolError
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
     from kapudf_cli.agent.handover import HandoverState
+    from kapudf_cli.agent.partitions import Partitions
     from kapudf_cli.transport import Stream
 
 #: How long Kapacitor may take to read what was sent last. If the connection closed
@@ -104,6 +105,7 @@ class Agent:
         on_error: OnError = DEFAULT_ON_ERROR,
         concurrency: int | None = None,
         timeout_s: float | None = None,
+        partitions: Partitions | None = None,
         checkpoints: Checkpoints | None = None,
         resume_plan: ResumePlan | None = None,
         age_s: float = 0.0,
@@ -122,6 +124,8 @@ class Agent:
             on_error: what happens when the handler raises an exception over data.
             concurrency: the most calls of an async method at once; by default, as its class says.
             timeout_s: how long each may take, in seconds; by default, as its class says.
+            partitions: where handlers run that have a share of the groups each, instead of one
+                handler here.
             checkpoints: stores the handler's state; by default nothing is stored.
             resume_plan: how to take the connection over, if another agent had it.
             age_s: how long ago the connection began, in seconds.
@@ -141,7 +145,7 @@ class Agent:
         self._age_s = age_s
         self._on_resumed = on_resumed
         self._on_crash = on_crash
-        self._turn = turn_of(handler, on_turn)
+        self._turn = NoTurn() if partitions is not None else turn_of(handler, on_turn)
         stream.on_full = self._turn.suspend
         settings = PartSettings(
             turn=self._turn,
@@ -152,6 +156,7 @@ class Agent:
             timeout_s=timeout_s,
             on_init=on_init,
             on_failure=self._interrupt,
+            partitions=partitions,
         )
         parts = assemble(stream, handler, self._checkpoints, settings)
         self._outbox, self._caller, self._dispatcher = parts.outbox, parts.caller, parts.dispatcher
@@ -216,7 +221,7 @@ class Agent:
     @property
     def current_frame(self) -> int | None:
         """The offset of the current frame, in bytes; None while the agent waits for input."""
-        return None if self._stream.waits else self._requests.offset
+        return None if self._stream.waits else self._read_loop.current_frame
 
     @property
     def waits_for_turn(self) -> bool:

@@ -69,6 +69,11 @@ class ConcurrentLoop:
 
     # --- from any thread ---
 
+    @property
+    def current_frame(self) -> int:
+        """The offset of the current frame in the input, in bytes. From any thread."""
+        return self._window.offset
+
     def wake(self) -> None:
         """Look at once whether to pause or to end."""
         self._caller.wake()

@@ -421,18 +421,22 @@ class Dispatcher:
                 output.declare(info.provides)
         except InvalidWriteError as error:
             raise self.caller.blame("__init__", error) from error
-        reads_values_itself = type(handler).init is not Handler.init
-        if reads_values_itself and (faults := missing_values(request.options)):
-            # The handler would read a default where the value is missing.
-            response = InitResponse(error="; ".join(faults))
-        else:
-            response = self.caller.ask(InitResponse, "init", handler.init, request)
-            if response.success:
-                self.caller.choose_form()
+        response = self._initialize(request)
+        if response.success:
+            self.caller.choose_form()
         self._answer_start("init", response)
         self._keepalives_since_init = 0
         self.init_frame = REQUESTS.encode(request)
         self.stateless = not handler.keeps_state()
+
+    def _initialize(self, request: InitRequest) -> InitResponse:
+        """Return the handler's answer to Init."""
+        handler = self.caller.handler
+        reads_values_itself = type(handler).init is not Handler.init
+        if reads_values_itself and (faults := missing_values(request.options)):
+            # The handler would read a default where the value is missing.
+            return InitResponse(error="; ".join(faults))
+        return self.caller.ask(InitResponse, "init", handler.init, request)
 
     def _answer_snapshot(self) -> None:
         """Answer with the handler's state, or with its last good one, as `on_error` says."""

@@ -49,6 +49,7 @@ class HandlerCaller:
     """Creates the handler of one connection, calls it, and can replace it by a new one.
 
     Attributes:
+        name: the name of the handler's class.
         reads_raw: whether the handler takes points undecoded.
         passes_through: whether all points are sent on without the handler: False, True, or
             the patch for each of them.
@@ -69,7 +70,7 @@ class HandlerCaller:
         self._outbox = outbox
         self._handler: Handler | None = None
         self._drained = threading.Event()
-        self._name: str = getattr(factory, "__name__", "handler")
+        self.name: str = getattr(factory, "__name__", "handler")
 
     @property
     def handler(self) -> Handler:
@@ -182,7 +183,7 @@ class HandlerCaller:
         """
         if self._outbox.is_broken and is_caused_by(error, ConnectionClosedError):
             return ConnectionClosedError(str(error))
-        return HandlerError(self._name, method, error)
+        return HandlerError(self.name, method, error)
 
     def give_point(self, message: Point | RawPoint) -> None:
         """Call the handler with a point, and write what it returns.

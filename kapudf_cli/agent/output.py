@@ -184,6 +184,11 @@ class Output:
         return self._suppressed == math.inf and self.data is DataState.SENT
 
     @property
+    def takes_points(self) -> bool:
+        """Whether the handler may write a point now, outside of a batch or inside one."""
+        return self._order.takes_points
+
+    @property
     def is_full(self) -> bool:
         """Whether the backlog has reached its limit, so that other threads must wait."""
         return (self.data is DataState.HELD and self._held.is_full) or self._deferred.is_full

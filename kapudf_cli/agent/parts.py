@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.concurrent_loop import ConcurrentLoop
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.agent.handler_caller import HandlerFactory
+    from kapudf_cli.agent.partition_line import PartitionLine
+    from kapudf_cli.agent.partitioned_loop import PartitionedLoop
+    from kapudf_cli.agent.partitions import Partitions
     from kapudf_cli.agent.turns import NoTurn, Turn
     from kapudf_cli.protocol.input_window import InputWindow
     from kapudf_cli.transport import Stream
@@ -33,6 +36,7 @@ class PartSettings:
 
     Attributes:
         on_failure: called when a write of another thread is refused.
+        partitions: where the partitions of the handler run; None without partitions.
     """
 
     turn: Turn | NoTurn
@@ -43,6 +47,7 @@ class PartSettings:
     timeout_s: float | None
     on_init: Callable[[str, str], None] | None
     on_failure: Callable[[], None]
+    partitions: Partitions | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,9 @@ class Parts:
     outbox: Outbox
     caller: HandlerCaller
     dispatcher: Dispatcher
-    requests: RequestReader | InputWindow
+    requests: RequestReader | InputWindow | PartitionLine
     recovery: Recovery[Any]
-    read_loop: ReadLoop | ConcurrentLoop
+    read_loop: ReadLoop | ConcurrentLoop | PartitionedLoop
 
 
 def import_concurrent_parts() -> Any:
@@ -66,6 +71,12 @@ def assemble(
     stream: Stream, handler: HandlerFactory, checkpoints: Checkpoints, settings: PartSettings
 ) -> Parts:
     """Return the parts of the agent that serves `stream` with a handler."""
+    if settings.partitions is not None:
+        partitioned = importlib.import_module("kapudf_cli.agent.partitioned_parts")
+        with_partitions: Parts = partitioned.assemble(
+            stream, handler, checkpoints, settings, settings.partitions
+        )
+        return with_partitions
     if is_async(handler):
         concurrent = import_concurrent_parts()
         parts: Parts = concurrent.assemble(stream, handler, checkpoints, settings)

@@ -66,6 +66,11 @@ class ReadLoop:
         # Points of the current read that were forwarded in runs.
         self._run_points = 0
 
+    @property
+    def current_frame(self) -> int:
+        """The offset of the current frame in the input, in bytes. From any thread."""
+        return self._requests.offset
+
     def wake(self) -> None:
         """Do nothing: `Stream.pause` and `Stream.interrupt` wake the reader."""
 

@@ -173,18 +173,19 @@ def _process(process: dict[str, Any]) -> str:
 
 def _workers(workers: list[dict[str, Any]]) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("WORKER", "PID", "STATE", "CONNECTIONS", "MEMORY", "AGE")]
-    rows += [
-        (
-            str(worker["worker"]),
-            str(worker["pid"] or "-"),
-            worker["state"],
-            str(worker["connections"]),
-            f"{worker['rss_mb']} MB",
-            _duration(worker["age_s"]),
-        )
-        for worker in workers
-    ]
-    return _colored(aligned(rows), [worker["state"] for worker in workers])
+    states: list[str] = []
+    for worker in workers:
+        number = str(worker["worker"])
+        memory = f"{worker['rss_mb']} MB"
+        pid, count = str(worker["pid"] or "-"), str(worker["connections"])
+        rows.append((number, pid, worker["state"], count, memory, _duration(worker["age_s"])))
+        states.append(worker["state"])
+        for each in worker["partitions"]:
+            name = f"{number}/{each['partition']}"
+            cpu = f"{each['cpu_s']:.1f} s CPU"
+            rows.append((name, str(each["pid"]), "partition", "", f"{each['rss_mb']} MB", cpu))
+            states.append("partition")
+    return _colored(aligned(rows), states)
 
 
 def _connections(connections: list[dict[str, Any]]) -> Iterator[str]:

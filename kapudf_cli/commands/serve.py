@@ -68,6 +68,13 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
     type=int,
     help="Worker processes per function; 0 serves everything in this process.  [default: 1]",
 )
+@options.setting(
+    "--partitions",
+    metavar="N",
+    type=int,
+    help="Processes per worker that share the groups of each task, for a handler that needs more "
+    "than one processor.  [default: 1]",
+)
 @click.option(
     "--preload/--no-preload",
     default=None,

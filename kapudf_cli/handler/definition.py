@@ -16,6 +16,7 @@ from kapudf_cli.handler.handler import Handler, OnStateMismatch
 from kapudf_cli.handler.methods import check_methods, forgotten_init
 from kapudf_cli.handler.output import is_async_function
 from kapudf_cli.handler.patch import PointPatch
+from kapudf_cli.handler.state import PerGroup
 from kapudf_cli.protocol.udf_pb2 import STREAM, EdgeType
 from kapudf_cli.tickscript.identifiers import nearest
 
@@ -120,6 +121,39 @@ def _check_limits(handler: type[Handler]) -> None:
     is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
     if timeout_s is not None and not (is_number and timeout_s > 0):
         raise DefinitionError(f"{name}.timeout_s is not a positive number of seconds, or None")
+
+
+def check_partitions(handler: type[Handler]) -> None:
+    """Check that instances of a class can share the groups of a task.
+
+    Raises:
+        DefinitionError: they cannot; the error says why, and what to do.
+    """
+    name = handler.__name__
+    advice = "or remove partitions"
+    if is_async(handler):
+        problem = "is async, and has several calls at once without partitions"
+        raise DefinitionError(f"{name} {problem}; raise concurrency, {advice}")
+    if handler.passes_through is not False:
+        raise DefinitionError(f"{name} passes points through, which takes less time; {advice}")
+    declaration = state_declaration(handler)
+    writes_snapshots = handler.snapshot is not Handler.snapshot
+    if handler.partition_by is None and writes_snapshots:
+        problem = "has a snapshot of its own, which cannot be split by group"
+    elif handler.partition_by is None and not (
+        declaration is None or isinstance(declaration.template, PerGroup)
+    ):
+        problem = "has one state for all groups"
+    elif (
+        handler.partition_by is not None
+        and handler.keeps_state()
+        and not (declaration and isinstance(declaration.template, PerGroup))
+        and vars(handler).keys().isdisjoint({"join_snapshots"})
+    ):
+        problem = "does not define join_snapshots() and split_snapshot()"
+    else:
+        return
+    raise DefinitionError(f"{name} {problem}; declare the state as a PerGroup, {advice}")
 
 
 def check_passes_through(handler: type[Handler], passes_through: object) -> None:

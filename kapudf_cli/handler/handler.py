@@ -46,7 +46,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 from kapudf_cli.system import loggers
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from kapudf_cli.handler.output import MaybeAsync, RawReturned, Returned, Writer
     from kapudf_cli.handler.patch import PointPatch
@@ -99,6 +99,8 @@ class Handler:
         passes_through: True to send each point on as it came, or a `PointPatch` to send it on
             with the same changes to each. Neither `point` nor `raw_point` is called then. It is
             read once, after `init`: `setup` may set it, and a later change has no effect.
+        partition_by: "group" if the handler treats each group by itself, although its state is
+            not declared as a `PerGroup`. With `partitions`, instances then share the groups.
         may_drop_all: whether it is right that nothing is written, as by a handler that writes
             only anomalies. Otherwise `check` fails for it, and `replay` warns.
         agent: writes points and batches.
@@ -112,6 +114,7 @@ class Handler:
     concurrency: ClassVar[int] = DEFAULT_CONCURRENCY
     ordered: ClassVar[bool] = True
     timeout_s: ClassVar[float | None] = None
+    partition_by: ClassVar[Literal["group"] | None] = None
     may_drop_all: ClassVar[bool] = False
     shared: Any = None
 
@@ -265,6 +268,31 @@ class Handler:
         connection, what it returns or writes is not sent, and writing raises
         ConnectionClosedError: release resources first, or in a `finally`.
         """
+
+    @classmethod
+    def join_snapshots(cls, snapshots: Sequence[bytes], /) -> bytes:
+        """Return the snapshots of all partitions as one, for `partition_by`.
+
+        A handler with a `PerGroup` needs neither this nor `split_snapshot`.
+        """
+        if any(snapshots):
+            message = f"{cls.__name__} does not define join_snapshots()"
+            raise NotImplementedError(message)
+        return b""
+
+    @classmethod
+    def split_snapshot(
+        cls, snapshot: bytes, count: int, partition_of: Callable[[str], int], /
+    ) -> Sequence[bytes]:
+        """Return the share of each partition in what `join_snapshots` returned.
+
+        Args:
+            snapshot: the snapshot; it may be of another number of partitions, or of none.
+            count: how many partitions there are.
+            partition_of: returns the partition of a group.
+        """
+        del partition_of
+        return [snapshot] * count
 
     def stop(self) -> None:
         """Do what `teardown` does: its old name, for handlers that call or override it."""

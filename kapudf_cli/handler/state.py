@@ -186,6 +186,11 @@ class PerGroup(Generic[S]):
         copy._expiry_ns = self._expiry_ns
         return copy
 
+    @property
+    def has_expiry(self) -> bool:
+        """Whether groups expire, so that what happens depends on the stream's time."""
+        return self._expiry_ns is not None
+
     def of(self, point: Point) -> S:
         """Return the state of a point's group."""
         return self.at(point.group, point.time)

@@ -159,6 +159,15 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float, starts: int = 1
                 "connections": pool.connections_of(worker),
                 "rss_mb": _megabytes(worker.rss_bytes()),
                 "age_s": _seconds(worker.age_s),
+                "partitions": [
+                    {
+                        "partition": number,
+                        "pid": pid,
+                        "rss_mb": _megabytes(processes.rss_bytes(pid)),
+                        "cpu_s": processes.cpu_s([pid]),
+                    }
+                    for number, pid in enumerate(worker.partitions)
+                ],
             }
             for worker in pool.all_workers()
         ],

@@ -115,6 +115,13 @@ def _by(name: str) -> Reader:
     return lambda row: {(label,): value for label, value in row[name].items()}
 
 
+def _of_partitions(name: str, *, factor: float = 1) -> Reader:
+    """Return a reader of a number of each partition of a worker."""
+    return lambda row: {
+        (str(each["partition"]),): each[name] * factor for each in row["partitions"]
+    }
+
+
 def _one(*names: str) -> Reader:
     """Return a reader of texts, as labels of the value 1."""
     return lambda row: {tuple(str(row[name] or "") for name in names): 1}
@@ -227,8 +234,23 @@ METRICS: Final = (
     _gauge(
         Scope.WORKER,
         "resident_memory_bytes",
-        "memory of the worker, shared memory included",
+        "memory of the worker and its partitions, shared memory included",
         _field("rss_mb", factor=_MEGABYTE),
+    ),
+    _gauge(
+        Scope.WORKER,
+        "partition_resident_memory_bytes",
+        "memory of a partition, shared memory included",
+        _of_partitions("rss_mb", factor=_MEGABYTE),
+        ("partition",),
+    ),
+    Metric(
+        Scope.WORKER,
+        Kind.COUNTER,
+        "partition_cpu_seconds",
+        "processor time of a partition",
+        _of_partitions("cpu_s"),
+        ("partition",),
     ),
     _gauge(Scope.WORKER, "age_seconds", "time since the worker was started", _field("age_s")),
     _gauge(

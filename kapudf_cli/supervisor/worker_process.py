@@ -201,9 +201,14 @@ class WorkerProcess:
         """Its age in seconds."""
         return time.monotonic() - self.started_s
 
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """The process ids of its partitions."""
+        return () if self.loaded is None else self.loaded.partitions
+
     def rss_bytes(self) -> int:
-        """Return its resident memory, shared memory included; 0 once it is gone."""
-        return processes.rss_bytes(self.pid)
+        """Return its resident memory, with its partitions and shared memory; 0 once it is gone."""
+        return sum(map(processes.rss_bytes, (self.pid, *self.partitions)))
 
     # --- messages to it ---
 

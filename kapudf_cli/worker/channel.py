@@ -12,6 +12,10 @@ Either side notices the other's death by the end of its input.
     Stop, Abort
                                                  Finished (each connection once)
     Identify (from another supervisor)           Identity
+
+    worker → partition                           partition → worker
+    Start (first message)                        Ready or Failed
+    ServePartition
 """
 
 from __future__ import annotations
@@ -61,6 +65,7 @@ class Start(_Message, frozen=True, tag=True):
     Attributes:
         folder: the path of the working folder; a symbolic link may point to another one by now.
         is_template: whether it is to fork workers, and serves nothing itself.
+        partition: which partition of a worker it is to be, None for a worker.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Start(_Message, frozen=True, tag=True):
     log_level: LogLevel
     folder: str = "."
     is_template: bool = False
+    partition: int | None = None
 
 
 class Fork(_Message, frozen=True, tag=True):
@@ -130,6 +136,21 @@ class Identify(_Message, frozen=True, tag=True):
     """Answer Identity: another supervisor has started, and goes on with this worker."""
 
 
+# --- from a worker to its partitions --------------------------------------------
+
+
+class ServePartition(_Message, frozen=True, tag=True):
+    """Serve a connection; the link for its orders and results comes with the message.
+
+    Attributes:
+        connection: its number.
+        facts: what its log events name.
+    """
+
+    connection: int
+    facts: dict[str, Any]
+
+
 # --- from a worker --------------------------------------------------------------
 
 
@@ -169,11 +190,13 @@ class Ready(_Message, frozen=True, tag=True):
         handler: its class.
         code: the file that it was loaded from.
         files: that file, and those of the modules of the same package or folder.
+        partitions: the process ids of the worker's partitions.
     """
 
     handler: str
     code: Code
     files: tuple[str, ...] = ()
+    partitions: tuple[int, ...] = ()
 
 
 class Failed(_Message, frozen=True, tag=True):
@@ -237,7 +260,9 @@ class Identity(_Message, frozen=True, tag=True):
     waiting: tuple[int, ...]
 
 
-Order: TypeAlias = Start | Fork | Serve | Resume | Pause | Release | Stop | Abort | Identify
+Order: TypeAlias = (
+    Start | Fork | Serve | Resume | Pause | Release | Stop | Abort | Identify | ServePartition
+)
 Report: TypeAlias = Ready | Failed | Paused | TakenOver | Refused | Finished | Identity
 
 _ENCODER: Final = msgspec.json.Encoder()

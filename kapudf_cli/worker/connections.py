@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kapudf_cli.handler.handler import Handler
     from kapudf_cli.system.peers import PeerCredentials
     from kapudf_cli.transport import Stream
+    from kapudf_cli.worker.partition_pool import PartitionPool
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Function:
         name: its name in TICKscripts and in the log.
         handler: the class of the handler; each connection gets its own instance.
         settings: all other settings.
+        partitions: the processes of its partitions, None without partitions.
     """
 
     name: str
     handler: type[Handler]
     settings: FunctionSettings
+    partitions: PartitionPool | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class Connections:
                 on_task(task_id, node_id)
             log.info("task connected")
 
+        facts = structlog.get_context(log)
+        partitions = function.partitions
         agent = Agent(
             stream,
             function.handler,
@@ -143,6 +148,7 @@ class Connections:
             on_error=function.settings.on_error,
             concurrency=function.settings.concurrency,
             timeout_s=function.settings.timeout_s,
+            partitions=None if partitions is None else partitions.open(number, facts),
             checkpoints=checkpoints,
             resume_plan=resume_plan,
             age_s=age_s,
@@ -151,7 +157,6 @@ class Connections:
             on_crash=on_crash,
             on_turn=on_turn,
         )
-        facts = structlog.get_context(log)
         if resume_plan is not None:
             task_id, node_id = checkpoints.resume_point().task
             facts = {**facts, "task_id": task_id, "node_id": node_id}
@@ -228,6 +233,7 @@ class Heartbeats:
         limit_s: Callable[[Connection], float],
         *,
         slow_s: float = math.inf,
+        on_slow: Callable[[], None] | None = None,
     ) -> None:
         """Send heartbeats for each connection until it is busy with one frame for `limit_s`.
 
@@ -235,10 +241,12 @@ class Heartbeats:
             connections: those of this process.
             limit_s: returns the limit for a connection, in seconds.
             slow_s: from when on a call of an async handler is logged, in seconds.
+            on_slow: called instead of that, for a handler with partitions.
         """
         self._connections = connections
         self._limit_s = limit_s
         self._slow_s = slow_s
+        self._on_slow = on_slow
         self._slow: set[int] = set()
         self._watches: dict[int, BusyWatchdog] = {}
         self._ended = threading.Event()
@@ -280,7 +288,12 @@ class Heartbeats:
             )
         if watch.busy_s < self._slow_s:
             self._slow.discard(connection.number)
-        elif connection.number not in self._slow and (place := agent.oldest_call):
+        elif connection.number in self._slow:
+            return
+        elif self._on_slow is not None:
+            self._slow.add(connection.number)
+            self._on_slow()
+        elif place := agent.oldest_call:
             # The stacks that are written before the worker is killed do not show it.
             self._slow.add(connection.number)
             connection.log.warning(

@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 _DIGITS: Final = 12
 
 
-def load_handler(settings: FunctionSettings, *, function: str, log: BoundLogger) -> type[Handler]:
-    """Return the class of a function's handler, set up for this process.
+def load_handler(
+    settings: FunctionSettings, *, function: str, log: BoundLogger, is_set_up: bool = True
+) -> type[Handler]:
+    """Return the class of a function's handler; see `plugins.find` and `plugins.set_up`.
 
-    See `plugins.find` and `plugins.set_up`.
+    Args:
+        settings: the settings of the function.
+        function: its name.
+        log: where events go.
+        is_set_up: whether this process calls the handler.
 
     Raises:
         PluginError: it cannot be loaded or set up. The traceback of what its code raised is in
@@ -37,7 +43,10 @@ def load_handler(settings: FunctionSettings, *, function: str, log: BoundLogger)
     process = os.getpid()
     try:
         handler = plugins.find(settings.handler).load()
-        plugins.set_up(handler)
+        if settings.partitions > 1:
+            plugins.check_partitions(settings.handler, handler)
+        if is_set_up:
+            plugins.set_up(handler)
     except PluginError as error:
         error.function = function
         if isinstance(error, HandlerImportError | WorkerSetupError):

@@ -22,6 +22,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from kapudf_cli.agent import refused_writes
 from kapudf_cli.agent.agent import ConnectionSummary, Reason
 from kapudf_cli.agent.handover import HandoverState
@@ -54,6 +56,8 @@ from kapudf_cli.worker.channel import (
 )
 from kapudf_cli.worker.connections import Connections, Function, Heartbeats, where
 from kapudf_cli.worker.loading import code_files, code_of, load_handler
+from kapudf_cli.worker.partition_host import PartitionHost, end_with_parent
+from kapudf_cli.worker.partition_pool import ForkedPartition, PartitionPool
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
@@ -109,10 +113,12 @@ class Worker:
         """Serve until told to stop; without a supervisor, until the last connection has ended."""
         # The supervisor watches the limit.
         limit_s = self._function.settings.busy_limit_s
+        partitions = self._function.partitions
         heartbeats = Heartbeats(
             self._connections,
             lambda _: math.inf,
             slow_s=max(limit_s - _SLOW_BEFORE_S, limit_s / 2),
+            on_slow=None if partitions is None else partitions.write_stacks,
         )
         # Only the supervisor stops a worker: not a Ctrl-C, and not systemd, which signals every
         # process of the service.
@@ -136,6 +142,8 @@ class Worker:
             # The last connection may have ended after the last reports were sent.
             self._send_reports()
             heartbeats.stop()
+        if partitions is not None:
+            partitions.close()
 
     def _is_done(self) -> bool:
         return (self._stopping or self._orphaned) and not self._connections.current()
@@ -308,8 +316,8 @@ class Worker:
                 self._channel.send(self._reports.get_nowait())
 
 
-def _load(begin: Start, log: BoundLogger) -> tuple[Function, Ready]:
-    """Load the handler; return the function and the report of it.
+def _load(begin: Start, log: BoundLogger, dump: int) -> tuple[Function, Ready]:
+    """Load the handler, also in partitions; return the function and the report of it.
 
     Raises:
         PluginError: it cannot be loaded.
@@ -318,8 +326,15 @@ def _load(begin: Start, log: BoundLogger) -> tuple[Function, Ready]:
     with contextlib.suppress(OSError):
         os.chdir(begin.folder)
     before = fork_safety.Baseline()
+    partitions = None
+    if begin.settings.partitions > 1 and begin.partition is None and not begin.is_template:
+        partitions = PartitionPool.start(begin, dump, log)
     try:
-        handler = load_handler(begin.settings, function=begin.name, log=log)
+        # Where there are partitions, only they call the handler.
+        is_set_up = partitions is None
+        handler = load_handler(begin.settings, function=begin.name, log=log, is_set_up=is_set_up)
+        if partitions is not None:
+            partitions.watch()
     except KeyboardInterrupt as error:
         # Ctrl-C does not reach this process, so it is the handler's code that raised it.
         problem = f"{begin.settings.handler} cannot be loaded: it raised {describe(error)}"
@@ -337,8 +352,9 @@ def _load(begin: Start, log: BoundLogger) -> tuple[Function, Ready]:
         if script is not None:
             script.end_unused()
         before.check(handler)
-    ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)))
-    return Function(begin.name, handler, begin.settings), ready
+    pids = () if partitions is None else partitions.pids
+    ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)), pids)
+    return Function(begin.name, handler, begin.settings, partitions), ready
 
 
 def _fitting(files: list[str]) -> tuple[str, ...]:
@@ -358,10 +374,12 @@ def main(descriptor: int) -> None:
     log = logs.get_logger()
     dump, record = descriptors
     _dump_stacks_to(dump)
+    if begin.partition is not None:
+        end_with_parent()
     with logs.prints_logged():
         try:
             try:
-                function, ready = _load(begin, log)
+                function, ready = _load(begin, log, dump)
             except PluginError as error:
                 _fail(channel, error, is_template=begin.is_template)
                 return
@@ -371,6 +389,8 @@ def main(descriptor: int) -> None:
                 return  # The supervisor has ended meanwhile.
             if begin.is_template:
                 _be_template(channel, function, ready, log)
+            elif begin.partition is not None:
+                PartitionHost(channel, function, begin.partition).run()
             else:
                 Worker(channel, WorkerRecord(record), function, ready, log).run()
         except OSError:
@@ -389,20 +409,32 @@ def _fail(channel: Channel, error: PluginError, *, is_template: bool) -> None:
     """Report that the handler cannot be loaded."""
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     failure = Failed(shorten(f"{error}{notes}", TEXT_CHARACTERS), error.is_usage_error)
-    channel.send(failure)
+    with contextlib.suppress(BrokenPipeError):  # A worker ends at the first partition that fails.
+        channel.send(failure)
     if is_template:
         template.fail_workers(channel, failure)
 
 
 def _be_template(channel: Channel, function: Function, ready: Ready, log: BoundLogger) -> None:
     """Fork workers; in each of them, be the worker."""
-    forked = template.fork_workers(channel, ready)
+    forked = template.fork_workers(channel)
     if forked is None:
         return
     status = 1
     try:
         _dump_stacks_to(forked.dump)
         function = dataclasses.replace(function, name=forked.order.name)
+        if (count := function.settings.partitions) > 1:
+            found = PartitionPool.fork(count, forked.dump, log)
+            if isinstance(found, ForkedPartition):
+                forked.close()
+                _dump_stacks_to(found.dump)
+                PartitionHost(found.channel, function, found.number).run()
+                logs.exit_at_once(0)
+            found.watch()
+            function = dataclasses.replace(function, partitions=found)
+            ready = msgspec.structs.replace(ready, partitions=found.pids)
+        forked.channel.send(ready)
         Worker(forked.channel, WorkerRecord(forked.record), function, ready, log).run()
         status = 0
     except Exception:

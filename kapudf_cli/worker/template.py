@@ -15,12 +15,9 @@ import socket
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from kapudf_cli.worker.channel import Channel, Failed, Fork, Forked
-
-if TYPE_CHECKING:
-    from kapudf_cli.worker.channel import Ready
 
 #: A worker's end of the channel, and its memory files for stacks and its record.
 _DESCRIPTORS_OF_FORK: Final = 3
@@ -54,12 +51,8 @@ class ForkedWorker:
         os.close(self.record)
 
 
-def fork_workers(channel: Channel, ready: Ready) -> ForkedWorker | None:
-    """Fork a worker for each `Fork` of the supervisor.
-
-    Args:
-        channel: that of the template.
-        ready: what was loaded; each worker reports it.
+def fork_workers(channel: Channel) -> ForkedWorker | None:
+    """Fork a worker for each `Fork` of the supervisor, which is at the other end of `channel`.
 
     Returns:
         In each worker, what it was given; in the template, None once it is to exit.
@@ -83,7 +76,6 @@ def fork_workers(channel: Channel, ready: Ready) -> ForkedWorker | None:
             os.setpgid(0, 0)
             reseed()
             worker.channel.send(Forked(os.getpid()))
-            worker.channel.send(ready)
             return worker
         worker.close()
     return None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kapudf_cli.agent.agent import Agent
 from kapudf_cli.agent.checkpoints import ResumePlan
 from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
+from kapudf_cli.agent.partitions import LocalPartitions
 from kapudf_cli.client.driver import KapacitorSide
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from tests.journal.connections import DyingHeader, JournaledConnection, WorkerDiedError
 from tests.peers import encoded, in_thread
 from tests.serve_process import PATIENCE_S
@@ -26,6 +28,17 @@ if TYPE_CHECKING:
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
 
+def local_partitions(
+    handler: Any, count: int, on_error: OnError = DEFAULT_ON_ERROR
+) -> LocalPartitions | None:
+    """Return partitions of a handler in the agent's thread, None for one instance."""
+    if count == 1:
+        return None
+    return LocalPartitions(
+        handler, count, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_error=on_error
+    )
+
+
 class ServedAgent:
     """One agent of a connection; the connection may outlive it."""
 
@@ -36,6 +49,7 @@ class ServedAgent:
         *,
         on_error: OnError,
         resume_plan: ResumePlan | None,
+        partitions: int = 1,
     ) -> None:
         self.stream = stream
         #: The header that makes it die, None if it does not die.
@@ -46,6 +60,7 @@ class ServedAgent:
             stream,
             handler,
             on_error=on_error,
+            partitions=local_partitions(handler, partitions, on_error),
             checkpoints=stream,
             resume_plan=resume_plan,
             on_init=stream.record_task,
@@ -65,7 +80,11 @@ class ServedAgent:
 
 
 class JournaledTask:
-    """The journaled connection of a task, with Kapacitor's side at the other end."""
+    """The journaled connection of a task, with Kapacitor's side at the other end.
+
+    Attributes:
+        partitions: how many partitions the handler of the next agent has.
+    """
 
     def __init__(
         self,
@@ -73,7 +92,9 @@ class JournaledTask:
         *,
         on_error: OnError = DEFAULT_ON_ERROR,
         snapshot_interval_s: float = 3600.0,
+        partitions: int = 1,
     ) -> None:
+        self.partitions = partitions
         self.kept = JournaledConnection()
         self._handler = handler
         self._on_error = on_error
@@ -121,7 +142,11 @@ class JournaledTask:
             dying = held.header = DyingHeader(held, over="commit", after=after, survives=survives)
         stream = self.kept.serve(snapshot_interval_s=self._snapshot_interval_s, held=held)
         served = ServedAgent(
-            stream, handler or self._handler, on_error=self._on_error, resume_plan=resumption
+            stream,
+            handler or self._handler,
+            on_error=self._on_error,
+            resume_plan=resumption,
+            partitions=self.partitions,
         )
         served.dying_header = dying
         self._agents.append(served)

@@ -1,0 +1,424 @@
+"""The line of a partitioned handler: input that is not handled, in its order; sans-I/O.
+
+The line splits input into parts. A part has the frames of consecutive points and batches, and a
+share of them for each partition. Partitions return their shares in any order. A part leaves the
+line when all of its shares are back and all parts before it have left. So output leaves in the
+order of the input, and at any time the handled input is a prefix of the input.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+from typing import TYPE_CHECKING, Final
+
+from kapudf_cli.protocol.codec import REQUESTS
+from kapudf_cli.protocol.errors import ProtocolError, UndecodableMessageError
+from kapudf_cli.protocol.framing import (
+    DEFAULT_MAX_FRAME_BYTES,
+    MAX_VARINT,
+    FrameReader,
+    frame_body,
+)
+from kapudf_cli.protocol.input_window import Frame
+from kapudf_cli.protocol.raw_points import (
+    LONG_HEAD_BYTES,
+    MAX_SHORT_FRAME_BYTES,
+    MIN_LONG_FRAME_BYTES,
+    SHORT_HEAD_BYTES,
+)
+from kapudf_cli.protocol.request_reader import RequestReader
+from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kapudf_cli.agent.partition_messages import Failure, Result
+    from kapudf_cli.protocol.order import IncomingOrder
+    from kapudf_cli.protocol.raw_points import RawPoint
+    from kapudf_cli.protocol.request_reader import ReadRequest
+
+_DATA: Final = frozenset({BeginBatch, Point, EndBatch})
+#: So many groups are remembered with their partitions.
+_MAX_KNOWN_GROUPS: Final = 100_000
+#: Tags of fields of a point, as they are encoded: time, name, database, retention policy, group.
+_TIME, _NAME, _DATABASE, _POLICY, _GROUP = 0x08, 0x12, 0x1A, 0x22, 0x2A
+#: Bytes of a varint that another one follows are not below this.
+_CONTINUES: Final = 0x80
+#: The bytes of a time after 1971 and before 2262, in nanoseconds.
+_TIME_BYTES: Final = 9
+
+
+def partition_of(group: bytes, count: int) -> int:
+    """Return which of `count` partitions has a group, the same in every process."""
+    digest = hashlib.blake2b(group, digest_size=8).digest()
+    return int.from_bytes(digest, "little") % count
+
+
+def group_of(raw: RawPoint) -> bytes:
+    """Return the group of an undecoded point; b"" if the bytes are not a point.
+
+    The point is not decoded if it has the form that Kapacitor sends.
+    """
+    size = len(raw)
+    try:
+        place = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
+        if MAX_SHORT_FRAME_BYTES < size < MIN_LONG_FRAME_BYTES:
+            return _decoded_group(raw)
+        end = place + _TIME_BYTES
+        if raw[place] == _TIME and raw[end] < _CONTINUES <= min(raw[place + 1 : end]):
+            place = end + 1
+            # Each length takes one byte if the text is short.
+            if raw[place] == _NAME and raw[place + 1] < _CONTINUES:
+                place += 2 + raw[place + 1]
+            if raw[place] == _DATABASE and raw[place + 1] < _CONTINUES:
+                place += 2 + raw[place + 1]
+            if raw[place] == _POLICY and raw[place + 1] < _CONTINUES:
+                place += 2 + raw[place + 1]
+            if raw[place] == _GROUP and raw[place + 1] < _CONTINUES:
+                return raw[place + 2 : place + 2 + raw[place + 1]]
+        return _decoded_group(raw)
+    except IndexError:
+        return _decoded_group(raw)
+
+
+def _decoded_group(raw: bytes) -> bytes:
+    try:
+        (message,) = FrameReader(REQUESTS.decode_in, len(raw)).feed(raw)
+    except ProtocolError:
+        return b""
+    return message.group.encode() if isinstance(message, Point) else b""
+
+
+class Part:
+    """Consecutive frames of the input, with a share for each partition.
+
+    Attributes:
+        start: where the first frame starts in the input, in bytes.
+        end: where the frame after the last one starts.
+        route: the partition of each frame.
+        shares: the frames of each partition that gets any.
+        in_batch: whether it begins inside a batch.
+        begins: the numbers of the frames that begin a batch.
+        ends: the numbers of those that end one.
+        results: what the partitions have returned.
+        is_repeated: whether an earlier agent has sent the output.
+    """
+
+    __slots__ = (
+        "begins",
+        "end",
+        "ends",
+        "in_batch",
+        "is_repeated",
+        "results",
+        "route",
+        "shares",
+        "start",
+    )
+
+    def __init__(self, start: int, *, in_batch: bool) -> None:
+        """Begin without frames at an offset."""
+        self.start = self.end = start
+        self.in_batch = in_batch
+        self.route = bytearray()
+        self.shares: dict[int, bytes] = {}
+        self.begins: list[int] = []
+        self.ends: list[int] = []
+        self.results: dict[int, Result] = {}
+        self.is_repeated = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all partitions have returned their shares."""
+        return len(self.results) == len(self.shares)
+
+    def first_failure(self) -> tuple[int, Failure] | None:
+        """Return the number of the first frame that was not handled, and why; None if all were."""
+        found = [
+            (self.place(partition, result.failure.frame), result.failure)
+            for partition, result in self.results.items()
+            if result.failure is not None
+        ]
+        return min(found, key=lambda each: each[0], default=None)
+
+    def outputs(self, count: int) -> list[bytes]:
+        """Return what was written for the first `count` frames, in their order."""
+        route = self.route[:count]
+        left = {number: iter(result.outputs) for number, result in self.results.items()}
+        counted = {number: result.counts for number, result in self.results.items()}
+        if all(counts is None for counts in counted.values()):
+            following = {number: outputs.__next__ for number, outputs in left.items()}
+            return [following[number]() for number in route]
+        sizes = {
+            number: itertools.repeat(1) if counts is None else iter(counts)
+            for number, counts in counted.items()
+        }
+        return [
+            output
+            for number in route
+            for output in itertools.islice(left[number], next(sizes[number]))
+        ]
+
+    @property
+    def only_points(self) -> bool:
+        """Whether all that was written are points."""
+        return all(result.only_points for result in self.results.values())
+
+    def tally(self, count: int) -> tuple[int, int, int, int]:
+        """Return the points, batches, failures and dropped points of the first `count` frames."""
+        batches = sum(number < count for number in self.ends)
+        points = count - batches - sum(number < count for number in self.begins)
+        failures = dropped = 0
+        for partition, result in self.results.items():
+            for each in result.passed:
+                if self.place(partition, each.frame) < count:
+                    failures += each.failures
+                    dropped += each.points
+        return points, batches, failures, dropped
+
+    def ends_in_batch(self, count: int) -> bool:
+        """Return whether a batch is open after the first `count` frames."""
+        begun = max((number for number in self.begins if number < count), default=-1)
+        ended = max((number for number in self.ends if number < count), default=-1)
+        return self.in_batch if begun == ended else begun > ended
+
+    def place(self, partition: int, number: int) -> int:
+        """Return the number in the part of a frame that has this number in a share."""
+        places = (place for place, each in enumerate(self.route) if each == partition)
+        return next(itertools.islice(places, number, None))
+
+
+class PartitionLine:
+    """Splits input into parts, and keeps it until it is handled.
+
+    Attributes:
+        offset: where the first frame starts that is not handled, in bytes.
+        parts: the parts that have not left the line.
+        frames: how many frames they have.
+        batch: the partition of the batch that is open where the next part begins; None outside
+            of a batch.
+        next_offset: where the frame after those in parts starts.
+        error: why no more frames can be split off; None if they can.
+    """
+
+    def __init__(self, count: int, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        """Begin at offset 0, with a number of partitions and a limit for the length of a frame."""
+        self._count = count
+        self._max_frame_bytes = max_frame_bytes
+        self._numbers: dict[bytes, int] = {}
+        self._bytes = bytearray()
+        self.offset = 0
+        self.parts: collections.deque[Part] = collections.deque()
+        self.frames = 0
+        self.batch: int | None = None
+        self.error: ProtocolError | None = None
+        self._begin(0)
+
+    def _begin(self, offset: int) -> None:
+        self._reader = RequestReader(self._max_frame_bytes)
+        self._reader.raw = True
+        self._reader.resume_at(offset)
+        self._reading: Iterator[ReadRequest] = iter(())
+        self._unread: list[bytes] = []
+        # The frame after those in parts.
+        self._next: ReadRequest | None = None
+        self.next_offset = offset
+
+    # --- input ---
+
+    def feed(self, data: bytes) -> None:
+        """Add input."""
+        self._bytes += data
+        self._unread.append(data)
+
+    def peek(self) -> ReadRequest | None:
+        """Return the frame after those in parts, None if there is none."""
+        if self._next is None and self._unread and self.error is None:
+            self._reading = iter(self._reader.feed(b"".join(self._unread)))
+            self._unread.clear()
+            self._advance()
+        return self._next
+
+    def _advance(self) -> ReadRequest | None:
+        """Go on to the next frame, and return it."""
+        try:
+            self._next = next(self._reading, None)
+        except ProtocolError as error:
+            error.offset = self._reader.offset
+            self.error, self._next = error, None
+        self.next_offset = self._reader.offset
+        return self._next
+
+    def take(self) -> Frame:
+        """Take the next frame, which is no data."""
+        message, offset = self._next, self.next_offset
+        assert message is not None
+        self._advance()
+        return Frame(offset, self.next_offset, message)
+
+    def split(
+        self, order: IncomingOrder, *, most: int, until: float, stops_before_batch: bool = False
+    ) -> Part | None:
+        """Put frames with data into a part at the end of the line.
+
+        Args:
+            order: the state of the conversation, which is updated.
+            most: the most frames.
+            until: no frame is taken that starts at this offset or later.
+            stops_before_batch: whether the part ends before the next BeginBatch.
+
+        Returns:
+            The part; None if the next frame may not come now, or must wait.
+        """
+        part = Part(self.next_offset, in_batch=self.batch is not None)
+        route, numbers, reader = part.route, self._numbers, self._reader
+        shares: dict[int, list[bytes]] = {number: [] for number in range(self._count)}
+        known = numbers.get
+        message = self._next
+        while message is not None and len(route) < most and self.next_offset < until:
+            if isinstance(message, bytes):
+                if not order.takes_points and not self._receive(order, Point):
+                    break
+                number = self.batch
+                if number is None:
+                    group = group_of(message)
+                    number = known(group)
+                    if number is None:
+                        number = self._number(group)
+                shares[number].append(message)
+                route.append(number)
+                # As in `_advance`; a call for each point costs time.
+                try:
+                    message = next(self._reading, None)
+                except ProtocolError as error:
+                    error.offset = reader.offset
+                    self.error, message = error, None
+                self._next, self.next_offset = message, reader.offset
+                continue
+            kind = kind_of(message)
+            if kind is None or kind not in _DATA or (kind is BeginBatch and stops_before_batch):
+                break
+            if not self._receive(order, kind):
+                break
+            number = self._number_of(message, kind)
+            self._note_batch(part, kind, number)
+            start = self.next_offset
+            message = self._advance()
+            frame = self._bytes[start - self.offset : self.next_offset - self.offset]
+            shares[number].append(bytes(frame))
+            route.append(number)
+        if not route:
+            return None
+        part.end = self.next_offset
+        part.shares = {number: b"".join(share) for number, share in shares.items() if share}
+        self.parts.append(part)
+        self.frames += len(route)
+        return part
+
+    def _receive(self, order: IncomingOrder, kind: type) -> bool:
+        """Check that a frame may come now; if not, no more frames are split off."""
+        try:
+            order.receive(kind)
+        except ProtocolError as error:
+            error.offset = self.next_offset
+            self.error, self._next = error, None
+            return False
+        return True
+
+    def _note_batch(self, part: Part, kind: type, number: int) -> None:
+        if kind is BeginBatch:
+            part.begins.append(len(part.route))
+            self.batch = number
+        elif kind is EndBatch:
+            part.ends.append(len(part.route))
+            self.batch = None
+
+    def _number_of(self, message: ReadRequest, kind: type) -> int:
+        """Return the partition of a frame that is no raw point."""
+        if kind is not BeginBatch and self.batch is not None:
+            return self.batch
+        group = message.group if isinstance(message, BeginBatch) else ""
+        return self._number(group.encode())
+
+    def _number(self, group: bytes) -> int:
+        if len(self._numbers) >= _MAX_KNOWN_GROUPS:
+            self._numbers.clear()
+        number = self._numbers[group] = partition_of(group, self._count)
+        return number
+
+    # --- results ---
+
+    def note(self, partition: int, result: Result) -> None:
+        """Note the result for the oldest share of a partition that has none yet."""
+        part = next(
+            each
+            for each in self.parts
+            if partition in each.shares and partition not in each.results
+        )
+        part.results[partition] = result
+
+    def first_done(self) -> Part | None:
+        """Return the first part if all of its shares are back."""
+        return self.parts[0] if self.parts and self.parts[0].is_done else None
+
+    def leave(self) -> None:
+        """Remove the first part, and count its input as handled."""
+        part = self.parts.popleft()
+        self.frames -= len(part.route)
+        self.advance(part.end)
+
+    def place(self, part: Part, number: int) -> tuple[int, int]:
+        """Return where a frame of the first part starts and ends in the input."""
+        reader = FrameReader(frame_body, MAX_VARINT)
+        reader.resume_at(part.start)
+        frames = bytes(self._bytes[part.start - self.offset : part.end - self.offset])
+        starts = [*(reader.offset for _ in reader.feed(frames)), part.end]
+        return starts[number], starts[number + 1]
+
+    def advance(self, offset: int) -> None:
+        """Forget the input before `offset`: it was handled."""
+        del self._bytes[: offset - self.offset]
+        self.offset = offset
+
+    def rewind(self, *, batch: int | None) -> None:
+        """Split the input from `offset` on again, for a new handler; see `batch`."""
+        self.parts.clear()
+        self.frames = 0
+        self.batch = batch
+        self.error = None
+        self._begin(self.offset)
+        self._unread.append(bytes(self._bytes))
+
+    @property
+    def unhandled_bytes(self) -> int:
+        """The length of the input that is not handled."""
+        return len(self._bytes)
+
+    # --- see `Input` in `recovery` ---
+
+    @property
+    def rest(self) -> bytes:
+        """The input that is not handled."""
+        return bytes(self._bytes)
+
+    def resume_at(self, offset: int) -> None:
+        """Set the offset of the first byte; call it before anything is fed."""
+        self.offset = offset
+        self._begin(offset)
+
+    def finish(self) -> None:
+        """Check that the input ended at the end of a frame.
+
+        Raises:
+            TruncatedFrameError: it ended inside a frame.
+        """
+        self._reader.finish()
+
+
+def kind_of(message: ReadRequest) -> type | None:
+    """Return the class of a request, None if it is unknown."""
+    if isinstance(message, UndecodableMessageError):
+        return message.kind
+    return Point if isinstance(message, bytes) else type(message)
