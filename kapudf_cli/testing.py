@@ -91,16 +91,22 @@ class Task:
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, handler: type[Handler]) -> Iterator[Self]:
+    def of(cls, handler: type[Handler], *, partitions: int = 1) -> Iterator[Self]:
         """Connect to a handler of this class, outside of a pytest test.
+
+        Args:
+            handler: the class.
+            partitions: how many instances of it share the groups, as with the setting.
 
         Raises:
             TypeError: `kapudf serve` would refuse the class.
             WorkerSetupError: its `setup_worker` raised. It is called once in each process.
         """
         definition.check(handler)
+        if partitions > 1:
+            definition.check_partitions(handler)
         plugins.set_up(handler)
-        with served(handler, timeout_s=_TIMEOUT_S) as one:
+        with served(handler, timeout_s=_TIMEOUT_S, partitions=partitions) as one:
             yield cls(one.side)
 
     def info(self) -> InfoResponse:
@@ -200,8 +206,15 @@ class Task:
 class StartTask(Protocol):
     """The type of the fixture `udf`."""
 
-    def __call__(self, handler: type[Handler], options: Options | None = None) -> Task:
+    def __call__(
+        self, handler: type[Handler], options: Options | None = None, *, partitions: int = 1
+    ) -> Task:
         """Start a task that calls this handler with these options; return it after Init.
+
+        Args:
+            handler: the class of the handler.
+            options: its options.
+            partitions: how many instances of it share the groups, as with the setting.
 
         Raises:
             TaskFailedError: the handler refused, or raised.
@@ -214,8 +227,10 @@ def udf() -> Iterator[StartTask]:
     """Start tasks: `udf(Handler, options)` returns a Task that is past Init."""
     with contextlib.ExitStack() as tasks:
 
-        def start(handler: type[Handler], options: Options | None = None) -> Task:
-            task = tasks.enter_context(Task.of(handler))
+        def start(
+            handler: type[Handler], options: Options | None = None, *, partitions: int = 1
+        ) -> Task:
+            task = tasks.enter_context(Task.of(handler, partitions=partitions))
             task.init(options)
             return task
 

@@ -49,6 +49,7 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
     "remove_stale": [0, 1, "true", "yes", None, [], {}, {"a": True}],
     "preload": [0, 1, "true", "yes", None, [], {}, {"a": True}],
     "standby": [-1, 9, 1.5, True, "1", None, [], {}],
+    "partitions": [0, -1, 65, 1.5, True, "2", None, [], {}],
     "max_frame_bytes": [
         1023, -1, 0, 2**32, 1e6, "1024", True, None, [], [2048], {}, {"max": 2048},
     ],
@@ -347,6 +348,7 @@ def test_a_path_that_no_file_can_have_is_a_fault(character: str) -> None:
     ("settings", "problem"),
     [
         ({"preload": True, "workers": 0}, "preload: needs workers"),
+        ({"partitions": 2, "workers": 0}, "partitions: needs workers"),
         ({"standby": 1, "workers": 0}, "standby: needs workers"),
         ({"preload": True, "standby": 1}, "standby: a preloaded worker needs none"),
     ],

@@ -56,11 +56,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-INDEX, TUTORIAL, GUIDE, REFERENCE, ASYNC, MODELS, MIGRATION = (
+INDEX, TUTORIAL, GUIDE, REFERENCE, ASYNC, MODELS, MIGRATION, SCALING = (
     ROOT / "docs" / f"{name}.md"
     for name in (
         "index", "tutorial", "writing-handlers", "handler-reference", "async-handlers", "models",
-        "migration",
+        "migration", "scaling",
     )
 )  # fmt: skip
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -274,6 +274,19 @@ def test_a_handler_without_state_has_an_empty_snapshot(
     load: Callable[..., ModuleType], udf: StartTask
 ) -> None:
     assert udf(load("double").Double).snapshot() == b""
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_a_state_of_the_handlers_own_is_joined_and_split(
+    load: Callable[..., ModuleType], udf: StartTask, partitions: int
+) -> None:
+    handler = load("divided", SCALING).Divided
+    sent = [Point(time=number, group=f"g{number % 4}") for number in range(8)]
+    before = udf(handler, partitions=2)
+    assert values(before.send(*sent).points, "count") == [1] * 4 + [2] * 4
+    after = udf(handler, partitions=partitions)
+    after.restore(before.snapshot())
+    assert values(after.send(*sent[:4]).points, "count") == [3] * 4
 
 
 def test_the_rate_goes_by_group_unit_and_time(

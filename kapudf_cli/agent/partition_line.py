@@ -273,11 +273,12 @@ class PartitionLine:
             The part; None if the next frame may not come now, or must wait.
         """
         part = Part(self.next_offset, in_batch=self.batch is not None)
-        route, numbers, reader = part.route, self._numbers, self._reader
+        route, reader = part.route, self._reader
         shares: dict[int, list[bytes]] = {number: [] for number in range(self._count)}
-        known = numbers.get
-        message = self._next
-        while message is not None and len(route) < most and self.next_offset < until:
+        takes = {number: share.append for number, share in shares.items()}
+        known = self._numbers.get
+        message, offset = self._next, self.next_offset
+        while message is not None and len(route) < most and offset < until:
             if isinstance(message, bytes):
                 if not order.takes_points and not self._receive(order, Point):
                     break
@@ -287,7 +288,7 @@ class PartitionLine:
                     number = known(group)
                     if number is None:
                         number = self._number(group)
-                shares[number].append(message)
+                takes[number](message)
                 route.append(number)
                 # As in `_advance`; a call for each point costs time.
                 try:
@@ -295,8 +296,9 @@ class PartitionLine:
                 except ProtocolError as error:
                     error.offset = reader.offset
                     self.error, message = error, None
-                self._next, self.next_offset = message, reader.offset
+                offset = reader.offset
                 continue
+            self._next, self.next_offset = message, offset
             kind = kind_of(message)
             if kind is None or kind not in _DATA or (kind is BeginBatch and stops_before_batch):
                 break
@@ -304,14 +306,15 @@ class PartitionLine:
                 break
             number = self._number_of(message, kind)
             self._note_batch(part, kind, number)
-            start = self.next_offset
             message = self._advance()
-            frame = self._bytes[start - self.offset : self.next_offset - self.offset]
-            shares[number].append(bytes(frame))
+            frame = self._bytes[offset - self.offset : self.next_offset - self.offset]
+            takes[number](bytes(frame))
             route.append(number)
+            offset = self.next_offset
+        self._next, self.next_offset = None if self.error else message, offset
         if not route:
             return None
-        part.end = self.next_offset
+        part.end = offset
         part.shares = {number: b"".join(share) for number, share in shares.items() if share}
         self.parts.append(part)
         self.frames += len(route)

@@ -200,6 +200,9 @@ class Merger:
 
 def _runs(frames: list[bytes]) -> Iterator[list[bytes]]:
     """Yield frames in pieces that are flushed at once."""
+    if sum(map(len, frames)) <= FLUSH_BYTES:
+        yield frames
+        return
     run: list[bytes] = []
     size = 0
     for frame in frames:

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kapudf_cli.agent.agent import Agent
+from kapudf_cli.agent.error_policy import DEFAULT_ON_ERROR
+from kapudf_cli.agent.partitions import LocalPartitions
 from kapudf_cli.client.driver import KapacitorSide, ask_info, why_not_connected
 from kapudf_cli.client.errors import TASK_FAILS, ProbeError, TargetError, UdfFaultError, failed
+from kapudf_cli.protocol.framing import DEFAULT_MAX_FRAME_BYTES
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system.peers import peer_credentials
 from kapudf_cli.system.stacks import plugin_calls
@@ -183,10 +186,17 @@ class SocketTarget:
 
 @dataclass(frozen=True)
 class HandlerTarget:
-    """A handler's class, with an instance for each connection; see `Target`."""
+    """A handler's class, with an instance for each connection; see `Target`.
+
+    Attributes:
+        name: the name in messages.
+        handler: the class.
+        partitions: how many instances share the groups of a connection.
+    """
 
     name: str
     handler: type[Handler]
+    partitions: int = 1
 
     @contextlib.contextmanager
     def open(self, *, timeout_s: float) -> Iterator[Connection]:
@@ -201,7 +211,9 @@ class HandlerTarget:
         def ending(timeout_s: float) -> Ending | None:
             return _ending(summaries[0]) if ended.wait(timeout_s) else None
 
-        with served(self.handler, timeout_s=timeout_s, on_end=on_end) as handler:
+        with served(
+            self.handler, timeout_s=timeout_s, on_end=on_end, partitions=self.partitions
+        ) as handler:
             yield Connection(handler.side, os.getpid(), ending, drains=True, where=handler.where)
 
 
@@ -239,6 +251,7 @@ def served(
     *,
     timeout_s: float,
     on_end: Callable[[ConnectionSummary], None] = lambda _: None,
+    partitions: int = 1,
 ) -> Iterator[ServedHandler]:
     """Serve a handler on a socket pair, with the agent of `kapudf serve`.
 
@@ -246,9 +259,11 @@ def served(
         handler: makes the handler; usually its class.
         timeout_s: how long each wait may take, including the wait for the agent's end.
         on_end: called in another thread with the summary of the connection.
+        partitions: how many instances of the handler's class share the groups. They are called
+            one after the other.
     """
     ours, theirs = socket.socketpair()
-    agent = Agent(SocketStream(theirs), handler)
+    agent = Agent(SocketStream(theirs), handler, partitions=_partitions(handler, partitions))
     thread = threading.Thread(target=lambda: on_end(agent.run()), name="in-process", daemon=True)
     thread.start()
     try:
@@ -256,6 +271,14 @@ def served(
             yield ServedHandler(side, agent, thread)
     finally:
         thread.join(timeout_s)
+
+
+def _partitions(handler: HandlerFactory, count: int) -> LocalPartitions | None:
+    if count == 1 or not isinstance(handler, type):
+        return None
+    return LocalPartitions(
+        handler, count, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_error=DEFAULT_ON_ERROR
+    )
 
 
 def describe(handler: HandlerFactory) -> InfoResponse:

@@ -342,6 +342,15 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "script for InfluxData's Python agent: 'script.py arguments'.",
     )
     @click.option(
+        "--partitions",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="With --handler: share the groups among N instances of it, as the setting does. They "
+        "are called one after the other, so it takes no less time.",
+    )
+    @click.option(
         "--traceback",
         is_flag=True,
         expose_value=False,
@@ -350,9 +359,15 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(command)
     def with_target(
-        *args: Any, socket: str | None, command: str | None, handler: str | None, **kwargs: Any
+        *args: Any,
+        socket: str | None,
+        command: str | None,
+        handler: str | None,
+        partitions: int,
+        **kwargs: Any,
     ) -> Any:
-        return with_target.__wrapped__(*args, target=_target(socket, command, handler), **kwargs)
+        target = _target(socket, command, handler, partitions)
+        return with_target.__wrapped__(*args, target=target, **kwargs)
 
     return with_target
 
@@ -362,7 +377,9 @@ def _keep_traceback(ctx: click.Context, param: click.Parameter, value: bool) -> 
     ctx.meta[WHOLE_TRACEBACKS] = value
 
 
-def _target(socket: str | None, command: str | None, handler: str | None) -> Target:
+def _target(
+    socket: str | None, command: str | None, handler: str | None, partitions: int
+) -> Target:
     from kapudf_cli import plugins
     from kapudf_cli.client.command_target import CommandTarget
     from kapudf_cli.client.errors import TargetError
@@ -377,6 +394,8 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
     if len(given) != 1:
         wrong = "select only one UDF" if given else "select a UDF"
         raise click.UsageError(f"{wrong}: --socket PATH, --exec 'COMMAND …' or --handler NAME")
+    if partitions > 1 and handler is None:
+        raise click.UsageError("--partitions needs --handler; remove it, or the other UDF")
     if command is not None:
         try:
             stderr = sys.stderr.buffer
@@ -389,8 +408,10 @@ def _target(socket: str | None, command: str | None, handler: str | None) -> Tar
         with own_stdout():
             # Output that a module prints at import is not a result.
             loaded = plugin.load()
+            if partitions > 1:
+                plugins.check_partitions(handler, loaded)
             plugins.set_up(loaded)
-            return HandlerTarget(handler, loaded)
+            return HandlerTarget(handler, loaded, partitions)
     return SocketTarget(os.fspath(socket or ""))
 
 

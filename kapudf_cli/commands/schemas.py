@@ -83,6 +83,15 @@ class Template(Process):
     state: Literal["starting", "ready"]
 
 
+class Partition(TypedDict):
+    """A partition of a worker, which is a process."""
+
+    partition: Annotated[int, Meta(description="Its number, from 0 in each worker.")]
+    pid: int
+    rss_mb: float
+    cpu_s: Annotated[float, Meta(description="Processor time that it has used.")]
+
+
 class Worker(TypedDict):
     """A worker process."""
 
@@ -91,8 +100,9 @@ class Worker(TypedDict):
     state: str
     is_adopted: Annotated[bool, Meta(description="Whether an earlier supervisor started it.")]
     connections: int
-    rss_mb: float
+    rss_mb: Annotated[float, Meta(description="Resident memory, with that of its partitions.")]
     age_s: float
+    partitions: list[Partition]
 
 
 class Code(TypedDict):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import functools
 import os
 import resource
+import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.errors import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+#: Of prctl(2).
+_PR_SET_PDEATHSIG: Final = 1
 #: Indexes into the fields of /proc/PID/stat that follow the command's name; see proc(5).
 _STATE, _PARENT = 0, 1
 _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM = 11, 12, 13, 14
@@ -89,6 +93,12 @@ def _stat(pid: int) -> list[str] | None:
             return stat.read().rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, whatever it does then."""
+    with contextlib.suppress(OSError, AttributeError):  # Not on Linux.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 @functools.cache

@@ -56,7 +56,7 @@ from kapudf_cli.worker.channel import (
 )
 from kapudf_cli.worker.connections import Connections, Function, Heartbeats, where
 from kapudf_cli.worker.loading import code_files, code_of, load_handler
-from kapudf_cli.worker.partition_host import PartitionHost, end_with_parent
+from kapudf_cli.worker.partition_host import PartitionHost
 from kapudf_cli.worker.partition_pool import ForkedPartition, PartitionPool
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def main(descriptor: int) -> None:
     dump, record = descriptors
     _dump_stacks_to(dump)
     if begin.partition is not None:
-        end_with_parent()
+        processes.end_with_parent()
     with logs.prints_logged():
         try:
             try:

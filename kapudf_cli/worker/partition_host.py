@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -31,14 +30,6 @@ if TYPE_CHECKING:
 _READ_BYTES: Final = 1024 * 1024
 #: Only the worker ends a partition; see `template`.
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Of prctl(2).
-_PR_SET_PDEATHSIG: Final = 1
-
-
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, whatever a handler does then."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class PartitionHost:

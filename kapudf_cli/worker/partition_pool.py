@@ -1,4 +1,4 @@
-"""The partitions of a worker: processes, each of which has one instance of a handler a connection.
+"""The partitions of a worker: processes with an instance of the handler for each connection.
 
 worker ─┬─ control channel: which connections there are ─┬─ partition 0
         ├─ links: one of each connection, for its data ──┤
@@ -39,9 +39,8 @@ from kapudf_cli.agent.partitions import Wakeup
 from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.plugin_errors import PluginError
 from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, encode_varint, frame_body
-from kapudf_cli.system import logs
+from kapudf_cli.system import logs, processes
 from kapudf_cli.worker.channel import Channel, Failed, ServePartition
-from kapudf_cli.worker.partition_host import end_with_parent
 from kapudf_cli.worker.template import reseed
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ class PartitionProcess:
         if not pid:
             end.close()
             os.setpgid(0, 0)
-            end_with_parent()
+            processes.end_with_parent()
             reseed()
             return ForkedPartition(number, Channel(theirs), dump)
         theirs.close()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.error_policy import OnError
     from kapudf_cli.handler.batches import Batch
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
+    from kapudf_cli.testing import StartTask
 
 
 class Tally(State):
@@ -376,3 +377,14 @@ def test_threads_may_write_at_any_time() -> None:
         assert sorted(each.time for each in answers[1:]) == list(range(10))  # type: ignore[union-attr]
         side.half_close()
         assert ended.result(PATIENCE_S).stats.points_out == 10
+
+
+# --- where else partitions are chosen ---
+
+
+def test_the_fixture_refuses_what_serve_would_refuse(udf: StartTask) -> None:
+    class Total(Counts):
+        state = Tally()  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="has one state for all groups"):
+        udf(Total, partitions=2)

@@ -90,7 +90,7 @@ def test_deaths_and_reloads_change_nothing_for_two_tasks(
 
 
 def poisoned(kind: str) -> list[Point]:
-    """Return points, of which one makes the process of its handler die."""
+    """Return points; one of them makes the process of its handler die."""
     sent = list(points(600))
     sent[400].tags["poison"] = kind
     return sent
@@ -174,11 +174,3 @@ def test_a_handler_that_cannot_be_partitioned_is_refused(
     assert result.returncode == 2
     assert problem in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_partitions_need_workers(socket_path: str) -> None:
-    result = run_kapudf(
-        "serve", "--socket", socket_path, "--handler", COUNT, "--partitions", "2", "--workers", "0"
-    )
-    assert result.returncode == 2
-    assert "partitions: needs workers" in result.stderr
