@@ -81,6 +81,8 @@ man: $(INSTALLED)
 
 pictures: $(INSTALLED)
 	$(BIN)/python docs/site/terminal_picture.py docs/images/replay-diff.svg
+	$(BIN)/kapudf replay $(RECORDINGS)/batch.brpl --handler outliers --plot docs/images/replay-plot.svg \
+		--options ".field('usage_idle').scale(1.5)" > /dev/null
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)
