@@ -291,6 +291,13 @@ class CheckConfig(TypedDict):
     not_checked: Annotated[list[str], Meta(description="What the command cannot check.")]
 
 
+class New(TypedDict):
+    """A project that was written."""
+
+    files: Annotated[list[str], Meta(description="The written files.")]
+    next: Annotated[list[str], Meta(description="Commands that install, test and serve it.")]
+
+
 #: What each command prints with --json: one of these types, and in which form.
 _OUTPUTS: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "list-handlers": ((list[HandlerRow],), "An array."),
@@ -311,6 +318,7 @@ _OUTPUTS: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "check": ((Check,), "An object."),
     "load": ((Load,), "An object."),
     "check-config": ((CheckConfig,), "An object."),
+    "new": ((New,), "An object."),
 }
 #: The commands with a schema.
 COMMANDS: Final = tuple(_OUTPUTS)

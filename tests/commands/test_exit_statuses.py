@@ -70,7 +70,7 @@ CALLS = [
     ("check-config wrong.yaml", 2),
     ("check-config nowhere.yaml", 2),
     ("new 1", 2),
-    ("schema new", 2),
+    ("schema serve", 2),
     ("completion csh", 2),
 ]
 #: The same for commands that run until they are ended, as processes.

@@ -188,6 +188,12 @@ def test_a_configuration_is_described(tmp_path: Path) -> None:
     assert "setup_worker" in answer["not_checked"]
 
 
+def test_a_new_project_is_described(tmp_path: Path) -> None:
+    answer = found("new", "my-average", "--directory", str(tmp_path / "project"))
+    assert all(Path(file).is_file() for file in answer["files"])
+    assert answer["next"][0] == f"cd {tmp_path}/project"
+
+
 def test_an_upgrade_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     supervisor = {"version": "1", "starts": 1}
     answers: dict[str, list[dict[str, Any]]] = {
@@ -216,6 +222,7 @@ def test_an_upgrade_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
         (["check", "--handler", "no-such-handler"], 2),
         (["load", "--socket", "/nowhere.sock"], 1),
         (["check-config", "/nowhere.yaml"], 2),
+        (["new", "1"], 2),
         (["replay", str(RECORDINGS / "stream.srpl"), "--socket", "/nowhere.sock"], 1),
         (["replay", str(RECORDINGS / "stream.srpl"), "--handler", "batch-mirror"], 2),
     ],
