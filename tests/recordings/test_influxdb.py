@@ -299,6 +299,16 @@ def test_points_that_go_back_in_time_are_an_error() -> None:
         read(f"influxdb://{address}/db", "SELECT v FROM m")
 
 
+def test_a_measurement_of_another_database_is_an_error() -> None:
+    """Its tags would be taken for fields."""
+    nothing = chunks(answer())
+    with (
+        server([chunks(ROW), nothing, nothing]) as (address, _),
+        pytest.raises(RecordingError, match="name its database in the URL"),
+    ):
+        read(f"influxdb://{address}/db", 'SELECT v FROM "other".."m"')
+
+
 def test_what_is_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFLUX_USERNAME", "ignored, because the URL has a user")
     with server([chunks(ROW), TAGS, FIELDS]) as (address, requests):

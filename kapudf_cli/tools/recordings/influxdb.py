@@ -248,7 +248,8 @@ class Reading:
         """Return the columns that are tags of the measurement.
 
         Raises:
-            RecordingError: a column is the name of a tag and of a field.
+            RecordingError: a column is the name of a tag and of a field, or the measurement is
+                in another database.
         """
         name = '"' + series.name.replace("\\", "\\\\").replace('"', '\\"') + '"'
         columns = set(series.columns) - series.tags.keys()
@@ -257,6 +258,11 @@ class Reading:
             pieces = self._pieces(f"SHOW {what} KEYS FROM {name}")
             keys.append({str(row[0]) for piece in pieces for row in piece.values})
         tags, fields = keys
+        if not tags | fields:
+            raise self._refuse(
+                f"there is no measurement {series.name} here that would tell which columns are "
+                "tags; name its database in the URL"
+            )
         if both := sorted(tags & fields & columns):
             raise self._refuse(
                 f"{series.name} has a tag and a field named {both[0]}: add GROUP BY "
