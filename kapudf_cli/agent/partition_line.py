@@ -395,6 +395,11 @@ class PartitionLine:
         self._unread.append(bytes(self._bytes))
 
     @property
+    def is_between_batches(self) -> bool:
+        """Whether the input that is handled ends outside of a batch."""
+        return not self.parts[0].in_batch if self.parts else self.batch is None
+
+    @property
     def unhandled_bytes(self) -> int:
         """The length of the input that is not handled."""
         return len(self._bytes)

@@ -287,8 +287,8 @@ class PartitionedDispatcher(Dispatcher):
 
     @property
     def allows_checkpoint(self) -> bool:
-        """Whether partitions have no frames, or no state; see `Dispatcher`."""
-        return not self._line.parts or self.stateless
+        """Whether partitions have no frames, or no state and no batch; see `Dispatcher`."""
+        return not self._line.parts or (self.stateless and self._line.is_between_batches)
 
     def _initialize(self, request: InitRequest) -> InitResponse:
         return self.caller.ask(InitResponse, "init", self.caller.handler.init, request)

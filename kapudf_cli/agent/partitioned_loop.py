@@ -532,12 +532,11 @@ class PartitionedLoop:
         return self._recovery.stats()
 
     def _commit(self) -> None:
-        dispatcher, line = self._dispatcher, self._line
-        is_between_batches = line.batch is None if not line.parts else not line.parts[0].in_batch
+        dispatcher = self._dispatcher
         self._outbox.flush(
             self._stats(),
             forget_input=dispatcher.stateless
-            and is_between_batches
+            and self._line.is_between_batches
             and dispatcher.order.state is not Incoming.BEFORE_INIT,
         )
 

@@ -274,7 +274,8 @@ METRICS: Final = (
     _gauge(
         Scope.TASK,
         "points_in_flight",
-        "points that the handler has and has not answered: more than one if it is async",
+        "points that the handler has and has not answered: more than one if it is async or has "
+        "partitions",
         _field("points_in_flight"),
     ),
     _gauge(

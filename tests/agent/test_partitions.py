@@ -241,6 +241,34 @@ def test_a_death_at_any_commit_loses_and_repeats_nothing(
     assert sum(isinstance(each, SnapshotResponse) for each in answers) == 1
 
 
+class MarksBatches(BatchHandler):
+    """Sets on each point the group of its batch; has no state."""
+
+    def batch(self, batch: Batch, /) -> list[Point]:
+        for point in batch.points:
+            set_field(point, "group", batch.group)
+        return batch.points
+
+
+@pytest.mark.parametrize("survives", range(4))
+def test_batches_of_a_handler_without_state_stay_whole(
+    tasks: Callable[..., JournaledTask], survives: int
+) -> None:
+    """Handled input is forgotten at once, but not the beginning of a batch."""
+    task = tasks(MarksBatches, partitions=2)
+    sent = list(batch_messages([(GROUPS[each % 5], "m", [""] * 5, None) for each in range(30)]))
+    task.send(INIT)
+    task.send(*sent)
+    agent = task.serve(survives=survives)
+    if not task.await_handled(agent):
+        agent = task.take_over()
+    assert task.await_handled(agent)
+    _, *back = received(task, 1 + len(sent))
+    assert [(type(each), getattr(each, "group", "")) for each in back] == [
+        (type(each), getattr(each, "group", "")) for each in sent
+    ]
+
+
 def test_a_poison_frame_is_dropped_in_its_partition(tasks: Callable[..., JournaledTask]) -> None:
     task = tasks(Counts, partitions=2, on_error="skip")
     sent: list[Any] = [INIT, *points(*range(10))]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Serve = Callable[..., ServeProcess]
 
 #: `make soak` sets more.
-KILLS = int(os.environ.get("KAPUDF_SOAK_KILLS", "20"))
+KILLS = int(os.environ.get("KAPUDF_SOAK_KILLS", "8"))
 COUNT = plugin("mortal.py:Count")
 
 
