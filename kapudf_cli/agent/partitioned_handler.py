@@ -13,7 +13,7 @@ from kapudf_cli.agent.partition_line import partition_of
 from kapudf_cli.agent.partition_messages import Ask, Create, Drain, End, Handle, TakeSnapshot
 from kapudf_cli.errors import KapudfError
 from kapudf_cli.handler import partitioned_state
-from kapudf_cli.handler.declared import state_declaration
+from kapudf_cli.handler.definition import keeps_groups
 from kapudf_cli.handler.handler import Handler
 from kapudf_cli.protocol.codec import REQUESTS, RESPONSES
 from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader
@@ -69,6 +69,7 @@ class PartitionedHandler(Handler):
         super().__init__(agent)
         self._handler = handler
         self._partitions = partitions
+        self._has_groups = keeps_groups(handler)
         self._created: set[int] = set()
         # A snapshot of another program, or of an earlier version without groups, was restored by
         # all partitions as a whole.
@@ -136,14 +137,6 @@ class PartitionedHandler(Handler):
     @property
     def _all(self) -> range:
         return range(self._partitions.count)
-
-    @property
-    def _has_groups(self) -> bool:
-        """Whether the snapshot is that of a declared state."""
-        return (
-            state_declaration(self._handler) is not None
-            and self._handler.snapshot is Handler.snapshot
-        )
 
     def _partition_of(self, group: str) -> int:
         return partition_of(group.encode(), self._partitions.count)

@@ -129,31 +129,32 @@ def check_partitions(handler: type[Handler]) -> None:
     Raises:
         DefinitionError: they cannot; the error says why, and what to do.
     """
-    name = handler.__name__
-    advice = "or remove partitions"
     if is_async(handler):
-        problem = "is async, and has several calls at once without partitions"
-        raise DefinitionError(f"{name} {problem}; raise concurrency, {advice}")
-    if handler.passes_through is not False:
-        raise DefinitionError(f"{name} passes points through, which takes less time; {advice}")
-    declaration = state_declaration(handler)
-    writes_snapshots = handler.snapshot is not Handler.snapshot
-    if handler.partition_by is None and writes_snapshots:
-        problem = "has a snapshot of its own, which cannot be split by group"
-    elif handler.partition_by is None and not (
-        declaration is None or isinstance(declaration.template, PerGroup)
-    ):
-        problem = "has one state for all groups"
-    elif (
-        handler.partition_by is not None
-        and handler.keeps_state()
-        and not (declaration and isinstance(declaration.template, PerGroup))
-        and vars(handler).keys().isdisjoint({"join_snapshots"})
-    ):
-        problem = "does not define join_snapshots() and split_snapshot()"
-    else:
+        problem = "is async, and has several calls at once without partitions; raise concurrency"
+    elif handler.passes_through is not False:
+        problem = "passes points through, which takes less time; use point or raw_point"
+    elif not handler.keeps_state() or keeps_groups(handler):
         return
-    raise DefinitionError(f"{name} {problem}; declare the state as a PerGroup, {advice}")
+    elif handler.partition_by is not None:
+        joins = handler.join_snapshots.__func__  # type: ignore[attr-defined]  # of a class method
+        if joins is not Handler.join_snapshots.__func__:  # type: ignore[attr-defined]
+            return
+        problem = "does not define join_snapshots() and split_snapshot(); define them"
+    elif handler.snapshot is not Handler.snapshot:
+        problem = (
+            "has a snapshot of its own, which cannot be split by group; declare the state as a "
+            "PerGroup"
+        )
+    else:
+        problem = "has one state for all groups; declare the state as a PerGroup"
+    raise DefinitionError(f"{handler.__name__} {problem}, or remove partitions")
+
+
+def keeps_groups(handler: type[Handler]) -> bool:
+    """Return whether the snapshot of a handler is that of a `PerGroup`."""
+    declaration = state_declaration(handler)
+    is_per_group = declaration is not None and isinstance(declaration.template, PerGroup)
+    return is_per_group and handler.snapshot is Handler.snapshot
 
 
 def check_passes_through(handler: type[Handler], passes_through: object) -> None:

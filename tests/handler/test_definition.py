@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def class_of(base: type, body: str) -> Any:
 
 POINT = "def point(self, point): ...\n"
 BATCH = "def batch(self, batch): ...\n"
+JOIN = "def join_snapshots(cls, snapshots): ...\n"
 
 #: The base class, the body, and the message.
 MISTAKES: dict[str, tuple[type, str, str]] = {
@@ -281,3 +283,36 @@ def test_the_use_of_undeclared_options_or_state_says_how_to_declare_them(
         udf(UsesUndeclared).send(Point(name=attribute))
     cause = f"AttributeError: 'UsesUndeclared' object has no attribute '{attribute}'{advice}"
     assert str(caught.value) == f"UsesUndeclared.point raised {cause}"
+
+
+# --- partitions ---
+
+GROUPS = "state = PerGroup(MyState)\n"
+OWN = "def snapshot(self): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (POINT, None),
+        (GROUPS + POINT, None),
+        (GROUPS + POINT + "partition_by = 'group'\n", None),
+        (OWN + POINT + "partition_by = 'group'\n@classmethod\n" + JOIN, None),
+        ("state = MyState()\n" + POINT, "has one state for all groups; declare the state as a"),
+        (OWN + POINT, "has a snapshot of its own, which cannot be split by group; declare"),
+        (
+            OWN + POINT + "partition_by = 'group'\n",
+            "does not define join_snapshots() and split_snapshot(); define",
+        ),
+        ("passes_through = True\n", "passes points through, which takes less time; use point"),
+        (f"async {POINT}", "is async, and has several calls at once without partitions; raise"),
+    ],
+)
+def test_only_groups_can_be_divided_among_partitions(body: str, problem: str | None) -> None:
+    # A subclass is treated like its base.
+    handler = class_of(class_of(Handler, body), "pass")
+    if problem is None:
+        definition.check_partitions(handler)
+    else:
+        with pytest.raises(KapudfError, match=re.escape(f"Mine {problem}")):
+            definition.check_partitions(handler)
