@@ -48,7 +48,13 @@ class Number(click.FloatRange):
         return number
 
 
-class HandlerType(click.ParamType[str]):
+if TYPE_CHECKING:
+    TextType = click.ParamType[str]
+else:
+    TextType = click.ParamType  # It is not generic in click 8.3.
+
+
+class HandlerType(TextType):
     """A handler, as `plugins.find` takes it; completes names of installed ones, and files."""
 
     name = "text"
