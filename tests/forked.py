@@ -44,6 +44,8 @@ _MAX_DESCRIPTOR: Final = 1 << 20
 _ROOT: Final = Path(__file__).parent.parent
 #: The modules of processes that are forked.
 _PROGRAMS: Final = {"kapudf_cli", "kapacitor.udf", "kapudf_cli.worker.main"}
+#: Modules whose libraries take much memory, which only pictures need.
+_LARGE: Final = {"kapudf_cli.tools.plot.chart", "kapudf_cli.tools.plot.page"}
 #: Variables that the interpreter reads when it starts, and so does not see after a fork.
 _READ_AT_START: Final = ("PYTHON", "LC_", "LANG", "COVERAGE")
 _INTERPRETER: Final = sys.executable
@@ -213,7 +215,7 @@ def import_everything() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
     for module in pkgutil.walk_packages(kapudf_cli.__path__, "kapudf_cli."):
-        if not module.name.endswith("__main__") and module.name not in _PROGRAMS:
+        if not module.name.endswith("__main__") and module.name not in _PROGRAMS | _LARGE:
             # Some need a package that need not be installed.
             with contextlib.suppress(ImportError):
                 importlib.import_module(module.name)
