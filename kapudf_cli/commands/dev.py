@@ -40,7 +40,13 @@ class _Dev(click.Command):
         """Parse the arguments."""
         raw, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         ctx.meta[_RAW] = [*_written(raw)]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            if not raw.get("tests"):
+                raise
+            problem = f"--test took '{raw['tests']}' as its PATH; write HANDLER before the options"
+            raise click.UsageError(problem, ctx) from error
 
 
 def _written(raw: dict[str, Any]) -> Iterator[str]:
@@ -96,7 +102,7 @@ def dev(handler: str, recording: str | None, tests: str | None, **passed: object
     Saves of the recording and of Python files count: those in the folders of the handler,
     of the modules that it imports, and of the tests. Ctrl-C ends the command, with status 0.
     """
-    from kapudf_cli.tools.dev import Saves
+    from kapudf_cli.tools.dev import Saves, python_files_below
 
     del passed
     if recording is None and tests is None:
@@ -110,7 +116,7 @@ def dev(handler: str, recording: str | None, tests: str | None, **passed: object
         path = tests or _tests_of(file)
         if importlib.util.find_spec("pytest") is None:
             raise click.UsageError(f"--test needs pytest: {sys.executable} -m pip install pytest")
-        for each in [path, *map(str, Path(path).rglob("*.py"))]:
+        for each in [path, *python_files_below(path)]:
             saves.follow(each)
         commands.append(([sys.executable, "-m", "pytest", "-q", path], False))
     if recording is not None:

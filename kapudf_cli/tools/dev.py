@@ -99,6 +99,13 @@ def _python_files(folder: str) -> list[str]:
         return []
 
 
+def python_files_below(folder: str) -> Iterator[str]:
+    """Yield the Python files in a folder and those below it, without those of environments."""
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "." and name != "site-packages"]
+        yield from (os.path.join(path, name) for name in files if name.endswith(".py"))
+
+
 class Report:
     """A run's end of the pipe."""
 

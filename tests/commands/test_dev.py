@@ -197,6 +197,7 @@ def test_sigterm_ends_the_run_too(folder: Path) -> None:
         (["scale.py:Scale", "--replay", "nothing.lp"], "'nothing.lp' does not exist"),
         (["scale.py:Scale", "--replay", "-"], "standard input can be read only once"),
         (["scale.py:Scale", "--test"], "there is no test_scale.py in"),
+        (["--test", "scale.py:Scale"], "--test took 'scale.py:Scale' as its PATH; write HANDLER"),
         (["nothing.py:Scale", "--replay", "points.lp"], "there is no file nothing.py"),
         (["no-such-name", "--replay", "points.lp"], "no installed handler has the name"),
         (["scale.py:Scale", "--replay", "points.lp", "--window", "10x"], "not a duration"),

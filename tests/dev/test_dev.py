@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from kapudf_cli.tools.dev import Saves, differing, run
+from kapudf_cli.tools.dev import Saves, differing, python_files_below, run
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -67,6 +67,14 @@ def test_a_file_that_is_deleted_and_written_again_counts(tmp_path: Path) -> None
     assert saves.take() == {str(file)}
     file.write_text("2")
     assert saves.take() == {str(file)}
+
+
+def test_environments_are_not_the_author_s_code(tmp_path: Path) -> None:
+    for name in ("a.py", "b/c.py", "b/d.txt", ".venv/e.py", "env/lib/site-packages/f.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = {os.path.relpath(each, tmp_path) for each in python_files_below(str(tmp_path))}
+    assert found == {"a.py", "b/c.py"}
 
 
 def test_a_run_reports_and_a_save_ends_it(tmp_path: Path) -> None:
