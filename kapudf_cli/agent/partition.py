@@ -277,7 +277,7 @@ class _MarkingReader(RequestReader):
         self._dispatcher = dispatcher
         self.marks: list[int] = []
         self._passed: list[Passed] = []
-        self._counted = (0, 0)
+        self._failures = self._dropped = 0
 
     @property
     def take_run(self) -> TakeRun | None:
@@ -290,21 +290,27 @@ class _MarkingReader(RequestReader):
 
     def feed(self, data: bytes) -> Iterator[ReadRequest]:
         """Yield the requests in `data`; see `RequestReader.feed`."""
-        end_frame = self.end_frame
+        # As `end_frame`; a call for each point costs time.
+        dispatcher, marks, written = self._dispatcher, self.marks, self._written
         for message in super().feed(data):
             yield message
-            end_frame()
+            if dispatcher.failures != self._failures or dispatcher.dropped_points != self._dropped:
+                self._note_passed()
+            marks.append(len(written))
 
     def end_frame(self) -> None:
         """Note that the current frame is handled."""
-        dispatcher = self._dispatcher
-        counted = (dispatcher.failures, dispatcher.dropped_points)
-        if counted != self._counted:
-            failures, points = self._counted
-            self._counted = counted
-            number = len(self.marks)
-            self._passed.append(Passed(number, counted[0] - failures, counted[1] - points))
+        self._note_passed()
         self.marks.append(len(self._written))
+
+    def _note_passed(self) -> None:
+        """Note what was passed over at the current frame, if anything was."""
+        dispatcher = self._dispatcher
+        failures = dispatcher.failures - self._failures
+        points = dispatcher.dropped_points - self._dropped
+        if failures or points:
+            self._passed.append(Passed(len(self.marks), failures, points))
+            self._failures, self._dropped = dispatcher.failures, dispatcher.dropped_points
 
     def take(self) -> tuple[list[int], list[Passed]]:
         """Return the marks, and where something was passed over; forget both."""
