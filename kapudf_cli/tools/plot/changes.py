@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.handler.points import get_fields
 from kapudf_cli.system.terminal_text import counted, printable
-from kapudf_cli.tools.plot.envelope import Envelope
+from kapudf_cli.tools.plot.envelope import MARK_COLUMNS, Envelope
 from kapudf_cli.tools.plot.picture import Line, Lines, Picture, Role
 from kapudf_cli.tools.recordings.line_protocol import show_value
 from kapudf_cli.tools.replay.differences import Difference, Fate
@@ -35,6 +35,10 @@ _OTHER_FLAGS: Final = "other flags"
 _LEAST_OVERLAP: Final = 0.05
 
 
+def _marks() -> Envelope:
+    return Envelope(MARK_COLUMNS)
+
+
 @dataclass
 class _Field:
     """The values of one field of a group, and its values where points have marks.
@@ -51,8 +55,8 @@ class _Field:
     given: Envelope = field(default_factory=Envelope)
     output: Envelope = field(default_factory=Envelope)
     changes: int = 0
-    dropped: Envelope = field(default_factory=Envelope)
-    kept: Envelope = field(default_factory=Envelope)
+    dropped: Envelope = field(default_factory=_marks)
+    kept: Envelope = field(default_factory=_marks)
     flags: dict[str, Envelope] = field(default_factory=dict)
 
     @property
@@ -142,7 +146,7 @@ class Changes:
             group.flags[named] += 1
             for name, value in numbers.items():
                 if (drawn := self._field(group, name)) is not None:
-                    drawn.flags.setdefault(named, Envelope()).add(point.time, value)
+                    drawn.flags.setdefault(named, _marks()).add(point.time, value)
 
     def _flags(
         self, result: Difference, before: Mapping[str, FieldValue], after: Mapping[str, FieldValue]

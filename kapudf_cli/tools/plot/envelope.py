@@ -7,8 +7,10 @@ from array import array
 from typing import Final
 
 #: The most columns of an envelope; after columns are joined, there are at least half as many. A
-#: picture has about a thousand columns of pixels, so that none of them lacks an extreme.
-COLUMNS: Final = 4_000
+#: picture has less than a thousand columns of pixels, so that none of them lacks an extreme.
+COLUMNS: Final = 2_000
+#: The same for marks, which are wider than a pixel.
+MARK_COLUMNS: Final = 1_000
 
 
 class Envelope:
