@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from kapudf_cli.commands.output import say_styled
+
 _VARIABLE = "_KAPUDF_COMPLETE"
 
 
@@ -28,4 +30,4 @@ def completion(shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None, "click has all of these"
-    click.echo(found(main, {}, "kapudf", _VARIABLE).source())
+    say_styled([found(main, {}, "kapudf", _VARIABLE).source()])

@@ -50,12 +50,20 @@ def test_a_thread_is_named_with_its_module(
     Baseline().check(Mirror)
 
 
-def test_a_thread_that_ends_soon_is_waited_for() -> None:
+def test_a_thread_that_ends_soon_is_waited_for(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = Baseline()
-    timer = threading.Timer(0.05, lambda: None)
-    timer.start()
+    thread = threading.Thread(target=wait_here, args=[gate], daemon=True)
+    thread.start()
+
+    def pause(_: float) -> None:
+        gate.set()
+        thread.join()
+
+    monkeypatch.setattr("kapudf_cli.worker.fork_safety.time.sleep", pause)
     before.check(Mirror)
-    assert not timer.is_alive()
+    assert not thread.is_alive()
 
 
 def test_a_thread_that_is_not_known_to_python_is_refused(
