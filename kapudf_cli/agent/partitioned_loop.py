@@ -341,7 +341,7 @@ class PartitionedLoop:
             waiting = [number for number in part.shares if number not in part.results]
             done = [part.place(number, self._partitions.frames_done(number)) for number in waiting]
             return part.start + min(done)
-        except (IndexError, ValueError, RuntimeError, StopIteration):
+        except (LookupError, ValueError, RuntimeError, StopIteration):
             return line.offset  # The line is empty, or has changed meanwhile.
 
     # --- from any thread ---

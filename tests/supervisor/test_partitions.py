@@ -117,6 +117,17 @@ def test_a_point_that_kills_a_partition_is_dropped(
     assert "mortal.py" in deaths[-1]["stacks"]
 
 
+@pytest.mark.long
+def test_points_that_take_long_are_no_hang(serve: Serve, socket_path: str) -> None:
+    """Several in a row take longer than the limit for one of them."""
+    process = serve(plugin("mortal.py:Slow"), "--partitions", "2", "--busy-limit", "2")
+    sent = list(points(24))
+    for each in sent:
+        each.fieldsInt["ms"] = 400
+    assert play(socket_path, sent) == tallied(sent)
+    assert list(process.matching("worker died")) == []
+
+
 def test_a_partition_that_is_killed_ends_its_worker_and_its_siblings(
     serve: Serve, socket_path: str
 ) -> None:
