@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import select
+import signal
 import subprocess
 import threading
 import time
@@ -164,13 +165,14 @@ def run(command: Sequence[str], saves: Saves, *, reports: bool) -> Run:
         read, write = os.pipe()
         try:
             # In a process group of its own: Ctrl-C comes to this process only, which ends it.
-            child = subprocess.Popen(  # noqa: S603 - this Python
-                [*command, f"--report={write}"] if reports else command,
-                stdin=subprocess.DEVNULL,
-                process_group=0,
-                pass_fds=[write] if reports else (),
-            )
-            stack.callback(end_group, child, first_wait_s=0.0)
+            with _held_signals():
+                child = subprocess.Popen(  # noqa: S603 - this Python
+                    [*command, f"--report={write}"] if reports else command,
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,
+                    pass_fds=[write] if reports else (),
+                )
+                stack.callback(end_group, child, first_wait_s=0.0)
         finally:
             os.close(write)
             # This runs first: a child that waits for room in the pipe goes on.
@@ -191,6 +193,24 @@ def run(command: Sequence[str], saves: Saves, *, reports: bool) -> Run:
                 return result
             if not ended and saves.look():
                 return result
+
+
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM until the end of the block.
+
+    If they raised while a child starts, nothing would end the child.
+    """
+    came: list[int] = []
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _take(content: dict[str, object], result: Run, saves: Saves) -> None:

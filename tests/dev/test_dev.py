@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from kapudf_cli.tools.dev import Saves, differing, python_files_below, run
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def save(path: Path, text: str) -> None:
@@ -94,6 +96,22 @@ def test_a_run_reports_and_a_save_ends_it(tmp_path: Path) -> None:
     command[2] += "time.sleep(60)"
     assert run(command, saves, reports=True).status is None
     assert saves.take() == {str(file)}
+
+
+def test_ctrl_c_while_a_run_starts_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **more: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **more))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr("kapudf_cli.tools.dev.subprocess.Popen", start)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(KeyboardInterrupt):
+        run(command, Saves(), reports=False)
+    assert started[0].returncode is not None
 
 
 def test_the_end_of_a_run_ends_its_children(tmp_path: Path) -> None:
