@@ -116,7 +116,9 @@ def dev(handler: str, recording: str | None, tests: str | None, **passed: object
         path = tests or _tests_of(file)
         if importlib.util.find_spec("pytest") is None:
             raise click.UsageError(f"--test needs pytest: {sys.executable} -m pip install pytest")
-        for each in [path, *python_files_below(path)]:
+        # Not a folder itself: it changes when Python writes compiled code into it.
+        files = python_files_below(path) if os.path.isdir(path) else [path.partition("::")[0]]
+        for each in files:
             saves.follow(each)
         commands.append(([sys.executable, "-m", "pytest", "-q", path], False))
     if recording is not None:
