@@ -92,8 +92,9 @@ def test_a_run_reports_and_a_save_ends_it(tmp_path: Path) -> None:
     result = run(command, saves, reports=True)
     assert (result.status, result.is_complete) == (0, True)
     assert result.lines == ["~ m 1  x: 1 → 2"]
+    # A save before the file is loaded does not count: the run has it.
     save(file, "22")
-    command[2] += "time.sleep(60)"
+    command[2] += "open(sys.argv[1], 'w').write('333'); time.sleep(60)"
     assert run(command, saves, reports=True).status is None
     assert saves.take() == {str(file)}
 
