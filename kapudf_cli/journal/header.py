@@ -138,7 +138,7 @@ class Header:
             received may have been given to the handler.
         waits_for_peer: 1 while output cannot be sent because the peer does not read.
         format: the version of the layout.
-        has_ended: 1 once the supervisor has forgotten the connection.
+        has_ended: 1 once the supervisor knows that the connection has ended.
         locks_output: 1 while the worker must lock the memory to send; see `output_lock`.
     """
 

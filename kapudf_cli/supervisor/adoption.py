@@ -168,6 +168,25 @@ def decide(identities: Mapping[int, Identity], ended: set[int]) -> Decision:
     return Decision(serving, resumed, released)
 
 
+class _Ended:
+    """The connections that have ended.
+
+    Attributes:
+        numbers: which.
+    """
+
+    def __init__(self, connections: Mapping[int, SupervisedConnection]) -> None:
+        """Begin with those of the connections that are known to have ended."""
+        self._connections = connections
+        self.numbers = {number for number, each in connections.items() if each.header.has_ended}
+
+    def note(self, numbers: set[int]) -> None:
+        """Note more; for the next supervisor too, because what is known of workers is removed."""
+        self.numbers |= numbers
+        for number in numbers & self._connections.keys():
+            self._connections[number].header.has_ended = 1
+
+
 class Inheritance:
     """What an earlier supervisor has left; nothing at the first start.
 
@@ -252,15 +271,16 @@ class Inheritance:
 
         To be called once, before anything else is done with connections and workers.
         """
-        processes, ended = self._open_workers()
+        connections = self._open_connections()
+        ended = _Ended(connections)
+        processes = self._open_workers(ended)
         identities, reported = _identify(processes, patience_s=_ANSWER_S)
-        ended |= reported
+        ended.note(reported)
         for process in processes:
             if process.number not in identities:
-                ended |= self._end(process)
-        connections = self._open_connections()
-        ended_ones = [connections.pop(number) for number in ended & connections.keys()]
-        decision = decide(identities, ended)
+                self._end(process, ended)
+        ended_ones = [connections.pop(number) for number in ended.numbers & connections.keys()]
+        decision = decide(identities, ended.numbers)
         workers = {
             process.number: AdoptedWorker(process, identities[process.number])
             for process in processes
@@ -282,25 +302,24 @@ class Inheritance:
             worker.process.loaded = worker.identity.loaded
         return Adopted(list(workers.values()), waiting, ended_ones, self._open_unbegun())
 
-    def _open_workers(self) -> tuple[list[WorkerProcess], set[int]]:
-        """Return the workers that have not ended, and the connections that any has finished."""
+    def _open_workers(self, ended: _Ended) -> list[WorkerProcess]:
+        """Return the workers that have not ended; note the connections that any has finished."""
         processes: list[WorkerProcess] = []
-        ended: set[int] = set()
         for number, parts in self._workers.items():
             channel, dump, record = (parts.get(name) for name in kept_names(number))
             if channel is None or dump is None or record is None:
                 # It was not served by it yet, or has ended and was about to be forgotten.
                 self._forget_parts(parts)
                 continue
-            ended |= WorkerRecord(record).finished()
+            ended.note(WorkerRecord(record).finished())
             try:
                 processes.append(WorkerProcess.adopt(number, channel, dump, record, self._store))
             except ProcessLookupError:
                 self._forget_parts(parts)
-        return processes, ended
+        return processes
 
-    def _end(self, process: WorkerProcess) -> set[int]:
-        """Kill a worker that has not answered; return the connections that it has finished."""
+    def _end(self, process: WorkerProcess, ended: _Ended) -> None:
+        """Kill a worker that has not answered; note the connections that it has finished."""
         if not process.has_exited:
             self._log.error(
                 "worker does not answer the new supervisor, it is replaced",
@@ -309,25 +328,20 @@ class Inheritance:
             )
             process.kill()
         process.reap()
-        finished = process.finished_connections()
+        ended.note(process.finished_connections())
         process.close()
-        return finished
 
     def _open_connections(self) -> dict[int, SupervisedConnection]:
-        """Return the connections that are not counted as ended and closed."""
+        """Return the connections, with those that have ended and were not closed."""
         connections = {}
         for number, memory in list(self._journals.items()):
             descriptor = self._sockets.pop(number, None)
             if descriptor is None:
                 self._forget(journal_name(number), memory)
                 continue
-            connection = SupervisedConnection.adopt(
+            connections[number] = SupervisedConnection.adopt(
                 socket.socket(fileno=descriptor), memory, self._store
             )
-            if connection.header.has_ended:
-                connection.close()
-            else:
-                connections[number] = connection
         return connections
 
     def _open_unbegun(self) -> list[tuple[int, socket.socket]]:

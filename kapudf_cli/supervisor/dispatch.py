@@ -298,6 +298,8 @@ class Dispatch:
 
     def add_ended(self, connection: SupervisedConnection) -> None:
         """Count a connection that has ended; it stays open until `close_ended` is called."""
+        # First: its worker, which knows it too, may be replaced before this connection is closed.
+        connection.header.has_ended = 1
         self.history.add_ended(connection)
         self._ended.append(connection)
 
