@@ -68,7 +68,7 @@ class Partitions(Protocol):
 
 
 class Wakeup:
-    """A pipe that ends a wait from any thread."""
+    """A pipe that ends a wait from any thread, and remembers whether to wait at all."""
 
     def __init__(self) -> None:
         """Create the pipe."""
@@ -76,6 +76,7 @@ class Wakeup:
         os.set_blocking(self._readable, False)
         os.set_blocking(self._writable, False)
         self._is_open = True
+        self._is_aborted = False
         self._lifetime = threading.Lock()
 
     def fileno(self) -> int:
@@ -88,6 +89,17 @@ class Wakeup:
             if self._is_open:
                 with contextlib.suppress(BlockingIOError):  # It is readable already.
                     os.write(self._writable, b"\0")
+
+    def abort(self) -> None:
+        """Have `check` raise from now on, and wake. From any thread."""
+        self._is_aborted = True
+        self.wake()
+
+    def check(self) -> None:
+        """Raise ConnectionClosedError after `abort`."""
+        if self._is_aborted:
+            problem = "the connection was aborted"
+            raise ConnectionClosedError(problem)
 
     def clear(self) -> None:
         """Make the descriptor unreadable until the next `wake`."""
@@ -122,7 +134,6 @@ class LocalPartitions:
         self._results: list[tuple[int, Result]] = []
         self._written: list[bytes] = []
         self._wakeup = Wakeup()
-        self._is_aborted = False
 
     def open(self, on_written: Callable[[bytes], None]) -> None:
         """Begin; see `Partitions.open`."""
@@ -147,9 +158,7 @@ class LocalPartitions:
 
     def take(self) -> list[tuple[int, Result]]:
         """Return the results of all orders; see `Partitions.take`."""
-        if self._is_aborted:
-            problem = "the connection was aborted"
-            raise ConnectionClosedError(problem)
+        self._wakeup.check()
         while self._written:
             self._on_written(self._written.pop(0))
         taken, self._results = self._results, []
@@ -183,8 +192,7 @@ class LocalPartitions:
 
     def abort(self) -> None:
         """Raise from now on; see `Partitions.abort`. From any thread."""
-        self._is_aborted = True
-        self._wakeup.wake()
+        self._wakeup.abort()
 
     def close(self) -> None:
         """Release what waits need."""

@@ -36,7 +36,6 @@ from kapudf_cli.agent.partition_messages import (
     Written,
 )
 from kapudf_cli.agent.partitions import Wakeup
-from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.plugin_errors import PluginError
 from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, encode_varint, frame_body
 from kapudf_cli.system import logs, processes
@@ -351,7 +350,6 @@ class ProcessPartitions:
         self._poll = select.poll()
         self._wakeup = Wakeup()
         self._poll.register(self._wakeup, select.POLLIN)
-        self._is_aborted = False
 
     def open(self, on_written: Callable[[bytes], None]) -> None:
         """Begin; see `Partitions.open`."""
@@ -369,9 +367,7 @@ class ProcessPartitions:
 
     def take(self) -> list[tuple[int, Result]]:
         """Return results that have come; see `Partitions.take`."""
-        if self._is_aborted:
-            problem = "the connection was aborted"
-            raise ConnectionClosedError(problem)
+        self._wakeup.check()
         if not self._results:
             self._receive(0)
         taken, self._results = self._results, []
@@ -405,8 +401,7 @@ class ProcessPartitions:
 
     def abort(self) -> None:
         """Raise from now on; see `Partitions.abort`. From any thread."""
-        self._is_aborted = True
-        self._wakeup.wake()
+        self._wakeup.abort()
 
     def close(self) -> None:
         """Close the links, which ends the handlers."""
