@@ -21,13 +21,13 @@ from kapudf_cli.agent.partition_messages import (
 from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, encode_varint, frame_body
 from kapudf_cli.system import logs
 from kapudf_cli.worker.busy_watchdog import HEARTBEAT_INTERVAL_S
+from kapudf_cli.worker.partition_pool import READ_BYTES
 
 if TYPE_CHECKING:
     from kapudf_cli.agent.partition_messages import Reply
     from kapudf_cli.worker.channel import Channel, ServePartition
     from kapudf_cli.worker.connections import Function
 
-_READ_BYTES: Final = 1024 * 1024
 #: Only the worker ends a partition; see `template`.
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -108,7 +108,7 @@ class _Served:
         self._send(Served(threading.get_ident()))
         reader = FrameReader(frame_body, MAX_VARINT)
         with contextlib.suppress(ConnectionError):
-            while data := self._link.recv(_READ_BYTES):
+            while data := self._link.recv(READ_BYTES):
                 for body in reader.feed(data):
                     self._is_busy = True
                     result = self._agent.execute(ORDERS.decode(body))
