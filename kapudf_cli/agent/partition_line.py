@@ -9,6 +9,8 @@ order of the input, and at any time the handled input is a prefix of the input.
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import hashlib
 import itertools
 from typing import TYPE_CHECKING, Final
@@ -23,20 +25,21 @@ from kapudf_cli.protocol.framing import (
 )
 from kapudf_cli.protocol.input_window import Frame
 from kapudf_cli.protocol.raw_points import (
+    KNOWN_FRAMES,
     LONG_HEAD_BYTES,
     MAX_SHORT_FRAME_BYTES,
     MIN_LONG_FRAME_BYTES,
     SHORT_HEAD_BYTES,
+    RawPoint,
 )
 from kapudf_cli.protocol.request_reader import RequestReader
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from kapudf_cli.agent.partition_messages import Failure, Result
     from kapudf_cli.protocol.order import IncomingOrder
-    from kapudf_cli.protocol.raw_points import RawPoint
     from kapudf_cli.protocol.request_reader import ReadRequest
 
 _DATA: Final = frozenset({BeginBatch, Point, EndBatch})
@@ -46,10 +49,11 @@ _MAX_KNOWN_GROUPS: Final = 100_000
 _TIME, _NAME, _DATABASE, _POLICY, _GROUP = 0x08, 0x12, 0x1A, 0x22, 0x2A
 #: Bytes of a varint that another one follows are not below this.
 _CONTINUES: Final = 0x80
-#: The bytes of a time after 1971 and before 2262, in nanoseconds.
-_TIME_BYTES: Final = 9
+#: The bytes of a time after 1971 and before 2262, in nanoseconds, with its tag.
+_TIME_BYTES: Final = 10
 
 
+@functools.lru_cache(_MAX_KNOWN_GROUPS)
 def partition_of(group: bytes, count: int) -> int:
     """Return which of `count` partitions has a group, the same in every process."""
     digest = hashlib.blake2b(group, digest_size=8).digest()
@@ -61,34 +65,37 @@ def group_of(raw: RawPoint) -> bytes:
 
     The point is not decoded if it has the form that Kapacitor sends.
     """
-    size = len(raw)
-    try:
-        place = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
-        if MAX_SHORT_FRAME_BYTES < size < MIN_LONG_FRAME_BYTES:
-            return _decoded_group(raw)
-        end = place + _TIME_BYTES
-        if raw[place] == _TIME and raw[end] < _CONTINUES <= min(raw[place + 1 : end]):
-            place = end + 1
-            # Each length takes one byte if the text is short.
-            if raw[place] == _NAME and raw[place + 1] < _CONTINUES:
-                place += 2 + raw[place + 1]
-            if raw[place] == _DATABASE and raw[place + 1] < _CONTINUES:
-                place += 2 + raw[place + 1]
-            if raw[place] == _POLICY and raw[place + 1] < _CONTINUES:
-                place += 2 + raw[place + 1]
-            if raw[place] == _GROUP and raw[place + 1] < _CONTINUES:
-                return raw[place + 2 : place + 2 + raw[place + 1]]
-        return _decoded_group(raw)
-    except IndexError:
-        return _decoded_group(raw)
-
-
-def _decoded_group(raw: bytes) -> bytes:
+    place = _place_of_group(raw)
+    if place is not None:
+        return raw[place + 1 : place + 1 + raw[place]]
     try:
         (message,) = FrameReader(REQUESTS.decode_in, len(raw)).feed(raw)
     except ProtocolError:
         return b""
     return message.group.encode() if isinstance(message, Point) else b""
+
+
+def _place_of_group(raw: RawPoint) -> int | None:
+    """Return where the length of the group is; None unless it follows a time as it is today."""
+    size = len(raw)
+    if MAX_SHORT_FRAME_BYTES < size < MIN_LONG_FRAME_BYTES:
+        return None
+    start = SHORT_HEAD_BYTES if size <= MAX_SHORT_FRAME_BYTES else LONG_HEAD_BYTES
+    place = start + _TIME_BYTES
+    try:
+        if raw[start] != _TIME or not raw[place - 1] < _CONTINUES <= min(
+            raw[start + 1 : place - 1]
+        ):
+            return None
+        for tag in (_NAME, _DATABASE, _POLICY):
+            # The length takes one byte if the text is short.
+            if raw[place] == tag and raw[place + 1] < _CONTINUES:
+                place += 2 + raw[place + 1]
+        if raw[place] == _GROUP and raw[place + 1] < _CONTINUES:
+            return place + 1
+    except IndexError:
+        pass
+    return None
 
 
 class Part:
@@ -207,7 +214,10 @@ class PartitionLine:
         """Begin at offset 0, with a number of partitions and a limit for the length of a frame."""
         self._count = count
         self._max_frame_bytes = max_frame_bytes
+        # The partitions of points, by their bytes from the end of the time to that of the group. In
+        # the last point that was new, the length of the group was `_group_at` bytes after the time.
         self._numbers: dict[bytes, int] = {}
+        self._group_at = 0
         self._bytes = bytearray()
         self.offset = 0
         self.parts: collections.deque[Part] = collections.deque()
@@ -259,7 +269,7 @@ class PartitionLine:
         return Frame(offset, self.next_offset, message)
 
     def split(
-        self, order: IncomingOrder, *, most: int, until: float, stops_before_batch: bool = False
+        self, order: IncomingOrder, *, most: int, until: int, stops_before_batch: bool = False
     ) -> Part | None:
         """Put frames with data into a part at the end of the line.
 
@@ -276,29 +286,15 @@ class PartitionLine:
         route, reader = part.route, self._reader
         shares: dict[int, list[bytes]] = {number: [] for number in range(self._count)}
         takes = {number: share.append for number, share in shares.items()}
-        known = self._numbers.get
-        message, offset = self._next, self.next_offset
-        while message is not None and len(route) < most and offset < until:
-            if isinstance(message, bytes):
-                if not order.takes_points and not self._receive(order, Point):
-                    break
-                number = self.batch
-                if number is None:
-                    group = group_of(message)
-                    number = known(group)
-                    if number is None:
-                        number = self._number(group)
-                takes[number](message)
-                route.append(number)
-                # As in `_advance`; a call for each point costs time.
-                try:
-                    message = next(self._reading, None)
-                except ProtocolError as error:
-                    error.offset = reader.offset
-                    self.error, message = error, None
-                offset = reader.offset
-                continue
-            self._next, self.next_offset = message, offset
+
+        def take_run(data: bytes, start: int, end: int) -> int:
+            end = min(end, start + until - reader.offset)
+            return self._take_points(
+                data, start, end, most=most - len(route), route=route, takes=takes
+            )
+
+        while self._next is not None and len(route) < most and self.next_offset < until:
+            message, offset = self._next, self.next_offset
             kind = kind_of(message)
             if kind is None or kind not in _DATA or (kind is BeginBatch and stops_before_batch):
                 break
@@ -306,19 +302,76 @@ class PartitionLine:
                 break
             number = self._number_of(message, kind)
             self._note_batch(part, kind, number)
-            message = self._advance()
-            frame = self._bytes[offset - self.offset : self.next_offset - self.offset]
-            takes[number](bytes(frame))
             route.append(number)
-            offset = self.next_offset
-        self._next, self.next_offset = None if self.error else message, offset
+            if isinstance(message, bytes):
+                takes[number](message)
+                reader.take_run = take_run
+                self._advance()
+                reader.take_run = None
+            else:
+                self._advance()
+                frame = self._bytes[offset - self.offset : self.next_offset - self.offset]
+                takes[number](bytes(frame))
         if not route:
             return None
-        part.end = offset
+        part.end = self.next_offset
         part.shares = {number: b"".join(share) for number, share in shares.items() if share}
         self.parts.append(part)
         self.frames += len(route)
         return part
+
+    def _take_points(
+        self,
+        data: bytes,
+        start: int,
+        end: int,
+        *,
+        most: int,
+        route: bytearray,
+        takes: Mapping[int, Callable[[bytes], None]],
+    ) -> int:
+        """Take points from `data[start:end]`; see `TakeRun`.
+
+        The hot path: what is done here for a point is done for every point.
+
+        Args:
+            data: input.
+            start: where a frame starts in it.
+            end: where the points end at the latest.
+            most: the most points.
+            route: gets the partition of each point.
+            takes: get the points of each partition.
+        """
+        known, number_of, note = KNOWN_FRAMES.get, self._numbers.get, route.append
+        batch, group_at, time = self.batch, self._group_at, b""
+        with contextlib.suppress(IndexError):  # `data` ends before the group of a short point.
+            for _ in range(most):
+                if (size := known(data[start : start + LONG_HEAD_BYTES])) is not None:
+                    place = start + LONG_HEAD_BYTES + _TIME_BYTES
+                elif (size := known(data[start : start + SHORT_HEAD_BYTES])) is not None:
+                    place = start + SHORT_HEAD_BYTES + _TIME_BYTES
+                else:
+                    break
+                following = start + size
+                if following > end:
+                    break
+                if batch is None:
+                    group_end = place + group_at + 1 + data[place + group_at]
+                    number = number_of(data[place:group_end])
+                    if data[place - _TIME_BYTES : place] != time:
+                        # Many points have the same time. Its length is that of a time of today.
+                        time = data[place - _TIME_BYTES : place]
+                        if time[0] != _TIME or min(time[1:-1]) < _CONTINUES:
+                            number, time = None, b""
+                    if number is None:
+                        number = self._number_of_point(RawPoint(data[start:following]))
+                        group_at = self._group_at
+                else:
+                    number = batch
+                takes[number](data[start:following])
+                note(number)
+                start = following
+        return start
 
     def _receive(self, order: IncomingOrder, kind: type) -> bool:
         """Check that a frame may come now; if not, no more frames are split off."""
@@ -339,16 +392,25 @@ class PartitionLine:
             self.batch = None
 
     def _number_of(self, message: ReadRequest, kind: type) -> int:
-        """Return the partition of a frame that is no raw point."""
+        """Return the partition of a frame."""
         if kind is not BeginBatch and self.batch is not None:
             return self.batch
+        if isinstance(message, bytes):
+            return self._number_of_point(message)
         group = message.group if isinstance(message, BeginBatch) else ""
-        return self._number(group.encode())
+        return partition_of(group.encode(), self._count)
 
-    def _number(self, group: bytes) -> int:
-        if len(self._numbers) >= _MAX_KNOWN_GROUPS:
-            self._numbers.clear()
-        number = self._numbers[group] = partition_of(group, self._count)
+    def _number_of_point(self, raw: RawPoint) -> int:
+        """Return the partition of a point outside of a batch, and remember it for the next one."""
+        number = partition_of(group_of(raw), self._count)
+        place = _place_of_group(raw)
+        if place is not None:
+            if len(self._numbers) >= _MAX_KNOWN_GROUPS:
+                self._numbers.clear()
+            is_short = len(raw) <= MAX_SHORT_FRAME_BYTES
+            time_end = (SHORT_HEAD_BYTES if is_short else LONG_HEAD_BYTES) + _TIME_BYTES
+            self._numbers[raw[time_end : place + 1 + raw[place]]] = number
+            self._group_at = place - time_end
         return number
 
     # --- results ---

@@ -118,7 +118,7 @@ class Merger:
         part = line.split(
             self._dispatcher.order,
             most=min(most, self._most),
-            until=min(until, line.next_offset + _MAX_PART_BYTES),
+            until=int(min(until, line.next_offset + _MAX_PART_BYTES)),
             stops_before_batch=stops_before_batch,
         )
         if part is not None:

@@ -17,6 +17,7 @@ from kapudf_cli.handler.errors import ConnectionClosedError
 from kapudf_cli.handler.output import write_returned
 from kapudf_cli.handler.patch import PointPatch
 from kapudf_cli.protocol.order import Incoming
+from kapudf_cli.protocol.raw_points import point_run
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system import loggers
 from kapudf_cli.transport.meter import BOUNDS_NS, HANDLER_NS
@@ -253,11 +254,14 @@ class ReadLoop:
         elif following is Next.COMPACT:
             self._recovery.request_compaction()
 
-    def _forward_run(self, frames: bytes, count: int) -> int:
-        """Send points on as they came or patched; return how many bytes of them were sent."""
+    def _forward_run(self, data: bytes, start: int, end: int) -> int:
+        """Send points on as they came or patched; see `TakeRun`."""
+        following, count = point_run(data, start, end)
+        if not count:
+            return start
         patch = self._dispatcher.caller.passes_through
         count, size = self._outbox.forward_run(
-            frames, count, patch if isinstance(patch, PointPatch) else None
+            data[start:following], count, patch if isinstance(patch, PointPatch) else None
         )
         self._run_points += count
-        return size
+        return start + size

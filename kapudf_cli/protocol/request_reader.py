@@ -20,7 +20,6 @@ from kapudf_cli.protocol.raw_points import (
     MAX_SHORT_FRAME_BYTES,
     SHORT_HEAD_BYTES,
     RawPoint,
-    point_run,
 )
 from kapudf_cli.protocol.udf_pb2 import Point
 
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 
     from kapudf_cli.protocol.codec import RequestMessage
 
-#: Gets the frames of `count` consecutive points; returns how many bytes of them it handled,
-#: which end with a frame. The next frame is yielded by itself.
-TakeRun: TypeAlias = "Callable[[bytes, int], int]"
+#: Gets `data[start:end]`, which starts with a frame. Returns where the first frame starts that it
+#: has not handled: `start` if it has handled none, and then this frame is yielded.
+TakeRun: TypeAlias = "Callable[[bytes, int, int], int]"
 
 #: The longest run, so that output can be flushed between two. It is the size of a read; with a
 #: frame that began in the previous read there are two runs.
@@ -61,8 +60,8 @@ class RequestReader(FrameReader["ReadRequest"]):
     For a frame that cannot be decoded, it yields the error and goes on.
 
     Attributes:
-        take_run: gets runs of points before they are split; None to split them all. A change
-            applies from the next point on.
+        take_run: gets points before they are split; None to split them all. A change applies from
+            the next point on.
     """
 
     __slots__ = ("_raw", "take_run")
@@ -92,13 +91,11 @@ class RequestReader(FrameReader["ReadRequest"]):
         decode = Point.FromString
         while start < end:
             if self.take_run is not None:
-                following, count = point_run(data, start, min(end, start + _MAX_RUN_BYTES))
-                if count:
-                    self.offset = base + start
-                    taken = self.take_run(data[start:following], count)
-                    start += taken
-                    if start == following:
-                        continue
+                self.offset = base + start
+                following = self.take_run(data, start, min(end, start + _MAX_RUN_BYTES))
+                if following > start:
+                    start = following
+                    continue
             size = known(data[start : start + LONG_HEAD_BYTES]) or known(
                 data[start : start + SHORT_HEAD_BYTES]
             )

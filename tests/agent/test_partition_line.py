@@ -49,6 +49,7 @@ def next_part(line: PartitionLine, order: IncomingOrder, most: int = 100) -> Par
 
 
 TEXT = st.text(max_size=200)
+TODAY = 1_764_000_000_000_000_000
 
 
 @given(
@@ -82,17 +83,28 @@ def test_a_group_has_the_same_partition_in_every_release() -> None:
     assert [partition_of(group.encode(), 4) for group in GROUPS] == [2, 3, 0, 3, 1, 1]
 
 
+#: Points of some forms: of today or of 1970, of several lengths, with and without a database.
+POINTS = st.builds(
+    Point,
+    time=st.sampled_from([TODAY, TODAY + 10**9, 7]),
+    name=st.sampled_from(["cpu", "memory"]),
+    database=st.sampled_from(["", "telegraf"]),
+    group=st.sampled_from(GROUPS),
+    tags=st.just({"host": "server"}),
+    fieldsString=st.sampled_from([{}, {"message": "m" * 60}, {"message": "m" * 200}]),
+)
+
+
 @given(
-    st.lists(st.sampled_from(GROUPS), max_size=60),
-    st.lists(st.integers(1, 200), max_size=20),
-    st.integers(1, 7),
+    st.lists(POINTS, max_size=60),
+    st.lists(st.integers(1, 2000), max_size=20),
+    st.integers(1, 20),
     st.randoms(),
 )
 def test_output_leaves_in_the_order_of_the_input(
-    groups: list[str], pieces: list[int], most: int, chance: Any
+    sent: list[Point], pieces: list[int], most: int, chance: Any
 ) -> None:
     """However reads are cut, parts are split, and whichever partition is first."""
-    sent = [Point(time=number, group=group) for number, group in enumerate(groups)]
     rest = encoded(*sent)
     line, order, back = PartitionLine(3), ready(), list[Any]()
     waiting: list[list[bytes]] = [[], [], []]
@@ -117,6 +129,25 @@ def test_output_leaves_in_the_order_of_the_input(
             assert line.offset == done.end
     assert back == sent
     assert (line.rest, line.frames) == (b"", 0)
+
+
+def test_the_name_of_a_point_is_not_taken_for_its_group() -> None:
+    """The bytes of the last point are the same at the place where the group of the first two is."""
+    first, second = GROUPS[:2]
+    imitation = f"name-\x12\x03cpu*{chr(len(first))}{first}"
+    sent = [
+        Point(time=TODAY, name="cpu", group=first),
+        Point(time=TODAY, name="cpu", group=first),
+        Point(time=1000, name=imitation, group=second),
+    ]
+    assert encoded(sent[0])[14:] == encoded(sent[2])[14 : len(encoded(sent[0]))]
+    line, order = PartitionLine(4), ready()
+    line.feed(encoded(*sent))
+    line.feed(encoded(*sent))
+    part = next_part(line, order)
+    assert part is not None
+    wanted = [partition_of(each.group.encode(), 4) for each in sent]
+    assert list(part.route) == [*wanted, *wanted]
 
 
 def test_a_batch_goes_to_the_partition_of_its_group() -> None:
