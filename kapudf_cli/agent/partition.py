@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import traceback
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kapudf_cli.agent.checkpoints import NoCheckpoints
 from kapudf_cli.agent.dispatcher import Dispatcher, RefusedError, ReplayAgainError
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from kapudf_cli.agent.partition_messages import Order
     from kapudf_cli.handler.handler import Handler
     from kapudf_cli.protocol.codec import DataMessage, ResponseMessage
-    from kapudf_cli.protocol.request_reader import ReadRequest, TakeRun
+    from kapudf_cli.protocol.request_reader import ReadRequest
     from kapudf_cli.protocol.udf_pb2 import EdgeType
     from kapudf_cli.transport import Stream
     from kapudf_cli.transport.stream import ConnectionStats
@@ -94,7 +94,7 @@ class PartitionAgent:
     @property
     def frames_done(self) -> int:
         """How many frames of the current order are handled. From any thread."""
-        return len(self._requests.marks)
+        return len(self._dispatcher.marks)
 
     def execute(self, order: Order) -> Result:
         """Execute an order. Errors of the handler are in the result.
@@ -131,9 +131,11 @@ class PartitionAgent:
         self._dispatcher = _PartitionDispatcher(
             self._caller, self._outbox, on_error=self._on_error, on_init=self._on_init
         )
-        self._requests = _MarkingReader(self._outbox.frames, self._dispatcher)
+        self._requests = _MarkingReader(self._outbox.frames, self._dispatcher.marks)
         recovery = _NoRecovery(self._dispatcher, self._requests, NoCheckpoints())
-        self._read_loop = ReadLoop(self._outbox.stream, self._dispatcher, recovery, linger_ms=0)
+        self._read_loop = _PartitionReadLoop(
+            self._outbox.stream, self._dispatcher, recovery, linger_ms=0
+        )
         self._has_failed = False
 
     def _execute(self, order: Order) -> Failure | None:
@@ -181,6 +183,7 @@ class PartitionAgent:
             ReplayAgainError,
             _NeedsRestartError,
         ) as error:
+            dispatcher.note_passed()
             # What the handler wrote before belongs to the frame at fault.
             self._requests.end_frame()
             self._has_failed = True
@@ -206,7 +209,7 @@ class PartitionAgent:
 
     def _result(self, failure: Failure | None, took_ns: int) -> Result:
         outputs, only_points = self._outbox.take()
-        marks, passed = self._requests.take()
+        marks, passed = self._dispatcher.take()
         counts = None
         if marks != list(range(1, len(outputs) + 1)):
             counts = [end - start for start, end in itertools.pairwise([0, *marks])]
@@ -245,7 +248,18 @@ class _AnyOrder(IncomingOrder):
 
 
 class _PartitionDispatcher(Dispatcher):
-    """Gives requests to the handler of a partition."""
+    """Gives requests to the handler of a partition, and notes what comes of each frame.
+
+    Attributes:
+        marks: after each frame, how many messages were written so far.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """Give requests to a handler; see `Dispatcher`."""
+        super().__init__(*args, **settings)
+        self.marks: list[int] = []
+        self._passed: list[Passed] = []
+        self._noted = (0, 0)
 
     def _begin(self) -> None:
         super()._begin()
@@ -260,63 +274,67 @@ class _PartitionDispatcher(Dispatcher):
         if isinstance(message, BeginBatch) and self.order.state is Incoming.IN_BATCH:
             # The end of the last batch was dropped, after the handler had raised over it.
             self._abandon_batch()
-        return super().dispatch(message, offset)
+        following = super().dispatch(message, offset)
+        self.note_passed()
+        return following
+
+    def failed(self, method: str, error: BaseException, offset: int) -> Next:
+        """Handle an exception of the handler; see `Dispatcher.failed`."""
+        following = super().failed(method, error, offset)
+        self.note_passed()
+        return following
+
+    def drop(self, message: ReadRequest) -> None:
+        """Accept a request without the handler; see `Dispatcher.drop`."""
+        super().drop(message)
+        self.note_passed()
+
+    def note_passed(self) -> None:
+        """Note what was passed over at the current frame, if anything was."""
+        failures, points = self._noted
+        self._noted = (self.failures, self.dropped_points)
+        if self._noted != (failures, points):
+            self._passed.append(
+                Passed(len(self.marks), self.failures - failures, self.dropped_points - points)
+            )
+
+    def take(self) -> tuple[list[int], list[Passed]]:
+        """Return the marks, and where something was passed over; forget both."""
+        taken = self.marks.copy(), self._passed
+        self.marks.clear()
+        self._passed = []
+        return taken
+
+
+class _PartitionReadLoop(ReadLoop):
+    """Gives a handler its points one by one, so that each frame gets a mark."""
+
+    def choose_form(self) -> None:
+        """Have points read in the form in which the handler takes them; see `ReadLoop`."""
+        super().choose_form()
+        self._requests.take_run = None
 
 
 class _MarkingReader(RequestReader):
-    """Reads requests, and notes after each how many messages were written for it so far.
+    """Reads requests, and notes after each how many messages were written so far."""
 
-    Attributes:
-        marks: these numbers.
-    """
-
-    def __init__(self, written: Sized, dispatcher: Dispatcher) -> None:
-        """Note the length of `written`, and what `dispatcher` has passed over."""
+    def __init__(self, written: Sized, marks: list[int]) -> None:
+        """Add the length of `written` to `marks` after each request."""
         super().__init__(MAX_VARINT)
         self._written = written
-        self._dispatcher = dispatcher
-        self.marks: list[int] = []
-        self._passed: list[Passed] = []
-        self._failures = self._dropped = 0
-
-    @property
-    def take_run(self) -> TakeRun | None:
-        """None: each frame needs a mark of its own."""
-        return None
-
-    @take_run.setter
-    def take_run(self, take_run: TakeRun | None) -> None:
-        del take_run
+        self._marks = marks
 
     def feed(self, data: bytes) -> Iterator[ReadRequest]:
         """Yield the requests in `data`; see `RequestReader.feed`."""
         # As `end_frame`; a call for each point costs time.
-        dispatcher, marks, written = self._dispatcher, self.marks, self._written
+        mark, written = self._marks.append, self._written
         for message in super().feed(data):
             yield message
-            if dispatcher.failures != self._failures or dispatcher.dropped_points != self._dropped:
-                self._note_passed()
-            marks.append(len(written))
+            mark(len(written))
 
     def end_frame(self) -> None:
         """Note that the current frame is handled."""
-        self._note_passed()
-        self.marks.append(len(self._written))
-
-    def _note_passed(self) -> None:
-        """Note what was passed over at the current frame, if anything was."""
-        dispatcher = self._dispatcher
-        failures = dispatcher.failures - self._failures
-        points = dispatcher.dropped_points - self._dropped
-        if failures or points:
-            self._passed.append(Passed(len(self.marks), failures, points))
-            self._failures, self._dropped = dispatcher.failures, dispatcher.dropped_points
-
-    def take(self) -> tuple[list[int], list[Passed]]:
-        """Return the marks, and where something was passed over; forget both."""
-        taken = self.marks, self._passed
-        self.marks, self._passed = [], []
-        return taken
+        self._marks.append(len(self._written))
 
 
 class _NoStream:
