@@ -13,18 +13,15 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from kapudf_cli.agent.outbox import Outbox
-from kapudf_cli.agent.output import BACKLOG_BYTES, FLUSH_BYTES
+from kapudf_cli.agent.output import BACKLOG_BYTES
 from kapudf_cli.protocol.errors import InvalidWriteError
 from kapudf_cli.protocol.order import OutgoingOrder
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, KeepaliveResponse, Point
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kapudf_cli.agent.calls_in_flight import Call
     from kapudf_cli.agent.output import Output
     from kapudf_cli.protocol.codec import DataMessage, ResponseMessage
-    from kapudf_cli.transport.stream import ConnectionStats
 
 #: The call in whose context code runs: also in tasks and threads that the call has started.
 _CURRENT: Final[contextvars.ContextVar[Call | None]] = contextvars.ContextVar(
@@ -83,22 +80,6 @@ class ConcurrentOutbox(Outbox):
             if output.size >= BACKLOG_BYTES:
                 self._flush()
         return None
-
-    def commit(
-        self,
-        output: Output,
-        stats: Callable[[], ConnectionStats],
-        *,
-        forget_input: bool,
-        at_least: int = FLUSH_BYTES,
-    ) -> None:
-        """Flush, if at least so many bytes are waiting; the caller is inside `changing`.
-
-        Raises:
-            ConnectionClosedError: the connection broke.
-        """
-        if output.size >= at_least:
-            self._flush(stats(), forget_input=forget_input)
 
     def _write(self, message: DataMessage, expected: type, *, frame: bytes | None = None) -> None:
         call = _CURRENT.get()

@@ -274,6 +274,22 @@ class Outbox:
         finally:
             self._turn.regain()
 
+    def commit(
+        self,
+        output: Output,
+        stats: Callable[[], ConnectionStats],
+        *,
+        forget_input: bool,
+        at_least: int = FLUSH_BYTES,
+    ) -> None:
+        """Flush, if at least so many bytes are waiting; the caller is inside `changing`.
+
+        Raises:
+            ConnectionClosedError: the connection broke.
+        """
+        if output.size >= at_least:
+            self._flush(stats(), forget_input=forget_input)
+
     def send_data(self) -> None:
         """Send data from now on, and what was held back; see `Output.send_data`."""
         # The dispatcher calls this for each request; after the first it has no effect.

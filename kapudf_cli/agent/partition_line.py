@@ -4,6 +4,10 @@ The line splits input into parts. A part has the frames of consecutive points an
 share of them for each partition. Partitions return their shares in any order. A part leaves the
 line when all of its shares are back and all parts before it have left. So output leaves in the
 order of the input, and at any time the handled input is a prefix of the input.
+
+If the order of output does not matter, a share that is back may be written before those of other
+partitions. The frames of such shares are stored as a set of bits until their part leaves, so that
+a new handler's output for them is discarded.
 """
 
 from __future__ import annotations
@@ -110,7 +114,7 @@ class Part:
         begins: the numbers of the frames that begin a batch.
         ends: the numbers of those that end one.
         results: what the partitions have returned.
-        is_repeated: whether an earlier agent has sent the output.
+        written: the partitions whose output is written, by this agent or an earlier one.
     """
 
     __slots__ = (
@@ -118,11 +122,11 @@ class Part:
         "end",
         "ends",
         "in_batch",
-        "is_repeated",
         "results",
         "route",
         "shares",
         "start",
+        "written",
     )
 
     def __init__(self, start: int, *, in_batch: bool) -> None:
@@ -134,7 +138,7 @@ class Part:
         self.begins: list[int] = []
         self.ends: list[int] = []
         self.results: dict[int, Result] = {}
-        self.is_repeated = False
+        self.written: set[int] = set()
 
     @property
     def is_done(self) -> bool:
@@ -151,8 +155,10 @@ class Part:
         return min(found, key=lambda each: each[0], default=None)
 
     def outputs(self, count: int) -> list[bytes]:
-        """Return what was written for the first `count` frames, in their order."""
+        """Return the output for the first `count` frames that is not written, in their order."""
         route = self.route[:count]
+        if self.written:
+            route = route.translate(None, bytes(self.written))
         left = {number: iter(result.outputs) for number, result in self.results.items()}
         counted = {number: result.counts for number, result in self.results.items()}
         if all(counts is None for counts in counted.values()):
@@ -190,6 +196,12 @@ class Part:
         begun = max((number for number in self.begins if number < count), default=-1)
         ended = max((number for number in self.ends if number < count), default=-1)
         return self.in_batch if begun == ended else begun > ended
+
+    @property
+    def done(self) -> int:
+        """Which of the frames have their output written, as bits."""
+        written = self.written
+        return sum(1 << place for place, each in enumerate(self.route) if each in written)
 
     def place(self, partition: int, number: int) -> int:
         """Return the number in the part of a frame that has this number in a share."""
@@ -415,18 +427,47 @@ class PartitionLine:
 
     # --- results ---
 
-    def note(self, partition: int, result: Result) -> None:
-        """Note the result for the oldest share of a partition that has none yet."""
-        part = next(
-            each
-            for each in self.parts
-            if partition in each.shares and partition not in each.results
-        )
-        part.results[partition] = result
+    def note(self, partition: int, result: Result) -> bool:
+        """Note the result for the oldest share of a partition that has none yet.
+
+        Returns:
+            Whether there is such a share.
+        """
+        for part in self.parts:
+            if partition in part.shares and partition not in part.results:
+                part.results[partition] = result
+                return True
+        return False
 
     def first_done(self) -> Part | None:
         """Return the first part if all of its shares are back."""
         return self.parts[0] if self.parts and self.parts[0].is_done else None
+
+    def overtaking(self) -> Iterator[tuple[Part, int]]:
+        """Yield the shares that may be written before others, as parts and partitions.
+
+        Output of a partition is written in order. What follows a failure waits for it.
+        """
+        waiting: set[int] = set()
+        for part in self.parts:
+            for number in part.shares.keys() - part.written - waiting:
+                result = part.results.get(number)
+                if result is not None and result.may_overtake:
+                    yield part, number
+                if number not in part.written:
+                    waiting.add(number)
+            if len(waiting) == self._count:
+                return
+
+    @property
+    def done(self) -> int:
+        """Which frames from `offset` on have their output written, as bits."""
+        done = place = 0
+        for part in self.parts:
+            if part.written:
+                done |= part.done << place
+            place += len(part.route)
+        return done
 
     def leave(self) -> None:
         """Remove the first part, and count its input as handled."""

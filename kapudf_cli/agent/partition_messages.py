@@ -9,6 +9,8 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from kapudf_cli.agent.calls_in_flight import MAX_UNORDERED_BYTES
+
 #: How a partition could not handle a frame: its handler raised, and the task fails or the handler
 #: is restarted; it raised again during a replay; the frame is invalid; or it cannot be dropped.
 FailureKind: TypeAlias = Literal["handler", "restart", "replay", "protocol", "lost"]
@@ -109,6 +111,15 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     passed: list[Passed] = []
     failure: Failure | None = None
     took_ns: int = 0
+
+    @property
+    def may_overtake(self) -> bool:
+        """Whether the output may be written before that of other partitions."""
+        return (
+            self.failure is None
+            and self.only_points
+            and sum(map(len, self.outputs)) <= MAX_UNORDERED_BYTES
+        )
 
 
 class Written(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from kapudf_cli.agent.dispatcher import Dispatcher
@@ -30,7 +31,7 @@ from kapudf_cli.protocol.udf_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from kapudf_cli.agent.outbox import Outbox
     from kapudf_cli.agent.partition_line import PartitionLine
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from kapudf_cli.handler.output import Writer
     from kapudf_cli.protocol.codec import RequestMessage
     from kapudf_cli.protocol.udf_pb2 import InitRequest
+
+    Note = Callable[[int, Result], bool]
 
 A = TypeVar("A", InfoResponse, InitResponse, RestoreResponse)
 S = TypeVar("S", InitResponse, RestoreResponse)
@@ -119,9 +122,14 @@ class PartitionedHandler(Handler):
         """Have a partition accept a frame that its handler does not get."""
         self._call({partition: Handle(frame, replays=True, drops=True)})
 
-    def drain_for(self, limit_s: float) -> None:
-        """Call `drain` of all partitions, which take at most `limit_s` seconds each."""
-        self._call(dict.fromkeys(self._created, Drain(limit_s)))
+    def drain_for(self, limit_s: float, note: Note) -> None:
+        """Call `drain` of all partitions, which take at most `limit_s` seconds each.
+
+        Args:
+            limit_s: the limit.
+            note: gets the results of earlier orders.
+        """
+        self._call(dict.fromkeys(self._created, Drain(limit_s)), note=note)
 
     def teardown(self) -> None:
         """Call `teardown` of all partitions, and write what they return."""
@@ -159,21 +167,31 @@ class PartitionedHandler(Handler):
             answers.append(answer)
         return answers
 
-    def _call(self, orders: Mapping[int, Order], *, write: bool = False) -> dict[int, Result]:
+    def _call(
+        self, orders: Mapping[int, Order], *, write: bool = False, note: Note | None = None
+    ) -> dict[int, Result]:
         """Return the results of orders, one for each partition.
+
+        Args:
+            orders: the orders.
+            write: whether to write the output.
+            note: gets results, and returns whether they belong to earlier orders. By default,
+                those are discarded.
 
         Raises:
             PartitionHandlerError: a handler raised.
             ConnectionClosedError: the connection was aborted.
         """
         partitions = self._partitions
-        partitions.forget()
+        if note is None:
+            partitions.forget()
+            note = _is_unknown
         for number, order in orders.items():
             partitions.send(number, order)
         results: dict[int, Result] = {}
         while len(results) < len(orders):
             taken = partitions.take()
-            results.update(taken)
+            results.update(each for each in taken if not note(*each))
             if not taken:
                 partitions.wait()
         failure = None
@@ -196,6 +214,12 @@ class PartitionedHandler(Handler):
                 self.agent.write_end_batch(message)
 
 
+def _is_unknown(partition: int, result: Result) -> bool:
+    """Return False: a result is not that of an earlier order."""
+    del partition, result
+    return False
+
+
 def _messages(frames: Collection[bytes]) -> Iterator[object]:
     reader = FrameReader(RESPONSES.decode_in, MAX_VARINT)
     for frame in frames:
@@ -210,11 +234,14 @@ def _first_refusal(answers: list[S]) -> S:
 class PartitionedCaller(HandlerCaller):
     """Creates the handler of one connection in its partitions, and calls it."""
 
-    def __init__(self, handler: type[Handler], outbox: Outbox, partitions: Partitions) -> None:
-        """Have handlers of a class in `partitions`, which write to `outbox`."""
+    def __init__(
+        self, handler: type[Handler], outbox: Outbox, partitions: Partitions, line: PartitionLine
+    ) -> None:
+        """Have handlers of a class in `partitions`, which handle `line` and write to `outbox`."""
         super().__init__(lambda writer: PartitionedHandler(writer, handler, partitions), outbox)
         self.name = handler.__name__
         self._partitions = partitions
+        self._line = line
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -239,7 +266,7 @@ class PartitionedCaller(HandlerCaller):
         if self._handler is None:
             return
         try:
-            cast("PartitionedHandler", self._handler).drain_for(limit_s)
+            cast("PartitionedHandler", self._handler).drain_for(limit_s, self._line.note)
         except HandlerError as error:
             self._log_drain(error)
 
@@ -277,6 +304,23 @@ class PartitionedDispatcher(Dispatcher):
         """
         super().__init__(caller, outbox, **settings)
         self._line = line
+
+    @property
+    def done(self) -> int:
+        """Which of the next frames were answered, as bits; see `ConnectionStats.done`."""
+        return self._line.done | self._done << self._line.frames
+
+    @property
+    def same_done(self) -> int:
+        """How many of the frames that come next were all answered, or all not."""
+        done = ~self._done if self._done & 1 else self._done
+        return (done & -done).bit_length() - 1 if done else sys.maxsize
+
+    def take_done(self, frames: int = 1) -> bool:
+        """Return whether the next frames were answered, all or none, and go on after them."""
+        is_done = super().take_done()
+        self._done >>= frames - 1
+        return is_done
 
     @property
     def allows_checkpoint(self) -> bool:

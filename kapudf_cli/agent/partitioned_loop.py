@@ -1,12 +1,15 @@
 """The read loop of a partitioned handler: reads ahead while partitions handle points.
 
 It splits input into parts, sends each partition its share, and merges what comes back in the order
-of the input. What is committed is always a prefix of the input; see `partition_line`.
+of the input. What is committed is a prefix of the input and, without an order, shares after it; see
+`partition_line`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -28,6 +31,7 @@ from kapudf_cli.protocol.order import Incoming
 from kapudf_cli.protocol.udf_pb2 import BeginBatch, EndBatch, Point
 from kapudf_cli.system import loggers
 from kapudf_cli.transport.meter import BOUNDS_NS, HANDLER_NS, IN_FLIGHT
+from kapudf_cli.transport.stream import DONE_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -72,6 +76,7 @@ class Merger:
         partitions: Partitions,
         dispatcher: Dispatcher,
         *,
+        ordered: bool = True,
         meter: Meter | None = None,
         on_given: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -81,6 +86,7 @@ class Merger:
             line: the input.
             partitions: handle it.
             dispatcher: counts what was handled.
+            ordered: whether output leaves in the order of the input.
             meter: measures it; None for a replay, in which the handlers only rebuild their state.
             on_given: called with the end of each part before it is sent.
         """
@@ -91,16 +97,20 @@ class Merger:
         self._outbox: Outbox = dispatcher.outbox
         self._counts = None if meter is None else meter.counts
         self._most = _FIRST_FRAMES
+        self._ordered = ordered
+        self._longest = _MAX_PART_FRAMES if ordered else DONE_BITS // _MAX_PARTS
 
     @property
     def has_room(self) -> bool:
         """Whether another part may be sent."""
-        return len(self._line.parts) < _MAX_PARTS
+        if self._ordered:
+            return len(self._line.parts) < _MAX_PARTS
+        return self._line.frames + self._most <= DONE_BITS
 
     def send(
         self,
         *,
-        most: int = _MAX_PART_FRAMES,
+        most: int = sys.maxsize,
         until: float = math.inf,
         stops_before_batch: bool = False,
         drops: bool = False,
@@ -145,8 +155,7 @@ class Merger:
         """
         failed = part.first_failure()
         count = len(part.route) if failed is None else failed[0] + 1
-        if not part.is_repeated:
-            self._write(part.outputs(count), only_points=part.only_points)
+        self._write(part.outputs(count), only_points=part.only_points)
         dispatcher = self._dispatcher
         points, batches, failures, dropped = part.tally(count)
         dispatcher.points_in += points
@@ -159,6 +168,7 @@ class Merger:
     def _measure(self, part: Part) -> None:
         took_ns = max((result.took_ns for result in part.results.values()), default=0)
         self._most = min(
+            self._longest,
             2 * self._most,
             max(len(part.route) * _PART_NS // max(took_ns, 1), self._partitions.count),
         )
@@ -168,6 +178,28 @@ class Merger:
             self._counts[HANDLER_NS] += result.took_ns
             frames = part.route.count(number)
             self._counts[bisect_left(BOUNDS_NS, result.took_ns // frames)] += frames
+
+    def overtake(self, stats: Callable[[], ConnectionStats], *, forget_input: bool) -> bool:
+        """Send output that need not wait for that of other partitions; return whether there is any.
+
+        It is committed together with the fact that its frames are done.
+        """
+        outbox = self._outbox
+        found = False
+        with outbox.changing() as output:
+            for part, number in self._line.overtaking():
+                if not output.passes_points:
+                    break
+                found = True
+                outputs = part.results[number].outputs
+                if outputs:
+                    output.write_run(b"".join(outputs), len(outputs))
+                    outputs.clear()
+                part.written.add(number)
+                outbox.commit(output, stats, forget_input=forget_input)
+            if found:
+                outbox.commit(output, stats, forget_input=forget_input, at_least=0)
+        return found
 
     def leave(self) -> None:
         """Remove the first part, whose output was written."""
@@ -261,7 +293,7 @@ class PartitionedRecovery(Recovery[PartitionLine]):
                 return False
             following = (offset for offset in self._skipped if offset > line.next_offset)
             until = min(following, default=math.inf)
-            part = merger.send(most=1 if skips else _MAX_PART_FRAMES, until=until, drops=skips)
+            part = merger.send(most=1 if skips else sys.maxsize, until=until, drops=skips)
             return part is not None or not line.parts
         if line.parts:
             return False
@@ -300,6 +332,7 @@ class PartitionedLoop:
         recovery: PartitionedRecovery,
         partitions: Partitions,
         *,
+        ordered: bool,
         linger_ms: float,
     ) -> None:
         """Read from `stream`.
@@ -309,6 +342,7 @@ class PartitionedLoop:
             dispatcher: answers all requests that are no data.
             recovery: keeps the input since the last checkpoint and replaces the handlers.
             partitions: handle points and batches.
+            ordered: whether output leaves in the order of the input.
             linger_ms: the longest pause before a read under load, in milliseconds.
         """
         self._stream = stream
@@ -321,9 +355,11 @@ class PartitionedLoop:
             self._line,
             partitions,
             dispatcher,
+            ordered=ordered,
             meter=stream.meter,
             on_given=recovery.record_given,
         )
+        self._ordered = ordered
         self._coalescing = ReadCoalescing(linger_ms)
         self.bytes_in = 0
         # Of the last read: its bytes, and the frames that were begun since.
@@ -422,7 +458,7 @@ class PartitionedLoop:
         if message is None or self._must_wait_for_checkpoint():
             return False
         is_data = kind_of(message) in _DATA
-        is_careful = line.next_offset < careful_until or bool(self._dispatcher.done)
+        is_careful = line.next_offset < careful_until
         if line.parts and (is_careful or not is_data or not self._merger.has_room):
             return False
         if is_careful:
@@ -430,9 +466,20 @@ class PartitionedLoop:
         if not is_data:
             self._dispatch()
             return True
-        part = self._merger.send(stops_before_batch=self._is_checkpoint_due())
+        part = self._send(stops_before_batch=self._is_checkpoint_due())
         self._begun += 0 if part is None else len(part.route)
         return part is not None
+
+    def _send(
+        self, *, most: int = sys.maxsize, stops_before_batch: bool = False, drops: bool = False
+    ) -> Part | None:
+        """Send the next part, if there is one; see `Merger.send`."""
+        dispatcher = self._dispatcher
+        most = min(most, dispatcher.same_done)
+        part = self._merger.send(most=most, stops_before_batch=stops_before_batch, drops=drops)
+        if part is not None and dispatcher.take_done(len(part.route)):
+            part.written.update(part.shares)
+        return part
 
     def _must_wait_for_checkpoint(self) -> bool:
         """Store a checkpoint if one is due; return whether that must wait for the line."""
@@ -451,7 +498,6 @@ class PartitionedLoop:
         offset = line.next_offset
         self._outbox.flush(self._stats())
         self._recovery.record_current_frame(offset)
-        is_repeated = dispatcher.take_done()
         drops = offset in poison
         if drops:
             _log.error(
@@ -461,18 +507,13 @@ class PartitionedLoop:
             dispatcher.failures += 1
             self._recovery.skip_in_replays(offset)
         if kind_of(message) in _DATA:
-            part = self._merger.send(most=1, drops=drops)
-            if part is None:
-                return False
-            part.is_repeated = is_repeated
-        elif drops:
+            return self._send(most=1, drops=drops) is not None
+        if drops:
+            dispatcher.take_done()
             self._recovery.record_given(line.next_offset)
             frame = line.take()
             dispatcher.drop(frame.message)
             line.advance(frame.end)
-        elif is_repeated:
-            with self._outbox.discarding():
-                self._dispatch()
         else:
             self._dispatch()
         return True
@@ -482,7 +523,9 @@ class PartitionedLoop:
         frame = self._line.take()
         self._recovery.record_given(frame.end)
         self._begun += 1
-        following = self._dispatcher.dispatch(frame.message, frame.offset)
+        repeats = self._dispatcher.take_done()
+        with self._outbox.discarding() if repeats else contextlib.nullcontext():
+            following = self._dispatcher.dispatch(frame.message, frame.offset)
         if following is Next.COMPACT:
             self._recovery.request_compaction()
         self._line.advance(frame.end)
@@ -492,10 +535,12 @@ class PartitionedLoop:
     # --- output ---
 
     def _retire(self) -> bool:
-        """Send the output of the first part if it is back; return whether it was."""
+        """Send output of parts or shares that are back; return whether there was any."""
         part = self._line.first_done()
         if part is None:
-            return False
+            return not self._ordered and self._merger.overtake(
+                self._stats, forget_input=self._forgets_input
+            )
         failed = self._merger.write(part)
         if failed is None:
             self._merger.leave()
@@ -513,6 +558,7 @@ class PartitionedLoop:
             ProtocolError, HandlerError, WorkerLostError: the task fails.
         """
         line, dispatcher = self._line, self._dispatcher
+        done = dispatcher.done >> number + 1
         start, end = line.place(part, number)
         line.advance(start)
         if failure.kind != "restart":
@@ -527,18 +573,22 @@ class PartitionedLoop:
             )
         line.advance(end)
         line.rewind(batch=part.route[number] if in_batch else None)
+        dispatcher.resume_done(done)
 
     def _stats(self) -> ConnectionStats:
         return self._recovery.stats()
 
-    def _commit(self) -> None:
+    @property
+    def _forgets_input(self) -> bool:
         dispatcher = self._dispatcher
-        self._outbox.flush(
-            self._stats(),
-            forget_input=dispatcher.stateless
+        return (
+            dispatcher.stateless
             and self._line.is_between_batches
-            and dispatcher.order.state is not Incoming.BEFORE_INIT,
+            and dispatcher.order.state is not Incoming.BEFORE_INIT
         )
+
+    def _commit(self) -> None:
+        self._outbox.flush(self._stats(), forget_input=self._forgets_input)
 
     # --- checkpoints and handovers ---
 

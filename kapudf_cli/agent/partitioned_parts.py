@@ -33,12 +33,17 @@ def assemble(
         provides=handler.provides,
     )
     line = PartitionLine(partitions.count, settings.max_frame_bytes)
-    caller = PartitionedCaller(handler, outbox, partitions)
+    caller = PartitionedCaller(handler, outbox, partitions, line)
     dispatcher = PartitionedDispatcher(
         line, caller, outbox, on_error=settings.on_error, on_init=settings.on_init
     )
     recovery = PartitionedRecovery(dispatcher, line, checkpoints, partitions)
     read_loop = PartitionedLoop(
-        stream, dispatcher, recovery, partitions, linger_ms=settings.linger_ms
+        stream,
+        dispatcher,
+        recovery,
+        partitions,
+        ordered=handler.ordered,
+        linger_ms=settings.linger_ms,
     )
     return Parts(outbox, caller, dispatcher, line, recovery, read_loop)

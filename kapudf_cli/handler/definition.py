@@ -76,10 +76,22 @@ def _check_methods(handler: type[Handler]) -> None:
 def _check_not_async(handler: type[Handler]) -> None:
     for name in ("setup", "drain", "teardown"):
         _refuse_async(handler, name, "only with an async point or batch may it be")
-    for name in ("concurrency", "ordered", "timeout_s"):
+    for name in ("concurrency", "timeout_s"):
         if getattr(handler, name) != getattr(Handler, name):
             message = f"{handler.__name__}.{name} has no effect; write `async def point`"
             raise DefinitionError(message)
+    if not handler.ordered:
+        _check_unordered(handler)
+        if problem := _partition_problem(handler):
+            name = handler.__name__
+            message = f"{name}.ordered has no effect: {name} is not async, and {problem}"
+            raise DefinitionError(message)
+
+
+def _check_unordered(handler: type[Handler]) -> None:
+    if not handler.wants == handler.provides == STREAM:
+        problem = "is False, and wants and provides are not STREAM"
+        raise DefinitionError(f"{handler.__name__}.ordered {problem}")
 
 
 def is_async(handler: object) -> bool:
@@ -105,8 +117,8 @@ def _check_async(handler: type[Handler]) -> None:
     if handler.serialize:
         problem = "is set, but point or batch is async, so that calls would still overlap"
         raise DefinitionError(f"{name}.serialize {problem}")
-    if not handler.ordered and not handler.wants == handler.provides == STREAM:
-        raise DefinitionError(f"{name}.ordered is False, and wants and provides are not STREAM")
+    if not handler.ordered:
+        _check_unordered(handler)
     for method in ("setup", "drain"):
         if inspect.isasyncgenfunction(getattr(handler, method)):
             raise DefinitionError(f"{name}.{method} has a yield and would never run")
@@ -129,17 +141,23 @@ def check_partitions(handler: type[Handler]) -> None:
     Raises:
         DefinitionError: they cannot; the error says why, and what to do.
     """
+    if problem := _partition_problem(handler):
+        raise DefinitionError(f"{handler.__name__} {problem}, or remove partitions")
+
+
+def _partition_problem(handler: type[Handler]) -> str | None:
+    """Return why instances of a class cannot share the groups of a task, None if they can."""
+    problem = None
     if is_async(handler):
         problem = "is async, and has several calls at once without partitions; raise concurrency"
     elif handler.passes_through is not False:
         problem = "passes points through, which takes less time; use point or raw_point"
     elif not handler.keeps_state() or keeps_groups(handler):
-        return
+        pass
     elif handler.partition_by is not None:
         joins = handler.join_snapshots.__func__  # type: ignore[attr-defined]  # of a class method
-        if joins is not Handler.join_snapshots.__func__:  # type: ignore[attr-defined]
-            return
-        problem = "does not define join_snapshots() and split_snapshot(); define them"
+        if joins is Handler.join_snapshots.__func__:  # type: ignore[attr-defined]
+            problem = "does not define join_snapshots() and split_snapshot(); define them"
     elif handler.snapshot is not Handler.snapshot:
         problem = (
             "has a snapshot of its own, which cannot be split by group; declare the state as a "
@@ -147,7 +165,7 @@ def check_partitions(handler: type[Handler]) -> None:
         )
     else:
         problem = "has one state for all groups; declare the state as a PerGroup"
-    raise DefinitionError(f"{handler.__name__} {problem}, or remove partitions")
+    return problem
 
 
 def keeps_groups(handler: type[Handler]) -> bool:

@@ -93,8 +93,8 @@ class Handler:
         on_state_mismatch: what happens with a snapshot of another version, handler or program
             that `migrate` does not convert: "discard" it or "refuse" it.
         concurrency: the most calls of an async `point` or `batch` at once.
-        ordered: False to let an async `point` overtake points of other groups, for a handler of
-            streams.
+        ordered: False to let points overtake those of other groups, for a handler of streams whose
+            `point` is async or that has partitions.
         timeout_s: how long each of these calls may take, in seconds; None for any time.
         passes_through: True to send each point on as it came, or a `PointPatch` to send it on
             with the same changes to each. Neither `point` nor `raw_point` is called then. It is

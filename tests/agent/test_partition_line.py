@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kapudf_cli.agent.calls_in_flight import MAX_UNORDERED_BYTES
 from kapudf_cli.agent.partition_line import PartitionLine, group_of, partition_of
 from kapudf_cli.agent.partition_messages import Failure, Passed, Result
 from kapudf_cli.protocol.codec import REQUESTS, encode_point
@@ -148,6 +149,41 @@ def test_the_name_of_a_point_is_not_taken_for_its_group() -> None:
     assert part is not None
     wanted = [partition_of(each.group.encode(), 4) for each in sent]
     assert list(part.route) == [*wanted, *wanted]
+
+
+def test_shares_overtake_in_the_order_of_their_partition() -> None:
+    line, order = PartitionLine(3), ready()
+    assert [partition_of(group.encode(), 3) for group in GROUPS[:3]] == [0, 1, 2]
+    line.feed(encoded(*(Point(time=time, group=GROUPS[time % 3]) for time in range(9))))
+    first, second, third = (next_part(line, order, most=3) for _ in range(3))
+
+    def overtake() -> list[tuple[Part | None, int]]:
+        found: list[tuple[Part | None, int]] = []
+        for part, number in line.overtaking():
+            part.written.add(number)
+            found.append((part, number))
+        return found
+
+    written = Result([b"output"], None)
+    for number in (1, 1, 2):
+        line.note(number, written)
+    assert overtake() == [(first, 1), (first, 2), (second, 1)]
+    assert line.done == 0b010_110
+    # What follows a failure, or long output, waits for it.
+    for result in (Result([bytes(MAX_UNORDERED_BYTES), b"1"], None), written):
+        line.note(2, result)
+    line.note(1, Result(failure=Failure(0, "restart")))
+    assert overtake() == []
+    line.note(0, written)
+    assert line.first_done() is first
+    assert first is not None
+    assert first.outputs(3) == [b"output"]
+    line.leave()
+    assert line.done == 0b010
+    line.note(0, written)
+    assert line.first_done() is second
+    line.leave()
+    assert overtake() == [(third, 2)]
 
 
 def test_a_batch_goes_to_the_partition_of_its_group() -> None:

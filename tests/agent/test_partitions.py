@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kapudf_cli import BatchHandler, Handler, PerGroup, State, set_field
 from kapudf_cli.agent.agent import Agent, ConnectionSummary, Reason
+from kapudf_cli.agent.partitions import LocalPartitions
 from kapudf_cli.client.driver import Event, KapacitorSide
 from kapudf_cli.protocol.udf_pb2 import (
     BATCH,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from kapudf_cli.handler.batches import Batch
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
     from kapudf_cli.testing import StartTask
+    from tests.journal.tasks import PartitionFactory
 
 
 class Tally(State):
@@ -106,9 +108,12 @@ def journaled(
     *,
     partitions: int,
     on_error: OnError,
+    partition_factory: PartitionFactory = LocalPartitions,
 ) -> tuple[list[ResponseMessage], ConnectionSummary]:
     """Do what `served` does, with a journal."""
-    task = JournaledTask(handler, on_error=on_error, partitions=partitions)
+    task = JournaledTask(
+        handler, on_error=on_error, partitions=partitions, partition_factory=partition_factory
+    )
     try:
         first = task.serve()
         task.side.queue([INIT, *messages])

@@ -282,7 +282,13 @@ class WaitsUnorderedBatch(Waits):
     ordered = False
 
 
-class UnorderedMirror(Mirror):
+class UnorderedBatches(Mirror):
+    wants = BATCH
+    ordered = False
+
+
+class UnorderedTotal(Mirror):
+    state: Total
     ordered = False
 
 
@@ -353,7 +359,17 @@ class AsyncPointOfBatch(BatchHandler):
             WaitsUnorderedBatch,
             "WaitsUnorderedBatch.ordered is False, and wants and provides are not STREAM",
         ),
-        (UnorderedMirror, "UnorderedMirror.ordered has no effect; write `async def point`"),
+        (
+            UnorderedBatches,
+            "UnorderedBatches.ordered is False, and wants and provides are not STREAM",
+        ),
+        (
+            UnorderedTotal,
+            (
+                "UnorderedTotal.ordered has no effect: UnorderedTotal is not async, and has one "
+                "state for all groups; declare the state as a PerGroup"
+            ),
+        ),
         (
             WaitsInTurns,
             f"WaitsInTurns.serialize {OVERLAPS}",

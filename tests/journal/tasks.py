@@ -19,7 +19,7 @@ from tests.serve_process import PATIENCE_S
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from kapudf_cli.agent.agent import ConnectionSummary
     from kapudf_cli.agent.error_policy import OnError
@@ -27,16 +27,19 @@ if TYPE_CHECKING:
     from kapudf_cli.journal.stream import JournaledStream
     from kapudf_cli.protocol.codec import RequestMessage, ResponseMessage
 
+    PartitionFactory = Callable[..., LocalPartitions]
+
 
 def local_partitions(
-    handler: Any, count: int, on_error: OnError = DEFAULT_ON_ERROR
+    handler: Any,
+    count: int,
+    on_error: OnError = DEFAULT_ON_ERROR,
+    factory: PartitionFactory = LocalPartitions,
 ) -> LocalPartitions | None:
     """Return partitions of a handler in the agent's thread, None for one instance."""
     if count == 1:
         return None
-    return LocalPartitions(
-        handler, count, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_error=on_error
-    )
+    return factory(handler, count, max_frame_bytes=DEFAULT_MAX_FRAME_BYTES, on_error=on_error)
 
 
 class ServedAgent:
@@ -49,7 +52,7 @@ class ServedAgent:
         *,
         on_error: OnError,
         resume_plan: ResumePlan | None,
-        partitions: int = 1,
+        partitions: LocalPartitions | None = None,
     ) -> None:
         self.stream = stream
         #: The header that makes it die, None if it does not die.
@@ -60,7 +63,7 @@ class ServedAgent:
             stream,
             handler,
             on_error=on_error,
-            partitions=local_partitions(handler, partitions, on_error),
+            partitions=partitions,
             checkpoints=stream,
             resume_plan=resume_plan,
             on_init=stream.record_task,
@@ -93,8 +96,10 @@ class JournaledTask:
         on_error: OnError = DEFAULT_ON_ERROR,
         snapshot_interval_s: float = 3600.0,
         partitions: int = 1,
+        partition_factory: PartitionFactory = LocalPartitions,
     ) -> None:
         self.partitions = partitions
+        self._partition_factory = partition_factory
         self.kept = JournaledConnection()
         self._handler = handler
         self._on_error = on_error
@@ -141,12 +146,15 @@ class JournaledTask:
         if survives is not None:
             dying = held.header = DyingHeader(held, over="commit", after=after, survives=survives)
         stream = self.kept.serve(snapshot_interval_s=self._snapshot_interval_s, held=held)
+        handler = handler or self._handler
         served = ServedAgent(
             stream,
-            handler or self._handler,
+            handler,
             on_error=self._on_error,
             resume_plan=resumption,
-            partitions=self.partitions,
+            partitions=local_partitions(
+                handler, self.partitions, self._on_error, self._partition_factory
+            ),
         )
         served.dying_header = dying
         self._agents.append(served)
