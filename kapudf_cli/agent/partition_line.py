@@ -230,7 +230,9 @@ class PartitionLine:
         # the last point that was new, the length of the group was `_group_at` bytes after the time.
         self._numbers: dict[bytes, int] = {}
         self._group_at = 0
-        self._bytes = bytearray()
+        # Input as it was read: the first piece starts at `_start`, the last one ends at `_end`.
+        self._pieces: collections.deque[bytes] = collections.deque()
+        self._start = self._end = 0
         self.offset = 0
         self.parts: collections.deque[Part] = collections.deque()
         self.frames = 0
@@ -252,8 +254,20 @@ class PartitionLine:
 
     def feed(self, data: bytes) -> None:
         """Add input."""
-        self._bytes += data
+        self._pieces.append(data)
+        self._end += len(data)
         self._unread.append(data)
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        """Return the input between two offsets, of which none is handled."""
+        pieces = []
+        place = self._end
+        for piece in reversed(self._pieces):
+            if place <= start:
+                break
+            place -= len(piece)
+            pieces.append(piece[max(start - place, 0) : max(end - place, 0)])
+        return b"".join(reversed(pieces))
 
     def peek(self) -> ReadRequest | None:
         """Return the frame after those in parts, None if there is none."""
@@ -322,8 +336,7 @@ class PartitionLine:
                 reader.take_run = None
             else:
                 self._advance()
-                frame = self._bytes[offset - self.offset : self.next_offset - self.offset]
-                takes[number](bytes(frame))
+                takes[number](self._bytes(offset, self.next_offset))
         if not route:
             return None
         part.end = self.next_offset
@@ -479,14 +492,16 @@ class PartitionLine:
         """Return where a frame of the first part starts and ends in the input."""
         reader = FrameReader(frame_body, MAX_VARINT)
         reader.resume_at(part.start)
-        frames = bytes(self._bytes[part.start - self.offset : part.end - self.offset])
+        frames = self._bytes(part.start, part.end)
         starts = [*(reader.offset for _ in reader.feed(frames)), part.end]
         return starts[number], starts[number + 1]
 
     def advance(self, offset: int) -> None:
         """Forget the input before `offset`: it was handled."""
-        del self._bytes[: offset - self.offset]
         self.offset = offset
+        pieces = self._pieces
+        while pieces and self._start + len(pieces[0]) <= offset:
+            self._start += len(pieces.popleft())
 
     def rewind(self, *, batch: int | None) -> None:
         """Split the input from `offset` on again, for a new handler; see `batch`."""
@@ -495,7 +510,7 @@ class PartitionLine:
         self.batch = batch
         self.error = None
         self._begin(self.offset)
-        self._unread.append(bytes(self._bytes))
+        self._unread.append(self.rest)
 
     @property
     def is_between_batches(self) -> bool:
@@ -505,18 +520,18 @@ class PartitionLine:
     @property
     def unhandled_bytes(self) -> int:
         """The length of the input that is not handled."""
-        return len(self._bytes)
+        return self._end - self.offset
 
     # --- see `Input` in `recovery` ---
 
     @property
     def rest(self) -> bytes:
         """The input that is not handled."""
-        return bytes(self._bytes)
+        return self._bytes(self.offset, self._end)
 
     def resume_at(self, offset: int) -> None:
         """Set the offset of the first byte; call it before anything is fed."""
-        self.offset = offset
+        self.offset = self._start = self._end = offset
         self._begin(offset)
 
     def finish(self) -> None:

@@ -349,6 +349,7 @@ class ProcessPartitions:
         self._connection = connection
         self._facts = facts
         self._links: dict[int, _Link] = {}
+        self._by_descriptor: dict[int, _Link] = {}
         self._results: list[tuple[int, Result]] = []
         self._poll = select.poll()
         self._wakeup = Wakeup()
@@ -411,6 +412,7 @@ class ProcessPartitions:
         for link in self._links.values():
             link.socket.close()
         self._links.clear()
+        self._by_descriptor.clear()
         self._wakeup.close()
 
     # --- inside ---
@@ -422,6 +424,7 @@ class ProcessPartitions:
         except (BrokenPipeError, ConnectionResetError):
             self._pool.end_worker(process)
         self._poll.register(link.socket, select.POLLIN)
+        self._by_descriptor[link.socket.fileno()] = link
         return link
 
     def _flush(self, link: _Link) -> None:
@@ -443,15 +446,14 @@ class ProcessPartitions:
 
     def _receive(self, timeout_ms: float | None) -> None:
         """Receive and send what can be, after waiting for it."""
-        ready = dict(self._poll.poll(timeout_ms))
-        if self._wakeup.fileno() in ready:
-            self._wakeup.clear()
-        for link in list(self._links.values()):
-            events = ready.get(link.socket.fileno(), 0)
-            if events & select.POLLOUT:
-                self._flush(link)
-            if events & ~select.POLLOUT:
-                self._read(link)
+        for descriptor, events in self._poll.poll(timeout_ms):
+            if descriptor == self._wakeup.fileno():
+                self._wakeup.clear()
+            elif (link := self._by_descriptor.get(descriptor)) is not None:
+                if events & select.POLLOUT:
+                    self._flush(link)
+                if events & ~select.POLLOUT:
+                    self._read(link)
 
     def _read(self, link: _Link) -> None:
         try:
