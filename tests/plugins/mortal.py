@@ -129,6 +129,19 @@ class Count(Handler):
         self.agent.write_point(point)
 
 
+class Unordered(Count):
+    """Counts; some points of group g1 take longer, or until the file exists that a tag names."""
+
+    ordered = False
+
+    def point(self, point: Point, /) -> None:
+        while "file" in point.tags and not os.path.exists(point.tags["file"]):
+            time.sleep(0.01)
+        if point.group == "g1" and point.time % 30 == 1:
+            time.sleep(0.002)
+        super().point(point)
+
+
 class CountBatches(BatchHandler):
     """Sets on each point how many batches there were, itself included."""
 

@@ -17,11 +17,12 @@ from tests.run_kapudf import run_kapudf
 from tests.serve_process import PATIENCE_S
 from tests.supervisor.ongoing import kapudf, status_of
 from tests.supervisor.succession import await_status, kill_supervisor, kill_worker
-from tests.supervisor.tasks import play, play_until, points, tallied
+from tests.supervisor.tasks import play, play_until, points, started_task, tallied
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from kapudf_cli.protocol.udf_pb2 import Point
     from tests.serve_process import ServeProcess
@@ -61,24 +62,31 @@ STEPS: dict[str, Callable[[str, random.Random], None]] = {
 
 
 @pytest.mark.parametrize(
-    ("steps", "start"),
+    ("handler", "steps", "start"),
     [
-        (["partition", "worker", "reload", "partition"], ["--preload"]),
-        pytest.param([*STEPS] * (KILLS // 4), ["--preload"], marks=pytest.mark.long),
+        ("Count", ["partition", "worker", "reload", "partition"], ["--preload"]),
+        ("Unordered", ["partition", "worker", "reload"], ["--preload"]),
+        pytest.param("Count", [*STEPS] * (KILLS // 4), ["--preload"], marks=pytest.mark.long),
+        pytest.param("Unordered", [*STEPS] * (KILLS // 4), ["--preload"], marks=pytest.mark.long),
         pytest.param(
-            [*STEPS] * (KILLS // 4), ["--preload", "--workers", "2"], marks=pytest.mark.long
+            "Count",
+            [*STEPS] * (KILLS // 4),
+            ["--preload", "--workers", "2"],
+            marks=pytest.mark.long,
         ),
     ],
 )
 def test_deaths_and_reloads_change_nothing_for_two_tasks(
-    serve_kept: Serve, socket_path: str, steps: list[str], start: list[str]
+    serve_kept: Serve, socket_path: str, handler: str, steps: list[str], start: list[str]
 ) -> None:
-    process = serve_kept(COUNT, "--partitions", "2", "--snapshot-interval", "0.3", *start)
+    served = plugin(f"mortal.py:{handler}")
+    process = serve_kept(served, "--partitions", "2", "--snapshot-interval", "0.3", *start)
     chance = random.Random(5)  # noqa: S311 - the same choices in every run
     ended = threading.Event()
     patience_s = 4 * PATIENCE_S + 3 * len(steps)
     with ThreadPoolExecutor(2) as threads:
-        run = partial(play_until, socket_path, ended, timeout_s=patience_s)
+        is_ordered = handler == "Count"
+        run = partial(play_until, socket_path, ended, timeout_s=patience_s, ordered=is_ordered)
         tasks = [threads.submit(run, task=f"task-{number}") for number in range(2)]
         try:
             for step in steps:
@@ -89,6 +97,28 @@ def test_deaths_and_reloads_change_nothing_for_two_tasks(
     finished = process.await_events("connection finished", 2)
     assert sorted(each["points_in"] for each in finished) == sorted(sent)
     assert len(list(process.matching("partition died"))) >= steps.count("partition")
+
+
+def test_a_slow_group_does_not_delay_other_partitions(
+    serve: Serve, socket_path: str, tmp_path: Path
+) -> None:
+    """What they have answered meanwhile is not repeated after a death."""
+    serve(plugin("mortal.py:Unordered"), "--partitions", "2", "--preload")
+    sent = list(points(60))
+    end = tmp_path / "end"
+    sent[1].tags["file"] = str(end)
+    wanted = tallied(sent)
+    slow = [point for point in wanted if point.group == "g1"]
+    with started_task(socket_path) as side:
+        side.queue(sent)
+        fast = [side.receive() for _ in range(40)]
+        assert fast == [point for point in wanted if point.group != "g1"]
+        kill_worker(socket_path)
+        end.touch()
+        assert [side.receive() for _ in slow] == slow
+        (again,) = tallied([*sent, *points(1)])[60:]
+        side.send(*points(1))
+        assert side.receive() == again
 
 
 def poisoned(kind: str) -> list[Point]:
