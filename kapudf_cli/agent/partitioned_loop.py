@@ -231,20 +231,11 @@ class Merger:
 
 
 def _runs(frames: list[bytes]) -> Iterator[list[bytes]]:
-    """Yield frames in pieces that are flushed at once."""
-    if sum(map(len, frames)) <= FLUSH_BYTES:
-        yield frames
-        return
-    run: list[bytes] = []
-    size = 0
-    for frame in frames:
-        run.append(frame)
-        size += len(frame)
-        if size >= FLUSH_BYTES:
-            yield run
-            run, size = [], 0
-    if run:
-        yield run
+    """Yield frames in pieces of about the size that is flushed at once."""
+    pieces = sum(map(len, frames)) // FLUSH_BYTES + 1
+    count = math.ceil(len(frames) / pieces)
+    for start in range(0, len(frames), count or 1):
+        yield frames[start : start + count]
 
 
 def _decoded(frame: bytes) -> Any:
