@@ -400,9 +400,14 @@ class Threaded(Counts):
         threading.Thread(target=self.agent.write_point, args=[point]).start()
 
 
-def test_threads_may_write_at_any_time() -> None:
+class UnorderedThreaded(Threaded):
+    ordered = False
+
+
+@pytest.mark.parametrize("handler", [Threaded, UnorderedThreaded])
+def test_threads_may_write_at_any_time(handler: type[Handler]) -> None:
     ours, theirs = socket.socketpair()
-    agent = Agent(SocketStream(theirs), Threaded, partitions=local_partitions(Threaded, 2))
+    agent = Agent(SocketStream(theirs), handler, partitions=local_partitions(handler, 2))
     with KapacitorSide(ours, timeout_s=PATIENCE_S) as side:
         ended = in_thread(agent.run)
         side.queue([INIT, *points(*range(10))])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kapudf_cli.agent.error_policy import OnError
+    from kapudf_cli.testing import StartTask
     from tests.journal.tasks import JournaledTask, ServedAgent
 
 
@@ -213,6 +214,13 @@ def test_a_death_at_any_commit_loses_and_repeats_nothing(
         ]
         for number, group in enumerate(GROUPS)
     }
+
+
+def test_partitions_in_the_same_thread_keep_the_order(udf: StartTask) -> None:
+    """As in `kapudf replay`."""
+    sent = [Point(time=time, group=GROUPS[time % 5]) for time in range(100)]
+    output = udf(Unordered, partitions=3).send(*sent)
+    assert [point.time for point in output.points] == list(range(100))
 
 
 # --- handovers ---
