@@ -9,22 +9,13 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Final
 
-from kapudf_cli.agent.partition import PartitionAgent
-from kapudf_cli.agent.partition_messages import (
-    ENCODER,
-    ORDERS,
-    Answer,
-    Progress,
-    Served,
-    Written,
-)
-from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, encode_varint, frame_body
+from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, frame_body
 from kapudf_cli.system import logs
 from kapudf_cli.worker.busy_watchdog import HEARTBEAT_INTERVAL_S
+from kapudf_cli.worker.partition_connection import PartitionConnection
 from kapudf_cli.worker.partition_pool import READ_BYTES
 
 if TYPE_CHECKING:
-    from kapudf_cli.agent.partition_messages import Reply
     from kapudf_cli.worker.channel import Channel, ServePartition
     from kapudf_cli.worker.connections import Function
 
@@ -46,7 +37,7 @@ class PartitionHost:
         self._channel = channel
         self._function = function
         self._number = number
-        self._served: set[_Served] = set()
+        self._served: set[PartitionConnection] = set()
 
     def run(self) -> None:
         """Serve until the worker closes the channel."""
@@ -68,11 +59,21 @@ class PartitionHost:
     def _serve(self, order: ServePartition, link: socket.socket) -> None:
         """Serve a connection; the target of its thread."""
         logs.bind_facts(**order.facts, partition=self._number)
-        served = _Served(self._function, link)
+        sending = threading.Lock()
+
+        def send(reply: bytes) -> None:
+            with sending, contextlib.suppress(OSError):  # The worker has ended.
+                link.sendall(reply)
+
+        served = PartitionConnection(self._function, send)
         self._served.add(served)
+        reader = FrameReader(frame_body, MAX_VARINT)
         try:
-            with link:
-                served.run()
+            with link, contextlib.suppress(ConnectionError):
+                while data := link.recv(READ_BYTES):
+                    for body in reader.feed(data):
+                        send(served.execute(body))
+            served.close()
         except Exception:  # noqa: BLE001 - out of memory, or a bug of kapudf
             logs.get_logger().exception("partition crashes", partition=self._number)
             logs.exit_at_once(1)
@@ -85,45 +86,3 @@ class PartitionHost:
         while not pause.wait(HEARTBEAT_INTERVAL_S):
             for each in list(self._served):
                 each.report_progress()
-
-
-class _Served:
-    """A connection that this partition serves."""
-
-    def __init__(self, function: Function, link: socket.socket) -> None:
-        self._link = link
-        self._sending = threading.Lock()
-        self._orders = self._reported = 0
-        self._is_busy = False
-        self._agent = PartitionAgent(
-            function.handler,
-            max_frame_bytes=function.settings.max_frame_bytes,
-            on_error=function.settings.on_error,
-            on_written=lambda frame: self._send(Written(frame)),
-            on_init=lambda task, node: logs.bind_facts(task_id=task, node_id=node),
-        )
-
-    def run(self) -> None:
-        """Execute orders until the worker closes the link."""
-        self._send(Served(threading.get_ident()))
-        reader = FrameReader(frame_body, MAX_VARINT)
-        with contextlib.suppress(ConnectionError):
-            while data := self._link.recv(READ_BYTES):
-                for body in reader.feed(data):
-                    self._is_busy = True
-                    result = self._agent.execute(ORDERS.decode(body))
-                    self._is_busy = False
-                    self._orders += 1
-                    self._send(Answer(result))
-        self._agent.close()
-
-    def report_progress(self) -> None:
-        """Report how far the current order is, if it was begun before the last call."""
-        if self._is_busy and self._orders == self._reported:
-            self._send(Progress(self._agent.frames_done))
-        self._reported = self._orders
-
-    def _send(self, reply: Reply) -> None:
-        body = ENCODER.encode(reply)
-        with self._sending, contextlib.suppress(OSError):  # The worker has ended.
-            self._link.sendall(encode_varint(len(body)) + body)
