@@ -18,7 +18,7 @@ CORE_TESTS := tests/protocol tests/tickscript tests/handler tests/agent tests/ha
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve docs man pictures test test-docs test-lowest test-long test-deploy coverage soak bench bench-kapacitor check format proto clean
+.PHONY: help demo serve docs man pictures test test-docs test-lowest test-long test-ray test-deploy coverage soak bench bench-kapacitor check format proto clean
 
 help:
 	@echo 'make demo       serve a handler, send recordings of Kapacitor through it and others, see what they change'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test       run the tests that every change must pass (about 7 minutes on two cores)'
 	@echo 'make test-lowest  run the core tests with the lowest versions of the dependencies (about 3 minutes)'
 	@echo 'make test-long  run the fuzz, soak and long process tests (about 3 minutes)'
+	@echo 'make test-ray   run the tests with a Ray cluster of two nodes on this machine (about 4 minutes)'
 	@echo 'make test-deploy  run the tests with Prometheus, containers and systemd, where these are installed'
 	@echo 'make docs       build the documentation site into build/docs'
 	@echo 'make man        write the man pages into build/man; a wheel has them, too'
@@ -109,6 +110,11 @@ test-long: $(INSTALLED)
 test-docs: docs
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[browser]' --constraint constraints.txt
 	$(BIN)/python -m pytest -m browser tests/site
+
+# One after the other: a cluster takes both cores of a small machine.
+test-ray: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray]' --constraint constraints.txt
+	$(BIN)/python -m pytest -m ray --timeout 600 --durations 10 tests/ray_engine
 
 # Needs prometheus, podman, buildah, runc and debootstrap of Debian; skips the tests that lack one.
 test-deploy: $(INSTALLED)

@@ -11,7 +11,7 @@ import functools
 import os
 import typing
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -38,6 +38,9 @@ _MIN_RSS_MB = 64
 #: A larger number cannot be encoded for a worker, and has the effect of no limit.
 _MAX_LIMIT = 10**15
 
+#: A larger number of processors or GPUs is an error in the file.
+_MAX_UNITS = 10**6
+
 #: How much of a wrong value or name an error message shows.
 _SHOWN_CHARACTERS = 200
 
@@ -59,6 +62,38 @@ _Names: TypeAlias = Annotated[
     | None,
     Meta(description="a list of names or numbers, or null for everybody"),
 ]
+
+
+class RayActor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What each partition needs of a Ray cluster, in Ray's words."""
+
+    num_cpus: Annotated[
+        Annotated[float, Meta(ge=0, le=_MAX_UNITS)] | None,
+        Meta(description="a number of processors, or null for Ray's default"),
+    ] = None
+    num_gpus: Annotated[
+        Annotated[float, Meta(ge=0, le=_MAX_UNITS)] | None,
+        Meta(description="a number of GPUs, or null for none"),
+    ] = None
+    memory: Annotated[
+        Annotated[int, Meta(ge=0, le=_MAX_LIMIT)] | None,
+        Meta(description="a number of bytes, or null for any"),
+    ] = None
+    resources: Annotated[
+        dict[str, Annotated[float, Meta(ge=0, le=_MAX_UNITS)]] | None,
+        Meta(description="numbers by the names of custom resources, or null for none"),
+    ] = None
+    accelerator_type: Annotated[
+        str | None, Meta(description="Ray's name of an accelerator such as A100, or null for any")
+    ] = None
+    strategy: Annotated[
+        Literal["SPREAD", "STRICT_SPREAD", "PACK"],
+        Meta(description="SPREAD (over nodes, where possible), STRICT_SPREAD or PACK"),
+    ] = "SPREAD"
+    runtime_env: Annotated[
+        dict[str, Any] | None,
+        Meta(description="a runtime environment as Ray describes it, or null for the node's own"),
+    ] = None
 
 
 class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +142,20 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
     partitions: Annotated[
         int, Meta(ge=1, le=64, description="a number of processes from 1 (no partitions) to 64")
     ] = 1
+    engine: Annotated[Literal["processes", "ray"], Meta(description="processes or ray")] = (
+        "processes"
+    )
+    ray_address: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|(ray://)?[^\s/:]+:[0-9]{1,5})\Z",
+            description="auto, ray://HOST:PORT or HOST:PORT",
+        ),
+    ] = "auto"
+    ray_actor: Annotated[
+        RayActor, Meta(description="what each partition needs, such as num_gpus: 1")
+    ] = RayActor()
+    ray_fallback: Annotated[bool, Meta(description="true or false")] = False
     preload: Annotated[bool, Meta(description="true or false")] = False
     standby: Annotated[int, Meta(ge=0, le=8, description="a number of processes from 0 to 8")] = 0
     on_error: Annotated[OnError, Meta(description="fail, skip or restart")] = DEFAULT_ON_ERROR
@@ -135,6 +184,11 @@ class FunctionSettings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=_MIN_RSS_MB, le=_MAX_LIMIT)] | None,
         Meta(description=f"a number of megabytes from {_MIN_RSS_MB}, or null for any"),
     ] = None
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether only partitions call the handler."""
+        return self.partitions > 1 or self.engine == "ray"
 
     @property
     def journal_bytes(self) -> int:
@@ -227,12 +281,18 @@ def check(raw: dict[str, Any], *, source: str) -> Settings:
 
 def _conflict(function: FunctionSettings) -> str | None:
     """Return an error message if settings of a function exclude each other, None if not."""
-    if function.partitions > 1 and not function.workers:
-        return "partitions: needs workers; remove it, or workers: 0"
-    if function.preload and not function.workers:
-        return "preload: needs workers; remove it, or workers: 0"
-    if function.standby and not function.workers:
-        return "standby: needs workers; remove it, or workers: 0"
+    needy = {
+        "partitions": function.partitions > 1,
+        "engine": function.engine == "ray",
+        "preload": function.preload,
+        "standby": function.standby > 0,
+    }
+    if not function.workers and (
+        name := next((name for name, is_set in needy.items() if is_set), None)
+    ):
+        return f"{name}: needs workers; remove it, or workers: 0"
+    if function.preload and function.engine == "ray":
+        return "preload: forks partitions, and Ray starts its own; remove it, or engine: ray"
     if function.standby and function.preload:
         return "standby: a preloaded worker needs none, because it starts at once; remove one"
     return None
@@ -318,6 +378,10 @@ def _check_functions(entries: dict[Any, Any], faults: list[str]) -> dict[str, Fu
                 f"{place}: expected settings such as handler and socket, got {_shown(entry)}"
             )
             continue
+        actor = entry.get("ray_actor")
+        if isinstance(actor, dict):
+            checked = _convert(RayActor, actor, f"{place}.ray_actor", faults)
+            entry = {**entry, "ray_actor": checked or RayActor()}  # noqa: PLW2901 - a copy
         function = _convert(FunctionSettings, entry, place, faults)
         if function is not None:
             functions[name] = function

@@ -23,7 +23,7 @@ FLOORS = [
     {"config", "config_file"},
     {"journal"},
     {"worker"},
-    {"influx_process"},
+    {"influx_process", "ray_engine"},
     {"supervisor"},
     {"client"},
     {"scaffold", "tools"},

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kapudf_cli import config, config_file
-from kapudf_cli.config import FunctionSettings, Settings
+from kapudf_cli.config import FunctionSettings, RayActor, Settings
 from kapudf_cli.errors import ConfigError
 from tests.plugins.unprivileged import run_unprivileged
 
@@ -50,6 +50,12 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
     "preload": [0, 1, "true", "yes", None, [], {}, {"a": True}],
     "standby": [-1, 9, 1.5, True, "1", None, [], {}],
     "partitions": [0, -1, 65, 1.5, True, "2", None, [], {}],
+    "engine": ["Ray", "threads", "", 1, True, None, [], ["ray"], {}, {"name": "ray"}],
+    "ray_address": [
+        "", "10.0.0.1", "http://a:1", "ray://", "ray://a", "a b:1", ":1", 10001, True, None, [], {},
+    ],
+    "ray_actor": [None, 1, True, "", []],
+    "ray_fallback": [0, 1, "true", "yes", None, [], {}, {"a": True}],
     "max_frame_bytes": [
         1023, -1, 0, 2**32, 1e6, "1024", True, None, [], [2048], {}, {"max": 2048},
     ],
@@ -66,6 +72,17 @@ WRONG_IN_FUNCTION: dict[str, list[object]] = {
     "max_points": [0, -1, 1.5, 2**64, "1000", True, [], [1000], {}, {"points": 1}],
     "max_rss_mb": [0, 63, float("inf"), "512", True, float("nan"), [], [512], {}, {"mb": 512}],
 }  # fmt: skip
+
+#: The same for what partitions need of a Ray cluster.
+WRONG_IN_RAY_ACTOR: dict[str, list[object]] = {
+    "num_cpus": [-1, "1", True, []],
+    "num_gpus": [-0.5, "1", True, {}],
+    "memory": [-1, 1.5, "1 GB"],
+    "resources": [["x"], "x", {"x": "1"}, {"x": -1}],
+    "accelerator_type": [1, []],
+    "strategy": ["spread", "", None, 1],
+    "runtime_env": ["pip", []],
+}
 
 #: The same for each setting at the top.
 WRONG_AT_TOP: dict[str, list[object]] = {
@@ -326,6 +343,18 @@ def test_a_wrong_value_in_a_function_is_named_with_its_path(name: str, value: ob
     assert fault.endswith(f", got {value!r}")
 
 
+@pytest.mark.parametrize(("name", "value"), cases(WRONG_IN_RAY_ACTOR))
+def test_a_wrong_need_of_partitions_is_named_with_its_path(name: str, value: object) -> None:
+    (fault,) = faults_of_raw(with_function(ray_actor={name: value}))
+    assert fault.startswith(f"functions.mirror.ray_actor.{name}: expected ")
+    assert fault.endswith(f", got {value!r}")
+
+
+def test_an_unknown_need_of_partitions_is_named() -> None:
+    (fault,) = faults_of_raw(with_function(ray_actor={"num_gpu": 1}))
+    assert fault == "functions.mirror.ray_actor.num_gpu: unknown setting; did you mean num_gpus?"
+
+
 @pytest.mark.parametrize(("name", "value"), cases(WRONG_AT_TOP))
 def test_a_wrong_value_at_the_top_is_named(name: str, value: object) -> None:
     (fault,) = faults_of_raw({**with_function(), name: value})
@@ -336,6 +365,7 @@ def test_a_wrong_value_at_the_top_is_named(name: str, value: object) -> None:
 def test_the_tables_of_wrong_values_leave_no_setting_out() -> None:
     assert set(WRONG_IN_FUNCTION) == set(FunctionSettings.__struct_fields__)
     assert set(WRONG_AT_TOP) == set(Settings.__struct_fields__)
+    assert set(WRONG_IN_RAY_ACTOR) == set(RayActor.__struct_fields__)
 
 
 @pytest.mark.parametrize("character", ["\0", "\ud800"], ids=["NUL", "surrogate"])
@@ -350,6 +380,8 @@ def test_a_path_that_no_file_can_have_is_a_fault(character: str) -> None:
         ({"preload": True, "workers": 0}, "preload: needs workers"),
         ({"partitions": 2, "workers": 0}, "partitions: needs workers"),
         ({"standby": 1, "workers": 0}, "standby: needs workers"),
+        ({"engine": "ray", "workers": 0}, "engine: needs workers"),
+        ({"engine": "ray", "preload": True}, "preload: forks partitions"),
         ({"preload": True, "standby": 1}, "standby: a preloaded worker needs none"),
     ],
 )
@@ -722,7 +754,7 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
 def defaults(settings: type[msgspec.Struct]) -> dict[str, Any]:
     """Return the declared defaults, of those settings that have one."""
     return {
-        field.name: field.default
+        field.name: msgspec.to_builtins(field.default)
         for field in msgspec.structs.fields(settings)
         if not field.required
     }

@@ -146,7 +146,13 @@ class Served(msgspec.Struct, frozen=True, tag=True, array_like=True):
     thread: int
 
 
-Reply: TypeAlias = Answer | Written | Progress | Served
+class Waits(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Whether the partition cannot be reached: then no handler is to blame that nothing comes."""
+
+    waits: bool
+
+
+Reply: TypeAlias = Answer | Written | Progress | Served | Waits
 
 ENCODER: Final = msgspec.msgpack.Encoder()
 ORDERS: Final[msgspec.msgpack.Decoder[Order]] = msgspec.msgpack.Decoder(Order)

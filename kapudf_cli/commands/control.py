@@ -183,7 +183,8 @@ def _workers(workers: list[dict[str, Any]]) -> Iterator[str]:
         for each in worker["partitions"]:
             name = f"{number}/{each['partition']}"
             cpu = f"{each['cpu_s']:.1f} s CPU"
-            rows.append((name, str(each["pid"]), "partition", "", f"{each['rss_mb']} MB", cpu))
+            place = each["node"] or ""
+            rows.append((name, str(each["pid"]), "partition", place, f"{each['rss_mb']} MB", cpu))
             states.append("partition")
     return _colored(aligned(rows), states)
 

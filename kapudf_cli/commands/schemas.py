@@ -87,6 +87,10 @@ class Partition(TypedDict):
     """A partition of a worker, which is a process."""
 
     partition: Annotated[int, Meta(description="Its number, from 0 in each worker.")]
+    node: Annotated[
+        str | None,
+        Meta(description="Address and id of its node in a Ray cluster, null on this machine."),
+    ]
     pid: int
     rss_mb: float
     cpu_s: Annotated[float, Meta(description="Processor time that it has used.")]

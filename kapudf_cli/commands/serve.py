@@ -75,6 +75,26 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
     help="Processes per worker that share the groups of each task, for a handler that needs more "
     "than one processor.  [default: 1]",
 )
+@options.setting(
+    "--engine",
+    metavar="NAME",
+    help="Where partitions run: as processes of this machine, or as actors of a Ray cluster (ray), "
+    "which needs kapudf[ray].  [default: processes]",
+)
+@options.setting(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="The Ray cluster: auto (this machine is one of its nodes), HOST:PORT or ray://HOST:PORT.  "
+    "[default: auto]",
+)
+@click.option(
+    "--ray-fallback/--no-ray-fallback",
+    default=None,
+    envvar="KAPUDF_RAY_FALLBACK",
+    show_envvar=True,
+    help="Run partitions on this machine while Ray cannot be reached, instead of having tasks "
+    "wait.  [default: no]",
+)
 @click.option(
     "--preload/--no-preload",
     default=None,

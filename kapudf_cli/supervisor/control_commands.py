@@ -162,11 +162,12 @@ def status_of(pool: Pool, *, socket_path: str, started_s: float, starts: int = 1
                 "partitions": [
                     {
                         "partition": number,
-                        "pid": pid,
-                        "rss_mb": _megabytes(processes.rss_bytes(pid)),
-                        "cpu_s": processes.cpu_s([pid]),
+                        "node": each.node or None,
+                        "pid": each.pid,
+                        "rss_mb": _megabytes(each.rss_bytes),
+                        "cpu_s": each.cpu_s,
                     }
-                    for number, pid in enumerate(worker.partitions)
+                    for number, each in enumerate(worker.partitions())
                 ],
             }
             for worker in pool.all_workers()

@@ -118,7 +118,8 @@ def _by(name: str) -> Reader:
 def _of_partitions(name: str, *, factor: float = 1) -> Reader:
     """Return a reader of a number of each partition of a worker."""
     return lambda row: {
-        (str(each["partition"]),): each[name] * factor for each in row["partitions"]
+        (str(each["partition"]), each["node"] or ""): each[name] * factor
+        for each in row["partitions"]
     }
 
 
@@ -242,7 +243,7 @@ METRICS: Final = (
         "partition_resident_memory_bytes",
         "memory of a partition, shared memory included",
         _of_partitions("rss_mb", factor=_MEGABYTE),
-        ("partition",),
+        ("partition", "node"),
     ),
     Metric(
         Scope.WORKER,
@@ -250,7 +251,7 @@ METRICS: Final = (
         "partition_cpu_seconds",
         "processor time of a partition",
         _of_partitions("cpu_s"),
-        ("partition",),
+        ("partition", "node"),
     ),
     _gauge(Scope.WORKER, "age_seconds", "time since the worker was started", _field("age_s")),
     _gauge(

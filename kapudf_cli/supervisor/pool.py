@@ -401,11 +401,17 @@ class Pool:
                     worker.send(channel.Stop())
 
     def _recycle(self, now_s: float) -> None:
-        """Replace a worker that has reached `max_points` or `max_rss_mb`, one at a time."""
+        """Replace a worker that has reached a limit or is outdated, one at a time."""
         if self._dispatch.router.replacement is not None:
             return
         usages = (
-            WorkerUsage(each, each.age_s, self._dispatch.points_of(each), each.rss_bytes() / 1e6)
+            WorkerUsage(
+                each,
+                each.age_s,
+                self._dispatch.points_of(each),
+                each.rss_bytes() / 1e6,
+                is_outdated=each.outdated is not None,
+            )
             for each in self.workers
             if self._dispatch.state_of(each) is WorkerState.SERVING
         )
@@ -417,6 +423,7 @@ class Pool:
             worker=usage.worker.number,
             points=usage.points,
             rss_mb=round(usage.rss_mb),
+            **({"reason": usage.worker.outdated} if usage.is_outdated else {}),
         )
         if orders := self._dispatch.router.relieve(usage.worker.number):
             self._execute(orders)
@@ -462,8 +469,10 @@ class Pool:
                 self._on_ready(worker, report)
             case channel.Failed():
                 self._on_failed(worker, report)
-            case channel.Identity():
-                pass  # It answers an earlier supervisor.
+            case channel.Outdated():
+                worker.outdated = report.reason
+            case channel.Identity() | channel.Placed() | channel.Unreachable():
+                pass  # It answers an earlier supervisor, or comes from a partition to its worker.
             case _:
                 self._dispatch.on_report(worker, report)
 

@@ -183,16 +183,18 @@ class WorkerUsage(Generic[W]):
         age_s: its age in seconds.
         points: how many points it has handled.
         rss_mb: its resident memory, in megabytes.
+        is_outdated: whether another worker could do better.
     """
 
     worker: W
     age_s: float
     points: int
     rss_mb: float
+    is_outdated: bool = False
 
 
 class Recycling:
-    """Chooses the workers that have reached a limit, one at a time."""
+    """Chooses the workers that have reached a limit or are outdated, one at a time."""
 
     def __init__(self) -> None:
         """Begin without a pause."""
@@ -201,14 +203,14 @@ class Recycling:
     def choose(
         self, workers: Iterable[WorkerUsage[W]], settings: FunctionSettings, now_s: float
     ) -> WorkerUsage[W] | None:
-        """Return the first worker that has reached a limit, if there is one.
+        """Return the first worker that is to be replaced, if there is one.
 
         Args:
-            workers: those that serve; not read where no limit is set, or in a pause.
+            workers: those that serve; not read where nothing can make one due, or in a pause.
             settings: the limits, 0 for none.
             now_s: a monotonic clock's time, in seconds.
         """
-        if not settings.max_points and not settings.max_rss_mb:
+        if not (settings.max_points or settings.max_rss_mb or settings.ray_fallback):
             return None
         if now_s < self._not_before_s:
             return None
@@ -216,6 +218,7 @@ class Recycling:
             if each.age_s >= _MIN_LIFE_S and (
                 (settings.max_points and each.points >= settings.max_points)
                 or (settings.max_rss_mb and each.rss_mb >= settings.max_rss_mb)
+                or each.is_outdated
             ):
                 return each
         return None

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from kapudf_cli.system import processes
 from kapudf_cli.system.adoption import UNKNOWN_STATUS, AdoptedProcess
@@ -41,6 +41,22 @@ _TEMPLATE_PATIENCE_S: Final = 0.5
 UNKNOWN_END: Final = "unknown exit status"
 
 
+class PartitionUsage(NamedTuple):
+    """A partition of a worker.
+
+    Attributes:
+        pid: the process id.
+        node: the node of a cluster on which it is; empty on this machine.
+        rss_bytes: its resident memory.
+        cpu_s: its processor time.
+    """
+
+    pid: int
+    node: str
+    rss_bytes: int
+    cpu_s: float
+
+
 class WorkerProcess:
     """One worker process, or a template that forks others.
 
@@ -51,6 +67,7 @@ class WorkerProcess:
         template: the template that was told to fork it, None if it was started by exec.
         is_adopted: whether an earlier supervisor has started it.
         loaded: what it has loaded, None until it is ready.
+        outdated: why another worker could do better, None if none could.
         points_of_ended: how many points it has handled of connections that have ended.
         exit_notice: a descriptor that is readable once the process has ended, -1 where the
             system has none (Linux before 5.3).
@@ -69,6 +86,7 @@ class WorkerProcess:
         self.template: WorkerProcess | None = None
         self.is_adopted = False
         self.loaded: Ready | None = None
+        self.outdated: str | None = None
         self.points_of_ended = 0
         self.started_s = started_s
         self.rests_until_s = 0.0
@@ -201,14 +219,32 @@ class WorkerProcess:
         """Its age in seconds."""
         return time.monotonic() - self.started_s
 
-    @property
-    def partitions(self) -> tuple[int, ...]:
-        """The process ids of its partitions."""
-        return () if self.loaded is None else self.loaded.partitions
+    def partitions(self) -> list[PartitionUsage]:
+        """Return its partitions, and what they use."""
+        loaded = self.loaded
+        if loaded is None:
+            return []
+        if not loaded.nodes:
+            return [
+                PartitionUsage(pid, "", processes.rss_bytes(pid), processes.cpu_s([pid]))
+                for pid in loaded.partitions
+            ]
+        places = zip(loaded.partitions, loaded.nodes, strict=True)
+        usages = [(*place, *self.record.usage(number)) for number, place in enumerate(places)]
+        return [
+            PartitionUsage(pid, node, rss_bytes, cpu_ns / 1e9)
+            for pid, node, rss_bytes, cpu_ns in usages
+        ]
 
     def rss_bytes(self) -> int:
         """Return its resident memory, with its partitions and shared memory; 0 once it is gone."""
-        return sum(map(processes.rss_bytes, (self.pid, *self.partitions)))
+        pids = (
+            [self.pid]
+            if self.loaded is None or not self.loaded.ray
+            else [self.pid, self.loaded.ray]
+        )
+        own = sum(map(processes.rss_bytes, pids))
+        return own + sum(each.rss_bytes for each in self.partitions())
 
     # --- messages to it ---
 

@@ -76,11 +76,21 @@ class _Configured:
         )
 
 
-def configure(log_format: LogFormat, level: LogLevel) -> None:
-    """Set up logging for the whole process; `auto` is `console` if stderr is a terminal."""
+def resolved_format(log_format: LogFormat, descriptor: int = _STDERR) -> LogFormat:
+    """Return the format for a descriptor: `console` or `json`."""
+    if log_format == "auto":
+        return "console" if os.isatty(descriptor) else "json"
+    return log_format
+
+
+def configure(log_format: LogFormat, level: LogLevel, *, descriptor: int = _STDERR) -> None:
+    """Set up logging to a descriptor for the whole process.
+
+    `auto` is `console` if the descriptor is a terminal.
+    """
     global _configured  # noqa: PLW0603 - as logging itself, there is one for a process
-    on_terminal = os.isatty(_STDERR)
-    for_people = on_terminal if log_format == "auto" else log_format == "console"
+    on_terminal = os.isatty(descriptor)
+    for_people = resolved_format(log_format, descriptor) == "console"
     # Processors for both kapudf's events and records of the standard library.
     shared: list[Processor] = [
         merge_facts,
@@ -116,7 +126,7 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
         structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
     ]
 
-    writer = LogWriter(_STDERR, _log_lost)
+    writer = LogWriter(descriptor, _log_lost)
 
     def output() -> LineHandler:
         formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=render)
@@ -170,6 +180,13 @@ def _as_line(logger: object, method: str, event: EventDict) -> tuple[tuple[str],
     text = str(event.pop("event"))
     facts = "".join(f" {name}={_Shown(value)!r}" for name, value in event.items())
     return (printable(text + facts).replace("%", "%%"),), {"exc_info": exc_info}
+
+
+def write_lines(lines: str) -> None:
+    """Write lines that another process has logged, as they are."""
+    if _configured is not None:
+        for line in lines.splitlines():
+            _configured.writer.write(line)
 
 
 def bind_facts(**facts: Any) -> None:

@@ -11,11 +11,17 @@ Either side notices the other's death by the end of its input.
     Resume, Release (after Paused or TakenOver)
     Stop, Abort
                                                  Finished (each connection once)
+                                                 Outdated
     Identify (from another supervisor)           Identity
 
     worker → partition                           partition → worker
     Start (first message)                        Ready or Failed
     ServePartition
+
+    worker → Ray engine                          Ray engine → worker
+    Start (first message)                        Unreachable, perhaps
+    LoadRemotely                                 Placed or Failed
+    ServePartition                               Failed, if a partition is lost
 """
 
 from __future__ import annotations
@@ -48,6 +54,8 @@ TEXT_CHARACTERS: Final = 16_000
 #: The beginning of a `WorkerRecord`, and the number of a connection in it.
 _PROCESS: Final = struct.Struct("@2q")
 _NUMBER: Final = struct.Struct("@q")
+#: The memory and the processor time of a partition on another machine, in bytes and nanoseconds.
+_USAGE: Final = struct.Struct("@2q")
 #: How many finished connections a `WorkerRecord` has: more than can wait to be reported.
 _FINISHES: Final = 16 * 1024
 
@@ -145,10 +153,19 @@ class ServePartition(_Message, frozen=True, tag=True):
     Attributes:
         connection: its number.
         facts: what its log events name.
+        partition: which partition is to serve it, for a process that leads to several.
     """
 
     connection: int
     facts: dict[str, Any]
+    partition: int = 0
+
+
+class LoadRemotely(_Message, frozen=True, tag=True):
+    """Load the handler on a cluster; a memory file with its `ShippedCode` comes with the message.
+
+    The file is as long as the code, which a message may not be.
+    """
 
 
 # --- from a worker --------------------------------------------------------------
@@ -191,12 +208,16 @@ class Ready(_Message, frozen=True, tag=True):
         code: the file that it was loaded from.
         files: that file, and those of the modules of the same package or folder.
         partitions: the process ids of the worker's partitions.
+        nodes: the node of a cluster on which each of them is; empty for processes of this machine.
+        ray: the process that leads to them, 0 without a cluster.
     """
 
     handler: str
     code: Code
     files: tuple[str, ...] = ()
     partitions: tuple[int, ...] = ()
+    nodes: tuple[str, ...] = ()
+    ray: int = 0
 
 
 class Failed(_Message, frozen=True, tag=True):
@@ -208,6 +229,30 @@ class Failed(_Message, frozen=True, tag=True):
 
     problem: str
     is_usage_error: bool
+
+
+class Placed(_Message, frozen=True, tag=True):
+    """Each partition has loaded the handler on a node of a cluster.
+
+    Attributes:
+        pids: their process ids there.
+        nodes: these nodes.
+    """
+
+    pids: tuple[int, ...]
+    nodes: tuple[str, ...]
+
+
+class Unreachable(_Message, frozen=True, tag=True):
+    """No cluster has taken the partitions for a while; it goes on trying."""
+
+    problem: str
+
+
+class Outdated(_Message, frozen=True, tag=True):
+    """Another worker could do better; this one serves until it is replaced."""
+
+    reason: str
 
 
 class Paused(_Message, frozen=True, tag=True):
@@ -261,9 +306,30 @@ class Identity(_Message, frozen=True, tag=True):
 
 
 Order: TypeAlias = (
-    Start | Fork | Serve | Resume | Pause | Release | Stop | Abort | Identify | ServePartition
+    Start
+    | Fork
+    | Serve
+    | Resume
+    | Pause
+    | Release
+    | Stop
+    | Abort
+    | Identify
+    | ServePartition
+    | LoadRemotely
 )
-Report: TypeAlias = Ready | Failed | Paused | TakenOver | Refused | Finished | Identity
+Report: TypeAlias = (
+    Ready
+    | Failed
+    | Placed
+    | Unreachable
+    | Outdated
+    | Paused
+    | TakenOver
+    | Refused
+    | Finished
+    | Identity
+)
 
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(Order | Report | Forked)
@@ -339,8 +405,9 @@ class Channel:
 class WorkerRecord:
     """What is known of a worker when it has died, or when another supervisor has started.
 
-    It is in memory that the supervisor shares with the worker: which process the worker is, and
-    which connections it has logged as finished last. So no connection is logged as finished twice.
+    It is in memory that the supervisor shares with the worker: which process the worker is,
+    which connections it has logged as finished last, and what its partitions use on other machines.
+    So no connection is logged as finished twice.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -371,4 +438,20 @@ class WorkerRecord:
         """Return the connections that it has logged as finished last."""
         data = os.pread(self._descriptor, _FINISHES * _NUMBER.size, _PROCESS.size)
         whole = len(data) // _NUMBER.size * _NUMBER.size
-        return {number for (number,) in _NUMBER.iter_unpack(data[:whole])}
+        # Numbers begin at 1; 0 is room that was not used.
+        return {number for (number,) in _NUMBER.iter_unpack(data[:whole]) if number}
+
+    def usage(self, partition: int) -> tuple[int, int]:
+        """Return the memory of a partition on another machine in bytes, and its CPU time in ns."""
+        data = os.pread(self._descriptor, _USAGE.size, self._usage_offset(partition))
+        rss_bytes, cpu_ns = _USAGE.unpack(data.ljust(_USAGE.size, b"\0"))
+        return rss_bytes, cpu_ns
+
+    def set_usage(self, partition: int, rss_bytes: int, cpu_ns: int) -> None:
+        """Keep what `usage` returns."""
+        usage = _USAGE.pack(rss_bytes, cpu_ns)
+        os.pwrite(self._descriptor, usage, self._usage_offset(partition))
+
+    @staticmethod
+    def _usage_offset(partition: int) -> int:
+        return _PROCESS.size + _FINISHES * _NUMBER.size + partition * _USAGE.size

@@ -148,7 +148,7 @@ class Connections:
             on_error=function.settings.on_error,
             concurrency=function.settings.concurrency,
             timeout_s=function.settings.timeout_s,
-            partitions=None if partitions is None else partitions.open(number, facts),
+            partitions=None if partitions is None else partitions.open(number, facts, on_turn),
             checkpoints=checkpoints,
             resume_plan=resume_plan,
             age_s=age_s,

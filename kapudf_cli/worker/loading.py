@@ -43,7 +43,7 @@ def load_handler(
     process = os.getpid()
     try:
         handler = plugins.find(settings.handler).load()
-        if settings.partitions > 1:
+        if settings.is_partitioned:
             plugins.check_partitions(settings.handler, handler)
         if is_set_up:
             plugins.set_up(handler)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import itertools
 import math
 import os
@@ -20,6 +21,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -43,6 +45,7 @@ from kapudf_cli.worker.channel import (
     Finished,
     Identify,
     Identity,
+    Outdated,
     Pause,
     Paused,
     Ready,
@@ -58,6 +61,7 @@ from kapudf_cli.worker.connections import Connections, Function, Heartbeats, whe
 from kapudf_cli.worker.loading import code_files, code_of, load_handler
 from kapudf_cli.worker.partition_host import PartitionHost
 from kapudf_cli.worker.partition_pool import ForkedPartition, PartitionPool
+from kapudf_cli.worker.shipped_code import ShippedCode
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
@@ -74,6 +78,10 @@ _FILES_BYTES = 48 * 1024
 
 #: An async call that takes long is logged so long before the supervisor replaces the worker.
 _SLOW_BEFORE_S = 2.0
+#: How often a worker whose partitions do without Ray looks for it.
+_RAY_INTERVAL_S = 10.0
+#: The pause after an attempt to reach it that has ended the process that tried.
+_RAY_PAUSE_S = 1.0
 #: Serve comes with a connection's socket and its memory.
 _DESCRIPTORS_OF_TAKE = 2
 
@@ -168,7 +176,7 @@ class Worker:
                 if (connection := self._connections.get(order.connection)) is not None:
                     self._steer(connection, order)
             case Identify():
-                self._report(self._identity())
+                self.report(self._identity())
         return True
 
     def _identity(self) -> Identity:
@@ -192,7 +200,7 @@ class Worker:
             case Resume():
                 connection.agent.go()
             case Pause():
-                connection.agent.pause(lambda: self._report(Paused(connection.number)))
+                connection.agent.pause(lambda: self.report(Paused(connection.number)))
             case Release():
                 connection.agent.release()
 
@@ -205,7 +213,7 @@ class Worker:
         for descriptor in descriptors:
             os.close(descriptor)
         problem = "no file descriptors are left; raise the limit (LimitNOFILE=)"
-        self._report(Refused(order.connection, problem, retry=True))
+        self.report(Refused(order.connection, problem, retry=True))
 
     def _take(self, order: Serve, connection: int, memory: int) -> None:
         """Serve a connection, or say why it cannot be."""
@@ -213,12 +221,12 @@ class Worker:
         try:
             stream = self._stream(connection, memory)
         except OSError as error:
-            self._report(Refused(number, processes.explain_limit(error), retry=True))
+            self.report(Refused(number, processes.explain_limit(error), retry=True))
             return
         if order.resume is not None and order.resume.waits and not stream.record.complete:
             stream.close()
             problem = "its journal has been outgrown, as by a long batch; raise journal_mb"
-            self._report(Refused(number, problem))
+            self.report(Refused(number, problem))
             return
         peer = None
         if order.peer_pid is not None and order.peer_uid is not None:
@@ -228,7 +236,7 @@ class Worker:
             report: Report = TakenOver(number)
             if problem is not None:
                 report = Refused(number, shorten(problem, TEXT_CHARACTERS))
-            self._report(report)
+            self.report(report)
 
         try:
             self._connections.start(
@@ -247,7 +255,7 @@ class Worker:
                 on_turn=stream.record_turn,
             )
         except RuntimeError as error:
-            self._report(Refused(number, str(error), retry=True))
+            self.report(Refused(number, str(error), retry=True))
             return
         # After a death, nothing is waited for. A new connection must not get this call: it would
         # count as the answer to its first handover.
@@ -302,11 +310,12 @@ class Worker:
 
     def _on_end(self, number: int, summary: ConnectionSummary) -> None:
         if summary.reason is not Reason.HANDED_OVER:
-            self._report(Finished(number))
+            self.report(Finished(number))
         else:
             self._signals.wake()
 
-    def _report(self, report: Report) -> None:
+    def report(self, report: Report) -> None:
+        """Send the supervisor a report. From any thread."""
         self._reports.put(report)
         self._signals.wake()
 
@@ -316,7 +325,7 @@ class Worker:
                 self._channel.send(self._reports.get_nowait())
 
 
-def _load(begin: Start, log: BoundLogger, dump: int) -> tuple[Function, Ready]:
+def _load(begin: Start, log: BoundLogger, dump: int, record: int) -> tuple[Function, Ready]:
     """Load the handler, also in partitions; return the function and the report of it.
 
     Raises:
@@ -327,14 +336,14 @@ def _load(begin: Start, log: BoundLogger, dump: int) -> tuple[Function, Ready]:
         os.chdir(begin.folder)
     before = fork_safety.Baseline()
     partitions = None
-    if begin.settings.partitions > 1 and begin.partition is None and not begin.is_template:
-        partitions = PartitionPool.start(begin, dump, log)
+    if begin.settings.is_partitioned and begin.partition is None and not begin.is_template:
+        partitions = PartitionPool.start(begin, dump, record, log)
     try:
         # Where there are partitions, only they call the handler.
         is_set_up = partitions is None
         handler = load_handler(begin.settings, function=begin.name, log=log, is_set_up=is_set_up)
         if partitions is not None:
-            partitions.watch()
+            partitions = _await(partitions, begin, dump, record, log)
     except KeyboardInterrupt as error:
         # Ctrl-C does not reach this process, so it is the handler's code that raised it.
         problem = f"{begin.settings.handler} cannot be loaded: it raised {describe(error)}"
@@ -352,9 +361,59 @@ def _load(begin: Start, log: BoundLogger, dump: int) -> tuple[Function, Ready]:
         if script is not None:
             script.end_unused()
         before.check(handler)
-    pids = () if partitions is None else partitions.pids
-    ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)), pids)
-    return Function(begin.name, handler, begin.settings, partitions), ready
+    ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)))
+    return Function(begin.name, handler, begin.settings, partitions), _with(ready, partitions)
+
+
+def _await(
+    partitions: PartitionPool, begin: Start, dump: int, record: int, log: BoundLogger
+) -> PartitionPool:
+    """Return the partitions once they have loaded the handler: these, or local ones instead.
+
+    Raises:
+        PluginError: they cannot load it.
+    """
+    settings = begin.settings
+    is_patient = not settings.ray_fallback
+    if settings.engine == "ray":
+        code = ShippedCode.of(settings.handler)
+        while (problem := partitions.await_cluster(code, is_patient=is_patient)) is not None:
+            partitions.close()
+            if not is_patient:
+                log.warning("partitions do without Ray", function=begin.name, reason=problem)
+                settings = msgspec.structs.replace(settings, engine="processes")
+                begin = msgspec.structs.replace(begin, settings=settings)
+                partitions = PartitionPool.start(begin, dump, record, log)
+                break
+            log.warning("partitions wait for Ray", function=begin.name, reason=problem)
+            time.sleep(_RAY_PAUSE_S)
+            partitions = PartitionPool.start(begin, dump, record, log)
+    if settings.engine == "processes":
+        partitions.await_ready()
+    partitions.watch()
+    return partitions
+
+
+def _await_ray(worker: Worker, begin: Start, dump: int, record: int, log: BoundLogger) -> None:
+    """Wait until Ray takes partitions again, and have this worker replaced; in a thread."""
+    code = ShippedCode.of(begin.settings.handler)
+    pause = threading.Event()
+    while not pause.wait(_RAY_INTERVAL_S):
+        found = PartitionPool.start(begin, dump, record, log)
+        with contextlib.suppress(PluginError):  # It may be well the next time.
+            if found.await_cluster(code, is_patient=False) is None:
+                worker.report(Outdated("Ray can be reached again"))
+                pause.set()
+        found.close()
+
+
+def _with(ready: Ready, partitions: PartitionPool | None) -> Ready:
+    """Return a report that names the partitions."""
+    if partitions is None:
+        return ready
+    return msgspec.structs.replace(
+        ready, partitions=partitions.pids, nodes=partitions.nodes, ray=partitions.ray_pid
+    )
 
 
 def _fitting(files: list[str]) -> tuple[str, ...]:
@@ -379,7 +438,7 @@ def main(descriptor: int) -> None:
     with logs.prints_logged():
         try:
             try:
-                function, ready = _load(begin, log, dump)
+                function, ready = _load(begin, log, dump, record)
             except PluginError as error:
                 _fail(channel, error, is_template=begin.is_template)
                 return
@@ -392,7 +451,11 @@ def main(descriptor: int) -> None:
             elif begin.partition is not None:
                 PartitionHost(channel, function, begin.partition).run()
             else:
-                Worker(channel, WorkerRecord(record), function, ready, log).run()
+                worker = Worker(channel, WorkerRecord(record), function, ready, log)
+                if begin.settings.engine == "ray" and not ready.nodes:
+                    wait = functools.partial(_await_ray, worker, begin, dump, record, log)
+                    threading.Thread(target=wait, name="ray", daemon=True).start()
+                worker.run()
         except OSError:
             log.exception("worker ends")
         refused_writes.log_all()
@@ -433,7 +496,7 @@ def _be_template(channel: Channel, function: Function, ready: Ready, log: BoundL
                 logs.exit_at_once(0)
             found.watch()
             function = dataclasses.replace(function, partitions=found)
-            ready = msgspec.structs.replace(ready, partitions=found.pids)
+            ready = _with(ready, found)
         forked.channel.send(ready)
         Worker(forked.channel, WorkerRecord(forked.record), function, ready, log).run()
         status = 0

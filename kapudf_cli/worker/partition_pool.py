@@ -6,6 +6,9 @@ worker ─┬─ control channel: which connections there are ─┬─ partitio
 
 A partition ends with its worker. If a partition dies, the worker ends in the same way, and another
 worker takes its connections over: only all partitions together have the state.
+
+With Ray, one process, the Ray engine, leads to the partitions on other machines; it dies if one of
+them does.
 """
 
 from __future__ import annotations
@@ -33,13 +36,21 @@ from kapudf_cli.agent.partition_messages import (
     Answer,
     Progress,
     Served,
+    Waits,
     Written,
 )
 from kapudf_cli.agent.partitions import Wakeup
 from kapudf_cli.plugin_errors import PluginError
 from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, encode_varint, frame_body
 from kapudf_cli.system import logs, processes
-from kapudf_cli.worker.channel import Channel, Failed, ServePartition
+from kapudf_cli.worker.channel import (
+    Channel,
+    Failed,
+    LoadRemotely,
+    Placed,
+    ServePartition,
+    Unreachable,
+)
 from kapudf_cli.worker.template import reseed
 
 if TYPE_CHECKING:
@@ -47,8 +58,9 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
-    from kapudf_cli.agent.partition_messages import Order, Result
-    from kapudf_cli.worker.channel import Start
+    from kapudf_cli.agent.partition_messages import Order, Reply, Result
+    from kapudf_cli.worker.channel import Report, Start
+    from kapudf_cli.worker.shipped_code import ShippedCode
 
 #: How much is read at once. For more than 128 KiB, the C library maps new memory for each read,
 #: which takes longer than to copy the data.
@@ -109,24 +121,30 @@ class PartitionProcess:
         self.threads: dict[int, int] = {}
 
     @classmethod
-    def start(cls, begin: Start, number: int) -> PartitionProcess:
-        """Start a process that loads the handler.
+    def start(cls, begin: Start, number: int, record: int) -> PartitionProcess:
+        """Start a process that loads the handler, or one that has a cluster load it.
+
+        Args:
+            begin: how the worker was started.
+            number: which partition it is to be; with a cluster, it leads to all.
+            record: the memory file of the worker's record.
 
         Raises:
             OSError: the system has no process, memory or descriptor left.
         """
         dump = os.memfd_create("kapudf-stacks")
         end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-P", "-m", "kapudf_cli.worker.main", str(theirs.fileno())]
+        is_ray = begin.settings.engine == "ray"
+        module = "kapudf_cli.ray_engine.main" if is_ray else "kapudf_cli.worker.main"
         with theirs:
             started = subprocess.Popen(  # noqa: S603 - our own module
-                command,
+                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )
         channel = Channel(end)
-        channel.send(msgspec.structs.replace(begin, partition=number), [dump, dump])
+        channel.send(msgspec.structs.replace(begin, partition=number), [dump, record])
         return cls(number, channel, dump, started.pid)
 
     @classmethod
@@ -162,21 +180,34 @@ class PartitionProcess:
         """
         if self._is_loaded:
             return
-        received = self._channel.receive()
-        report = (
-            Failed("a partition ended", is_usage_error=False) if received is None else received[0]
-        )
+        report = self.receive() or Failed("a partition ended", is_usage_error=False)
         if isinstance(report, Failed):
-            error = PluginError(report.problem)
-            error.is_usage_error = report.is_usage_error
-            raise error
+            raise not_loaded(report)
+
+    def load_remotely(self, code: ShippedCode) -> None:
+        """Have the partitions on a cluster load a handler; reports say how far they are.
+
+        Raises:
+            OSError: no descriptor is left, or the process has ended.
+        """
+        with os.fdopen(os.memfd_create("kapudf-code"), "wb") as file:
+            file.write(msgspec.msgpack.encode(code))
+            file.flush()
+            self._channel.send(LoadRemotely(), [file.fileno()])
+
+    def receive(self) -> Report | None:
+        """Wait for the next report, and return it; None once the process has ended."""
+        received = self._channel.receive()
+        return None if received is None else received[0]
 
     def fileno(self) -> int:
         """Return the descriptor that is readable once the process has ended."""
         return self._channel.fileno()
 
-    def connect(self, connection: int, facts: Mapping[str, Any]) -> socket.socket:
-        """Return a link for a connection, whose log events have some facts.
+    def connect(
+        self, connection: int, facts: Mapping[str, Any], *, partition: int
+    ) -> socket.socket:
+        """Return a link for a connection, whose log events have some facts, to a partition.
 
         Raises:
             OSError: no descriptor is left, or the process has ended.
@@ -186,7 +217,8 @@ class PartitionProcess:
             undo.callback(ours.close)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             with self._sending:
-                self._channel.send(ServePartition(connection, dict(facts)), [theirs.fileno()])
+                order = ServePartition(connection, dict(facts), partition)
+                self._channel.send(order, [theirs.fileno()])
             undo.pop_all()
         return ours
 
@@ -220,30 +252,45 @@ class PartitionProcess:
 
 
 class PartitionPool:
-    """The partition processes of this worker."""
+    """The partition processes of this worker.
 
-    def __init__(self, processes: Sequence[PartitionProcess], dump: int, log: BoundLogger) -> None:
+    Attributes:
+        pids: the process ids of the partitions.
+        nodes: where they are on a cluster; empty for processes of this machine.
+        ray_pid: the process that leads to them, 0 without a cluster.
+    """
+
+    def __init__(
+        self, processes: Sequence[PartitionProcess], count: int, dump: int, log: BoundLogger
+    ) -> None:
         """Watch over processes.
 
         Args:
-            processes: they are partitions 0, 1 and so on.
+            processes: they are partitions 0, 1 and so on, or one leads to all of them.
+            count: how many partitions there are.
             dump: the memory file in which the supervisor finds the stacks of this process.
             log: where events go.
         """
         self._processes = processes
+        self._count = count
         self._dump = dump
         self._log = log
         self._ending = threading.Lock()
+        self.pids = tuple(process.pid for process in processes)
+        self.nodes: tuple[str, ...] = ()
+        self.ray_pid = 0
 
     @classmethod
-    def start(cls, begin: Start, dump: int, log: BoundLogger) -> PartitionPool:
+    def start(cls, begin: Start, dump: int, record: int, log: BoundLogger) -> PartitionPool:
         """Start the processes, which load the handler meanwhile.
 
         Raises:
             OSError: the system has no process, memory or descriptor left.
         """
         count = begin.settings.partitions
-        return cls([PartitionProcess.start(begin, each) for each in range(count)], dump, log)
+        numbers = range(1 if begin.settings.engine == "ray" else count)
+        processes = [PartitionProcess.start(begin, each, record) for each in numbers]
+        return cls(processes, count, dump, log)
 
     @classmethod
     def fork(cls, count: int, dump: int, log: BoundLogger) -> PartitionPool | ForkedPartition:
@@ -261,21 +308,49 @@ class PartitionPool:
             if isinstance(each, ForkedPartition):
                 return each
             forked.append(each)
-        return cls(forked, dump, log)
+        return cls(forked, count, dump, log)
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The process ids of the partitions."""
-        return tuple(process.pid for process in self._processes)
-
-    def watch(self) -> None:
-        """Wait until all have loaded the handler; from then on, end this process if one dies.
+    def await_ready(self) -> None:
+        """Wait until all have loaded the handler.
 
         Raises:
             PluginError: the handler cannot be loaded.
         """
         for process in self._processes:
             process.await_ready()
+
+    def await_cluster(self, code: ShippedCode, *, is_patient: bool) -> str | None:
+        """Wait until all partitions have loaded the handler on a cluster.
+
+        Args:
+            code: the handler.
+            is_patient: whether to wait as long as no cluster takes them.
+
+        Returns:
+            Why no cluster takes them, None if one has. Then another pool may have more luck.
+
+        Raises:
+            PluginError: the handler cannot be loaded.
+        """
+        (process,) = self._processes
+        process.load_remotely(code)
+        while True:
+            match process.receive():
+                case Placed() as placed:
+                    self.pids, self.nodes = placed.pids, placed.nodes
+                    self.ray_pid = process.pid
+                    return None
+                case Unreachable() as report:
+                    if not is_patient:
+                        return report.problem
+                    self._log.warning("partitions wait for Ray", reason=report.problem)
+                case Failed() as report:
+                    raise not_loaded(report)
+                case _:
+                    return f"the Ray engine ended: {_ended(process.wait())}"
+
+    def watch(self) -> None:
+        """From now on, end this process if one of them dies."""
         threading.Thread(target=self._watch, name="partitions", daemon=True).start()
 
     def _watch(self) -> None:
@@ -284,11 +359,25 @@ class PartitionPool:
             poll.register(process, select.POLLIN)
         descriptors = {process.fileno(): process for process in self._processes}
         for descriptor, _ in poll.poll():
-            self.end_worker(descriptors[descriptor])
+            process = descriptors[descriptor]
+            report = process.receive()
+            self.end_worker(process, report.problem if isinstance(report, Failed) else None)
 
-    def open(self, connection: int, facts: Mapping[str, Any]) -> ProcessPartitions:
-        """Return the partitions of a connection, whose log events have some facts."""
-        return ProcessPartitions(self, self._processes, connection, facts)
+    def open(
+        self,
+        connection: int,
+        facts: Mapping[str, Any],
+        on_wait: Callable[[bool], None] | None = None,
+    ) -> ProcessPartitions:
+        """Return the partitions of a connection.
+
+        Args:
+            connection: its number.
+            facts: what its log events name.
+            on_wait: called with True while a partition cannot be reached, and then with False.
+        """
+        processes = [self._processes[each % len(self._processes)] for each in range(self._count)]
+        return ProcessPartitions(self, processes, connection, facts, on_wait)
 
     def write_stacks(self) -> None:
         """Add the current stacks of all partitions to those of this process.
@@ -305,16 +394,17 @@ class PartitionPool:
         for process in self._processes:
             os.write(self._dump, process.stacks())
 
-    def end_worker(self, process: PartitionProcess) -> NoReturn:
-        """End this process as one of its partitions has ended."""
+    def end_worker(self, process: PartitionProcess, problem: str | None = None) -> NoReturn:
+        """End this process as one of its partitions has ended, for a reason if that is known."""
         self._ending.acquire()  # Only one thread ends this process.
         try:
             status = process.wait()
+            what = {} if self.nodes else {"partition": process.number}
             self._log.error(
                 "partition died",
-                partition=process.number,
+                **what,
                 pid=process.pid,
-                how=signal.Signals(-status).name if status < 0 else f"exit status {status}",
+                how=problem or _ended(status),
                 advice="its worker ends too, and another one takes the connections over",
             )
             self._copy_stacks()
@@ -332,6 +422,17 @@ class PartitionPool:
             process.wait()
 
 
+def not_loaded(report: Failed) -> PluginError:
+    """Return the error for a handler that cannot be loaded elsewhere."""
+    error = PluginError(report.problem)
+    error.is_usage_error = report.is_usage_error
+    return error
+
+
+def _ended(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
 class ProcessPartitions:
     """The partitions of one connection, in other processes; see `agent.partitions.Partitions`."""
 
@@ -341,6 +442,7 @@ class ProcessPartitions:
         processes: Sequence[PartitionProcess],
         connection: int,
         facts: Mapping[str, Any],
+        on_wait: Callable[[bool], None] | None,
     ) -> None:
         """Connect to each process when it gets its first order; see `PartitionPool.open`."""
         self.count = len(processes)
@@ -348,6 +450,7 @@ class ProcessPartitions:
         self._processes = processes
         self._connection = connection
         self._facts = facts
+        self._on_wait = on_wait
         self._links: dict[int, _Link] = {}
         self._by_descriptor: dict[int, _Link] = {}
         self._results: list[tuple[int, Result]] = []
@@ -420,9 +523,10 @@ class ProcessPartitions:
     def _connect(self, partition: int) -> _Link:
         process = self._processes[partition]
         try:
-            link = _Link(partition, process.connect(self._connection, self._facts))
+            end = process.connect(self._connection, self._facts, partition=partition)
         except (BrokenPipeError, ConnectionResetError):
             self._pool.end_worker(process)
+        link = _Link(partition, end)
         self._poll.register(link.socket, select.POLLIN)
         self._by_descriptor[link.socket.fileno()] = link
         return link
@@ -465,21 +569,28 @@ class ProcessPartitions:
         if not data:
             self._pool.end_worker(self._processes[link.partition])
         for body in link.reader.feed(data):
-            match REPLIES.decode(body):
-                case Answer() as answer:
-                    link.frames_done = 0
-                    link.awaited -= 1
-                    if link.discarded:
-                        link.discarded -= 1
-                    else:
-                        self._results.append((link.partition, answer.result))
-                case Progress() as progress:
-                    link.frames_done = progress.frames
-                case Written() as written:
-                    self._on_written(written.frame)
-                case Served() as served:
-                    process = self._processes[link.partition]
-                    process.threads[served.thread] = threading.get_ident()
+            self._handle(link, REPLIES.decode(body))
+
+    def _handle(self, link: _Link, reply: Reply) -> None:
+        match reply:
+            case Answer() as answer:
+                link.frames_done = 0
+                link.awaited -= 1
+                if link.discarded:
+                    link.discarded -= 1
+                else:
+                    self._results.append((link.partition, answer.result))
+            case Progress() as progress:
+                link.frames_done = progress.frames
+            case Waits() as report:
+                link.waits = report.waits
+                if self._on_wait is not None:
+                    self._on_wait(any(each.waits for each in self._links.values()))
+            case Written() as written:
+                self._on_written(written.frame)
+            case Served() as served:
+                process = self._processes[link.partition]
+                process.threads[served.thread] = threading.get_ident()
 
 
 class _Link:
@@ -494,6 +605,7 @@ class _Link:
         awaited: how many orders have no result yet.
         discarded: how many of the next results are discarded.
         frames_done: how many frames of its current order the partition has handled.
+        waits: whether the partition cannot be reached at the moment.
     """
 
     __slots__ = (
@@ -505,6 +617,7 @@ class _Link:
         "reader",
         "socket",
         "unsent",
+        "waits",
     )
 
     def __init__(self, partition: int, link: socket.socket) -> None:
@@ -512,5 +625,5 @@ class _Link:
         self.socket = link
         self.reader = FrameReader(frame_body, MAX_VARINT)
         self.unsent: collections.deque[memoryview] = collections.deque()
-        self.is_blocked = False
+        self.is_blocked = self.waits = False
         self.awaited = self.discarded = self.frames_done = 0

@@ -298,7 +298,12 @@ def test_tables_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = {
         "worker": 999, "pid": 4_194_304, "state": "retiring", "connections": 9999,
         "rss_mb": 123_456.7, "age_s": 86_400.0 * 999,
-        "partitions": [{"partition": 63, "pid": 4_194_304, "rss_mb": 123_456.7, "cpu_s": 1e6}],
+        "partitions": [
+                {
+                    "partition": 63, "node": "255.255.255.255/123456", "pid": 4_194_304,
+                    "rss_mb": 123_456.7, "cpu_s": 1e6,
+                }
+            ],
     }  # fmt: skip
     answer = {
         "function": "average_of_all_disks_" * 3, "handler": "average_of_all.disks:Average",

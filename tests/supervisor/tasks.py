@@ -122,18 +122,20 @@ def play_until(
     task: str,
     timeout_s: float = PATIENCE_S * 4,
     ordered: bool = True,
+    at_least: int = 0,
+    pause_s: float = 0.02,
 ) -> int:
     """Send points to `mortal.Count` until `ended`, as `play` does; return how many.
 
     Each must come back once, in order, and with the exact counts. If not `ordered`, only each group
-    must come back in order.
+    must come back in order. There are so many points at least, and a pause after 500, so that the
+    workers keep up.
     """
     sent: list[Point] = []
 
     def until_ended() -> Iterator[Point]:
         for point in points(10_000_000):
-            # Slower than the workers, so that they keep up.
-            if point.time % 500 == 0 and ended.wait(0.02):
+            if point.time % 500 == 0 and ended.wait(pause_s) and point.time >= at_least:
                 return
             sent.append(point)
             yield point

@@ -42,7 +42,9 @@ def status() -> Status:
         "ended_connections": {"closed": 4, "handler_error": 1},
         "workers": [{"worker": 3, "pid": 2, "state": "serving", "connections": 3, "rss_mb": 36.0,
                      "age_s": 5.0,
-                     "partitions": [{"partition": 0, "pid": 4, "rss_mb": 9.0, "cpu_s": 1.5}]}],
+                     "partitions": [
+                         {"partition": 0, "node": None, "pid": 4, "rss_mb": 9.0, "cpu_s": 1.5}
+                     ]}],
         "connections": [connection, replay, asks_info],
     }  # fmt: skip
 

@@ -1,0 +1,54 @@
+"""Clusters, and UDFs whose partitions are on them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.ray_engine.cluster import QUICK, RayCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.serve_process import ServeProcess
+
+    Serve = Callable[..., ServeProcess]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests here."""
+    for item in items:
+        if Path(item.path).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayCluster]:
+    """Give a cluster of two nodes for all tests that leave it as it is."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, RayCluster(Path(folder)) as made:
+        made.start_head()
+        made.add_node()
+        yield made
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[RayCluster]:
+    """Give a cluster of which nothing is started."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, RayCluster(Path(folder)) as made:
+        yield made
+
+
+@pytest.fixture
+def serve_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Start `kapudf serve` with partitions on a cluster, ready to use."""
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+
+    def start(cluster: RayCluster, handler: str, *arguments: str) -> ServeProcess:
+        places = ("--engine", "ray", "--ray-address", cluster.address, "--partitions", "2")
+        return serve(handler, *places, *arguments)
+
+    return start

@@ -1,0 +1,219 @@
+"""What a user sees of partitions on a cluster: code, log, errors, status, and problems."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kapudf_cli.protocol.udf_pb2 import ErrorResponse, Point
+from tests.conftest import plugin
+from tests.ray_engine.cluster import QUICK
+from tests.run_kapudf import run_kapudf
+from tests.serve_process import ServeProcess
+from tests.supervisor.ongoing import kapudf, status_of
+from tests.supervisor.succession import await_status
+from tests.supervisor.tasks import play, points, tallied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.ray_engine.cluster import RayCluster
+
+    Serve = Callable[..., ServeProcess]
+
+#: A handler with a module beside it.
+HANDLER = """
+import logging, threading
+from kapudf_cli import Handler, set_field
+from parts import version
+
+print("imported")
+
+class Shown(Handler):
+    def point(self, point):
+        set_field(point, "file", __file__)
+        set_field(point, "version", version.NUMBER)
+        print("printed", point.time)
+        logging.getLogger("shown").warning("logged")
+        self.agent.write_point(point)
+
+    def teardown(self):
+        last = Point(name="last", time=1)
+        thread = threading.Thread(target=self.agent.write_point, args=(last,))
+        thread.start()
+        thread.join()
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, socket_path: str) -> Callable[..., str]:
+    """Write a configuration for a function on a cluster, and return its path."""
+
+    def write(cluster: RayCluster, handler: str, **settings: object) -> str:
+        function = {
+            "handler": handler,
+            "socket": socket_path,
+            "engine": "ray",
+            "ray_address": cluster.address,
+            "partitions": 2,
+            **settings,
+        }
+        file = tmp_path / "kapudf.yaml"
+        file.write_text(json.dumps({"functions": {"udf": function}}), encoding="utf-8")
+        return str(file)
+
+    return write
+
+
+def test_the_code_beside_a_file_is_sent_and_what_it_logs_comes_back(
+    serve_on: Serve, cluster: RayCluster, socket_path: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "shown.py"
+    file.write_text(HANDLER.replace("import Handler", "import Handler, Point"), encoding="utf-8")
+    version = tmp_path / "parts" / "version.py"
+    version.parent.mkdir()
+    (version.parent / "__init__.py").touch()
+    version.write_text("NUMBER = 1", encoding="utf-8")
+    process = serve_on(cluster, f"{file}:Shown")
+    sent = list(points(6))
+    back = play(socket_path, sent)
+    shown = [each for each in back if isinstance(each, Point) and each.name == "m"]
+    assert [each.time for each in shown] == [each.time for each in sent]
+    (place,) = {each.fieldsString["file"] for each in shown}
+    assert place.endswith("/shown.py")
+    assert place != str(file)
+    assert {each.fieldsInt["version"] for each in shown} == {1}
+    # One from each partition.
+    assert [each.name for each in back[6:]] == ["last", "last"]  # type: ignore[union-attr]
+    nodes = {each["node"] for each in partitions_of(socket_path)}
+    process.event("imported", function=process.event("listening")["function"])
+    for event in ("printed 0", "logged"):
+        logged = process.event(event)
+        assert (logged["task_id"], logged["partition"]) == ("task", logged["partition"])
+        assert logged["node"] in nodes
+    # A reload sends the new code, also that of the module beside it.
+    version.write_text("NUMBER = 2", encoding="utf-8")
+    kapudf("reload", "--socket", socket_path)
+    (again, *_) = play(socket_path, sent)
+    assert isinstance(again, Point)
+    assert again.fieldsInt["version"] == 2
+
+
+def partitions_of(path: str) -> list[dict[str, Any]]:
+    return [each for worker in status_of(path)["workers"] for each in worker["partitions"]]
+
+
+def test_the_status_and_the_metrics_have_nodes(
+    serve_on: Serve, cluster: RayCluster, socket_path: str
+) -> None:
+    serve_on(cluster, plugin("mortal.py:Count"))
+    status = await_status(
+        socket_path,
+        lambda status: all(
+            each["rss_mb"] > 20 for worker in status["workers"] for each in worker["partitions"]
+        ),
+    )
+    (worker,) = status["workers"]
+    rows = worker["partitions"]
+    assert [each["partition"] for each in rows] == [0, 1]
+    assert len({each["node"] for each in rows}) == 2
+    assert worker["rss_mb"] > sum(each["rss_mb"] for each in rows)
+    shown = kapudf("status", "--socket", socket_path)
+    for each in rows:
+        assert each["node"] in shown
+
+
+@pytest.mark.parametrize("kind", ["segfault", "hang"])
+def test_a_point_that_kills_actors_is_dropped(
+    serve_on: Serve, cluster: RayCluster, socket_path: str, kind: str
+) -> None:
+    process = serve_on(
+        cluster, plugin("mortal.py:Poisoned"), "--on-error", "skip", "--busy-limit", "2"
+    )
+    sent = list(points(600))
+    sent[400].tags["poison"] = kind
+    back = play(socket_path, sent)
+    bad = sent.pop(400)
+    assert back == tallied(sent)
+    dropped = process.event("dropped what killed the worker")
+    assert f"time: {bad.time}" in dropped["frame"]
+    if kind == "hang":
+        assert "mortal.py" in next(process.matching("worker died"))["stacks"]
+
+
+def test_an_exception_fails_the_task_as_it_would_here(
+    serve_on: Serve, cluster: RayCluster, socket_path: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "raising.py"
+    file.write_text(
+        "from kapudf_cli import Handler\n"
+        "class Raising(Handler):\n"
+        "    def point(self, point):\n"
+        "        raise ValueError('no such model')\n",
+        encoding="utf-8",
+    )
+    process = serve_on(cluster, f"{file}:Raising")
+    (answer,) = play(socket_path, points(1))
+    assert isinstance(answer, ErrorResponse)
+    assert "no such model" in answer.error
+    finished = process.event("connection finished")
+    assert finished["reason"] == "handler_error"
+    assert "raise ValueError" in json.dumps(finished)
+
+
+def test_a_machine_that_is_no_node_connects_to_the_client_server(
+    serve: Serve, cluster: RayCluster, socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+    arguments = ("--engine", "ray", "--ray-address", cluster.client_address, "--partitions", "2")
+    serve(plugin("mortal.py:Count"), *arguments)
+    sent = list(points(3000))
+    assert play(socket_path, sent) == tallied(sent)
+
+
+def test_a_node_with_another_version_is_named(
+    own_cluster: RayCluster, config_file: Callable[..., str], tmp_path: Path
+) -> None:
+    own_cluster.start_head()
+    (tmp_path / "sitecustomize.py").write_text(
+        "import kapudf_cli; kapudf_cli.__version__ = '0.0.1'", encoding="utf-8"
+    )
+    odd = ("--resources", json.dumps({"odd": 2}))
+    own_cluster.add_node(*odd, env={"PYTHONPATH": str(tmp_path)})
+    actor = {"resources": {"odd": 1}}
+    file = config_file(own_cluster, plugin("mortal.py:Count"), ray_actor=actor)
+    result = run_kapudf("serve", "--config", file)
+    assert result.returncode == 1
+    assert "has kapudf 0.0.1, and this machine" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_cluster_without_room_is_waited_for(
+    own_cluster: RayCluster, config_file: Callable[..., str], socket_path: str
+) -> None:
+    """The task gets heartbeats, and goes on once a node with room is there."""
+    own_cluster.start_head()
+    actor = {"resources": {"model": 1}}
+    file = config_file(own_cluster, plugin("mortal.py:Count"), ray_actor=actor)
+    with ServeProcess("--config", file) as process:
+        waiting = process.event("partitions wait for Ray")
+        assert 'need {"resources":{"model":1.0}} each' in waiting["reason"]
+        own_cluster.add_node("--resources", json.dumps({"model": 2}))
+        process.ready()
+        sent = list(points(300))
+        assert play(socket_path, sent) == tallied(sent)
+
+
+def test_ray_that_is_not_installed_is_named(
+    cluster: RayCluster, config_file: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError('no ray')", encoding="utf-8")
+    file = config_file(cluster, plugin("mortal.py:Count"))
+    result = run_kapudf("serve", "--config", file, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 2
+    assert "engine: ray needs ray: pip install 'kapudf[ray]'" in result.stderr

@@ -1,0 +1,186 @@
+"""Actors, nodes and heads that die while tasks run: every point is answered once, exactly."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from kapudf_cli.protocol.udf_pb2 import (
+    RestoreRequest,
+    RestoreResponse,
+    SnapshotRequest,
+    SnapshotResponse,
+)
+from tests.conftest import plugin
+from tests.serve_process import PATIENCE_S
+from tests.supervisor.ongoing import status_of
+from tests.supervisor.succession import await_status
+from tests.supervisor.tasks import play_until, points, started_task, tallied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.ray_engine.cluster import RayCluster
+    from tests.serve_process import ServeProcess
+
+    Serve = Callable[..., ServeProcess]
+
+COUNT = plugin("mortal.py:Count")
+KILLS = int(os.environ.get("KAPUDF_SOAK_RAY_KILLS", "20"))
+POINTS = 200_000
+
+
+def partitions_of(status: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for worker in status["workers"] for each in worker["partitions"]]
+
+
+def served(status: dict[str, Any]) -> set[int]:
+    """Return the workers that serve connections, if their partitions are on a cluster."""
+    numbers = {each["worker"] for each in status["connections"]}
+    return {
+        worker["worker"]
+        for worker in status["workers"]
+        if worker["worker"] in numbers and all(each["node"] for each in worker["partitions"])
+    }
+
+
+def kill_actor(path: str, chance: random.Random) -> None:
+    """Kill an actor of the worker that serves, and wait until another worker does."""
+    before = await_status(path, lambda status: bool(served(status)))
+    workers = [each for each in before["workers"] if each["worker"] in served(before)]
+    killed = chance.choice(partitions_of({"workers": workers}))
+    os.kill(killed["pid"], chance.choice([signal.SIGKILL, signal.SIGSEGV]))
+    await_status(path, lambda status: bool(served(status) - served(before)))
+
+
+def kill_node(path: str, cluster: RayCluster) -> None:
+    """Kill a node, and wait until the task goes on elsewhere."""
+    before = await_status(path, lambda status: bool(served(status)))
+    nodes = {each["node"] for each in partitions_of(before)}
+    cluster.add_node()
+    cluster.nodes.pop(0).kill()
+    if len(nodes) > 1:
+        await_status(path, lambda status: bool(served(status) - served(before)))
+
+
+def test_actors_and_nodes_may_die(
+    serve_on: Serve, own_cluster: RayCluster, socket_path: str
+) -> None:
+    own_cluster.start_head()
+    own_cluster.add_node()
+    process = serve_on(own_cluster, COUNT, "--snapshot-interval", "1", "--standby", "1")
+    chance = random.Random(3)  # noqa: S311 - the same choices in every run
+    ended = threading.Event()
+    patience_s = 30 * PATIENCE_S
+    with ThreadPoolExecutor(1) as threads:
+        task = threads.submit(
+            partial(
+                play_until,
+                socket_path,
+                ended,
+                task="task",
+                timeout_s=patience_s,
+                at_least=POINTS,
+                pause_s=0.2,
+            )
+        )
+        try:
+            for number in range(KILLS):
+                kill_actor(socket_path, chance)
+                if number in {KILLS // 3, 2 * KILLS // 3}:
+                    kill_node(socket_path, own_cluster)
+        finally:
+            ended.set()
+        sent = task.result(patience_s)
+    assert sent >= POINTS
+    finished = process.event("connection finished")
+    assert (finished["points_in"], finished["points_out"]) == (sent, sent)
+    deaths = list(process.matching("partition died"))
+    assert len(deaths) >= KILLS
+    # Each death has a cause that names the partition and its node.
+    for died in deaths:
+        assert "on Ray's node " in died["how"], died
+
+
+def test_a_task_waits_for_a_lost_head(
+    serve_on: Serve, own_cluster: RayCluster, socket_path: str
+) -> None:
+    own_cluster.start_head()
+    process = serve_on(own_cluster, COUNT, "--snapshot-interval", "1")
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        run = partial(play_until, socket_path, ended, task="task", timeout_s=10 * PATIENCE_S)
+        task = threads.submit(run, pause_s=0.2)
+        try:
+            before = await_status(socket_path, lambda status: bool(served(status)))
+            own_cluster.kill_head()
+            process.event("worker died")
+            waiting = process.event("partitions wait for Ray")
+            assert own_cluster.address in waiting["reason"]
+            own_cluster.start_head()
+            await_status(socket_path, lambda status: bool(served(status) - served(before)))
+        finally:
+            ended.set()
+        sent = task.result(10 * PATIENCE_S)
+    finished = process.event("connection finished")
+    assert (finished["points_in"], finished["points_out"]) == (sent, sent)
+
+
+def test_partitions_do_without_a_lost_head_and_return(
+    serve_on: Serve, own_cluster: RayCluster, socket_path: str
+) -> None:
+    """The task goes on in local partitions, and on the cluster once it is back."""
+    process = serve_on(own_cluster, COUNT, "--ray-fallback")
+    process.event("partitions do without Ray")
+    assert {each["node"] for each in partitions_of(status_of(socket_path))} == {None}
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        run = partial(play_until, socket_path, ended, task="task", timeout_s=10 * PATIENCE_S)
+        task = threads.submit(run, pause_s=0.2)
+        try:
+            own_cluster.start_head()
+            recycled = process.event("worker is recycled", reason="Ray can be reached again")
+            await_status(socket_path, lambda status: bool(served(status)))
+            assert recycled["worker"] == 1
+        finally:
+            ended.set()
+        sent = task.result(10 * PATIENCE_S)
+    finished = process.event("connection finished")
+    assert (finished["points_in"], finished["takeovers"]) == (sent, 1)
+
+
+def test_a_snapshot_is_restored_into_any_number_of_partitions(
+    serve: Serve, serve_on: Serve, cluster: RayCluster, socket_path: str
+) -> None:
+    sent = [*points(6000)]
+    expected = tallied(sent)
+    snapshot = b""
+    starts: list[Callable[[], ServeProcess]] = [
+        lambda: serve_on(cluster, COUNT),
+        lambda: serve_on(cluster, COUNT, "--partitions", "3"),
+        lambda: serve(COUNT, "--partitions", "2"),
+        lambda: serve(COUNT),
+        lambda: serve_on(cluster, COUNT, "--partitions", "1"),
+    ]
+    share = len(sent) // len(starts)
+    for start, first in zip(starts, itertools.count(step=share)):
+        process = start()
+        with started_task(socket_path) as side:
+            if snapshot:
+                side.send(RestoreRequest(snapshot=snapshot))
+                assert side.receive() == RestoreResponse(success=True)
+            for point in sent[first : first + share]:
+                side.send(point)
+            came = [side.receive() for _ in range(share)]
+            assert came == expected[first : first + share]
+            side.send(SnapshotRequest())
+            answer = side.receive()
+            assert isinstance(answer, SnapshotResponse)
+            snapshot = answer.snapshot
+        assert process.stop() == 0
