@@ -452,6 +452,11 @@ class PartitionLine:
                 return True
         return False
 
+    @property
+    def busy(self) -> set[int]:
+        """The partitions that have not returned all of their shares."""
+        return {each for part in self.parts for each in part.shares.keys() - part.results.keys()}
+
     def first_done(self) -> Part | None:
         """Return the first part if all of its shares are back."""
         return self.parts[0] if self.parts and self.parts[0].is_done else None

@@ -122,14 +122,12 @@ class PartitionedHandler(Handler):
         """Have a partition accept a frame that its handler does not get."""
         self._call({partition: Handle(frame, replays=True, drops=True)})
 
-    def drain_for(self, limit_s: float, note: Note) -> None:
-        """Call `drain` of all partitions, which take at most `limit_s` seconds each.
+    def drain_for(self, limit_s: float, line: PartitionLine) -> None:
+        """Call `drain` of partitions, which take at most `limit_s` seconds each.
 
-        Args:
-            limit_s: the limit.
-            note: gets the results of earlier orders.
+        Those that have frames in `line` are busy, perhaps for long, and are not waited for.
         """
-        self._call(dict.fromkeys(self._created, Drain(limit_s)), note=note)
+        self._call(dict.fromkeys(self._created - line.busy, Drain(limit_s)), note=line.note)
 
     def teardown(self) -> None:
         """Call `teardown` of all partitions, and write what they return."""
@@ -262,11 +260,11 @@ class PartitionedCaller(HandlerCaller):
         return super().blame(method, error)
 
     def drain(self, limit_s: float) -> None:
-        """Call `drain` of all partitions; see `HandlerCaller.drain`."""
+        """Call `drain` of partitions that are not busy; see `HandlerCaller.drain`."""
         if self._handler is None:
             return
         try:
-            cast("PartitionedHandler", self._handler).drain_for(limit_s, self._line.note)
+            cast("PartitionedHandler", self._handler).drain_for(limit_s, self._line)
         except HandlerError as error:
             self._log_drain(error)
 

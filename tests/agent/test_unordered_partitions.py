@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 import json
-import logging
 import random
 import threading
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kapudf_cli import Handler
 from kapudf_cli.agent.partition_line import partition_of
 from kapudf_cli.protocol.udf_pb2 import Point, SnapshotRequest, SnapshotResponse
 from tests.agent.reordered_partitions import Gate, ReorderedPartitions
 from tests.agent.test_partitions import GROUPS, POINTS, Counts, journaled, numbered, received
-from tests.peers import INIT, INITIALIZED
+from tests.peers import INIT, INITIALIZED, encoded
 from tests.serve_process import PATIENCE_S
-from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,6 +215,29 @@ def test_a_death_at_any_commit_loses_and_repeats_nothing(
     }
 
 
+class Stateless(Handler):
+    ordered = False
+
+    def point(self, point: Point, /) -> Point:
+        return point
+
+
+@pytest.mark.parametrize("survives", [1, 2, 4, 7])
+def test_a_death_without_state_loses_and_repeats_nothing(
+    tasks: Callable[..., JournaledTask], survives: int
+) -> None:
+    """Handled input is forgotten at once, but not what was answered ahead."""
+    task = tasks(Stateless, partitions=3, partition_factory=reordered(survives))
+    sent = [Point(time=time, group=GROUPS[time % 5]) for time in range(60)]
+    task.send(INIT, *sent)
+    agent = task.serve(survives=survives)
+    if not task.await_handled(agent):
+        agent = task.take_over()
+    assert task.await_handled(agent)
+    assert task.side.receive() == INITIALIZED
+    assert by_group(received(task, 60)) == by_group(sent)
+
+
 def test_partitions_in_the_same_thread_keep_the_order(udf: StartTask) -> None:
     """As in `kapudf replay`."""
     sent = [Point(time=time, group=GROUPS[time % 5]) for time in range(100)]
@@ -227,22 +249,18 @@ def test_partitions_in_the_same_thread_keep_the_order(udf: StartTask) -> None:
 
 
 @pytest.fixture
-def pause(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Callable[[ServedAgent], None]:
+def pause(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Callable[[ServedAgent], None]:
     """Give a function that pauses an agent while its slow partition has frames.
 
-    The partition returns them once the agent does not wait for them any longer.
+    The partition returns them after that.
     """
     monkeypatch.setattr("kapudf_cli.agent.partitioned_loop.DRAIN_LIMIT_S", 0.01)
-    caplog.set_level(logging.INFO)
 
     def pause(served: ServedAgent) -> None:
         paused = threading.Event()
         served.agent.pause(paused.set)
-        wait_until(lambda: "paused with calls in flight" in caplog.text)
-        gate.release()
         assert paused.wait(PATIENCE_S)
+        gate.release()
 
     return pause
 
@@ -277,6 +295,24 @@ def test_what_was_answered_ahead_is_not_answered_again_after_a_handover(
     task.end()
     stats = successor.summary().stats
     assert (stats.points_in, stats.points_out, stats.done) == (7, 7, 0)
+
+
+def test_a_poison_frame_is_dropped_among_frames_that_were_answered(
+    tasks: Callable[..., JournaledTask], gate: Gate, pause: Callable[[ServedAgent], None]
+) -> None:
+    task = tasks(Unordered, partitions=2, partition_factory=gate.partitions, on_error="skip")
+    served = begin(task, gate)
+    send_five(task)
+    pause(served)
+    poison = [len(encoded([INIT]))]
+    successor = task.take_over(waits=True, until=task.sent_bytes, poison=poison)
+    assert successor.resumed.result(PATIENCE_S) is None
+    served.agent.release()
+    successor.agent.go()
+    assert answers(task, 1) == [(3, 1)]
+    task.end()
+    stats = successor.summary().stats
+    assert (stats.points_in, stats.points_out, stats.dropped_points) == (5, 4, 1)
 
 
 def test_results_in_flight_are_kept_if_a_handover_is_cancelled(
