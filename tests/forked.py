@@ -44,8 +44,12 @@ _MAX_DESCRIPTOR: Final = 1 << 20
 _ROOT: Final = Path(__file__).parent.parent
 #: The modules of processes that are forked.
 _PROGRAMS: Final = {"kapudf_cli", "kapacitor.udf", "kapudf_cli.worker.main"}
-#: Modules whose libraries take much memory, which only pictures need.
-_LARGE: Final = {"kapudf_cli.tools.plot.chart", "kapudf_cli.tools.plot.page"}
+#: Modules whose libraries take much memory, which only pictures and Ray need.
+_LARGE: Final = {
+    "kapudf_cli.ray_engine.cluster",
+    "kapudf_cli.tools.plot.chart",
+    "kapudf_cli.tools.plot.page",
+}
 #: Variables that the interpreter reads when it starts, and so does not see after a fork.
 _READ_AT_START: Final = ("PYTHON", "LC_", "LANG", "COVERAGE")
 _INTERPRETER: Final = sys.executable

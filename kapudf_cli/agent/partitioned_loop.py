@@ -549,7 +549,7 @@ class PartitionedLoop:
             ProtocolError, HandlerError, WorkerLostError: the task fails.
         """
         line, dispatcher = self._line, self._dispatcher
-        done = dispatcher.done >> number + 1
+        done = dispatcher.done >> (number + 1)
         start, end = line.place(part, number)
         line.advance(start)
         if failure.kind != "restart":
