@@ -487,6 +487,11 @@ class PartitionLine:
             place += len(part.route)
         return done
 
+    @property
+    def unanswered(self) -> int:
+        """How many frames of the parts do not have their output written."""
+        return self.frames - self.done.bit_count()
+
     def leave(self) -> None:
         """Remove the first part, and count its input as handled."""
         part = self.parts.popleft()

@@ -199,6 +199,7 @@ class Merger:
                 outbox.commit(output, stats, forget_input=forget_input)
             if found:
                 outbox.commit(output, stats, forget_input=forget_input, at_least=0)
+                self._note_in_flight()
         return found
 
     def leave(self) -> None:
@@ -208,7 +209,7 @@ class Merger:
 
     def _note_in_flight(self) -> None:
         if self._counts is not None:
-            self._counts[IN_FLIGHT] = self._line.frames
+            self._counts[IN_FLIGHT] = self._line.unanswered
 
     def _write(self, frames: list[bytes], *, only_points: bool) -> None:
         outbox = self._outbox
@@ -600,7 +601,7 @@ class PartitionedLoop:
                 continue
             rest_s = deadline_s - time.monotonic()
             if rest_s <= 0:
-                _log.info("paused with calls in flight", extra={"calls": self._line.frames})
+                _log.info("paused with calls in flight", extra={"calls": self._line.unanswered})
                 break
             self._partitions.wait(timeout_s=rest_s)
         self._stream.read_now()

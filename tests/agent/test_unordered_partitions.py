@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from kapudf_cli import Handler
 from kapudf_cli.agent.partition_line import partition_of
 from kapudf_cli.protocol.udf_pb2 import Point, SnapshotRequest, SnapshotResponse
+from kapudf_cli.transport.meter import IN_FLIGHT
 from tests.agent.reordered_partitions import Gate, ReorderedPartitions
 from tests.agent.test_partitions import GROUPS, POINTS, Counts, journaled, numbered, received
 from tests.peers import INIT, INITIALIZED, encoded
 from tests.serve_process import PATIENCE_S
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +92,7 @@ def test_a_slow_partition_does_not_hold_back_the_others(task: JournaledTask, gat
     send_five(task)
     stats = task.header.record.stats
     assert (stats.points_in, stats.points_out, stats.done) == (0, 3, 0b10110)
+    wait_until(lambda: served.stream.meter.counts[IN_FLIGHT] == 2)
     gate.release()
     assert answers(task, 2) == [(0, 1), (3, 2)]
     task.end()
