@@ -115,10 +115,12 @@ class Part:
         ends: the numbers of those that end one.
         results: what the partitions have returned.
         written: the partitions whose output is written, by this agent or an earlier one.
+        done: their frames, as bits.
     """
 
     __slots__ = (
         "begins",
+        "done",
         "end",
         "ends",
         "in_batch",
@@ -139,6 +141,7 @@ class Part:
         self.ends: list[int] = []
         self.results: dict[int, Result] = {}
         self.written: set[int] = set()
+        self.done = 0
 
     @property
     def is_done(self) -> bool:
@@ -197,11 +200,10 @@ class Part:
         ended = max((number for number in self.ends if number < count), default=-1)
         return self.in_batch if begun == ended else begun > ended
 
-    @property
-    def done(self) -> int:
-        """Which of the frames have their output written, as bits."""
-        written = self.written
-        return sum(1 << place for place, each in enumerate(self.route) if each in written)
+    def note_written(self, partition: int) -> None:
+        """Note that the output of a partition is written."""
+        self.written.add(partition)
+        self.done |= sum(1 << place for place, each in enumerate(self.route) if each == partition)
 
     def place(self, partition: int, number: int) -> int:
         """Return the number in the part of a frame that has this number in a share."""
@@ -482,8 +484,7 @@ class PartitionLine:
         """Which frames from `offset` on have their output written, as bits."""
         done = place = 0
         for part in self.parts:
-            if part.written:
-                done |= part.done << place
+            done |= part.done << place
             place += len(part.route)
         return done
 

@@ -195,7 +195,7 @@ class Merger:
                 if outputs:
                     output.write_run(b"".join(outputs), len(outputs))
                     outputs.clear()
-                part.written.add(number)
+                part.note_written(number)
                 outbox.commit(output, stats, forget_input=forget_input)
             if found:
                 outbox.commit(output, stats, forget_input=forget_input, at_least=0)
@@ -470,7 +470,8 @@ class PartitionedLoop:
         most = min(most, dispatcher.same_done)
         part = self._merger.send(most=most, stops_before_batch=stops_before_batch, drops=drops)
         if part is not None and dispatcher.take_done(len(part.route)):
-            part.written.update(part.shares)
+            for number in part.shares:
+                part.note_written(number)
         return part
 
     def _must_wait_for_checkpoint(self) -> bool:

@@ -160,7 +160,7 @@ def test_shares_overtake_in_the_order_of_their_partition() -> None:
     def overtake() -> list[tuple[Part | None, int]]:
         found: list[tuple[Part | None, int]] = []
         for part, number in line.overtaking():
-            part.written.add(number)
+            part.note_written(number)
             found.append((part, number))
         return found
 

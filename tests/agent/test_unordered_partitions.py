@@ -137,7 +137,7 @@ def reordered(seed: int) -> Callable[..., ReorderedPartitions]:
 
 
 @given(POINTS, st.integers(2, 4), st.sampled_from(["skip", "restart"]), st.integers(0, 99))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_each_group_is_answered_as_by_one_instance(
     messages: list[Any], partitions: int, on_error: OnError, seed: int
 ) -> None:
