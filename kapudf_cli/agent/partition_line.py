@@ -261,7 +261,7 @@ class PartitionLine:
         self._unread.append(data)
 
     def _bytes(self, start: int, end: int) -> bytes:
-        """Return the input between two offsets, of which none is handled."""
+        """Return the input between two offsets; it is not handled."""
         pieces = []
         place = self._end
         for piece in reversed(self._pieces):
