@@ -205,6 +205,16 @@ def test_a_batch_goes_to_the_partition_of_its_group() -> None:
     assert part.tally(4) == (1, 1, 0, 0)
 
 
+def test_points_of_a_batch_stay_with_it_whatever_their_groups_are() -> None:
+    line, order = PartitionLine(4), ready()
+    points = [Point(time=TODAY, name="cpu", group=group) for group in GROUPS]
+    line.feed(encoded(*points, BeginBatch(group=GROUPS[0]), *points, EndBatch(), *points))
+    part = next_part(line, order)
+    assert part is not None
+    own = [partition_of(group.encode(), 4) for group in GROUPS]
+    assert list(part.route) == [*own, *[own[0]] * (len(points) + 2), *own]
+
+
 def test_a_part_ends_before_a_request_and_a_batch_that_must_wait() -> None:
     line, order = PartitionLine(2), ready()
     line.feed(encoded(Point(time=1), KeepaliveRequest(time=2), Point(time=3), BeginBatch()))
