@@ -215,6 +215,20 @@ def test_points_of_a_batch_stay_with_it_whatever_their_groups_are() -> None:
     assert list(part.route) == [*own, *[own[0]] * (len(points) + 2), *own]
 
 
+@pytest.mark.parametrize(("beyond", "frames"), [(-1, 3), (0, 3), (1, 4)])
+def test_a_part_ends_before_a_frame_that_starts_at_the_limit(beyond: int, frames: int) -> None:
+    """The limit is so many bytes beyond the start of the fourth frame."""
+    point = Point(time=TODAY, name="cpu", group=GROUPS[0])
+    size = len(encoded(point))
+    line, order = PartitionLine(2), ready()
+    line.feed(encoded(*[point] * 5))
+    assert line.peek() is not None
+    part = line.split(order, most=100, until=3 * size + beyond)
+    assert part is not None
+    assert (len(part.route), part.end) == (frames, frames * size)
+    assert line.next_offset == part.end
+
+
 def test_a_part_ends_before_a_request_and_a_batch_that_must_wait() -> None:
     line, order = PartitionLine(2), ready()
     line.feed(encoded(Point(time=1), KeepaliveRequest(time=2), Point(time=3), BeginBatch()))
