@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from tests import forked
 from tests.journal.connections import JournaledConnection
 from tests.journal.tasks import JournaledTask
+from tests.ray_engine.cluster import RayCluster
 from tests.serve_process import KAPUDF, ServeProcess
 
 if TYPE_CHECKING:
@@ -129,3 +130,12 @@ def tasks() -> Iterator[Callable[..., JournaledTask]]:
 def plugin(name: str) -> str:
     """Return how `--handler` names a class in `tests/plugins`, given as file.py:Class."""
     return str(PLUGINS / name)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayCluster]:
+    """Give a cluster of two nodes for all tests that leave it as it is."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, RayCluster(Path(folder)) as made:
+        made.start_head()
+        made.add_node()
+        yield made

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: How long a poll waits for events.
-_POLL_S: Final = 1.0
+_POLL_S: Final = 0.5
 #: How much of the log waits for a poll; more waits in a pipe, and is then dropped.
 _LOG_BYTES: Final = 1024 * 1024
 _PIPE_BYTES: Final = 64 * 1024

@@ -129,10 +129,13 @@ def name_of(node: str) -> str:
 
 def reason_of(error: LostError) -> str:
     """Return why a call has failed, in one line without Ray's general advice."""
-    lines = str(error).splitlines()
-    causes = [line for line in lines if line.startswith(("The actor is dead", "The actor died b"))]
-    text = next(iter(causes), None) or describe(error)
-    return text.partition(" Some common causes")[0]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    told = (line for line in lines if line.startswith(("The actor is dead", "The actor died bec")))
+    text = next(told, "")
+    if not text or "creation task" in text:
+        # It is a traceback, and its last line names what was raised.
+        text = lines[-1] if lines else repr(error)
+    return text.partition(" Some common causes")[0].strip()
 
 
 def call(method: Any, *arguments: object, results: int = 1) -> Awaitable[bytes]:

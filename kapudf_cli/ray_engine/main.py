@@ -59,9 +59,10 @@ _READ_BYTES: Final = 1024 * 1024
 _PATIENCE_S: Final = 10.0
 #: The pause between two attempts to connect.
 _RETRY_S: Final = 1.0
-#: An actor answers a poll after a second at most. One that does not for this time may be out of
-#: reach, or its handler holds the interpreter: that it is busy is not held against the handler.
+#: An actor answers a poll soon. One that does not for this time may be out of reach, or its handler
+#: holds the interpreter: that it is busy is not held against the handler, also at a short limit.
 _SILENT_S: Final = 5.0
+_LEAST_SILENT_S: Final = 1.5
 #: Only the worker ends this process.
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -136,8 +137,8 @@ class Engine:
         self._ended: asyncio.Future[None] = loop.create_future()
         self._load = loop.create_future()
         loop.add_reader(self._channel.fileno(), self._receive)
-        loop.add_signal_handler(signal.SIGUSR1, self._start, self._write_stacks)
-        self._start(self._place)
+        loop.add_signal_handler(signal.SIGUSR1, self.start, self._write_stacks)
+        self.start(self._place)
         await self._ended
 
     def report(self, report: Report) -> None:
@@ -174,12 +175,19 @@ class Engine:
                 )
         self._report_placed()
         for each in self._partitions:
-            self._start(each.poll)
+            self.start(each.poll)
 
     async def _create(self, needs: RayActor, count: int) -> tuple[list[Any], list[Description]]:
         """Create the actors; return them and what they are."""
-        actors = await self._cluster.create_actors(needs, count)
-        return actors, list(await asyncio.gather(*map(self._describe, actors)))
+        try:
+            actors = await self._cluster.create_actors(needs, count)
+            return actors, list(await asyncio.gather(*map(self._describe, actors)))
+        except self._cluster.LostError as error:
+            reason = self._cluster.reason_of(error)
+            raise EngineError(
+                f"Ray cannot start the partitions: {reason}; each node needs the same version of "
+                "kapudf as this machine"
+            ) from error
 
     async def _describe(self, actor: Any) -> Description:
         data = await self._cluster.call(actor.describe)
@@ -221,15 +229,16 @@ class Engine:
             case ServePartition() if descriptors:
                 link = socket.socket(fileno=descriptors[0])
                 partition = self._partitions[order.partition]
-                self._start(partition.serve, next(self._links), link, order.facts)
+                self.start(partition.serve, next(self._links), link, order.facts)
             case _:
                 self._end(EngineError("no file descriptor is left; raise LimitNOFILE="))
 
-    def _start(self, run: Any, *arguments: object) -> None:
-        """Run a coroutine function; if it fails, the engine ends."""
+    def start(self, run: Any, *arguments: object) -> asyncio.Task[None]:
+        """Run a coroutine function in a task; if it fails, the engine ends."""
         task = asyncio.get_running_loop().create_task(run(*arguments))
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
+        return task
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -278,8 +287,8 @@ class Engine:
         self._record.set_usage(partition, events.rss_bytes, events.cpu_ns)
 
     @property
-    def lost_after_s(self) -> float:
-        """How long an actor may not answer at all, in seconds."""
+    def busy_limit_s(self) -> float:
+        """How long an actor may be busy with one frame, or not answer at all, in seconds."""
         return self._settings.busy_limit_s
 
     async def _write_stacks(self) -> None:
@@ -315,7 +324,7 @@ class _Partition:
         reader, writer = await asyncio.open_connection(sock=end, limit=_READ_BYTES)
         self._links[link] = writer
         calls: asyncio.Queue[Awaitable[bytes] | None] = asyncio.Queue()
-        answering = asyncio.create_task(self._answer(calls, writer))
+        answering = self._engine.start(self._answer, calls, writer)
         orders = FrameReader(frame_body, MAX_VARINT)
         number = 0
         try:
@@ -361,17 +370,19 @@ class _Partition:
 
     async def poll(self) -> None:
         """Ask the actor for events, again and again."""
+        limit_s = self._engine.busy_limit_s
+        silent_s = max(_LEAST_SILENT_S, min(_SILENT_S, limit_s / 2))
         while True:
             called = asyncio.ensure_future(self._engine.call(self, self.actor.poll))
-            done, _ = await asyncio.wait([called], timeout=_SILENT_S)
+            done, _ = await asyncio.wait([called], timeout=silent_s)
             if not done:
                 self._note_silence(is_silent=True)
-                done, _ = await asyncio.wait([called], timeout=self._engine.lost_after_s)
+                done, _ = await asyncio.wait([called], timeout=limit_s)
                 if not done:
                     self._note_silence(is_silent=False)
                     raise EngineError(
                         f"partition {self.number} on Ray's node {self.node}, pid {self.pid}, has "
-                        f"not answered for {self._engine.lost_after_s + _SILENT_S:g} s"
+                        f"not answered for {silent_s + limit_s:g} s"
                     )
             events = msgspec.msgpack.decode(await called, type=Events)
             if self._is_silent:

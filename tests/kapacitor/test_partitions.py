@@ -6,6 +6,8 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.conftest import plugin
 from tests.kapacitor.daemon import TaskStatus
 from tests.kapacitor.lines import BY_HOST, line
@@ -27,17 +29,23 @@ ROUND = 200
 ENOUGH_REQUESTS = 4
 
 
+@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_task_with_partitions_survives_deaths_and_another_number(
     kapacitor: Kapacitor,
     socket_path: str,
     tmp_path: Path,
+    engine: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Kapacitor gets every point once, each with the count of its group."""
     file = tmp_path / "kapudf.yaml"
+    where: dict[str, object] = {"preload": True}
+    if engine == "ray":
+        where = {"engine": "ray", "ray_address": request.getfixturevalue("cluster").address}
 
     def configure(partitions: int) -> None:
         function = {"handler": plugin("mortal.py:Count"), "socket": socket_path}
-        write_config(file, {"udf": {**function, "partitions": partitions, "preload": True}})
+        write_config(file, {"udf": {**function, "partitions": partitions, **where}})
 
     def await_partitions(count: int) -> list[int]:
         """Wait until the only worker has so many partitions; return their process ids."""

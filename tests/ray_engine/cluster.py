@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from tests.serve_process import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
 _HOST = "127.0.0.1"
@@ -57,6 +57,11 @@ class Node:
             if "Ray runtime started" in line:
                 return
         raise AssertionError("".join(lines))
+
+    @property
+    def group(self) -> int:
+        """The group of its processes."""
+        return self._process.pid
 
     def kill(self) -> None:
         """Kill its processes, as if its machine had lost its power."""
@@ -111,6 +116,27 @@ class RayCluster:
         node = Node(self._folder, "--address", self.address, *arguments, env=env)
         self.nodes.append(node)
         return node
+
+    @contextlib.contextmanager
+    def another_node(self, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[None]:
+        """Have another node for a while."""
+        node = self.add_node(*arguments, env=env)
+        try:
+            yield
+        finally:
+            self.kill_node(node)
+
+    def host_of(self, actor: int) -> Node | None:
+        """Return the node on which an actor has this process id, None for the head."""
+        with open(f"/proc/{actor}/stat", encoding="ascii") as stat:
+            raylet = int(stat.read().rpartition(")")[2].split()[1])
+        group = os.getpgid(raylet)
+        return next((node for node in self.nodes if node.group == group), None)
+
+    def kill_node(self, node: Node) -> None:
+        """Kill a node that is not the head."""
+        self.nodes.remove(node)
+        node.kill()
 
     def kill_head(self) -> None:
         """Kill the head, and the nodes, which end without it anyway."""

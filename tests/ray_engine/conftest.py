@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,15 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[RayCluster]:
-    """Give a cluster of two nodes for all tests that leave it as it is."""
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder, RayCluster(Path(folder)) as made:
-        made.start_head()
-        made.add_node()
-        yield made
-
-
 @pytest.fixture
 def own_cluster() -> Iterator[RayCluster]:
     """Give a cluster of which nothing is started."""
@@ -52,3 +44,27 @@ def serve_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Serve:
         return serve(handler, *places, *arguments)
 
     return start
+
+
+@pytest.fixture
+def config_file(
+    tmp_path: Path, socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Write a configuration for a function on a cluster, and return its path."""
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+
+    def write(cluster: RayCluster, handler: str, **settings: object) -> str:
+        function = {
+            "handler": handler,
+            "socket": socket_path,
+            "engine": "ray",
+            "ray_address": cluster.address,
+            "partitions": 2,
+            **settings,
+        }
+        file = tmp_path / "kapudf.yaml"
+        file.write_text(json.dumps({"functions": {"udf": function}}), encoding="utf-8")
+        return str(file)
+
+    return write

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,15 +17,18 @@ from tests.run_kapudf import run_kapudf
 from tests.serve_process import ServeProcess
 from tests.supervisor.ongoing import kapudf, status_of
 from tests.supervisor.succession import await_status
-from tests.supervisor.tasks import play, points, tallied
+from tests.supervisor.tasks import play, points, started_task, tallied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from kapudf_cli.client.driver import KapacitorSide
     from tests.ray_engine.cluster import RayCluster
 
     Serve = Callable[..., ServeProcess]
+
+COUNT = plugin("mortal.py:Count")
 
 #: A handler with a module beside it.
 HANDLER = """
@@ -47,26 +52,6 @@ class Shown(Handler):
         thread.start()
         thread.join()
 """
-
-
-@pytest.fixture
-def config_file(tmp_path: Path, socket_path: str) -> Callable[..., str]:
-    """Write a configuration for a function on a cluster, and return its path."""
-
-    def write(cluster: RayCluster, handler: str, **settings: object) -> str:
-        function = {
-            "handler": handler,
-            "socket": socket_path,
-            "engine": "ray",
-            "ray_address": cluster.address,
-            "partitions": 2,
-            **settings,
-        }
-        file = tmp_path / "kapudf.yaml"
-        file.write_text(json.dumps({"functions": {"udf": function}}), encoding="utf-8")
-        return str(file)
-
-    return write
 
 
 def test_the_code_beside_a_file_is_sent_and_what_it_logs_comes_back(
@@ -107,10 +92,18 @@ def partitions_of(path: str) -> list[dict[str, Any]]:
     return [each for worker in status_of(path)["workers"] for each in worker["partitions"]]
 
 
+def back_of(side: KapacitorSide, sent: list[Point]) -> list[Any]:
+    """Send points, and return the points that come back."""
+    for point in sent:
+        side.send(point)
+    came = (side.receive() for _ in itertools.count())
+    return list(itertools.islice((each for each in came if isinstance(each, Point)), len(sent)))
+
+
 def test_the_status_and_the_metrics_have_nodes(
     serve_on: Serve, cluster: RayCluster, socket_path: str
 ) -> None:
-    serve_on(cluster, plugin("mortal.py:Count"))
+    serve_on(cluster, COUNT)
     status = await_status(
         socket_path,
         lambda status: all(
@@ -171,49 +164,70 @@ def test_a_machine_that_is_no_node_connects_to_the_client_server(
     for name, value in QUICK.items():
         monkeypatch.setenv(name, value)
     arguments = ("--engine", "ray", "--ray-address", cluster.client_address, "--partitions", "2")
-    serve(plugin("mortal.py:Count"), *arguments)
+    serve(COUNT, *arguments)
     sent = list(points(3000))
     assert play(socket_path, sent) == tallied(sent)
 
 
-def test_a_node_with_another_version_is_named(
-    own_cluster: RayCluster, config_file: Callable[..., str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("beginning", "problem"),
+    [
+        ("import kapudf_cli; kapudf_cli.__version__ = '0.0.1'", "has kapudf 0.0.1, and this "),
+        ("import sys; sys.modules['kapudf_cli'] = None", "Error: No module named 'kapudf_cli"),
+    ],
+)
+def test_a_node_without_this_version_of_kapudf_is_named(
+    cluster: RayCluster,
+    config_file: Callable[..., str],
+    tmp_path: Path,
+    beginning: str,
+    problem: str,
 ) -> None:
-    own_cluster.start_head()
-    (tmp_path / "sitecustomize.py").write_text(
-        "import kapudf_cli; kapudf_cli.__version__ = '0.0.1'", encoding="utf-8"
-    )
+    (tmp_path / "sitecustomize.py").write_text(beginning, encoding="utf-8")
+    file = config_file(cluster, COUNT, ray_actor={"resources": {"odd": 1}})
     odd = ("--resources", json.dumps({"odd": 2}))
-    own_cluster.add_node(*odd, env={"PYTHONPATH": str(tmp_path)})
-    actor = {"resources": {"odd": 1}}
-    file = config_file(own_cluster, plugin("mortal.py:Count"), ray_actor=actor)
-    result = run_kapudf("serve", "--config", file)
+    with cluster.another_node(*odd, env={"PYTHONPATH": str(tmp_path)}):
+        result = run_kapudf("serve", "--config", file)
     assert result.returncode == 1
-    assert "has kapudf 0.0.1, and this machine" in result.stderr
+    assert problem in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_cluster_without_room_is_waited_for(
-    own_cluster: RayCluster, config_file: Callable[..., str], socket_path: str
+    cluster: RayCluster, config_file: Callable[..., str], socket_path: str
 ) -> None:
     """The task gets heartbeats, and goes on once a node with room is there."""
-    own_cluster.start_head()
-    actor = {"resources": {"model": 1}}
-    file = config_file(own_cluster, plugin("mortal.py:Count"), ray_actor=actor)
+    file = config_file(cluster, COUNT, ray_actor={"resources": {"model": 1}})
     with ServeProcess("--config", file) as process:
         waiting = process.event("partitions wait for Ray")
         assert 'need {"resources":{"model":1.0}} each' in waiting["reason"]
-        own_cluster.add_node("--resources", json.dumps({"model": 2}))
-        process.ready()
-        sent = list(points(300))
-        assert play(socket_path, sent) == tallied(sent)
+        with cluster.another_node("--resources", json.dumps({"model": 2})):
+            process.ready()
+            sent = list(points(300))
+            assert play(socket_path, sent) == tallied(sent)
 
 
 def test_ray_that_is_not_installed_is_named(
     cluster: RayCluster, config_file: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError('no ray')", encoding="utf-8")
-    file = config_file(cluster, plugin("mortal.py:Count"))
+    file = config_file(cluster, COUNT)
     result = run_kapudf("serve", "--config", file, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert result.returncode == 2
     assert "engine: ray needs ray: pip install 'kapudf[ray]'" in result.stderr
+
+
+def test_an_actor_that_does_not_answer_is_replaced_and_no_point_is_blamed(
+    serve_on: Serve, cluster: RayCluster, socket_path: str
+) -> None:
+    """As if the network to its node had stopped."""
+    process = serve_on(cluster, COUNT, "--on-error", "skip", "--busy-limit", "3")
+    sent = list(points(3000))
+    with started_task(socket_path) as side:
+        assert back_of(side, sent[:1000]) == tallied(sent)[:1000]
+        stopped = partitions_of(socket_path)[0]["pid"]
+        os.kill(stopped, signal.SIGSTOP)
+        assert back_of(side, sent[1000:]) == tallied(sent)[1000:]
+    died = process.event("partition died")
+    assert f"pid {stopped}, has not answered for 4.5 s" in died["how"]
+    assert list(process.matching("dropped what killed the worker")) == []

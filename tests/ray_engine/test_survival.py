@@ -18,16 +18,15 @@ from kapudf_cli.protocol.udf_pb2 import (
     SnapshotResponse,
 )
 from tests.conftest import plugin
-from tests.serve_process import PATIENCE_S
+from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import status_of
 from tests.supervisor.succession import await_status
-from tests.supervisor.tasks import play_until, points, started_task, tallied
+from tests.supervisor.tasks import play_until, points, points_in, started_task, tallied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.ray_engine.cluster import RayCluster
-    from tests.serve_process import ServeProcess
 
     Serve = Callable[..., ServeProcess]
 
@@ -51,30 +50,57 @@ def served(status: dict[str, Any]) -> set[int]:
 
 
 def kill_actor(path: str, chance: random.Random) -> None:
-    """Kill an actor of the worker that serves, and wait until another worker does."""
+    """Kill an actor of the worker that serves, and wait until the task goes on."""
     before = await_status(path, lambda status: bool(served(status)))
-    workers = [each for each in before["workers"] if each["worker"] in served(before)]
-    killed = chance.choice(partitions_of({"workers": workers}))
-    os.kill(killed["pid"], chance.choice([signal.SIGKILL, signal.SIGSEGV]))
-    await_status(path, lambda status: bool(served(status) - served(before)))
+    killed = chance.choice(actors_of(before))
+    os.kill(killed, chance.choice([signal.SIGKILL, signal.SIGSEGV]))
+    await_progress(path, before)
 
 
 def kill_node(path: str, cluster: RayCluster) -> None:
-    """Kill a node, and wait until the task goes on elsewhere."""
-    before = await_status(path, lambda status: bool(served(status)))
-    nodes = {each["node"] for each in partitions_of(before)}
+    """Kill a node with an actor of the worker that serves, and wait until the task goes on."""
     cluster.add_node()
-    cluster.nodes.pop(0).kill()
-    if len(nodes) > 1:
-        await_status(path, lambda status: bool(served(status) - served(before)))
+    before = await_status(path, lambda status: bool(served(status)))
+    hosts = {cluster.host_of(each) for each in actors_of(before)}
+    cluster.kill_node(next(node for node in cluster.nodes if node in hosts))
+    await_progress(path, before)
+
+
+def actors_of(status: dict[str, Any]) -> list[int]:
+    """Return the process ids of the actors of the worker that serves."""
+    workers = [each for each in status["workers"] if each["worker"] in served(status)]
+    return [each["pid"] for each in partitions_of({"workers": workers})]
+
+
+def await_progress(path: str, before: dict[str, Any]) -> None:
+    """Wait until another worker has handled points.
+
+    A connection whose workers die without that is failed in the end: one of its points may be the
+    cause.
+    """
+    await_status(
+        path,
+        lambda status: (
+            bool(served(status) - served(before)) and points_in(status) > points_in(before)
+        ),
+    )
 
 
 def test_actors_and_nodes_may_die(
-    serve_on: Serve, own_cluster: RayCluster, socket_path: str
+    config_file: Callable[..., str], own_cluster: RayCluster, socket_path: str
 ) -> None:
     own_cluster.start_head()
     own_cluster.add_node()
-    process = serve_on(own_cluster, COUNT, "--snapshot-interval", "1", "--standby", "1")
+    # No two partitions on one node, so that each node that is killed has one.
+    where = {"standby": 1, "ray_actor": {"strategy": "STRICT_SPREAD"}}
+    file = config_file(own_cluster, COUNT, snapshot_interval_s=1, **where)
+    with ServeProcess("--config", file) as process:
+        process.ready()
+        kill_under_load(process, socket_path, own_cluster)
+
+
+def kill_under_load(process: ServeProcess, socket_path: str, own_cluster: RayCluster) -> None:
+    """Kill actors and nodes while points are sent, and check that each comes back exactly."""
     chance = random.Random(3)  # noqa: S311 - the same choices in every run
     ended = threading.Event()
     patience_s = 30 * PATIENCE_S
