@@ -113,18 +113,25 @@ class Engine:
             raise EngineError(str(error), is_usage_error=True) from error
         self._cluster = cluster
         address = self._settings.ray_address
-        deadline_s = time.monotonic() + _PATIENCE_S
+        problem = "it does not answer"
+
+        def tell() -> None:
+            self.report(Unreachable(f"Ray at {address} cannot be reached: {problem}"))
+
+        # Ray may try for a minute, and then end this process.
+        patience = threading.Timer(_PATIENCE_S, tell)
+        patience.daemon = True
+        patience.start()
         while True:
             try:
                 cluster.connect(address)
             except cluster.MismatchError as error:
                 raise EngineError(f"Ray at {address}: {error}") from error
             except cluster.UnreachableError as error:
-                if time.monotonic() >= deadline_s:
-                    deadline_s = float("inf")
-                    self.report(Unreachable(f"Ray at {address} cannot be reached: {error}"))
+                problem = str(error)
                 time.sleep(_RETRY_S)
             else:
+                patience.cancel()
                 return
 
     async def run(self) -> None:
