@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -44,11 +45,12 @@ class ShippedCode(msgspec.Struct, frozen=True):
             return cls(spec)
         main = Path(plugin.module).resolve()
         files = {
-            str(file.relative_to(main.parent)): file.read_bytes() for file in _beside(main.parent)
+            str(file.relative_to(main.parent)): file.read_bytes()
+            for file in {main} | _beside(main.parent)
         }
-        # A script for InfluxData's agent has arguments instead of a class.
-        rest = spec[spec.index(".py") + len(".py") :]
-        return cls(main.name + rest, files)
+        if isinstance(plugin, plugins.ScriptPlugin):
+            return cls(shlex.join([main.name, *plugin.call.arguments]), files)
+        return cls(f"{main.name}:{plugin.attribute}", files)
 
     def unpack(self) -> str:
         """Write the files, and return the handler's name on this machine.
@@ -95,4 +97,8 @@ def _beside(folder: Path) -> set[Path]:
         if (file.parent if file.name == "__init__.py" else file).parent == folder
         and name != "kapudf_cli"
     }
-    return {file for name, file in files.items() if name.partition(".")[0] in tops}
+    return {
+        file
+        for name, file in files.items()
+        if name.partition(".")[0] in tops and file.is_relative_to(folder)
+    }

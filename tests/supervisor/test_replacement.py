@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from kapudf_cli.config import FunctionSettings
 from kapudf_cli.supervisor.replacement import (
     CheckInterval,
+    Recycling,
     Reloaded,
     ReloadResults,
     RestartBackoff,
+    WorkerUsage,
 )
 
 
@@ -140,3 +143,18 @@ def test_each_reload_has_one_result() -> None:
     assert not results.is_pending
     assert [each.problem for each in results.take()] == ["first", "second"]
     assert results.take() == []
+
+
+def test_an_outdated_worker_is_recycled_once_it_has_lived_for_a_moment() -> None:
+    """So that one without a cluster is replaced by one on the cluster."""
+    settings = FunctionSettings(handler="h", socket="/s", engine="ray", ray_fallback=True)
+    usages = [
+        WorkerUsage("young", age_s=0.1, points=9, rss_mb=50.0, is_outdated=True),
+        WorkerUsage("good", age_s=99.0, points=9, rss_mb=50.0),
+        WorkerUsage("outdated", age_s=99.0, points=9, rss_mb=50.0, is_outdated=True),
+    ]
+    recycling = Recycling()
+    chosen = recycling.choose(usages, settings, now_s=0.0)
+    assert chosen is not None
+    assert chosen.worker == "outdated"
+    assert recycling.choose(usages[:2], settings, now_s=0.0) is None
