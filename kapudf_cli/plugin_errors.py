@@ -23,6 +23,11 @@ class PluginError(KapudfError):
 
     function: str | None = None
 
+    @property
+    def with_notes(self) -> str:
+        """Its text and its notes, in one line."""
+        return str(self) + "".join(f" ({note})" for note in getattr(self, "__notes__", ()))
+
 
 class UnknownHandlerError(PluginError):
     """No installed distribution provides a handler of that name."""

@@ -27,6 +27,7 @@ from kapudf_cli.ray_engine.messages import (
     Loaded,
     chunks_within,
     encode,
+    poll_s,
     versions,
 )
 from kapudf_cli.system import logs, processes
@@ -38,8 +39,6 @@ from kapudf_cli.worker.partition_connection import PartitionConnection
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: How long a poll waits for events.
-_POLL_S: Final = 0.5
 #: How much of the log waits for a poll; more waits in a pipe, and is then dropped.
 _LOG_BYTES: Final = 1024 * 1024
 _PIPE_BYTES: Final = 64 * 1024
@@ -70,6 +69,7 @@ class PartitionActor:
         """Load the handler as a `Load` says, and return `Loaded`."""
         load = msgspec.msgpack.decode(message, type=Load)
         self._loop = asyncio.get_running_loop()
+        self._poll_s = poll_s(load.settings.busy_limit_s)
         self._collect_log(load)
         # Not in the event loop's thread, which code of a handler may want to have its own loop in.
         loaded = await self._loop.run_in_executor(None, self._load, load)
@@ -100,8 +100,7 @@ class PartitionActor:
             settings = msgspec.structs.replace(load.settings, handler=load.code.unpack())
             handler = load_handler(settings, function=load.function, log=logs.get_logger())
         except PluginError as error:
-            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-            return Loaded(f"{error}{notes}", error.is_usage_error)
+            return Loaded(error.with_notes, error.is_usage_error)
         except OSError as error:
             return Loaded(f"the handler's code cannot be written: {describe(error)}")
         self._function = Function(load.function, handler, settings)
@@ -121,15 +120,17 @@ class PartitionActor:
             order: the order, in chunks.
 
         Returns:
-            How many polls had replies before it, in `NUMBER_BYTES`, and the reply, in as many
-            chunks as the order has.
+            After how many polls with replies the reply is sent on, in `NUMBER_BYTES`, and the
+            reply, in as many chunks as the order has.
         """
         connection = self._connections.get(link)
         if connection is None:
             connection = self._connections[link] = _Connection(self, link)
         done = connection.put(number, b"".join(order), facts)
         reply = await done
-        result = self._polls.to_bytes(NUMBER_BYTES, "little") + reply
+        # What was written before is in a poll that was answered, or will be in the next one.
+        polls = self._polls + bool(self._replies)
+        result = polls.to_bytes(NUMBER_BYTES, "little") + reply
         return result if len(order) == 1 else chunks_within(result, len(order))
 
     async def close(self, link: int) -> None:
@@ -141,11 +142,12 @@ class PartitionActor:
     async def poll(self) -> bytes:
         """Wait for events, for a limited time, and return `Events`."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), _POLL_S)
+            await asyncio.wait_for(self._changed.wait(), self._poll_s)
         self._changed.clear()
         replies, self._replies = self._replies, []
-        lines = bytes(self._lines)
-        self._lines.clear()
+        end = self._lines.rfind(b"\n") + 1 or len(self._lines) // _LOG_BYTES * _LOG_BYTES
+        lines = bytes(self._lines[:end])
+        del self._lines[:end]
         if lines:
             self._loop.add_reader(self._log_end, self._read_log)
         self._polls += bool(replies)

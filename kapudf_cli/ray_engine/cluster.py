@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+import threading
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kapudf_cli.errors import MissingExtraError, describe
 from kapudf_cli.ray_engine.actor import PartitionActor
@@ -22,7 +23,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 try:
     import ray
     from ray import exceptions
-    from ray.util.placement_group import placement_group
+    from ray.util.placement_group import PlacementGroup, placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 except ImportError as error:
     raise MissingExtraError("engine: ray", "ray", "ray") from error
@@ -36,11 +37,13 @@ _LEAST_CPUS: Final = 0.01
 _LEAST_ACCELERATOR: Final = 0.001
 #: How long a connection to the head may take.
 _CONNECT_S: Final = 3.0
+#: Less than the worker waits for the end of the engine.
+_DISCONNECT_S: Final = 0.8
 #: So many digits of an id tell nodes apart.
 _ID_DIGITS: Final = 6
 
-#: Raised by calls of an actor that is lost, or whose cluster is.
-LostError: TypeAlias = exceptions.RayError
+#: Raised by calls of an actor that is lost, or whose cluster is; the second one by Ray's client.
+LOST_ERRORS: Final = (exceptions.RayError, ConnectionError)
 
 
 class UnreachableError(Exception):
@@ -85,20 +88,30 @@ def _check_port(address: str) -> None:
             raise UnreachableError(describe(error)) from error
 
 
-async def create_actors(needs: RayActor, count: int) -> list[Any]:
-    """Wait until there is room for actors, create them, and return their handles."""
+def reserve(needs: RayActor, count: int) -> PlacementGroup:
+    """Reserve what actors need, for as long as this process is connected.
+
+    Raises:
+        ValueError, TypeError: there is no such need.
+    """
     cpus = _LEAST_CPUS if needs.num_cpus is None else needs.num_cpus
     bundle = {"CPU": cpus, "GPU": needs.num_gpus or 0, "memory": needs.memory or 0}
     bundle |= needs.resources or {}
     if needs.accelerator_type is not None:
         bundle[f"accelerator_type:{needs.accelerator_type}"] = _LEAST_ACCELERATOR
     bundle = {name: amount for name, amount in bundle.items() if amount}
-    # The group goes with this process.
-    group = placement_group([bundle or {"CPU": _LEAST_CPUS}] * count, strategy=needs.strategy)
-    await group.ready()
+    return placement_group([bundle or {"CPU": _LEAST_CPUS}] * count, strategy=needs.strategy)
+
+
+def create_actors(needs: RayActor, group: PlacementGroup, count: int) -> list[Any]:
+    """Create actors in what is reserved, and return their handles.
+
+    Raises:
+        ValueError, TypeError: `runtime_env` is not valid.
+    """
     actor = ray.remote(PartitionActor)
     options: dict[str, Any] = {
-        "num_cpus": cpus,
+        "num_cpus": _LEAST_CPUS if needs.num_cpus is None else needs.num_cpus,
         "num_gpus": needs.num_gpus,
         "memory": needs.memory,
         "resources": needs.resources,
@@ -119,6 +132,17 @@ async def create_actors(needs: RayActor, count: int) -> list[Any]:
     ]
 
 
+def disconnect() -> None:
+    """Disconnect from the cluster, within a limited time, so that it ends the actors at once.
+
+    Otherwise, Ray's client server keeps them for half a minute, and the processors or GPUs that
+    they have reserved.
+    """
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(_DISCONNECT_S)
+
+
 def name_of(node: str) -> str:
     """Return the address of a node, and the beginning of its id, which several may share."""
     # Not typed; mypy says so only where ray is installed.
@@ -127,7 +151,7 @@ def name_of(node: str) -> str:
     return f"{addresses.get(node, 'unknown')}/{node[:_ID_DIGITS]}"
 
 
-def reason_of(error: LostError) -> str:
+def reason_of(error: Exception) -> str:
     """Return why a call has failed, in one line without Ray's general advice."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     told = (line for line in lines if line.startswith(("The actor is dead", "The actor died bec")))

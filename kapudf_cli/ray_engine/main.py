@@ -13,11 +13,11 @@ import contextlib
 import faulthandler
 import itertools
 import os
+import select
 import signal
 import socket
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
@@ -33,6 +33,7 @@ from kapudf_cli.ray_engine.messages import (
     Loaded,
     chunks,
     encode,
+    silent_s,
     versions,
 )
 from kapudf_cli.system import logs, processes
@@ -51,7 +52,7 @@ from kapudf_cli.worker.shipped_code import ShippedCode
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from kapudf_cli.config import RayActor
+    from kapudf_cli.system.logs import LogFormat
     from kapudf_cli.worker.channel import Report, Start
 
 _READ_BYTES: Final = 1024 * 1024
@@ -59,10 +60,6 @@ _READ_BYTES: Final = 1024 * 1024
 _PATIENCE_S: Final = 10.0
 #: The pause between two attempts to connect.
 _RETRY_S: Final = 1.0
-#: An actor answers a poll soon. One that does not for this time may be out of reach, or its handler
-#: holds the interpreter: that it is busy is not held against the handler, also at a short limit.
-_SILENT_S: Final = 5.0
-_LEAST_SILENT_S: Final = 1.5
 #: Only the worker ends this process.
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -82,7 +79,14 @@ class EngineError(Exception):
 class Engine:
     """Connects the worker with the actors of its partitions."""
 
-    def __init__(self, channel: Channel, begin: Start, record: WorkerRecord, dump: int) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        begin: Start,
+        record: WorkerRecord,
+        dump: int,
+        log_format: LogFormat,
+    ) -> None:
         """Serve a worker.
 
         Args:
@@ -90,7 +94,10 @@ class Engine:
             begin: its first message.
             record: where the usage of the partitions is kept.
             dump: the memory file for stacks.
+            log_format: of the log; not `auto`.
         """
+        self._log_format: LogFormat = log_format
+        self._cluster: Any = None
         self._channel = channel
         self._begin = begin
         self._settings = begin.settings
@@ -114,9 +121,11 @@ class Engine:
         self._cluster = cluster
         address = self._settings.ray_address
         problem = "it does not answer"
+        is_connected = False
 
         def tell() -> None:
-            self.report(Unreachable(f"Ray at {address} cannot be reached: {problem}"))
+            if not is_connected:
+                self.report(Unreachable(f"Ray at {address} cannot be reached: {problem}"))
 
         # Ray may try for a minute, and then end this process.
         patience = threading.Timer(_PATIENCE_S, tell)
@@ -129,10 +138,18 @@ class Engine:
                 raise EngineError(f"Ray at {address}: {error}") from error
             except cluster.UnreachableError as error:
                 problem = str(error)
-                time.sleep(_RETRY_S)
+                if self._worker_ends_within(_RETRY_S):
+                    raise EngineError("the worker has ended") from None
             else:
+                is_connected = True
                 patience.cancel()
                 return
+
+    def _worker_ends_within(self, timeout_s: float) -> bool:
+        """Wait for some time; return at once, and True, if the worker has ended."""
+        poll = select.poll()
+        poll.register(self._channel, 0)  # Only for its end: messages wait.
+        return bool(poll.poll(timeout_s * 1000))
 
     async def run(self) -> None:
         """Create the actors, and serve until the worker closes the channel.
@@ -148,6 +165,11 @@ class Engine:
         self.start(self._place)
         await self._ended
 
+    def disconnect(self) -> None:
+        """Disconnect from a cluster that would not notice the end of this process at once."""
+        if self._cluster is not None and self._settings.ray_address.startswith("ray://"):
+            self._cluster.disconnect()
+
     def report(self, report: Report) -> None:
         """Send a message to the worker."""
         with contextlib.suppress(OSError):  # It has ended.
@@ -157,14 +179,8 @@ class Engine:
 
     async def _place(self) -> None:
         """Create the actors, and have them load the handler."""
-        count, needs = self._settings.partitions, self._settings.ray_actor
-        created = asyncio.ensure_future(self._create(needs, count))
-        done, _ = await asyncio.wait([created], timeout=_PATIENCE_S)
-        if not done:
-            text = msgspec.json.encode(needs).decode()
-            problem = f"Ray has no room for {count} partitions that need {text} each"
-            self.report(Unreachable(problem))
-        actors, descriptions = await created
+        actors = await self._create()
+        descriptions = await self._start_actors(actors)
         for description in descriptions:
             _check_versions(description)
         assert self._load is not None
@@ -180,16 +196,40 @@ class Engine:
                     f"{loaded.problem} (on Ray's node {partition.node})",
                     is_usage_error=loaded.is_usage_error,
                 )
+            if loaded.sha256 != code.sha256:
+                raise EngineError(
+                    f"Ray's node {partition.node} has other code of {code.handler} (sha256 "
+                    f"{loaded.sha256}, here {code.sha256}); install the same version"
+                )
         self._report_placed()
         for each in self._partitions:
             self.start(each.poll)
 
-    async def _create(self, needs: RayActor, count: int) -> tuple[list[Any], list[Description]]:
-        """Create the actors; return them and what they are."""
+    async def _create(self) -> list[Any]:
+        """Return the actors, once there is room for all of them."""
+        cluster, count, needs = self._cluster, self._settings.partitions, self._settings.ray_actor
+        loop = asyncio.get_running_loop()
         try:
-            actors = await self._cluster.create_actors(needs, count)
-            return actors, list(await asyncio.gather(*map(self._describe, actors)))
-        except self._cluster.LostError as error:
+            group = cluster.reserve(needs, count)
+            if not await loop.run_in_executor(None, group.wait, _PATIENCE_S):
+                text = msgspec.json.encode(needs).decode()
+                problem = f"Ray has no room for {count} partitions that need {text} each"
+                self.report(Unreachable(problem))
+                while not await loop.run_in_executor(None, group.wait, _PATIENCE_S):
+                    pass
+            actors: list[Any] = cluster.create_actors(needs, group, count)
+        except (ValueError, TypeError) as error:
+            problem = f"ray_actor: {describe(error)}; see Ray's documentation of actors"
+            raise EngineError(problem, is_usage_error=True) from error
+        except cluster.LOST_ERRORS as error:
+            raise EngineError(f"Ray reserves nothing: {cluster.reason_of(error)}") from error
+        return actors
+
+    async def _start_actors(self, actors: list[Any]) -> list[Description]:
+        """Return what the actors are, once they have started."""
+        try:
+            return list(await asyncio.gather(*map(self._describe, actors)))
+        except self._cluster.LOST_ERRORS as error:
             reason = self._cluster.reason_of(error)
             raise EngineError(
                 f"Ray cannot start the partitions: {reason}; each node needs the same version of "
@@ -207,12 +247,12 @@ class Engine:
             self._begin.name,
             self._settings,
             code,
-            logs.resolved_format(self._begin.log_format),
+            self._log_format,
             self._begin.log_level,
             partition.number,
             partition.node,
         )
-        data = await self._cluster.call(partition.actor.load, encode(load))
+        data = await self.call(partition, partition.actor.load, encode(load))
         return msgspec.msgpack.decode(data, type=Loaded)
 
     def _report_placed(self) -> None:
@@ -228,7 +268,7 @@ class Engine:
             return
         order, descriptors = received
         match order:
-            case LoadRemotely():
+            case LoadRemotely() if descriptors:
                 assert self._load is not None
                 with open(descriptors[0], "rb") as file:
                     file.seek(0)
@@ -238,7 +278,9 @@ class Engine:
                 partition = self._partitions[order.partition]
                 self.start(partition.serve, next(self._links), link, order.facts)
             case _:
-                self._end(EngineError("no file descriptor is left; raise LimitNOFILE="))
+                self._end(
+                    EngineError("no file descriptors are left; raise the limit (LimitNOFILE=)")
+                )
 
     def start(self, run: Any, *arguments: object) -> asyncio.Task[None]:
         """Run a coroutine function in a task; if it fails, the engine ends."""
@@ -261,15 +303,13 @@ class Engine:
 
     # --- for partitions ---
 
-    async def call(
-        self, partition: _Partition, method: Any, *arguments: object, results: int = 1
-    ) -> bytes:
+    async def call(self, partition: _Partition, method: Any, *arguments: object) -> bytes:
         """Call a method of an actor.
 
         Raises:
             EngineError: the actor is lost.
         """
-        return await self.answer(partition, self._cluster.call(method, *arguments, results=results))
+        return await self.answer(partition, self.send(partition, method, *arguments))
 
     async def answer(self, partition: _Partition, called: Awaitable[bytes]) -> bytes:
         """Return the result of a call.
@@ -279,15 +319,28 @@ class Engine:
         """
         try:
             return await called
-        except self._cluster.LostError as error:
-            raise EngineError(
-                f"partition {partition.number} on Ray's node {partition.node}, pid "
-                f"{partition.pid}, is lost: {self._cluster.reason_of(error)}"
-            ) from error
+        except self._cluster.LOST_ERRORS as error:
+            raise self._lost(partition, error) from error
 
-    def send(self, method: Any, *arguments: object, results: int) -> Awaitable[bytes]:
-        """Call a method of an actor, whose result `answer` returns."""
-        return self._cluster.call(method, *arguments, results=results)
+    def _lost(self, partition: _Partition, error: Exception) -> EngineError:
+        return EngineError(
+            f"partition {partition.number} on Ray's node {partition.node}, pid {partition.pid}, is "
+            f"lost: {self._cluster.reason_of(error)}"
+        )
+
+    def send(
+        self, partition: _Partition, method: Any, *arguments: object, results: int = 1
+    ) -> Awaitable[bytes]:
+        """Call a method of an actor, whose result `answer` returns.
+
+        Raises:
+            EngineError: the cluster is lost.
+        """
+        try:
+            called: Awaitable[bytes] = self._cluster.call(method, *arguments, results=results)
+        except self._cluster.LOST_ERRORS as error:
+            raise self._lost(partition, error) from error
+        return called
 
     def note_usage(self, partition: int, events: Events) -> None:
         """Keep what a partition uses."""
@@ -301,8 +354,8 @@ class Engine:
     async def _write_stacks(self) -> None:
         """Write the stacks of all actors for the worker, which was asked where a handler hangs."""
         calls = [self.call(each, each.actor.stacks) for each in self._partitions]
-        for stacks in await asyncio.gather(*calls):
-            os.write(self._dump, stacks)
+        for called in asyncio.as_completed(calls):  # One may not answer.
+            os.write(self._dump, await called)
 
 
 class _Partition:
@@ -335,21 +388,21 @@ class _Partition:
         orders = FrameReader(frame_body, MAX_VARINT)
         number = 0
         try:
-            with contextlib.suppress(ConnectionError):
-                while data := await reader.read(_READ_BYTES):
-                    for order in orders.feed(data):
-                        parts = chunks(order)
-                        calls.put_nowait(
-                            self._engine.send(
-                                self.actor.execute,
-                                link,
-                                number,
-                                {} if number else facts,
-                                *parts,
-                                results=len(parts),
-                            )
+            while data := await _read(reader):
+                for order in orders.feed(data):
+                    parts = chunks(order)
+                    calls.put_nowait(
+                        self._engine.send(
+                            self,
+                            self.actor.execute,
+                            link,
+                            number,
+                            {} if number else facts,
+                            *parts,
+                            results=len(parts),
                         )
-                        number += 1
+                    )
+                    number += 1
             calls.put_nowait(None)
             await answering
             if number:
@@ -366,7 +419,8 @@ class _Partition:
         while (called := await calls.get()) is not None:
             result = await self._engine.answer(self, called)
             await self._await_polls(int.from_bytes(result[:NUMBER_BYTES], "little"))
-            writer.write(memoryview(result)[NUMBER_BYTES:])
+            if not writer.is_closing():
+                writer.write(memoryview(result)[NUMBER_BYTES:])
             with contextlib.suppress(ConnectionError):
                 await writer.drain()
 
@@ -378,10 +432,10 @@ class _Partition:
     async def poll(self) -> None:
         """Ask the actor for events, again and again."""
         limit_s = self._engine.busy_limit_s
-        silent_s = max(_LEAST_SILENT_S, min(_SILENT_S, limit_s / 2))
+        patience_s = silent_s(limit_s)
         while True:
             called = asyncio.ensure_future(self._engine.call(self, self.actor.poll))
-            done, _ = await asyncio.wait([called], timeout=silent_s)
+            done, _ = await asyncio.wait([called], timeout=patience_s)
             if not done:
                 self._note_silence(is_silent=True)
                 done, _ = await asyncio.wait([called], timeout=limit_s)
@@ -389,7 +443,7 @@ class _Partition:
                     self._note_silence(is_silent=False)
                     raise EngineError(
                         f"partition {self.number} on Ray's node {self.node}, pid {self.pid}, has "
-                        f"not answered for {silent_s + limit_s:g} s"
+                        f"not answered for {patience_s + limit_s:g} s"
                     )
             events = msgspec.msgpack.decode(await called, type=Events)
             if self._is_silent:
@@ -397,7 +451,7 @@ class _Partition:
             logs.write_lines(events.lines.decode(errors="replace"))
             self._engine.note_usage(self.number, events)
             for link, reply in events.replies:
-                if link in self._links:
+                if link in self._links and not self._links[link].is_closing():
                     self._links[link].write(reply)
             async with self._polled:
                 self._polls = events.number
@@ -409,6 +463,14 @@ class _Partition:
         body = ENCODER.encode(Waits(is_silent))
         for writer in self._links.values():
             writer.write(encode_varint(len(body)) + body)
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes next; nothing once the worker has closed the link."""
+    try:
+        return await reader.read(_READ_BYTES)
+    except ConnectionError:
+        return b""
 
 
 def _check_versions(description: Description) -> None:
@@ -448,14 +510,15 @@ def main(descriptor: int) -> NoReturn:
         sys.exit(0)  # The worker ended before it began.
     begin, (dump, record) = received
     logs.configure(begin.log_format, begin.log_level)
+    log_format = logs.resolved_format(begin.log_format)
     _log_streams()
     processes.end_with_parent()
     faulthandler.enable(file=dump)
-    engine = Engine(channel, begin, WorkerRecord(record), dump)
+    engine = Engine(channel, begin, WorkerRecord(record), dump, log_format)
     status = 0
     try:
         engine.connect()
-        # Nothing is closed at the end: the process exits, and the cluster notices that.
+        # Nothing is closed at the end: the process exits.
         asyncio.new_event_loop().run_until_complete(engine.run())
     except EngineError as error:
         engine.report(Failed(shorten(str(error), TEXT_CHARACTERS), error.is_usage_error))
@@ -464,6 +527,7 @@ def main(descriptor: int) -> NoReturn:
         logs.get_logger().exception("Ray engine crashes")
         engine.report(Failed(describe(error), is_usage_error=False))
         status = 1
+    engine.disconnect()
     logs.exit_at_once(status)
 
 

@@ -20,6 +20,8 @@ from kapudf_cli.worker.shipped_code import ShippedCode  # noqa: TC001 - likewise
 #: Longer arguments and results of a call take a slower way through Ray, by its object store: from
 #: 100 kB on, by default.
 CHUNK_BYTES: Final = 90_000
+_POLL_S: Final = 0.5
+_SILENT_S: Final = 5.0
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -34,6 +36,19 @@ class Description(msgspec.Struct, frozen=True):
     pid: int
     node: str
     versions: dict[str, str]
+
+
+def poll_s(busy_limit_s: float) -> float:
+    """Return how long an actor waits for events before it answers a poll, in seconds."""
+    return min(_POLL_S, busy_limit_s / 4)
+
+
+def silent_s(busy_limit_s: float) -> float:
+    """Return after how many seconds without an answer to a poll an actor may be out of reach.
+
+    It is less than the busy limit: that an actor cannot be reached is not its handler's fault.
+    """
+    return min(_SILENT_S, busy_limit_s / 2)
 
 
 def versions() -> dict[str, str]:

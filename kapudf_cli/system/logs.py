@@ -184,8 +184,8 @@ def _as_line(logger: object, method: str, event: EventDict) -> tuple[tuple[str],
 
 def write_lines(lines: str) -> None:
     """Write lines that another process has logged, as they are."""
-    if _configured is not None:
-        for line in lines.splitlines():
+    if _configured is not None and lines:
+        for line in lines.removesuffix("\n").split("\n"):
             _configured.writer.write(line)
 
 

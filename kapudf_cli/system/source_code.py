@@ -52,7 +52,7 @@ def compile_from_source(module: str) -> None:
 
 def _get_code(loader: Any, fullname: str) -> CodeType | None:
     path = loader.get_filename(fullname)
-    if fullname.partition(".")[0] not in _packages and path.startswith(_installed()):
+    if fullname.partition(".")[0] not in _packages and path.startswith(installed_folders()):
         return _python_get_code(loader, fullname)
     for tell in _readers:
         tell(path)
@@ -88,7 +88,7 @@ def _cache_of(path: str) -> str | None:
         return None
 
 
-def _installed() -> tuple[str, ...]:
+def installed_folders() -> tuple[str, ...]:
     """Return the folders of installed packages, each with a separator at its end."""
     global _folders  # noqa: PLW0603 - computed once, and only where a handler is loaded
     if not _folders:

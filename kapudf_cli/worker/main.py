@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
-import functools
 import itertools
 import math
 import os
@@ -21,7 +20,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -45,7 +43,6 @@ from kapudf_cli.worker.channel import (
     Finished,
     Identify,
     Identity,
-    Outdated,
     Pause,
     Paused,
     Ready,
@@ -60,8 +57,8 @@ from kapudf_cli.worker.channel import (
 from kapudf_cli.worker.connections import Connections, Function, Heartbeats, where
 from kapudf_cli.worker.loading import code_files, code_of, load_handler
 from kapudf_cli.worker.partition_host import PartitionHost
+from kapudf_cli.worker.partition_placement import PartitionPlacement
 from kapudf_cli.worker.partition_pool import ForkedPartition, PartitionPool
-from kapudf_cli.worker.shipped_code import ShippedCode
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
@@ -78,10 +75,6 @@ _FILES_BYTES = 48 * 1024
 
 #: An async call that takes long is logged so long before the supervisor replaces the worker.
 _SLOW_BEFORE_S = 2.0
-#: How often a worker whose partitions do without Ray looks for it.
-_RAY_INTERVAL_S = 10.0
-#: The pause after an attempt to reach it that has ended the process that tried.
-_RAY_PAUSE_S = 1.0
 #: Serve comes with a connection's socket and its memory.
 _DESCRIPTORS_OF_TAKE = 2
 
@@ -325,7 +318,7 @@ class Worker:
                 self._channel.send(self._reports.get_nowait())
 
 
-def _load(begin: Start, log: BoundLogger, dump: int, record: int) -> tuple[Function, Ready]:
+def _load(begin: Start, log: BoundLogger, placement: PartitionPlacement) -> tuple[Function, Ready]:
     """Load the handler, also in partitions; return the function and the report of it.
 
     Raises:
@@ -335,15 +328,19 @@ def _load(begin: Start, log: BoundLogger, dump: int, record: int) -> tuple[Funct
     with contextlib.suppress(OSError):
         os.chdir(begin.folder)
     before = fork_safety.Baseline()
+    is_partitioned = (
+        begin.settings.is_partitioned and begin.partition is None and not begin.is_template
+    )
     partitions = None
-    if begin.settings.is_partitioned and begin.partition is None and not begin.is_template:
-        partitions = PartitionPool.start(begin, dump, record, log)
+    if is_partitioned:
+        placement.start()
     try:
         # Where there are partitions, only they call the handler.
-        is_set_up = partitions is None
-        handler = load_handler(begin.settings, function=begin.name, log=log, is_set_up=is_set_up)
-        if partitions is not None:
-            partitions = _await(partitions, begin, dump, record, log)
+        handler = load_handler(
+            begin.settings, function=begin.name, log=log, is_set_up=not is_partitioned
+        )
+        if is_partitioned:
+            partitions = placement.finish(handler)
     except KeyboardInterrupt as error:
         # Ctrl-C does not reach this process, so it is the handler's code that raised it.
         problem = f"{begin.settings.handler} cannot be loaded: it raised {describe(error)}"
@@ -363,48 +360,6 @@ def _load(begin: Start, log: BoundLogger, dump: int, record: int) -> tuple[Funct
         before.check(handler)
     ready = Ready(handler.__name__, code_of(handler), _fitting(code_files(handler)))
     return Function(begin.name, handler, begin.settings, partitions), _with(ready, partitions)
-
-
-def _await(
-    partitions: PartitionPool, begin: Start, dump: int, record: int, log: BoundLogger
-) -> PartitionPool:
-    """Return the partitions once they have loaded the handler: these, or local ones instead.
-
-    Raises:
-        PluginError: they cannot load it.
-    """
-    settings = begin.settings
-    is_patient = not settings.ray_fallback
-    if settings.engine == "ray":
-        code = ShippedCode.of(settings.handler)
-        while (problem := partitions.await_cluster(code, is_patient=is_patient)) is not None:
-            partitions.close()
-            if not is_patient:
-                log.warning("partitions do without Ray", function=begin.name, reason=problem)
-                settings = msgspec.structs.replace(settings, engine="processes")
-                begin = msgspec.structs.replace(begin, settings=settings)
-                partitions = PartitionPool.start(begin, dump, record, log)
-                break
-            log.warning("partitions wait for Ray", function=begin.name, reason=problem)
-            time.sleep(_RAY_PAUSE_S)
-            partitions = PartitionPool.start(begin, dump, record, log)
-    if settings.engine == "processes":
-        partitions.await_ready()
-    partitions.watch()
-    return partitions
-
-
-def _await_ray(worker: Worker, begin: Start, dump: int, record: int, log: BoundLogger) -> None:
-    """Wait until Ray takes partitions again, and have this worker replaced; in a thread."""
-    code = ShippedCode.of(begin.settings.handler)
-    pause = threading.Event()
-    while not pause.wait(_RAY_INTERVAL_S):
-        found = PartitionPool.start(begin, dump, record, log)
-        with contextlib.suppress(PluginError):  # It may be well the next time.
-            if found.await_cluster(code, is_patient=False) is None:
-                worker.report(Outdated("Ray can be reached again"))
-                pause.set()
-        found.close()
 
 
 def _with(ready: Ready, partitions: PartitionPool | None) -> Ready:
@@ -435,10 +390,11 @@ def main(descriptor: int) -> None:
     _dump_stacks_to(dump)
     if begin.partition is not None:
         processes.end_with_parent()
+    placement = PartitionPlacement(begin, channel, dump, record, log)
     with logs.prints_logged():
         try:
             try:
-                function, ready = _load(begin, log, dump, record)
+                function, ready = _load(begin, log, placement)
             except PluginError as error:
                 _fail(channel, error, is_template=begin.is_template)
                 return
@@ -452,9 +408,7 @@ def main(descriptor: int) -> None:
                 PartitionHost(channel, function, begin.partition).run()
             else:
                 worker = Worker(channel, WorkerRecord(record), function, ready, log)
-                if begin.settings.engine == "ray" and not ready.nodes:
-                    wait = functools.partial(_await_ray, worker, begin, dump, record, log)
-                    threading.Thread(target=wait, name="ray", daemon=True).start()
+                placement.return_to_ray(function.handler, worker.report)
                 worker.run()
         except OSError:
             log.exception("worker ends")
@@ -470,8 +424,7 @@ def _dump_stacks_to(descriptor: int) -> None:
 
 def _fail(channel: Channel, error: PluginError, *, is_template: bool) -> None:
     """Report that the handler cannot be loaded."""
-    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    failure = Failed(shorten(f"{error}{notes}", TEXT_CHARACTERS), error.is_usage_error)
+    failure = Failed(shorten(error.with_notes, TEXT_CHARACTERS), error.is_usage_error)
     with contextlib.suppress(BrokenPipeError):  # A worker ends at the first partition that fails.
         channel.send(failure)
     if is_template:

@@ -67,10 +67,13 @@ if TYPE_CHECKING:
 READ_BYTES: Final = 96 * 1024
 #: So many bytes of orders can be sent before their partition reads them.
 _BUFFER_BYTES: Final = 1024 * 1024
+#: What a Ray engine that says nothing dies of.
+_RAY_ENDED: Final = "Ray has ended the process that connects to it, as it does if the head is lost"
 #: How long a partition may take to exit after its channel is closed.
 _EXIT_S: Final = 1.0
 #: How long a partition may take to write its stacks.
 _DUMP_PAUSE_S: Final = 0.1
+_REMOTE_DUMP_PAUSE_S: Final = 0.5
 #: How much of the stacks of a partition is read.
 _DUMP_BYTES: Final = 16 * 1024
 
@@ -193,7 +196,9 @@ class PartitionProcess:
         with os.fdopen(os.memfd_create("kapudf-code"), "wb") as file:
             file.write(msgspec.msgpack.encode(code))
             file.flush()
-            self._channel.send(LoadRemotely(), [file.fileno()])
+            # If the process has ended, its last report says why.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._channel.send(LoadRemotely(), [file.fileno()])
 
     def receive(self) -> Report | None:
         """Wait for the next report, and return it; None once the process has ended."""
@@ -237,6 +242,11 @@ class PartitionProcess:
         except ChildProcessError:
             return 1
         return os.waitstatus_to_exitcode(status)
+
+    def close(self) -> None:
+        """Close what is left of it, after its end."""
+        self._channel.close()
+        os.close(self._dump)
 
     def stacks(self) -> bytes:
         """Return the stacks that it has written since the last call.
@@ -319,11 +329,14 @@ class PartitionPool:
         for process in self._processes:
             process.await_ready()
 
-    def await_cluster(self, code: ShippedCode, *, is_patient: bool) -> str | None:
+    def await_cluster(
+        self, code: ShippedCode, supervisor: Channel, *, is_patient: bool
+    ) -> str | None:
         """Wait until all partitions have loaded the handler on a cluster.
 
         Args:
             code: the handler.
+            supervisor: this process ends if the other side is closed meanwhile.
             is_patient: whether to wait as long as no cluster takes them.
 
         Returns:
@@ -334,7 +347,13 @@ class PartitionPool:
         """
         (process,) = self._processes
         process.load_remotely(code)
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        poll.register(supervisor, 0)  # Only for its end: messages wait.
         while True:
+            if any(descriptor == supervisor.fileno() for descriptor, _ in poll.poll()):
+                self.close()
+                logs.exit_at_once(0)
             match process.receive():
                 case Placed() as placed:
                     self.pids, self.nodes = placed.pids, placed.nodes
@@ -347,7 +366,7 @@ class PartitionPool:
                 case Failed() as report:
                     raise not_loaded(report)
                 case _:
-                    return f"the Ray engine ended: {_ended(process.wait())}"
+                    return f"{_RAY_ENDED} ({_ended(process.wait())})"
 
     def watch(self) -> None:
         """From now on, end this process if one of them dies."""
@@ -387,7 +406,7 @@ class PartitionPool:
         for process in self._processes:
             with contextlib.suppress(OSError):
                 os.kill(process.pid, signal.SIGUSR1)
-        time.sleep(_DUMP_PAUSE_S)
+        time.sleep(_REMOTE_DUMP_PAUSE_S if self.nodes else _DUMP_PAUSE_S)
         self._copy_stacks()
 
     def _copy_stacks(self) -> None:
@@ -404,7 +423,7 @@ class PartitionPool:
                 "partition died",
                 **what,
                 pid=process.pid,
-                how=problem or _ended(status),
+                how=problem or f"{_RAY_ENDED * bool(self.nodes)} {_ended(status)}".strip(),
                 advice="its worker ends too, and another one takes the connections over",
             )
             self._copy_stacks()
@@ -420,6 +439,7 @@ class PartitionPool:
         self._ending.acquire()  # The end of a partition is expected from now on.
         for process in self._processes:
             process.wait()
+            process.close()
 
 
 def not_loaded(report: Failed) -> PluginError:

@@ -21,6 +21,8 @@ _HOST = "127.0.0.1"
 #: Each node is told to have so many processors, so that actors are spread.
 _CPUS = 2
 _STORE_BYTES = 80_000_000
+#: On a busy machine, Ray itself gives a start up after 30 s.
+_ATTEMPTS = 3
 
 #: A lost node is noticed after 3 s instead of 15, and a lost head after 5 instead of 60.
 QUICK = {
@@ -28,6 +30,8 @@ QUICK = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # On a busy machine, a node takes longer than Ray allows by default.
+    "RAY_raylet_start_wait_time_s": "120",
 }
 
 
@@ -36,27 +40,16 @@ class Node:
 
     def __init__(self, folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         """Start it, and wait until it is up."""
-        self._process = subprocess.Popen(
-            [
-                *(_RAY, "start", "--block", *arguments),
-                *("--node-ip-address", _HOST, "--num-cpus", str(_CPUS)),
-                *("--object-store-memory", str(_STORE_BYTES), "--disable-usage-stats"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env={**os.environ, **QUICK, **(env or {})},
-            start_new_session=True,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        lines = []
-        for line in self._process.stdout:
-            lines.append(line)
-            if "Ray runtime started" in line:
-                return
-        raise AssertionError("".join(lines))
+        said = []
+        for _ in range(_ATTEMPTS):
+            self._process = _started(folder, *arguments, env=env)
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                said.append(line)
+                if "Ray runtime started" in line:
+                    return
+            self.kill()
+        raise AssertionError("".join(said))
 
     @property
     def group(self) -> int:
@@ -70,6 +63,23 @@ class Node:
         self._process.wait(PATIENCE_S)
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+
+def _started(folder: Path, *arguments: str, env: Mapping[str, str] | None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(_RAY, "start", "--block", *arguments),
+            *("--node-ip-address", _HOST, "--num-cpus", str(_CPUS)),
+            *("--object-store-memory", str(_STORE_BYTES), "--disable-usage-stats"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env={**os.environ, **QUICK, **(env or {})},
+        start_new_session=True,
+        text=True,
+    )
 
 
 class RayCluster:

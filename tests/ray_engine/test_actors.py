@@ -78,7 +78,8 @@ def test_the_code_beside_a_file_is_sent_and_what_it_logs_comes_back(
     process.event("imported", function=process.event("listening")["function"])
     for event in ("printed 0", "logged"):
         logged = process.event(event)
-        assert (logged["task_id"], logged["partition"]) == ("task", logged["partition"])
+        assert logged["task_id"] == "task"
+        assert logged["partition"] in {0, 1}
         assert logged["node"] in nodes
     # A reload sends the new code, also that of the module beside it.
     version.write_text("NUMBER = 2", encoding="utf-8")

@@ -113,7 +113,7 @@ def kill_under_load(process: ServeProcess, socket_path: str, own_cluster: RayClu
                 task="task",
                 timeout_s=patience_s,
                 at_least=POINTS,
-                pause_s=0.2,
+                pause_s=0.1,
             )
         )
         try:
@@ -147,8 +147,7 @@ def test_a_task_waits_for_a_lost_head(
             before = await_status(socket_path, lambda status: bool(served(status)))
             own_cluster.kill_head()
             process.event("worker died")
-            waiting = process.event("partitions wait for Ray")
-            assert own_cluster.address in waiting["reason"]
+            process.event("partitions wait for Ray")
             own_cluster.start_head()
             await_status(socket_path, lambda status: bool(served(status) - served(before)))
         finally:
@@ -163,7 +162,7 @@ def test_partitions_do_without_a_lost_head_and_return(
 ) -> None:
     """The task goes on in local partitions, and on the cluster once it is back."""
     process = serve_on(own_cluster, COUNT, "--ray-fallback")
-    process.event("partitions do without Ray")
+    process.event("partitions run without Ray")
     assert {each["node"] for each in partitions_of(status_of(socket_path))} == {None}
     ended = threading.Event()
     with ThreadPoolExecutor(1) as threads:

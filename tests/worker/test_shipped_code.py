@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kapudf_handlers.mirror import Mirror
 
 from kapudf_cli import plugins
 from kapudf_cli.worker.shipped_code import ShippedCode
@@ -34,12 +35,10 @@ def handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     folder = tmp_path / "handlers"
     (folder / package).mkdir(parents=True)
     (folder / f"shown_{os.getpid()}.py").write_text(HANDLER.format(package=package))
-    (folder / package / "__init__.py").touch()
     (folder / package / "numbers.py").write_text("ONE = 1")
     (folder / "other.py").write_text("raise AssertionError('imported')")
     spec = f"{folder}/shown_{os.getpid()}.py:Shown"
     before = set(sys.modules)
-    plugins.find(spec).load()
     yield spec
     for name in set(sys.modules) - before:
         del sys.modules[name]
@@ -52,18 +51,25 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / f"kapudf-code-{os.getuid()}"
 
 
+def code_of(spec: str) -> ShippedCode:
+    """Load a handler, and return its code."""
+    return ShippedCode.of(spec, plugins.find(spec).load())
+
+
 def test_what_is_imported_beside_a_file_goes_with_it(handler: str, temporary: Path) -> None:
-    code = ShippedCode.of(handler)
+    code = code_of(handler)
     name = f"shown_{os.getpid()}.py"
     package = f"beside_{os.getpid()}"
-    assert set(code.files) == {name, f"{package}/__init__.py", f"{package}/numbers.py"}
+    assert set(code.files) == {name, f"{package}/numbers.py"}
     spec = code.unpack()
     assert spec.endswith(f"/{name}:Shown")
     folder = temporary / spec.split("/")[-2]
     assert (folder / package / "numbers.py").read_text() == "ONE = 1"
-    # The second one finds it, and other code has another folder.
+    # The second one finds it, and writes what was removed, and other code has another folder.
+    (folder / package / "numbers.py").unlink()
     assert code.unpack() == spec
-    other = ShippedCode(code.handler, {**code.files, name: b"# changed"}).unpack()
+    assert (folder / package / "numbers.py").read_text() == "ONE = 1"
+    other = ShippedCode(code.handler, "", {**code.files, name: b"# changed"}).unpack()
     assert other != spec
     assert sorted(each.name for each in temporary.iterdir()) == sorted(
         each.split("/")[-2] for each in (spec, other)
@@ -72,7 +78,7 @@ def test_what_is_imported_beside_a_file_goes_with_it(handler: str, temporary: Pa
 
 @pytest.mark.parametrize("spec", ["mirror", "kapudf_handlers.mirror:Mirror"])
 def test_what_is_installed_is_not_sent(spec: str) -> None:
-    code = ShippedCode.of(spec)
+    code = code_of(spec)
     assert (code.handler, code.files, code.unpack()) == (spec, {}, spec)
 
 
@@ -80,7 +86,7 @@ def test_a_script_keeps_its_arguments() -> None:
     script = Path(__file__).parent.parent / "influx_scripts" / "scripts" / "counting.py"
     found = plugins.find(f"{script} --verbose")
     assert found.module.endswith("/counting.py")
-    code = ShippedCode.of(f"{script} --verbose")
+    code = ShippedCode.of(f"{script} --verbose", Mirror)
     assert (code.handler, list(code.files)) == ("counting.py --verbose", ["counting.py"])
 
 
@@ -91,5 +97,5 @@ def test_a_folder_that_others_may_write_or_read_is_refused(
     """Another user may have made it, to have their own code run."""
     temporary.mkdir()
     temporary.chmod(mode)
-    with pytest.raises(PermissionError, match="belongs to somebody else or is open to others"):
-        ShippedCode.of(handler).unpack()
+    with pytest.raises(PermissionError, match="is not only this user's own"):
+        code_of(handler).unpack()
