@@ -26,7 +26,7 @@ help:
 	@echo 'make test       run the tests that every change must pass (about 7 minutes on two cores)'
 	@echo 'make test-lowest  run the core tests with the lowest versions of the dependencies (about 3 minutes)'
 	@echo 'make test-long  run the fuzz, soak and long process tests (about 3 minutes)'
-	@echo 'make test-ray   run the tests with a Ray cluster of two nodes on this machine (about 4 minutes)'
+	@echo 'make test-ray   run the tests with a Ray cluster of two nodes on this machine (about 5 minutes)'
 	@echo 'make test-deploy  run the tests with Prometheus, containers and systemd, where these are installed'
 	@echo 'make docs       build the documentation site into build/docs'
 	@echo 'make man        write the man pages into build/man; a wheel has them, too'
@@ -103,7 +103,7 @@ test-lowest: $(LOWEST)/installed
 # Its processes start as a user starts them, not by fork: see tests/forked.py.
 test-long: $(INSTALLED)
 	@echo 'The long tests take about 3 minutes on two cores.'
-	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m 'long or hypothesis' \
+	KAPUDF_TESTS_EXEC=1 $(BIN)/python -m pytest -n $(JOBS) -m '(long or hypothesis) and not ray' \
 		--hypothesis-profile long --timeout 300 --durations 10
 
 # Needs chromium of Debian; skips the tests without it.
@@ -114,7 +114,7 @@ test-docs: docs
 # One after the other: a cluster takes both cores of a small machine.
 test-ray: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray]' --constraint constraints.txt
-	$(BIN)/python -m pytest -m ray --timeout 600 --durations 10 tests/ray_engine
+	$(BIN)/python -m pytest -m 'ray and not long' --timeout 600 --durations 10 tests/ray_engine
 
 # Needs prometheus, podman, buildah, runc and debootstrap of Debian; skips the tests that lack one.
 test-deploy: $(INSTALLED)

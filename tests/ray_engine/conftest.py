@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests here."""
+    """Mark the tests with a cluster."""
     for item in items:
-        if Path(item.path).parent == Path(__file__).parent:
+        if {"cluster", "own_cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.ray)
 
 

@@ -208,14 +208,33 @@ def test_a_cluster_without_room_is_waited_for(
             assert play(socket_path, sent) == tallied(sent)
 
 
-def test_ray_that_is_not_installed_is_named(
-    cluster: RayCluster, config_file: Callable[..., str], tmp_path: Path
-) -> None:
+def test_ray_that_is_not_installed_is_named(tmp_path: Path, socket_path: str) -> None:
+    """Also if the handler takes longer to import than this takes to find out."""
     (tmp_path / "ray.py").write_text("raise ImportError('no ray')", encoding="utf-8")
-    file = config_file(cluster, COUNT)
-    result = run_kapudf("serve", "--config", file, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    (tmp_path / "slow.py").write_text(
+        "import time\n"
+        "from kapudf_cli import Handler\n"
+        "time.sleep(2)\n"
+        "class Slow(Handler):\n"
+        "    def point(self, point):\n"
+        "        return point\n",
+        encoding="utf-8",
+    )
+    arguments = ("--handler", f"{tmp_path}/slow.py:Slow", "--socket", socket_path)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "KAPUDF_TESTS_EXEC": "1"}
+    result = run_kapudf("serve", *arguments, "--engine", "ray", env=env)
     assert result.returncode == 2
     assert "engine: ray needs ray: pip install 'kapudf[ray]'" in result.stderr
+
+
+def test_a_need_that_ray_refuses_is_a_usage_error(
+    cluster: RayCluster, config_file: Callable[..., str]
+) -> None:
+    file = config_file(cluster, COUNT, ray_actor={"runtime_env": {"working_dir": "/no/such"}})
+    result = run_kapudf("serve", "--config", file)
+    assert result.returncode == 2
+    assert "ray_actor: " in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_an_actor_that_does_not_answer_is_replaced_and_no_point_is_blamed(

@@ -11,17 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from kapudf_cli.protocol.udf_pb2 import (
     RestoreRequest,
     RestoreResponse,
     SnapshotRequest,
     SnapshotResponse,
 )
+from kapudf_cli.system import processes
 from tests.conftest import plugin
 from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import status_of
 from tests.supervisor.succession import await_status
 from tests.supervisor.tasks import play_until, points, points_in, started_task, tallied
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,11 +138,13 @@ def kill_under_load(process: ServeProcess, socket_path: str, own_cluster: RayClu
         assert "on Ray's node " in died["how"], died
 
 
+@pytest.mark.parametrize("way", ["address", pytest.param("client_address", marks=pytest.mark.long)])
 def test_a_task_waits_for_a_lost_head(
-    serve_on: Serve, own_cluster: RayCluster, socket_path: str
+    serve_on: Serve, own_cluster: RayCluster, socket_path: str, way: str
 ) -> None:
     own_cluster.start_head()
-    process = serve_on(own_cluster, COUNT, "--snapshot-interval", "1")
+    address = getattr(own_cluster, way)
+    process = serve_on(own_cluster, COUNT, "--snapshot-interval", "1", "--ray-address", address)
     ended = threading.Event()
     with ThreadPoolExecutor(1) as threads:
         run = partial(play_until, socket_path, ended, task="task", timeout_s=10 * PATIENCE_S)
@@ -146,7 +152,8 @@ def test_a_task_waits_for_a_lost_head(
         try:
             before = await_status(socket_path, lambda status: bool(served(status)))
             own_cluster.kill_head()
-            process.event("worker died")
+            # Ray's client tries for half a minute to connect again.
+            wait_until(lambda: list(process.matching("worker died")), 3 * PATIENCE_S)
             process.event("partitions wait for Ray")
             own_cluster.start_head()
             await_status(socket_path, lambda status: bool(served(status) - served(before)))
@@ -178,6 +185,19 @@ def test_partitions_do_without_a_lost_head_and_return(
         sent = task.result(10 * PATIENCE_S)
     finished = process.event("connection finished")
     assert (finished["points_in"], finished["takeovers"]) == (sent, 1)
+
+
+def test_a_worker_that_waits_for_a_cluster_ends_with_its_supervisor(
+    own_cluster: RayCluster, config_file: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
+    with ServeProcess("--config", config_file(own_cluster, COUNT)) as process:
+        process.event("partitions wait for Ray")
+        started = processes.tree([process.pid]) - {process.pid}
+        assert len(started) == 2
+        process.signal(signal.SIGKILL)
+        # One that has ended has no memory, also before it is reaped.
+        wait_until(lambda: not any(map(processes.rss_bytes, started)))
 
 
 def test_a_snapshot_is_restored_into_any_number_of_partitions(
