@@ -14,8 +14,8 @@ import msgspec
 
 from kapudf_cli import __version__
 from kapudf_cli.config import FunctionSettings  # noqa: TC001 - msgspec reads the annotations
-from kapudf_cli.system.logs import LogFormat, LogLevel  # noqa: TC001 - likewise
-from kapudf_cli.worker.shipped_code import ShippedCode  # noqa: TC001 - likewise
+from kapudf_cli.system.logs import LogFormat, LogLevel  # noqa: TC001 - as above
+from kapudf_cli.worker.shipped_code import ShippedCode  # noqa: TC001 - as above
 
 #: Longer arguments and results of a call take a slower way through Ray, by its object store: from
 #: 100 kB on, by default.
