@@ -84,8 +84,8 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 @options.setting(
     "--ray-address",
     metavar="ADDRESS",
-    help="The Ray cluster: auto (this machine is one of its nodes), HOST:PORT or ray://HOST:PORT.  "
-    "[default: auto]",
+    help="The Ray cluster: auto or HOST:PORT if this machine is one of its nodes, otherwise "
+    "ray://HOST:PORT of its client server.  [default: auto]",
 )
 @click.option(
     "--ray-fallback/--no-ray-fallback",

@@ -221,7 +221,7 @@ class Ready(_Message, frozen=True, tag=True):
 
 
 class Failed(_Message, frozen=True, tag=True):
-    """The handler cannot be loaded.
+    """The handler cannot be loaded, or a partition on a cluster is lost.
 
     Attributes:
         is_usage_error: whether the name of the handler is wrong, so that a retry cannot help.

@@ -94,7 +94,7 @@ class ForkedPartition:
 
 
 class PartitionProcess:
-    """One partition process of this worker.
+    """A process of this worker that is a partition, or with Ray leads to all of them.
 
     Attributes:
         number: which.
@@ -206,7 +206,7 @@ class PartitionProcess:
         return None if received is None else received[0]
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable once the process has ended."""
+        """Return the descriptor that is readable once it has reported, or has ended."""
         return self._channel.fileno()
 
     def connect(
@@ -265,7 +265,7 @@ class PartitionPool:
     """The partition processes of this worker.
 
     Attributes:
-        pids: the process ids of the partitions.
+        pids: the process ids of the partitions; on a cluster, once it has taken them.
         nodes: where they are on a cluster; empty for processes of this machine.
         ray_pid: the process that leads to them, 0 without a cluster.
     """
@@ -418,12 +418,15 @@ class PartitionPool:
         self._ending.acquire()  # Only one thread ends this process.
         try:
             status = process.wait()
-            what = {} if self.nodes else {"partition": process.number}
+            which = {} if self.nodes else {"partition": process.number}
+            how = _ended(status)
+            if self.nodes:
+                how = problem or f"{_RAY_ENDED} ({how})"
             self._log.error(
                 "partition died",
-                **what,
+                **which,
                 pid=process.pid,
-                how=problem or f"{_RAY_ENDED * bool(self.nodes)} {_ended(status)}".strip(),
+                how=how,
                 advice="its worker ends too, and another one takes the connections over",
             )
             self._copy_stacks()

@@ -102,9 +102,10 @@ def back_of(side: KapacitorSide, sent: list[Point]) -> list[Any]:
 
 
 def test_the_status_and_the_metrics_have_nodes(
-    serve_on: Serve, cluster: RayCluster, socket_path: str
+    serve_on: Serve, cluster: RayCluster, socket_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve_on(cluster, COUNT)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    serve_on(cluster, COUNT, "--ray-address", "auto")
     status = await_status(
         socket_path,
         lambda status: all(
@@ -117,8 +118,18 @@ def test_the_status_and_the_metrics_have_nodes(
     assert len({each["node"] for each in rows}) == 2
     assert worker["rss_mb"] > sum(each["rss_mb"] for each in rows)
     shown = kapudf("status", "--socket", socket_path)
+    metrics = kapudf("status", "--socket", socket_path, "--format", "prometheus")
     for each in rows:
         assert each["node"] in shown
+        labels = (f'node="{each["node"]}"', f'partition="{each["partition"]}"')
+        for name in ("resident_memory_bytes", "cpu_seconds_total"):
+            (line,) = [
+                line
+                for line in metrics.splitlines()
+                if line.startswith(f"kapudf_worker_partition_{name}{{")
+                and all(label in line for label in labels)
+            ]
+            assert float(line.rpartition(" ")[2]) > 0
 
 
 @pytest.mark.parametrize("kind", ["segfault", "hang"])
