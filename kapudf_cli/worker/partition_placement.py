@@ -121,7 +121,8 @@ class PartitionPlacement:
             time.sleep(_INTERVAL_S)
             try:
                 with contextlib.closing(self._start(self._begin)) as pool:
-                    if pool.await_cluster(code, self._supervisor, is_patient=False) is None:
+                    # Without a supervisor, this worker still serves its connections.
+                    if pool.await_cluster(code, None, is_patient=False) is None:
                         report(Outdated("Ray can be reached again"))
                         return
             except (PluginError, OSError) as error:

@@ -330,30 +330,31 @@ class PartitionPool:
             process.await_ready()
 
     def await_cluster(
-        self, code: ShippedCode, supervisor: Channel, *, is_patient: bool
+        self, code: ShippedCode, supervisor: Channel | None, *, is_patient: bool
     ) -> str | None:
         """Wait until all partitions have loaded the handler on a cluster.
 
         Args:
             code: the handler.
-            supervisor: this process ends if the other side is closed meanwhile.
+            supervisor: the wait ends if the other side of this channel is closed.
             is_patient: whether to wait as long as no cluster takes them.
 
         Returns:
             Why no cluster takes them, None if one has. Then another pool may have more luck.
 
         Raises:
-            PluginError: the handler cannot be loaded.
+            PluginError: the handler cannot be loaded, or the supervisor has ended.
         """
         (process,) = self._processes
         process.load_remotely(code)
         poll = select.poll()
         poll.register(process, select.POLLIN)
-        poll.register(supervisor, 0)  # Only for its end: messages wait.
+        if supervisor is not None:
+            poll.register(supervisor, 0)  # Only for its end: messages wait.
         while True:
-            if any(descriptor == supervisor.fileno() for descriptor, _ in poll.poll()):
-                self.close()
-                logs.exit_at_once(0)
+            ready = dict(poll.poll())
+            if supervisor is not None and supervisor.fileno() in ready:
+                raise PluginError("the supervisor has ended")
             match process.receive():
                 case Placed() as placed:
                     self.pids, self.nodes = placed.pids, placed.nodes

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 
+import msgspec
 import pytest
 
 from kapudf_cli.config import FunctionSettings
+from kapudf_cli.plugin_errors import PluginError
 from kapudf_cli.system import logs
-from kapudf_cli.worker.channel import Start
+from kapudf_cli.worker.channel import Channel, Start
 from kapudf_cli.worker.partition_pool import PartitionPool
+from kapudf_cli.worker.shipped_code import ShippedCode
 from tests.conftest import plugin
 
 
@@ -31,5 +34,29 @@ def test_a_pool_that_is_closed_leaves_no_descriptor(monkeypatch: pytest.MonkeyPa
                 pool.await_ready()
         assert sorted(os.listdir("/proc/self/fd")) == before
     finally:
+        os.close(dump)
+        os.close(record)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_nobody_waits_for_a_cluster_once_the_supervisor_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KAPUDF_TESTS_EXEC", "1")
+    where = {"engine": "ray", "ray_address": "127.0.0.1:9"}
+    settings = msgspec.convert({"handler": "mirror", "socket": "/s", **where}, FunctionSettings)
+    begin = Start("udf", 1, settings, "json", "info")
+    dump, record = os.memfd_create("stacks"), os.memfd_create("record")
+    ours, theirs = Channel.pair()
+    try:
+        with contextlib.closing(
+            PartitionPool.start(begin, dump, record, logs.get_logger())
+        ) as pool:
+            ours.close()
+            supervisor = Channel(theirs)
+            with pytest.raises(PluginError, match="the supervisor has ended"):
+                pool.await_cluster(ShippedCode("mirror", ""), supervisor, is_patient=True)
+    finally:
+        theirs.close()
         os.close(dump)
         os.close(record)
