@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kapudf_cli import Point, get_fields, set_field
@@ -129,7 +129,7 @@ def test_what_is_written_reads_back_as_it_was(
         # Line protocol cannot express these, and line breaks.
         texts = [name, *tags, *tags.values(), *fields]
         assert any(set("\\\n\r\t\x0b\x0c\0") & set(text) for text in texts) or name[0] in "#\ufeff"
-        assume(False)  # noqa: FBT003 - there is nothing to read back
+        return
     assert parse(line) == original
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,8 +83,9 @@ def test_what_is_installed_is_not_sent(spec: str) -> None:
     assert (code.handler, code.files, code.unpack()) == (spec, {}, spec)
 
 
-def test_a_script_keeps_its_arguments() -> None:
-    script = Path(__file__).parent.parent / "influx_scripts" / "scripts" / "counting.py"
+def test_a_script_keeps_its_arguments(tmp_path: Path) -> None:
+    original = Path(__file__).parent.parent / "influx_scripts" / "scripts" / "counting.py"
+    script = shutil.copy(original, tmp_path)
     found = plugins.find(f"{script} --verbose")
     assert found.module.endswith("/counting.py")
     code = ShippedCode.of(f"{script} --verbose", Mirror)
