@@ -12,12 +12,12 @@ import pytest
 
 from kapudf_cli.protocol.udf_pb2 import ErrorResponse, Point
 from tests.conftest import plugin
-from tests.ray_engine.cluster import QUICK
 from tests.run_kapudf import run_kapudf
-from tests.serve_process import ServeProcess
+from tests.serve_process import PATIENCE_S, ServeProcess
 from tests.supervisor.ongoing import kapudf, status_of
 from tests.supervisor.succession import await_status
 from tests.supervisor.tasks import play, points, started_task, tallied
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,15 +170,16 @@ def test_an_exception_fails_the_task_as_it_would_here(
     assert "raise ValueError" in json.dumps(finished)
 
 
+@pytest.mark.long
 def test_a_machine_that_is_no_node_connects_to_the_client_server(
-    serve: Serve, cluster: RayCluster, socket_path: str, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, config_file: Callable[..., str], socket_path: str
 ) -> None:
-    for name, value in QUICK.items():
-        monkeypatch.setenv(name, value)
-    arguments = ("--engine", "ray", "--ray-address", cluster.client_address, "--partitions", "2")
-    serve(COUNT, *arguments)
-    sent = list(points(3000))
-    assert play(socket_path, sent) == tallied(sent)
+    """Ray's client may need more than one attempt of half a minute."""
+    file = config_file(cluster, COUNT, ray_address=cluster.client_address)
+    with ServeProcess("--config", file) as process:
+        wait_until(lambda: list(process.matching("listening")), 4 * PATIENCE_S)
+        sent = list(points(3000))
+        assert play(socket_path, sent) == tallied(sent)
 
 
 @pytest.mark.parametrize(
