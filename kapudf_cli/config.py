@@ -69,7 +69,7 @@ class RayActor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     num_cpus: Annotated[
         Annotated[float, Meta(ge=0, le=_MAX_UNITS)] | None,
-        Meta(description="a number of processors, or null for Ray's default"),
+        Meta(description="a number of processors, or null for a hundredth of one"),
     ] = None
     num_gpus: Annotated[
         Annotated[float, Meta(ge=0, le=_MAX_UNITS)] | None,

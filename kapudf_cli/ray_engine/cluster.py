@@ -94,13 +94,16 @@ def reserve(needs: RayActor, count: int) -> PlacementGroup:
     Raises:
         ValueError, TypeError: there is no such need.
     """
-    cpus = _LEAST_CPUS if needs.num_cpus is None else needs.num_cpus
-    bundle = {"CPU": cpus, "GPU": needs.num_gpus or 0, "memory": needs.memory or 0}
+    bundle = {"CPU": _cpus(needs), "GPU": needs.num_gpus or 0, "memory": needs.memory or 0}
     bundle |= needs.resources or {}
     if needs.accelerator_type is not None:
         bundle[f"accelerator_type:{needs.accelerator_type}"] = _LEAST_ACCELERATOR
     bundle = {name: amount for name, amount in bundle.items() if amount}
     return placement_group([bundle or {"CPU": _LEAST_CPUS}] * count, strategy=needs.strategy)
+
+
+def _cpus(needs: RayActor) -> float:
+    return _LEAST_CPUS if needs.num_cpus is None else needs.num_cpus
 
 
 def create_actors(needs: RayActor, group: PlacementGroup, count: int) -> list[Any]:
@@ -111,7 +114,7 @@ def create_actors(needs: RayActor, group: PlacementGroup, count: int) -> list[An
     """
     actor = ray.remote(PartitionActor)
     options: dict[str, Any] = {
-        "num_cpus": _LEAST_CPUS if needs.num_cpus is None else needs.num_cpus,
+        "num_cpus": _cpus(needs),
         "num_gpus": needs.num_gpus,
         "memory": needs.memory,
         "resources": needs.resources,
@@ -145,8 +148,7 @@ def disconnect() -> None:
 
 def name_of(node: str) -> str:
     """Return the address of a node, and the beginning of its id, which several may share."""
-    # Not typed; mypy says so only where ray is installed.
-    nodes: list[dict[str, Any]] = cast("Any", ray).nodes()
+    nodes: list[dict[str, Any]] = ray.nodes()
     addresses = {each["NodeID"]: each["NodeManagerAddress"] for each in nodes}
     return f"{addresses.get(node, 'unknown')}/{node[:_ID_DIGITS]}"
 

@@ -185,7 +185,7 @@ class PartitionProcess:
             return
         report = self.receive() or Failed("a partition ended", is_usage_error=False)
         if isinstance(report, Failed):
-            raise not_loaded(report)
+            raise _not_loaded(report)
 
     def load_remotely(self, code: ShippedCode) -> None:
         """Have the partitions on a cluster load a handler; reports say how far they are.
@@ -365,7 +365,7 @@ class PartitionPool:
                         return report.problem
                     self._log.warning("partitions wait for Ray", reason=report.problem)
                 case Failed() as report:
-                    raise not_loaded(report)
+                    raise _not_loaded(report)
                 case _:
                     return f"{_RAY_ENDED} ({_ended(process.wait())})"
 
@@ -446,7 +446,7 @@ class PartitionPool:
             process.close()
 
 
-def not_loaded(report: Failed) -> PluginError:
+def _not_loaded(report: Failed) -> PluginError:
     """Return the error for a handler that cannot be loaded elsewhere."""
     error = PluginError(report.problem)
     error.is_usage_error = report.is_usage_error

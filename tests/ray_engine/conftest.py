@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def own_cluster() -> Iterator[RayCluster]:
-    """Give a cluster of which nothing is started."""
+    """Give a cluster that is not started."""
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, RayCluster(Path(folder)) as made:
         yield made
 
