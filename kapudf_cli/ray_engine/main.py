@@ -60,8 +60,6 @@ _READ_BYTES: Final = 1024 * 1024
 _PATIENCE_S: Final = 10.0
 #: The pause between two attempts to connect.
 _RETRY_S: Final = 1.0
-#: Only the worker ends this process.
-_IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class EngineError(Exception):
@@ -501,8 +499,7 @@ def _log_streams() -> None:
 
 def main(descriptor: int) -> NoReturn:
     """Be the Ray engine of a worker, until the end of the process."""
-    for each in _IGNORED:
-        signal.signal(each, signal.SIG_IGN)
+    processes.ignore_stop_signals()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=descriptor))
     received = channel.receive()

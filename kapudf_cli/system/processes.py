@@ -95,6 +95,12 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
+def ignore_stop_signals() -> None:
+    """Ignore what a terminal or systemd sends to all processes; the parent ends this one."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+
+
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent dies, whatever it does then."""
     with contextlib.suppress(OSError, AttributeError):  # Not on Linux.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kapudf_cli.protocol.framing import MAX_VARINT, FrameReader, frame_body
-from kapudf_cli.system import logs
+from kapudf_cli.system import logs, processes
 from kapudf_cli.worker.busy_watchdog import HEARTBEAT_INTERVAL_S
 from kapudf_cli.worker.partition_connection import PartitionConnection
 from kapudf_cli.worker.partition_pool import READ_BYTES
@@ -18,9 +17,6 @@ from kapudf_cli.worker.partition_pool import READ_BYTES
 if TYPE_CHECKING:
     from kapudf_cli.worker.channel import Channel, ServePartition
     from kapudf_cli.worker.connections import Function
-
-#: Only the worker ends a partition; see `template`.
-_IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class PartitionHost:
@@ -41,8 +37,7 @@ class PartitionHost:
 
     def run(self) -> None:
         """Serve until the worker closes the channel."""
-        for each in _IGNORED:
-            signal.signal(each, signal.SIG_IGN)
+        processes.ignore_stop_signals()
         threading.Thread(target=self._report_progress, name="progress", daemon=True).start()
         while (received := self._channel.receive()) is not None:
             order, descriptors = received
